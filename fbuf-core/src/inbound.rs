@@ -1,0 +1,399 @@
+//! The receiver's half of a link: it reads the lane, checks what it finds, and writes the board.
+
+use std::{
+    os::fd::{AsFd, BorrowedFd},
+    ptr::NonNull,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
+    },
+};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    board::{BoardTable, BoardWriter},
+    lane::{LaneReader, LaneTable, Note, capacity_for},
+    limits::MAX_SEGMENTS,
+    link::{self, Hello, LinkEnd, LinkMessage, NewSegment, Welcome, fencing},
+    loan::Received,
+    memory::{Map, MemoryError},
+    park::Fencing,
+    retire::{Held, Remains, Retired},
+    slot::{Geometry, SlotId, Span},
+    socket::{Credentials, PacketSocket},
+    violation::Violation,
+    wire::Descriptor,
+};
+
+/// Who is at the other end of a link.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Peer {
+    /// The endpoint, by a number that its broker gives only once.
+    pub endpoint: u64,
+    /// The process, as the kernel told the broker.
+    pub process: Credentials,
+}
+
+/// A sender that was greeted and has not yet answered.
+#[derive(Debug)]
+pub struct Greeted {
+    peer: Peer,
+    socket: PacketSocket,
+    geometry: Geometry,
+    board: BoardTable,
+}
+
+/// What a look at the socket of a greeted sender found.
+#[derive(Debug)]
+pub enum Answered {
+    /// The link is open.
+    Open(Box<Inbound>),
+    /// Not yet.
+    NotYet(Greeted),
+}
+
+/// Why a sender could not be greeted.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum GreetError {
+    /// No memory for the return board.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    /// The sender was gone before.
+    #[error("the sender has gone")]
+    Gone,
+}
+
+impl Greeted {
+    /// Says hello to a sender with slots of this geometry.
+    ///
+    /// With `skip_above`, the sender leaves messages out rather than have more than so many of its
+    /// slots held here.
+    ///
+    /// # Errors
+    /// [`GreetError`]: there will be no link.
+    pub fn new(peer: Peer, socket: PacketSocket, geometry: Geometry, skip_above: Option<u32>) -> Result<Self, GreetError> {
+        let (board, descriptor) = BoardTable::create("fbuf-board", geometry.max_slots() as usize)?;
+        let hello = Hello {
+            board: Descriptor::from(descriptor),
+            skip_above,
+            asymmetric: Fencing::of_this_process() == Fencing::Asymmetric,
+        };
+        link::send(&socket, &LinkMessage::Hello(hello)).map_err(|_| GreetError::Gone)?;
+        Ok(Self { peer, socket, geometry, board })
+    }
+
+    /// Who it is.
+    #[must_use]
+    pub fn peer(&self) -> Peer {
+        self.peer
+    }
+
+    /// Looks for the sender's answer.
+    ///
+    /// # Errors
+    /// [`LinkEnd`]: there will be no link.
+    pub fn look(self) -> Result<Answered, LinkEnd> {
+        match link::receive(&self.socket)? {
+            None => Ok(Answered::NotYet(self)),
+            Some(LinkMessage::Welcome(welcome)) => Ok(Answered::Open(Box::new(Inbound::open(self, welcome)?))),
+            Some(other) => Err(Violation::OutOfTurn { found: other.name(), wanted: "a sender's welcome" }.into()),
+        }
+    }
+}
+
+impl AsFd for Greeted {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+/// The receiver's half of a link.
+#[derive(Debug)]
+pub struct Inbound {
+    reader: LaneReader<Arc<LaneTable>>,
+    segments: Vec<Segment>,
+    geometry: Geometry,
+    next_sequence: u64,
+    missed: u64,
+    hung_up: bool,
+    returns: Arc<Returns>,
+}
+
+#[derive(Debug)]
+struct Segment {
+    map: Map,
+    slots: u32,
+    first: u32,
+}
+
+/// Bytes of a slot that was just taken, on their way to becoming a [`Received`].
+pub(crate) struct Loan<'a> {
+    pub bytes: NonNull<u8>,
+    pub length: u32,
+    pub index: u32,
+    pub position: u64,
+    pub home: &'a Returns,
+}
+
+impl Inbound {
+    fn open(greeted: Greeted, welcome: Welcome) -> Result<Self, LinkEnd> {
+        let Greeted { peer, socket, geometry, board } = greeted;
+        let slots = geometry.max_slots();
+        let lane = LaneTable::attach(welcome.lane.as_fd(), capacity_for(slots)).map_err(Violation::from)?;
+        let lane = Arc::new(lane);
+        let returns = Returns {
+            peer,
+            socket,
+            board: BoardWriter::new(board),
+            held: Held::new(slots as usize),
+            lane: lane.clone(),
+            towards_sender: Fencing::towards(fencing(welcome.asymmetric)),
+            rung: AtomicU64::new(0),
+            place: Place::next(),
+        };
+        let mut inbound = Self {
+            reader: LaneReader::new(lane),
+            segments: Vec::new(),
+            geometry,
+            next_sequence: welcome.first_sequence,
+            missed: 0,
+            hung_up: false,
+            returns: Arc::new(returns),
+        };
+        for segment in welcome.segments {
+            inbound.add_segment(&segment)?;
+        }
+        Ok(inbound)
+    }
+
+    fn add_segment(&mut self, new: &NewSegment) -> Result<(), Violation> {
+        let first = self.segments.last().map_or(0, |segment| segment.first + segment.slots);
+        if self.segments.len() == MAX_SEGMENTS || new.slots == 0 || new.slots > self.geometry.max_slots() - first {
+            return Err(Violation::Terms {
+                what: "the number of slots of a new segment",
+                found: new.slots.into(),
+                allowed: "at least one, and all together no more than were announced",
+            });
+        }
+        let map = Map::attach(new.memory.as_fd(), self.geometry.segment_bytes(new.slots)).map_err(Violation::from)?;
+        self.segments.push(Segment { map, slots: new.slots, first });
+        Ok(())
+    }
+
+    /// Who sends.
+    #[must_use]
+    pub fn peer(&self) -> Peer {
+        self.returns.peer
+    }
+
+    /// How many messages were left out for this receiver.
+    #[must_use]
+    pub fn missed(&self) -> u64 {
+        self.missed
+    }
+
+    /// How many messages of this link are held in this process.
+    #[must_use]
+    pub fn held(&self) -> usize {
+        self.returns.held.count()
+    }
+
+    /// Takes the next message, if there is one.
+    ///
+    /// # Errors
+    /// [`LinkEnd::Violation`]: the sender wrote something it may not.
+    #[inline]
+    pub fn next(&mut self) -> Result<Option<Received>, LinkEnd> {
+        loop {
+            let position = self.reader.position();
+            match self.reader.next()? {
+                None => return Ok(None),
+                Some(Note::Gap(count)) => {
+                    self.missed = self.missed.saturating_add(count);
+                    self.next_sequence = self.next_sequence.wrapping_add(count);
+                }
+                Some(Note::Message(slot, span)) => {
+                    if usize::from(slot.segment) >= self.segments.len() {
+                        // It was announced before it was used.
+                        self.read_socket()?;
+                    }
+                    let sequence = self.next_sequence;
+                    self.next_sequence = sequence.wrapping_add(1);
+                    return Ok(Some(self.borrow(slot, span, position)?.receive(sequence)));
+                }
+            }
+        }
+    }
+
+    /// Checks what a message names, and takes it.
+    #[inline]
+    fn borrow(&self, slot: SlotId, span: Span, position: u64) -> Result<Loan<'_>, Violation> {
+        let Some(segment) = self.segments.get(usize::from(slot.segment)) else {
+            return Err(Violation::Segment { named: slot.segment, known: self.segments.len() });
+        };
+        if slot.slot >= segment.slots {
+            return Err(Violation::Slot { named: slot.slot, slots: segment.slots });
+        }
+        let outside = Violation::Span { offset: span.offset, length: span.length, slot_bytes: self.geometry.slot_bytes() };
+        if !span.fits(self.geometry.slot_bytes()) {
+            return Err(outside);
+        }
+        let offset = u64::from(slot.slot) * self.geometry.stride() + u64::from(span.offset);
+        let bytes = segment.map.at(offset, span.length.into()).ok_or(outside)?;
+        let index = segment.first + slot.slot;
+        if !self.returns.held.take(index) {
+            return Err(Violation::StillHeld(index));
+        }
+        Ok(Loan { bytes, length: span.length, index, position, home: &self.returns })
+    }
+
+    /// Whether the sender has ended in order, and all it sent was taken.
+    #[inline]
+    #[must_use]
+    pub fn finished(&self) -> bool {
+        self.reader.finished()
+    }
+
+    /// Whether the sender was seen to be gone. Messages may still be waiting.
+    #[must_use]
+    pub fn hung_up(&self) -> bool {
+        self.hung_up
+    }
+
+    /// Reads what the sender sent over the socket: bells, new segments, its end.
+    ///
+    /// # Errors
+    /// [`LinkEnd::Violation`], [`LinkEnd::Exhausted`]. A hang-up is noted in [`Self::hung_up`].
+    pub fn attend(&mut self) -> Result<(), LinkEnd> {
+        match self.read_socket() {
+            Err(LinkEnd::HangUp) => {
+                self.hung_up = true;
+                Ok(())
+            }
+            other => other,
+        }
+    }
+
+    fn read_socket(&mut self) -> Result<(), LinkEnd> {
+        while let Some(message) = link::receive(&self.returns.socket)? {
+            match message {
+                LinkMessage::Bell => {}
+                LinkMessage::Segment(segment) => self.add_segment(&segment)?,
+                other => {
+                    return Err(Violation::OutOfTurn { found: other.name(), wanted: "a bell or a new segment" }.into());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Announces sleep to the sender.
+    pub fn raise(&self) {
+        self.returns.board.head().flag.raise();
+    }
+
+    /// Takes it back.
+    pub fn lower(&self) {
+        self.returns.board.head().flag.lower();
+    }
+}
+
+impl AsFd for Inbound {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.returns.socket.as_fd()
+    }
+}
+
+impl Drop for Inbound {
+    fn drop(&mut self) {
+        let returns = self.returns.clone();
+        returns.board.leave(self.reader.position());
+        returns.wake_sender();
+        let fencing = returns.place.fencing;
+        RETIRED.leave(Left { returns, _segments: std::mem::take(&mut self.segments) }, fencing);
+    }
+}
+
+/// What a [`Received`] needs in order to go back, shared by all of a link.
+#[derive(Debug)]
+pub(crate) struct Returns {
+    peer: Peer,
+    socket: PacketSocket,
+    board: BoardWriter<BoardTable>,
+    held: Held,
+    lane: Arc<LaneTable>,
+    towards_sender: Fencing,
+    /// The sleep of the sender for which the bell was rung last.
+    rung: AtomicU64,
+    place: Place,
+}
+
+impl Returns {
+    pub(crate) fn peer(&self) -> Peer {
+        self.peer
+    }
+
+    pub(crate) fn place(&self) -> Place {
+        self.place
+    }
+
+    /// Hands the slot `index` back to its sender. The caller touches nothing of `self` afterwards.
+    #[inline]
+    pub(crate) fn put(&self, index: u32, position: u64) {
+        self.board.hand_back(index, position);
+        self.wake_sender();
+        self.held.put(index);
+    }
+
+    /// Rings if the sender sleeps, once for each sleep.
+    #[inline]
+    fn wake_sender(&self) {
+        self.towards_sender.after_publishing();
+        if let Some(sleep) = self.lane.head().flag.read().asleep()
+            && self.rung.swap(sleep, Ordering::Relaxed) != sleep
+        {
+            link::ring(&self.socket);
+        }
+    }
+}
+
+/// Where the remains of a link would be counted, and how this process fences.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Place {
+    bucket: usize,
+    fencing: Fencing,
+}
+
+impl Place {
+    fn next() -> Self {
+        static NEXT: AtomicUsize = AtomicUsize::new(0);
+        Self { bucket: NEXT.fetch_add(1, Ordering::Relaxed), fencing: Fencing::of_this_process() }
+    }
+
+    #[inline]
+    pub(crate) fn after_put(self) {
+        RETIRED.after_put(self.bucket, self.fencing);
+    }
+}
+
+/// Links that ended while some of their messages were held.
+static RETIRED: Retired<Left> = Retired::new();
+
+/// What is left of such a link: all that its messages point into.
+#[derive(Debug)]
+struct Left {
+    returns: Arc<Returns>,
+    _segments: Vec<Segment>,
+}
+
+impl Remains for Left {
+    fn bucket(&self) -> usize {
+        self.returns.place.bucket
+    }
+
+    fn is_idle(&self) -> bool {
+        self.returns.held.count() == 0
+    }
+}

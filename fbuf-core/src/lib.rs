@@ -1,0 +1,40 @@
+//! The memory of fbuf and its rules, and the protocols that carry it: what broker and clients share.
+//!
+//! Programs link `fbuf-client`; this crate is its inside.
+//!
+//! A message's way, downhill: [`pool::Pool::allocate`] makes a [`loan::Fbuf`] of a free slot,
+//! [`outbound::Outbound::offer`] lends it through a [`lane`], [`inbound::Inbound::next`] makes a
+//! [`loan::Received`] of it, whose drop writes the [`board`], where [`pool::Pool::collect`] finds it.
+//!
+//! Unsafe code lives in `memory/map.rs` (mappings), `loan.rs` (slots as slices) and `sys.rs` (system
+//! calls), and nowhere else.
+
+pub mod board;
+pub mod lane;
+pub mod limits;
+pub mod park;
+pub mod retire;
+pub mod slot;
+pub mod violation;
+
+mod sync;
+
+// Everything that touches the kernel. The models (`--cfg loom`) need none of it.
+#[cfg(not(loom))]
+pub mod inbound;
+#[cfg(not(loom))]
+pub mod link;
+#[cfg(not(loom))]
+pub mod loan;
+#[cfg(not(loom))]
+pub mod memory;
+#[cfg(not(loom))]
+pub mod outbound;
+#[cfg(not(loom))]
+pub mod pool;
+#[cfg(not(loom))]
+pub mod socket;
+#[cfg(not(loom))]
+pub mod sys;
+#[cfg(not(loom))]
+pub mod wire;

@@ -1,0 +1,22 @@
+//! Every bound that a peer or a user can run into, by name.
+
+/// The largest slot, in bytes: 1 GiB.
+pub const MAX_SLOT_BYTES: u32 = 1 << 30;
+/// The most slots that one sender may have, over all its segments.
+pub const MAX_SLOTS: u32 = 1 << 20;
+/// The most segments that one sender may have: the first one, and one for each growth.
+pub const MAX_SEGMENTS: usize = 24;
+/// The longest channel name, in bytes.
+pub const MAX_CHANNEL_NAME: usize = 255;
+/// The longest message on a control or link socket, in bytes.
+pub const MAX_MESSAGE: usize = 16 * 1024;
+/// The most descriptors that one message may carry (the kernel's own limit is 253).
+pub const MAX_DESCRIPTORS: usize = 32;
+/// Slots begin at multiples of this many bytes: one cache line.
+pub const SLOT_ALIGNMENT: u64 = 64;
+/// The most endpoints that one client may have open at the broker.
+pub const MAX_ENDPOINTS: usize = 4096;
+/// The most departed links that a sender remembers until it is asked about them.
+pub const MAX_DEPARTURES: usize = 64;
+
+const _: () = assert!(MAX_SEGMENTS + 2 <= MAX_DESCRIPTORS);

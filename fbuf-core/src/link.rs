@@ -1,0 +1,145 @@
+//! What travels over a link socket: greetings with the descriptors of lanes, boards and segments,
+//! the announcements of growth, and the bell.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    park::Fencing,
+    socket::{Arrival, PacketSocket, means_gone},
+    violation::Violation,
+    wire::{self, Descriptor},
+};
+
+/// A message between the two ends of a link.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum LinkMessage {
+    /// Somebody published something while you were about to sleep.
+    Bell,
+    /// The receiver's first word.
+    Hello(Hello),
+    /// The sender's answer, and the beginning of messages.
+    Welcome(Welcome),
+    /// The sender has one more segment.
+    Segment(NewSegment),
+}
+
+/// How a receiver joins.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Hello {
+    /// Its return board, with a word for each slot the sender may ever have.
+    pub board: Descriptor,
+    /// It would rather miss messages than hold more than so many.
+    pub skip_above: Option<u32>,
+    /// It runs membarrier before it sleeps.
+    pub asymmetric: bool,
+}
+
+/// How a sender lets a receiver in.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Welcome {
+    /// Its forward lane.
+    pub lane: Descriptor,
+    /// The number of the first message that will be sent over this link.
+    pub first_sequence: u64,
+    /// It runs membarrier before it sleeps.
+    pub asymmetric: bool,
+    /// The segments it has so far.
+    pub segments: Vec<NewSegment>,
+}
+
+/// A segment of slots.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct NewSegment {
+    /// The memory.
+    pub memory: Descriptor,
+    /// How many slots lie in it.
+    pub slots: u32,
+}
+
+impl LinkMessage {
+    /// What it is, in words.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Bell => "a bell",
+            Self::Hello(_) => "a receiver's hello",
+            Self::Welcome(_) => "a sender's welcome",
+            Self::Segment(_) => "a new segment",
+        }
+    }
+}
+
+/// No link message is longer.
+const LONGEST: usize = 1024;
+
+/// The encoding of [`LinkMessage::Bell`].
+const BELL: [u8; 1] = [0];
+
+/// Why a link ends from the outside.
+#[derive(Debug)]
+pub enum LinkEnd {
+    /// The peer broke a rule.
+    Violation(Violation),
+    /// The peer is gone.
+    HangUp,
+    /// This process has no memory or no descriptor left for it.
+    Exhausted(String),
+}
+
+impl From<Violation> for LinkEnd {
+    fn from(violation: Violation) -> Self {
+        Self::Violation(violation)
+    }
+}
+
+/// How the fencing of a peer is called on the wire.
+pub(crate) fn fencing(asymmetric: bool) -> Fencing {
+    if asymmetric { Fencing::Asymmetric } else { Fencing::Full }
+}
+
+/// Sends a message that has to arrive. Between honest peers there is always room: what one of them
+/// may send is bounded, and each reads its socket whenever it has slept.
+pub(crate) fn send(socket: &PacketSocket, message: &LinkMessage) -> Result<(), LinkEnd> {
+    let letter = wire::encode(message).map_err(|error| Violation::Garbage(error.to_string()))?;
+    socket.send(&letter).map_err(|error| {
+        if means_gone(&error) { LinkEnd::HangUp } else { Violation::SocketFull.into() }
+    })
+}
+
+/// Wakes the peer. A full socket is a bell that rings already, and a dead one is noticed elsewhere.
+pub(crate) fn ring(socket: &PacketSocket) {
+    let _ = socket.send_bytes(&BELL);
+}
+
+/// Takes the next message, if one is there.
+pub(crate) fn receive(socket: &PacketSocket) -> Result<Option<LinkMessage>, LinkEnd> {
+    match socket.receive::<LONGEST>() {
+        Ok(Arrival::Message(bytes, descriptors)) => wire::decode(&bytes, descriptors)
+            .map(Some)
+            .map_err(|error| Violation::Garbage(error.to_string()).into()),
+        Ok(Arrival::TooLong) => Err(Violation::Garbage("longer than any message may be".into()).into()),
+        Ok(Arrival::NoDescriptors) => Err(LinkEnd::Exhausted("no descriptor is left for a link (RLIMIT_NOFILE)".into())),
+        Ok(Arrival::Nothing) => Ok(None),
+        Ok(Arrival::HangUp) => Err(LinkEnd::HangUp),
+        Err(error) => Err(LinkEnd::Exhausted(error.to_string())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_welcome_with_all_segments_is_not_too_long() {
+        let memory = || Descriptor::from(std::os::fd::OwnedFd::from(std::fs::File::open("/dev/null").unwrap()));
+        let segment = || NewSegment { memory: memory(), slots: u32::MAX };
+        let segments = std::iter::repeat_with(segment).take(crate::limits::MAX_SEGMENTS).collect();
+        let welcome = Welcome { lane: memory(), first_sequence: u64::MAX, asymmetric: true, segments };
+        assert!(wire::encode(&LinkMessage::Welcome(welcome)).unwrap().bytes.len() <= LONGEST);
+    }
+
+    #[test]
+    fn the_bell_is_the_shortest_message() {
+        assert_eq!(wire::encode(&LinkMessage::Bell).unwrap().bytes, BELL);
+    }
+}

@@ -1,0 +1,287 @@
+//! The two shapes of a fbuf: [`Fbuf`], a slot that this process may write, and [`Received`], a slot
+//! that it may read until it hands it back.
+//!
+//! One of the three files of this crate that may be `unsafe`: here a slot's address becomes a slice.
+#![allow(unsafe_code)]
+
+use std::{
+    fmt,
+    io::{self, Read},
+    ops::{Deref, DerefMut},
+    ptr::NonNull,
+    slice,
+};
+
+use bytes::{BufMut, buf::UninitSlice};
+
+use crate::{
+    inbound::{Loan, Peer, Returns},
+    pool::{Pool, Shelf},
+    slot::SlotId,
+};
+
+/// A slot of this process's pool, held exclusively: fill it, then give it away.
+///
+/// It behaves like a `Vec<u8>` of fixed capacity: it dereferences to the bytes filled so far, and
+/// [`io::Write`], [`BufMut`], [`Fbuf::resize`] and [`Fbuf::read_from`] fill more. What is filled is
+/// what is sent. Dropped unsent, the slot goes back to its pool, from any thread.
+///
+/// Named and shaped after the fbufs of Druschel and Peterson, SOSP 1993.
+pub struct Fbuf {
+    bytes: NonNull<u8>,
+    filled: u32,
+    capacity: u32,
+    slot: SlotId,
+    home: NonNull<Shelf>,
+}
+
+// SAFETY: a fbuf is the only owner of its slot (invariant 2), and `Shelf` is Sync.
+unsafe impl Send for Fbuf {}
+// SAFETY: through `&Fbuf` one can only read bytes that nobody writes meanwhile.
+unsafe impl Sync for Fbuf {}
+
+/// More bytes than a slot has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("{asked} bytes were asked for in a slot of {capacity}: open the sender with larger slots, or send several messages")]
+pub struct TooLarge {
+    /// Bytes that were asked for.
+    pub asked: usize,
+    /// Bytes that a slot has.
+    pub capacity: usize,
+}
+
+impl Pool {
+    /// A free slot, as a fbuf; none if no slot is free.
+    #[inline]
+    pub fn allocate(&mut self) -> Option<Fbuf> {
+        let capacity = self.geometry().slot_bytes();
+        let (slot, bytes) = self.take_free()?;
+        // Owned from here on: it was free, and is no longer among the free ones (invariant 2). Shelf
+        // and mappings live until it is put back or taken back (`Drop for Pool`).
+        Some(Fbuf { bytes, filled: 0, capacity, slot, home: self.shelf() })
+    }
+}
+
+impl Fbuf {
+    /// Whose pool it came from.
+    pub(crate) fn home(&self) -> NonNull<Shelf> {
+        self.home
+    }
+
+    /// Ends it without putting the slot back: the slot, and how many bytes are filled.
+    pub(crate) fn into_slot(self) -> (SlotId, u32) {
+        let parts = (self.slot, self.filled);
+        std::mem::forget(self);
+        parts
+    }
+
+    /// How many bytes it can hold: the slot size of its sender.
+    #[must_use]
+    pub fn capacity(&self) -> usize {
+        self.capacity as usize
+    }
+
+    /// How many bytes are filled, and will be sent.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.filled as usize
+    }
+
+    /// Whether nothing is filled. An empty message can be sent.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.filled == 0
+    }
+
+    /// Sets how many bytes are filled, without touching them: bytes that were not filled before
+    /// hold whatever this sender wrote into the slot when it last used it, or zeroes.
+    ///
+    /// # Errors
+    /// [`TooLarge`] beyond the capacity.
+    pub fn resize(&mut self, length: usize) -> Result<(), TooLarge> {
+        if length > self.capacity() {
+            return Err(TooLarge { asked: length, capacity: self.capacity() });
+        }
+        self.filled = length as u32;
+        Ok(())
+    }
+
+    /// The bytes that are not filled yet.
+    pub fn spare_mut(&mut self) -> &mut [u8] {
+        // SAFETY: filled ≤ capacity, all bytes of a slot are initialised (memory from the kernel is
+        // zeroed), and this fbuf owns them (invariant 2).
+        unsafe { slice::from_raw_parts_mut(self.bytes.as_ptr().add(self.filled as usize), (self.capacity - self.filled) as usize) }
+    }
+
+    /// Reads once from `source` straight into the slot, and counts what came as filled.
+    ///
+    /// Returns how many bytes came; 0 at the end of `source`, or when the slot is full.
+    ///
+    /// # Errors
+    /// What `source` says.
+    pub fn read_from(&mut self, source: &mut impl Read) -> io::Result<usize> {
+        let spare = self.spare_mut();
+        let count = source.read(spare)?.min(spare.len());
+        self.filled += count as u32;
+        Ok(count)
+    }
+}
+
+impl Deref for Fbuf {
+    type Target = [u8];
+    fn deref(&self) -> &[u8] {
+        // SAFETY: as in `spare_mut`.
+        unsafe { slice::from_raw_parts(self.bytes.as_ptr(), self.filled as usize) }
+    }
+}
+
+impl DerefMut for Fbuf {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        // SAFETY: as in `spare_mut`.
+        unsafe { slice::from_raw_parts_mut(self.bytes.as_ptr(), self.filled as usize) }
+    }
+}
+
+impl AsRef<[u8]> for Fbuf {
+    fn as_ref(&self) -> &[u8] {
+        self
+    }
+}
+
+impl AsMut<[u8]> for Fbuf {
+    fn as_mut(&mut self) -> &mut [u8] {
+        self
+    }
+}
+
+/// Fills what fits; a full slot writes 0 bytes, which `write_all` reports as an error.
+impl io::Write for Fbuf {
+    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+        let spare = self.spare_mut();
+        let count = data.len().min(spare.len());
+        spare[..count].copy_from_slice(&data[..count]);
+        self.filled += count as u32;
+        Ok(count)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+// SAFETY: `chunk_mut` is the spare part, `remaining_mut` its length, and `advance_mut` stays inside.
+unsafe impl BufMut for Fbuf {
+    fn remaining_mut(&self) -> usize {
+        (self.capacity - self.filled) as usize
+    }
+
+    unsafe fn advance_mut(&mut self, count: usize) {
+        assert!(count <= self.remaining_mut(), "advanced by {count} bytes where {} remain", self.remaining_mut());
+        self.filled += count as u32;
+    }
+
+    fn chunk_mut(&mut self) -> &mut UninitSlice {
+        UninitSlice::new(self.spare_mut())
+    }
+}
+
+impl fmt::Debug for Fbuf {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Fbuf").field("len", &self.filled).field("capacity", &self.capacity).finish_non_exhaustive()
+    }
+}
+
+impl Drop for Fbuf {
+    fn drop(&mut self) {
+        // SAFETY: `home` lives until this slot is put back (`Drop for Pool`), which happens here.
+        let kept = unsafe { self.home.as_ref() }.put_back(self.slot);
+        // The mappings, if this was the last fbuf of a sender that is gone.
+        drop(kept);
+    }
+}
+
+/// A message: bytes in the sender's memory, which this process may read until it drops it.
+///
+/// Dropping hands the slot back to its sender, from any thread, without a system call unless the
+/// sender sleeps. It stays readable after its sender, the receiver it came from, or the broker is
+/// gone.
+pub struct Received {
+    bytes: NonNull<u8>,
+    length: u32,
+    index: u32,
+    position: u64,
+    sequence: u64,
+    home: NonNull<Returns>,
+}
+
+// SAFETY: a `Received` is the only holder of its slot (`Held::take`), and `Returns` is Sync.
+unsafe impl Send for Received {}
+// SAFETY: through `&Received` one can only read.
+unsafe impl Sync for Received {}
+
+impl Loan<'_> {
+    /// Makes a message of it.
+    #[inline]
+    pub(crate) fn receive(self, sequence: u64) -> Received {
+        let Self { bytes, length, index, position, home } = self;
+        Received { bytes, length, index, position, sequence, home: NonNull::from(home) }
+    }
+}
+
+impl Received {
+    fn home(&self) -> &Returns {
+        // SAFETY: `home` and the mappings live until this slot is put (`Remains`), which only `drop` does.
+        unsafe { self.home.as_ref() }
+    }
+
+    /// The number its sender gave it: 0, 1, 2 … A step of more than one means messages that were
+    /// left out, because this receiver asked to be skipped.
+    #[must_use]
+    pub fn sequence(&self) -> u64 {
+        self.sequence
+    }
+
+    /// Who sent it.
+    #[must_use]
+    pub fn sender(&self) -> Peer {
+        self.home().peer()
+    }
+}
+
+impl Deref for Received {
+    type Target = [u8];
+    fn deref(&self) -> &[u8] {
+        // SAFETY: a `Loan` is made only of bytes inside a slot that was just taken (`Inbound::next`). At the
+        // protection level "volatile" the sender has moved its `Fbuf` away and cannot write them in
+        // safe code before this slot is handed back (invariants 1 and 2); the trust rule says where
+        // that level may be used.
+        unsafe { slice::from_raw_parts(self.bytes.as_ptr(), self.length as usize) }
+    }
+}
+
+impl AsRef<[u8]> for Received {
+    fn as_ref(&self) -> &[u8] {
+        self
+    }
+}
+
+impl fmt::Debug for Received {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Received")
+            .field("len", &self.length)
+            .field("sequence", &self.sequence)
+            .field("sender", &self.sender())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Drop for Received {
+    #[inline]
+    fn drop(&mut self) {
+        let home = self.home();
+        let place = home.place();
+        home.put(self.index, self.position);
+        // From here on `home` may be gone.
+        place.after_put();
+    }
+}

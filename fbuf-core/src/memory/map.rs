@@ -1,0 +1,190 @@
+//! Mappings of shared memory, and the tables of atomic words laid over them.
+//!
+//! One of the three files of this crate that may be `unsafe`: everything that says which bytes of
+//! another process may be looked at, and as what, is decided here.
+#![allow(unsafe_code)]
+
+use std::{
+    io,
+    marker::PhantomData,
+    num::NonZeroUsize,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    ptr::NonNull,
+};
+
+use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
+use zerocopy::FromBytes;
+
+use super::{MemoryError, Reserved, verify};
+use crate::violation::Unsuitable;
+
+/// A shared mapping of a whole memfd, writable only in the process that made the memfd.
+#[derive(Debug)]
+pub struct Map {
+    base: NonNull<u8>,
+    size: usize,
+}
+
+// SAFETY: a mapping belongs to the process, not to a thread; `Map` itself only hands out raw
+// pointers, and who may follow them is settled where that is done.
+unsafe impl Send for Map {}
+// SAFETY: as above.
+unsafe impl Sync for Map {}
+
+impl Map {
+    /// Creates, reserves, maps and seals a memfd. This mapping is the only one that will ever be
+    /// able to write it; the descriptor is for the readers.
+    ///
+    /// # Errors
+    /// [`MemoryError`]: not enough memory, or a kernel that lacks what this needs.
+    pub fn create(name: &str, size: u64) -> Result<(Self, OwnedFd), MemoryError> {
+        let memory = Reserved::new(name, size)?;
+        let map = Self::new(memory.as_fd(), size, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE)
+            .map_err(|source| MemoryError::Refused { call: "mmap", asked: size, source })?;
+        map.populate(libc::MADV_POPULATE_WRITE);
+        Ok((map, memory.seal()?))
+    }
+
+    /// Maps what a peer sent, read-only, once it has been verified.
+    ///
+    /// # Errors
+    /// [`Unsuitable`]: it is not what a peer may send.
+    pub fn attach(fd: BorrowedFd<'_>, size: u64) -> Result<Self, Unsuitable> {
+        verify(fd, size)?;
+        let map = Self::new(fd, size, ProtFlags::PROT_READ).map_err(|error| Unsuitable::Unmappable(error.to_string()))?;
+        map.populate(libc::MADV_POPULATE_READ);
+        Ok(map)
+    }
+
+    fn new(fd: BorrowedFd<'_>, size: u64, protection: ProtFlags) -> io::Result<Self> {
+        let size = usize::try_from(size).map_err(io::Error::other)?;
+        let length = NonZeroUsize::new(size).ok_or_else(|| io::Error::other("nothing to map"))?;
+        // SAFETY: a fresh mapping at an address of the kernel's choice touches no existing memory.
+        let base = unsafe { mmap(None, length, protection, MapFlags::MAP_SHARED, fd, 0) }?;
+        Ok(Self { base: base.cast(), size })
+    }
+
+    /// Enters the pages into this process's page table, so that none faults later. Only advice:
+    /// kernels before 5.14 do not know it, and then the first touches are a little slower.
+    fn populate(&self, advice: i32) {
+        // SAFETY: the range is exactly this mapping, and populating changes no byte of it.
+        let _ = unsafe { libc::madvise(self.base.as_ptr().cast(), self.size, advice) };
+    }
+
+    /// The address of `length` bytes at `offset`, if they lie inside.
+    #[must_use]
+    pub fn at(&self, offset: u64, length: u64) -> Option<NonNull<u8>> {
+        let end = offset.checked_add(length)?;
+        if end > self.size as u64 {
+            return None;
+        }
+        // SAFETY: offset ≤ end ≤ size, so the result stays inside the mapping (or one past it).
+        Some(unsafe { self.base.add(offset as usize) })
+    }
+}
+
+impl Drop for Map {
+    fn drop(&mut self) {
+        // SAFETY: the range is exactly what `new` mapped. Pointers into it live in `Fbuf` and
+        // `Received`, whose homes own this `Map` until the last of them is gone (invariant 2).
+        let _ = unsafe { munmap(self.base.cast(), self.size) };
+    }
+}
+
+/// A header `H` followed by `C` cells, in shared memory. Both consist of atomics only: the other
+/// side may change them at any time.
+#[derive(Debug)]
+pub struct Table<H, C> {
+    map: Map,
+    cells: usize,
+    layout: PhantomData<(H, C)>,
+}
+
+// SAFETY: all that is ever reached through a table is `&H` and `&C`.
+unsafe impl<H: Sync, C: Sync> Send for Table<H, C> {}
+// SAFETY: as above.
+unsafe impl<H: Sync, C: Sync> Sync for Table<H, C> {}
+
+impl<H: FromBytes, C: FromBytes> Table<H, C> {
+    /// Fails to compile for layouts whose cells would not be aligned behind the header.
+    const LAID_OUT: () = assert!(
+        align_of::<H>() <= 4096 && align_of::<C>() <= align_of::<H>() && size_of::<H>() % align_of::<C>() == 0
+    );
+
+    /// The bytes that a table with so many cells takes, in whole pages.
+    #[must_use]
+    pub fn size(cells: usize) -> u64 {
+        let () = Self::LAID_OUT;
+        let bytes = (size_of::<C>() as u64).saturating_mul(cells as u64).saturating_add(size_of::<H>() as u64);
+        bytes.div_ceil(4096).saturating_mul(4096)
+    }
+
+    /// Makes a table of zeroes that this process writes; the descriptor is for its reader.
+    ///
+    /// # Errors
+    /// [`MemoryError`] as in [`Map::create`].
+    pub fn create(name: &str, cells: usize) -> Result<(Self, OwnedFd), MemoryError> {
+        let (map, fd) = Map::create(name, Self::size(cells))?;
+        Ok((Self { map, cells, layout: PhantomData }, fd))
+    }
+
+    /// Maps a table that a peer writes.
+    ///
+    /// # Errors
+    /// [`Unsuitable`] as in [`Map::attach`].
+    pub fn attach(fd: BorrowedFd<'_>, cells: usize) -> Result<Self, Unsuitable> {
+        let map = Map::attach(fd, Self::size(cells))?;
+        Ok(Self { map, cells, layout: PhantomData })
+    }
+
+    /// The header.
+    #[must_use]
+    pub fn head(&self) -> &H {
+        // SAFETY: the mapping is page-aligned and at least `size(cells)` ≥ size_of::<H>() long, any
+        // bytes are a valid `H` (FromBytes), and it consists of atomics, which is why another
+        // process may write it meanwhile (invariant 1 says which one).
+        unsafe { self.map.base.cast::<H>().as_ref() }
+    }
+
+    /// The cells.
+    #[must_use]
+    pub fn cells(&self) -> &[C] {
+        // SAFETY: `size(cells)` covers them behind the header, `LAID_OUT` aligns them, and the rest
+        // is as for `head`.
+        unsafe {
+            let first = self.map.base.add(size_of::<H>()).cast::<C>();
+            NonNull::slice_from_raw_parts(first, self.cells).as_ref()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    #[test]
+    fn the_reader_sees_what_the_writer_stores() {
+        let (written, fd) = Table::<AtomicU64, AtomicU64>::create("fbuf-test", 1000).unwrap();
+        let read = Table::<AtomicU64, AtomicU64>::attach(fd.as_fd(), 1000).unwrap();
+        written.head().store(7, Ordering::Release);
+        written.cells()[999].store(8, Ordering::Release);
+        assert_eq!(read.head().load(Ordering::Acquire), 7);
+        assert_eq!(read.cells()[999].load(Ordering::Acquire), 8);
+    }
+
+    #[test]
+    fn a_table_of_another_size_is_not_mapped() {
+        let (_written, fd) = Table::<AtomicU64, AtomicU64>::create("fbuf-test", 10).unwrap();
+        let error = Table::<AtomicU64, AtomicU64>::attach(fd.as_fd(), 1000).unwrap_err();
+        assert_eq!(error, Unsuitable::Size { found: 4096, wanted: 8192 });
+    }
+
+    #[test]
+    fn addresses_stay_inside() {
+        let (map, _fd) = Map::create("fbuf-test", 4096).unwrap();
+        assert!(map.at(0, 4096).is_some());
+        assert!(map.at(1, 4096).is_none());
+        assert!(map.at(u64::MAX, 2).is_none());
+    }
+}

@@ -1,0 +1,208 @@
+//! Anonymous files: created with all their memory, sealed by their writer, verified by their reader.
+//!
+//! See memfd_create(2) and F_ADD_SEALS in fcntl(2).
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::{fs::File, io};
+
+use ::memfd::{FileSeal, MemfdOptions};
+use nix::{
+    errno::Errno,
+    fcntl::{FallocateFlags, FcntlArg, SealFlag, fallocate, fcntl},
+    sys::stat::fstat,
+};
+
+use super::room;
+use crate::violation::Unsuitable;
+
+/// What every shared memfd carries when it leaves the process that writes it: nobody can map it
+/// writable any more (the mapping of its writer stays), resize it, or lift a seal.
+const SEALS: [FileSeal; 4] = [
+    FileSeal::SealFutureWrite,
+    FileSeal::SealShrink,
+    FileSeal::SealGrow,
+    FileSeal::SealSeal,
+];
+
+/// Shared memory could not be had.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum MemoryError {
+    /// There is less than was asked for.
+    #[error(
+        "{asked} bytes of shared memory were asked for, and {available} are available ({bound}): \
+         open with fewer or smaller slots, or free some memory"
+    )]
+    NotEnough {
+        /// Bytes that were asked for.
+        asked: u64,
+        /// Bytes that could be had.
+        available: u64,
+        /// What sets the limit.
+        bound: &'static str,
+    },
+    /// The kernel refused a call that shared memory needs.
+    #[error("the kernel refused {call} for {asked} bytes: {source}; `fbuf doctor` shows what this machine allows")]
+    Refused {
+        /// The call.
+        call: &'static str,
+        /// The size it was for.
+        asked: u64,
+        /// The kernel's reason.
+        source: io::Error,
+    },
+}
+
+/// A memfd whose pages all exist, not yet sealed.
+#[derive(Debug)]
+pub struct Reserved {
+    file: File,
+    size: u64,
+}
+
+impl Reserved {
+    /// Creates a memfd of `size` bytes and reserves all of them, so that no access can fail later.
+    ///
+    /// `name` shows in `/proc/PID/maps` and nowhere else.
+    ///
+    /// # Errors
+    /// [`MemoryError`], before anything was taken, when there is not enough memory.
+    pub fn new(name: &str, size: u64) -> Result<Self, MemoryError> {
+        let refused = |call, source| MemoryError::Refused { call, asked: size, source };
+        room::check(size)?;
+        let file = MemfdOptions::new()
+            .allow_sealing(true)
+            .create(name)
+            .map_err(|error| refused("memfd_create", io::Error::other(error)))?
+            .into_file();
+        file.set_len(size).map_err(|error| refused("ftruncate", error))?;
+        let length = i64::try_from(size).map_err(io::Error::other).map_err(|error| refused("fallocate", error))?;
+        loop {
+            match fallocate(&file, FallocateFlags::empty(), 0, length) {
+                Ok(()) => return Ok(Self { file, size }),
+                Err(Errno::EINTR) => {}
+                Err(Errno::ENOSPC | Errno::ENOMEM) => return Err(room::none_left(size)),
+                Err(error) => return Err(refused("fallocate", error.into())),
+            }
+        }
+    }
+
+    /// Its size in bytes.
+    #[must_use]
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// Seals it: from here on, only mappings that exist already can write.
+    ///
+    /// # Errors
+    /// [`MemoryError::Refused`] on a kernel without `F_SEAL_FUTURE_WRITE` (before 5.1).
+    pub fn seal(self) -> Result<OwnedFd, MemoryError> {
+        let refused = |source| MemoryError::Refused { call: "F_ADD_SEALS", asked: self.size, source };
+        let memfd = ::memfd::Memfd::try_from_file(self.file)
+            .map_err(|_| refused(io::Error::other("it cannot be sealed")))?;
+        memfd.add_seals(&SEALS).map_err(|error| refused(io::Error::other(error)))?;
+        Ok(memfd.into_file().into())
+    }
+}
+
+impl AsFd for Reserved {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}
+
+/// Checks what a peer sent before it is mapped: a memfd with exactly the seals that leave its
+/// sender the only writer, exactly `size` bytes, all of them reserved.
+///
+/// # Errors
+/// [`Unsuitable`], naming the first rule it breaks.
+pub fn verify(fd: BorrowedFd<'_>, size: u64) -> Result<(), Unsuitable> {
+    let wanted = SealFlag::F_SEAL_FUTURE_WRITE
+        | SealFlag::F_SEAL_SHRINK
+        | SealFlag::F_SEAL_GROW
+        | SealFlag::F_SEAL_SEAL;
+    let found = fcntl(fd, FcntlArg::F_GET_SEALS).map_err(|_| Unsuitable::NotSealable)?;
+    // F_SEAL_EXEC, which says nothing about writing, comes unasked where vm.memfd_noexec is set.
+    if found & !SEAL_EXEC != wanted.bits() {
+        return Err(Unsuitable::Seals { found, wanted: wanted.bits() });
+    }
+    let stat = fstat(fd).map_err(|error| Unsuitable::Unmappable(error.to_string()))?;
+    let found = stat.st_size.max(0) as u64;
+    if found != size {
+        return Err(Unsuitable::Size { found, wanted: size });
+    }
+    let reserved = (stat.st_blocks.max(0) as u64).saturating_mul(512);
+    if reserved < size {
+        return Err(Unsuitable::Holes { reserved, size });
+    }
+    Ok(())
+}
+
+/// `F_SEAL_EXEC` of linux/fcntl.h.
+const SEAL_EXEC: i32 = 0x20;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sealed(size: u64) -> OwnedFd {
+        Reserved::new("fbuf-test", size).unwrap().seal().unwrap()
+    }
+
+    #[test]
+    fn what_is_sealed_verifies() {
+        assert_eq!(verify(sealed(8192).as_fd(), 8192), Ok(()));
+    }
+
+    #[test]
+    fn another_size_is_refused() {
+        assert_eq!(verify(sealed(8192).as_fd(), 4096), Err(Unsuitable::Size { found: 8192, wanted: 4096 }));
+    }
+
+    #[test]
+    fn missing_seals_are_refused() {
+        let open = Reserved::new("fbuf-test", 4096).unwrap();
+        assert!(matches!(verify(open.as_fd(), 4096), Err(Unsuitable::Seals { found: 0, .. })));
+        let memfd = ::memfd::Memfd::try_from_file(open.file).unwrap();
+        memfd.add_seals(&[FileSeal::SealShrink, FileSeal::SealGrow, FileSeal::SealSeal]).unwrap();
+        assert!(matches!(verify(memfd.as_file().as_fd(), 4096), Err(Unsuitable::Seals { .. })));
+    }
+
+    #[test]
+    fn other_kinds_of_files_are_refused() {
+        let file = File::open("/proc/self/exe").unwrap();
+        assert_eq!(verify(file.as_fd(), 4096), Err(Unsuitable::NotSealable));
+        let (reader, _writer) = nix::unistd::pipe().unwrap();
+        assert_eq!(verify(reader.as_fd(), 4096), Err(Unsuitable::NotSealable));
+    }
+
+    #[test]
+    fn promised_memory_is_refused() {
+        let memfd = MemfdOptions::new().allow_sealing(true).create("fbuf-test").unwrap();
+        memfd.as_file().set_len(1 << 40).unwrap();
+        memfd.add_seals(&SEALS).unwrap();
+        assert_eq!(
+            verify(memfd.as_file().as_fd(), 1 << 40),
+            Err(Unsuitable::Holes { reserved: 0, size: 1 << 40 })
+        );
+    }
+
+    #[test]
+    fn a_sealed_memfd_takes_no_second_writer() {
+        let fd = sealed(4096);
+        let again = File::options().write(true).open(format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&fd)));
+        let refused = match again {
+            Err(_) => true,
+            Ok(file) => std::os::unix::fs::FileExt::write_at(&file, b"x", 0).is_err(),
+        };
+        assert!(refused, "a sealed memfd was written through a reopened descriptor");
+        assert!(nix::unistd::ftruncate(&fd, 0).is_err());
+    }
+
+    #[test]
+    fn more_than_there_is_is_an_error() {
+        let error = Reserved::new("fbuf-test", 1 << 50).unwrap_err();
+        assert!(matches!(error, MemoryError::NotEnough { asked, .. } if asked == 1 << 50), "{error}");
+    }
+}

@@ -1,0 +1,9 @@
+//! Shared memory with one writer (invariant 1): a memfd is created and reserved, mapped by the
+//! process that writes it, sealed by it, and verified by everybody else before they map it.
+
+mod map;
+mod memfd;
+mod room;
+
+pub use map::{Map, Table};
+pub use memfd::{MemoryError, Reserved, verify};

@@ -1,0 +1,273 @@
+//! Sleeping without losing a wake-up, and without a fence or a system call per message.
+//!
+//! Each side of a link has a flag in memory that only it writes. Before it sleeps it raises the flag
+//! and looks once more; whoever publishes something looks at the other's flag and rings the bell if
+//! it is up. That is Dekker's pattern: store mine, then load yours, on both sides, with a full fence
+//! between. The fence is needed only when somebody sleeps, so the sleeper pays for both: membarrier(2)
+//! makes every running processor execute one, and the publisher only keeps its compiler from
+//! reordering. Where a process cannot have that, its peers are told and fence in full.
+
+use std::sync::OnceLock;
+
+use crate::sync::{AtomicU64, Ordering};
+
+#[cfg(not(loom))]
+use crate::sync::compiler_fence;
+use crate::sync::fence;
+
+/// How this process orders "store, then load" against its peers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fencing {
+    /// Who sleeps runs membarrier; who publishes runs no instruction.
+    Asymmetric,
+    /// Both sides run a full fence each time.
+    Full,
+}
+
+impl Fencing {
+    /// What this process can do. Found out, and registered with the kernel, at the first call.
+    ///
+    /// `FBUF_FENCE=full` in the environment forgoes membarrier, for measuring what it saves.
+    pub fn of_this_process() -> Self {
+        static FOUND: OnceLock<Fencing> = OnceLock::new();
+        *FOUND.get_or_init(|| {
+            let forgone = std::env::var_os("FBUF_FENCE").is_some_and(|value| value == "full");
+            if !forgone && register() { Self::Asymmetric } else { Self::Full }
+        })
+    }
+
+    /// What to do before looking at the flag of a peer that fences in the way `self`.
+    #[must_use]
+    pub fn towards(peer: Self) -> Self {
+        if peer == Self::Asymmetric { Self::of_this_process() } else { Self::Full }
+    }
+
+    /// Between publishing something and looking whether the other side sleeps.
+    #[inline]
+    pub fn after_publishing(self) {
+        match self {
+            // Partner: the membarrier in `before_sleeping`, which runs a fence here for us. Loom
+            // knows no membarrier; a fence on this side is what one on the other amounts to.
+            #[cfg(not(loom))]
+            Self::Asymmetric => compiler_fence(Ordering::SeqCst),
+            #[cfg(loom)]
+            Self::Asymmetric => fence(Ordering::SeqCst),
+            // Partner: the fence in `before_sleeping`.
+            Self::Full => fence(Ordering::SeqCst),
+        }
+    }
+
+    /// Between raising the own flag and looking once more.
+    pub fn before_sleeping(self) {
+        // Partner: `after_publishing`. The fence serves peers that fence in full, and this
+        // processor; membarrier serves the others.
+        fence(Ordering::SeqCst);
+        #[cfg(not(loom))]
+        if self == Self::Asymmetric {
+            // It cannot fail once `Register` succeeded (membarrier(2)).
+            crate::sys::membarrier(crate::sys::Membarrier::Everywhere);
+        }
+    }
+}
+
+#[cfg(not(loom))]
+fn register() -> bool {
+    use crate::sys::{Membarrier, membarrier};
+    membarrier(Membarrier::Register) && membarrier(Membarrier::Everywhere)
+}
+
+#[cfg(loom)]
+fn register() -> bool {
+    true
+}
+
+const PARKED: u64 = 1;
+const GONE: u64 = 2;
+const EPOCH: u64 = 4;
+
+/// Whether one side of a link sleeps, and whether it is gone. Written by that side only.
+///
+/// Bit 0: asleep, or about to be. Bit 1: it will never look again. Above: how often it has slept,
+/// so that the other side rings once for each time.
+#[cfg_attr(not(loom), derive(zerocopy::FromBytes))]
+#[repr(transparent)]
+#[derive(Debug)]
+pub struct Flag(AtomicU64);
+
+impl Flag {
+    #[cfg(any(test, loom))]
+    pub(crate) fn new() -> Self {
+        Self(AtomicU64::new(0))
+    }
+
+    /// Announces sleep. To be followed by [`Fencing::before_sleeping`] and one more look.
+    pub fn raise(&self) {
+        let before = self.0.load(Ordering::Relaxed);
+        self.0.store((before & !PARKED).wrapping_add(EPOCH) | PARKED, Ordering::Relaxed);
+    }
+
+    /// Takes it back.
+    pub fn lower(&self) {
+        let before = self.0.load(Ordering::Relaxed);
+        self.0.store(before & !PARKED, Ordering::Relaxed);
+    }
+
+    /// Announces that this side is gone.
+    pub fn leave(&self) {
+        let before = self.0.load(Ordering::Relaxed);
+        // Release: partner is the Acquire load in `read`. It carries what the side left behind.
+        self.0.store(before | GONE, Ordering::Release);
+    }
+
+    /// What the other side says.
+    #[inline]
+    pub fn read(&self) -> Signal {
+        // Acquire: partner is the Release store in `leave`.
+        Signal(self.0.load(Ordering::Acquire))
+    }
+}
+
+/// What a flag said, read once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Signal(u64);
+
+impl Signal {
+    /// Nothing to do: awake and present.
+    #[inline]
+    #[must_use]
+    pub fn is_quiet(self) -> bool {
+        self.0 & (PARKED | GONE) == 0
+    }
+
+    /// Asleep; the value tells one sleep from the next and is never zero.
+    #[must_use]
+    pub fn asleep(self) -> Option<u64> {
+        (self.0 & PARKED != 0).then_some(self.0)
+    }
+
+    /// Gone.
+    #[must_use]
+    pub fn gone(self) -> bool {
+        self.0 & GONE != 0
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_sleep_is_told_from_the_next() {
+        let flag = Flag::new();
+        assert!(flag.read().is_quiet());
+        flag.raise();
+        let first = flag.read().asleep().unwrap();
+        assert_eq!(flag.read().asleep(), Some(first));
+        flag.lower();
+        assert!(flag.read().is_quiet());
+        flag.raise();
+        assert_ne!(flag.read().asleep(), Some(first));
+        flag.lower();
+        flag.leave();
+        assert!(flag.read().gone() && !flag.read().is_quiet() && flag.read().asleep().is_none());
+    }
+}
+
+#[cfg(all(test, loom))]
+mod model {
+    use super::*;
+    use crate::{
+        board::{BoardReader, BoardWriter, heap::HeapBoard},
+        lane::{LaneMemory, LaneReader, LaneWriter, heap::HeapLane},
+        slot::{SlotId, Span},
+    };
+    use loom::{
+        sync::{Arc, Condvar, Mutex},
+        thread,
+    };
+
+    /// The bell: what a socket is in the real program.
+    #[derive(Clone)]
+    struct Bell(Arc<(Mutex<bool>, Condvar)>);
+
+    impl Bell {
+        fn new() -> Self {
+            Self(Arc::new((Mutex::new(false), Condvar::new())))
+        }
+        fn ring(&self) {
+            *self.0.0.lock().unwrap() = true;
+            self.0.1.notify_one();
+        }
+        fn wait(&self) {
+            let mut rung = self.0.0.lock().unwrap();
+            while !*rung {
+                rung = self.0.1.wait(rung).unwrap();
+            }
+            *rung = false;
+        }
+    }
+
+    /// Raises, looks again, sleeps. Loom reports a deadlock if a wake-up can be lost.
+    fn sleep_until(flag: &Flag, bell: &Bell, mut look: impl FnMut() -> bool) {
+        while !look() {
+            flag.raise();
+            Fencing::Full.before_sleeping();
+            let found = look();
+            if !found {
+                bell.wait();
+            }
+            flag.lower();
+            if found {
+                return;
+            }
+        }
+    }
+
+    fn ring_if_asleep(flag: &Flag, bell: &Bell) {
+        Fencing::Full.after_publishing();
+        if flag.read().asleep().is_some() {
+            bell.ring();
+        }
+    }
+
+    /// A receiver that sleeps on an empty lane wakes for every message.
+    #[test]
+    fn no_message_is_slept_over() {
+        loom::model(|| {
+            let (lane, board, bell) = (HeapLane::new(2), HeapBoard::new(1), Bell::new());
+            let (mut writer, mut reader) = (LaneWriter::new(lane.clone()), LaneReader::new(lane));
+            let sender = {
+                let (board, bell) = (board.clone(), bell.clone());
+                thread::spawn(move || {
+                    for length in 0..2 {
+                        writer.message(SlotId { segment: 0, slot: 0 }, Span { offset: 0, length });
+                        ring_if_asleep(&BoardReader::new(board.clone()).head().flag, &bell);
+                    }
+                })
+            };
+            let own = BoardWriter::new(board);
+            for _ in 0..2 {
+                sleep_until(&own.head().flag, &bell, || reader.next().expect("an honest sender").is_some());
+            }
+            sender.join().unwrap();
+        });
+    }
+
+    /// A sender that sleeps on an empty pool wakes when its slot is handed back.
+    #[test]
+    fn no_return_is_slept_over() {
+        loom::model(|| {
+            let (lane, board, bell) = (HeapLane::new(2), HeapBoard::new(1), Bell::new());
+            let returned = BoardReader::new(board.clone());
+            let receiver = {
+                let (lane, bell) = (lane.clone(), bell.clone());
+                thread::spawn(move || {
+                    BoardWriter::new(board).hand_back(0, 4);
+                    ring_if_asleep(&lane.head().flag, &bell);
+                })
+            };
+            sleep_until(&lane.head().flag, &bell, || returned.has(0, 4));
+            receiver.join().unwrap();
+        });
+    }
+}

@@ -1,0 +1,229 @@
+//! A SOCK_SEQPACKET Unix socket: whole messages with descriptors, in order, and a hang-up when the
+//! other side is gone. Knows no messages.
+
+use std::{
+    io::{self, IoSlice},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+};
+
+use nix::{
+    errno::Errno,
+    sys::socket::{
+        AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, UnixAddr, connect, send, sendmsg, socket, socketpair,
+    },
+};
+
+use crate::{limits::MAX_DESCRIPTORS, sys, wire::Letter};
+
+/// One end of a connection.
+#[derive(Debug)]
+pub struct PacketSocket(OwnedFd);
+
+/// What came out of a socket.
+#[derive(Debug)]
+pub enum Arrival {
+    /// A message: its bytes, and its descriptors.
+    Message(Vec<u8>, Vec<OwnedFd>),
+    /// One that was longer, or carried more descriptors, than any may; it is lost.
+    TooLong,
+    /// One whose descriptors this process has no room for; it is lost.
+    NoDescriptors,
+    /// Nothing now.
+    Nothing,
+    /// Nothing any more: the other side is gone.
+    HangUp,
+}
+
+impl PacketSocket {
+    /// Takes over a connected socket. It is made non-blocking.
+    ///
+    /// # Errors
+    /// What fcntl(2) says.
+    pub fn new(fd: OwnedFd) -> io::Result<Self> {
+        use nix::fcntl::{FcntlArg, OFlag, fcntl};
+        let flags = OFlag::from_bits_retain(fcntl(&fd, FcntlArg::F_GETFL)?);
+        fcntl(&fd, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
+        Ok(Self(fd))
+    }
+
+    /// Two ends of one connection.
+    ///
+    /// # Errors
+    /// What socketpair(2) says.
+    pub fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
+        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+        Ok(socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags)?)
+    }
+
+    /// Connects to a listening socket.
+    ///
+    /// # Errors
+    /// What connect(2) says.
+    pub fn connect(address: &UnixAddr) -> io::Result<Self> {
+        let fd = socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None)?;
+        connect(fd.as_raw_fd(), address)?;
+        Self::new(fd)
+    }
+
+    /// Sends a message without waiting.
+    ///
+    /// # Errors
+    /// `WouldBlock` if there is no room now, `BrokenPipe` if the other side is gone.
+    pub fn send(&self, letter: &Letter) -> io::Result<()> {
+        let raw: Vec<_> = letter.descriptors.iter().map(|fd| fd.as_raw_fd()).collect();
+        let rights = [ControlMessage::ScmRights(&raw)];
+        let control = if raw.is_empty() { &[] } else { &rights[..] };
+        let flags = MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT;
+        sendmsg::<()>(self.0.as_raw_fd(), &[IoSlice::new(&letter.bytes)], control, flags, None)?;
+        Ok(())
+    }
+
+    /// Sends a few bytes without waiting, and without allocating.
+    ///
+    /// # Errors
+    /// As [`Self::send`].
+    pub fn send_bytes(&self, bytes: &[u8]) -> io::Result<()> {
+        send(self.0.as_raw_fd(), bytes, MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT)?;
+        Ok(())
+    }
+
+    /// Takes the next message, of at most `LONGEST` bytes, without waiting.
+    ///
+    /// # Errors
+    /// What recvmsg(2) says, but for "nothing now" and "gone", which are [`Arrival`]s.
+    pub fn receive<const LONGEST: usize>(&self) -> io::Result<Arrival> {
+        let mut buffer = [0; LONGEST];
+        match sys::receive(self.0.as_fd(), &mut buffer) {
+            Ok(packet) if packet.truncated => Ok(Arrival::TooLong),
+            Ok(packet) if packet.descriptors_lost && packet.descriptors.len() < MAX_DESCRIPTORS => Ok(Arrival::NoDescriptors),
+            Ok(packet) if packet.descriptors_lost => Ok(Arrival::TooLong),
+            Ok(packet) if packet.length == 0 => Ok(Arrival::HangUp),
+            Ok(packet) => Ok(Arrival::Message(buffer[..packet.length].to_vec(), packet.descriptors)),
+            Err(error) => match error.kind() {
+                io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted => Ok(Arrival::Nothing),
+                io::ErrorKind::ConnectionReset => Ok(Arrival::HangUp),
+                _ => Err(error),
+            },
+        }
+    }
+
+    /// Whether the other side is gone, as far as can be told without reading.
+    #[must_use]
+    pub fn hung_up(&self) -> bool {
+        use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+        let mut polled = [PollFd::new(self.0.as_fd(), PollFlags::empty())];
+        poll(&mut polled, PollTimeout::ZERO) == Ok(1)
+            && polled[0].revents().is_some_and(|events| events.intersects(PollFlags::POLLHUP | PollFlags::POLLERR))
+    }
+
+    /// Who is at the other end, as the kernel noted it when the connection was made.
+    ///
+    /// # Errors
+    /// What getsockopt(2) says.
+    pub fn peer(&self) -> io::Result<Credentials> {
+        let found = nix::sys::socket::getsockopt(&self.0, nix::sys::socket::sockopt::PeerCredentials)?;
+        Ok(Credentials { pid: found.pid(), uid: found.uid(), gid: found.gid() })
+    }
+}
+
+/// A process, as SO_PEERCRED names it (unix(7)).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Credentials {
+    /// Its process id; 0 if it lives in a PID namespace that cannot be seen from here.
+    pub pid: i32,
+    /// Its effective user id.
+    pub uid: u32,
+    /// Its effective group id.
+    pub gid: u32,
+}
+
+impl AsFd for PacketSocket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+impl AsRawFd for PacketSocket {
+    fn as_raw_fd(&self) -> i32 {
+        self.0.as_raw_fd()
+    }
+}
+
+/// Whether an error of `send` means that the other side is gone.
+#[must_use]
+pub fn means_gone(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error().map(Errno::from_raw),
+        Some(Errno::EPIPE | Errno::ECONNRESET | Errno::ENOTCONN | Errno::ECONNREFUSED)
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::limits::{MAX_DESCRIPTORS, MAX_MESSAGE};
+    use std::sync::Arc;
+
+    fn pair() -> (PacketSocket, PacketSocket) {
+        let (a, b) = PacketSocket::pair().unwrap();
+        (PacketSocket::new(a).unwrap(), PacketSocket::new(b).unwrap())
+    }
+
+    fn letter(bytes: usize, descriptors: usize) -> Letter {
+        let fd = Arc::new(OwnedFd::from(std::fs::File::open("/dev/null").unwrap()));
+        Letter { bytes: vec![7; bytes], descriptors: vec![fd; descriptors] }
+    }
+
+    #[test]
+    fn the_largest_message_arrives_whole() {
+        let (a, b) = pair();
+        a.send(&letter(MAX_MESSAGE, MAX_DESCRIPTORS)).unwrap();
+        let Arrival::Message(bytes, descriptors) = b.receive::<MAX_MESSAGE>().unwrap() else { panic!("no message") };
+        assert_eq!((bytes.len(), descriptors.len()), (MAX_MESSAGE, MAX_DESCRIPTORS));
+        assert!(matches!(b.receive::<MAX_MESSAGE>().unwrap(), Arrival::Nothing));
+    }
+
+    #[test]
+    fn a_longer_message_is_noticed_and_dropped() {
+        let (a, b) = pair();
+        a.send(&letter(MAX_MESSAGE + 1, 0)).unwrap();
+        assert!(matches!(b.receive::<MAX_MESSAGE>().unwrap(), Arrival::TooLong));
+        a.send(&letter(1, 253)).unwrap();
+        assert!(matches!(b.receive::<MAX_MESSAGE>().unwrap(), Arrival::TooLong));
+        a.send(&letter(1, 0)).unwrap();
+        assert!(matches!(b.receive::<MAX_MESSAGE>().unwrap(), Arrival::Message(..)));
+    }
+
+    #[test]
+    fn descriptors_that_came_with_a_lost_message_are_closed() {
+        let (a, b) = pair();
+        let (reader, writer) = nix::unistd::pipe().unwrap();
+        let writer = Arc::new(writer);
+        a.send(&Letter { bytes: vec![7], descriptors: vec![writer.clone(); 253] }).unwrap();
+        drop(writer);
+        assert!(matches!(b.receive::<MAX_MESSAGE>().unwrap(), Arrival::TooLong));
+        assert_eq!(nix::unistd::read(&reader, &mut [0]), Ok(0), "the writing end is still open somewhere");
+    }
+
+    #[test]
+    fn what_was_sent_before_a_hang_up_arrives_before_it() {
+        let (a, b) = pair();
+        a.send(&letter(3, 1)).unwrap();
+        drop(a);
+        assert!(b.hung_up());
+        assert!(matches!(b.receive::<MAX_MESSAGE>().unwrap(), Arrival::Message(..)));
+        assert!(matches!(b.receive::<MAX_MESSAGE>().unwrap(), Arrival::HangUp));
+        assert!(means_gone(&b.send(&letter(1, 0)).unwrap_err()));
+    }
+
+    #[test]
+    fn a_full_socket_says_so() {
+        let (a, _b) = pair();
+        let error = loop {
+            if let Err(error) = a.send(&letter(MAX_MESSAGE, 0)) {
+                break error;
+            }
+        };
+        assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+    }
+}

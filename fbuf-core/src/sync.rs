@@ -1,0 +1,14 @@
+//! The atomics that the lock-free protocols are built on: the standard ones, or loom's in a model
+//! (`--cfg loom`), so that what is modelled is the code that runs.
+
+#[cfg(not(loom))]
+pub use std::sync::{
+    Mutex,
+    atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering, compiler_fence, fence},
+};
+
+#[cfg(loom)]
+pub use loom::sync::{
+    Mutex,
+    atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering, fence},
+};

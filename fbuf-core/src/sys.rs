@@ -1,0 +1,106 @@
+//! The three calls for which there is no safe wrapper: membarrier(2), and accepting descriptors
+//! from recvmsg(2) and accept4(2).
+//!
+//! One of the three files of this crate that may be `unsafe`.
+#![allow(unsafe_code)]
+
+use std::{
+    io, mem,
+    os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
+};
+
+use nix::sys::socket::{SockFlag, accept4};
+
+use crate::limits::MAX_DESCRIPTORS;
+
+/// A request to membarrier(2).
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Membarrier {
+    /// From now on, be reached by the barriers of others.
+    Register = 1 << 2,
+    /// A full fence on every processor that runs a registered process.
+    Everywhere = 1 << 1,
+}
+
+/// Performs it; false where the kernel, or a filter before it, does not.
+pub(crate) fn membarrier(command: Membarrier) -> bool {
+    // SAFETY: neither command takes a pointer or touches memory of this process.
+    unsafe { libc::syscall(libc::SYS_membarrier, command as libc::c_int, 0, 0) == 0 }
+}
+
+/// Words of room for the descriptors of one message: their header, and four bytes each.
+const CONTROL_WORDS: usize = 4 + MAX_DESCRIPTORS / 2;
+
+/// What [`receive`] took from a socket.
+pub(crate) struct Packet {
+    /// How many bytes of the buffer are its text.
+    pub length: usize,
+    /// The descriptors that came with it, closed on exec.
+    pub descriptors: Vec<OwnedFd>,
+    /// Text did not fit and is lost.
+    pub truncated: bool,
+    /// Descriptors did not fit, here or into this process's table, and are lost.
+    pub descriptors_lost: bool,
+}
+
+/// Takes one message from a socket, without waiting.
+pub(crate) fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<Packet> {
+    let mut control = [0u64; CONTROL_WORDS];
+    let mut part = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
+    // SAFETY: all-zero is a valid msghdr: no name, no parts, no control.
+    let mut header: libc::msghdr = unsafe { mem::zeroed() };
+    header.msg_iov = &raw mut part;
+    header.msg_iovlen = 1;
+    header.msg_control = control.as_mut_ptr().cast();
+    header.msg_controllen = size_of_val(&control) as _;
+    let flags = libc::MSG_CMSG_CLOEXEC | libc::MSG_DONTWAIT;
+    // SAFETY: the header points at `part` and `control`, which live here, with their true sizes.
+    let length = unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut header, flags) };
+    let length = usize::try_from(length).map_err(|_| io::Error::last_os_error())?;
+    Ok(Packet {
+        length,
+        // SAFETY: the kernel has filled in `header` and `control`.
+        descriptors: unsafe { descriptors(&header) },
+        truncated: header.msg_flags & libc::MSG_TRUNC != 0,
+        descriptors_lost: header.msg_flags & libc::MSG_CTRUNC != 0,
+    })
+}
+
+/// All descriptors of a message, also where some were lost: what came must be closed.
+///
+/// # Safety
+/// `header` is as a successful recvmsg left it, its control buffer is 8-aligned and not yet read.
+unsafe fn descriptors(header: &libc::msghdr) -> Vec<OwnedFd> {
+    let mut found = Vec::new();
+    // SAFETY: the macros walk the control messages that the kernel wrote, within `msg_controllen`.
+    unsafe {
+        let mut at = libc::CMSG_FIRSTHDR(header);
+        while let Some(message) = at.as_ref() {
+            if message.cmsg_level == libc::SOL_SOCKET && message.cmsg_type == libc::SCM_RIGHTS {
+                let bytes = message.cmsg_len as usize - libc::CMSG_LEN(0) as usize;
+                let first = libc::CMSG_DATA(at).cast::<RawFd>();
+                // The kernel has just made these for us and told nobody else.
+                found.extend((0..bytes / size_of::<RawFd>()).map(|n| own(first.add(n).read_unaligned())));
+            }
+            at = libc::CMSG_NXTHDR(header, at);
+        }
+    }
+    found
+}
+
+/// Takes the next connection from a listening socket, without waiting.
+///
+/// # Errors
+/// What accept4(2) says; `WouldBlock` when nobody is waiting.
+pub fn accept(listener: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    let raw = accept4(listener.as_raw_fd(), SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK)?;
+    // SAFETY: the kernel has just made it for us and told nobody else.
+    Ok(unsafe { own(raw) })
+}
+
+/// # Safety
+/// The descriptor is open and nobody else's.
+unsafe fn own(raw: RawFd) -> OwnedFd {
+    // SAFETY: as the caller promises.
+    unsafe { OwnedFd::from_raw_fd(raw) }
+}

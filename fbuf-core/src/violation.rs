@@ -1,0 +1,116 @@
+//! What a peer can do wrong. Whatever a peer wrote is read once, copied and checked (invariant 4);
+//! the check that fails names the rule here, and the link it happened on is closed.
+
+/// A rule of the link that the peer broke.
+///
+/// It costs the link and nothing else: other links of the same endpoint go on.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Violation {
+    /// A lane entry carries neither this lap's mark nor the last one's.
+    #[error("a lane entry is marked for lap {found}, where only {expected} or the one before can stand")]
+    Lap {
+        /// The mark that was found.
+        found: u8,
+        /// The mark that the reader waits for.
+        expected: u8,
+    },
+    /// A lane entry of an unknown kind.
+    #[error("a lane entry is of the unknown kind {0}")]
+    Kind(u8),
+    /// A gap that says nothing was left out.
+    #[error("a lane entry says that messages were left out, but none")]
+    EmptyGap,
+    /// A slot of a segment that was never announced.
+    #[error("a message names segment {named} of {known}")]
+    Segment {
+        /// The segment that was named.
+        named: u16,
+        /// How many are known.
+        known: usize,
+    },
+    /// A slot that its segment does not have.
+    #[error("a message names slot {named} of a segment with {slots}")]
+    Slot {
+        /// The slot that was named.
+        named: u32,
+        /// How many the segment has.
+        slots: u32,
+    },
+    /// Bytes outside their slot.
+    #[error("a message claims {length} bytes at {offset} in a slot of {slot_bytes}")]
+    Span {
+        /// Where the bytes would begin.
+        offset: u32,
+        /// How many there would be.
+        length: u32,
+        /// The size of a slot.
+        slot_bytes: u32,
+    },
+    /// A slot that was sent again while it is still held here.
+    #[error("slot {0} was sent again while it is still held")]
+    StillHeld(u32),
+    /// A link message that cannot be read.
+    #[error("a link message cannot be read: {0}")]
+    Garbage(String),
+    /// A link message that has no place where it came.
+    #[error("{found} where {wanted} was due")]
+    OutOfTurn {
+        /// What came.
+        found: &'static str,
+        /// What would have had its place here.
+        wanted: &'static str,
+    },
+    /// Numbers in a link message that contradict each other or a limit.
+    #[error("{what} is {found}, allowed is {allowed}")]
+    Terms {
+        /// Which number.
+        what: &'static str,
+        /// Its value.
+        found: u64,
+        /// What it may be, in words.
+        allowed: &'static str,
+    },
+    /// A descriptor that may not be mapped.
+    #[error("an unsuitable descriptor: {0}")]
+    Descriptor(#[from] Unsuitable),
+    /// A link socket that the peer never reads.
+    #[error("the link socket is full: the peer does not read it")]
+    SocketFull,
+}
+
+/// Why a descriptor that a peer sent is not mapped.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Unsuitable {
+    /// Not a memfd, or one that was made without sealing.
+    #[error("it is not a memfd that can be sealed")]
+    NotSealable,
+    /// Not exactly the seals that make a second writer impossible.
+    #[error("its seals are {found:#x}, exactly {wanted:#x} are required")]
+    Seals {
+        /// What `F_GET_SEALS` says.
+        found: i32,
+        /// What it has to say.
+        wanted: i32,
+    },
+    /// Not the size that was announced.
+    #[error("it has {found} bytes, {wanted} were announced")]
+    Size {
+        /// What `fstat` says.
+        found: u64,
+        /// What it has to say.
+        wanted: u64,
+    },
+    /// Memory that is promised but not there.
+    #[error("only {reserved} of its {size} bytes are reserved")]
+    Holes {
+        /// The bytes that exist.
+        reserved: u64,
+        /// The bytes that are claimed.
+        size: u64,
+    },
+    /// The kernel would not map it.
+    #[error("the kernel does not map it: {0}")]
+    Unmappable(String),
+}

@@ -1,0 +1,2 @@
+//! The fbuf command.
+fn main() {}
