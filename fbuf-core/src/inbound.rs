@@ -73,7 +73,12 @@ impl Greeted {
     ///
     /// # Errors
     /// [`GreetError`]: there will be no link.
-    pub fn new(peer: Peer, socket: PacketSocket, geometry: Geometry, skip_above: Option<u32>) -> Result<Self, GreetError> {
+    pub fn new(
+        peer: Peer,
+        socket: PacketSocket,
+        geometry: Geometry,
+        skip_above: Option<u32>,
+    ) -> Result<Self, GreetError> {
         let (board, descriptor) = BoardTable::create("fbuf-board", geometry.max_slots() as usize)?;
         let hello = Hello {
             board: Descriptor::from(descriptor),
@@ -205,10 +210,10 @@ impl Inbound {
     /// # Errors
     /// [`LinkEnd::Violation`]: the sender wrote something it may not.
     #[inline]
-    pub fn next(&mut self) -> Result<Option<Received>, LinkEnd> {
+    pub fn take(&mut self) -> Result<Option<Received>, LinkEnd> {
         loop {
             let position = self.reader.position();
-            match self.reader.next()? {
+            match self.reader.take()? {
                 None => return Ok(None),
                 Some(Note::Gap(count)) => {
                     self.missed = self.missed.saturating_add(count);
@@ -236,7 +241,8 @@ impl Inbound {
         if slot.slot >= segment.slots {
             return Err(Violation::Slot { named: slot.slot, slots: segment.slots });
         }
-        let outside = Violation::Span { offset: span.offset, length: span.length, slot_bytes: self.geometry.slot_bytes() };
+        let outside =
+            Violation::Span { offset: span.offset, length: span.length, slot_bytes: self.geometry.slot_bytes() };
         if !span.fits(self.geometry.slot_bytes()) {
             return Err(outside);
         }

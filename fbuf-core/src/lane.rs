@@ -153,7 +153,7 @@ impl<M: LaneMemory> LaneWriter<M> {
     fn publish(&mut self, head: u64, body: u64) {
         let entry = &self.memory.ring()[self.place.index()];
         entry.body.store(body, Ordering::Relaxed);
-        // Release: partner is the Acquire load in `LaneReader::next`. It carries the body, and the
+        // Release: partner is the Acquire load in `LaneReader::take`. It carries the body, and the
         // bytes of the slot.
         entry.head.store(head | u64::from(self.place.lap()), Ordering::Release);
         self.place.position += 1;
@@ -195,7 +195,7 @@ impl<M: LaneMemory> LaneReader<M> {
     /// # Errors
     /// [`Violation`] if the entry is not one that a sender may write.
     #[inline]
-    pub fn next(&mut self) -> Result<Option<Note>, Violation> {
+    pub fn take(&mut self) -> Result<Option<Note>, Violation> {
         let entry = &self.memory.ring()[self.place.index()];
         // Acquire: partner is the Release store in `LaneWriter::publish`.
         let head = entry.head.load(Ordering::Acquire);
@@ -275,10 +275,10 @@ mod tests {
         let memory = HeapLane::new(4);
         let (mut writer, mut reader) = (LaneWriter::new(memory.clone()), LaneReader::new(memory));
         for n in 0..4 * 600 {
-            assert_eq!(reader.next(), Ok(None));
+            assert_eq!(reader.take(), Ok(None));
             let (slot, span) = message(n);
             writer.message(slot, span);
-            assert_eq!(reader.next(), Ok(Some(Note::Message(slot, span))));
+            assert_eq!(reader.take(), Ok(Some(Note::Message(slot, span))));
         }
     }
 
@@ -292,9 +292,9 @@ mod tests {
         writer.close();
         for n in 1..=8 {
             assert!(!reader.finished());
-            assert_eq!(reader.next(), Ok(Some(Note::Gap(n))));
+            assert_eq!(reader.take(), Ok(Some(Note::Gap(n))));
         }
-        assert_eq!(reader.next(), Ok(None));
+        assert_eq!(reader.take(), Ok(None));
         assert!(reader.finished());
     }
 
@@ -319,7 +319,7 @@ mod tests {
             }
             let mut reader = LaneReader::new(memory);
             let mut taken = 0;
-            while let Ok(Some(_)) = reader.next() {
+            while let Ok(Some(_)) = reader.take() {
                 taken += 1;
                 prop_assert!(taken <= 8, "one lap was written, more were read");
             }
@@ -358,7 +358,7 @@ mod model {
             });
             let mut seen = Vec::new();
             while seen.len() < 2 {
-                match reader.next().expect("an honest sender") {
+                match reader.take().expect("an honest sender") {
                     Some(note) => seen.push(note),
                     None => thread::yield_now(),
                 }

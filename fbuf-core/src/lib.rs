@@ -3,7 +3,7 @@
 //! Programs link `fbuf-client`; this crate is its inside.
 //!
 //! A message's way, downhill: [`pool::Pool::allocate`] makes a [`loan::Fbuf`] of a free slot,
-//! [`outbound::Outbound::offer`] lends it through a [`lane`], [`inbound::Inbound::next`] makes a
+//! [`outbound::Outbound::offer`] lends it through a [`lane`], [`inbound::Inbound::take`] makes a
 //! [`loan::Received`] of it, whose drop writes the [`board`], where [`pool::Pool::collect`] finds it.
 //!
 //! Unsafe code lives in `memory/map.rs` (mappings), `loan.rs` (slots as slices) and `sys.rs` (system
@@ -20,6 +20,12 @@ pub mod violation;
 mod sync;
 
 // Everything that touches the kernel. The models (`--cfg loom`) need none of it.
+#[cfg(not(loom))]
+pub mod address;
+#[cfg(not(loom))]
+pub mod channel;
+#[cfg(not(loom))]
+pub mod control;
 #[cfg(not(loom))]
 pub mod inbound;
 #[cfg(not(loom))]

@@ -101,9 +101,11 @@ pub(crate) fn fencing(asymmetric: bool) -> Fencing {
 /// may send is bounded, and each reads its socket whenever it has slept.
 pub(crate) fn send(socket: &PacketSocket, message: &LinkMessage) -> Result<(), LinkEnd> {
     let letter = wire::encode(message).map_err(|error| Violation::Garbage(error.to_string()))?;
-    socket.send(&letter).map_err(|error| {
-        if means_gone(&error) { LinkEnd::HangUp } else { Violation::SocketFull.into() }
-    })
+    socket.send(&letter).map_err(
+        |error| {
+            if means_gone(&error) { LinkEnd::HangUp } else { Violation::SocketFull.into() }
+        },
+    )
 }
 
 /// Wakes the peer. A full socket is a bell that rings already, and a dead one is noticed elsewhere.
@@ -114,11 +116,13 @@ pub(crate) fn ring(socket: &PacketSocket) {
 /// Takes the next message, if one is there.
 pub(crate) fn receive(socket: &PacketSocket) -> Result<Option<LinkMessage>, LinkEnd> {
     match socket.receive::<LONGEST>() {
-        Ok(Arrival::Message(bytes, descriptors)) => wire::decode(&bytes, descriptors)
-            .map(Some)
-            .map_err(|error| Violation::Garbage(error.to_string()).into()),
+        Ok(Arrival::Message(bytes, descriptors)) => {
+            wire::decode(&bytes, descriptors).map(Some).map_err(|error| Violation::Garbage(error.to_string()).into())
+        }
         Ok(Arrival::TooLong) => Err(Violation::Garbage("longer than any message may be".into()).into()),
-        Ok(Arrival::NoDescriptors) => Err(LinkEnd::Exhausted("no descriptor is left for a link (RLIMIT_NOFILE)".into())),
+        Ok(Arrival::NoDescriptors) => {
+            Err(LinkEnd::Exhausted("no descriptor is left for a link (RLIMIT_NOFILE)".into()))
+        }
         Ok(Arrival::Nothing) => Ok(None),
         Ok(Arrival::HangUp) => Err(LinkEnd::HangUp),
         Err(error) => Err(LinkEnd::Exhausted(error.to_string())),

@@ -42,7 +42,9 @@ unsafe impl Sync for Fbuf {}
 
 /// More bytes than a slot has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("{asked} bytes were asked for in a slot of {capacity}: open the sender with larger slots, or send several messages")]
+#[error(
+    "{asked} bytes were asked for in a slot of {capacity}: open the sender with larger slots, or send several messages"
+)]
 pub struct TooLarge {
     /// Bytes that were asked for.
     pub asked: usize,
@@ -110,7 +112,12 @@ impl Fbuf {
     pub fn spare_mut(&mut self) -> &mut [u8] {
         // SAFETY: filled ≤ capacity, all bytes of a slot are initialised (memory from the kernel is
         // zeroed), and this fbuf owns them (invariant 2).
-        unsafe { slice::from_raw_parts_mut(self.bytes.as_ptr().add(self.filled as usize), (self.capacity - self.filled) as usize) }
+        unsafe {
+            slice::from_raw_parts_mut(
+                self.bytes.as_ptr().add(self.filled as usize),
+                (self.capacity - self.filled) as usize,
+            )
+        }
     }
 
     /// Reads once from `source` straight into the slot, and counts what came as filled.
@@ -251,7 +258,7 @@ impl Received {
 impl Deref for Received {
     type Target = [u8];
     fn deref(&self) -> &[u8] {
-        // SAFETY: a `Loan` is made only of bytes inside a slot that was just taken (`Inbound::next`). At the
+        // SAFETY: a `Loan` is made only of bytes inside a slot that was just taken (`Inbound::take`). At the
         // protection level "volatile" the sender has moved its `Fbuf` away and cannot write them in
         // safe code before this slot is handed back (invariants 1 and 2); the trust rule says where
         // that level may be used.

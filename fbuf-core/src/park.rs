@@ -247,7 +247,7 @@ mod model {
             };
             let own = BoardWriter::new(board);
             for _ in 0..2 {
-                sleep_until(&own.head().flag, &bell, || reader.next().expect("an honest sender").is_some());
+                sleep_until(&own.head().flag, &bell, || reader.take().expect("an honest sender").is_some());
             }
             sender.join().unwrap();
         });

@@ -90,7 +90,11 @@ impl Pool {
     /// Where its slots are. Lent ones that have come back since the last look count as lent.
     #[must_use]
     pub fn places(&self) -> Places {
-        Places { free: self.free.len() + self.shelf.count(), held: self.held - self.shelf.count(), lent: self.lent.len() }
+        Places {
+            free: self.free.len() + self.shelf.count(),
+            held: self.held - self.shelf.count(),
+            lent: self.lent.len(),
+        }
     }
 
     /// How many slots there are now.

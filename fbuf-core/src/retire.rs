@@ -49,6 +49,13 @@ impl Held {
     }
 }
 
+#[cfg(not(loom))]
+impl<T: Remains> Default for Retired<T> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 /// What is left of a link that ended while some of its slots were held.
 pub trait Remains {
     /// Which of the counters it is counted in; any number, best a different one for each link.
@@ -76,6 +83,7 @@ impl<T: Remains> Retired<T> {
         Self { counts: [const { CachePadded::new(AtomicU32::new(0)) }; BUCKETS], list: Mutex::new(Vec::new()) }
     }
 
+    /// None yet.
     #[cfg(loom)]
     pub fn new() -> Self {
         Self { counts: std::array::from_fn(|_| CachePadded::new(AtomicU32::new(0))), list: Mutex::new(Vec::new()) }

@@ -66,7 +66,9 @@ pub enum GeometryError {
     #[error("{0} slots were asked for: 1 to {MAX_SLOTS} are possible")]
     Slots(u64),
     /// More slots at the start than at the end.
-    #[error("{start} slots were asked for to start with, and growth to {limit}: the limit cannot be less than the start")]
+    #[error(
+        "{start} slots were asked for to start with, and growth to {limit}: the limit cannot be less than the start"
+    )]
     Growth {
         /// To start with.
         start: u32,

@@ -9,7 +9,8 @@ use std::{
 use nix::{
     errno::Errno,
     sys::socket::{
-        AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, UnixAddr, connect, send, sendmsg, socket, socketpair,
+        AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, UnixAddr, connect, send, sendmsg, socket,
+        socketpair,
     },
 };
 
@@ -95,7 +96,9 @@ impl PacketSocket {
         let mut buffer = [0; LONGEST];
         match sys::receive(self.0.as_fd(), &mut buffer) {
             Ok(packet) if packet.truncated => Ok(Arrival::TooLong),
-            Ok(packet) if packet.descriptors_lost && packet.descriptors.len() < MAX_DESCRIPTORS => Ok(Arrival::NoDescriptors),
+            Ok(packet) if packet.descriptors_lost && packet.descriptors.len() < MAX_DESCRIPTORS => {
+                Ok(Arrival::NoDescriptors)
+            }
             Ok(packet) if packet.descriptors_lost => Ok(Arrival::TooLong),
             Ok(packet) if packet.length == 0 => Ok(Arrival::HangUp),
             Ok(packet) => Ok(Arrival::Message(buffer[..packet.length].to_vec(), packet.descriptors)),

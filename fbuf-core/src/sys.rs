@@ -77,7 +77,7 @@ unsafe fn descriptors(header: &libc::msghdr) -> Vec<OwnedFd> {
         let mut at = libc::CMSG_FIRSTHDR(header);
         while let Some(message) = at.as_ref() {
             if message.cmsg_level == libc::SOL_SOCKET && message.cmsg_type == libc::SCM_RIGHTS {
-                let bytes = message.cmsg_len as usize - libc::CMSG_LEN(0) as usize;
+                let bytes = message.cmsg_len - libc::CMSG_LEN(0) as usize;
                 let first = libc::CMSG_DATA(at).cast::<RawFd>();
                 // The kernel has just made these for us and told nobody else.
                 found.extend((0..bytes / size_of::<RawFd>()).map(|n| own(first.add(n).read_unaligned())));

@@ -87,7 +87,9 @@ pub struct Letter {
 #[non_exhaustive]
 pub enum WireError {
     /// It is longer, or carries more descriptors, than any message may.
-    #[error("a message of {bytes} bytes with {descriptors} descriptors: at most {MAX_MESSAGE} and {MAX_DESCRIPTORS} are allowed")]
+    #[error(
+        "a message of {bytes} bytes with {descriptors} descriptors: at most {MAX_MESSAGE} and {MAX_DESCRIPTORS} are allowed"
+    )]
     TooLong {
         /// Its bytes.
         bytes: usize,

@@ -51,7 +51,8 @@ impl Map {
     /// [`Unsuitable`]: it is not what a peer may send.
     pub fn attach(fd: BorrowedFd<'_>, size: u64) -> Result<Self, Unsuitable> {
         verify(fd, size)?;
-        let map = Self::new(fd, size, ProtFlags::PROT_READ).map_err(|error| Unsuitable::Unmappable(error.to_string()))?;
+        let map =
+            Self::new(fd, size, ProtFlags::PROT_READ).map_err(|error| Unsuitable::Unmappable(error.to_string()))?;
         map.populate(libc::MADV_POPULATE_READ);
         Ok(map)
     }
@@ -108,7 +109,7 @@ unsafe impl<H: Sync, C: Sync> Sync for Table<H, C> {}
 impl<H: FromBytes, C: FromBytes> Table<H, C> {
     /// Fails to compile for layouts whose cells would not be aligned behind the header.
     const LAID_OUT: () = assert!(
-        align_of::<H>() <= 4096 && align_of::<C>() <= align_of::<H>() && size_of::<H>() % align_of::<C>() == 0
+        align_of::<H>() <= 4096 && align_of::<C>() <= align_of::<H>() && size_of::<H>().is_multiple_of(align_of::<C>())
     );
 
     /// The bytes that a table with so many cells takes, in whole pages.

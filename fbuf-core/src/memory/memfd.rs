@@ -17,12 +17,7 @@ use crate::violation::Unsuitable;
 
 /// What every shared memfd carries when it leaves the process that writes it: nobody can map it
 /// writable any more (the mapping of its writer stays), resize it, or lift a seal.
-const SEALS: [FileSeal; 4] = [
-    FileSeal::SealFutureWrite,
-    FileSeal::SealShrink,
-    FileSeal::SealGrow,
-    FileSeal::SealSeal,
-];
+const SEALS: [FileSeal; 4] = [FileSeal::SealFutureWrite, FileSeal::SealShrink, FileSeal::SealGrow, FileSeal::SealSeal];
 
 /// Shared memory could not be had.
 #[derive(Debug, thiserror::Error)]
@@ -99,8 +94,8 @@ impl Reserved {
     /// [`MemoryError::Refused`] on a kernel without `F_SEAL_FUTURE_WRITE` (before 5.1).
     pub fn seal(self) -> Result<OwnedFd, MemoryError> {
         let refused = |source| MemoryError::Refused { call: "F_ADD_SEALS", asked: self.size, source };
-        let memfd = ::memfd::Memfd::try_from_file(self.file)
-            .map_err(|_| refused(io::Error::other("it cannot be sealed")))?;
+        let memfd =
+            ::memfd::Memfd::try_from_file(self.file).map_err(|_| refused(io::Error::other("it cannot be sealed")))?;
         memfd.add_seals(&SEALS).map_err(|error| refused(io::Error::other(error)))?;
         Ok(memfd.into_file().into())
     }
@@ -118,10 +113,8 @@ impl AsFd for Reserved {
 /// # Errors
 /// [`Unsuitable`], naming the first rule it breaks.
 pub fn verify(fd: BorrowedFd<'_>, size: u64) -> Result<(), Unsuitable> {
-    let wanted = SealFlag::F_SEAL_FUTURE_WRITE
-        | SealFlag::F_SEAL_SHRINK
-        | SealFlag::F_SEAL_GROW
-        | SealFlag::F_SEAL_SEAL;
+    let wanted =
+        SealFlag::F_SEAL_FUTURE_WRITE | SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL;
     let found = fcntl(fd, FcntlArg::F_GET_SEALS).map_err(|_| Unsuitable::NotSealable)?;
     // F_SEAL_EXEC, which says nothing about writing, comes unasked where vm.memfd_noexec is set.
     if found & !SEAL_EXEC != wanted.bits() {
@@ -182,10 +175,7 @@ mod tests {
         let memfd = MemfdOptions::new().allow_sealing(true).create("fbuf-test").unwrap();
         memfd.as_file().set_len(1 << 40).unwrap();
         memfd.add_seals(&SEALS).unwrap();
-        assert_eq!(
-            verify(memfd.as_file().as_fd(), 1 << 40),
-            Err(Unsuitable::Holes { reserved: 0, size: 1 << 40 })
-        );
+        assert_eq!(verify(memfd.as_file().as_fd(), 1 << 40), Err(Unsuitable::Holes { reserved: 0, size: 1 << 40 }));
     }
 
     #[test]

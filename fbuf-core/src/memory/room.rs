@@ -23,10 +23,13 @@ pub(super) fn none_left(asked: u64) -> MemoryError {
 fn least() -> Option<(u64, &'static str)> {
     let machine = fs::read_to_string("/proc/meminfo").ok().and_then(|text| mem_available(&text));
     let groups = fs::read_to_string("/proc/self/cgroup").ok().and_then(|text| in_groups(&text));
-    [machine.map(|bytes| (bytes, "MemAvailable of this machine")), groups.map(|bytes| (bytes, "memory.max of a control group"))]
-        .into_iter()
-        .flatten()
-        .min()
+    [
+        machine.map(|bytes| (bytes, "MemAvailable of this machine")),
+        groups.map(|bytes| (bytes, "memory.max of a control group")),
+    ]
+    .into_iter()
+    .flatten()
+    .min()
 }
 
 fn mem_available(meminfo: &str) -> Option<u64> {

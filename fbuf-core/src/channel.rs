@@ -1,0 +1,98 @@
+//! Names of channels.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use crate::limits::MAX_CHANNEL_NAME;
+
+/// The name of a channel: 1 to 255 bytes of UTF-8 without control characters. Nothing in a file
+/// system carries it.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct ChannelName(String);
+
+/// A name that no channel can have.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
+#[non_exhaustive]
+pub enum ChannelNameError {
+    /// No characters.
+    #[error("a channel name was asked for with no characters in it: give it 1 to {MAX_CHANNEL_NAME} bytes")]
+    Empty,
+    /// Too many.
+    #[error("a channel name of {0} bytes was asked for: at most {MAX_CHANNEL_NAME} are possible")]
+    TooLong(usize),
+    /// One that would not print.
+    #[error("the channel name {name:?} has the control character {character:?} in it: leave it out")]
+    Control {
+        /// The name.
+        name: String,
+        /// The first such character.
+        character: char,
+    },
+}
+
+impl ChannelName {
+    /// Checks a name.
+    ///
+    /// # Errors
+    /// [`ChannelNameError`]: empty, too long, or with control characters.
+    pub fn new(name: impl Into<String>) -> Result<Self, ChannelNameError> {
+        let name = name.into();
+        if name.is_empty() {
+            return Err(ChannelNameError::Empty);
+        }
+        if name.len() > MAX_CHANNEL_NAME {
+            return Err(ChannelNameError::TooLong(name.len()));
+        }
+        if let Some(character) = name.chars().find(|character| character.is_control()) {
+            return Err(ChannelNameError::Control { name, character });
+        }
+        Ok(Self(name))
+    }
+
+    /// The name.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl TryFrom<String> for ChannelName {
+    type Error = ChannelNameError;
+    fn try_from(name: String) -> Result<Self, ChannelNameError> {
+        Self::new(name)
+    }
+}
+
+impl From<ChannelName> for String {
+    fn from(name: ChannelName) -> Self {
+        name.0
+    }
+}
+
+impl fmt::Display for ChannelName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn impossible_names_are_told_apart() {
+        assert_eq!(ChannelName::new(""), Err(ChannelNameError::Empty));
+        assert_eq!(ChannelName::new("x".repeat(256)), Err(ChannelNameError::TooLong(256)));
+        assert!(matches!(ChannelName::new("a\nb"), Err(ChannelNameError::Control { character: '\n', .. })));
+        assert!(ChannelName::new("x".repeat(255)).is_ok());
+        assert!(ChannelName::new("Kamera 1/ä").is_ok());
+    }
+
+    #[test]
+    fn impossible_names_do_not_deserialize() {
+        let bytes = postcard::to_stdvec("a\u{7}b").unwrap();
+        assert!(postcard::from_bytes::<ChannelName>(&bytes).is_err());
+    }
+}

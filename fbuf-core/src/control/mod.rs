@@ -1,0 +1,96 @@
+//! The control protocol: a fixed greeting that every version understands, then a tarpc service whose
+//! messages carry descriptors.
+
+mod greeting;
+mod transport;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    channel::ChannelNameError,
+    inbound::Peer,
+    limits::{MAX_DESCRIPTORS, MAX_ENDPOINTS},
+    slot::GeometryError,
+    wire::Descriptor,
+};
+
+pub use greeting::{Greeting, GreetingError, VERSION, Verdict};
+pub use transport::{ClientTransport, Packets, ServerTransport};
+
+/// What a client may ask of its broker.
+#[tarpc::service]
+pub trait Control {
+    /// Opens an endpoint on a channel. The client chooses the number by which both sides speak of it.
+    async fn open(endpoint: u64, open: Open) -> Result<(), Refusal>;
+    /// Closes an endpoint. Its links are not touched.
+    async fn close(endpoint: u64);
+    /// Waits until there are introductions for this client, and takes them; none after a while.
+    async fn introductions() -> Vec<Introduction>;
+}
+
+/// What is opened.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Open {
+    /// The name of the channel. Made by its first endpoint, gone with its last.
+    pub channel: String,
+    /// Which end.
+    pub role: Role,
+}
+
+/// Which end of a channel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Role {
+    /// It sends, out of slots of this size and of at most this number.
+    Sender {
+        /// Bytes of a slot.
+        slot_bytes: u64,
+        /// The most slots it will ever have.
+        max_slots: u64,
+    },
+    /// It receives.
+    Receiver,
+}
+
+/// A link that is to be made: a sender and a receiver get one each.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Introduction {
+    /// Which endpoint of this client it is for.
+    pub endpoint: u64,
+    /// Who is at the other end.
+    pub peer: Peer,
+    /// Bytes of a slot of the sender.
+    pub slot_bytes: u64,
+    /// The most slots the sender will ever have.
+    pub max_slots: u64,
+    /// This end of the link socket.
+    pub socket: Descriptor,
+}
+
+/// The most introductions in one answer.
+pub const MAX_INTRODUCTIONS: usize = MAX_DESCRIPTORS;
+
+/// Why the broker will not do what was asked.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
+#[non_exhaustive]
+pub enum Refusal {
+    /// The channel cannot be called that.
+    #[error(transparent)]
+    Channel(#[from] ChannelNameError),
+    /// The slots cannot be like that.
+    #[error("{0}")]
+    Geometry(String),
+    /// The number is taken.
+    #[error("endpoint {0} was to be opened, and is open already")]
+    Taken(u64),
+    /// Too many.
+    #[error(
+        "one more endpoint was to be opened, and this client has {MAX_ENDPOINTS} already: close some, or connect once more"
+    )]
+    TooManyEndpoints,
+}
+
+impl From<GeometryError> for Refusal {
+    fn from(error: GeometryError) -> Self {
+        Self::Geometry(error.to_string())
+    }
+}

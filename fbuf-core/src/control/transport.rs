@@ -1,0 +1,187 @@
+//! tarpc over a packet socket: one packet for each request, cancellation and response, descriptors
+//! travelling with the bytes that name them.
+//!
+//! What stands on the wire is [`Call`] and [`Answer`] and not tarpc's own types: a peer chooses these
+//! bytes, and a deadline of its choice must not overflow a clock.
+
+use std::{
+    collections::VecDeque,
+    io,
+    marker::PhantomData,
+    os::fd::OwnedFd,
+    pin::Pin,
+    task::{Context, Poll, ready},
+    time::{Duration, Instant},
+};
+
+use futures_util::{Sink, Stream};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use tarpc::{ClientMessage, Request, Response, ServerError, context};
+use tokio::io::unix::AsyncFd;
+
+use crate::{
+    limits::MAX_MESSAGE,
+    socket::{Arrival, PacketSocket},
+    wire::{self, Letter},
+};
+
+/// What a client sends.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum Call<T> {
+    /// A question, and how long its answer is of use.
+    Request { id: u64, milliseconds: u32, body: T },
+    /// The answer to this question is of no use any more.
+    Cancel { id: u64 },
+}
+
+/// What a broker sends.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Answer<T> {
+    id: u64,
+    body: Result<T, String>,
+}
+
+/// A message of tarpc, as it travels.
+pub trait Parcel {
+    /// What is encoded.
+    type Wire: Serialize + DeserializeOwned;
+    /// As it is encoded.
+    fn pack(self) -> Self::Wire;
+    /// Back again.
+    fn unpack(wire: Self::Wire) -> Self;
+}
+
+impl<T: Serialize + DeserializeOwned> Parcel for ClientMessage<T> {
+    type Wire = Call<T>;
+
+    fn pack(self) -> Call<T> {
+        match self {
+            ClientMessage::Request(Request { context, id, message }) => {
+                let left = context.deadline.saturating_duration_since(Instant::now());
+                let milliseconds = u32::try_from(left.as_millis()).unwrap_or(u32::MAX);
+                Call::Request { id, milliseconds, body: message }
+            }
+            ClientMessage::Cancel { request_id, .. } => Call::Cancel { id: request_id },
+            // tarpc has no other message today; this one cancels a request that cannot exist.
+            _ => Call::Cancel { id: u64::MAX },
+        }
+    }
+
+    fn unpack(wire: Call<T>) -> Self {
+        let mut context = context::current();
+        match wire {
+            Call::Request { id, milliseconds, body } => {
+                context.deadline = Instant::now() + Duration::from_millis(milliseconds.into());
+                ClientMessage::Request(Request { context, id, message: body })
+            }
+            Call::Cancel { id } => ClientMessage::Cancel { trace_context: context.trace_context, request_id: id },
+        }
+    }
+}
+
+impl<T: Serialize + DeserializeOwned> Parcel for Response<T> {
+    type Wire = Answer<T>;
+
+    fn pack(self) -> Answer<T> {
+        Answer { id: self.request_id, body: self.message.map_err(|error| error.detail) }
+    }
+
+    fn unpack(Answer { id, body }: Answer<T>) -> Self {
+        let message = body.map_err(|detail| ServerError::new(io::ErrorKind::Other, detail));
+        Response { request_id: id, message }
+    }
+}
+
+/// A tarpc transport over a packet socket.
+#[derive(Debug)]
+pub struct Packets<In, Out> {
+    socket: AsyncFd<PacketSocket>,
+    outbox: VecDeque<Letter>,
+    messages: PhantomData<fn(Out) -> In>,
+}
+
+/// The client's end.
+pub type ClientTransport<Req, Resp> = Packets<Response<Resp>, ClientMessage<Req>>;
+/// The broker's end.
+pub type ServerTransport<Req, Resp> = Packets<ClientMessage<Req>, Response<Resp>>;
+
+/// How many messages wait for room in the socket before more are held back.
+const OUTBOX: usize = 16;
+
+impl<In, Out> Packets<In, Out> {
+    /// Speaks over this socket.
+    #[must_use]
+    pub fn new(socket: AsyncFd<PacketSocket>) -> Self {
+        Self { socket, outbox: VecDeque::new(), messages: PhantomData }
+    }
+
+    fn poll_empty(&mut self, task: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while let Some(letter) = self.outbox.front() {
+            let mut ready = ready!(self.socket.poll_write_ready(task))?;
+            match ready.try_io(|socket| socket.get_ref().send(letter)) {
+                Ok(Ok(())) => drop(self.outbox.pop_front()),
+                Ok(Err(error)) => return Poll::Ready(Err(error)),
+                Err(_would_block) => {}
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+/// The next message of a socket, its bytes and descriptors; none at its end.
+type NextLetter = Option<io::Result<(Vec<u8>, Vec<OwnedFd>)>>;
+
+fn poll_letter(socket: &AsyncFd<PacketSocket>, task: &mut Context<'_>) -> Poll<NextLetter> {
+    let invalid = |text| Poll::Ready(Some(Err(io::Error::new(io::ErrorKind::InvalidData, text))));
+    loop {
+        let mut ready = match ready!(socket.poll_read_ready(task)) {
+            Ok(ready) => ready,
+            Err(error) => return Poll::Ready(Some(Err(error))),
+        };
+        match socket.get_ref().receive::<MAX_MESSAGE>() {
+            Ok(Arrival::Message(bytes, descriptors)) => return Poll::Ready(Some(Ok((bytes, descriptors)))),
+            Ok(Arrival::TooLong) => return invalid("a message is longer, or carries more descriptors, than any may"),
+            Ok(Arrival::NoDescriptors) => return invalid("no descriptor is left to receive one (RLIMIT_NOFILE)"),
+            Ok(Arrival::Nothing) => ready.clear_ready(),
+            Ok(Arrival::HangUp) => return Poll::Ready(None),
+            Err(error) => return Poll::Ready(Some(Err(error))),
+        }
+    }
+}
+
+impl<In: Parcel, Out> Stream for Packets<In, Out> {
+    type Item = io::Result<In>;
+
+    fn poll_next(self: Pin<&mut Self>, task: &mut Context<'_>) -> Poll<Option<io::Result<In>>> {
+        let arrival = ready!(poll_letter(&self.socket, task));
+        Poll::Ready(arrival.map(|letter| {
+            let (bytes, descriptors) = letter?;
+            let wire = wire::decode(&bytes, descriptors)
+                .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error.to_string()))?;
+            Ok(In::unpack(wire))
+        }))
+    }
+}
+
+impl<In, Out: Parcel> Sink<Out> for Packets<In, Out> {
+    type Error = io::Error;
+
+    fn poll_ready(mut self: Pin<&mut Self>, task: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.outbox.len() < OUTBOX { Poll::Ready(Ok(())) } else { self.poll_empty(task) }
+    }
+
+    fn start_send(mut self: Pin<&mut Self>, message: Out) -> io::Result<()> {
+        let letter = wire::encode(&message.pack())
+            .map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error.to_string()))?;
+        self.outbox.push_back(letter);
+        Ok(())
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, task: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.poll_empty(task)
+    }
+
+    fn poll_close(mut self: Pin<&mut Self>, task: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.poll_empty(task)
+    }
+}
