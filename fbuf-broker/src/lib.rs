@@ -1,1 +1,15 @@
-//! x
+//! The broker: the control plane of fbuf. It knows names, permissions and quotas, and introduces
+//! senders and receivers to each other by handing each pair the two ends of a socket. It never
+//! touches a payload, and what it has introduced goes on without it (invariant 3).
+//!
+//! [`state`] decides, without any I/O; [`Listener`] and [`serve`] do the I/O; [`Embedded`] runs the
+//! same broker on a thread of any program.
+
+mod embedded;
+mod listener;
+mod server;
+pub mod state;
+
+pub use embedded::Embedded;
+pub use listener::{BindError, Listener};
+pub use server::serve;

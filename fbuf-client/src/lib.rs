@@ -1,1 +1,58 @@
-//! x
+//! What a program links in order to exchange data with other processes through fbufs: buffers in
+//! shared memory that are written once, handed over without copying, and handed back when read.
+//!
+//! ```
+//! use fbuf_client::Client;
+//!
+//! # let broker = fbuf_broker::Embedded::start()?;
+//! # let client = Client::connect_to(broker.address())?;
+//! # /*
+//! let client = Client::connect()?; // the broker of `fbuf broker`
+//! # */
+//! let mut receiver = client.receiver("greetings").open()?;
+//! let mut sender = client.sender("greetings").slot_size(4096).open()?;
+//! sender.wait_for_receivers(1)?;
+//!
+//! let mut fbuf = sender.allocate()?; // uf_allocate
+//! std::io::Write::write_all(&mut fbuf, b"hello")?;
+//! sender.write(fbuf)?; // uf_write
+//!
+//! let received = receiver.get()?; // uf_get
+//! assert_eq!(&received[..], b"hello");
+//! drop(received); // uf_deallocate
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! In practice sender and receiver live in two processes. Each message reaches every receiver that
+//! is linked when it is written; a channel may have many of both. Nothing here starts a system call
+//! for a message while both sides are busy, and nothing needs the broker once two are linked.
+//!
+//! After Druschel and Peterson, "Fbufs: A High-Bandwidth Cross-Domain Transfer Facility", SOSP 1993,
+//! and Thadani and Khalidi, "An Efficient Zero-Copy I/O Framework for UNIX", SMLI TR-95-39, 1995,
+//! whose `uf_allocate`, `uf_write`, `uf_get` and `uf_deallocate` are noted above.
+
+#![forbid(unsafe_code)]
+
+mod client;
+mod endpoint;
+mod receiver;
+mod sender;
+mod wait;
+
+pub use client::{Client, ConnectError, OpenError};
+pub use fbuf_core::{
+    address::Address,
+    channel::{ChannelName, ChannelNameError},
+    inbound::Peer,
+    loan::{Fbuf, Received, TooLarge},
+    memory::MemoryError,
+    pool::Places,
+    slot::GeometryError,
+    socket::Credentials,
+    violation::{Unsuitable, Violation},
+};
+pub use receiver::{GetError, Receiver, ReceiverBuilder, ReceiverCounters};
+pub use sender::{
+    AllocateError, Departure, Farewell, Sender, SenderBuilder, SenderCounters, Sent, WaitError, WriteError,
+};
+pub use wait::Wait;

@@ -48,7 +48,7 @@ pub struct Welcome {
 }
 
 /// A segment of slots.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct NewSegment {
     /// The memory.
     pub memory: Descriptor,

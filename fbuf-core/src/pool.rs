@@ -183,6 +183,9 @@ impl Pool {
         let put_back = self.shelf.clear();
         self.held -= put_back.len();
         self.free.extend(put_back);
+        for link in &mut *links {
+            link.notice_leaving();
+        }
         let mut taken = 0;
         for _ in 0..self.lent.len() {
             let Some(slot) = self.lent.pop_front() else { break };

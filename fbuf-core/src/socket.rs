@@ -4,13 +4,17 @@
 use std::{
     io::{self, IoSlice},
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+    time::Duration,
 };
 
 use nix::{
     errno::Errno,
-    sys::socket::{
-        AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, UnixAddr, connect, send, sendmsg, socket,
-        socketpair,
+    sys::{
+        socket::{
+            AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, UnixAddr, connect, send, sendmsg, setsockopt,
+            socket, socketpair, sockopt,
+        },
+        time::TimeVal,
     },
 };
 
@@ -56,12 +60,14 @@ impl PacketSocket {
         Ok(socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags)?)
     }
 
-    /// Connects to a listening socket.
+    /// Connects to a listening socket, waiting at most `patience` for a place in its queue.
     ///
     /// # Errors
-    /// What connect(2) says.
-    pub fn connect(address: &UnixAddr) -> io::Result<Self> {
+    /// What connect(2) says; `WouldBlock` when patience ran out.
+    pub fn connect(address: &UnixAddr, patience: Duration) -> io::Result<Self> {
         let fd = socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None)?;
+        let limit = TimeVal::new(patience.as_secs().try_into().unwrap_or(i64::MAX), patience.subsec_micros().into());
+        setsockopt(&fd, sockopt::SendTimeout, &limit)?;
         connect(fd.as_raw_fd(), address)?;
         Self::new(fd)
     }

@@ -1,5 +1,5 @@
-//! The three calls for which there is no safe wrapper: membarrier(2), and accepting descriptors
-//! from recvmsg(2) and accept4(2).
+//! The calls for which there is no safe wrapper: membarrier(2), accepting descriptors from recvmsg(2)
+//! and accept4(2), and having tokio watch a descriptor.
 //!
 //! One of the three files of this crate that may be `unsafe`.
 #![allow(unsafe_code)]
@@ -10,8 +10,9 @@ use std::{
 };
 
 use nix::sys::socket::{SockFlag, accept4};
+use tokio::io::{Interest, unix::AsyncFd};
 
-use crate::limits::MAX_DESCRIPTORS;
+use crate::{limits::MAX_DESCRIPTORS, socket::PacketSocket};
 
 /// A request to membarrier(2).
 #[derive(Debug, Clone, Copy)]
@@ -96,6 +97,24 @@ pub fn accept(listener: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     let raw = accept4(listener.as_raw_fd(), SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK)?;
     // SAFETY: the kernel has just made it for us and told nobody else.
     Ok(unsafe { own(raw) })
+}
+
+/// Has the tokio runtime of this thread watch a socket.
+///
+/// # Errors
+/// What epoll_ctl(2) says.
+pub fn watch(socket: PacketSocket) -> io::Result<AsyncFd<PacketSocket>> {
+    // SAFETY: a PacketSocket returns the same descriptor each time, and owns it until it is dropped.
+    Ok(unsafe { AsyncFd::register(socket) }?)
+}
+
+/// Has the tokio runtime of this thread watch a listening socket.
+///
+/// # Errors
+/// What epoll_ctl(2) says.
+pub fn watch_listener(listener: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: an OwnedFd returns the same descriptor each time, and owns it until it is dropped.
+    Ok(unsafe { AsyncFd::register_with_interest(listener, Interest::READABLE) }?)
 }
 
 /// # Safety

@@ -87,6 +87,11 @@ pub enum Refusal {
         "one more endpoint was to be opened, and this client has {MAX_ENDPOINTS} already: close some, or connect once more"
     )]
     TooManyEndpoints,
+    /// The broker has no descriptor left for a link.
+    #[error(
+        "an endpoint was to be opened, and the broker has no socket for its links: {0}; raise its limit on descriptors"
+    )]
+    Exhausted(String),
 }
 
 impl From<GeometryError> for Refusal {

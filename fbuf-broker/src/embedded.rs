@@ -1,0 +1,76 @@
+//! A broker inside a process: the same one, on a thread of its own, for tests, examples and programs
+//! that bring their own.
+
+use std::{io, thread};
+
+use fbuf_core::address::Address;
+use tokio::sync::oneshot;
+
+use crate::{Listener, serve};
+
+/// A broker that runs on a thread of this process until it is dropped.
+///
+/// Without a given address it listens at a random name in the abstract namespace (unix(7)), so that
+/// nothing is left behind in any file system however the process ends. Children of this process can
+/// be given [`Embedded::address`].
+///
+/// ```
+/// let broker = fbuf_broker::Embedded::start()?;
+/// println!("connect to {}", broker.address());
+/// # Ok::<(), std::io::Error>(())
+/// ```
+#[derive(Debug)]
+pub struct Embedded {
+    address: Address,
+    stop: Option<oneshot::Sender<()>>,
+    thread: Option<thread::JoinHandle<()>>,
+}
+
+impl Embedded {
+    /// Starts a broker at a random address. It accepts clients when this returns.
+    ///
+    /// # Errors
+    /// When there is no descriptor, thread or socket to be had.
+    pub fn start() -> io::Result<Self> {
+        let mut random = [0u8; 8];
+        io::Read::read_exact(&mut std::fs::File::open("/dev/urandom")?, &mut random)?;
+        let name = format!("@fbuf-{}-{:016x}", std::process::id(), u64::from_ne_bytes(random));
+        Self::start_at(Address::new(name))
+    }
+
+    /// Starts a broker at this address. It accepts clients when this returns.
+    ///
+    /// # Errors
+    /// As [`Listener::bind`] and [`Self::start`].
+    pub fn start_at(address: Address) -> io::Result<Self> {
+        let listener = Listener::bind(&address).map_err(io::Error::other)?;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let (stop, stopped) = oneshot::channel();
+        let thread = thread::Builder::new().name("fbuf-broker".into()).spawn(move || {
+            let until = async {
+                // An error is a handle that was dropped, which means the same.
+                let _ = stopped.await;
+            };
+            if let Err(error) = runtime.block_on(serve(&listener, until)) {
+                tracing::error!(%error, "the embedded broker ends");
+            }
+        })?;
+        Ok(Self { address, stop: Some(stop), thread: Some(thread) })
+    }
+
+    /// Where clients connect.
+    #[must_use]
+    pub fn address(&self) -> &Address {
+        &self.address
+    }
+}
+
+impl Drop for Embedded {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        if let Some(thread) = self.thread.take() {
+            // A panic in there was reported by the thread itself.
+            let _ = thread.join();
+        }
+    }
+}

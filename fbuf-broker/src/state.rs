@@ -1,0 +1,286 @@
+//! What the broker knows and decides, as a state machine without I/O: each call is a fact about one
+//! client, each answer says what is to be done.
+
+use std::collections::{BTreeMap, HashMap};
+
+use fbuf_core::{
+    channel::ChannelName,
+    control::{Open, Refusal, Role, Verdict},
+    inbound::Peer,
+    limits::MAX_ENDPOINTS,
+    slot::Geometry,
+    socket::Credentials,
+};
+
+/// The most clients that one broker serves.
+pub const MAX_CLIENTS: usize = 4096;
+
+/// A client, by a number that is given only once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ClientId(u64);
+
+/// One end of a link that is to be made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Party {
+    /// Whose endpoint it is.
+    pub client: ClientId,
+    /// By what number the client knows it.
+    pub endpoint: u64,
+    /// How it is named to the other end.
+    pub peer: Peer,
+}
+
+/// A link that is to be made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Pair {
+    /// Who sends.
+    pub sender: Party,
+    /// Who receives.
+    pub receiver: Party,
+    /// The slots of the sender.
+    pub geometry: Geometry,
+}
+
+/// All that the broker knows.
+#[derive(Debug)]
+pub struct State {
+    /// The user that this broker serves.
+    uid: u32,
+    last: u64,
+    clients: HashMap<ClientId, Client>,
+    channels: HashMap<ChannelName, Channel>,
+}
+
+#[derive(Debug)]
+struct Client {
+    process: Credentials,
+    /// By the client's own numbers: the channel each is on.
+    endpoints: HashMap<u64, (ChannelName, u64)>,
+}
+
+/// The ends of one channel, by the numbers that are given only once, and so in the order of opening.
+#[derive(Debug, Default)]
+struct Channel {
+    senders: BTreeMap<u64, (Party, Geometry)>,
+    receivers: BTreeMap<u64, Party>,
+}
+
+impl State {
+    /// A broker for one user: the one with this id.
+    #[must_use]
+    pub fn new(uid: u32) -> Self {
+        Self { uid, last: 0, clients: HashMap::new(), channels: HashMap::new() }
+    }
+
+    /// A process wants to be a client.
+    ///
+    /// # Errors
+    /// The [`Verdict`] to send it away with.
+    pub fn join(&mut self, process: Credentials) -> Result<ClientId, Verdict> {
+        if process.uid != self.uid {
+            return Err(Verdict::NotPermitted);
+        }
+        if self.clients.len() == MAX_CLIENTS {
+            return Err(Verdict::Full);
+        }
+        let id = ClientId(self.next());
+        self.clients.insert(id, Client { process, endpoints: HashMap::new() });
+        Ok(id)
+    }
+
+    /// A client opens an endpoint: the links that are to be made.
+    ///
+    /// # Errors
+    /// [`Refusal`], and nothing has changed.
+    pub fn open(&mut self, id: ClientId, endpoint: u64, open: Open) -> Result<Vec<Pair>, Refusal> {
+        let name = ChannelName::new(open.channel)?;
+        let geometry = match open.role {
+            Role::Sender { slot_bytes, max_slots } => Some(Geometry::new(slot_bytes, max_slots)?),
+            Role::Receiver => None,
+        };
+        let number = self.next();
+        let Some(client) = self.clients.get_mut(&id) else { return Ok(Vec::new()) };
+        if client.endpoints.contains_key(&endpoint) {
+            return Err(Refusal::Taken(endpoint));
+        }
+        if client.endpoints.len() == MAX_ENDPOINTS {
+            return Err(Refusal::TooManyEndpoints);
+        }
+        client.endpoints.insert(endpoint, (name.clone(), number));
+        let own = Party { client: id, endpoint, peer: Peer { endpoint: number, process: client.process } };
+        let channel = self.channels.entry(name).or_default();
+        Ok(match geometry {
+            Some(geometry) => {
+                channel.senders.insert(number, (own, geometry));
+                channel.receivers.values().map(|&receiver| Pair { sender: own, receiver, geometry }).collect()
+            }
+            None => {
+                channel.receivers.insert(number, own);
+                channel.senders.values().map(|&(sender, geometry)| Pair { sender, receiver: own, geometry }).collect()
+            }
+        })
+    }
+
+    /// A client closes an endpoint. One that is not open is closed already.
+    pub fn close(&mut self, id: ClientId, endpoint: u64) {
+        let closed = self.clients.get_mut(&id).and_then(|client| client.endpoints.remove(&endpoint));
+        if let Some((name, number)) = closed {
+            self.remove(&name, number);
+        }
+    }
+
+    /// A client is gone.
+    pub fn leave(&mut self, id: ClientId) {
+        let Some(client) = self.clients.remove(&id) else { return };
+        for (name, number) in client.endpoints.into_values() {
+            self.remove(&name, number);
+        }
+    }
+
+    fn remove(&mut self, name: &ChannelName, number: u64) {
+        if let Some(channel) = self.channels.get_mut(name) {
+            channel.senders.remove(&number);
+            channel.receivers.remove(&number);
+            if channel.senders.is_empty() && channel.receivers.is_empty() {
+                self.channels.remove(name);
+            }
+        }
+    }
+
+    /// Whether nothing is left of any client.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.clients.is_empty() && self.channels.is_empty()
+    }
+
+    fn next(&mut self) -> u64 {
+        self.last += 1;
+        self.last
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::collections::HashSet;
+
+    const OWN: Credentials = Credentials { pid: 1, uid: 1000, gid: 1000 };
+
+    fn sender(channel: &str) -> Open {
+        Open { channel: channel.into(), role: Role::Sender { slot_bytes: 64, max_slots: 4 } }
+    }
+
+    fn receiver(channel: &str) -> Open {
+        Open { channel: channel.into(), role: Role::Receiver }
+    }
+
+    #[test]
+    fn other_users_are_sent_away() {
+        let mut state = State::new(1000);
+        assert_eq!(state.join(Credentials { uid: 1001, ..OWN }), Err(Verdict::NotPermitted));
+        assert_eq!(state.join(Credentials { uid: 0, ..OWN }), Err(Verdict::NotPermitted));
+        assert!(state.is_empty());
+    }
+
+    #[test]
+    fn the_client_that_is_too_many_is_sent_away() {
+        let mut state = State::new(1000);
+        for _ in 0..MAX_CLIENTS {
+            state.join(OWN).unwrap();
+        }
+        assert_eq!(state.join(OWN), Err(Verdict::Full));
+    }
+
+    #[test]
+    fn the_endpoint_that_is_too_many_is_refused() {
+        let mut state = State::new(1000);
+        let client = state.join(OWN).unwrap();
+        for endpoint in 0..MAX_ENDPOINTS as u64 {
+            state.open(client, endpoint, receiver("c")).unwrap();
+        }
+        assert_eq!(state.open(client, 1 << 40, receiver("c")), Err(Refusal::TooManyEndpoints));
+        assert_eq!(state.open(client, 0, receiver("c")), Err(Refusal::Taken(0)));
+    }
+
+    #[test]
+    fn what_cannot_be_is_refused_and_leaves_nothing() {
+        let mut state = State::new(1000);
+        let client = state.join(OWN).unwrap();
+        assert!(matches!(state.open(client, 1, receiver("")), Err(Refusal::Channel(_))));
+        let open = Open { channel: "c".into(), role: Role::Sender { slot_bytes: 0, max_slots: 1 } };
+        assert!(matches!(state.open(client, 1, open), Err(Refusal::Geometry(_))));
+        assert!(state.channels.is_empty());
+        assert_eq!(state.open(client, 1, receiver("c")), Ok(vec![]), "the number is still free");
+    }
+
+    #[derive(Debug, Clone)]
+    enum Step {
+        Join,
+        Open { client: usize, endpoint: u64, channel: u8, sends: bool },
+        Close { client: usize, endpoint: u64 },
+        Leave { client: usize },
+    }
+
+    fn steps() -> impl Strategy<Value = Vec<Step>> {
+        let step = prop_oneof![
+            1 => Just(Step::Join),
+            6 => (0..4usize, 0..6u64, 0..3u8, any::<bool>())
+                .prop_map(|(client, endpoint, channel, sends)| Step::Open { client, endpoint, channel, sends }),
+            2 => (0..4usize, 0..6u64).prop_map(|(client, endpoint)| Step::Close { client, endpoint }),
+            1 => (0..4usize).prop_map(|client| Step::Leave { client }),
+        ];
+        prop::collection::vec(step, 0..60)
+    }
+
+    proptest! {
+        /// Against a list of what is open: an open introduces exactly the endpoints of the other
+        /// role on the same channel, each once, and when all have left nothing is known.
+        #[test]
+        fn everybody_who_belongs_together_is_introduced_once(steps in steps()) {
+            let mut state = State::new(1000);
+            let mut clients: Vec<ClientId> = Vec::new();
+            let mut open: Vec<(ClientId, u64, u8, bool)> = Vec::new();
+            for step in steps {
+                match step {
+                    Step::Join => clients.push(state.join(OWN).unwrap()),
+                    Step::Open { client, endpoint, channel, sends } => {
+                        let Some(&client) = clients.get(client) else { continue };
+                        let ask = if sends { sender(&channel.to_string()) } else { receiver(&channel.to_string()) };
+                        let answer = state.open(client, endpoint, ask);
+                        if open.iter().any(|o| (o.0, o.1) == (client, endpoint)) {
+                            prop_assert_eq!(answer, Err(Refusal::Taken(endpoint)));
+                            continue;
+                        }
+                        let pairs = answer.unwrap();
+                        let met: HashSet<_> = pairs.iter().map(|pair| {
+                            let (own, other) = if sends { (pair.sender, pair.receiver) } else { (pair.receiver, pair.sender) };
+                            assert_eq!((own.client, own.endpoint), (client, endpoint));
+                            (other.client, other.endpoint)
+                        }).collect();
+                        let due: HashSet<_> = open.iter().filter(|o| o.2 == channel && o.3 != sends).map(|o| (o.0, o.1)).collect();
+                        prop_assert_eq!(met.len(), pairs.len());
+                        prop_assert_eq!(met, due);
+                        open.push((client, endpoint, channel, sends));
+                    }
+                    Step::Close { client, endpoint } => {
+                        let Some(&client) = clients.get(client) else { continue };
+                        state.close(client, endpoint);
+                        open.retain(|o| (o.0, o.1) != (client, endpoint));
+                    }
+                    Step::Leave { client } => {
+                        if client < clients.len() {
+                            let client = clients.remove(client);
+                            state.leave(client);
+                            open.retain(|o| o.0 != client);
+                        }
+                    }
+                }
+            }
+            for client in clients {
+                state.leave(client);
+            }
+            prop_assert!(state.is_empty());
+        }
+    }
+}

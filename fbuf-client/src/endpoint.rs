@@ -1,0 +1,145 @@
+//! What a sender and a receiver have in common: a post box that the control thread fills with
+//! introductions, and the set of sockets on which they sleep.
+
+use std::{
+    collections::VecDeque,
+    io,
+    os::fd::{AsFd, AsRawFd, RawFd},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Instant,
+};
+
+use nix::{
+    errno::Errno,
+    sys::{
+        epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout},
+        eventfd::{EfdFlags, EventFd},
+    },
+};
+
+/// A post box: filled by the control thread, emptied by the endpoint.
+#[derive(Debug)]
+pub(crate) struct Inbox<T> {
+    filled: AtomicBool,
+    letters: Mutex<VecDeque<T>>,
+    wake: Arc<EventFd>,
+}
+
+impl<T> Inbox<T> {
+    pub(crate) fn new() -> io::Result<Self> {
+        let wake = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
+        Ok(Self { filled: AtomicBool::new(false), letters: Mutex::new(VecDeque::new()), wake: Arc::new(wake) })
+    }
+
+    /// What wakes the endpoint.
+    pub(crate) fn wake(&self) -> &Arc<EventFd> {
+        &self.wake
+    }
+
+    fn lock(&self) -> MutexGuard<'_, VecDeque<T>> {
+        // A panic while it was locked cannot have left it half changed.
+        self.letters.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn post(&self, letter: T) {
+        self.lock().push_back(letter);
+        // Release: partner is the Acquire load in `is_filled`; but the lock would do as well.
+        self.filled.store(true, Ordering::Release);
+        // A counter that is full wakes as well.
+        let _ = self.wake.write(1);
+    }
+
+    /// Whether there is anything; one load of memory that rarely changes.
+    #[inline]
+    pub(crate) fn is_filled(&self) -> bool {
+        self.filled.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn empty(&self) -> VecDeque<T> {
+        let mut letters = self.lock();
+        self.filled.store(false, Ordering::Relaxed);
+        std::mem::take(&mut letters)
+    }
+}
+
+/// How many sockets one look reports at most; the rest is reported by the next.
+const EVENTS: usize = 32;
+
+/// The sockets of an endpoint, and the eventfd of its inbox.
+#[derive(Debug)]
+pub(crate) struct Sockets {
+    epoll: Epoll,
+    wake: Arc<EventFd>,
+}
+
+/// The sockets at which something happened, by descriptor.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Ready {
+    sockets: [RawFd; EVENTS],
+    count: usize,
+}
+
+impl Ready {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = RawFd> {
+        self.sockets.into_iter().take(self.count)
+    }
+}
+
+impl Sockets {
+    pub(crate) fn new(wake: Arc<EventFd>) -> io::Result<Self> {
+        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
+        epoll.add(wake.as_fd(), EpollEvent::new(EpollFlags::EPOLLIN, wake.as_fd().as_raw_fd() as u64))?;
+        Ok(Self { epoll, wake })
+    }
+
+    pub(crate) fn add(&self, socket: &impl AsFd) -> io::Result<()> {
+        let fd = socket.as_fd();
+        Ok(self.epoll.add(fd, EpollEvent::new(EpollFlags::EPOLLIN | EpollFlags::EPOLLRDHUP, fd.as_raw_fd() as u64))?)
+    }
+
+    /// To be called before the socket is dropped: what was received from it may keep it open.
+    pub(crate) fn remove(&self, socket: &impl AsFd) {
+        // One that was never added cannot be removed, which is as well.
+        let _ = self.epoll.delete(socket.as_fd());
+    }
+
+    /// What happened, without waiting.
+    pub(crate) fn look(&self) -> Ready {
+        self.wait(EpollTimeout::ZERO)
+    }
+
+    /// What happened, or will happen until `deadline`; nothing then, or when a signal came.
+    pub(crate) fn sleep(&self, deadline: Option<Instant>) -> Ready {
+        self.wait(deadline.map_or(EpollTimeout::NONE, |deadline| {
+            // Rounded up, so as not to wake just before the time.
+            let left = deadline.saturating_duration_since(Instant::now()).as_millis().saturating_add(1);
+            EpollTimeout::try_from(i32::try_from(left).unwrap_or(i32::MAX)).unwrap_or(EpollTimeout::NONE)
+        }))
+    }
+
+    fn wait(&self, timeout: EpollTimeout) -> Ready {
+        let mut events = [EpollEvent::empty(); EVENTS];
+        let mut ready = Ready { sockets: [-1; EVENTS], count: 0 };
+        let count = match self.epoll.wait(&mut events, timeout) {
+            Ok(count) => count,
+            // The caller looks around and comes back.
+            Err(Errno::EINTR) => 0,
+            // No other error is possible for a descriptor and a buffer of ours (epoll_wait(2)).
+            Err(_) => 0,
+        };
+        for event in &events[..count] {
+            let fd = event.data() as RawFd;
+            if fd == self.wake.as_fd().as_raw_fd() {
+                // Empty already is as well.
+                let _ = self.wake.read();
+            } else {
+                ready.sockets[ready.count] = fd;
+                ready.count += 1;
+            }
+        }
+        ready
+    }
+}

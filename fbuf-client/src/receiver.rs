@@ -1,0 +1,456 @@
+//! The receiving end of a channel.
+
+use std::{
+    collections::VecDeque,
+    io,
+    os::fd::{AsFd, AsRawFd, RawFd},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use fbuf_core::{
+    control::Role,
+    inbound::{Answered, GreetError, Greeted, Inbound, Peer},
+    link::LinkEnd,
+    loan::Received,
+    park::Fencing,
+    violation::Violation,
+};
+
+use crate::{
+    client::{Client, OpenError, Registration},
+    endpoint::{Inbox, Ready, Sockets},
+    wait::{Next, Wait, Waiting, deadline},
+};
+
+/// How many messages pass between two looks at the clock.
+const ROUND: u32 = 4096;
+/// How often a receiver that never waits looks whether senders died.
+const LOOK_TIME: Duration = Duration::from_millis(100);
+
+/// Prepares a [`Receiver`].
+#[derive(Debug, Clone)]
+#[must_use]
+pub struct ReceiverBuilder {
+    client: Client,
+    channel: String,
+    wait: Wait,
+    skip_above: Option<u32>,
+    stay: bool,
+}
+
+impl ReceiverBuilder {
+    pub(crate) fn new(client: Client, channel: &str) -> Self {
+        Self { client, channel: channel.to_owned(), wait: Wait::default(), skip_above: None, stay: false }
+    }
+
+    /// How [`Receiver::get`] passes the time while there is no message.
+    pub fn wait(mut self, wait: Wait) -> Self {
+        self.wait = wait;
+        self
+    }
+
+    /// Rather miss messages than hold senders back: a sender leaves messages out for this receiver
+    /// while more than `count` of its slots are waiting to be read here, or held. If not set, senders
+    /// wait for this receiver.
+    pub fn skip_above(mut self, count: u32) -> Self {
+        self.skip_above = Some(count);
+        self
+    }
+
+    /// Wait for the next sender when the last one has ended, rather than return [`GetError::Ended`].
+    pub fn stay(mut self) -> Self {
+        self.stay = true;
+        self
+    }
+
+    /// Opens the receiver. It gets what is written from the moment it is linked with a sender; a
+    /// sender can wait for that.
+    ///
+    /// # Errors
+    /// [`OpenError`]; nothing is kept then.
+    pub fn open(self) -> Result<Receiver, OpenError> {
+        let Self { client, channel, wait, skip_above, stay } = self;
+        fbuf_core::channel::ChannelName::new(channel.as_str())?;
+        let inbox = Arc::new(Inbox::new()?);
+        let sockets = Sockets::new(inbox.wake().clone())?;
+        let post = inbox.clone();
+        // Senders are greeted on the control thread, so that they find this receiver ready even
+        // while it does something else.
+        let introduced =
+            Box::new(move |peer, socket, geometry| match Greeted::new(peer, socket, geometry, skip_above) {
+                Ok(greeted) => post.post(Ok(greeted)),
+                Err(GreetError::Gone) => {}
+                Err(error) => post.post(Err((peer, error))),
+            });
+        let registration = client.open(&channel, Role::Receiver, introduced)?;
+        Ok(Receiver {
+            links: Vec::new(),
+            turn: 0,
+            greeted: Vec::new(),
+            sockets,
+            inbox,
+            wait,
+            stay,
+            had_sender: false,
+            until_look: ROUND,
+            looked: Instant::now(),
+            troubles: VecDeque::new(),
+            past_missed: 0,
+            counts: Counts::default(),
+            _registration: registration,
+        })
+    }
+}
+
+type Letter = Result<Greeted, (Peer, GreetError)>;
+
+/// The receiving end of a channel: gets every message of every sender, in each sender's order.
+///
+/// It belongs to one thread at a time; what it has received may go to others.
+#[derive(Debug)]
+pub struct Receiver {
+    links: Vec<Inbound>,
+    /// Whose turn it is.
+    turn: usize,
+    greeted: Vec<Greeted>,
+    sockets: Sockets,
+    inbox: Arc<Inbox<Letter>>,
+    wait: Wait,
+    stay: bool,
+    had_sender: bool,
+    until_look: u32,
+    looked: Instant,
+    /// What is to be reported by the next calls.
+    troubles: VecDeque<GetError>,
+    /// Messages that were left out on links that are over.
+    past_missed: u64,
+    counts: Counts,
+    _registration: Registration,
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+struct Counts {
+    messages: u64,
+    bytes: u64,
+    sleeps: u64,
+}
+
+/// What a receiver has done so far.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ReceiverCounters {
+    /// Messages received.
+    pub messages: u64,
+    /// Bytes in them.
+    pub bytes: u64,
+    /// Messages that senders left out because this receiver asked them to.
+    pub missed: u64,
+    /// Messages that are held now, of senders that are linked.
+    pub held: usize,
+    /// Times that it slept while it waited.
+    pub sleeps: u64,
+    /// Senders that are linked now.
+    pub senders: usize,
+}
+
+/// No message.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum GetError {
+    /// All senders have ended in order, and everything they sent was received. Another one may come.
+    #[error(
+        "a message was asked for, and all senders have ended: open the receiver with stay() to wait for the next one"
+    )]
+    Ended,
+    /// A sender's process died. Everything it sent was received; it may have meant to send more.
+    /// Reported once; other senders go on.
+    #[error("sender {} (process {}) died before it ended its stream: what it had sent was received, the rest is missing", .0.endpoint, .0.process.pid)]
+    Disconnected(Peer),
+    /// A sender broke a rule, and its link was closed. Reported once; other senders go on.
+    #[error("sender {} (process {}) broke a rule of the link, which is closed: {violation}", peer.endpoint, peer.process.pid)]
+    PeerViolation {
+        /// Who.
+        peer: Peer,
+        /// Which rule.
+        violation: Violation,
+    },
+    /// This process had no memory or no descriptor left for a link. Reported once.
+    #[error("sender {} (process {}) could not be linked: {what}; free memory or raise the limit on descriptors", peer.endpoint, peer.process.pid)]
+    Exhausted {
+        /// With whom.
+        peer: Peer,
+        /// What was missing.
+        what: String,
+    },
+    /// No message came in time.
+    #[error("no message came in time")]
+    TimedOut,
+}
+
+impl Receiver {
+    /// Takes the next message; waits until there is one (uf_get).
+    ///
+    /// # Errors
+    /// [`GetError`], but for [`GetError::TimedOut`]. The receiver can be used further after each.
+    #[inline]
+    pub fn get(&mut self) -> Result<Received, GetError> {
+        match self.take() {
+            Some(result) => result,
+            None => self.wait_for_message(None),
+        }
+    }
+
+    /// Takes the next message; waits for at most `time`.
+    ///
+    /// # Errors
+    /// [`GetError`]
+    pub fn get_timeout(&mut self, time: Duration) -> Result<Received, GetError> {
+        match self.take() {
+            Some(result) => result,
+            None => self.wait_for_message(deadline(time)),
+        }
+    }
+
+    /// Takes the next message, if there is one; never waits.
+    ///
+    /// # Errors
+    /// [`GetError`], but for [`GetError::TimedOut`].
+    pub fn try_get(&mut self) -> Result<Option<Received>, GetError> {
+        let found = self.take().or_else(|| {
+            self.look_if_due(Duration::from_millis(1));
+            self.take().or_else(|| self.conclude())
+        });
+        found.transpose()
+    }
+
+    /// How many senders are linked, as far as is known.
+    #[must_use]
+    pub fn senders(&self) -> usize {
+        self.links.len()
+    }
+
+    /// What was done so far.
+    #[must_use]
+    pub fn counters(&self) -> ReceiverCounters {
+        let Counts { messages, bytes, sleeps } = self.counts;
+        ReceiverCounters {
+            messages,
+            bytes,
+            missed: self.links.iter().map(Inbound::missed).fold(self.past_missed, u64::saturating_add),
+            held: self.links.iter().map(Inbound::held).sum(),
+            sleeps,
+            senders: self.links.len(),
+        }
+    }
+
+    /// Takes the next message of whoever has one, each sender in turn.
+    #[inline]
+    fn take(&mut self) -> Option<Result<Received, GetError>> {
+        self.until_look -= 1;
+        if self.until_look == 0 || self.inbox.is_filled() {
+            self.look_if_due(LOOK_TIME);
+        }
+        for _ in 0..self.links.len() {
+            if self.turn >= self.links.len() {
+                self.turn = 0;
+            }
+            let index = self.turn;
+            self.turn += 1;
+            match self.links[index].take() {
+                Ok(None) => {}
+                Ok(Some(received)) => {
+                    self.counts.messages += 1;
+                    self.counts.bytes += received.len() as u64;
+                    return Some(Ok(received));
+                }
+                Err(end) => return Some(Err(self.end(index, end))),
+            }
+        }
+        None
+    }
+
+    #[cold]
+    fn wait_for_message(&mut self, deadline: Option<Instant>) -> Result<Received, GetError> {
+        let mut waiting = Waiting::new(self.wait, deadline);
+        loop {
+            if let Some(result) = self.take().or_else(|| self.conclude()) {
+                return result;
+            }
+            match waiting.next() {
+                Next::Again => {}
+                Next::Look => self.look(),
+                Next::Sleep => {
+                    if let Some(result) = self.sleep(deadline) {
+                        return result;
+                    }
+                }
+                Next::Expired => {
+                    // The last word is with the sockets: news may have come while nobody slept.
+                    self.look();
+                    return self.take().or_else(|| self.conclude()).unwrap_or(Err(GetError::TimedOut));
+                }
+            }
+        }
+    }
+
+    /// With no message to be had: what there is to report instead.
+    #[inline]
+    fn conclude(&mut self) -> Option<Result<Received, GetError>> {
+        for index in (0..self.links.len()).rev() {
+            // In this order: what was published before the end is taken before the end.
+            let hung_up = self.links[index].hung_up();
+            let finished = self.links[index].finished();
+            if !(hung_up || finished) {
+                continue;
+            }
+            match self.links[index].take() {
+                Ok(Some(received)) => {
+                    self.counts.messages += 1;
+                    self.counts.bytes += received.len() as u64;
+                    return Some(Ok(received));
+                }
+                Ok(None) if self.links[index].finished() => drop(self.remove(index)),
+                Ok(None) if hung_up => {
+                    let link = self.remove(index);
+                    self.troubles.push_back(GetError::Disconnected(link.peer()));
+                }
+                Ok(None) => {}
+                Err(end) => return Some(Err(self.end(index, end))),
+            }
+        }
+        if let Some(trouble) = self.troubles.pop_front() {
+            return Some(Err(trouble));
+        }
+        let over = self.had_sender && self.links.is_empty() && self.greeted.is_empty() && !self.inbox.is_filled();
+        (over && !self.stay).then_some(Err(GetError::Ended))
+    }
+
+    fn sleep(&mut self, deadline: Option<Instant>) -> Option<Result<Received, GetError>> {
+        for link in &self.links {
+            link.raise();
+        }
+        Fencing::of_this_process().before_sleeping();
+        let found = self.take().or_else(|| self.conclude());
+        let ready = if found.is_none() {
+            self.counts.sleeps += 1;
+            self.sockets.sleep(deadline)
+        } else {
+            self.sockets.look()
+        };
+        for link in &self.links {
+            link.lower();
+        }
+        self.attend(&ready);
+        found
+    }
+
+    #[cold]
+    fn look_if_due(&mut self, time: Duration) {
+        self.until_look = ROUND;
+        if self.inbox.is_filled() || self.looked.elapsed() >= time {
+            self.look();
+        }
+    }
+
+    fn look(&mut self) {
+        let ready = self.sockets.look();
+        self.attend(&ready);
+    }
+
+    /// Reads what came over these sockets, and the post.
+    fn attend(&mut self, ready: &Ready) {
+        self.looked = Instant::now();
+        for socket in ready.iter() {
+            if let Some(index) = position(&self.links, socket) {
+                if let Err(end) = self.links[index].attend() {
+                    let trouble = self.end(index, end);
+                    self.troubles.push_back(trouble);
+                }
+            } else if let Some(index) = position(&self.greeted, socket) {
+                let greeted = self.greeted.swap_remove(index);
+                self.look_for(greeted);
+            }
+        }
+        if self.inbox.is_filled() {
+            for letter in self.inbox.empty() {
+                match letter {
+                    Ok(greeted) => match self.sockets.add(&greeted) {
+                        Ok(()) => self.look_for(greeted),
+                        Err(error) => {
+                            self.troubles
+                                .push_back(GetError::Exhausted { peer: greeted.peer(), what: error.to_string() });
+                        }
+                    },
+                    Err((peer, error)) => {
+                        self.troubles.push_back(GetError::Exhausted { peer, what: error.to_string() });
+                    }
+                }
+            }
+        }
+    }
+
+    fn look_for(&mut self, greeted: Greeted) {
+        let peer = greeted.peer();
+        match greeted.look() {
+            Ok(Answered::Open(mut link)) => {
+                self.had_sender = true;
+                // It may have said more already, and gone.
+                let attended = link.attend();
+                self.links.push(*link);
+                if let Err(end) = attended {
+                    let trouble = self.end(self.links.len() - 1, end);
+                    self.troubles.push_back(trouble);
+                }
+            }
+            Ok(Answered::NotYet(greeted)) => self.greeted.push(greeted),
+            Err(LinkEnd::HangUp) => {}
+            Err(end) => self.troubles.push_back(trouble(peer, end)),
+        }
+    }
+
+    fn remove(&mut self, index: usize) -> Inbound {
+        let link = self.links.swap_remove(index);
+        self.sockets.remove(&link);
+        self.past_missed = self.past_missed.saturating_add(link.missed());
+        link
+    }
+
+    fn end(&mut self, index: usize, end: LinkEnd) -> GetError {
+        let link = self.remove(index);
+        trouble(link.peer(), end)
+    }
+}
+
+impl Drop for Receiver {
+    fn drop(&mut self) {
+        for link in &self.links {
+            // What is held keeps the socket of its link open.
+            self.sockets.remove(link);
+        }
+    }
+}
+
+fn trouble(peer: Peer, end: LinkEnd) -> GetError {
+    match end {
+        LinkEnd::HangUp => GetError::Disconnected(peer),
+        LinkEnd::Violation(violation) => GetError::PeerViolation { peer, violation },
+        LinkEnd::Exhausted(what) => GetError::Exhausted { peer, what },
+    }
+}
+
+fn position<T: AsFd>(sockets: &[T], socket: RawFd) -> Option<usize> {
+    sockets.iter().position(|other| other.as_fd().as_raw_fd() == socket)
+}
+
+impl From<GetError> for io::Error {
+    fn from(error: GetError) -> Self {
+        let kind = match error {
+            GetError::Ended => io::ErrorKind::UnexpectedEof,
+            GetError::Disconnected(_) => io::ErrorKind::ConnectionReset,
+            GetError::TimedOut => io::ErrorKind::TimedOut,
+            _ => io::ErrorKind::Other,
+        };
+        Self::new(kind, error)
+    }
+}

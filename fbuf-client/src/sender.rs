@@ -1,0 +1,584 @@
+//! The sending end of a channel.
+
+use std::{
+    collections::VecDeque,
+    io,
+    os::fd::{AsFd, AsRawFd, RawFd},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use fbuf_core::{
+    control::Role,
+    inbound::Peer,
+    limits::MAX_DEPARTURES,
+    link::LinkEnd,
+    loan::Fbuf,
+    memory::MemoryError,
+    outbound::{Arrived, Expected, LinkCounts, Offer, Outbound},
+    park::Fencing,
+    pool::{Places, Pool},
+    slot::{Geometry, GeometryError},
+    violation::Violation,
+};
+
+use crate::{
+    client::{Client, OpenError, Registration},
+    endpoint::{Inbox, Ready, Sockets},
+    wait::{Next, Wait, Waiting, deadline},
+};
+
+/// How many bytes a sender keeps in flight if it is not told how many slots to have: more than one
+/// processor's private cache, less than what processors share.
+const DEFAULT_BYTES: u64 = 8 << 20;
+/// The slot size if none is given.
+const DEFAULT_SLOT_SIZE: u64 = 64 << 10;
+/// How many messages pass between two looks at the clock.
+const ROUND: u32 = 4096;
+/// How often a sender that never waits looks whether receivers died.
+const LOOK_TIME: Duration = Duration::from_millis(100);
+/// The same while a receiver is expected, or there is none.
+const URGENT_ROUND: u32 = 16;
+/// The same while a receiver is expected, or there is none.
+const URGENT_LOOK_TIME: Duration = Duration::from_millis(1);
+
+/// Prepares a [`Sender`].
+#[derive(Debug, Clone)]
+#[must_use]
+pub struct SenderBuilder {
+    client: Client,
+    channel: String,
+    slot_size: u64,
+    slots: Option<u64>,
+    grow_to: Option<u64>,
+    wait: Wait,
+}
+
+impl SenderBuilder {
+    pub(crate) fn new(client: Client, channel: &str) -> Self {
+        Self {
+            client,
+            channel: channel.to_owned(),
+            slot_size: DEFAULT_SLOT_SIZE,
+            slots: None,
+            grow_to: None,
+            wait: Wait::default(),
+        }
+    }
+
+    /// How many bytes each slot holds, and so the longest message: 1 to 1 GiB; 64 KiB if not set.
+    pub fn slot_size(mut self, bytes: u64) -> Self {
+        self.slot_size = bytes;
+        self
+    }
+
+    /// With how many slots to start: 1 to 2²⁰. If not set, as many as make 8 MiB, but at least 8 and
+    /// at most 1024.
+    pub fn slots(mut self, count: u64) -> Self {
+        self.slots = Some(count);
+        self
+    }
+
+    /// To how many slots to grow, by doubling, rather than wait for receivers. If not set, the
+    /// number stays as it is at the start.
+    pub fn grow_to(mut self, count: u64) -> Self {
+        self.grow_to = Some(count);
+        self
+    }
+
+    /// How [`Sender::allocate`] passes the time while all slots are in use.
+    pub fn wait(mut self, wait: Wait) -> Self {
+        self.wait = wait;
+        self
+    }
+
+    /// Reserves the memory and opens the sender.
+    ///
+    /// # Errors
+    /// [`OpenError`]; nothing is kept then.
+    pub fn open(self) -> Result<Sender, OpenError> {
+        let Self { client, channel, slot_size, slots, grow_to, wait } = self;
+        let slots = slots.unwrap_or_else(|| (DEFAULT_BYTES / slot_size.max(1)).clamp(8, 1024));
+        let start = Geometry::new(slot_size, slots)?.max_slots();
+        let geometry = Geometry::new(slot_size, grow_to.unwrap_or(slots))?;
+        if geometry.max_slots() < start {
+            return Err(GeometryError::Growth { start, limit: geometry.max_slots() }.into());
+        }
+        fbuf_core::channel::ChannelName::new(channel.as_str())?;
+        let inbox = Arc::new(Inbox::new()?);
+        let pool = Pool::new(geometry, start, inbox.wake().clone())?;
+        let sockets = Sockets::new(inbox.wake().clone())?;
+        let role = Role::Sender { slot_bytes: slot_size, max_slots: geometry.max_slots().into() };
+        let post = inbox.clone();
+        let introduced = Box::new(move |peer, socket, _| post.post(Expected::new(peer, socket)));
+        let registration = client.open(&channel, role, introduced)?;
+        Ok(Sender {
+            pool,
+            links: Vec::new(),
+            expected: Vec::new(),
+            sockets,
+            inbox,
+            wait,
+            next_sequence: 0,
+            until_look: ROUND,
+            looked: Instant::now(),
+            departures: VecDeque::new(),
+            past: LinkCounts::default(),
+            counters: Counts::default(),
+            _registration: registration,
+        })
+    }
+}
+
+/// The sending end of a channel: allocates fbufs out of its own pool and gives them to every
+/// receiver that is linked.
+///
+/// It belongs to one thread at a time. Dropping it ends the stream in order: receivers get all that
+/// was written, and then the end.
+#[derive(Debug)]
+pub struct Sender {
+    pool: Pool,
+    links: Vec<Outbound>,
+    expected: Vec<Expected>,
+    sockets: Sockets,
+    inbox: Arc<Inbox<Expected>>,
+    wait: Wait,
+    next_sequence: u64,
+    until_look: u32,
+    looked: Instant,
+    departures: VecDeque<Departure>,
+    /// The counts of links that are over.
+    past: LinkCounts,
+    counters: Counts,
+    _registration: Registration,
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+struct Counts {
+    messages: u64,
+    bytes: u64,
+    waits: u64,
+    sleeps: u64,
+    growths: u64,
+    growth_refused: u64,
+}
+
+/// What a sender has done so far, and where its slots are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct SenderCounters {
+    /// Messages written.
+    pub messages: u64,
+    /// Bytes in them.
+    pub bytes: u64,
+    /// Messages that were left out for some receiver, counted once for each.
+    pub skipped: u64,
+    /// Times that allocation found no free slot and had to wait: back-pressure.
+    pub waits: u64,
+    /// Times that it slept while it waited.
+    pub sleeps: u64,
+    /// Times that a receiver had to be woken.
+    pub bells: u64,
+    /// Segments that were added.
+    pub growths: u64,
+    /// Segments that could not be added, for lack of memory.
+    pub growth_refused: u64,
+    /// Receivers that are linked now.
+    pub receivers: usize,
+    /// Where the slots are. Those that have come back since the last look count as lent.
+    pub slots: Places,
+}
+
+/// A message that was written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Sent {
+    /// Its number: 0, 1, 2 …
+    pub sequence: u64,
+    /// How many receivers it was given to. Fewer than are linked if some asked to be skipped.
+    pub receivers: usize,
+}
+
+/// A fbuf that was not sent. It comes back in the error.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum WriteError {
+    /// Nobody is linked.
+    #[error("a message was written, and the channel has no receiver: wait for one with wait_for_receivers")]
+    NoReceiver(Fbuf),
+    /// It belongs to somebody else.
+    #[error("a fbuf was written to a sender that did not allocate it: write it to its own, or copy it")]
+    OtherSender(Fbuf),
+}
+
+impl WriteError {
+    /// The fbuf, to be written again or dropped.
+    #[must_use]
+    pub fn into_fbuf(self) -> Fbuf {
+        match self {
+            Self::NoReceiver(fbuf) | Self::OtherSender(fbuf) => fbuf,
+        }
+    }
+}
+
+/// No fbuf.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum AllocateError {
+    /// All slots were in use until the time was over.
+    #[error(
+        "a slot was asked for, and all {0} are in use: let receivers drop what they hold, open with more slots, or let receivers be skipped"
+    )]
+    TimedOut(u32),
+}
+
+/// Not enough receivers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum WaitError {
+    /// They did not come in time.
+    #[error("{wanted} receivers were waited for, and {linked} are linked")]
+    TimedOut {
+        /// How many were waited for.
+        wanted: usize,
+        /// How many are there.
+        linked: usize,
+    },
+}
+
+/// A receiver that is linked no more.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Departure {
+    /// Who.
+    pub peer: Peer,
+    /// How.
+    pub farewell: Farewell,
+}
+
+/// How a receiver went.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Farewell {
+    /// It closed its receiver.
+    Left,
+    /// Its process died.
+    Died,
+    /// It broke a rule, and the link was closed.
+    Violation(Violation),
+    /// This process had no memory or no descriptor left for the link.
+    Exhausted(String),
+}
+
+impl Sender {
+    /// How many bytes a fbuf holds.
+    #[must_use]
+    pub fn slot_size(&self) -> usize {
+        self.pool.geometry().slot_bytes() as usize
+    }
+
+    /// Takes a free slot; waits while all are in use (uf_allocate).
+    ///
+    /// Grows first, if the sender may. Waits for ever if every slot is held as a [`Fbuf`] by the
+    /// thread that calls.
+    ///
+    /// # Errors
+    /// None today; the type leaves room.
+    pub fn allocate(&mut self) -> Result<Fbuf, AllocateError> {
+        match self.pool.allocate() {
+            Some(fbuf) => Ok(fbuf),
+            None => self.wait_for_slot(None),
+        }
+    }
+
+    /// Takes a free slot; waits for at most `time`.
+    ///
+    /// # Errors
+    /// [`AllocateError::TimedOut`]
+    pub fn allocate_timeout(&mut self, time: Duration) -> Result<Fbuf, AllocateError> {
+        match self.pool.allocate() {
+            Some(fbuf) => Ok(fbuf),
+            None => self.wait_for_slot(deadline(time)),
+        }
+    }
+
+    /// Takes a free slot, if there is one; grows, but never waits.
+    pub fn try_allocate(&mut self) -> Option<Fbuf> {
+        self.pool.allocate().or_else(|| {
+            self.look_if_due();
+            self.find_slot()
+        })
+    }
+
+    /// Gives a fbuf to every receiver: what is filled of it is the message (uf_write). From here on
+    /// this process cannot change it.
+    ///
+    /// # Errors
+    /// [`WriteError`], with the fbuf in it.
+    pub fn write(&mut self, fbuf: Fbuf) -> Result<Sent, WriteError> {
+        self.until_look -= 1;
+        if self.until_look == 0 || self.inbox.is_filled() {
+            self.look_if_due();
+        }
+        if !self.links.iter().any(Outbound::is_open) {
+            self.look_if_due();
+            if !self.links.iter().any(Outbound::is_open) {
+                return Err(WriteError::NoReceiver(fbuf));
+            }
+        }
+        let (slot, index, length) = self.pool.take(fbuf).map_err(WriteError::OtherSender)?;
+        let sequence = self.next_sequence;
+        self.next_sequence += 1;
+        let mut receivers = 0;
+        for link in &mut self.links {
+            receivers += usize::from(link.offer(slot, index, length) == Offer::Lent);
+        }
+        self.counters.messages += 1;
+        self.counters.bytes += u64::from(length);
+        Ok(Sent { sequence, receivers })
+    }
+
+    /// Waits until at least `count` receivers are linked: how many are.
+    ///
+    /// # Errors
+    /// None today; the type leaves room.
+    pub fn wait_for_receivers(&mut self, count: usize) -> Result<usize, WaitError> {
+        self.wait_until_linked(count, None)
+    }
+
+    /// Waits until at least `count` receivers are linked, for at most `time`.
+    ///
+    /// # Errors
+    /// [`WaitError::TimedOut`]
+    pub fn wait_for_receivers_timeout(&mut self, count: usize, time: Duration) -> Result<usize, WaitError> {
+        self.wait_until_linked(count, deadline(time))
+    }
+
+    fn wait_until_linked(&mut self, wanted: usize, deadline: Option<Instant>) -> Result<usize, WaitError> {
+        self.look();
+        loop {
+            let linked = self.receivers();
+            if linked >= wanted {
+                return Ok(linked);
+            }
+            if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+                return Err(WaitError::TimedOut { wanted, linked });
+            }
+            let ready = self.sockets.sleep(deadline);
+            self.attend(&ready);
+        }
+    }
+
+    /// How many receivers are linked, as far as is known.
+    #[must_use]
+    pub fn receivers(&self) -> usize {
+        self.links.iter().filter(|link| link.is_open()).count()
+    }
+
+    /// The receiver that went longest ago and was not asked about yet. Only so many are remembered.
+    pub fn departed(&mut self) -> Option<Departure> {
+        self.departures.pop_front()
+    }
+
+    /// Looks for receivers that have come or gone, and for slots that are back, without waiting.
+    /// Everything else does so too, but only when there is a reason.
+    pub fn look(&mut self) {
+        let ready = self.sockets.look();
+        self.attend(&ready);
+        self.pool.collect(&mut self.links);
+        self.remove_departed();
+    }
+
+    /// What was done so far.
+    #[must_use]
+    pub fn counters(&self) -> SenderCounters {
+        let Counts { messages, bytes, waits, sleeps, growths, growth_refused } = self.counters;
+        let links = self.links.iter().map(Outbound::counts).fold(self.past, add);
+        SenderCounters {
+            messages,
+            bytes,
+            skipped: links.skipped,
+            waits,
+            sleeps,
+            bells: links.bells,
+            growths,
+            growth_refused,
+            receivers: self.receivers(),
+            slots: self.pool.places(),
+        }
+    }
+
+    /// A slot that is free, has come back, or is new.
+    fn find_slot(&mut self) -> Option<Fbuf> {
+        self.pool.collect(&mut self.links);
+        self.pool.allocate().or_else(|| {
+            self.grow();
+            self.pool.allocate()
+        })
+    }
+
+    fn grow(&mut self) {
+        if !self.pool.can_grow() {
+            return;
+        }
+        match self.pool.grow() {
+            Ok(segment) => {
+                self.counters.growths += 1;
+                let announced = self.links.iter().map(|link| link.announce(segment.clone())).collect::<Vec<_>>();
+                for (index, result) in announced.into_iter().enumerate().rev() {
+                    if let Err(end) = result {
+                        self.end(index, end);
+                    }
+                }
+            }
+            // Not an error: there are slots, and they come back.
+            Err(MemoryError::NotEnough { .. } | MemoryError::Refused { .. }) => self.counters.growth_refused += 1,
+            Err(_) => self.counters.growth_refused += 1,
+        }
+    }
+
+    #[cold]
+    fn wait_for_slot(&mut self, deadline: Option<Instant>) -> Result<Fbuf, AllocateError> {
+        self.look_if_due();
+        if let Some(fbuf) = self.find_slot() {
+            return Ok(fbuf);
+        }
+        self.counters.waits += 1;
+        let mut waiting = Waiting::new(self.wait, deadline);
+        loop {
+            // The slot that comes back next is most likely the one that was sent first.
+            if waiting.is_thorough() || self.pool.first_is_back(&mut self.links) {
+                self.pool.collect(&mut self.links);
+            }
+            if let Some(fbuf) = self.pool.allocate() {
+                return Ok(fbuf);
+            }
+            match waiting.next() {
+                Next::Again => {}
+                Next::Look => self.look(),
+                Next::Sleep => self.sleep(deadline),
+                Next::Expired => return Err(AllocateError::TimedOut(self.pool.slots())),
+            }
+        }
+    }
+
+    fn sleep(&mut self, deadline: Option<Instant>) {
+        for link in &self.links {
+            link.raise();
+        }
+        Fencing::of_this_process().before_sleeping();
+        self.pool.collect(&mut self.links);
+        let ready = if self.pool.places().free == 0 && self.pool.await_fbufs() {
+            self.counters.sleeps += 1;
+            self.sockets.sleep(deadline)
+        } else {
+            self.sockets.look()
+        };
+        for link in &self.links {
+            link.lower();
+        }
+        self.attend(&ready);
+        self.pool.collect(&mut self.links);
+        self.remove_departed();
+    }
+
+    /// Looks at the sockets, but not more often than every so many milliseconds: the number of
+    /// system calls depends on time, not on messages.
+    #[cold]
+    fn look_if_due(&mut self) {
+        let urgent = !self.expected.is_empty() || self.receivers() == 0;
+        let (round, time) = if urgent { (URGENT_ROUND, URGENT_LOOK_TIME) } else { (ROUND, LOOK_TIME) };
+        self.until_look = round;
+        if self.inbox.is_filled() || self.looked.elapsed() >= time {
+            self.look();
+        }
+    }
+
+    /// Reads what came over these sockets, and the post.
+    fn attend(&mut self, ready: &Ready) {
+        self.looked = Instant::now();
+        for socket in ready.iter() {
+            if let Some(index) = position(&self.links, socket) {
+                if let Err(end) = self.links[index].attend() {
+                    self.end(index, end);
+                }
+            } else if let Some(index) = position(&self.expected, socket) {
+                let expected = self.expected.swap_remove(index);
+                self.look_for(expected);
+            }
+        }
+        if self.inbox.is_filled() {
+            for expected in self.inbox.empty() {
+                match self.sockets.add(&expected) {
+                    Ok(()) => self.look_for(expected),
+                    Err(error) => self.depart(expected.peer(), Farewell::Exhausted(error.to_string())),
+                }
+            }
+        }
+    }
+
+    fn look_for(&mut self, expected: Expected) {
+        let peer = expected.peer();
+        match expected.look(&self.pool, self.next_sequence) {
+            Ok(Arrived::Here(link)) => self.links.push(*link),
+            Ok(Arrived::NotYet(expected)) => self.expected.push(expected),
+            Err(LinkEnd::HangUp) => {}
+            Err(LinkEnd::Violation(violation)) => self.depart(peer, Farewell::Violation(violation)),
+            Err(LinkEnd::Exhausted(what)) => self.depart(peer, Farewell::Exhausted(what)),
+        }
+    }
+
+    /// Ends a link. All that was lent over it alone is back.
+    fn end(&mut self, index: usize, end: LinkEnd) {
+        let mut link = self.links.swap_remove(index);
+        self.sockets.remove(&link);
+        self.past = add(self.past, link.counts());
+        link.notice_leaving();
+        let farewell = match end {
+            LinkEnd::HangUp if link.is_open() => Farewell::Died,
+            LinkEnd::HangUp => Farewell::Left,
+            LinkEnd::Violation(violation) => Farewell::Violation(violation),
+            LinkEnd::Exhausted(what) => Farewell::Exhausted(what),
+        };
+        self.depart(link.peer(), farewell);
+    }
+
+    /// Ends the links of receivers that have closed and hold nothing any more.
+    fn remove_departed(&mut self) {
+        for index in (0..self.links.len()).rev() {
+            if !self.links[index].is_open() && self.links[index].lent() == 0 {
+                self.end(index, LinkEnd::HangUp);
+            }
+        }
+    }
+
+    fn depart(&mut self, peer: Peer, farewell: Farewell) {
+        if self.departures.len() == MAX_DEPARTURES {
+            self.departures.pop_front();
+        }
+        self.departures.push_back(Departure { peer, farewell });
+    }
+}
+
+impl Drop for Sender {
+    fn drop(&mut self) {
+        for link in self.links.drain(..) {
+            self.sockets.remove(&link);
+            link.finish();
+        }
+    }
+}
+
+fn add(a: LinkCounts, b: LinkCounts) -> LinkCounts {
+    LinkCounts { messages: a.messages + b.messages, skipped: a.skipped + b.skipped, bells: a.bells + b.bells }
+}
+
+fn position<T: AsFd>(sockets: &[T], socket: RawFd) -> Option<usize> {
+    sockets.iter().position(|other| other.as_fd().as_raw_fd() == socket)
+}
+
+impl From<AllocateError> for io::Error {
+    fn from(error: AllocateError) -> Self {
+        Self::new(io::ErrorKind::TimedOut, error)
+    }
+}

@@ -1,0 +1,307 @@
+//! Messages between endpoints of this process, through a real broker: what is promised to somebody
+//! who links the library.
+
+use std::{io::Write, thread, time::Duration};
+
+use fbuf_broker::Embedded;
+use fbuf_client::{AllocateError, Client, Farewell, GetError, OpenError, Receiver, Sender, Wait, WaitError, WriteError};
+
+const SOON: Duration = Duration::from_secs(20);
+
+fn broker() -> (Embedded, Client) {
+    let broker = Embedded::start().unwrap();
+    let client = Client::connect_to(broker.address()).unwrap();
+    (broker, client)
+}
+
+fn send(sender: &mut Sender, text: &[u8]) -> u64 {
+    let mut fbuf = sender.allocate_timeout(SOON).unwrap();
+    fbuf.write_all(text).unwrap();
+    sender.write(fbuf).unwrap().sequence
+}
+
+fn get(receiver: &mut Receiver) -> Vec<u8> {
+    receiver.get_timeout(SOON).unwrap().to_vec()
+}
+
+#[test]
+fn a_message_arrives_whichever_end_opens_first() {
+    let (_broker, client) = broker();
+    for receiver_first in [true, false] {
+        let (mut sender, mut receiver);
+        if receiver_first {
+            receiver = client.receiver("c").open().unwrap();
+            sender = client.sender("c").open().unwrap();
+        } else {
+            sender = client.sender("c").open().unwrap();
+            receiver = client.receiver("c").open().unwrap();
+        }
+        sender.wait_for_receivers_timeout(1, SOON).unwrap();
+        assert_eq!(send(&mut sender, b"hello"), 0);
+        assert_eq!(send(&mut sender, b""), 1);
+        let first = receiver.get_timeout(SOON).unwrap();
+        assert_eq!((&first[..], first.sequence()), (&b"hello"[..], 0));
+        assert_eq!(first.sender().process.pid as u32, std::process::id());
+        assert_eq!(get(&mut receiver), b"");
+    }
+}
+
+#[test]
+fn the_end_comes_after_everything_that_was_sent() {
+    let (_broker, client) = broker();
+    let mut receiver = client.receiver("c").open().unwrap();
+    let mut sender = client.sender("c").slot_size(8).slots(4).open().unwrap();
+    sender.wait_for_receivers_timeout(1, SOON).unwrap();
+    for n in 0..4u8 {
+        send(&mut sender, &[n]);
+    }
+    drop(sender);
+    for n in 0..4u8 {
+        assert_eq!(get(&mut receiver), [n]);
+    }
+    assert_eq!(receiver.get_timeout(SOON).unwrap_err(), GetError::Ended);
+    assert_eq!(receiver.try_get().unwrap_err(), GetError::Ended);
+    // And another sender may come.
+    let mut sender = client.sender("c").open().unwrap();
+    sender.wait_for_receivers_timeout(1, SOON).unwrap();
+    send(&mut sender, b"again");
+    let again = loop {
+        match receiver.get_timeout(SOON) {
+            Err(GetError::Ended) => {}
+            other => break other.unwrap(),
+        }
+    };
+    assert_eq!(&again[..], b"again");
+}
+
+#[test]
+fn a_stream_without_messages_ends() {
+    let (_broker, client) = broker();
+    let mut receiver = client.receiver("c").open().unwrap();
+    let mut sender = client.sender("c").open().unwrap();
+    sender.wait_for_receivers_timeout(1, SOON).unwrap();
+    drop(sender);
+    assert_eq!(receiver.get_timeout(SOON).unwrap_err(), GetError::Ended);
+}
+
+#[test]
+fn a_receiver_that_stays_waits_for_the_next_sender() {
+    let (_broker, client) = broker();
+    let mut receiver = client.receiver("c").stay().open().unwrap();
+    for text in [b"one", b"two"] {
+        let mut sender = client.sender("c").open().unwrap();
+        sender.wait_for_receivers_timeout(1, SOON).unwrap();
+        send(&mut sender, text);
+        drop(sender);
+        assert_eq!(get(&mut receiver), text);
+    }
+    assert_eq!(receiver.get_timeout(Duration::from_millis(10)).unwrap_err(), GetError::TimedOut);
+}
+
+#[test]
+fn every_receiver_gets_every_message_of_every_sender_in_order() {
+    const SENDERS: usize = 3;
+    const RECEIVERS: usize = 4;
+    const MESSAGES: u64 = 5000;
+    for wait in [Wait::Block, Wait::Adaptive] {
+        let (_broker, client) = broker();
+        let receivers: Vec<_> = (0..RECEIVERS).map(|_| client.receiver("c").wait(wait).stay().open().unwrap()).collect();
+        let senders: Vec<_> = (0..SENDERS)
+            .map(|_| {
+                let client = client.clone();
+                thread::spawn(move || {
+                    let mut sender = client.sender("c").slot_size(16).slots(7).wait(wait).open().unwrap();
+                    sender.wait_for_receivers_timeout(RECEIVERS, SOON).unwrap();
+                    for n in 0..MESSAGES {
+                        let mut fbuf = sender.allocate_timeout(SOON).unwrap();
+                        fbuf.write_all(&n.to_ne_bytes()).unwrap();
+                        let sent = sender.write(fbuf).unwrap();
+                        assert_eq!((sent.sequence, sent.receivers), (n, RECEIVERS));
+                    }
+                })
+            })
+            .collect();
+        let receivers: Vec<_> = receivers
+            .into_iter()
+            .map(|mut receiver| {
+                thread::spawn(move || {
+                    let mut next = std::collections::HashMap::new();
+                    for _ in 0..SENDERS as u64 * MESSAGES {
+                        let received = receiver.get_timeout(SOON).unwrap();
+                        let due = next.entry(received.sender().endpoint).or_insert(0);
+                        assert_eq!(received.sequence(), *due);
+                        assert_eq!(received[..], due.to_ne_bytes());
+                        *due += 1;
+                    }
+                    assert_eq!(next.len(), SENDERS);
+                })
+            })
+            .collect();
+        for thread in senders.into_iter().chain(receivers) {
+            thread.join().unwrap();
+        }
+    }
+}
+
+#[test]
+fn a_slot_comes_back_when_its_last_receiver_has_dropped_it() {
+    let (_broker, client) = broker();
+    let (mut one, mut two) = (client.receiver("c").open().unwrap(), client.receiver("c").open().unwrap());
+    let mut sender = client.sender("c").slot_size(8).slots(1).open().unwrap();
+    sender.wait_for_receivers_timeout(2, SOON).unwrap();
+    send(&mut sender, b"x");
+    let (first, second) = (one.get_timeout(SOON).unwrap(), two.get_timeout(SOON).unwrap());
+    assert!(sender.try_allocate().is_none());
+    drop(first);
+    assert!(sender.try_allocate().is_none());
+    // From another thread, while the sender sleeps.
+    let waiting = thread::spawn(move || sender.allocate_timeout(SOON).map(|_| ()));
+    thread::spawn(move || drop(second)).join().unwrap();
+    waiting.join().unwrap().unwrap();
+}
+
+#[test]
+fn what_was_received_stays_readable_when_everything_else_is_gone() {
+    let (broker, client) = broker();
+    let mut receiver = client.receiver("c").open().unwrap();
+    let mut sender = client.sender("c").open().unwrap();
+    sender.wait_for_receivers_timeout(1, SOON).unwrap();
+    send(&mut sender, &[7; 5000]);
+    let received = receiver.get_timeout(SOON).unwrap();
+    drop((sender, receiver, client, broker));
+    assert_eq!(received[..], [7; 5000]);
+}
+
+#[test]
+fn a_slow_receiver_holds_its_sender_back() {
+    let (_broker, client) = broker();
+    let mut receiver = client.receiver("c").open().unwrap();
+    let mut sender = client.sender("c").slot_size(8).slots(3).open().unwrap();
+    sender.wait_for_receivers_timeout(1, SOON).unwrap();
+    for _ in 0..3 {
+        send(&mut sender, b"x");
+    }
+    assert_eq!(sender.allocate_timeout(Duration::from_millis(1)).unwrap_err(), AllocateError::TimedOut(3));
+    assert_eq!(sender.counters().waits, 1);
+    drop(receiver.get_timeout(SOON).unwrap());
+    send(&mut sender, b"y");
+}
+
+#[test]
+fn a_receiver_may_be_skipped_and_sees_how_many_it_missed() {
+    let (_broker, client) = broker();
+    let mut fast = client.receiver("c").open().unwrap();
+    let mut slow = client.receiver("c").skip_above(2).open().unwrap();
+    let mut sender = client.sender("c").slot_size(8).slots(8).open().unwrap();
+    sender.wait_for_receivers_timeout(2, SOON).unwrap();
+    for n in 0..100u64 {
+        send(&mut sender, &n.to_ne_bytes());
+        assert_eq!(get(&mut fast), n.to_ne_bytes());
+    }
+    let seen: Vec<_> = (0..3).map(|_| slow.get_timeout(SOON).unwrap().sequence()).collect();
+    assert_eq!(seen, [0, 1, 2]);
+    send(&mut sender, b"last");
+    assert_eq!(slow.get_timeout(SOON).unwrap().sequence(), 100);
+    assert_eq!(slow.counters().missed, 97);
+    assert_eq!(sender.counters().skipped, 97);
+    assert_eq!(fast.counters().missed, 0);
+}
+
+#[test]
+fn a_sender_without_receivers_is_told_so_and_keeps_its_fbuf() {
+    let (_broker, client) = broker();
+    let mut sender = client.sender("c").open().unwrap();
+    let mut fbuf = sender.allocate().unwrap();
+    fbuf.write_all(b"kept").unwrap();
+    let error = sender.write(fbuf).unwrap_err();
+    assert!(matches!(error, WriteError::NoReceiver(_)), "{error}");
+    assert_eq!(&error.into_fbuf()[..], b"kept");
+    let wanted = sender.wait_for_receivers_timeout(2, Duration::from_millis(1)).unwrap_err();
+    assert_eq!(wanted, WaitError::TimedOut { wanted: 2, linked: 0 });
+}
+
+#[test]
+fn a_receiver_that_closes_gives_everything_back_but_what_is_held() {
+    let (_broker, client) = broker();
+    let mut receiver = client.receiver("c").open().unwrap();
+    let mut sender = client.sender("c").slot_size(8).slots(5).open().unwrap();
+    sender.wait_for_receivers_timeout(1, SOON).unwrap();
+    for n in 0..5u8 {
+        send(&mut sender, &[n]);
+    }
+    let held = receiver.get_timeout(SOON).unwrap();
+    drop(receiver);
+    let all: Vec<_> = (0..4).map(|_| sender.allocate_timeout(SOON).unwrap()).collect();
+    assert!(sender.try_allocate().is_none(), "a slot that is held was given away");
+    assert_eq!(held[..], [0]);
+    drop(held);
+    sender.allocate_timeout(SOON).unwrap();
+    drop(all);
+    sender.look();
+    assert_eq!(sender.departed().unwrap().farewell, Farewell::Left);
+    assert_eq!(sender.receivers(), 0);
+    assert_eq!(sender.counters().slots.free, 5);
+}
+
+#[test]
+fn a_pool_grows_while_it_streams() {
+    let (_broker, client) = broker();
+    let mut receiver = client.receiver("c").open().unwrap();
+    let mut sender = client.sender("c").slot_size(1000).slots(2).grow_to(50).open().unwrap();
+    sender.wait_for_receivers_timeout(1, SOON).unwrap();
+    for n in 0..50u8 {
+        send(&mut sender, &[n; 1000]);
+    }
+    assert!(sender.try_allocate().is_none());
+    assert_eq!(sender.counters().growths, 5);
+    // One that comes later knows all segments too.
+    let mut late = client.receiver("c").open().unwrap();
+    sender.wait_for_receivers_timeout(2, SOON).unwrap();
+    for n in 0..50u8 {
+        assert_eq!(get(&mut receiver), [n; 1000]);
+    }
+    for n in 0..50u8 {
+        send(&mut sender, &[n; 999]);
+        assert_eq!(get(&mut receiver), [n; 999]);
+        assert_eq!(get(&mut late), [n; 999]);
+    }
+}
+
+#[test]
+fn a_fbuf_of_another_sender_is_refused_and_handed_back() {
+    let (_broker, client) = broker();
+    let (mut one, mut two) = (client.sender("c").open().unwrap(), client.sender("c").open().unwrap());
+    let _receiver = client.receiver("c").open().unwrap();
+    one.wait_for_receivers_timeout(1, SOON).unwrap();
+    two.wait_for_receivers_timeout(1, SOON).unwrap();
+    let error = two.write(one.allocate().unwrap()).unwrap_err();
+    assert!(matches!(error, WriteError::OtherSender(_)), "{error}");
+    one.write(error.into_fbuf()).unwrap();
+}
+
+#[test]
+fn fbufs_can_be_dropped_unsent_from_any_thread() {
+    let (_broker, client) = broker();
+    let mut sender = client.sender("c").slot_size(8).slots(1).wait(Wait::Block).open().unwrap();
+    let fbuf = sender.allocate().unwrap();
+    assert!(sender.try_allocate().is_none());
+    let waiting = thread::spawn(move || sender.allocate_timeout(SOON).map(|_| ()));
+    drop(fbuf);
+    waiting.join().unwrap().unwrap();
+}
+
+#[test]
+fn what_cannot_be_opened_says_why() {
+    let (_broker, client) = broker();
+    let sender = |channel: &str, size, slots| client.sender(channel).slot_size(size).slots(slots).open().unwrap_err();
+    assert!(matches!(sender("", 64, 1), OpenError::Channel(_)));
+    assert!(matches!(sender(&"x".repeat(256), 64, 1), OpenError::Channel(_)));
+    assert!(matches!(sender("a\tb", 64, 1), OpenError::Channel(_)));
+    assert!(matches!(sender("c", 0, 1), OpenError::Geometry(_)));
+    assert!(matches!(sender("c", (1 << 30) + 1, 1), OpenError::Geometry(_)));
+    assert!(matches!(sender("c", 64, 0), OpenError::Geometry(_)));
+    assert!(matches!(sender("c", 1 << 30, 1 << 20), OpenError::Memory(_)));
+    let shrinking = client.sender("c").slots(8).grow_to(4).open().unwrap_err();
+    assert!(matches!(shrinking, OpenError::Geometry(_)));
+    assert!(matches!(client.receiver("").open().unwrap_err(), OpenError::Channel(_)));
+}
