@@ -1,2 +1,113 @@
 //! The fbuf command.
-fn main() {}
+
+#![forbid(unsafe_code)]
+
+mod broker;
+mod demo;
+mod pipes;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand, ValueEnum};
+use fbuf_client::{Address, Client, ConnectError, Wait};
+
+/// Shared-buffer IPC: processes exchange buffers without copying them.
+#[derive(Debug, Parser)]
+#[command(version, arg_required_else_help = true)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the broker that introduces processes to each other
+    Broker(broker::Arguments),
+    /// Send a file, or standard input, to whoever receives on a channel
+    Send(pipes::SendArguments),
+    /// Receive what somebody sends on a channel into a file, or to standard output
+    ///
+    /// Exits with 0 when the sender has ended its stream and all of it was written, with 3 when the
+    /// sender died before that, and with 1 for any other failure.
+    Recv(pipes::RecvArguments),
+    /// Stream a file through fbufs, a pipe and a Unix socket, and compare
+    Demo(demo::Arguments),
+}
+
+/// Something went wrong: what to say, and the exit status.
+#[derive(Debug)]
+struct Failure {
+    text: String,
+    status: u8,
+}
+
+impl<E: std::error::Error> From<E> for Failure {
+    fn from(error: E) -> Self {
+        Self { text: error.to_string(), status: 1 }
+    }
+}
+
+impl Failure {
+    fn new(text: impl Into<String>) -> Self {
+        Self { text: text.into(), status: 1 }
+    }
+
+    fn with_status(self, status: u8) -> Self {
+        Self { status, ..self }
+    }
+}
+
+fn main() -> ExitCode {
+    let result = match Arguments::parse().command {
+        Command::Broker(arguments) => broker::run(arguments),
+        Command::Send(arguments) => pipes::send(&arguments),
+        Command::Recv(arguments) => pipes::receive(&arguments),
+        Command::Demo(arguments) => demo::run(&arguments),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Failure { text, status }) => {
+            eprintln!("fbuf: {text}");
+            ExitCode::from(status)
+        }
+    }
+}
+
+/// Which broker to speak to.
+#[derive(Debug, clap::Args)]
+struct Broker {
+    /// Where the broker listens [default: $FBUF_BROKER, $XDG_RUNTIME_DIR/fbuf.sock, /run/fbuf/broker.sock]
+    #[arg(long, value_name = "PATH")]
+    socket: Option<std::ffi::OsString>,
+}
+
+impl Broker {
+    fn address(&self) -> Address {
+        self.socket.as_ref().map_or_else(Address::default_for_user, Address::new)
+    }
+
+    fn connect(&self) -> Result<Client, ConnectError> {
+        Client::connect_to(&self.address())
+    }
+}
+
+/// What to do while there is nothing to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum WaitArgument {
+    /// Look again and again
+    Spin,
+    /// Look for a while, then sleep
+    Adaptive,
+    /// Sleep at once
+    Block,
+}
+
+impl From<WaitArgument> for Wait {
+    fn from(wait: WaitArgument) -> Self {
+        match wait {
+            WaitArgument::Spin => Self::Spin,
+            WaitArgument::Adaptive => Self::Adaptive,
+            WaitArgument::Block => Self::Block,
+        }
+    }
+}

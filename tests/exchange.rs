@@ -4,7 +4,9 @@
 use std::{io::Write, thread, time::Duration};
 
 use fbuf_broker::Embedded;
-use fbuf_client::{AllocateError, Client, Farewell, GetError, OpenError, Receiver, Sender, Wait, WaitError, WriteError};
+use fbuf_client::{
+    AllocateError, Client, Farewell, GetError, OpenError, Receiver, Sender, Wait, WaitError, WriteError,
+};
 
 const SOON: Duration = Duration::from_secs(20);
 
@@ -105,7 +107,8 @@ fn every_receiver_gets_every_message_of_every_sender_in_order() {
     const MESSAGES: u64 = 5000;
     for wait in [Wait::Block, Wait::Adaptive] {
         let (_broker, client) = broker();
-        let receivers: Vec<_> = (0..RECEIVERS).map(|_| client.receiver("c").wait(wait).stay().open().unwrap()).collect();
+        let receivers: Vec<_> =
+            (0..RECEIVERS).map(|_| client.receiver("c").wait(wait).stay().open().unwrap()).collect();
         let senders: Vec<_> = (0..SENDERS)
             .map(|_| {
                 let client = client.clone();

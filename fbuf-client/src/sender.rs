@@ -232,7 +232,7 @@ pub enum AllocateError {
     TimedOut(u32),
 }
 
-/// Not enough receivers.
+/// Receivers did not come, or did not finish.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum WaitError {
@@ -243,6 +243,12 @@ pub enum WaitError {
         wanted: usize,
         /// How many are there.
         linked: usize,
+    },
+    /// Receivers did not hand everything back in time.
+    #[error("receivers were to hand everything back, and still hold {slots} slots")]
+    StillLent {
+        /// How many slots are lent.
+        slots: usize,
     },
 }
 
@@ -354,6 +360,48 @@ impl Sender {
         self.wait_until_linked(count, deadline(time))
     }
 
+    /// Waits until every receiver has handed back everything it was given, and so is done with it.
+    /// Receivers that go give everything back as well; [`Self::departed`] tells.
+    ///
+    /// # Errors
+    /// None today; the type leaves room.
+    pub fn wait_for_returns(&mut self) -> Result<(), WaitError> {
+        self.wait_until_returned(None)
+    }
+
+    /// As [`Self::wait_for_returns`], for at most `time`.
+    ///
+    /// # Errors
+    /// [`WaitError::StillLent`]
+    pub fn wait_for_returns_timeout(&mut self, time: Duration) -> Result<(), WaitError> {
+        self.wait_until_returned(deadline(time))
+    }
+
+    fn wait_until_returned(&mut self, deadline: Option<Instant>) -> Result<(), WaitError> {
+        let mut waiting = Waiting::new(self.wait, deadline);
+        loop {
+            self.collect_all();
+            let slots = self.pool.places().lent;
+            if slots == 0 {
+                self.look();
+                return Ok(());
+            }
+            match waiting.next() {
+                Next::Again => {}
+                Next::Look => self.look(),
+                Next::Sleep => self.sleep(deadline, |sender| {
+                    sender.collect_all();
+                    sender.pool.places().lent == 0
+                }),
+                Next::Expired => return Err(WaitError::StillLent { slots }),
+            }
+        }
+    }
+
+    fn collect_all(&mut self) {
+        while self.pool.collect(&mut self.links) > 0 {}
+    }
+
     fn wait_until_linked(&mut self, wanted: usize, deadline: Option<Instant>) -> Result<usize, WaitError> {
         self.look();
         loop {
@@ -456,19 +504,20 @@ impl Sender {
             match waiting.next() {
                 Next::Again => {}
                 Next::Look => self.look(),
-                Next::Sleep => self.sleep(deadline),
+                Next::Sleep => self.sleep(deadline, |sender| sender.pool.places().free > 0),
                 Next::Expired => return Err(AllocateError::TimedOut(self.pool.slots())),
             }
         }
     }
 
-    fn sleep(&mut self, deadline: Option<Instant>) {
+    /// Sleeps until something happens, unless what is waited for has happened already.
+    fn sleep(&mut self, deadline: Option<Instant>, happened: impl Fn(&mut Self) -> bool) {
         for link in &self.links {
             link.raise();
         }
         Fencing::of_this_process().before_sleeping();
         self.pool.collect(&mut self.links);
-        let ready = if self.pool.places().free == 0 && self.pool.await_fbufs() {
+        let ready = if !happened(self) && self.pool.await_fbufs() {
             self.counters.sleeps += 1;
             self.sockets.sleep(deadline)
         } else {

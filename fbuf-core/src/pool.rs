@@ -179,7 +179,8 @@ impl Pool {
 
     /// Takes back what receivers and dropped fbufs have returned, up to a batch of it. Slots that
     /// somebody keeps for long move to the end of the line, so that each costs one look per round.
-    pub fn collect(&mut self, links: &mut [Outbound]) {
+    /// Returns how many lent slots are back.
+    pub fn collect(&mut self, links: &mut [Outbound]) -> usize {
         let put_back = self.shelf.clear();
         self.held -= put_back.len();
         self.free.extend(put_back);
@@ -199,6 +200,7 @@ impl Pool {
                 break;
             }
         }
+        taken
     }
 
     /// Before the sender sleeps: have [`Fbuf`]s that are dropped from now on wake it. False if some

@@ -1,0 +1,94 @@
+//! `fbuf broker`: the broker as a service.
+
+use std::{
+    fs,
+    os::fd::{AsFd, OwnedFd},
+};
+
+use fbuf_broker::{Listener, serve};
+use fbuf_client::Address;
+use listenfd::ListenFd;
+use nix::libc::{AF_UNIX, SOCK_SEQPACKET};
+use sd_notify::NotifyState;
+use tokio::signal::unix::{SignalKind, signal};
+use tracing::{info, warn};
+use tracing_subscriber::EnvFilter;
+
+use crate::{Broker, Failure};
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Arguments {
+    #[command(flatten)]
+    broker: Broker,
+}
+
+pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
+    let filter =
+        EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn,fbuf=info,fbuf_broker=info"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let listener = match inherited()? {
+        Some(listener) => {
+            info!("listening on the socket that systemd handed over");
+            listener
+        }
+        None => {
+            let address = arguments.broker.address();
+            make_folder(&address);
+            let listener = Listener::bind(&address)?;
+            info!(%address, "listening");
+            listener
+        }
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let until = async {
+            // The socket listens and signals are caught: from here on clients are served.
+            tell(&[NotifyState::Ready]);
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+            tell(&[NotifyState::Stopping]);
+            info!("stopping; links that exist go on");
+        };
+        serve(&listener, until).await
+    })?;
+    Ok(())
+}
+
+/// The socket of socket activation, see sd_listen_fds(3).
+fn inherited() -> Result<Option<Listener>, Failure> {
+    let mut handed = ListenFd::from_env();
+    if handed.len() == 0 {
+        return Ok(None);
+    }
+    let socket = handed
+        .take_custom::<OwnedFd>(0, AF_UNIX, SOCK_SEQPACKET, "sequential-packet Unix socket (ListenSequentialPacket=)")
+        .map_err(|error| Failure::new(format!("a socket was handed over that a broker cannot use: {error}")))?;
+    if let Some(socket) = &socket {
+        use nix::fcntl::{FcntlArg, OFlag, fcntl};
+        let flags = OFlag::from_bits_retain(fcntl(socket.as_fd(), FcntlArg::F_GETFL)?);
+        fcntl(socket.as_fd(), FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
+    }
+    Ok(socket.map(Listener::inherited))
+}
+
+/// The folder of the default socket is missing on a machine where no broker ever ran.
+fn make_folder(address: &Address) {
+    if let Address::Path(path) = address
+        && let Some(folder) = path.parent()
+        && !folder.as_os_str().is_empty()
+        && !folder.exists()
+    {
+        // If it fails, binding says why.
+        let _ = fs::create_dir(folder);
+    }
+}
+
+fn tell(state: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(state) {
+        warn!(%error, "the service manager could not be told");
+    }
+}

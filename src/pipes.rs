@@ -1,0 +1,120 @@
+//! `fbuf send` and `fbuf recv`: a channel as a pipe between two shells.
+
+use std::{
+    fs::File,
+    io::{self, Write, stdin, stdout},
+    os::fd::AsFd,
+    path::PathBuf,
+};
+
+use bytesize::ByteSize;
+use fbuf_client::{Farewell, GetError, Sender};
+
+use crate::{Broker, Failure, WaitArgument};
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct SendArguments {
+    /// The channel
+    channel: String,
+    /// What to send [default: standard input]
+    file: Option<PathBuf>,
+    /// The longest message
+    #[arg(long, value_name = "BYTES", default_value = "1MiB")]
+    slot_size: ByteSize,
+    /// How many messages may be under way [default: as many as make 8 MiB]
+    #[arg(long, value_name = "COUNT")]
+    slots: Option<u64>,
+    /// How many receivers to wait for
+    #[arg(long, value_name = "COUNT", default_value_t = 1)]
+    receivers: usize,
+    /// What to do while all slots are in use
+    #[arg(long, value_enum, default_value = "adaptive")]
+    wait: WaitArgument,
+    #[command(flatten)]
+    broker: Broker,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct RecvArguments {
+    /// The channel
+    channel: String,
+    /// Where to write [default: standard output]
+    file: Option<PathBuf>,
+    /// What to do while there is no message
+    #[arg(long, value_enum, default_value = "adaptive")]
+    wait: WaitArgument,
+    #[command(flatten)]
+    broker: Broker,
+}
+
+pub(crate) fn send(arguments: &SendArguments) -> Result<(), Failure> {
+    let mut input = match &arguments.file {
+        Some(path) => File::open(path).map_err(|error| Failure::new(format!("{}: {error}", path.display())))?,
+        None => File::from(stdin().as_fd().try_clone_to_owned()?),
+    };
+    let client = arguments.broker.connect()?;
+    let mut builder =
+        client.sender(&arguments.channel).slot_size(arguments.slot_size.as_u64()).wait(arguments.wait.into());
+    if let Some(slots) = arguments.slots {
+        builder = builder.slots(slots);
+    }
+    let mut sender = builder.open()?;
+    sender.wait_for_receivers(arguments.receivers)?;
+    loop {
+        let mut fbuf = sender.allocate()?;
+        match fbuf.read_from(&mut input) {
+            Ok(0) => break,
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) => return Err(Failure::new(format!("the input could not be read: {error}"))),
+        }
+        let written = sender.write(fbuf).map_err(|error| error.to_string());
+        complain(&mut sender)?;
+        written.map_err(Failure::new)?;
+    }
+    // Not before every receiver has written out what it got.
+    sender.wait_for_returns()?;
+    complain(&mut sender)
+}
+
+/// A receiver that went before the end has not got everything.
+fn complain(sender: &mut Sender) -> Result<(), Failure> {
+    let Some(departure) = sender.departed() else { return Ok(()) };
+    let process = departure.peer.process.pid;
+    Err(Failure::new(match departure.farewell {
+        Farewell::Left => format!("the receiver (process {process}) left before the end"),
+        Farewell::Died => format!("the receiver (process {process}) died before the end"),
+        Farewell::Violation(violation) => format!("the receiver (process {process}) broke a rule: {violation}"),
+        Farewell::Exhausted(what) => format!("the receiver (process {process}) could not be linked: {what}"),
+        _ => format!("the receiver (process {process}) is gone"),
+    }))
+}
+
+pub(crate) fn receive(arguments: &RecvArguments) -> Result<(), Failure> {
+    let client = arguments.broker.connect()?;
+    let mut receiver = client.receiver(&arguments.channel).wait(arguments.wait.into()).open()?;
+    let mut output = match &arguments.file {
+        Some(path) => File::create(path).map_err(|error| Failure::new(format!("{}: {error}", path.display())))?,
+        None => File::from(stdout().as_fd().try_clone_to_owned()?),
+    };
+    let mut only = None;
+    loop {
+        let received = match receiver.get() {
+            Ok(received) => received,
+            Err(GetError::Ended) => return Ok(()),
+            Err(error @ GetError::Disconnected(_)) => return Err(Failure::from(error).with_status(3)),
+            Err(error) => return Err(error.into()),
+        };
+        let sender = received.sender();
+        let first = *only.get_or_insert(sender.endpoint);
+        if sender.endpoint != first {
+            return Err(Failure::new(format!(
+                "process {} sends on the channel {:?} as well: one file can take one stream only",
+                sender.process.pid, arguments.channel
+            )));
+        }
+        output
+            .write_all(&received)
+            .map_err(|error| Failure::new(format!("the output could not be written: {error}")))?;
+    }
+}
