@@ -21,6 +21,7 @@ use fbuf_core::{
 };
 use futures_util::StreamExt;
 use tarpc::{
+    ChannelError,
     context::Context,
     server::{BaseChannel, Channel as _},
 };
@@ -155,6 +156,7 @@ impl Broker {
             tokio::select! {
                 request = requests.next() => match request {
                     Some(Ok(request)) => drop(running.spawn(request.execute(desk.clone().serve()))),
+                    Some(Err(ChannelError::Read(error))) if error.kind() == io::ErrorKind::UnexpectedEof => break,
                     Some(Err(error)) => {
                         warn!(?client, %error, "a client does not keep to the protocol");
                         break;

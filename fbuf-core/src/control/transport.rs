@@ -128,7 +128,7 @@ impl<In, Out> Packets<In, Out> {
     }
 }
 
-/// The next message of a socket, its bytes and descriptors; none at its end.
+/// The next message of a socket, its bytes and descriptors; `UnexpectedEof` at its end.
 type NextLetter = Option<io::Result<(Vec<u8>, Vec<OwnedFd>)>>;
 
 fn poll_letter(socket: &AsyncFd<PacketSocket>, task: &mut Context<'_>) -> Poll<NextLetter> {
@@ -143,7 +143,8 @@ fn poll_letter(socket: &AsyncFd<PacketSocket>, task: &mut Context<'_>) -> Poll<N
             Ok(Arrival::TooLong) => return invalid("a message is longer, or carries more descriptors, than any may"),
             Ok(Arrival::NoDescriptors) => return invalid("no descriptor is left to receive one (RLIMIT_NOFILE)"),
             Ok(Arrival::Nothing) => ready.clear_ready(),
-            Ok(Arrival::HangUp) => return Poll::Ready(None),
+            // Not the end of the stream: at that, tarpc would first wait for all answers under way.
+            Ok(Arrival::HangUp) => return Poll::Ready(Some(Err(io::ErrorKind::UnexpectedEof.into()))),
             Err(error) => return Poll::Ready(Some(Err(error))),
         }
     }

@@ -1,0 +1,123 @@
+//! What the tests with real processes share: the command, children that never outlive a test, and
+//! the counts of what a process holds.
+#![allow(dead_code, reason = "each test binary uses a part of it")]
+
+use std::{
+    ffi::OsStr,
+    fs,
+    io::{BufRead, BufReader},
+    path::Path,
+    process::{Child, Command, ExitStatus, Stdio},
+    time::{Duration, Instant},
+};
+
+use fbuf_client::Address;
+
+/// Longer than anything here takes on a slow machine.
+pub const SOON: Duration = Duration::from_secs(60);
+
+/// The command under test.
+pub fn fbuf(arguments: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_fbuf"));
+    command.args(arguments).stdin(Stdio::null()).env_remove("FBUF_BROKER").env_remove("NOTIFY_SOCKET");
+    command
+}
+
+/// A child process that is killed when it is dropped.
+#[derive(Debug)]
+pub struct Process(pub Child);
+
+impl Process {
+    pub fn start(command: &mut Command) -> Self {
+        Self(command.spawn().expect("the command starts"))
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.0.id()
+    }
+
+    pub fn kill(&mut self) {
+        self.0.kill().expect("SIGKILL");
+        self.0.wait().expect("its end");
+    }
+
+    pub fn signal(&self, signal: nix::sys::signal::Signal) {
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(self.pid() as i32), signal).expect("a signal");
+    }
+
+    pub fn end(&mut self) -> ExitStatus {
+        self.0.wait().expect("its end")
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// A `fbuf broker` in a folder, as a process of its own, and its log.
+#[derive(Debug)]
+pub struct BrokerProcess {
+    pub process: Process,
+    pub address: Address,
+    pub log: BufReader<std::process::ChildStderr>,
+}
+
+impl BrokerProcess {
+    /// Starts it and waits until it listens.
+    pub fn start(socket: &Path) -> Self {
+        let mut command = fbuf([OsStr::new("broker"), OsStr::new("--socket"), socket.as_os_str()]);
+        let mut process = Process::start(command.stderr(Stdio::piped()).env("NO_COLOR", "1"));
+        let mut log = BufReader::new(process.0.stderr.take().expect("its log"));
+        let mut line = String::new();
+        while !line.contains("listening") {
+            line.clear();
+            assert_ne!(log.read_line(&mut line).expect("its log"), 0, "the broker ended");
+        }
+        Self { process, address: Address::new(socket), log }
+    }
+}
+
+/// How many descriptors this process has open.
+pub fn descriptors() -> usize {
+    fs::read_dir("/proc/self/fd").expect("/proc").count()
+}
+
+/// How many threads this process has.
+pub fn threads() -> usize {
+    fs::read_dir("/proc/self/task").expect("/proc").count()
+}
+
+/// How many mappings of shared memory this process has.
+pub fn mappings() -> usize {
+    fs::read_to_string("/proc/self/maps").expect("/proc").lines().filter(|line| line.contains("/memfd:fbuf")).count()
+}
+
+/// Looks again and again until it is so. For what another process does, and no call waits for.
+pub fn until(what: &str, mut so: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !so() {
+        assert!(start.elapsed() < SOON, "still waiting: {what}");
+        std::thread::yield_now();
+    }
+}
+
+/// Numbers that look random and are the same each time (xorshift64*).
+#[derive(Debug)]
+pub struct Random(pub u64);
+
+impl Random {
+    pub fn below(&mut self, limit: u64) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) % limit
+    }
+
+    pub fn bytes(&mut self, count: usize) -> Vec<u8> {
+        (0..count).map(|_| self.below(256) as u8).collect()
+    }
+}
