@@ -26,17 +26,12 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
     let filter =
         EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn,fbuf=info,fbuf_broker=info"));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
-    let listener = match inherited()? {
-        Some(listener) => {
-            info!("listening on the socket that systemd handed over");
-            listener
-        }
+    let (listener, place) = match inherited()? {
+        Some(listener) => (listener, "the socket that was handed over".to_owned()),
         None => {
             let address = arguments.broker.address();
             make_folder(&address);
-            let listener = Listener::bind(&address)?;
-            info!(%address, "listening");
-            listener
+            (Listener::bind(&address)?, address.to_string())
         }
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -45,6 +40,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
         let mut interrupt = signal(SignalKind::interrupt())?;
         let until = async {
             // The socket listens and signals are caught: from here on clients are served.
+            info!(place, "listening");
             tell(&[NotifyState::Ready]);
             tokio::select! {
                 _ = terminate.recv() => {}

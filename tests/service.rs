@@ -1,0 +1,160 @@
+//! `fbuf broker` as a service manager runs it.
+
+mod support;
+
+use std::{
+    fs,
+    io::{BufRead, Read},
+    os::{
+        fd::{AsRawFd, OwnedFd},
+        unix::net::UnixDatagram,
+    },
+    process::Stdio,
+};
+
+use fbuf_client::{Address, Client, ConnectError};
+use nix::sys::{
+    signal::Signal,
+    socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket},
+};
+use support::{BrokerProcess, Process, fbuf};
+
+#[test]
+fn it_is_ready_only_when_it_accepts() {
+    let folder = tempfile::tempdir().unwrap();
+    let (notified, path) = (folder.path().join("notify"), folder.path().join("broker"));
+    let notify = UnixDatagram::bind(&notified).unwrap();
+    let mut command = fbuf(["broker", "--socket"]);
+    let mut broker = Process::start(command.arg(&path).env("NOTIFY_SOCKET", &notified).stderr(Stdio::null()));
+    let mut buffer = [0; 256];
+    let length = notify.recv(&mut buffer).unwrap();
+    assert_eq!(&buffer[..length], b"READY=1\n");
+    // No waiting, no second try.
+    Client::connect_to(&Address::new(&path)).unwrap();
+    broker.signal(Signal::SIGINT);
+    let length = notify.recv(&mut buffer).unwrap();
+    assert_eq!(&buffer[..length], b"STOPPING=1\n");
+    assert!(broker.end().success());
+    assert!(!path.exists(), "the socket file stayed");
+}
+
+#[test]
+fn a_second_broker_is_refused_and_the_first_goes_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("broker");
+    let first = BrokerProcess::start(&path);
+    let second = fbuf(["broker", "--socket"]).arg(&path).output().unwrap();
+    assert_eq!(second.status.code(), Some(1));
+    let said = String::from_utf8_lossy(&second.stderr);
+    assert!(said.contains("one does already"), "{said}");
+    Client::connect_to(&first.address).unwrap();
+}
+
+#[test]
+fn the_socket_of_a_dead_broker_is_replaced_and_other_files_are_not() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("broker");
+    BrokerProcess::start(&path).process.kill();
+    assert!(path.exists());
+    let broker = BrokerProcess::start(&path);
+    Client::connect_to(&broker.address).unwrap();
+    let file = folder.path().join("file");
+    fs::write(&file, "precious").unwrap();
+    let refused = fbuf(["broker", "--socket"]).arg(&file).output().unwrap();
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("no socket"));
+    assert_eq!(fs::read(&file).unwrap(), b"precious");
+    let nowhere = fbuf(["broker", "--socket", "/no/such/folder/broker"]).output().unwrap();
+    assert!(String::from_utf8_lossy(&nowhere.stderr).contains("make its folder"));
+}
+
+#[test]
+fn a_socket_that_was_handed_over_is_served_and_stays() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("broker");
+    // Inherited by the child: not closed on exec.
+    let listener: OwnedFd = socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::empty(), None).unwrap();
+    bind(listener.as_raw_fd(), &UnixAddr::new(&path).unwrap()).unwrap();
+    listen(&listener, Backlog::new(5).unwrap()).unwrap();
+    let mut command = fbuf(["broker"]);
+    command.env("LISTEN_FDS", "1").env("LISTEN_FDS_FIRST_FD", listener.as_raw_fd().to_string());
+    let mut broker = Process::start(command.stderr(Stdio::null()));
+    // The queue of the socket holds this until the broker serves.
+    Client::connect_to(&Address::new(&path)).unwrap();
+    broker.signal(Signal::SIGTERM);
+    assert!(broker.end().success());
+    assert!(path.exists(), "the manager's socket file was removed");
+}
+
+#[test]
+fn the_log_names_clients_channels_and_refusals() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut broker = BrokerProcess::start(&folder.path().join("broker"));
+    let client = Client::connect_to(&broker.address).unwrap();
+    let sender = client.sender("pictures").open().unwrap();
+    drop((sender, client));
+    let mut log = String::new();
+    while !log.contains("left") {
+        assert_ne!(broker.log.read_line(&mut log).unwrap(), 0, "{log}");
+    }
+    assert!(log.contains("joined") && log.contains("pictures"), "{log}");
+    broker.process.signal(Signal::SIGTERM);
+    broker.log.read_to_string(&mut log).unwrap();
+    assert!(log.contains("stopping"), "{log}");
+}
+
+#[test]
+fn a_client_of_another_version_is_told() {
+    use fbuf_core::{
+        control::{Greeting, VERSION, Verdict},
+        socket::{Arrival, PacketSocket},
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let broker = BrokerProcess::start(&folder.path().join("broker"));
+    let connect = || PacketSocket::connect(&broker.address.to_kernel().unwrap(), support::SOON).unwrap();
+    let answer = |socket: &PacketSocket| loop {
+        match socket.receive::<64>().unwrap() {
+            Arrival::Nothing => std::thread::yield_now(),
+            other => break other,
+        }
+    };
+    let newer = connect();
+    newer.send_bytes(&Greeting { version: VERSION + 1, verdict: Verdict::Welcome }.to_bytes()).unwrap();
+    let Arrival::Message(bytes, _) = answer(&newer) else { panic!("no answer") };
+    assert_eq!(Greeting::from_bytes(&bytes), Ok(Greeting { version: VERSION, verdict: Verdict::OtherVersion }));
+    assert!(matches!(answer(&newer), Arrival::HangUp));
+    // Garbage is hung up on, without an answer.
+    for garbage in [&b"GET / HTTP/1.1"[..], &[0; 64], &[0xff; 5000]] {
+        let socket = connect();
+        socket.send_bytes(garbage).unwrap();
+        assert!(matches!(answer(&socket), Arrival::HangUp));
+    }
+    Client::connect_to(&broker.address).unwrap();
+}
+
+/// A broker that answers as one of another version would: what a user of this one sees.
+#[test]
+fn a_broker_of_another_version_is_named() {
+    use fbuf_core::{
+        control::{Greeting, Verdict},
+        socket::PacketSocket,
+        sys,
+    };
+    use std::os::fd::AsFd;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("broker");
+    let listener = fbuf_broker::Listener::bind(&Address::new(&path)).unwrap();
+    let answering = std::thread::spawn(move || {
+        let connection = loop {
+            match sys::accept(listener.as_fd()) {
+                Ok(connection) => break PacketSocket::new(connection).unwrap(),
+                Err(_) => std::thread::yield_now(),
+            }
+        };
+        connection.send_bytes(&Greeting { version: 77, verdict: Verdict::OtherVersion }.to_bytes()).unwrap();
+        connection
+    });
+    let error = Client::connect_to(&Address::new(&path)).unwrap_err();
+    assert!(matches!(error, ConnectError::OtherVersion { broker: 77, .. }), "{error}");
+    drop(answering.join().unwrap());
+}
