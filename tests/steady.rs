@@ -1,0 +1,116 @@
+//! What a stream costs while both sides are busy: no system calls for messages. And while nothing
+//! happens: no processor time.
+
+mod support;
+
+use std::{collections::HashSet, process::Stdio, time::Duration};
+
+use fbuf_broker::Embedded;
+use fbuf_client::{Client, GetError, Wait};
+use nix::{
+    sys::{
+        ptrace::{self, Options},
+        signal::Signal,
+        time::TimeSpec,
+        wait::{WaitPidFlag, WaitStatus, waitpid},
+    },
+    time::{ClockId, clock_gettime},
+    unistd::Pid,
+};
+use support::{Process, fbuf};
+
+/// Streams so many messages of 64 bytes between two processes and counts the system calls of both,
+/// of all their threads, from exec to exit.
+fn system_calls(messages: u64) -> u64 {
+    let demo = fbuf(["demo", "--over", "fbuf", "--wait", "spin", "--message", "64", "--bytes"]);
+    // The shell stops itself, so that no call is missed before it is traced.
+    let mut command = std::process::Command::new("sh");
+    command.args(["-c", "kill -STOP $$; exec \"$@\"", "sh"]).arg(demo.get_program()).args(demo.get_args());
+    let process = Process::start(command.arg((messages * 64).to_string()).stdout(Stdio::piped()));
+    let first = Pid::from_raw(process.pid() as i32);
+    assert_eq!(waitpid(first, Some(WaitPidFlag::WUNTRACED)), Ok(WaitStatus::Stopped(first, Signal::SIGSTOP)));
+    let options = Options::PTRACE_O_TRACESYSGOOD
+        | Options::PTRACE_O_TRACEFORK
+        | Options::PTRACE_O_TRACEVFORK
+        | Options::PTRACE_O_TRACECLONE
+        | Options::PTRACE_O_TRACEEXEC;
+    ptrace::seize(first, options).expect("permission to trace a child");
+    nix::sys::signal::kill(first, Signal::SIGCONT).unwrap();
+    let (mut calls, mut inside) = (0, HashSet::new());
+    loop {
+        let status = waitpid(None, Some(WaitPidFlag::__WALL)).expect("traced processes");
+        let Some(stopped) = status.pid() else { continue };
+        let mut pass_on = None;
+        match status {
+            WaitStatus::Exited(pid, code) if pid == first => {
+                assert_eq!(code, 0, "the demo failed");
+                return calls;
+            }
+            WaitStatus::Exited(..) | WaitStatus::Signaled(..) => continue,
+            // Each call stops twice, before and after.
+            WaitStatus::PtraceSyscall(pid) => {
+                if !inside.remove(&pid) {
+                    inside.insert(pid);
+                    calls += 1;
+                }
+            }
+            WaitStatus::Stopped(_, signal) if !matches!(signal, Signal::SIGTRAP | Signal::SIGSTOP) => {
+                pass_on = Some(signal);
+            }
+            _ => {}
+        }
+        // A process that was killed meanwhile cannot be continued, and is reported as such.
+        let _ = ptrace::syscall(stopped, pass_on);
+    }
+}
+
+#[test]
+fn the_number_of_system_calls_does_not_depend_on_the_number_of_messages() {
+    // On Linux, children of other threads' tests would be waited for as well: this is the only test
+    // of this binary that has children.
+    let (one, four) = (system_calls(1_000_000), system_calls(4_000_000));
+    println!("1,000,000 messages: {one} system calls; 4,000,000 messages: {four} system calls");
+    // Starting two processes takes most of them; a look around each millisecond of waiting the rest.
+    assert!(one < 5_000, "{one} system calls for 1,000,000 messages");
+    assert!(four < one + 3_000, "{four} system calls for 4,000,000 messages, {one} for 1,000,000");
+    assert!(one > 100, "system calls were not counted");
+}
+
+/// Processor time of this thread.
+fn processor_time() -> Duration {
+    Duration::from(clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).unwrap_or(TimeSpec::new(0, 0)))
+}
+
+#[test]
+fn an_idle_receiver_uses_no_processor_time() {
+    let broker = Embedded::start().unwrap();
+    let client = Client::connect_to(broker.address()).unwrap();
+    for wait in [Wait::Adaptive, Wait::Block] {
+        let mut receiver = client.receiver("c").wait(wait).stay().open().unwrap();
+        let mut sender = client.sender("c").open().unwrap();
+        sender.wait_for_receivers(1).unwrap();
+        let before = processor_time();
+        let time = Duration::from_secs(2);
+        assert_eq!(receiver.get_timeout(time).unwrap_err(), GetError::TimedOut);
+        let used = processor_time() - before;
+        assert!(used < time / 100, "{wait:?}: {used:?} of processor time in {time:?}");
+        assert!(receiver.counters().sleeps <= 3, "{:?}", receiver.counters());
+    }
+}
+
+#[test]
+fn an_idle_sender_uses_no_processor_time() {
+    let broker = Embedded::start().unwrap();
+    let client = Client::connect_to(broker.address()).unwrap();
+    let _receiver = client.receiver("c").open().unwrap();
+    let mut sender = client.sender("c").slots(1).open().unwrap();
+    sender.wait_for_receivers(1).unwrap();
+    let fbuf = sender.allocate().unwrap();
+    sender.write(fbuf).unwrap();
+    let before = processor_time();
+    let time = Duration::from_secs(2);
+    sender.allocate_timeout(time).unwrap_err();
+    let used = processor_time() - before;
+    assert!(used < time / 100, "{used:?} of processor time in {time:?}");
+    assert!(sender.counters().sleeps <= 3, "{:?}", sender.counters());
+}
