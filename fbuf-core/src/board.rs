@@ -28,6 +28,15 @@ pub struct BoardHead {
 #[cfg(not(loom))]
 const _: () = assert!(size_of::<BoardHead>() == 128 && align_of::<BoardHead>() == 128);
 
+#[cfg(all(test, not(loom)))]
+impl BoardHead {
+    /// Writes any words, as a hostile peer would.
+    pub(crate) fn scribble(&self, flag: u64, read: u64) {
+        self.flag.scribble(flag);
+        self.read.store(read, Ordering::Relaxed);
+    }
+}
+
 /// The memory of a board, as seen from either end.
 pub trait BoardMemory {
     /// Its head.

@@ -45,6 +45,15 @@ const _: () = {
     assert!(std::mem::offset_of!(Entry, head) == 0 && std::mem::offset_of!(Entry, body) == 8);
 };
 
+#[cfg(all(test, not(loom)))]
+impl Entry {
+    /// Writes any words, as a hostile peer would.
+    pub(crate) fn scribble(&self, head: u64, body: u64) {
+        self.head.store(head, Ordering::Relaxed);
+        self.body.store(body, Ordering::Relaxed);
+    }
+}
+
 const MESSAGE: u8 = 1;
 const GAP: u8 = 2;
 
@@ -246,8 +255,7 @@ pub(crate) mod heap {
         /// Writes any words into the ring, as a hostile peer would.
         #[cfg(not(loom))]
         pub(crate) fn scribble(&self, index: usize, head: u64, body: u64) {
-            self.0.1[index].head.store(head, Ordering::Relaxed);
-            self.0.1[index].body.store(body, Ordering::Relaxed);
+            self.0.1[index].scribble(head, body);
         }
     }
 

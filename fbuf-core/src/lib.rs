@@ -19,6 +19,9 @@ pub mod violation;
 
 mod sync;
 
+#[cfg(all(test, not(loom)))]
+mod hostile;
+
 // Everything that touches the kernel. The models (`--cfg loom`) need none of it.
 #[cfg(not(loom))]
 pub mod address;

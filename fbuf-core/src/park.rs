@@ -100,6 +100,12 @@ impl Flag {
         Self(AtomicU64::new(0))
     }
 
+    /// Writes any word, as a hostile peer would.
+    #[cfg(all(test, not(loom)))]
+    pub(crate) fn scribble(&self, word: u64) {
+        self.0.store(word, Ordering::Relaxed);
+    }
+
     /// Announces sleep. To be followed by [`Fencing::before_sleeping`] and one more look.
     pub fn raise(&self) {
         let before = self.0.load(Ordering::Relaxed);

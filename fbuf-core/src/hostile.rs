@@ -1,0 +1,283 @@
+//! Both halves of a link against a peer that writes anything into its pages and sends anything over
+//! its socket. What comes out is messages inside their slots, nothing, or the end of that link.
+
+use std::{
+    fs::File,
+    os::fd::{AsFd, OwnedFd},
+    sync::{Arc, atomic::Ordering},
+};
+
+use nix::sys::eventfd::EventFd;
+use proptest::{collection::vec, prelude::*, sample::Index};
+
+use crate::{
+    board::BoardTable,
+    inbound::{Answered, Greeted, Inbound, Peer},
+    lane::{Entry, LaneTable, capacity_for},
+    link::{Hello, LinkEnd, LinkMessage, NewSegment, Welcome},
+    memory::{Map, Reserved},
+    outbound::{Arrived, Expected, Outbound},
+    pool::Pool,
+    slot::Geometry,
+    socket::{Credentials, PacketSocket},
+    violation::Violation,
+    wire::{self, Descriptor, Letter},
+};
+
+const SLOTS: u32 = 4;
+const SLOT_BYTES: u32 = 100;
+
+fn geometry() -> Geometry {
+    Geometry::new(SLOT_BYTES.into(), SLOTS.into()).unwrap()
+}
+
+fn peer() -> Peer {
+    Peer { endpoint: 1, process: Credentials { pid: 1, uid: 1, gid: 1 } }
+}
+
+fn sockets() -> (PacketSocket, PacketSocket) {
+    let (one, other) = PacketSocket::pair().unwrap();
+    (PacketSocket::new(one).unwrap(), PacketSocket::new(other).unwrap())
+}
+
+/// Something that a peer can send as a descriptor.
+#[derive(Debug, Clone, Copy)]
+enum Kind {
+    Null,
+    Pipe,
+    Socket,
+    Regular,
+    Unsealed(u64),
+    Sealed(u64),
+}
+
+impl Kind {
+    fn make(self) -> OwnedFd {
+        match self {
+            Self::Null => File::open("/dev/null").unwrap().into(),
+            Self::Pipe => nix::unistd::pipe().unwrap().0,
+            Self::Socket => PacketSocket::pair().unwrap().0,
+            Self::Regular => File::open("/proc/self/exe").unwrap().into(),
+            Self::Unsealed(size) => Reserved::new("fbuf-test", size).unwrap().as_fd().try_clone_to_owned().unwrap(),
+            Self::Sealed(size) => Map::create("fbuf-test", size).unwrap().1,
+        }
+    }
+}
+
+fn kind() -> impl Strategy<Value = Kind> {
+    let size = prop_oneof![Just(4096u64), Just(8192), Just(geometry().segment_bytes(SLOTS))];
+    prop_oneof![
+        Just(Kind::Null),
+        Just(Kind::Pipe),
+        Just(Kind::Socket),
+        Just(Kind::Regular),
+        size.clone().prop_map(Kind::Unsealed),
+        size.prop_map(Kind::Sealed),
+    ]
+}
+
+/// Something that a peer can send over the link socket.
+#[derive(Debug, Clone)]
+enum Packet {
+    Garbage(Vec<u8>, Vec<Kind>),
+    Bell,
+    Hello(Kind, Option<u32>, bool),
+    Welcome(Kind, u64, bool, Vec<(Kind, u32)>),
+    Segment(Kind, u32),
+}
+
+fn packet() -> impl Strategy<Value = Packet> {
+    let slots = prop_oneof![Just(SLOTS), Just(0), Just(1), any::<u32>()];
+    prop_oneof![
+        (vec(any::<u8>(), 1..40), vec(kind(), 0..3)).prop_map(|(bytes, kinds)| Packet::Garbage(bytes, kinds)),
+        Just(Packet::Bell),
+        (kind(), any::<Option<u32>>(), any::<bool>()).prop_map(|(board, skip, way)| Packet::Hello(board, skip, way)),
+        (kind(), any::<u64>(), any::<bool>(), vec((kind(), slots.clone()), 0..3))
+            .prop_map(|(lane, first, way, segments)| Packet::Welcome(lane, first, way, segments)),
+        (kind(), slots).prop_map(|(memory, slots)| Packet::Segment(memory, slots)),
+    ]
+}
+
+fn send(socket: &PacketSocket, packet: &Packet) {
+    let descriptor = |kind: &Kind| Descriptor::from(kind.make());
+    let segment = |&(kind, slots): &(Kind, u32)| NewSegment { memory: descriptor(&kind), slots };
+    let letter = match packet {
+        Packet::Garbage(bytes, kinds) => {
+            Letter { bytes: bytes.clone(), descriptors: kinds.iter().map(|kind| Arc::new(kind.make())).collect() }
+        }
+        Packet::Bell => wire::encode(&LinkMessage::Bell).unwrap(),
+        &Packet::Hello(board, skip_above, asymmetric) => {
+            wire::encode(&LinkMessage::Hello(Hello { board: descriptor(&board), skip_above, asymmetric })).unwrap()
+        }
+        Packet::Welcome(lane, first_sequence, asymmetric, segments) => {
+            let (first_sequence, asymmetric) = (*first_sequence, *asymmetric);
+            let segments = segments.iter().map(segment).collect();
+            let welcome = Welcome { lane: descriptor(lane), first_sequence, asymmetric, segments };
+            wire::encode(&LinkMessage::Welcome(welcome)).unwrap()
+        }
+        &Packet::Segment(memory, slots) => wire::encode(&LinkMessage::Segment(segment(&(memory, slots)))).unwrap(),
+    };
+    // The victim may have hung up already.
+    let _ = socket.send(&letter);
+}
+
+/// A receiver, linked with a sender whose memory is in our hands.
+fn victim_receiver() -> (Inbound, PacketSocket, LaneTable, Vec<Map>) {
+    let (own, its) = sockets();
+    let greeted = Greeted::new(peer(), its, geometry(), None).unwrap();
+    let (lane, lane_fd) = LaneTable::create("fbuf-test", capacity_for(SLOTS)).unwrap();
+    let (memory, memory_fd) = Map::create("fbuf-test", geometry().segment_bytes(2)).unwrap();
+    let welcome = Welcome {
+        lane: lane_fd.into(),
+        first_sequence: 0,
+        asymmetric: true,
+        segments: vec![NewSegment { memory: memory_fd.into(), slots: 2 }],
+    };
+    own.send(&wire::encode(&LinkMessage::Welcome(welcome)).unwrap()).unwrap();
+    let Ok(Answered::Open(inbound)) = greeted.look() else { panic!("an honest welcome was refused") };
+    (*inbound, own, lane, vec![memory])
+}
+
+/// A sender, linked with a receiver whose memory is in our hands.
+fn victim_sender() -> (Pool, Outbound, PacketSocket, BoardTable) {
+    let (own, its) = sockets();
+    let pool = Pool::new(geometry(), SLOTS, Arc::new(EventFd::new().unwrap())).unwrap();
+    let (board, descriptor) = BoardTable::create("fbuf-test", SLOTS as usize).unwrap();
+    let hello = Hello { board: descriptor.into(), skip_above: None, asymmetric: true };
+    own.send(&wire::encode(&LinkMessage::Hello(hello)).unwrap()).unwrap();
+    let Ok(Arrived::Here(outbound)) = Expected::new(peer(), its).look(&pool, 0) else {
+        panic!("an honest hello was refused")
+    };
+    (pool, *outbound, own, board)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2000))]
+
+    #[test]
+    fn a_receiver_survives_any_lane(words in vec((any::<Index>(), any::<u64>(), any::<u64>(), 0..4u8), 1..40)) {
+        let (mut inbound, _socket, lane, _memory) = victim_receiver();
+        let mut held = Vec::new();
+        for (at, head, body, near) in words {
+            let cells: &[Entry] = lane.cells();
+            // Most words keep near to what would be accepted: this lap, a message, few slots.
+            let head = match near {
+                0 => head,
+                1 => head & 0x0000_0001_0000_0000 | 0x0101,
+                _ => head & 0x0000_0007_0001_0300 | 1,
+            };
+            let body = if near == 0 { body } else { body & 0x0000_007f_0000_003f };
+            at.get(cells).scribble(head, body);
+            match inbound.take() {
+                Ok(Some(received)) => {
+                    prop_assert!(received.len() <= SLOT_BYTES as usize);
+                    prop_assert!(received.iter().all(|&byte| byte == 0), "bytes from elsewhere");
+                    held.push(received);
+                    prop_assert!(held.len() <= 2, "one slot was lent twice");
+                }
+                Ok(None) => {}
+                Err(LinkEnd::Violation(_)) => return Ok(()),
+                Err(end) => prop_assert!(false, "{:?}", end),
+            }
+            if near == 3 {
+                held.pop();
+            }
+        }
+    }
+
+    #[test]
+    fn a_receiver_survives_any_link_message(packets in vec(packet(), 1..6), linked: bool) {
+        if linked {
+            let (mut inbound, socket, _lane, _memory) = victim_receiver();
+            for packet in packets {
+                send(&socket, &packet);
+                match inbound.attend() {
+                    Ok(()) => prop_assert!(matches!(inbound.take(), Ok(None))),
+                    Err(LinkEnd::Violation(_)) => return Ok(()),
+                    Err(end) => prop_assert!(false, "{:?}", end),
+                }
+            }
+        } else {
+            let (own, its) = sockets();
+            let greeted = Greeted::new(peer(), its, geometry(), None).unwrap();
+            send(&own, &packets[0]);
+            match greeted.look() {
+                // Only a lane and segments that hold to every rule.
+                Ok(Answered::Open(_)) => prop_assert!(matches!(packets[0], Packet::Welcome(Kind::Sealed(_), ..))),
+                Ok(Answered::NotYet(_)) => prop_assert!(false, "a message was passed over"),
+                Err(LinkEnd::Violation(_)) => {}
+                Err(end) => prop_assert!(false, "{:?}", end),
+            }
+        }
+    }
+
+    #[test]
+    fn a_sender_survives_any_board(steps in vec((any::<Index>(), any::<u64>(), 0..4u8, any::<u64>()), 1..40)) {
+        let (mut pool, outbound, _socket, board) = victim_sender();
+        let mut links = [outbound];
+        let mut fbufs = Vec::new();
+        for (at, word, near, flag) in steps {
+            at.get(board.cells()).store(if near == 0 { word } else { word % 8 }, Ordering::Relaxed);
+            if near == 3 {
+                board.head().scribble(flag, word);
+            }
+            while let Some(fbuf) = pool.allocate() {
+                fbufs.push(fbuf);
+            }
+            let mut starts: Vec<_> = fbufs.iter().map(|fbuf| fbuf.as_ptr()).collect();
+            starts.sort_unstable();
+            starts.dedup();
+            prop_assert_eq!(starts.len(), fbufs.len(), "one slot was allocated twice");
+            if let Some(fbuf) = fbufs.pop() {
+                let (slot, index, length) = pool.take(fbuf).unwrap();
+                links[0].offer(slot, index, length);
+            }
+            pool.collect(&mut links);
+            let places = pool.places();
+            prop_assert_eq!(places.free + places.held + places.lent, SLOTS as usize);
+        }
+        // Without its receiver, everything is back.
+        drop(fbufs);
+        pool.collect(&mut []);
+        prop_assert_eq!(pool.places().free, SLOTS as usize);
+    }
+
+    #[test]
+    fn a_sender_survives_any_link_message(packets in vec(packet(), 1..6), linked: bool) {
+        if linked {
+            let (_pool, mut outbound, socket, _board) = victim_sender();
+            for packet in packets {
+                send(&socket, &packet);
+                match outbound.attend() {
+                    Ok(()) => prop_assert!(matches!(packet, Packet::Bell) || matches!(&packet, Packet::Garbage(bytes, _) if bytes[..] == [0])),
+                    Err(LinkEnd::Violation(_)) => return Ok(()),
+                    Err(end) => prop_assert!(false, "{:?}", end),
+                }
+            }
+        } else {
+            let (own, its) = sockets();
+            let pool = Pool::new(geometry(), SLOTS, Arc::new(EventFd::new().unwrap())).unwrap();
+            send(&own, &packets[0]);
+            match Expected::new(peer(), its).look(&pool, 0) {
+                Ok(Arrived::Here(_)) => prop_assert!(matches!(packets[0], Packet::Hello(Kind::Sealed(4096), ..))),
+                Ok(Arrived::NotYet(_)) => prop_assert!(false, "a message was passed over"),
+                Err(LinkEnd::Violation(_)) => {}
+                Err(end) => prop_assert!(false, "{:?}", end),
+            }
+        }
+    }
+}
+
+#[test]
+fn a_socket_that_is_never_read_ends_the_link_when_it_matters() {
+    let (pool, outbound, _socket, board) = victim_sender();
+    let segment = || pool.announce().remove(0);
+    // Bells are lost, silently: who has a full socket has been rung for often enough.
+    let mut outbound = outbound;
+    let fill = (0..100_000).find(|_| outbound.announce(segment()).is_err());
+    assert!(fill.is_some(), "the socket has no end");
+    assert!(matches!(outbound.announce(segment()), Err(LinkEnd::Violation(Violation::SocketFull))));
+    board.head().scribble(1, 0);
+    let slot = crate::slot::SlotId { segment: 0, slot: 0 };
+    assert_eq!(outbound.offer(slot, 0, 1), crate::outbound::Offer::Lent);
+}
