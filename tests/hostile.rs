@@ -1,0 +1,205 @@
+//! Clients that speak to the broker in order and to their peers out of order: their link ends, with a
+//! name for what they did, and their neighbours go on.
+
+mod support;
+
+use std::{io::Write, os::fd::OwnedFd, time::Duration};
+
+use fbuf_broker::Embedded;
+use fbuf_client::{Client, Farewell, GetError};
+use fbuf_core::{
+    control::{ClientTransport, ControlClient, Greeting, Open, Role, VERSION, Verdict},
+    link::{Hello, LinkMessage, NewSegment, Welcome},
+    memory::{Map, Reserved},
+    socket::{Arrival, PacketSocket},
+    sys,
+    wire::{self, Descriptor, Letter},
+};
+use support::SOON;
+use tarpc::context;
+
+/// A client that does as it likes, introduced to the only other endpoint of the channel.
+struct Hostile {
+    _runtime: tokio::runtime::Runtime,
+    _control: ControlClient,
+    link: PacketSocket,
+}
+
+impl Hostile {
+    fn join(broker: &Embedded, channel: &str, role: Role) -> Self {
+        let socket = PacketSocket::connect(&broker.address().to_kernel().unwrap(), SOON).unwrap();
+        socket.send_bytes(&Greeting { version: VERSION, verdict: Verdict::Welcome }.to_bytes()).unwrap();
+        while !matches!(socket.receive::<64>().unwrap(), Arrival::Message(..)) {
+            std::thread::yield_now();
+        }
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let channel = channel.to_owned();
+        let (control, link) = runtime.block_on(async {
+            let transport = ClientTransport::new(sys::watch(socket).unwrap());
+            let control = ControlClient::new(tarpc::client::Config::default(), transport).spawn();
+            control.open(context::current(), 1, Open { channel, role }).await.unwrap().unwrap();
+            let mut introductions = control.introductions(context::current()).await.unwrap();
+            assert_eq!(introductions.len(), 1);
+            let socket = introductions.remove(0).socket.into_owned().unwrap();
+            (control, PacketSocket::new(socket).unwrap())
+        });
+        Self { _runtime: runtime, _control: control, link }
+    }
+
+    fn say(&self, message: &LinkMessage) {
+        self.link.send(&wire::encode(message).unwrap()).unwrap();
+    }
+}
+
+const SENDER: Role = Role::Sender { slot_bytes: 100, max_slots: 4 };
+
+fn sealed(size: u64) -> Descriptor {
+    Map::create("fbuf-test", size).unwrap().1.into()
+}
+
+fn unsealed(size: u64) -> Descriptor {
+    let memory = Reserved::new("fbuf-test", size).unwrap();
+    std::os::fd::AsFd::as_fd(&memory).try_clone_to_owned().unwrap().into()
+}
+
+fn garbage(link: &PacketSocket) {
+    let descriptors = (0..3).map(|_| OwnedFd::from(std::fs::File::open("/dev/null").unwrap()).into()).collect();
+    link.send(&Letter { bytes: b"\xffgarbage".to_vec(), descriptors }).unwrap();
+}
+
+#[test]
+fn a_hostile_sender_loses_its_link_and_its_neighbour_keeps_its_own() {
+    let broker = Embedded::start().unwrap();
+    let client = Client::connect_to(broker.address()).unwrap();
+    let mut receiver = client.receiver("c").open().unwrap();
+    let welcome = |lane: Descriptor, memory: Descriptor, slots| {
+        LinkMessage::Welcome(Welcome {
+            lane,
+            first_sequence: 0,
+            asymmetric: true,
+            segments: vec![NewSegment { memory, slots }],
+        })
+    };
+    let attacks: [(&str, Box<dyn Fn(&Hostile)>); 6] = [
+        ("garbage", Box::new(|hostile| garbage(&hostile.link))),
+        ("an unsealed lane", Box::new(|hostile| hostile.say(&welcome(unsealed(4096), sealed(4096), 4)))),
+        ("an unsealed segment", Box::new(|hostile| hostile.say(&welcome(sealed(4096), unsealed(4096), 4)))),
+        ("a segment that is too short", Box::new(|hostile| hostile.say(&welcome(sealed(4096), sealed(4096), 400)))),
+        ("a regular file", {
+            let file = || OwnedFd::from(std::fs::File::open("/proc/self/exe").unwrap()).into();
+            Box::new(move |hostile| hostile.say(&welcome(file(), file(), 4)))
+        }),
+        (
+            "a hello",
+            Box::new(|hostile| {
+                hostile.say(&LinkMessage::Hello(Hello { board: sealed(4096), skip_above: None, asymmetric: true }));
+            }),
+        ),
+    ];
+    for (name, attack) in attacks {
+        let hostile = Hostile::join(&broker, "c", SENDER);
+        attack(&hostile);
+        match receiver.get_timeout(SOON) {
+            Err(GetError::PeerViolation { peer, violation }) => {
+                assert_eq!(peer.process.pid as u32, std::process::id());
+                println!("{name}: {violation}");
+            }
+            other => panic!("{name}: {other:?}"),
+        }
+        let mut neighbour = client.sender("c").open().unwrap();
+        neighbour.wait_for_receivers_timeout(1, SOON).unwrap();
+        // While a link is being broken, its neighbour streams.
+        let other = Hostile::join(&broker, "c", SENDER);
+        let mut fbuf = neighbour.allocate().unwrap();
+        fbuf.write_all(name.as_bytes()).unwrap();
+        neighbour.write(fbuf).unwrap();
+        attack(&other);
+        let (mut message, mut violation) = (None, None);
+        while message.is_none() || violation.is_none() {
+            match receiver.get_timeout(SOON) {
+                Ok(received) => message = Some(received),
+                Err(GetError::PeerViolation { violation: found, .. }) => violation = Some(found),
+                Err(error) => panic!("{name}: {error}"),
+            }
+        }
+        assert_eq!(message.as_deref(), Some(name.as_bytes()));
+        drop((hostile, other, message, neighbour));
+        assert_eq!(receiver.get_timeout(SOON).unwrap_err(), GetError::Ended, "{name}");
+    }
+}
+
+#[test]
+fn a_hostile_receiver_loses_its_link_and_its_neighbour_keeps_its_own() {
+    let broker = Embedded::start().unwrap();
+    let client = Client::connect_to(broker.address()).unwrap();
+    let mut sender = client.sender("c").slot_size(100).slots(4).open().unwrap();
+    let hello = |board| LinkMessage::Hello(Hello { board, skip_above: None, asymmetric: true });
+    let attacks: [(&str, Box<dyn Fn(&Hostile)>); 5] = [
+        ("garbage", Box::new(|hostile| garbage(&hostile.link))),
+        ("an unsealed board", Box::new(|hostile| hostile.say(&hello(unsealed(4096))))),
+        ("a board of another size", Box::new(|hostile| hostile.say(&hello(sealed(8192))))),
+        ("a bell before hello", Box::new(|hostile| hostile.say(&LinkMessage::Bell))),
+        (
+            "two hellos",
+            Box::new(|hostile| {
+                hostile.say(&hello(sealed(4096)));
+                hostile.say(&hello(sealed(4096)));
+            }),
+        ),
+    ];
+    for (name, attack) in attacks {
+        let hostile = Hostile::join(&broker, "c", Role::Receiver);
+        attack(&hostile);
+        let farewell = loop {
+            // Looks around until the attack was seen.
+            let _ = sender.wait_for_receivers_timeout(2, Duration::from_millis(1));
+            if let Some(departure) = sender.departed() {
+                break departure.farewell;
+            }
+        };
+        assert!(matches!(farewell, Farewell::Violation(_)), "{name}: {farewell:?}");
+        drop(hostile);
+        let mut neighbour = client.receiver("c").open().unwrap();
+        sender.wait_for_receivers_timeout(1, SOON).unwrap();
+        let mut fbuf = sender.allocate_timeout(SOON).unwrap();
+        fbuf.write_all(name.as_bytes()).unwrap();
+        assert_eq!(sender.write(fbuf).unwrap().receivers, 1);
+        assert_eq!(neighbour.get_timeout(SOON).unwrap()[..], *name.as_bytes());
+        drop(neighbour);
+        while sender.departed().is_none() {
+            sender.look();
+        }
+    }
+    assert_eq!(sender.counters().slots.free, 4);
+}
+
+#[test]
+fn the_broker_survives_clients_that_send_anything() {
+    let broker = Embedded::start().unwrap();
+    let mut random = support::Random(7);
+    for _ in 0..200 {
+        let socket = PacketSocket::connect(&broker.address().to_kernel().unwrap(), SOON).unwrap();
+        if random.below(4) > 0 {
+            socket.send_bytes(&Greeting { version: VERSION, verdict: Verdict::Welcome }.to_bytes()).unwrap();
+        }
+        for _ in 0..random.below(5) {
+            let count = random.below(60) as usize;
+            let descriptors =
+                (0..random.below(4)).map(|_| OwnedFd::from(std::fs::File::open("/dev/null").unwrap()).into()).collect();
+            // It may have hung up.
+            let _ = socket.send(&Letter { bytes: random.bytes(count), descriptors });
+        }
+    }
+    let client = Client::connect_to(broker.address()).unwrap();
+    client.receiver("c").open().unwrap();
+    // The descriptors that came along were closed: what is open belongs to honest connections.
+    support::until("descriptors are closed", || {
+        std::fs::read_dir("/proc/self/fd")
+            .unwrap()
+            .flatten()
+            .filter_map(|entry| std::fs::read_link(entry.path()).ok())
+            .filter(|target| target.as_os_str() == "/dev/null")
+            .count()
+            <= 3
+    });
+}
