@@ -4,6 +4,7 @@
 
 mod broker;
 mod demo;
+mod doctor;
 mod pipes;
 
 use std::process::ExitCode;
@@ -32,6 +33,8 @@ enum Command {
     Recv(pipes::RecvArguments),
     /// Stream a file through fbufs, a pipe and a Unix socket, and compare
     Demo(demo::Arguments),
+    /// Try what fbuf needs of this machine, and say what works and what to do about the rest
+    Doctor,
 }
 
 /// Something went wrong: what to say, and the exit status.
@@ -63,6 +66,7 @@ fn main() -> ExitCode {
         Command::Send(arguments) => pipes::send(&arguments),
         Command::Recv(arguments) => pipes::receive(&arguments),
         Command::Demo(arguments) => demo::run(&arguments),
+        Command::Doctor => return doctor::run(),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

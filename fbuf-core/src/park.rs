@@ -65,7 +65,7 @@ impl Fencing {
         #[cfg(not(loom))]
         if self == Self::Asymmetric {
             // It cannot fail once `Register` succeeded (membarrier(2)).
-            crate::sys::membarrier(crate::sys::Membarrier::Everywhere);
+            let _ = crate::sys::membarrier(crate::sys::Membarrier::Everywhere);
         }
     }
 }
@@ -73,7 +73,7 @@ impl Fencing {
 #[cfg(not(loom))]
 fn register() -> bool {
     use crate::sys::{Membarrier, membarrier};
-    membarrier(Membarrier::Register) && membarrier(Membarrier::Everywhere)
+    membarrier(Membarrier::Register).and_then(|()| membarrier(Membarrier::Everywhere)).is_ok()
 }
 
 #[cfg(loom)]

@@ -5,5 +5,6 @@ mod map;
 mod memfd;
 mod room;
 
-pub use map::{Map, Table};
+pub use map::{Map, Table, Trial, try_page};
 pub use memfd::{MemoryError, Reserved, verify};
+pub use room::available;

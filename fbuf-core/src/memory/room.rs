@@ -7,7 +7,7 @@ use super::MemoryError;
 
 /// Refuses what the machine, or the control groups this process lives in, cannot give.
 pub(super) fn check(asked: u64) -> Result<(), MemoryError> {
-    match least() {
+    match available() {
         Some((available, bound)) if available < asked => Err(MemoryError::NotEnough { asked, available, bound }),
         _ => Ok(()),
     }
@@ -15,12 +15,14 @@ pub(super) fn check(asked: u64) -> Result<(), MemoryError> {
 
 /// The error for memory that was there a moment ago.
 pub(super) fn none_left(asked: u64) -> MemoryError {
-    let (available, bound) = least().unwrap_or((0, "the kernel's word"));
+    let (available, bound) = available().unwrap_or((0, "the kernel's word"));
     MemoryError::NotEnough { asked, available: available.min(asked), bound }
 }
 
-/// The tightest bound, and its name. None where /proc is not mounted: then the kernel decides.
-fn least() -> Option<(u64, &'static str)> {
+/// How many bytes can be had, and what sets that limit. None where /proc is not mounted: then the
+/// kernel decides.
+#[must_use]
+pub fn available() -> Option<(u64, &'static str)> {
     let machine = fs::read_to_string("/proc/meminfo").ok().and_then(|text| mem_available(&text));
     let groups = fs::read_to_string("/proc/self/cgroup").ok().and_then(|text| in_groups(&text));
     [

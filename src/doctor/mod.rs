@@ -1,0 +1,88 @@
+//! `fbuf doctor`: tries on this machine, now, everything that fbuf needs of it, and says what works,
+//! what does not, and what to do. Kernels are patched, configured and filtered, so what a version
+//! number promises is not asked for: each thing is done, to a memfd of two pages or a socket pair,
+//! and undone.
+//!
+//! Gathering (one file for each group of probes) knows nothing of printing (`report.rs`).
+
+mod broker;
+mod fences;
+mod finding;
+mod leases;
+mod limits;
+mod machine;
+mod memfd;
+mod pages;
+mod report;
+mod seals;
+mod sockets;
+
+use std::{
+    io::{self, Write},
+    process::ExitCode,
+};
+
+use finding::Section;
+
+/// Probes, prints, and succeeds when everything works that the basic level needs.
+pub fn run() -> ExitCode {
+    let sections = gather();
+    // Who closes the pipe early has read enough; the exit status holds either way.
+    let _ = io::stdout().write_all(report::text(&sections).as_bytes());
+    if report::missing(&sections).is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// Everything there is to find out. Leaves nothing behind.
+fn gather() -> Vec<Section> {
+    vec![
+        machine::section(),
+        memfd::section(),
+        seals::section(),
+        memfd::reopening(),
+        leases::section(),
+        pages::section(),
+        fences::section(),
+        sockets::section(),
+        limits::section(),
+        broker::section(),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{finding::Outcome, *};
+    use std::{fs, sync::Mutex};
+
+    /// Tests that open descriptors hold it: one of them counts.
+    pub(super) static DESCRIPTORS: Mutex<()> = Mutex::new(());
+
+    fn open_descriptors() -> usize {
+        fs::read_dir("/proc/self/fd").unwrap().count()
+    }
+
+    #[test]
+    fn what_the_basic_level_needs_is_tried_and_works() {
+        let _alone = DESCRIPTORS.lock();
+        let sections = gather();
+        let required: Vec<_> = sections.iter().flat_map(|section| &section.findings).filter(|f| f.required).collect();
+        for name in ["memfd with sealing", "SHRINK", "GROW", "SEAL", "descriptor passing", "SO_PEERCRED"] {
+            assert!(required.iter().any(|finding| finding.name == name), "{name} is not required");
+        }
+        assert_eq!(required.iter().filter(|finding| finding.name.starts_with("FUTURE_WRITE")).count(), 6);
+        for finding in required {
+            assert!(matches!(finding.outcome, Outcome::Works), "{finding:?}");
+        }
+        assert!(report::missing(&sections).is_empty());
+    }
+
+    #[test]
+    fn nothing_is_left_behind() {
+        let _alone = DESCRIPTORS.lock();
+        let before = open_descriptors();
+        let blocked = nix::sys::signal::SigSet::thread_get_mask().unwrap();
+        gather();
+        assert_eq!(open_descriptors(), before);
+        assert!(!fs::read_to_string("/proc/self/maps").unwrap().contains("fbuf-doctor"));
+        assert_eq!(nix::sys::signal::SigSet::thread_get_mask().unwrap(), blocked);
+    }
+}

@@ -1,0 +1,126 @@
+//! Unix sockets: messages that carry descriptors, and the word of the kernel on who is calling.
+
+use std::{
+    fs::{File, Metadata},
+    io,
+    os::{
+        fd::OwnedFd,
+        unix::fs::{FileExt, MetadataExt},
+    },
+    sync::Arc,
+};
+
+use fbuf_core::{
+    limits::{MAX_DESCRIPTORS, MAX_MESSAGE},
+    socket::{Arrival, PacketSocket},
+    wire::Letter,
+};
+use nix::{
+    sys::socket::{getsockopt, sockopt::SndBuf},
+    unistd::{getegid, geteuid, getpid},
+};
+
+use super::{
+    finding::{Consequence, Finding, Section, Setback, bytes, first, works},
+    memfd::{setting, small},
+};
+
+/// The group.
+pub fn section() -> Section {
+    let findings = vec![
+        Finding::tried(
+            "descriptor passing",
+            passing(),
+            Consequence {
+                follows: "No process can be given another's buffers.",
+                remedy: "Allow socketpair, sendmsg and recvmsg with SCM_RIGHTS in the sandbox or security module; \
+                         raise `ulimit -n` if descriptors ran out; else, a kernel with CONFIG_UNIX.",
+            },
+        )
+        .required(),
+        Finding::tried(
+            "SO_PEERCRED",
+            credentials(),
+            Consequence {
+                follows: "The broker cannot know whose request it has, so it grants none.",
+                remedy: "Allow getsockopt in the sandbox, and raise `ulimit -n` if descriptors ran out; every Linux has it.",
+            },
+        )
+        .required(),
+        Finding::tried(
+            "longest message",
+            longest(),
+            Consequence {
+                follows: "Some introductions will fail: those of senders with many segments.",
+                remedy: "`sysctl net.core.wmem_default=212992`, or `ulimit -n` where descriptors did not fit.",
+            },
+        ),
+        Finding::fact("send buffer", send_buffer()),
+    ];
+    Section { title: "Sockets (SOCK_SEQPACKET)", findings }
+}
+
+fn pair() -> Result<(PacketSocket, PacketSocket), Setback> {
+    let (one, other) = works("socketpair", PacketSocket::pair())?;
+    Ok((works("fcntl", PacketSocket::new(one))?, works("fcntl", PacketSocket::new(other))?))
+}
+
+/// Sends a letter through a new pair of sockets, and says what came out.
+fn round(bytes: Vec<u8>, descriptors: Vec<Arc<OwnedFd>>) -> Result<(Vec<u8>, Vec<OwnedFd>), Setback> {
+    let (here, there) = pair()?;
+    works("sendmsg", here.send(&Letter { bytes, descriptors }))?;
+    match works("recvmsg", there.receive::<MAX_MESSAGE>())? {
+        Arrival::Message(bytes, descriptors) => Ok((bytes, descriptors)),
+        Arrival::NoDescriptors => {
+            Err(Setback::WorksNot("there was no room for the descriptors (RLIMIT_NOFILE)".into()))
+        }
+        other => Err(Setback::WorksNot(format!("a message was sent, and this arrived: {other:?}"))),
+    }
+}
+
+fn passing() -> Result<String, Setback> {
+    let sent = small()?;
+    first("writing", sent.write_all_at(b"fbuf", 0))?;
+    let identity = |found: io::Result<Metadata>| first("fstat", found.map(|file| (file.dev(), file.ino())));
+    let expected = identity(sent.metadata())?;
+    let (bytes, mut descriptors) = round(b"here it is".to_vec(), vec![Arc::new(sent.into())])?;
+    let (Some(received), true) = (descriptors.pop().map(File::from), descriptors.is_empty()) else {
+        return Err(Setback::WorksNot("the message arrived without exactly its one descriptor".into()));
+    };
+    let mut content = [0; 4];
+    works("reading what was passed", received.read_exact_at(&mut content, 0))?;
+    if bytes != b"here it is" || identity(received.metadata())? != expected || &content != b"fbuf" {
+        return Err(Setback::WorksNot("what arrived is not what was sent".into()));
+    }
+    Ok("a memfd went through in the same message as its bytes (SCM_RIGHTS)".into())
+}
+
+fn credentials() -> Result<String, Setback> {
+    let (here, _there) = pair()?;
+    let found = works("getsockopt", here.peer())?;
+    let (pid, uid, gid) = (getpid().as_raw(), geteuid().as_raw(), getegid().as_raw());
+    if (found.pid, found.uid, found.gid) != (pid, uid, gid) {
+        return Err(Setback::WorksNot(format!("it says {found:?} of process {pid}, user {uid}, group {gid}")));
+    }
+    Ok(format!("names this process: user {uid}, group {gid}"))
+}
+
+fn longest() -> Result<String, Setback> {
+    let shared = Arc::new(OwnedFd::from(small()?));
+    let (bytes, descriptors) = round(vec![b'x'; MAX_MESSAGE], vec![shared; MAX_DESCRIPTORS])?;
+    if (bytes.len(), descriptors.len()) != (MAX_MESSAGE, MAX_DESCRIPTORS) {
+        let seen = format!("{} bytes and {} descriptors arrived", bytes.len(), descriptors.len());
+        return Err(Setback::WorksNot(seen));
+    }
+    Ok(format!("{MAX_MESSAGE} bytes with {MAX_DESCRIPTORS} descriptors, the most that fbuf ever sends, went through"))
+}
+
+fn send_buffer() -> String {
+    let own = pair().ok().and_then(|(here, _there)| getsockopt(&here, SndBuf).ok());
+    let own = own.and_then(|size| u64::try_from(size).ok()).map_or("unknown".into(), bytes);
+    let kernel = |name| match setting(&format!("/proc/sys/net/core/{name}")).and_then(|text| text.parse().ok()) {
+        Some(number) => format!("net.core.{name} is {}", bytes(number)),
+        None => format!("net.core.{name} cannot be read here"),
+    };
+    format!("{own} for each socket, which bounds a message; {}, {}", kernel("wmem_default"), kernel("wmem_max"))
+}
