@@ -208,6 +208,14 @@ fn a_receiver_may_be_skipped_and_sees_how_many_it_missed() {
     assert_eq!(slow.counters().missed, 97);
     assert_eq!(sender.counters().skipped, 97);
     assert_eq!(fast.counters().missed, 0);
+    // What is left out at the very end is counted too.
+    for _ in 0..5 {
+        send(&mut sender, b"x");
+        get(&mut fast);
+    }
+    drop(sender);
+    let rest: Vec<_> = std::iter::from_fn(|| slow.get_timeout(SOON).ok()).collect();
+    assert_eq!((rest.len() as u64 + slow.counters().missed, slow.counters().missed), (3 + 99, 97 + 2));
 }
 
 #[test]

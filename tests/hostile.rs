@@ -51,6 +51,9 @@ impl Hostile {
     }
 }
 
+/// What a hostile client does, and how it is called.
+type Attack<'a> = (&'static str, Box<dyn Fn(&Hostile) + 'a>);
+
 const SENDER: Role = Role::Sender { slot_bytes: 100, max_slots: 4 };
 
 fn sealed(size: u64) -> Descriptor {
@@ -80,7 +83,7 @@ fn a_hostile_sender_loses_its_link_and_its_neighbour_keeps_its_own() {
             segments: vec![NewSegment { memory, slots }],
         })
     };
-    let attacks: [(&str, Box<dyn Fn(&Hostile)>); 6] = [
+    let attacks: [Attack; 6] = [
         ("garbage", Box::new(|hostile| garbage(&hostile.link))),
         ("an unsealed lane", Box::new(|hostile| hostile.say(&welcome(unsealed(4096), sealed(4096), 4)))),
         ("an unsealed segment", Box::new(|hostile| hostile.say(&welcome(sealed(4096), unsealed(4096), 4)))),
@@ -134,7 +137,7 @@ fn a_hostile_receiver_loses_its_link_and_its_neighbour_keeps_its_own() {
     let client = Client::connect_to(broker.address()).unwrap();
     let mut sender = client.sender("c").slot_size(100).slots(4).open().unwrap();
     let hello = |board| LinkMessage::Hello(Hello { board, skip_above: None, asymmetric: true });
-    let attacks: [(&str, Box<dyn Fn(&Hostile)>); 5] = [
+    let attacks: [Attack; 5] = [
         ("garbage", Box::new(|hostile| garbage(&hostile.link))),
         ("an unsealed board", Box::new(|hostile| hostile.say(&hello(unsealed(4096))))),
         ("a board of another size", Box::new(|hostile| hostile.say(&hello(sealed(8192))))),

@@ -48,11 +48,9 @@ fn system_calls(messages: u64) -> u64 {
             }
             WaitStatus::Exited(..) | WaitStatus::Signaled(..) => continue,
             // Each call stops twice, before and after.
-            WaitStatus::PtraceSyscall(pid) => {
-                if !inside.remove(&pid) {
-                    inside.insert(pid);
-                    calls += 1;
-                }
+            WaitStatus::PtraceSyscall(pid) if !inside.remove(&pid) => {
+                inside.insert(pid);
+                calls += 1;
             }
             WaitStatus::Stopped(_, signal) if !matches!(signal, Signal::SIGTRAP | Signal::SIGSTOP) => {
                 pass_on = Some(signal);

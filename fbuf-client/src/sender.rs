@@ -73,7 +73,7 @@ impl SenderBuilder {
     }
 
     /// With how many slots to start: 1 to 2²⁰. If not set, as many as make 8 MiB, but at least 8 and
-    /// at most 1024.
+    /// at most 65,536.
     pub fn slots(mut self, count: u64) -> Self {
         self.slots = Some(count);
         self
@@ -98,7 +98,7 @@ impl SenderBuilder {
     /// [`OpenError`]; nothing is kept then.
     pub fn open(self) -> Result<Sender, OpenError> {
         let Self { client, channel, slot_size, slots, grow_to, wait } = self;
-        let slots = slots.unwrap_or_else(|| (DEFAULT_BYTES / slot_size.max(1)).clamp(8, 1024));
+        let slots = slots.unwrap_or_else(|| (DEFAULT_BYTES / slot_size.max(1)).clamp(8, 65536));
         let start = Geometry::new(slot_size, slots)?.max_slots();
         let geometry = Geometry::new(slot_size, grow_to.unwrap_or(slots))?;
         if geometry.max_slots() < start {

@@ -125,7 +125,7 @@ fn send(socket: &PacketSocket, packet: &Packet) {
 fn victim_receiver() -> (Inbound, PacketSocket, LaneTable, Vec<Map>) {
     let (own, its) = sockets();
     let greeted = Greeted::new(peer(), its, geometry(), None).unwrap();
-    let (lane, lane_fd) = LaneTable::create("fbuf-test", capacity_for(SLOTS)).unwrap();
+    let (lane, lane_fd) = LaneTable::create("fbuf-test", capacity_for(SLOTS, false)).unwrap();
     let (memory, memory_fd) = Map::create("fbuf-test", geometry().segment_bytes(2)).unwrap();
     let welcome = Welcome {
         lane: lane_fd.into(),

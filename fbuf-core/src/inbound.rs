@@ -41,6 +41,8 @@ pub struct Greeted {
     peer: Peer,
     socket: PacketSocket,
     geometry: Geometry,
+    /// Whether the sender was asked to leave messages out.
+    skips: bool,
     board: BoardTable,
 }
 
@@ -86,7 +88,7 @@ impl Greeted {
             asymmetric: Fencing::of_this_process() == Fencing::Asymmetric,
         };
         link::send(&socket, &LinkMessage::Hello(hello)).map_err(|_| GreetError::Gone)?;
-        Ok(Self { peer, socket, geometry, board })
+        Ok(Self { peer, socket, geometry, skips: skip_above.is_some(), board })
     }
 
     /// Who it is.
@@ -144,9 +146,9 @@ pub(crate) struct Loan<'a> {
 
 impl Inbound {
     fn open(greeted: Greeted, welcome: Welcome) -> Result<Self, LinkEnd> {
-        let Greeted { peer, socket, geometry, board } = greeted;
+        let Greeted { peer, socket, geometry, skips, board } = greeted;
         let slots = geometry.max_slots();
-        let lane = LaneTable::attach(welcome.lane.as_fd(), capacity_for(slots)).map_err(Violation::from)?;
+        let lane = LaneTable::attach(welcome.lane.as_fd(), capacity_for(slots, skips)).map_err(Violation::from)?;
         let lane = Arc::new(lane);
         let returns = Returns {
             peer,
@@ -196,7 +198,7 @@ impl Inbound {
     /// How many messages were left out for this receiver.
     #[must_use]
     pub fn missed(&self) -> u64 {
-        self.missed
+        self.missed.saturating_add(self.reader.ending().unwrap_or(0))
     }
 
     /// How many messages of this link are held in this process.
@@ -259,7 +261,7 @@ impl Inbound {
     #[inline]
     #[must_use]
     pub fn finished(&self) -> bool {
-        self.reader.finished()
+        self.reader.ending().is_some()
     }
 
     /// Whether the sender was seen to be gone. Messages may still be waiting.

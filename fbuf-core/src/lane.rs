@@ -3,8 +3,8 @@
 //!
 //! An entry is two words. The head word carries a mark of the lap it was written in and is stored
 //! last, with Release; the reader polls the head word where the next entry will stand, so flag and
-//! descriptor arrive in one transfer of a cache line. The lane is at least twice as long as the
-//! sender has slots (see [`capacity_for`]): it cannot overflow, so "full" is not among its states.
+//! descriptor arrive in one transfer of a cache line. The lane has room for every slot that the
+//! sender can lend (see [`capacity_for`]): it cannot overflow, so "full" is not among its states.
 
 #[cfg(not(loom))]
 use zerocopy::FromBytes;
@@ -25,6 +25,8 @@ pub struct LaneHead {
     pub flag: Flag,
     /// Zero while the sender sends; afterwards the position behind its last entry, plus one.
     closed: AtomicU64,
+    /// Messages that were left out behind the last one, once it is closed.
+    left_out: AtomicU64,
 }
 
 /// One entry of the ring.
@@ -79,13 +81,14 @@ impl LaneMemory for std::sync::Arc<LaneTable> {
     }
 }
 
-/// How many entries the lane of a sender with `slots` slots has.
+/// How many entries the lane has that joins a sender with `slots` slots to a receiver that does or
+/// does not want to be skipped.
 ///
-/// A slot that is lent has at most one message in the lane, and a message at most one gap before
-/// it; one more gap may stand at the end. A power of two, so that a position is masked, not divided.
+/// A slot that is lent has at most one message in the lane, and a message at most one gap before it.
+/// A power of two, so that a position is masked, not divided.
 #[must_use]
-pub fn capacity_for(slots: u32) -> usize {
-    (2 * slots as usize + 1).next_power_of_two()
+pub fn capacity_for(slots: u32, skips: bool) -> usize {
+    (slots as usize * if skips { 2 } else { 1 }).next_power_of_two()
 }
 
 /// What an entry says, still to be checked against the segments that are known.
@@ -153,7 +156,7 @@ impl<M: LaneMemory> LaneWriter<M> {
         self.publish(slot.to_bits() | u64::from(MESSAGE) << 8, span.to_bits());
     }
 
-    /// Publishes that messages were left out. Only before a message, or before closing.
+    /// Publishes that messages were left out. Only before a message.
     pub fn gap(&mut self, missed: u64) {
         self.publish(u64::from(GAP) << 8, missed);
     }
@@ -168,9 +171,10 @@ impl<M: LaneMemory> LaneWriter<M> {
         self.place.position += 1;
     }
 
-    /// Says that nothing follows.
-    pub fn close(&mut self) {
-        // Release: partner is the Acquire load in `LaneReader::finished`.
+    /// Says that nothing follows but messages that were left out.
+    pub fn close(&mut self, left_out: u64) {
+        self.memory.head().left_out.store(left_out, Ordering::Relaxed);
+        // Release: partner is the Acquire load in `LaneReader::ending`.
         self.memory.head().closed.store(self.place.position + 1, Ordering::Release);
     }
 }
@@ -223,11 +227,14 @@ impl<M: LaneMemory> LaneReader<M> {
         Ok(Some(note))
     }
 
-    /// Whether the sender has said that nothing follows the entries read so far.
+    /// If the sender has said that nothing follows the entries read so far: how many messages it
+    /// has left out behind them.
     #[inline]
-    pub fn finished(&self) -> bool {
+    pub fn ending(&self) -> Option<u64> {
+        let head = self.memory.head();
         // Acquire: partner is the Release store in `LaneWriter::close`.
-        self.memory.head().closed.load(Ordering::Acquire) == self.place.position + 1
+        let closed = head.closed.load(Ordering::Acquire);
+        (closed == self.place.position + 1).then(|| head.left_out.load(Ordering::Relaxed))
     }
 }
 
@@ -247,7 +254,7 @@ pub(crate) mod heap {
 
     impl HeapLane {
         pub(crate) fn new(capacity: usize) -> Self {
-            let head = LaneHead { flag: park::Flag::new(), closed: AtomicU64::new(0) };
+            let head = LaneHead { flag: park::Flag::new(), closed: AtomicU64::new(0), left_out: AtomicU64::new(0) };
             let ring = (0..capacity).map(|_| Entry { head: AtomicU64::new(0), body: AtomicU64::new(0) }).collect();
             Self(Arc::new((head, ring)))
         }
@@ -297,20 +304,21 @@ mod tests {
         for n in 1..=8 {
             writer.gap(n);
         }
-        writer.close();
+        writer.close(3);
         for n in 1..=8 {
-            assert!(!reader.finished());
+            assert_eq!(reader.ending(), None);
             assert_eq!(reader.take(), Ok(Some(Note::Gap(n))));
         }
         assert_eq!(reader.take(), Ok(None));
-        assert!(reader.finished());
+        assert_eq!(reader.ending(), Some(3));
     }
 
     #[test]
-    fn capacity_holds_a_gap_for_each_message_and_one_more() {
+    fn capacity_holds_a_message_for_each_slot_and_a_gap_for_each_message() {
         for slots in [1, 2, 3, 64, 1000, crate::limits::MAX_SLOTS] {
-            assert!(capacity_for(slots) > 2 * slots as usize);
-            assert!(capacity_for(slots).is_power_of_two());
+            assert!(capacity_for(slots, false) >= slots as usize);
+            assert!(capacity_for(slots, true) >= 2 * slots as usize);
+            assert!(capacity_for(slots, false).is_power_of_two() && capacity_for(slots, true).is_power_of_two());
         }
     }
 
@@ -362,7 +370,7 @@ mod model {
                 });
                 writer.message(SlotId { segment: 3, slot: 5 }, Span { offset: 1, length: 2 });
                 writer.gap(9);
-                writer.close();
+                writer.close(4);
             });
             let mut seen = Vec::new();
             while seen.len() < 2 {
@@ -385,9 +393,10 @@ mod model {
                 seen,
                 [Note::Message(SlotId { segment: 3, slot: 5 }, Span { offset: 1, length: 2 }), Note::Gap(9)]
             );
-            while !reader.finished() {
+            while reader.ending().is_none() {
                 thread::yield_now();
             }
+            assert_eq!(reader.ending(), Some(4));
             sender.join().unwrap();
         });
     }

@@ -123,7 +123,7 @@ impl Outbound {
         let Expected { peer, socket } = expected;
         let slots = pool.geometry().max_slots();
         let board = BoardTable::attach(hello.board.as_fd(), slots as usize).map_err(Violation::from)?;
-        let (lane, descriptor) = LaneTable::create("fbuf-lane", capacity_for(slots))
+        let (lane, descriptor) = LaneTable::create("fbuf-lane", capacity_for(slots, hello.skip_above.is_some()))
             .map_err(|error| LinkEnd::Exhausted(error.to_string()))?;
         let welcome = Welcome {
             lane: Descriptor::from(descriptor),
@@ -186,7 +186,8 @@ impl Outbound {
         if self.gap > 0 {
             self.writer.gap(std::mem::take(&mut self.gap));
         }
-        self.ledger[index as usize] = self.writer.position();
+        let position = self.writer.position();
+        self.ledger[index as usize] = position;
         self.lent += 1;
         self.counts.messages += 1;
         self.writer.message(slot, Span { offset: 0, length });
@@ -199,7 +200,8 @@ impl Outbound {
             self.ring(sleep);
         }
         self.notice_leaving();
-        if self.is_open() { Offer::Lent } else { Offer::Gone }
+        // It may have read even this one before it left.
+        if position < self.unread_from { Offer::Lent } else { Offer::Gone }
     }
 
     #[cold]
@@ -281,10 +283,7 @@ impl Outbound {
 
     /// Ends the link in order: everything that was sent arrives, and then the end.
     pub fn finish(mut self) {
-        if self.gap > 0 {
-            self.writer.gap(self.gap);
-        }
-        self.writer.close();
+        self.writer.close(self.gap);
         // The hang-up of the socket, which follows, wakes the receiver.
     }
 }
