@@ -316,3 +316,33 @@ fn what_cannot_be_opened_says_why() {
     assert!(matches!(shrinking, OpenError::Geometry(_)));
     assert!(matches!(client.receiver("").open().unwrap_err(), OpenError::Channel(_)));
 }
+
+#[test]
+fn without_its_broker_a_client_opens_nothing_and_links_go_on() {
+    let (broker, client) = broker();
+    let mut receiver = client.receiver("c").open().unwrap();
+    let mut sender = client.sender("c").open().unwrap();
+    sender.wait_for_receivers_timeout(1, SOON).unwrap();
+    drop(broker);
+    assert!(matches!(client.receiver("c").open().unwrap_err(), OpenError::BrokerGone));
+    assert!(matches!(client.sender("c").open().unwrap_err(), OpenError::BrokerGone));
+    send(&mut sender, b"still here");
+    assert_eq!(get(&mut receiver), b"still here");
+    drop(sender);
+    assert_eq!(receiver.get_timeout(SOON).unwrap_err(), GetError::Ended);
+}
+
+#[test]
+fn a_slot_that_is_kept_does_not_keep_the_others() {
+    let (_broker, client) = broker();
+    let mut receiver = client.receiver("c").open().unwrap();
+    let mut sender = client.sender("c").slot_size(8).slots(4).open().unwrap();
+    sender.wait_for_receivers_timeout(1, SOON).unwrap();
+    send(&mut sender, b"kept");
+    let kept = receiver.get_timeout(SOON).unwrap();
+    for n in 0..100u64 {
+        send(&mut sender, &n.to_ne_bytes());
+        assert_eq!(get(&mut receiver), n.to_ne_bytes());
+    }
+    assert_eq!(kept[..], *b"kept");
+}

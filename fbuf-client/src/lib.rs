@@ -56,3 +56,16 @@ pub use sender::{
     AllocateError, Departure, Farewell, Sender, SenderBuilder, SenderCounters, Sent, WaitError, WriteError,
 };
 pub use wait::Wait;
+
+/// Endpoints and what they hand out move between threads.
+const _: () = {
+    const fn send<T: Send>() {}
+    const fn sync<T: Sync>() {}
+    send::<Client>();
+    sync::<Client>();
+    send::<Sender>();
+    send::<Receiver>();
+    send::<Fbuf>();
+    send::<Received>();
+    sync::<Received>();
+};

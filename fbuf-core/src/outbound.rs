@@ -86,7 +86,7 @@ pub struct Outbound {
     ledger: Box<[u64]>,
     /// How many slots the ledger has as lent.
     lent: u32,
-    skip_above: Option<u32>,
+    skipping: Option<Skipping>,
     /// Messages left out since the last one that was sent.
     gap: u64,
     /// The sleep of the receiver for which the bell was rung last.
@@ -94,6 +94,14 @@ pub struct Outbound {
     /// Once the receiver is gone: entries from here on it never read.
     unread_from: u64,
     counts: LinkCounts,
+}
+
+/// For a receiver that would rather miss messages than hold more than so many.
+#[derive(Debug)]
+struct Skipping {
+    most: u32,
+    /// What is lent, by index and position, or was when it was last looked at.
+    lent: Vec<(u32, u64)>,
 }
 
 /// What happened on one link.
@@ -140,7 +148,7 @@ impl Outbound {
             fencing: Fencing::towards(fencing(hello.asymmetric)),
             ledger: vec![HERE; slots as usize].into(),
             lent: 0,
-            skip_above: hello.skip_above,
+            skipping: hello.skip_above.map(|most| Skipping { most, lent: Vec::new() }),
             gap: 0,
             rung: 0,
             unread_from: u64::MAX,
@@ -178,7 +186,7 @@ impl Outbound {
         if !self.is_open() {
             return Offer::Gone;
         }
-        if self.skip_above.is_some() && self.skips() {
+        if self.skipping.is_some() && self.skips() {
             self.gap += 1;
             self.counts.skipped += 1;
             return Offer::Skipped;
@@ -189,6 +197,9 @@ impl Outbound {
         let position = self.writer.position();
         self.ledger[index as usize] = position;
         self.lent += 1;
+        if let Some(skipping) = &mut self.skipping {
+            skipping.lent.push((index, position));
+        }
         self.counts.messages += 1;
         self.writer.message(slot, Span { offset: 0, length });
         self.fencing.after_publishing();
@@ -215,13 +226,14 @@ impl Outbound {
 
     /// Whether the receiver holds more than it wants to. If it seems so, looks again.
     fn skips(&mut self) -> bool {
-        let Some(most) = self.skip_above else { return false };
-        if self.lent > most {
-            for index in 0..self.ledger.len() as u32 {
-                self.holds(index);
-            }
+        let Some(mut skipping) = self.skipping.take() else { return false };
+        let most = skipping.most as usize;
+        if skipping.lent.len() > most {
+            skipping.lent.retain(|&(index, position)| self.ledger[index as usize] == position && self.holds(index));
         }
-        self.lent > most
+        let skips = skipping.lent.len() > most;
+        self.skipping = Some(skipping);
+        skips
     }
 
     /// Looks whether the receiver still holds the slot `index`, and strikes it from the ledger if not.

@@ -69,14 +69,8 @@ impl Pool {
     /// [`MemoryError`]
     pub fn new(geometry: Geometry, slots: u32, wake: Arc<EventFd>) -> Result<Self, MemoryError> {
         let shelf = Arc::new(Shelf { state: Mutex::new(Stored::Open { slots: Vec::new(), waited_for: false }), wake });
-        let mut pool = Self {
-            geometry,
-            segments: Vec::new(),
-            free: VecDeque::with_capacity(geometry.max_slots() as usize),
-            lent: VecDeque::with_capacity(geometry.max_slots() as usize),
-            held: 0,
-            shelf,
-        };
+        let mut pool =
+            Self { geometry, segments: Vec::new(), free: VecDeque::new(), lent: VecDeque::new(), held: 0, shelf };
         pool.add_segment(slots.min(geometry.max_slots()))?;
         Ok(pool)
     }
@@ -123,6 +117,10 @@ impl Pool {
         let (map, descriptor) = Map::create("fbuf-segment", self.geometry.segment_bytes(slots))?;
         let (segment, first) = (self.segments.len() as u16, self.slots());
         self.segments.push(Segment { map, descriptor: Arc::new(descriptor), slots, first });
+        // All slots may be in either; so that neither ever grows while messages flow.
+        let all = (first + slots) as usize;
+        self.free.reserve(all - self.free.len());
+        self.lent.reserve(all - self.lent.len());
         self.free.extend((0..slots).map(|slot| SlotId { segment, slot }));
         Ok(self.segments[usize::from(segment)].announce())
     }
