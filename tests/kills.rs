@@ -162,3 +162,44 @@ fn a_sender_that_is_killed_is_heard_to_its_last_message() {
     }
     assert!(deaths > ROUNDS / 2, "only {deaths} senders died in the middle");
 }
+
+#[test]
+fn a_death_is_heard_while_another_sender_is_busy() {
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    let broker = Embedded::start().unwrap();
+    let client = Client::connect_to(broker.address()).unwrap();
+    let mut receiver = client.receiver("kill").open().unwrap();
+    let stop = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let busy = {
+        let (client, stop) = (client.clone(), stop.clone());
+        thread::spawn(move || {
+            let mut sender = client.sender("kill").slot_size(8).slots(64).open().unwrap();
+            sender.wait_for_receivers_timeout(1, SOON).unwrap();
+            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                let fbuf = sender.allocate_timeout(SOON).unwrap();
+                sender.write(fbuf).unwrap();
+            }
+        })
+    };
+    let address = broker.address().to_string();
+    let mut command = fbuf(["send", "kill", "--socket", &address]);
+    let mut victim = Process::start(command.stdin(Stdio::piped()));
+    std::io::Write::write_all(victim.0.stdin.as_mut().unwrap(), b"x").unwrap();
+    let mut killed = false;
+    let peer = loop {
+        match receiver.get_timeout(SOON) {
+            Ok(received) if received.sender().process.pid as u32 == victim.pid() => {
+                victim.kill();
+                killed = true;
+            }
+            Ok(_) => {}
+            Err(GetError::Disconnected(peer)) => break peer,
+            Err(error) => panic!("{error}"),
+        }
+    };
+    assert!(killed && peer.process.pid as u32 == victim.pid());
+    assert_eq!(receiver.senders(), 1);
+    stop.store(true, std::sync::atomic::Ordering::Relaxed);
+    while receiver.get_timeout(SOON).is_ok() {}
+    busy.join().unwrap();
+}

@@ -173,7 +173,7 @@ pub enum GetError {
         /// Who.
         peer: Peer,
         /// Which rule.
-        violation: Violation,
+        violation: Box<Violation>,
     },
     /// This process had no memory or no descriptor left for a link. Reported once.
     #[error("sender {} (process {}) could not be linked: {what}; free memory or raise the limit on descriptors", peer.endpoint, peer.process.pid)]
@@ -181,7 +181,7 @@ pub enum GetError {
         /// With whom.
         peer: Peer,
         /// What was missing.
-        what: String,
+        what: Box<str>,
     },
     /// No message came in time.
     #[error("no message came in time")]
@@ -196,7 +196,7 @@ impl Receiver {
     #[inline]
     pub fn get(&mut self) -> Result<Received, GetError> {
         match self.take() {
-            Some(result) => result,
+            Some(received) => Ok(received),
             None => self.wait_for_message(None),
         }
     }
@@ -207,7 +207,7 @@ impl Receiver {
     /// [`GetError`]
     pub fn get_timeout(&mut self, time: Duration) -> Result<Received, GetError> {
         match self.take() {
-            Some(result) => result,
+            Some(received) => Ok(received),
             None => self.wait_for_message(deadline(time)),
         }
     }
@@ -217,11 +217,11 @@ impl Receiver {
     /// # Errors
     /// [`GetError`], but for [`GetError::TimedOut`].
     pub fn try_get(&mut self) -> Result<Option<Received>, GetError> {
-        let found = self.take().or_else(|| {
-            self.look_if_due(Duration::from_millis(1));
-            self.take().or_else(|| self.conclude())
-        });
-        found.transpose()
+        if let Some(received) = self.take() {
+            return Ok(Some(received));
+        }
+        self.look_if_due(Duration::from_millis(1));
+        self.next().transpose()
     }
 
     /// How many senders are linked, as far as is known.
@@ -244,12 +244,16 @@ impl Receiver {
         }
     }
 
-    /// Takes the next message of whoever has one, each sender in turn.
+    /// Takes the next message of whoever has one, each sender in turn. None if there is something to
+    /// report first.
     #[inline]
-    fn take(&mut self) -> Option<Result<Received, GetError>> {
+    fn take(&mut self) -> Option<Received> {
         self.until_look -= 1;
         if self.until_look == 0 || self.inbox.is_filled() {
             self.look_if_due(LOOK_TIME);
+            if !self.troubles.is_empty() {
+                return None;
+            }
         }
         for _ in 0..self.links.len() {
             if self.turn >= self.links.len() {
@@ -257,92 +261,87 @@ impl Receiver {
             }
             let index = self.turn;
             self.turn += 1;
-            match self.links[index].take() {
-                Ok(None) => {}
-                Ok(Some(received)) => {
-                    self.counts.messages += 1;
-                    self.counts.bytes += received.len() as u64;
-                    return Some(Ok(received));
-                }
-                Err(end) => return Some(Err(self.end(index, end))),
+            if let Some(received) = self.links[index].take() {
+                self.counts.messages += 1;
+                self.counts.bytes += received.len() as u64;
+                return Some(received);
+            }
+            if self.links[index].is_broken() {
+                self.bury_one(index);
+                return None;
             }
         }
         None
+    }
+
+    /// What there is to report or to take, in this order; the end, when all is over.
+    fn next(&mut self) -> Option<Result<Received, GetError>> {
+        self.bury();
+        if let Some(trouble) = self.troubles.pop_front() {
+            return Some(Err(trouble));
+        }
+        if let Some(received) = self.take() {
+            return Some(Ok(received));
+        }
+        let nothing = self.links.is_empty() && self.greeted.is_empty() && self.troubles.is_empty();
+        let over = self.had_sender && nothing && !self.inbox.is_filled();
+        (over && !self.stay).then_some(Err(GetError::Ended))
     }
 
     #[cold]
     fn wait_for_message(&mut self, deadline: Option<Instant>) -> Result<Received, GetError> {
         let mut waiting = Waiting::new(self.wait, deadline);
         loop {
-            if let Some(result) = self.take().or_else(|| self.conclude()) {
+            if let Some(result) = self.next() {
                 return result;
             }
             match waiting.next() {
                 Next::Again => {}
                 Next::Look => self.look(),
-                Next::Sleep => {
-                    if let Some(result) = self.sleep(deadline) {
-                        return result;
-                    }
-                }
+                Next::Sleep => self.sleep(deadline),
                 Next::Expired => {
                     // The last word is with the sockets: news may have come while nobody slept.
                     self.look();
-                    return self.take().or_else(|| self.conclude()).unwrap_or(Err(GetError::TimedOut));
+                    return self.next().unwrap_or(Err(GetError::TimedOut));
                 }
             }
         }
     }
 
-    /// With no message to be had: what there is to report instead.
+    /// Removes the links that are over and have nothing more to give.
     #[inline]
-    fn conclude(&mut self) -> Option<Result<Received, GetError>> {
+    fn bury(&mut self) {
         for index in (0..self.links.len()).rev() {
-            // In this order: what was published before the end is taken before the end.
-            let hung_up = self.links[index].hung_up();
-            let finished = self.links[index].finished();
-            if !(hung_up || finished) {
-                continue;
-            }
-            match self.links[index].take() {
-                Ok(Some(received)) => {
-                    self.counts.messages += 1;
-                    self.counts.bytes += received.len() as u64;
-                    return Some(Ok(received));
-                }
-                Ok(None) if self.links[index].finished() => drop(self.remove(index)),
-                Ok(None) if hung_up => {
-                    let link = self.remove(index);
-                    self.troubles.push_back(GetError::Disconnected(link.peer()));
-                }
-                Ok(None) => {}
-                Err(end) => return Some(Err(self.end(index, end))),
+            if self.links[index].is_over() {
+                self.bury_one(index);
             }
         }
-        if let Some(trouble) = self.troubles.pop_front() {
-            return Some(Err(trouble));
-        }
-        let over = self.had_sender && self.links.is_empty() && self.greeted.is_empty() && !self.inbox.is_filled();
-        (over && !self.stay).then_some(Err(GetError::Ended))
     }
 
-    fn sleep(&mut self, deadline: Option<Instant>) -> Option<Result<Received, GetError>> {
+    #[cold]
+    fn bury_one(&mut self, index: usize) {
+        let mut link = self.remove(index);
+        if let Some(end) = link.end() {
+            self.troubles.push_back(trouble(link.peer(), end));
+        }
+    }
+
+    /// Sleeps until something happens, unless it has happened already.
+    fn sleep(&mut self, deadline: Option<Instant>) {
         for link in &self.links {
             link.raise();
         }
         Fencing::of_this_process().before_sleeping();
-        let found = self.take().or_else(|| self.conclude());
-        let ready = if found.is_none() {
+        let ready = if self.links.iter().any(|link| link.is_ready() || link.is_over()) {
+            self.sockets.look()
+        } else {
             self.counts.sleeps += 1;
             self.sockets.sleep(deadline)
-        } else {
-            self.sockets.look()
         };
         for link in &self.links {
             link.lower();
         }
         self.attend(&ready);
-        found
     }
 
     #[cold]
@@ -350,6 +349,8 @@ impl Receiver {
         self.until_look = ROUND;
         if self.inbox.is_filled() || self.looked.elapsed() >= time {
             self.look();
+            // Of one that died, others hear even while they are busy.
+            self.bury();
         }
     }
 
@@ -363,10 +364,7 @@ impl Receiver {
         self.looked = Instant::now();
         for socket in ready.iter() {
             if let Some(index) = position(&self.links, socket) {
-                if let Err(end) = self.links[index].attend() {
-                    let trouble = self.end(index, end);
-                    self.troubles.push_back(trouble);
-                }
+                self.links[index].attend();
             } else if let Some(index) = position(&self.greeted, socket) {
                 let greeted = self.greeted.swap_remove(index);
                 self.look_for(greeted);
@@ -378,12 +376,14 @@ impl Receiver {
                     Ok(greeted) => match self.sockets.add(&greeted) {
                         Ok(()) => self.look_for(greeted),
                         Err(error) => {
-                            self.troubles
-                                .push_back(GetError::Exhausted { peer: greeted.peer(), what: error.to_string() });
+                            self.troubles.push_back(GetError::Exhausted {
+                                peer: greeted.peer(),
+                                what: error.to_string().into(),
+                            });
                         }
                     },
                     Err((peer, error)) => {
-                        self.troubles.push_back(GetError::Exhausted { peer, what: error.to_string() });
+                        self.troubles.push_back(GetError::Exhausted { peer, what: error.to_string().into() });
                     }
                 }
             }
@@ -396,12 +396,8 @@ impl Receiver {
             Ok(Answered::Open(mut link)) => {
                 self.had_sender = true;
                 // It may have said more already, and gone.
-                let attended = link.attend();
+                link.attend();
                 self.links.push(*link);
-                if let Err(end) = attended {
-                    let trouble = self.end(self.links.len() - 1, end);
-                    self.troubles.push_back(trouble);
-                }
             }
             Ok(Answered::NotYet(greeted)) => self.greeted.push(greeted),
             Err(LinkEnd::HangUp) => {}
@@ -414,11 +410,6 @@ impl Receiver {
         self.sockets.remove(&link);
         self.past_missed = self.past_missed.saturating_add(link.missed());
         link
-    }
-
-    fn end(&mut self, index: usize, end: LinkEnd) -> GetError {
-        let link = self.remove(index);
-        trouble(link.peer(), end)
     }
 }
 
@@ -434,8 +425,8 @@ impl Drop for Receiver {
 fn trouble(peer: Peer, end: LinkEnd) -> GetError {
     match end {
         LinkEnd::HangUp => GetError::Disconnected(peer),
-        LinkEnd::Violation(violation) => GetError::PeerViolation { peer, violation },
-        LinkEnd::Exhausted(what) => GetError::Exhausted { peer, what },
+        LinkEnd::Violation(violation) => GetError::PeerViolation { peer, violation: Box::new(violation) },
+        LinkEnd::Exhausted(what) => GetError::Exhausted { peer, what: what.into() },
     }
 }
 

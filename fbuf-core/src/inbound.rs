@@ -124,7 +124,8 @@ pub struct Inbound {
     geometry: Geometry,
     next_sequence: u64,
     missed: u64,
-    hung_up: bool,
+    /// How it ended, if it did not end in order.
+    end: Option<LinkEnd>,
     returns: Arc<Returns>,
 }
 
@@ -166,7 +167,7 @@ impl Inbound {
             geometry,
             next_sequence: welcome.first_sequence,
             missed: 0,
-            hung_up: false,
+            end: None,
             returns: Arc::new(returns),
         };
         for segment in welcome.segments {
@@ -207,31 +208,41 @@ impl Inbound {
         self.returns.held.count()
     }
 
-    /// Takes the next message, if there is one.
-    ///
-    /// # Errors
-    /// [`LinkEnd::Violation`]: the sender wrote something it may not.
+    /// Takes the next message, if there is one. If the sender wrote something that it may not, the
+    /// link is over.
     #[inline]
-    pub fn take(&mut self) -> Result<Option<Received>, LinkEnd> {
+    pub fn take(&mut self) -> Option<Received> {
         loop {
             let position = self.reader.position();
-            match self.reader.take()? {
-                None => return Ok(None),
-                Some(Note::Gap(count)) => {
+            match self.reader.take() {
+                Ok(None) => return None,
+                Ok(Some(Note::Message(slot, span))) => {
+                    if usize::from(slot.segment) >= self.segments.len() {
+                        // It was announced before it was used.
+                        self.attend();
+                    }
+                    return match self.borrow(slot, span, position) {
+                        Ok(loan) => {
+                            let received = loan.receive(self.next_sequence);
+                            self.next_sequence = self.next_sequence.wrapping_add(1);
+                            Some(received)
+                        }
+                        Err(violation) => self.break_off(violation),
+                    };
+                }
+                Ok(Some(Note::Gap(count))) => {
                     self.missed = self.missed.saturating_add(count);
                     self.next_sequence = self.next_sequence.wrapping_add(count);
                 }
-                Some(Note::Message(slot, span)) => {
-                    if usize::from(slot.segment) >= self.segments.len() {
-                        // It was announced before it was used.
-                        self.read_socket()?;
-                    }
-                    let sequence = self.next_sequence;
-                    self.next_sequence = sequence.wrapping_add(1);
-                    return Ok(Some(self.borrow(slot, span, position)?.receive(sequence)));
-                }
+                Err(violation) => return self.break_off(violation),
             }
         }
+    }
+
+    #[cold]
+    fn break_off<T>(&mut self, violation: Violation) -> Option<T> {
+        self.end = Some(violation.into());
+        None
     }
 
     /// Checks what a message names, and takes it.
@@ -257,30 +268,47 @@ impl Inbound {
         Ok(Loan { bytes, length: span.length, index, position, home: &self.returns })
     }
 
-    /// Whether the sender has ended in order, and all it sent was taken.
-    #[inline]
+    /// Whether a message waits. One that is none shows when it is taken.
     #[must_use]
-    pub fn finished(&self) -> bool {
-        self.reader.ending().is_some()
+    pub fn is_ready(&self) -> bool {
+        self.reader.is_ready()
     }
 
-    /// Whether the sender was seen to be gone. Messages may still be waiting.
+    /// Whether nothing more will come: the sender ended in order, or is gone, and all it sent was
+    /// taken; or it broke a rule.
+    #[inline]
     #[must_use]
-    pub fn hung_up(&self) -> bool {
-        self.hung_up
+    pub fn is_over(&self) -> bool {
+        match &self.end {
+            // In this order: what was published before the hang-up was seen is seen now.
+            Some(LinkEnd::HangUp) => !self.is_ready(),
+            Some(_) => true,
+            None => self.reader.ending().is_some(),
+        }
+    }
+
+    /// Whether the sender broke a rule, or the link could not go on here.
+    #[inline]
+    #[must_use]
+    pub fn is_broken(&self) -> bool {
+        !matches!(self.end, None | Some(LinkEnd::HangUp))
+    }
+
+    /// How it ended; none if in order.
+    pub fn end(&mut self) -> Option<LinkEnd> {
+        match self.end.take() {
+            Some(LinkEnd::HangUp) if self.reader.ending().is_some() => None,
+            other => other,
+        }
     }
 
     /// Reads what the sender sent over the socket: bells, new segments, its end.
-    ///
-    /// # Errors
-    /// [`LinkEnd::Violation`], [`LinkEnd::Exhausted`]. A hang-up is noted in [`Self::hung_up`].
-    pub fn attend(&mut self) -> Result<(), LinkEnd> {
-        match self.read_socket() {
-            Err(LinkEnd::HangUp) => {
-                self.hung_up = true;
-                Ok(())
+    pub fn attend(&mut self) {
+        if let Err(end) = self.read_socket() {
+            // A rule that was broken is not made good by leaving.
+            if !self.is_broken() {
+                self.end = Some(end);
             }
-            other => other,
         }
     }
 

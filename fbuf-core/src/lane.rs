@@ -227,6 +227,13 @@ impl<M: LaneMemory> LaneReader<M> {
         Ok(Some(note))
     }
 
+    /// Whether something stands where the next entry would be.
+    pub fn is_ready(&self) -> bool {
+        let entry = &self.memory.ring()[self.place.index()];
+        // Relaxed: `take` looks again.
+        entry.head.load(Ordering::Relaxed) as u8 != self.place.lap().wrapping_sub(1)
+    }
+
     /// If the sender has said that nothing follows the entries read so far: how many messages it
     /// has left out behind them.
     #[inline]
