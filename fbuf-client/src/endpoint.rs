@@ -88,6 +88,11 @@ impl Ready {
     }
 }
 
+/// Which of these has the socket.
+pub(crate) fn position<T: AsFd>(sockets: &[T], socket: RawFd) -> Option<usize> {
+    sockets.iter().position(|other| other.as_fd().as_raw_fd() == socket)
+}
+
 impl Sockets {
     pub(crate) fn new(wake: Arc<EventFd>) -> io::Result<Self> {
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;

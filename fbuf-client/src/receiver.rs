@@ -3,7 +3,6 @@
 use std::{
     collections::VecDeque,
     io,
-    os::fd::{AsFd, AsRawFd, RawFd},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -19,7 +18,7 @@ use fbuf_core::{
 
 use crate::{
     client::{Client, OpenError, Registration},
-    endpoint::{Inbox, Ready, Sockets},
+    endpoint::{Inbox, Ready, Sockets, position},
     wait::{Next, Wait, Waiting, deadline},
 };
 
@@ -428,10 +427,6 @@ fn trouble(peer: Peer, end: LinkEnd) -> GetError {
         LinkEnd::Violation(violation) => GetError::PeerViolation { peer, violation: Box::new(violation) },
         LinkEnd::Exhausted(what) => GetError::Exhausted { peer, what: what.into() },
     }
-}
-
-fn position<T: AsFd>(sockets: &[T], socket: RawFd) -> Option<usize> {
-    sockets.iter().position(|other| other.as_fd().as_raw_fd() == socket)
 }
 
 impl From<GetError> for io::Error {

@@ -258,10 +258,9 @@ impl Received {
 impl Deref for Received {
     type Target = [u8];
     fn deref(&self) -> &[u8] {
-        // SAFETY: a `Loan` is made only of bytes inside a slot that was just taken (`Inbound::take`). At the
-        // protection level "volatile" the sender has moved its `Fbuf` away and cannot write them in
-        // safe code before this slot is handed back (invariants 1 and 2); the trust rule says where
-        // that level may be used.
+        // SAFETY: a `Loan` is made only of bytes inside a slot that was just taken. At the level
+        // "volatile" its sender's safe code cannot write them before the slot is handed back
+        // (invariants 1 and 2); the trust rule says where that level may be used.
         unsafe { slice::from_raw_parts(self.bytes.as_ptr(), self.length as usize) }
     }
 }

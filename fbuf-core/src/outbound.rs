@@ -2,6 +2,7 @@
 //! lent over this link.
 
 use std::{
+    ops::Add,
     os::fd::{AsFd, BorrowedFd},
     sync::Arc,
 };
@@ -113,6 +114,17 @@ pub struct LinkCounts {
     pub skipped: u64,
     /// Times the receiver had to be woken.
     pub bells: u64,
+}
+
+impl Add for LinkCounts {
+    type Output = Self;
+    fn add(self, other: Self) -> Self {
+        Self {
+            messages: self.messages + other.messages,
+            skipped: self.skipped + other.skipped,
+            bells: self.bells + other.bells,
+        }
+    }
 }
 
 /// What became of a message on one link.

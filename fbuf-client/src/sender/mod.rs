@@ -1,38 +1,34 @@
 //! The sending end of a channel.
 
+mod open;
+mod report;
+
 use std::{
     collections::VecDeque,
-    io,
-    os::fd::{AsFd, AsRawFd, RawFd},
+    ops::Add,
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use fbuf_core::{
-    control::Role,
     inbound::Peer,
     limits::MAX_DEPARTURES,
     link::LinkEnd,
     loan::Fbuf,
-    memory::MemoryError,
     outbound::{Arrived, Expected, LinkCounts, Offer, Outbound},
     park::Fencing,
-    pool::{Places, Pool},
-    slot::{Geometry, GeometryError},
-    violation::Violation,
+    pool::Pool,
 };
 
 use crate::{
-    client::{Client, OpenError, Registration},
-    endpoint::{Inbox, Ready, Sockets},
+    client::Registration,
+    endpoint::{Inbox, Ready, Sockets, position},
     wait::{Next, Wait, Waiting, deadline},
 };
 
-/// How many bytes a sender keeps in flight if it is not told how many slots to have: more than one
-/// processor's private cache, less than what processors share.
-const DEFAULT_BYTES: u64 = 8 << 20;
-/// The slot size if none is given.
-const DEFAULT_SLOT_SIZE: u64 = 64 << 10;
+pub use open::SenderBuilder;
+pub use report::{AllocateError, Departure, Farewell, SenderCounters, Sent, WaitError, WriteError};
+
 /// How many messages pass between two looks at the clock.
 const ROUND: u32 = 4096;
 /// How often a sender that never waits looks whether receivers died.
@@ -41,94 +37,6 @@ const LOOK_TIME: Duration = Duration::from_millis(100);
 const URGENT_ROUND: u32 = 16;
 /// The same while a receiver is expected, or there is none.
 const URGENT_LOOK_TIME: Duration = Duration::from_millis(1);
-
-/// Prepares a [`Sender`].
-#[derive(Debug, Clone)]
-#[must_use]
-pub struct SenderBuilder {
-    client: Client,
-    channel: String,
-    slot_size: u64,
-    slots: Option<u64>,
-    grow_to: Option<u64>,
-    wait: Wait,
-}
-
-impl SenderBuilder {
-    pub(crate) fn new(client: Client, channel: &str) -> Self {
-        Self {
-            client,
-            channel: channel.to_owned(),
-            slot_size: DEFAULT_SLOT_SIZE,
-            slots: None,
-            grow_to: None,
-            wait: Wait::default(),
-        }
-    }
-
-    /// How many bytes each slot holds, and so the longest message: 1 to 1 GiB; 64 KiB if not set.
-    pub fn slot_size(mut self, bytes: u64) -> Self {
-        self.slot_size = bytes;
-        self
-    }
-
-    /// With how many slots to start: 1 to 2²⁰. If not set, as many as make 8 MiB, but at least 8 and
-    /// at most 65,536.
-    pub fn slots(mut self, count: u64) -> Self {
-        self.slots = Some(count);
-        self
-    }
-
-    /// To how many slots to grow, by doubling, rather than wait for receivers. If not set, the
-    /// number stays as it is at the start.
-    pub fn grow_to(mut self, count: u64) -> Self {
-        self.grow_to = Some(count);
-        self
-    }
-
-    /// How [`Sender::allocate`] passes the time while all slots are in use.
-    pub fn wait(mut self, wait: Wait) -> Self {
-        self.wait = wait;
-        self
-    }
-
-    /// Reserves the memory and opens the sender.
-    ///
-    /// # Errors
-    /// [`OpenError`]; nothing is kept then.
-    pub fn open(self) -> Result<Sender, OpenError> {
-        let Self { client, channel, slot_size, slots, grow_to, wait } = self;
-        let slots = slots.unwrap_or_else(|| (DEFAULT_BYTES / slot_size.max(1)).clamp(8, 65536));
-        let start = Geometry::new(slot_size, slots)?.max_slots();
-        let geometry = Geometry::new(slot_size, grow_to.unwrap_or(slots))?;
-        if geometry.max_slots() < start {
-            return Err(GeometryError::Growth { start, limit: geometry.max_slots() }.into());
-        }
-        fbuf_core::channel::ChannelName::new(channel.as_str())?;
-        let inbox = Arc::new(Inbox::new()?);
-        let pool = Pool::new(geometry, start, inbox.wake().clone())?;
-        let sockets = Sockets::new(inbox.wake().clone())?;
-        let role = Role::Sender { slot_bytes: slot_size, max_slots: geometry.max_slots().into() };
-        let post = inbox.clone();
-        let introduced = Box::new(move |peer, socket, _| post.post(Expected::new(peer, socket)));
-        let registration = client.open(&channel, role, introduced)?;
-        Ok(Sender {
-            pool,
-            links: Vec::new(),
-            expected: Vec::new(),
-            sockets,
-            inbox,
-            wait,
-            next_sequence: 0,
-            until_look: ROUND,
-            looked: Instant::now(),
-            departures: VecDeque::new(),
-            past: LinkCounts::default(),
-            counters: Counts::default(),
-            _registration: registration,
-        })
-    }
-}
 
 /// The sending end of a channel: allocates fbufs out of its own pool and gives them to every
 /// receiver that is linked.
@@ -161,119 +69,6 @@ struct Counts {
     sleeps: u64,
     growths: u64,
     growth_refused: u64,
-}
-
-/// What a sender has done so far, and where its slots are.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct SenderCounters {
-    /// Messages written.
-    pub messages: u64,
-    /// Bytes in them.
-    pub bytes: u64,
-    /// Messages that were left out for some receiver, counted once for each.
-    pub skipped: u64,
-    /// Times that allocation found no free slot and had to wait: back-pressure.
-    pub waits: u64,
-    /// Times that it slept while it waited.
-    pub sleeps: u64,
-    /// Times that a receiver had to be woken.
-    pub bells: u64,
-    /// Segments that were added.
-    pub growths: u64,
-    /// Segments that could not be added, for lack of memory.
-    pub growth_refused: u64,
-    /// Receivers that are linked now.
-    pub receivers: usize,
-    /// Where the slots are. Those that have come back since the last look count as lent.
-    pub slots: Places,
-}
-
-/// A message that was written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Sent {
-    /// Its number: 0, 1, 2 …
-    pub sequence: u64,
-    /// How many receivers it was given to. Fewer than are linked if some asked to be skipped.
-    pub receivers: usize,
-}
-
-/// A fbuf that was not sent. It comes back in the error.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum WriteError {
-    /// Nobody is linked.
-    #[error("a message was written, and the channel has no receiver: wait for one with wait_for_receivers")]
-    NoReceiver(Fbuf),
-    /// It belongs to somebody else.
-    #[error("a fbuf was written to a sender that did not allocate it: write it to its own, or copy it")]
-    OtherSender(Fbuf),
-}
-
-impl WriteError {
-    /// The fbuf, to be written again or dropped.
-    #[must_use]
-    pub fn into_fbuf(self) -> Fbuf {
-        match self {
-            Self::NoReceiver(fbuf) | Self::OtherSender(fbuf) => fbuf,
-        }
-    }
-}
-
-/// No fbuf.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum AllocateError {
-    /// All slots were in use until the time was over.
-    #[error(
-        "a slot was asked for, and all {0} are in use: let receivers drop what they hold, open with more slots, or let receivers be skipped"
-    )]
-    TimedOut(u32),
-}
-
-/// Receivers did not come, or did not finish.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum WaitError {
-    /// They did not come in time.
-    #[error("{wanted} receivers were waited for, and {linked} are linked")]
-    TimedOut {
-        /// How many were waited for.
-        wanted: usize,
-        /// How many are there.
-        linked: usize,
-    },
-    /// Receivers did not hand everything back in time.
-    #[error("receivers were to hand everything back, and still hold {slots} slots")]
-    StillLent {
-        /// How many slots are lent.
-        slots: usize,
-    },
-}
-
-/// A receiver that is linked no more.
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Departure {
-    /// Who.
-    pub peer: Peer,
-    /// How.
-    pub farewell: Farewell,
-}
-
-/// How a receiver went.
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Farewell {
-    /// It closed its receiver.
-    Left,
-    /// Its process died.
-    Died,
-    /// It broke a rule, and the link was closed.
-    Violation(Violation),
-    /// This process had no memory or no descriptor left for the link.
-    Exhausted(String),
 }
 
 impl Sender {
@@ -441,7 +236,7 @@ impl Sender {
     #[must_use]
     pub fn counters(&self) -> SenderCounters {
         let Counts { messages, bytes, waits, sleeps, growths, growth_refused } = self.counters;
-        let links = self.links.iter().map(Outbound::counts).fold(self.past, add);
+        let links = self.links.iter().map(Outbound::counts).fold(self.past, LinkCounts::add);
         SenderCounters {
             messages,
             bytes,
@@ -480,7 +275,6 @@ impl Sender {
                 }
             }
             // Not an error: there are slots, and they come back.
-            Err(MemoryError::NotEnough { .. } | MemoryError::Refused { .. }) => self.counters.growth_refused += 1,
             Err(_) => self.counters.growth_refused += 1,
         }
     }
@@ -581,7 +375,7 @@ impl Sender {
     fn end(&mut self, index: usize, end: LinkEnd) {
         let mut link = self.links.swap_remove(index);
         self.sockets.remove(&link);
-        self.past = add(self.past, link.counts());
+        self.past = self.past + link.counts();
         link.notice_leaving();
         let farewell = match end {
             LinkEnd::HangUp if link.is_open() => Farewell::Died,
@@ -615,19 +409,5 @@ impl Drop for Sender {
             self.sockets.remove(&link);
             link.finish();
         }
-    }
-}
-
-fn add(a: LinkCounts, b: LinkCounts) -> LinkCounts {
-    LinkCounts { messages: a.messages + b.messages, skipped: a.skipped + b.skipped, bells: a.bells + b.bells }
-}
-
-fn position<T: AsFd>(sockets: &[T], socket: RawFd) -> Option<usize> {
-    sockets.iter().position(|other| other.as_fd().as_raw_fd() == socket)
-}
-
-impl From<AllocateError> for io::Error {
-    fn from(error: AllocateError) -> Self {
-        Self::new(io::ErrorKind::TimedOut, error)
     }
 }

@@ -1,0 +1,111 @@
+//! How a sender is opened.
+
+use std::{collections::VecDeque, sync::Arc, time::Instant};
+
+use fbuf_core::{
+    channel::ChannelName,
+    control::Role,
+    outbound::{Expected, LinkCounts},
+    pool::Pool,
+    slot::{Geometry, GeometryError},
+};
+
+use super::{Counts, ROUND, Sender};
+use crate::{
+    client::{Client, OpenError},
+    endpoint::{Inbox, Sockets},
+    wait::Wait,
+};
+
+/// How many bytes a sender keeps in flight if it is not told how many slots to have: more than one
+/// processor's private cache, less than what processors share.
+const DEFAULT_BYTES: u64 = 8 << 20;
+/// The slot size if none is given.
+const DEFAULT_SLOT_SIZE: u64 = 64 << 10;
+/// Prepares a [`Sender`].
+#[derive(Debug, Clone)]
+#[must_use]
+pub struct SenderBuilder {
+    client: Client,
+    channel: String,
+    slot_size: u64,
+    slots: Option<u64>,
+    grow_to: Option<u64>,
+    wait: Wait,
+}
+
+impl SenderBuilder {
+    pub(crate) fn new(client: Client, channel: &str) -> Self {
+        Self {
+            client,
+            channel: channel.to_owned(),
+            slot_size: DEFAULT_SLOT_SIZE,
+            slots: None,
+            grow_to: None,
+            wait: Wait::default(),
+        }
+    }
+
+    /// How many bytes each slot holds, and so the longest message: 1 to 1 GiB; 64 KiB if not set.
+    pub fn slot_size(mut self, bytes: u64) -> Self {
+        self.slot_size = bytes;
+        self
+    }
+
+    /// With how many slots to start: 1 to 2²⁰. If not set, as many as make 8 MiB, but at least 8 and
+    /// at most 65,536.
+    pub fn slots(mut self, count: u64) -> Self {
+        self.slots = Some(count);
+        self
+    }
+
+    /// To how many slots to grow, by doubling, rather than wait for receivers. If not set, the
+    /// number stays as it is at the start.
+    pub fn grow_to(mut self, count: u64) -> Self {
+        self.grow_to = Some(count);
+        self
+    }
+
+    /// How [`Sender::allocate`] passes the time while all slots are in use.
+    pub fn wait(mut self, wait: Wait) -> Self {
+        self.wait = wait;
+        self
+    }
+
+    /// Reserves the memory and opens the sender.
+    ///
+    /// # Errors
+    /// [`OpenError`]; nothing is kept then.
+    pub fn open(self) -> Result<Sender, OpenError> {
+        let Self { client, channel, slot_size, slots, grow_to, wait } = self;
+        let slots = slots.unwrap_or_else(|| (DEFAULT_BYTES / slot_size.max(1)).clamp(8, 65536));
+        let start = Geometry::new(slot_size, slots)?.max_slots();
+        let geometry = Geometry::new(slot_size, grow_to.unwrap_or(slots))?;
+        if geometry.max_slots() < start {
+            return Err(GeometryError::Growth { start, limit: geometry.max_slots() }.into());
+        }
+        ChannelName::new(channel.as_str())?;
+        let inbox = Arc::new(Inbox::new()?);
+        let pool = Pool::new(geometry, start, inbox.wake().clone())?;
+        let sockets = Sockets::new(inbox.wake().clone())?;
+        let role = Role::Sender { slot_bytes: slot_size, max_slots: geometry.max_slots().into() };
+        let post = inbox.clone();
+        let introduced = Box::new(move |peer, socket, _| post.post(Expected::new(peer, socket)));
+        let registration = client.open(&channel, role, introduced)?;
+        Ok(Sender {
+            pool,
+            links: Vec::new(),
+            expected: Vec::new(),
+            sockets,
+            inbox,
+            wait,
+            next_sequence: 0,
+            until_look: ROUND,
+            looked: Instant::now(),
+            departures: VecDeque::new(),
+            past: LinkCounts::default(),
+            counters: Counts::default(),
+            _registration: registration,
+        })
+    }
+}

@@ -1,0 +1,124 @@
+//! What a sender says: what became of a message, what went wrong, who has gone, how much was done.
+
+use std::io;
+
+use fbuf_core::{inbound::Peer, loan::Fbuf, pool::Places, violation::Violation};
+
+/// What a sender has done so far, and where its slots are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct SenderCounters {
+    /// Messages written.
+    pub messages: u64,
+    /// Bytes in them.
+    pub bytes: u64,
+    /// Messages that were left out for some receiver, counted once for each.
+    pub skipped: u64,
+    /// Times that allocation found no free slot and had to wait: back-pressure.
+    pub waits: u64,
+    /// Times that it slept while it waited.
+    pub sleeps: u64,
+    /// Times that a receiver had to be woken.
+    pub bells: u64,
+    /// Segments that were added.
+    pub growths: u64,
+    /// Segments that could not be added, for lack of memory.
+    pub growth_refused: u64,
+    /// Receivers that are linked now.
+    pub receivers: usize,
+    /// Where the slots are. Those that have come back since the last look count as lent.
+    pub slots: Places,
+}
+
+/// A message that was written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Sent {
+    /// Its number: 0, 1, 2 …
+    pub sequence: u64,
+    /// How many receivers it was given to. Fewer than are linked if some asked to be skipped.
+    pub receivers: usize,
+}
+
+/// A fbuf that was not sent. It comes back in the error.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum WriteError {
+    /// Nobody is linked.
+    #[error("a message was written, and the channel has no receiver: wait for one with wait_for_receivers")]
+    NoReceiver(Fbuf),
+    /// It belongs to somebody else.
+    #[error("a fbuf was written to a sender that did not allocate it: write it to its own, or copy it")]
+    OtherSender(Fbuf),
+}
+
+impl WriteError {
+    /// The fbuf, to be written again or dropped.
+    #[must_use]
+    pub fn into_fbuf(self) -> Fbuf {
+        match self {
+            Self::NoReceiver(fbuf) | Self::OtherSender(fbuf) => fbuf,
+        }
+    }
+}
+
+/// No fbuf.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum AllocateError {
+    /// All slots were in use until the time was over.
+    #[error(
+        "a slot was asked for, and all {0} are in use: let receivers drop what they hold, open with more slots, or let receivers be skipped"
+    )]
+    TimedOut(u32),
+}
+
+/// Receivers did not come, or did not finish.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum WaitError {
+    /// They did not come in time.
+    #[error("{wanted} receivers were waited for, and {linked} are linked")]
+    TimedOut {
+        /// How many were waited for.
+        wanted: usize,
+        /// How many are there.
+        linked: usize,
+    },
+    /// Receivers did not hand everything back in time.
+    #[error("receivers were to hand everything back, and still hold {slots} slots")]
+    StillLent {
+        /// How many slots are lent.
+        slots: usize,
+    },
+}
+
+/// A receiver that is linked no more.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Departure {
+    /// Who.
+    pub peer: Peer,
+    /// How.
+    pub farewell: Farewell,
+}
+
+/// How a receiver went.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Farewell {
+    /// It closed its receiver.
+    Left,
+    /// Its process died.
+    Died,
+    /// It broke a rule, and the link was closed.
+    Violation(Violation),
+    /// This process had no memory or no descriptor left for the link.
+    Exhausted(String),
+}
+
+impl From<AllocateError> for io::Error {
+    fn from(error: AllocateError) -> Self {
+        Self::new(io::ErrorKind::TimedOut, error)
+    }
+}
