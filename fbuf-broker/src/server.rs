@@ -14,7 +14,6 @@ use fbuf_core::{
     control::{
         Control, Greeting, Introduction, MAX_INTRODUCTIONS, Open, Refusal, Role, ServerTransport, VERSION, Verdict,
     },
-    limits::MAX_ENDPOINTS,
     socket::{Arrival, Credentials, PacketSocket},
     sys,
     wire::Descriptor,
@@ -37,10 +36,10 @@ use crate::{
 const GREETING_TIME: Duration = Duration::from_secs(5);
 /// How long a client waits for introductions before it is told that there are none.
 const INTRODUCTION_TIME: Duration = Duration::from_secs(600);
-/// How many requests of one client may be under way.
+/// How many requests of one client may be under way; our own client has at most six.
 const MAX_REQUESTS: usize = 16;
 /// How many introductions may wait for one client; a client that does not fetch them is sent away.
-const MAX_WAITING: usize = 4 * MAX_ENDPOINTS;
+const MAX_WAITING: usize = 1024;
 
 /// Serves clients until `until` is ready. What was introduced goes on afterwards.
 ///
@@ -81,6 +80,22 @@ struct Inner {
     mailboxes: HashMap<ClientId, Arc<Mailbox>>,
 }
 
+/// A client that has joined. It leaves when this is dropped, however its connection ends.
+#[derive(Debug)]
+struct Member {
+    broker: Broker,
+    client: ClientId,
+    process: Credentials,
+}
+
+impl Drop for Member {
+    fn drop(&mut self) {
+        let mut inner = lock(&self.broker.0);
+        inner.state.leave(self.client);
+        inner.mailboxes.remove(&self.client);
+    }
+}
+
 /// Introductions on their way to one client.
 #[derive(Debug, Default)]
 struct Mailbox {
@@ -107,19 +122,15 @@ impl Broker {
             Err(_) => debug!("a client did not greet in time"),
             Ok(Err(error)) => debug!(%error, "a client could not be greeted"),
             Ok(Ok(None)) => {}
-            Ok(Ok(Some((client, process, socket)))) => {
-                info!(pid = process.pid, uid = process.uid, ?client, "joined");
-                self.clone().talk(client, socket).await;
-                let mut inner = lock(&self.0);
-                inner.state.leave(client);
-                inner.mailboxes.remove(&client);
-                drop(inner);
-                info!(pid = process.pid, ?client, "left");
+            Ok(Ok(Some((member, socket)))) => {
+                info!(pid = member.process.pid, uid = member.process.uid, client = ?member.client, "joined");
+                self.talk(&member, socket).await;
+                info!(pid = member.process.pid, client = ?member.client, "left");
             }
         }
     }
 
-    async fn greet(&self, connection: OwnedFd) -> io::Result<Option<(ClientId, Credentials, AsyncFd<PacketSocket>)>> {
+    async fn greet(&self, connection: OwnedFd) -> io::Result<Option<(Member, AsyncFd<PacketSocket>)>> {
         let socket = sys::watch(PacketSocket::new(connection)?)?;
         let process = socket.get_ref().peer()?;
         let bytes = loop {
@@ -134,10 +145,11 @@ impl Broker {
         let greeting = Greeting::from_bytes(&bytes).map_err(io::Error::other)?;
         let joined =
             if greeting.version == VERSION { lock(&self.0).state.join(process) } else { Err(Verdict::OtherVersion) };
-        let verdict = joined.err().unwrap_or(Verdict::Welcome);
+        let joined = joined.map(|client| Member { broker: self.clone(), client, process });
+        let verdict = joined.as_ref().err().copied().unwrap_or(Verdict::Welcome);
         socket.get_ref().send_bytes(&Greeting { version: VERSION, verdict }.to_bytes())?;
         match joined {
-            Ok(client) => Ok(Some((client, process, socket))),
+            Ok(member) => Ok(Some((member, socket))),
             Err(verdict) => {
                 warn!(pid = process.pid, uid = process.uid, version = greeting.version, ?verdict, "sent away");
                 Ok(None)
@@ -145,8 +157,8 @@ impl Broker {
         }
     }
 
-    async fn talk(self, client: ClientId, socket: AsyncFd<PacketSocket>) {
-        let mailbox = Arc::new(Mailbox::default());
+    async fn talk(self, member: &Member, socket: AsyncFd<PacketSocket>) {
+        let (client, mailbox) = (member.client, Arc::new(Mailbox::default()));
         lock(&self.0).mailboxes.insert(client, mailbox.clone());
         let desk = Desk { broker: self, client, mailbox: mailbox.clone() };
         let channel = BaseChannel::with_defaults(ServerTransport::new(socket));

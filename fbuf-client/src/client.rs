@@ -30,13 +30,18 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tarpc::{client::RpcError, context};
 use tokio::{
     io::unix::AsyncFd,
-    sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel},
+    sync::{
+        Semaphore,
+        mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel},
+    },
 };
 
 use crate::{receiver::ReceiverBuilder, sender::SenderBuilder};
 
 /// How long a broker has to answer.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// How many endpoints are being closed at the broker at once.
+const MAX_CLOSING: usize = 4;
 /// Longer than a broker keeps a question for introductions unanswered.
 const INTRODUCTION_TIME: Duration = Duration::from_secs(3600);
 
@@ -275,6 +280,7 @@ async fn control(socket: AsyncFd<PacketSocket>, mut commands: UnboundedReceiver<
     let client = ControlClient::new(tarpc::client::Config::default(), transport).spawn();
     let boxes: Arc<Mutex<HashMap<u64, Introduced>>> = Arc::default();
     let posts = tokio::spawn(post(client.clone(), boxes.clone()));
+    let places = Arc::new(Semaphore::new(MAX_CLOSING));
     let lock = || boxes.lock().unwrap_or_else(PoisonError::into_inner);
     while let Some(command) = commands.recv().await {
         match command {
@@ -283,7 +289,7 @@ async fn control(socket: AsyncFd<PacketSocket>, mut commands: UnboundedReceiver<
                 lock().insert(endpoint, introduced);
                 let result = match client.open(context::current(), endpoint, open).await {
                     Ok(opened) => opened.map_err(OpenError::Refused),
-                    Err(RpcError::DeadlineExceeded) => Err(OpenError::NoAnswer),
+                    Err(RpcError::DeadlineExceeded | RpcError::Server(_)) => Err(OpenError::NoAnswer),
                     Err(_) => Err(OpenError::BrokerGone),
                 };
                 if result.is_err() {
@@ -295,9 +301,13 @@ async fn control(socket: AsyncFd<PacketSocket>, mut commands: UnboundedReceiver<
             Command::Close { endpoint } => {
                 lock().remove(&endpoint);
                 // Nobody waits for it: a broker that is gone, or whose connection closes before it
-                // hears of this, closes the endpoint by itself.
-                let client = client.clone();
-                tokio::spawn(async move { client.close(context::current(), endpoint).await });
+                // hears of this, closes the endpoint by itself. A few at a time, since it does not
+                // answer everything at once.
+                let (client, places) = (client.clone(), places.clone());
+                tokio::spawn(async move {
+                    let _place = places.acquire().await;
+                    client.close(context::current(), endpoint).await
+                });
             }
         }
     }
@@ -309,7 +319,14 @@ async fn post(client: ControlClient, boxes: Arc<Mutex<HashMap<u64, Introduced>>>
     loop {
         let mut context = context::current();
         context.deadline = Instant::now() + INTRODUCTION_TIME;
-        let Ok(introductions) = client.introductions(context).await else { return };
+        let introductions = match client.introductions(context).await {
+            Ok(introductions) => introductions,
+            Err(RpcError::Server(_) | RpcError::DeadlineExceeded) => {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                continue;
+            }
+            Err(_) => return,
+        };
         let boxes = boxes.lock().unwrap_or_else(PoisonError::into_inner);
         for Introduction { endpoint, peer, slot_bytes, max_slots, socket } in introductions {
             // Of an endpoint that was closed meanwhile; or out of descriptors, which the peer sees

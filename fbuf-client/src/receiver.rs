@@ -19,11 +19,9 @@ use fbuf_core::{
 use crate::{
     client::{Client, OpenError, Registration},
     endpoint::{Inbox, Ready, Sockets, position},
-    wait::{Next, Wait, Waiting, deadline},
+    wait::{Next, Pace, Wait, Waiting, deadline, soon},
 };
 
-/// How many messages pass between two looks at the clock.
-const ROUND: u32 = 4096;
 /// How often a receiver that never waits looks whether senders died.
 const LOOK_TIME: Duration = Duration::from_millis(100);
 
@@ -92,8 +90,7 @@ impl ReceiverBuilder {
             wait,
             stay,
             had_sender: false,
-            until_look: ROUND,
-            looked: Instant::now(),
+            pace: Pace::new(),
             troubles: VecDeque::new(),
             past_missed: 0,
             counts: Counts::default(),
@@ -118,8 +115,7 @@ pub struct Receiver {
     wait: Wait,
     stay: bool,
     had_sender: bool,
-    until_look: u32,
-    looked: Instant,
+    pace: Pace,
     /// What is to be reported by the next calls.
     troubles: VecDeque<GetError>,
     /// Messages that were left out on links that are over.
@@ -247,8 +243,7 @@ impl Receiver {
     /// report first.
     #[inline]
     fn take(&mut self) -> Option<Received> {
-        self.until_look -= 1;
-        if self.until_look == 0 || self.inbox.is_filled() {
+        if self.pace.count() || self.inbox.is_filled() {
             self.look_if_due(LOOK_TIME);
             if !self.troubles.is_empty() {
                 return None;
@@ -330,12 +325,12 @@ impl Receiver {
         for link in &self.links {
             link.raise();
         }
-        Fencing::of_this_process().before_sleeping();
+        let sure = Fencing::of_this_process().before_sleeping();
         let ready = if self.links.iter().any(|link| link.is_ready() || link.is_over()) {
             self.sockets.look()
         } else {
             self.counts.sleeps += 1;
-            self.sockets.sleep(deadline)
+            self.sockets.sleep(if sure { deadline } else { soon(deadline) })
         };
         for link in &self.links {
             link.lower();
@@ -345,8 +340,7 @@ impl Receiver {
 
     #[cold]
     fn look_if_due(&mut self, time: Duration) {
-        self.until_look = ROUND;
-        if self.inbox.is_filled() || self.looked.elapsed() >= time {
+        if self.pace.is_due(time) || self.inbox.is_filled() {
             self.look();
             // Of one that died, others hear even while they are busy.
             self.bury();
@@ -360,7 +354,7 @@ impl Receiver {
 
     /// Reads what came over these sockets, and the post.
     fn attend(&mut self, ready: &Ready) {
-        self.looked = Instant::now();
+        self.pace.looked();
         for socket in ready.iter() {
             if let Some(index) = position(&self.links, socket) {
                 self.links[index].attend();

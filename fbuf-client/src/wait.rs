@@ -87,6 +87,60 @@ impl Waiting {
     }
 }
 
+/// How often an endpoint that is busy looks at sockets: by time, although it does not look at the
+/// clock for each message. The number of messages between two looks at the clock follows their rate.
+#[derive(Debug)]
+pub(crate) struct Pace {
+    left: u32,
+    round: u32,
+    looked: Instant,
+}
+
+impl Pace {
+    /// The most messages between two looks at the clock.
+    const LONGEST: u32 = 4096;
+
+    pub(crate) fn new() -> Self {
+        Self { left: 1, round: 1, looked: Instant::now() }
+    }
+
+    /// Counts a message: whether it is time to look at the clock.
+    #[inline]
+    pub(crate) fn count(&mut self) -> bool {
+        self.left -= 1;
+        self.left == 0
+    }
+
+    /// Looks at the clock: whether the last look at the sockets is so long ago.
+    pub(crate) fn is_due(&mut self, every: Duration) -> bool {
+        let elapsed = self.looked.elapsed();
+        if elapsed >= every {
+            self.round = (self.round / 2).max(1);
+        } else if elapsed < every / 8 {
+            self.round = (self.round * 2).min(Self::LONGEST);
+        }
+        self.left = self.round;
+        elapsed >= every
+    }
+
+    /// Notes a look at the sockets.
+    pub(crate) fn looked(&mut self) {
+        self.looked = Instant::now();
+    }
+
+    /// Looks at the clock for the very next message.
+    pub(crate) fn hurry(&mut self) {
+        self.round = 1;
+        self.left = 1;
+    }
+}
+
+/// Until when to sleep, where a wake-up may be lost.
+pub(crate) fn soon(deadline: Option<Instant>) -> Option<Instant> {
+    let soon = Instant::now() + Duration::from_millis(10);
+    Some(deadline.map_or(soon, |deadline| deadline.min(soon)))
+}
+
 fn single_processor() -> bool {
     use std::sync::OnceLock;
     static SINGLE: OnceLock<bool> = OnceLock::new();
@@ -118,6 +172,25 @@ mod tests {
             assert_eq!(at(&mut adaptive, 0), Next::Again);
             assert_eq!(at(&mut adaptive, 50), Next::Sleep);
         }
+    }
+
+    #[test]
+    fn the_clock_is_looked_at_as_often_as_messages_come() {
+        let mut pace = Pace::new();
+        let mut looks = 0;
+        for _ in 0..100_000 {
+            if pace.count() {
+                looks += 1;
+                assert!(!pace.is_due(Duration::from_secs(3600)));
+            }
+        }
+        assert!(looks < 100, "{looks} looks at the clock for a fast stream");
+        // A slow one: each look finds that it is time.
+        for _ in 0..20 {
+            while !pace.count() {}
+            assert!(pace.is_due(Duration::ZERO));
+        }
+        assert!(pace.count(), "a slow stream looks for each message");
     }
 
     #[test]

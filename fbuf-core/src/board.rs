@@ -89,6 +89,13 @@ impl<M: BoardMemory> BoardWriter<M> {
         }
     }
 
+    /// Whether the slot `index`, lent by the entry at `position`, was handed back by its holder.
+    pub fn is_back(&self, index: u32, position: u64) -> bool {
+        // Relaxed: it is asked once the sender has lent the slot again, which it does only after it
+        // has seen the word; that came with the entry.
+        self.0.words().get(index as usize).is_some_and(|word| word.load(Ordering::Relaxed) == position + 1)
+    }
+
     /// Says that only the first `read` entries of the lane were ever read, and no more will be.
     pub fn leave(&self, read: u64) {
         self.head().read.store(read, Ordering::Relaxed);
@@ -184,6 +191,23 @@ mod tests {
 mod model {
     use super::{heap::HeapBoard, *};
     use loom::{cell::UnsafeCell, sync::Arc, thread};
+
+    /// A receiver that leaves says how far it has read, and what it read before it is no longer read.
+    #[test]
+    fn a_receiver_that_left_had_read_so_far() {
+        loom::model(|| {
+            let memory = HeapBoard::new(1);
+            let (writer, reader) = (BoardWriter::new(memory.clone()), BoardReader::new(memory));
+            let receiver = thread::spawn(move || writer.leave(17));
+            loop {
+                match reader.left_at() {
+                    None => thread::yield_now(),
+                    Some(read) => break assert_eq!(read, 17),
+                }
+            }
+            receiver.join().unwrap();
+        });
+    }
 
     /// Two threads hand two slots back; the sender writes a slot again only after it was read.
     #[test]

@@ -43,7 +43,25 @@ pub struct Greeted {
     geometry: Geometry,
     /// Whether the sender was asked to leave messages out.
     skips: bool,
-    board: BoardTable,
+    board: UnusedBoard,
+}
+
+/// A board over which nothing was received yet. Dropped as such, it says that nothing ever will be.
+#[derive(Debug)]
+struct UnusedBoard(Option<BoardTable>);
+
+impl UnusedBoard {
+    fn take(mut self) -> Option<BoardTable> {
+        self.0.take()
+    }
+}
+
+impl Drop for UnusedBoard {
+    fn drop(&mut self) {
+        if let Some(board) = self.0.take() {
+            BoardWriter::new(board).leave(0);
+        }
+    }
 }
 
 /// What a look at the socket of a greeted sender found.
@@ -88,7 +106,7 @@ impl Greeted {
             asymmetric: Fencing::of_this_process() == Fencing::Asymmetric,
         };
         link::send(&socket, &LinkMessage::Hello(hello)).map_err(|_| GreetError::Gone)?;
-        Ok(Self { peer, socket, geometry, skips: skip_above.is_some(), board })
+        Ok(Self { peer, socket, geometry, skips: skip_above.is_some(), board: UnusedBoard(Some(board)) })
     }
 
     /// Who it is.
@@ -151,6 +169,7 @@ impl Inbound {
         let slots = geometry.max_slots();
         let lane = LaneTable::attach(welcome.lane.as_fd(), capacity_for(slots, skips)).map_err(Violation::from)?;
         let lane = Arc::new(lane);
+        let board = board.take().ok_or(LinkEnd::HangUp)?;
         let returns = Returns {
             peer,
             socket,
@@ -262,7 +281,7 @@ impl Inbound {
         let offset = u64::from(slot.slot) * self.geometry.stride() + u64::from(span.offset);
         let bytes = segment.map.at(offset, span.length.into()).ok_or(outside)?;
         let index = segment.first + slot.slot;
-        if !self.returns.held.take(index) {
+        if !self.returns.held.take(index, position, &self.returns.board) {
             return Err(Violation::StillHeld(index));
         }
         Ok(Loan { bytes, length: span.length, index, position, home: &self.returns })
@@ -313,11 +332,13 @@ impl Inbound {
     }
 
     fn read_socket(&mut self) -> Result<(), LinkEnd> {
-        while let Some(message) = link::receive(&self.returns.socket)? {
-            match message {
-                LinkMessage::Bell => {}
-                LinkMessage::Segment(segment) => self.add_segment(&segment)?,
-                other => {
+        // A peer that never stops is not listened to for ever; what is left is reported again.
+        for _ in 0..link::MAX_AT_ONCE {
+            match link::receive(&self.returns.socket)? {
+                None => break,
+                Some(LinkMessage::Bell) => {}
+                Some(LinkMessage::Segment(segment)) => self.add_segment(&segment)?,
+                Some(other) => {
                     return Err(Violation::OutOfTurn { found: other.name(), wanted: "a bell or a new segment" }.into());
                 }
             }
@@ -375,22 +396,28 @@ impl Returns {
         self.place
     }
 
-    /// Hands the slot `index` back to its sender. The caller touches nothing of `self` afterwards.
+    /// Hands the slot `index` back to its sender. Its holder clears its mark afterwards.
     #[inline]
-    pub(crate) fn put(&self, index: u32, position: u64) {
+    pub(crate) fn hand_back(&self, index: u32, position: u64) {
         self.board.hand_back(index, position);
         self.wake_sender();
-        self.held.put(index);
+    }
+
+    #[inline]
+    pub(crate) fn mark(&self, index: u32) -> Option<&AtomicU64> {
+        self.held.mark(index)
     }
 
     /// Rings if the sender sleeps, once for each sleep.
     #[inline]
     fn wake_sender(&self) {
         self.towards_sender.after_publishing();
+        // Two threads may both ring; it does no harm.
         if let Some(sleep) = self.lane.head().flag.read().asleep()
-            && self.rung.swap(sleep, Ordering::Relaxed) != sleep
+            && self.rung.load(Ordering::Relaxed) != sleep
+            && link::ring(&self.socket)
         {
-            link::ring(&self.socket);
+            self.rung.store(sleep, Ordering::Relaxed);
         }
     }
 }
@@ -398,19 +425,19 @@ impl Returns {
 /// Where the remains of a link would be counted, and how this process fences.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Place {
-    bucket: usize,
+    link: usize,
     fencing: Fencing,
 }
 
 impl Place {
     fn next() -> Self {
         static NEXT: AtomicUsize = AtomicUsize::new(0);
-        Self { bucket: NEXT.fetch_add(1, Ordering::Relaxed), fencing: Fencing::of_this_process() }
+        Self { link: NEXT.fetch_add(1, Ordering::Relaxed), fencing: Fencing::of_this_process() }
     }
 
     #[inline]
-    pub(crate) fn after_put(self) {
-        RETIRED.after_put(self.bucket, self.fencing);
+    pub(crate) fn after_clear(self) {
+        RETIRED.after_clear(self.link, self.fencing);
     }
 }
 
@@ -425,8 +452,8 @@ struct Left {
 }
 
 impl Remains for Left {
-    fn bucket(&self) -> usize {
-        self.returns.place.bucket
+    fn link(&self) -> usize {
+        self.returns.place.link
     }
 
     fn is_idle(&self) -> bool {

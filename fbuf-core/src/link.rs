@@ -4,6 +4,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    limits::MAX_SEGMENTS,
     park::Fencing,
     socket::{Arrival, PacketSocket, means_gone},
     violation::Violation,
@@ -72,6 +73,10 @@ impl LinkMessage {
 /// No link message is longer.
 const LONGEST: usize = 1024;
 
+/// How many messages one look at a link socket reads: more than an honest peer ever has waiting there,
+/// which is one announcement for each segment and one bell for each sleep.
+pub(crate) const MAX_AT_ONCE: usize = 2 * MAX_SEGMENTS;
+
 /// The encoding of [`LinkMessage::Bell`].
 const BELL: [u8; 1] = [0];
 
@@ -101,16 +106,21 @@ pub(crate) fn fencing(asymmetric: bool) -> Fencing {
 /// may send is bounded, and each reads its socket whenever it has slept.
 pub(crate) fn send(socket: &PacketSocket, message: &LinkMessage) -> Result<(), LinkEnd> {
     let letter = wire::encode(message).map_err(|error| Violation::Garbage(error.to_string()))?;
-    socket.send(&letter).map_err(
-        |error| {
-            if means_gone(&error) { LinkEnd::HangUp } else { Violation::SocketFull.into() }
-        },
-    )
+    socket.send(&letter).map_err(|error| match error.kind() {
+        _ if means_gone(&error) => LinkEnd::HangUp,
+        std::io::ErrorKind::WouldBlock => Violation::SocketFull.into(),
+        // Too many descriptors of this user are under way, or the kernel has no memory.
+        _ => LinkEnd::Exhausted(error.to_string()),
+    })
 }
 
-/// Wakes the peer. A full socket is a bell that rings already, and a dead one is noticed elsewhere.
-pub(crate) fn ring(socket: &PacketSocket) {
-    let _ = socket.send_bytes(&BELL);
+/// Wakes the peer: whether that need not be tried again. A full socket is a bell that rings already,
+/// and a dead one is noticed elsewhere.
+pub(crate) fn ring(socket: &PacketSocket) -> bool {
+    match socket.send_bytes(&BELL) {
+        Ok(()) => true,
+        Err(error) => error.kind() == std::io::ErrorKind::WouldBlock || means_gone(&error),
+    }
 }
 
 /// Takes the next message, if one is there.

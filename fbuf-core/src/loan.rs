@@ -10,6 +10,7 @@ use std::{
     ops::{Deref, DerefMut},
     ptr::NonNull,
     slice,
+    sync::Arc,
 };
 
 use bytes::{BufMut, buf::UninitSlice};
@@ -17,6 +18,7 @@ use bytes::{BufMut, buf::UninitSlice};
 use crate::{
     inbound::{Loan, Peer, Returns},
     pool::{Pool, Shelf},
+    retire::Held,
     slot::SlotId,
 };
 
@@ -200,10 +202,14 @@ impl fmt::Debug for Fbuf {
 
 impl Drop for Fbuf {
     fn drop(&mut self) {
-        // SAFETY: `home` lives until this slot is put back (`Drop for Pool`), which happens here.
-        let kept = unsafe { self.home.as_ref() }.put_back(self.slot);
+        // SAFETY: `home` is the inside of an Arc and lives until this slot is put back (`Drop for
+        // Pool`), which happens below; counted here, it also lives until that has returned.
+        let shelf = unsafe {
+            Arc::increment_strong_count(self.home.as_ptr());
+            Arc::from_raw(self.home.as_ptr())
+        };
         // The mappings, if this was the last fbuf of a sender that is gone.
-        drop(kept);
+        drop(shelf.put_back(self.slot));
     }
 }
 
@@ -286,8 +292,12 @@ impl Drop for Received {
     fn drop(&mut self) {
         let home = self.home();
         let place = home.place();
-        home.put(self.index, self.position);
-        // From here on `home` may be gone.
-        place.after_put();
+        home.hand_back(self.index, self.position);
+        if let Some(mark) = home.mark(self.index).map(NonNull::from) {
+            // SAFETY: `home` lives until this very store (`Remains`). No reference to it is used
+            // after this line, and the one to the mark, a cell, promises nothing about its memory.
+            Held::clear(unsafe { mark.as_ref() });
+        }
+        place.after_clear();
     }
 }

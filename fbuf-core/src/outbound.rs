@@ -10,7 +10,7 @@ use std::{
 use crate::{
     board::{BoardReader, BoardTable},
     lane::{LaneTable, LaneWriter, capacity_for},
-    link::{self, Hello, LinkEnd, LinkMessage, NewSegment, Welcome, fencing},
+    link::{self, Hello, LinkEnd, LinkMessage, Welcome, fencing},
     park::Fencing,
     pool::Pool,
     slot::{SlotId, Span},
@@ -88,6 +88,8 @@ pub struct Outbound {
     /// How many slots the ledger has as lent.
     lent: u32,
     skipping: Option<Skipping>,
+    /// How many segments the receiver was told of.
+    announced: usize,
     /// Messages left out since the last one that was sent.
     gap: u64,
     /// The sleep of the receiver for which the bell was rung last.
@@ -103,6 +105,12 @@ struct Skipping {
     most: u32,
     /// What is lent, by index and position, or was when it was last looked at.
     lent: Vec<(u32, u64)>,
+}
+
+impl Skipping {
+    fn new(most: u32) -> Self {
+        Self { most, lent: Vec::with_capacity(most as usize + 1) }
+    }
 }
 
 /// What happened on one link.
@@ -149,8 +157,9 @@ impl Outbound {
             lane: Descriptor::from(descriptor),
             first_sequence,
             asymmetric: Fencing::of_this_process() == Fencing::Asymmetric,
-            segments: pool.announce(),
+            segments: pool.announce(0).collect(),
         };
+        let announced = welcome.segments.len();
         link::send(&socket, &LinkMessage::Welcome(welcome))?;
         Ok(Self {
             peer,
@@ -160,7 +169,8 @@ impl Outbound {
             fencing: Fencing::towards(fencing(hello.asymmetric)),
             ledger: vec![HERE; slots as usize].into(),
             lent: 0,
-            skipping: hello.skip_above.map(|most| Skipping { most, lent: Vec::new() }),
+            skipping: hello.skip_above.map(|most| Skipping::new(most.min(slots))),
+            announced,
             gap: 0,
             rung: 0,
             unread_from: u64::MAX,
@@ -229,10 +239,9 @@ impl Outbound {
 
     #[cold]
     fn ring(&mut self, sleep: u64) {
-        if self.rung != sleep {
+        if self.rung != sleep && link::ring(&self.socket) {
             self.rung = sleep;
             self.counts.bells += 1;
-            link::ring(&self.socket);
         }
     }
 
@@ -271,12 +280,21 @@ impl Outbound {
         }
     }
 
-    /// Announces a segment, before the first message that lies in it.
+    /// Announces the segments that the receiver does not know, before the first message that lies in
+    /// one of them: whether it knows all now. The kernel may have no room for a descriptor, which
+    /// passes.
     ///
     /// # Errors
     /// [`LinkEnd`]: the link is over.
-    pub fn announce(&self, segment: NewSegment) -> Result<(), LinkEnd> {
-        link::send(&self.socket, &LinkMessage::Segment(segment))
+    pub fn announce(&mut self, pool: &Pool) -> Result<bool, LinkEnd> {
+        for segment in pool.announce(self.announced) {
+            match link::send(&self.socket, &LinkMessage::Segment(segment)) {
+                Ok(()) => self.announced += 1,
+                Err(LinkEnd::Exhausted(_)) => return Ok(false),
+                Err(end) => return Err(end),
+            }
+        }
+        Ok(true)
     }
 
     /// Reads what the receiver sent over the socket: bells, which need no answer but a look around.
@@ -284,11 +302,17 @@ impl Outbound {
     /// # Errors
     /// [`LinkEnd`]: the link is over, and with its drop all that is lent over it is back.
     pub fn attend(&mut self) -> Result<(), LinkEnd> {
-        loop {
-            match link::receive(&self.socket)? {
-                None => break,
-                Some(LinkMessage::Bell) => {}
-                Some(other) => return Err(Violation::OutOfTurn { found: other.name(), wanted: "a bell" }.into()),
+        // A peer that never stops is not listened to for ever; what is left is reported again.
+        for _ in 0..link::MAX_AT_ONCE {
+            match link::receive(&self.socket) {
+                // That this process has no memory to read a bell passes. It must not end the link,
+                // for then slots would be written that the receiver still reads.
+                Ok(None) | Err(LinkEnd::Exhausted(_)) => break,
+                Ok(Some(LinkMessage::Bell)) => {}
+                Ok(Some(other)) => {
+                    return Err(Violation::OutOfTurn { found: other.name(), wanted: "a bell" }.into());
+                }
+                Err(end) => return Err(end),
             }
         }
         self.notice_leaving();

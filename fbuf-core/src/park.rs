@@ -57,16 +57,18 @@ impl Fencing {
         }
     }
 
-    /// Between raising the own flag and looking once more.
-    pub fn before_sleeping(self) {
+    /// Between raising the own flag and looking once more. False if the kernel, or a filter that was
+    /// installed meanwhile, refused: then a wake-up may be lost, and sleep has to be short.
+    #[must_use]
+    pub fn before_sleeping(self) -> bool {
         // Partner: `after_publishing`. The fence serves peers that fence in full, and this
         // processor; membarrier serves the others.
         fence(Ordering::SeqCst);
         #[cfg(not(loom))]
         if self == Self::Asymmetric {
-            // It cannot fail once `Register` succeeded (membarrier(2)).
-            let _ = crate::sys::membarrier(crate::sys::Membarrier::Everywhere);
+            return crate::sys::membarrier(crate::sys::Membarrier::Everywhere).is_ok();
         }
+        true
     }
 }
 
@@ -217,7 +219,7 @@ mod model {
     fn sleep_until(flag: &Flag, bell: &Bell, mut look: impl FnMut() -> bool) {
         while !look() {
             flag.raise();
-            Fencing::Full.before_sleeping();
+            assert!(Fencing::Full.before_sleeping());
             let found = look();
             if !found {
                 bell.wait();

@@ -38,6 +38,8 @@ pub struct Pool {
     lent: VecDeque<SlotId>,
     /// How many are fbufs now.
     held: usize,
+    /// Whether the last segment is still to be announced, and its slots are not free yet.
+    growing: bool,
     shelf: Arc<Shelf>,
 }
 
@@ -69,9 +71,10 @@ impl Pool {
     /// [`MemoryError`]
     pub fn new(geometry: Geometry, slots: u32, wake: Arc<EventFd>) -> Result<Self, MemoryError> {
         let shelf = Arc::new(Shelf { state: Mutex::new(Stored::Open { slots: Vec::new(), waited_for: false }), wake });
-        let mut pool =
-            Self { geometry, segments: Vec::new(), free: VecDeque::new(), lent: VecDeque::new(), held: 0, shelf };
+        let (free, lent) = (VecDeque::new(), VecDeque::new());
+        let mut pool = Self { geometry, segments: Vec::new(), free, lent, held: 0, growing: false, shelf };
         pool.add_segment(slots.min(geometry.max_slots()))?;
+        pool.use_segment();
         Ok(pool)
     }
 
@@ -103,32 +106,47 @@ impl Pool {
         self.slots() < self.geometry.max_slots() && self.segments.len() < MAX_SEGMENTS
     }
 
-    /// Doubles the number of slots, or reaches the limit: the new segment.
+    /// Doubles the number of slots, or reaches the limit. The new slots can be had once every receiver
+    /// knows of them and [`Self::use_segment`] was called.
     ///
     /// # Errors
     /// [`MemoryError`], and nothing has changed.
-    pub fn grow(&mut self) -> Result<NewSegment, MemoryError> {
+    pub fn grow(&mut self) -> Result<(), MemoryError> {
         let room = self.geometry.max_slots() - self.slots();
         let slots = if self.segments.len() + 1 == MAX_SEGMENTS { room } else { self.slots().min(room) };
         self.add_segment(slots)
     }
 
-    fn add_segment(&mut self, slots: u32) -> Result<NewSegment, MemoryError> {
+    /// Whether the last segment is not in use yet.
+    #[must_use]
+    pub fn is_growing(&self) -> bool {
+        self.growing
+    }
+
+    /// Frees the slots of the new segment.
+    pub fn use_segment(&mut self) {
+        if let Some(last) = self.segments.last().filter(|_| self.growing) {
+            let segment = (self.segments.len() - 1) as u16;
+            self.free.extend((0..last.slots).map(|slot| SlotId { segment, slot }));
+            self.growing = false;
+        }
+    }
+
+    fn add_segment(&mut self, slots: u32) -> Result<(), MemoryError> {
         let (map, descriptor) = Map::create("fbuf-segment", self.geometry.segment_bytes(slots))?;
-        let (segment, first) = (self.segments.len() as u16, self.slots());
+        let first = self.slots();
         self.segments.push(Segment { map, descriptor: Arc::new(descriptor), slots, first });
         // All slots may be in either; so that neither ever grows while messages flow.
         let all = (first + slots) as usize;
         self.free.reserve(all - self.free.len());
         self.lent.reserve(all - self.lent.len());
-        self.free.extend((0..slots).map(|slot| SlotId { segment, slot }));
-        Ok(self.segments[usize::from(segment)].announce())
+        self.growing = true;
+        Ok(())
     }
 
-    /// All segments there are, for a receiver that joins.
-    #[must_use]
-    pub fn announce(&self) -> Vec<NewSegment> {
-        self.segments.iter().map(Segment::announce).collect()
+    /// The segments there are, but for the first `known`.
+    pub fn announce(&self, known: usize) -> impl Iterator<Item = NewSegment> {
+        self.segments.iter().skip(known).map(Segment::announce)
     }
 
     /// Takes a slot out of the free ones: its name, and where its bytes are.
@@ -141,9 +159,10 @@ impl Pool {
         Some((slot, bytes))
     }
 
-    /// Where fbufs of this pool go that are dropped.
+    /// Where fbufs of this pool go that are dropped: the inside of an Arc.
+    #[inline]
     pub(crate) fn shelf(&self) -> NonNull<Shelf> {
-        NonNull::from(&*self.shelf)
+        NonNull::from(Arc::as_ref(&self.shelf))
     }
 
     /// Takes a filled fbuf back in order to send it: its slot, that slot's index, and how many bytes
@@ -352,9 +371,14 @@ mod tests {
     #[test]
     fn growth_doubles_up_to_the_limit() {
         let mut pool = pool(2, 7);
-        assert_eq!(pool.grow().unwrap().slots, 2);
-        assert_eq!(pool.grow().unwrap().slots, 3);
-        assert!(!pool.can_grow());
+        pool.grow().unwrap();
+        assert!(pool.is_growing());
+        assert_eq!(pool.places().free, 2, "slots are free before receivers know of them");
+        pool.use_segment();
+        pool.grow().unwrap();
+        pool.use_segment();
+        assert!(!pool.can_grow() && !pool.is_growing());
+        assert_eq!(pool.announce(0).map(|segment| segment.slots).collect::<Vec<_>>(), [2, 2, 3]);
         assert_eq!(std::iter::from_fn(|| pool.allocate()).count(), 7);
     }
 

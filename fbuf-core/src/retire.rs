@@ -6,45 +6,53 @@
 use crossbeam_utils::CachePadded;
 
 use crate::{
+    board::{BoardMemory, BoardWriter},
     park::Fencing,
-    sync::{AtomicU8, AtomicU32, Mutex, Ordering},
+    sync::{AtomicU32, AtomicU64, Mutex, Ordering, yield_now},
 };
 
-/// The receiver's private ledger: which slots of a link it holds.
+/// The receiver's private ledger: which slots of a link it holds. The mark of a slot is zero, or the
+/// position of the entry that lent it, plus one.
 #[derive(Debug)]
-pub struct Held(Box<[AtomicU8]>);
+pub struct Held(Box<[AtomicU64]>);
 
 impl Held {
     /// Nothing is held of `slots` slots.
     pub fn new(slots: usize) -> Self {
-        Self((0..slots).map(|_| AtomicU8::new(0)).collect())
+        Self((0..slots).map(|_| AtomicU64::new(0)).collect())
     }
 
-    /// Marks a slot as held; false if it is held already. By the receiver only.
+    /// Marks a slot as held since the entry at `position`; false if it is held already. By the
+    /// receiver only.
     #[inline]
-    pub fn take(&self, index: u32) -> bool {
+    pub fn take<M: BoardMemory>(&self, index: u32, position: u64, board: &BoardWriter<M>) -> bool {
         let Some(mark) = self.0.get(index as usize) else { return false };
-        // Acquire: partner is the Release store in `put`, by whichever thread held it last.
-        let free = mark.load(Ordering::Acquire) == 0;
-        if free {
-            mark.store(1, Ordering::Relaxed);
+        // Acquire: partner is the Release store in `clear`, by whichever thread held it last.
+        let held = mark.load(Ordering::Acquire);
+        if held != 0 && !wait_for_holder(mark, held, board.is_back(index, held - 1)) {
+            return false;
         }
-        free
+        mark.store(position + 1, Ordering::Relaxed);
+        true
+    }
+
+    /// The mark of a slot, for its holder to clear.
+    #[inline]
+    pub fn mark(&self, index: u32) -> Option<&AtomicU64> {
+        self.0.get(index as usize)
     }
 
     /// Marks a slot as no longer held, by its one holder. The holder touches nothing of the link
-    /// after this.
+    /// after this: it may be gone.
     #[inline]
-    pub fn put(&self, index: u32) {
-        if let Some(mark) = self.0.get(index as usize) {
-            // Release: partners are the Acquire loads in `take` and `count`.
-            mark.store(0, Ordering::Release);
-        }
+    pub fn clear(mark: &AtomicU64) {
+        // Release: partners are the Acquire loads in `take` and `count`.
+        mark.store(0, Ordering::Release);
     }
 
     /// How many are held.
     pub fn count(&self) -> usize {
-        // Acquire: partner is the Release store in `put`.
+        // Acquire: partner is the Release store in `clear`.
         self.0.iter().filter(|mark| mark.load(Ordering::Acquire) != 0).count()
     }
 }
@@ -56,10 +64,21 @@ impl<T: Remains> Default for Retired<T> {
     }
 }
 
+/// A holder hands its slot back and clears the mark a moment later; the sender may have lent it again
+/// by then. Waits for that moment; false if the slot was not handed back, and so is held in earnest.
+#[cold]
+fn wait_for_holder(mark: &AtomicU64, held: u64, handed_back: bool) -> bool {
+    // Acquire: as in `take`.
+    while handed_back && mark.load(Ordering::Acquire) == held {
+        yield_now();
+    }
+    handed_back
+}
+
 /// What is left of a link that ended while some of its slots were held.
 pub trait Remains {
-    /// Which of the counters it is counted in; any number, best a different one for each link.
-    fn bucket(&self) -> usize;
+    /// The number of the link. Links whose numbers are equal modulo 16 share a counter.
+    fn link(&self) -> usize;
     /// Whether nothing is held any more.
     fn is_idle(&self) -> bool;
 }
@@ -91,39 +110,39 @@ impl<T: Remains> Retired<T> {
 
     /// Ends a link: its remains are dropped as soon as nothing of it is held, possibly now.
     pub fn leave(&self, remains: T, fencing: Fencing) {
-        let bucket = remains.bucket() % BUCKETS;
+        let link = remains.link();
         {
             let mut list = self.lock();
             list.push(remains);
-            let count = self.counts[bucket].load(Ordering::Relaxed);
-            self.counts[bucket].store(count + 1, Ordering::Relaxed);
+            let count = &self.counts[link % BUCKETS];
+            count.store(count.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
         }
-        // Partner: the fence in `after_put`. Either the sweep below sees the mark of a holder gone,
+        // Partner: the fence in `after_clear`. Either the sweep below sees the mark of a holder gone,
         // or that holder sees the count and sweeps.
-        fencing.before_sleeping();
-        self.sweep();
+        // Should the kernel refuse, the worst is that a holder that is dropping just now is missed
+        // by both: then the mappings stay, as they do for a message that is never dropped.
+        let _ = fencing.before_sleeping();
+        self.sweep(link);
     }
 
-    /// To be called after [`Held::put`] by whoever held the slot.
+    /// To be called after [`Held::clear`] by whoever held a slot of this link.
     #[inline]
-    pub fn after_put(&self, bucket: usize, fencing: Fencing) {
+    pub fn after_clear(&self, link: usize, fencing: Fencing) {
         // Partner: the fence in `leave`.
         fencing.after_publishing();
-        if self.counts[bucket % BUCKETS].load(Ordering::Relaxed) != 0 {
-            self.sweep();
+        if self.counts[link % BUCKETS].load(Ordering::Relaxed) != 0 {
+            self.sweep(link);
         }
     }
 
-    fn sweep(&self) {
-        let idle: Vec<T> = {
-            let mut list = self.lock();
-            let idle: Vec<T> = list.extract_if(.., |remains| remains.is_idle()).collect();
-            for remains in &idle {
-                let count = &self.counts[remains.bucket() % BUCKETS];
-                count.store(count.load(Ordering::Relaxed) - 1, Ordering::Relaxed);
-            }
-            idle
-        };
+    /// Drops the remains of this link, if they are there and nothing of them is held.
+    #[cold]
+    fn sweep(&self, link: usize) {
+        let mut list = self.lock();
+        let idle: Vec<T> = list.extract_if(.., |remains| remains.link() == link && remains.is_idle()).collect();
+        let count = &self.counts[link % BUCKETS];
+        count.store(count.load(Ordering::Relaxed) - idle.len() as u32, Ordering::Relaxed);
+        drop(list);
         drop(idle);
     }
 
@@ -142,12 +161,13 @@ impl<T: Remains> Retired<T> {
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
+    use crate::board::heap::HeapBoard;
     use std::sync::Arc;
 
     struct Link(Arc<Held>);
 
     impl Remains for Link {
-        fn bucket(&self) -> usize {
+        fn link(&self) -> usize {
             17
         }
         fn is_idle(&self) -> bool {
@@ -156,17 +176,38 @@ mod tests {
     }
 
     #[test]
+    fn a_slot_is_held_once() {
+        let (held, board) = (Held::new(3), BoardWriter::new(HeapBoard::new(3)));
+        assert!(held.take(0, 0, &board) && held.take(2, 1, &board));
+        assert!(!held.take(0, 2, &board));
+        assert!(!held.take(3, 2, &board), "a slot that does not exist cannot be held");
+        assert_eq!(held.count(), 2);
+    }
+
+    #[test]
+    fn a_slot_that_was_handed_back_is_waited_for() {
+        let (held, board) = (Arc::new(Held::new(1)), BoardWriter::new(HeapBoard::new(1)));
+        assert!(held.take(0, 5, &board));
+        board.hand_back(0, 5);
+        let holder = held.clone();
+        let clearing = std::thread::spawn(move || Held::clear(holder.mark(0).unwrap()));
+        assert!(held.take(0, 6, &board));
+        clearing.join().unwrap();
+        assert_eq!(held.count(), 1);
+    }
+
+    #[test]
     fn remains_stay_until_the_last_slot_is_put() {
-        let (held, retired) = (Arc::new(Held::new(3)), Retired::new());
-        assert!(held.take(0) && held.take(2));
-        assert!(!held.take(0), "a slot is held once");
-        assert!(!held.take(3), "a slot that does not exist cannot be held");
+        let (held, retired, board) = (Arc::new(Held::new(3)), Retired::new(), BoardWriter::new(HeapBoard::new(3)));
+        assert!(held.take(0, 0, &board) && held.take(2, 1, &board));
         retired.leave(Link(held.clone()), Fencing::Full);
-        held.put(0);
-        retired.after_put(17, Fencing::Full);
+        Held::clear(held.mark(0).unwrap());
+        retired.after_clear(17, Fencing::Full);
         assert_eq!(Arc::strong_count(&held), 2);
-        held.put(2);
-        retired.after_put(17, Fencing::Full);
+        Held::clear(held.mark(2).unwrap());
+        retired.after_clear(1, Fencing::Full);
+        assert_eq!(Arc::strong_count(&held), 2, "another link with the same counter is another link");
+        retired.after_clear(17, Fencing::Full);
         assert_eq!(Arc::strong_count(&held), 1, "the remains were dropped");
         assert_eq!(retired.counts[1].load(Ordering::Relaxed), 0);
     }
@@ -182,18 +223,21 @@ mod tests {
 #[cfg(all(test, loom))]
 mod model {
     use super::*;
+    use crate::board::{BoardReader, heap::HeapBoard};
     use loom::{
+        cell::UnsafeCell,
         sync::{Arc, atomic::AtomicBool},
         thread,
     };
 
     struct Link {
         held: Arc<Held>,
+        bytes: Arc<[UnsafeCell<u8>; 2]>,
         gone: Arc<AtomicBool>,
     }
 
     impl Remains for Link {
-        fn bucket(&self) -> usize {
+        fn link(&self) -> usize {
             0
         }
         fn is_idle(&self) -> bool {
@@ -203,32 +247,82 @@ mod model {
 
     impl Drop for Link {
         fn drop(&mut self) {
-            assert_eq!(self.held.count(), 0, "the mappings went while a slot was held");
+            for byte in self.bytes.iter() {
+                write(byte);
+            }
             assert!(!self.gone.swap(true, Ordering::Relaxed), "the mappings went twice");
         }
     }
 
-    /// Two holders drop while the receiver ends the link: the remains go, once, after both.
+    fn read(byte: &UnsafeCell<u8>) {
+        byte.with(|p| {
+            // SAFETY: held (invariant 2); loom checks just that.
+            #[allow(unsafe_code)]
+            unsafe {
+                std::hint::black_box(*p);
+            }
+        });
+    }
+
+    fn write(byte: &UnsafeCell<u8>) {
+        byte.with_mut(|p| {
+            // SAFETY: no longer held (invariant 2); loom checks just that.
+            #[allow(unsafe_code)]
+            unsafe {
+                *p = 1;
+            }
+        });
+    }
+
+    /// Two holders read and drop while the receiver ends the link: the remains go, once, after both.
     #[test]
     fn remains_go_once_and_not_too_early() {
         loom::model(|| {
             let gone = Arc::new(AtomicBool::new(false));
+            let bytes = Arc::new([UnsafeCell::new(0), UnsafeCell::new(0)]);
             let (held, retired) = (Arc::new(Held::new(2)), Arc::new(Retired::new()));
-            assert!(held.take(0) && held.take(1));
-            let holders: Vec<_> = (0..2)
+            let board = BoardWriter::new(HeapBoard::new(2));
+            assert!(held.take(0, 0, &board) && held.take(1, 1, &board));
+            let holders: Vec<_> = (0..2u32)
                 .map(|index| {
-                    let (held, retired) = (held.clone(), retired.clone());
+                    let (held, retired, bytes) = (held.clone(), retired.clone(), bytes.clone());
                     thread::spawn(move || {
-                        held.put(index);
-                        retired.after_put(0, Fencing::Full);
+                        read(&bytes[index as usize]);
+                        Held::clear(held.mark(index).unwrap());
+                        retired.after_clear(0, Fencing::Full);
                     })
                 })
                 .collect();
-            retired.leave(Link { held, gone: gone.clone() }, Fencing::Full);
+            retired.leave(Link { held, bytes, gone: gone.clone() }, Fencing::Full);
             for holder in holders {
                 holder.join().unwrap();
             }
             assert!(gone.load(Ordering::Relaxed), "the mappings were never dropped");
+        });
+    }
+
+    /// A holder on another thread hands back and then clears its mark; the sender lends the slot again
+    /// in between, and the receiver takes it: neither mark is lost.
+    #[test]
+    fn a_slot_that_is_lent_again_at_once_is_taken() {
+        loom::model(|| {
+            let memory = HeapBoard::new(1);
+            let (board, sender) = (Arc::new(BoardWriter::new(memory.clone())), BoardReader::new(memory));
+            let held = Arc::new(Held::new(1));
+            assert!(held.take(0, 0, &board));
+            let holder = {
+                let (board, held) = (board.clone(), held.clone());
+                thread::spawn(move || {
+                    board.hand_back(0, 0);
+                    Held::clear(held.mark(0).unwrap());
+                })
+            };
+            while !sender.has(0, 0) {
+                thread::yield_now();
+            }
+            assert!(held.take(0, 1, &board), "an honest sender was taken for another");
+            holder.join().unwrap();
+            assert_eq!(held.count(), 1, "the mark of the second lending was lost");
         });
     }
 }

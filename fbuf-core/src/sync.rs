@@ -2,13 +2,19 @@
 //! (`--cfg loom`), so that what is modelled is the code that runs.
 
 #[cfg(not(loom))]
-pub use std::sync::{
-    Mutex,
-    atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering, compiler_fence, fence},
+pub use std::{
+    sync::{
+        Mutex,
+        atomic::{AtomicU32, AtomicU64, Ordering, compiler_fence, fence},
+    },
+    thread::yield_now,
 };
 
 #[cfg(loom)]
-pub use loom::sync::{
-    Mutex,
-    atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering, fence},
+pub use loom::{
+    sync::{
+        Mutex,
+        atomic::{AtomicU32, AtomicU64, Ordering, fence},
+    },
+    thread::yield_now,
 };

@@ -23,18 +23,14 @@ use fbuf_core::{
 use crate::{
     client::Registration,
     endpoint::{Inbox, Ready, Sockets, position},
-    wait::{Next, Wait, Waiting, deadline},
+    wait::{Next, Pace, Wait, Waiting, deadline, soon},
 };
 
 pub use open::SenderBuilder;
 pub use report::{AllocateError, Departure, Farewell, SenderCounters, Sent, WaitError, WriteError};
 
-/// How many messages pass between two looks at the clock.
-const ROUND: u32 = 4096;
 /// How often a sender that never waits looks whether receivers died.
 const LOOK_TIME: Duration = Duration::from_millis(100);
-/// The same while a receiver is expected, or there is none.
-const URGENT_ROUND: u32 = 16;
 /// The same while a receiver is expected, or there is none.
 const URGENT_LOOK_TIME: Duration = Duration::from_millis(1);
 
@@ -52,8 +48,7 @@ pub struct Sender {
     inbox: Arc<Inbox<Expected>>,
     wait: Wait,
     next_sequence: u64,
-    until_look: u32,
-    looked: Instant,
+    pace: Pace,
     departures: VecDeque<Departure>,
     /// The counts of links that are over.
     past: LinkCounts,
@@ -117,8 +112,7 @@ impl Sender {
     /// # Errors
     /// [`WriteError`], with the fbuf in it.
     pub fn write(&mut self, fbuf: Fbuf) -> Result<Sent, WriteError> {
-        self.until_look -= 1;
-        if self.until_look == 0 || self.inbox.is_filled() {
+        if self.pace.count() || self.inbox.is_filled() {
             self.look_if_due();
         }
         if !self.links.iter().any(Outbound::is_open) {
@@ -260,22 +254,30 @@ impl Sender {
         })
     }
 
+    /// Adds a segment, or goes on adding the last one: its slots are used once every receiver knows
+    /// of it. That it cannot be is no error: there are slots, and they come back.
     fn grow(&mut self) {
-        if !self.pool.can_grow() {
-            return;
-        }
-        match self.pool.grow() {
-            Ok(segment) => {
-                self.counters.growths += 1;
-                let announced = self.links.iter().map(|link| link.announce(segment.clone())).collect::<Vec<_>>();
-                for (index, result) in announced.into_iter().enumerate().rev() {
-                    if let Err(end) = result {
-                        self.end(index, end);
-                    }
-                }
+        if !self.pool.is_growing() {
+            if !self.pool.can_grow() {
+                return;
             }
-            // Not an error: there are slots, and they come back.
-            Err(_) => self.counters.growth_refused += 1,
+            if self.pool.grow().is_err() {
+                self.counters.growth_refused += 1;
+                return;
+            }
+        }
+        let mut known = true;
+        for index in (0..self.links.len()).rev() {
+            match self.links[index].announce(&self.pool) {
+                Ok(announced) => known &= announced,
+                Err(end) => self.end(index, end),
+            }
+        }
+        if known {
+            self.pool.use_segment();
+            self.counters.growths += 1;
+        } else {
+            self.counters.growth_refused += 1;
         }
     }
 
@@ -309,11 +311,11 @@ impl Sender {
         for link in &self.links {
             link.raise();
         }
-        Fencing::of_this_process().before_sleeping();
+        let sure = Fencing::of_this_process().before_sleeping();
         self.pool.collect(&mut self.links);
         let ready = if !happened(self) && self.pool.await_fbufs() {
             self.counters.sleeps += 1;
-            self.sockets.sleep(deadline)
+            self.sockets.sleep(if sure { deadline } else { soon(deadline) })
         } else {
             self.sockets.look()
         };
@@ -330,16 +332,14 @@ impl Sender {
     #[cold]
     fn look_if_due(&mut self) {
         let urgent = !self.expected.is_empty() || self.receivers() == 0;
-        let (round, time) = if urgent { (URGENT_ROUND, URGENT_LOOK_TIME) } else { (ROUND, LOOK_TIME) };
-        self.until_look = round;
-        if self.inbox.is_filled() || self.looked.elapsed() >= time {
+        if self.pace.is_due(if urgent { URGENT_LOOK_TIME } else { LOOK_TIME }) || self.inbox.is_filled() {
             self.look();
         }
     }
 
     /// Reads what came over these sockets, and the post.
     fn attend(&mut self, ready: &Ready) {
-        self.looked = Instant::now();
+        self.pace.looked();
         for socket in ready.iter() {
             if let Some(index) = position(&self.links, socket) {
                 if let Err(end) = self.links[index].attend() {
@@ -364,7 +364,10 @@ impl Sender {
         let peer = expected.peer();
         match expected.look(&self.pool, self.next_sequence) {
             Ok(Arrived::Here(link)) => self.links.push(*link),
-            Ok(Arrived::NotYet(expected)) => self.expected.push(expected),
+            Ok(Arrived::NotYet(expected)) => {
+                self.expected.push(expected);
+                self.pace.hurry();
+            }
             Err(LinkEnd::HangUp) => {}
             Err(LinkEnd::Violation(violation)) => self.depart(peer, Farewell::Violation(violation)),
             Err(LinkEnd::Exhausted(what)) => self.depart(peer, Farewell::Exhausted(what)),

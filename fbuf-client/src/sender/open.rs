@@ -1,6 +1,6 @@
 //! How a sender is opened.
 
-use std::{collections::VecDeque, sync::Arc, time::Instant};
+use std::{collections::VecDeque, sync::Arc};
 
 use fbuf_core::{
     channel::ChannelName,
@@ -10,11 +10,11 @@ use fbuf_core::{
     slot::{Geometry, GeometryError},
 };
 
-use super::{Counts, ROUND, Sender};
+use super::{Counts, Sender};
 use crate::{
     client::{Client, OpenError},
     endpoint::{Inbox, Sockets},
-    wait::Wait,
+    wait::{Pace, Wait},
 };
 
 /// How many bytes a sender keeps in flight if it is not told how many slots to have: more than one
@@ -100,8 +100,7 @@ impl SenderBuilder {
             inbox,
             wait,
             next_sequence: 0,
-            until_look: ROUND,
-            looked: Instant::now(),
+            pace: Pace::new(),
             departures: VecDeque::new(),
             past: LinkCounts::default(),
             counters: Counts::default(),
