@@ -346,3 +346,81 @@ fn a_slot_that_is_kept_does_not_keep_the_others() {
     }
     assert_eq!(kept[..], *b"kept");
 }
+
+#[test]
+fn messages_may_be_dropped_on_another_thread_while_their_slots_are_lent_again() {
+    for (wait, slots) in [(Wait::Block, 1), (Wait::Adaptive, 1), (Wait::Adaptive, 4)] {
+        let (_broker, client) = broker();
+        let mut receiver = client.receiver("c").wait(wait).open().unwrap();
+        let mut sender = client.sender("c").slot_size(8).slots(slots).wait(wait).open().unwrap();
+        sender.wait_for_receivers_timeout(1, SOON).unwrap();
+        let (hand_over, dropping) = std::sync::mpsc::channel();
+        let dropping = thread::spawn(move || dropping.into_iter().for_each(drop::<fbuf_client::Received>));
+        let sending = thread::spawn(move || {
+            for n in 0..20_000u64 {
+                send(&mut sender, &n.to_ne_bytes());
+            }
+        });
+        for n in 0..20_000u64 {
+            let received = receiver.get_timeout(SOON).unwrap();
+            assert_eq!(received[..], n.to_ne_bytes());
+            hand_over.send(received).unwrap();
+        }
+        assert_eq!(receiver.get_timeout(SOON).unwrap_err(), GetError::Ended);
+        drop(hand_over);
+        sending.join().unwrap();
+        dropping.join().unwrap();
+    }
+}
+
+#[test]
+fn what_was_sent_in_new_segments_arrives_after_its_sender_has_ended() {
+    let (_broker, client) = broker();
+    let mut receiver = client.receiver("c").open().unwrap();
+    let mut sender = client.sender("c").slot_size(8).slots(1).grow_to(64).open().unwrap();
+    sender.wait_for_receivers_timeout(1, SOON).unwrap();
+    // Linked, before there is anything but the first segment.
+    send(&mut sender, b"first");
+    assert_eq!(get(&mut receiver), b"first");
+    for n in 0..50u8 {
+        send(&mut sender, &[n]);
+    }
+    drop(sender);
+    for n in 0..50u8 {
+        assert_eq!(get(&mut receiver), [n]);
+    }
+    assert_eq!(receiver.get_timeout(SOON).unwrap_err(), GetError::Ended);
+}
+
+#[test]
+fn a_receiver_that_closes_before_its_first_message_has_left() {
+    let (_broker, client) = broker();
+    let mut sender = client.sender("c").slots(2).open().unwrap();
+    let receiver = client.receiver("c").open().unwrap();
+    sender.wait_for_receivers_timeout(1, SOON).unwrap();
+    send(&mut sender, b"unread");
+    drop(receiver);
+    let departure = loop {
+        sender.look();
+        if let Some(departure) = sender.departed() {
+            break departure;
+        }
+    };
+    assert_eq!(departure.farewell, Farewell::Left);
+    sender.wait_for_returns_timeout(SOON).unwrap();
+}
+
+#[test]
+fn many_endpoints_may_come_and_go_at_once() {
+    let (_broker, client) = broker();
+    // More in all than a client may have open, and more at once than the broker answers at once.
+    for _ in 0..100 {
+        let receivers: Vec<_> = (0..60).map(|_| client.receiver("c").open().unwrap()).collect();
+        drop(receivers);
+    }
+    let mut receiver = client.receiver("c").open().unwrap();
+    let mut sender = client.sender("c").open().unwrap();
+    sender.wait_for_receivers_timeout(1, SOON).unwrap();
+    send(&mut sender, b"still introduced");
+    assert_eq!(get(&mut receiver), b"still introduced");
+}

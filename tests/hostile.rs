@@ -206,3 +206,13 @@ fn the_broker_survives_clients_that_send_anything() {
             <= 3
     });
 }
+
+#[test]
+fn clients_that_hang_up_after_their_greeting_take_nobodys_place() {
+    let broker = Embedded::start().unwrap();
+    for _ in 0..fbuf_broker::state::MAX_CLIENTS + 1000 {
+        let socket = PacketSocket::connect(&broker.address().to_kernel().unwrap(), SOON).unwrap();
+        socket.send_bytes(&Greeting { version: VERSION, verdict: Verdict::Welcome }.to_bytes()).unwrap();
+    }
+    Client::connect_to(broker.address()).unwrap();
+}

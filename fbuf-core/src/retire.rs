@@ -277,7 +277,10 @@ mod model {
     /// Two holders read and drop while the receiver ends the link: the remains go, once, after both.
     #[test]
     fn remains_go_once_and_not_too_early() {
-        loom::model(|| {
+        // All interleavings of three threads take minutes; with up to three preemptions, seconds.
+        let mut model = loom::model::Builder::new();
+        model.preemption_bound = Some(3);
+        model.check(|| {
             let gone = Arc::new(AtomicBool::new(false));
             let bytes = Arc::new([UnsafeCell::new(0), UnsafeCell::new(0)]);
             let (held, retired) = (Arc::new(Held::new(2)), Arc::new(Retired::new()));
