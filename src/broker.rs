@@ -2,13 +2,17 @@
 
 use std::{
     fs,
+    io::{IsTerminal, stderr},
     os::fd::{AsFd, OwnedFd},
 };
 
 use fbuf_broker::{Listener, serve};
 use fbuf_client::Address;
 use listenfd::ListenFd;
-use nix::libc::{AF_UNIX, SOCK_SEQPACKET};
+use nix::{
+    libc::{AF_UNIX, SOCK_SEQPACKET},
+    sys::resource::{Resource, getrlimit, setrlimit},
+};
 use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::{info, warn};
@@ -25,7 +29,9 @@ pub(crate) struct Arguments {
 pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
     let filter =
         EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn,fbuf=info,fbuf_broker=info"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let colours = stderr().is_terminal();
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(stderr).with_ansi(colours).init();
+    allow_descriptors();
     let (listener, place) = match inherited()? {
         Some(listener) => (listener, "the socket that was handed over".to_owned()),
         None => {
@@ -69,6 +75,15 @@ fn inherited() -> Result<Option<Listener>, Failure> {
         fcntl(socket.as_fd(), FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
     }
     Ok(socket.map(Listener::inherited))
+}
+
+/// Each client takes a descriptor, and each introduction two until both clients have fetched it.
+fn allow_descriptors() {
+    let raised =
+        getrlimit(Resource::RLIMIT_NOFILE).and_then(|(_, most)| setrlimit(Resource::RLIMIT_NOFILE, most, most));
+    if let Err(error) = raised {
+        warn!(%error, "the limit on descriptors could not be raised");
+    }
 }
 
 /// The folder of the default socket is missing on a machine where no broker ever ran.
