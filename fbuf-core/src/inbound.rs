@@ -38,12 +38,13 @@ pub struct Peer {
 /// A sender that was greeted and has not yet answered.
 #[derive(Debug)]
 pub struct Greeted {
-    peer: Peer,
+    /// Dropped first: that this side leaves is said before the socket hangs up.
+    board: UnusedBoard,
     socket: PacketSocket,
+    peer: Peer,
     geometry: Geometry,
     /// Whether the sender was asked to leave messages out.
     skips: bool,
-    board: UnusedBoard,
 }
 
 /// A board over which nothing was received yet. Dropped as such, it says that nothing ever will be.
