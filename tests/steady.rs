@@ -124,3 +124,36 @@ fn an_idle_sender_uses_no_processor_time() {
     assert!(used < time / 100, "{used:?} of processor time in {time:?}");
     assert!(sender.counters().sleeps <= 3, "{:?}", sender.counters());
 }
+
+#[test]
+fn a_message_allocates_nothing() {
+    let broker = Embedded::start().unwrap();
+    let client = Client::connect_to(broker.address()).unwrap();
+    let mut receiver = client.receiver("c").open().unwrap();
+    let mut skipped = client.receiver("c").skip_above(3).open().unwrap();
+    let mut sender = client.sender("c").slot_size(64).slots(16).open().unwrap();
+    sender.wait_for_receivers(2).unwrap();
+    let mut exchange = |rounds: u64| {
+        for round in 0..rounds {
+            // Now some messages at once, now one; sometimes the pool runs low.
+            for n in 0..=round % 8 {
+                let mut fbuf = sender.allocate().unwrap();
+                fbuf.resize(8).unwrap();
+                fbuf.copy_from_slice(&n.to_ne_bytes());
+                sender.write(fbuf).unwrap();
+            }
+            for n in 0..=round % 8 {
+                assert_eq!(receiver.get().unwrap()[..], n.to_ne_bytes());
+            }
+            while let Some(received) = skipped.try_get().unwrap() {
+                drop(received);
+            }
+        }
+    };
+    exchange(100);
+    let counts = allocation_counter::measure(|| drop(std::hint::black_box(Box::new(1)))).count_total;
+    assert_eq!(counts, 1, "allocations are not counted");
+    // Of this thread only: the control thread and the broker have their own lives.
+    let counted = allocation_counter::measure(|| exchange(50_000));
+    assert_eq!(counted.count_total, 0, "{counted:?}");
+}

@@ -19,11 +19,8 @@ use fbuf_core::{
 use crate::{
     client::{Client, OpenError, Registration},
     endpoint::{Inbox, Ready, Sockets, position},
-    wait::{Next, Pace, Wait, Waiting, deadline, soon},
+    wait::{BUSY_LOOK_TIME, LOOK_TIME, Next, Pace, Wait, Waiting, deadline, soon},
 };
-
-/// How often a receiver that never waits looks whether senders died.
-const LOOK_TIME: Duration = Duration::from_millis(100);
 
 /// Prepares a [`Receiver`].
 #[derive(Debug, Clone)]
@@ -215,7 +212,7 @@ impl Receiver {
         if let Some(received) = self.take() {
             return Ok(Some(received));
         }
-        self.look_if_due(Duration::from_millis(1));
+        self.look_if_due(LOOK_TIME);
         self.next().transpose()
     }
 
@@ -244,7 +241,7 @@ impl Receiver {
     #[inline]
     fn take(&mut self) -> Option<Received> {
         if self.pace.count() || self.inbox.is_filled() {
-            self.look_if_due(LOOK_TIME);
+            self.look_if_due(BUSY_LOOK_TIME);
             if !self.troubles.is_empty() {
                 return None;
             }

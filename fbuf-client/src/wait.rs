@@ -17,8 +17,10 @@ pub enum Wait {
 
 /// For how long [`Wait::Adaptive`] looks: about what waking a sleeper costs on a virtual machine.
 const SPIN_TIME: Duration = Duration::from_micros(50);
-/// How often somebody who spins looks at sockets, where deaths and newcomers show.
-const LOOK_TIME: Duration = Duration::from_millis(1);
+/// How often somebody who waits without sleeping looks at sockets, where deaths and newcomers show.
+pub(crate) const LOOK_TIME: Duration = Duration::from_millis(1);
+/// How often somebody does who is busy.
+pub(crate) const BUSY_LOOK_TIME: Duration = Duration::from_millis(100);
 /// How many looks pass between two looks at the clock.
 const ROUND: u32 = 64;
 

@@ -261,8 +261,16 @@ impl Inbound {
 
     #[cold]
     fn break_off<T>(&mut self, violation: Violation) -> Option<T> {
-        self.end = Some(violation.into());
+        self.end_with(violation.into());
         None
+    }
+
+    /// Notes how the link ended. What broke it first is what broke it: a rule is not made good by
+    /// leaving, and a segment that this process had no room for is not the sender's fault.
+    fn end_with(&mut self, end: LinkEnd) {
+        if !self.is_broken() {
+            self.end = Some(end);
+        }
     }
 
     /// Checks what a message names, and takes it.
@@ -274,13 +282,13 @@ impl Inbound {
         if slot.slot >= segment.slots {
             return Err(Violation::Slot { named: slot.slot, slots: segment.slots });
         }
-        let outside =
-            Violation::Span { offset: span.offset, length: span.length, slot_bytes: self.geometry.slot_bytes() };
-        if !span.fits(self.geometry.slot_bytes()) {
-            return Err(outside);
+        let slot_bytes = self.geometry.slot_bytes();
+        let outside = || Violation::Span { offset: span.offset, length: span.length, slot_bytes };
+        if !span.fits(slot_bytes) {
+            return Err(outside());
         }
         let offset = u64::from(slot.slot) * self.geometry.stride() + u64::from(span.offset);
-        let bytes = segment.map.at(offset, span.length.into()).ok_or(outside)?;
+        let bytes = segment.map.at(offset, span.length.into()).ok_or_else(outside)?;
         let index = segment.first + slot.slot;
         if !self.returns.held.take(index, position, &self.returns.board) {
             return Err(Violation::StillHeld(index));
@@ -325,10 +333,7 @@ impl Inbound {
     /// Reads what the sender sent over the socket: bells, new segments, its end.
     pub fn attend(&mut self) {
         if let Err(end) = self.read_socket() {
-            // A rule that was broken is not made good by leaving.
-            if !self.is_broken() {
-                self.end = Some(end);
-            }
+            self.end_with(end);
         }
     }
 

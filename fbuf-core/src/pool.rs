@@ -87,11 +87,8 @@ impl Pool {
     /// Where its slots are. Lent ones that have come back since the last look count as lent.
     #[must_use]
     pub fn places(&self) -> Places {
-        Places {
-            free: self.free.len() + self.shelf.count(),
-            held: self.held - self.shelf.count(),
-            lent: self.lent.len(),
-        }
+        let put_back = self.shelf.count();
+        Places { free: self.free.len() + put_back, held: self.held - put_back, lent: self.lent.len() }
     }
 
     /// How many slots there are now.

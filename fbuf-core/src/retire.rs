@@ -57,13 +57,6 @@ impl Held {
     }
 }
 
-#[cfg(not(loom))]
-impl<T: Remains> Default for Retired<T> {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
 /// A holder hands its slot back and clears the mark a moment later; the sender may have lent it again
 /// by then. Waits for that moment; false if the slot was not handed back, and so is held in earnest.
 #[cold]
@@ -155,6 +148,13 @@ impl<T: Remains> Retired<T> {
     #[cfg(loom)]
     fn lock(&self) -> loom::sync::MutexGuard<'_, Vec<T>> {
         self.list.lock().unwrap()
+    }
+}
+
+#[cfg(not(loom))]
+impl<T: Remains> Default for Retired<T> {
+    fn default() -> Self {
+        Self::new()
     }
 }
 

@@ -23,16 +23,11 @@ use fbuf_core::{
 use crate::{
     client::Registration,
     endpoint::{Inbox, Ready, Sockets, position},
-    wait::{Next, Pace, Wait, Waiting, deadline, soon},
+    wait::{BUSY_LOOK_TIME, LOOK_TIME, Next, Pace, Wait, Waiting, deadline, soon},
 };
 
 pub use open::SenderBuilder;
 pub use report::{AllocateError, Departure, Farewell, SenderCounters, Sent, WaitError, WriteError};
-
-/// How often a sender that never waits looks whether receivers died.
-const LOOK_TIME: Duration = Duration::from_millis(100);
-/// The same while a receiver is expected, or there is none.
-const URGENT_LOOK_TIME: Duration = Duration::from_millis(1);
 
 /// The sending end of a channel: allocates fbufs out of its own pool and gives them to every
 /// receiver that is linked.
@@ -331,8 +326,9 @@ impl Sender {
     /// system calls depends on time, not on messages.
     #[cold]
     fn look_if_due(&mut self) {
+        // A receiver is on its way, or there is none.
         let urgent = !self.expected.is_empty() || self.receivers() == 0;
-        if self.pace.is_due(if urgent { URGENT_LOOK_TIME } else { LOOK_TIME }) || self.inbox.is_filled() {
+        if self.pace.is_due(if urgent { LOOK_TIME } else { BUSY_LOOK_TIME }) || self.inbox.is_filled() {
             self.look();
         }
     }
