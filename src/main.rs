@@ -33,6 +33,8 @@ enum Command {
     Recv(pipes::RecvArguments),
     /// Stream a file through fbufs, a pipe and a Unix socket, and compare
     Demo(demo::Arguments),
+    /// Measure what fbuf costs, beside other ways between two processes
+    Bench(fbuf_bench::Arguments),
     /// Try what fbuf needs of this machine, and say what works and what to do about the rest
     Doctor,
 }
@@ -66,6 +68,7 @@ fn main() -> ExitCode {
         Command::Send(arguments) => pipes::send(&arguments),
         Command::Recv(arguments) => pipes::receive(&arguments),
         Command::Demo(arguments) => demo::run(&arguments),
+        Command::Bench(arguments) => fbuf_bench::run(&arguments).map_err(|error| Failure::new(error.to_string())),
         Command::Doctor => return doctor::run(),
     };
     match result {

@@ -5,16 +5,11 @@ mod receiving;
 mod sending;
 mod source;
 
-use std::{io, path::PathBuf};
+use std::path::PathBuf;
 
 use bytesize::ByteSize;
 use clap::ValueEnum;
-use nix::{
-    sched::{CpuSet, sched_getaffinity, sched_setaffinity},
-    sys::resource::{UsageWho, getrusage},
-    sys::time::TimeValLike,
-    unistd::Pid,
-};
+use fbuf_bench::processors::pin;
 
 use crate::{Failure, WaitArgument};
 
@@ -70,49 +65,5 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
         receiving::run(over, arguments.message.as_u64(), arguments.wait.into())
     } else {
         sending::run(arguments)
-    }
-}
-
-/// What one side spent.
-#[derive(Debug, Clone, Copy, Default)]
-struct Spent {
-    cpu_microseconds: i64,
-    switches: i64,
-}
-
-impl Spent {
-    fn so_far() -> io::Result<Self> {
-        let usage = getrusage(UsageWho::RUSAGE_SELF)?;
-        Ok(Self {
-            cpu_microseconds: usage.user_time().num_microseconds() + usage.system_time().num_microseconds(),
-            switches: usage.voluntary_context_switches() + usage.involuntary_context_switches(),
-        })
-    }
-
-    fn since(self, before: Self) -> Self {
-        Self {
-            cpu_microseconds: self.cpu_microseconds - before.cpu_microseconds,
-            switches: self.switches - before.switches,
-        }
-    }
-}
-
-/// The processors this process may use; two of them, if there are, one for each side.
-fn processors() -> [Option<usize>; 2] {
-    let Ok(allowed) = sched_getaffinity(Pid::from_raw(0)) else { return [None; 2] };
-    let mut processors = (0..CpuSet::count()).filter(|&cpu| allowed.is_set(cpu) == Ok(true));
-    match (processors.next(), processors.next()) {
-        (Some(one), Some(other)) => [Some(one), Some(other)],
-        _ => [None; 2],
-    }
-}
-
-/// Keeps this process on one processor. Without it the figures are noisier, and no less true.
-fn pin(processor: Option<usize>) {
-    let mut one = CpuSet::new();
-    if let Some(cpu) = processor
-        && one.set(cpu).is_ok()
-    {
-        let _ = sched_setaffinity(Pid::from_raw(0), &one);
     }
 }

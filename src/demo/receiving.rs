@@ -5,12 +5,14 @@ use std::{
     io::{self, BufRead, Read, Write, stdin, stdout},
     os::fd::AsFd,
     str::FromStr,
+    time::Duration,
 };
 
+use fbuf_bench::processors::Spent;
 use fbuf_client::{Client, GetError, Wait};
 use xxhash_rust::xxh3::Xxh3;
 
-use super::{Over, Spent};
+use super::Over;
 use crate::Failure;
 
 /// The line by which it says that it is ready.
@@ -27,7 +29,7 @@ pub(super) struct Report {
 impl Report {
     fn to_line(self) -> String {
         let Self { hash, bytes, spent } = self;
-        format!("{hash:032x} {bytes} {} {}\n", spent.cpu_microseconds, spent.switches)
+        format!("{hash:032x} {bytes} {} {}\n", spent.cpu.as_micros(), spent.switches)
     }
 
     /// Reads both lines from the second process.
@@ -48,7 +50,7 @@ impl Report {
             Some(Self {
                 hash: u128::from_str_radix(words.next()?, 16).ok()?,
                 bytes: next(words)?,
-                spent: Spent { cpu_microseconds: next(words)?, switches: next(words)? },
+                spent: Spent { cpu: Duration::from_micros(next(words)?), switches: next(words)? },
             })
         };
         parse(&mut words).ok_or_else(|| Failure::new("the second process died"))

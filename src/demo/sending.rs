@@ -9,6 +9,7 @@ use std::{
 };
 
 use bytesize::ByteSize;
+use fbuf_bench::processors::{self, Spent, pin};
 use fbuf_broker::Embedded;
 use fbuf_client::Client;
 use fbuf_core::address::VARIABLE;
@@ -16,7 +17,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use nix::fcntl::{FcntlArg, fcntl};
 use xxhash_rust::xxh3::Xxh3;
 
-use super::{Arguments, Over, Spent, pin, processors, receiving::Report, source::Source};
+use super::{Arguments, Over, receiving::Report, source::Source};
 use crate::Failure;
 
 /// One row of the table.
@@ -39,7 +40,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     };
     // Pinned only after the broker's thread has started: that one may run anywhere.
     let broker = Embedded::start()?;
-    let [first, second] = processors();
+    let [first, second] = processors::two();
     pin(first);
     let bar = ProgressBar::new(source.length() * (1 + arguments.over.len() as u64)).with_style(
         ProgressStyle::with_template("{prefix:>8} {wide_bar} {binary_bytes}/{binary_total_bytes}")
@@ -209,8 +210,8 @@ fn print(rows: &[Row], (hash, bytes): (u128, u64), message: usize) {
             report.bytes as f64 / seconds / 1e9,
             messages,
             sender.switches + report.spent.switches,
-            sender.cpu_microseconds as f64 / 1e6,
-            report.spent.cpu_microseconds as f64 / 1e6,
+            sender.cpu.as_secs_f64(),
+            report.spent.cpu.as_secs_f64(),
         );
     }
     println!();

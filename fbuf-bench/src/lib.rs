@@ -1,0 +1,29 @@
+//! What fbuf costs, measured: between two processes, each on a processor of its own, beside what
+//! else two processes could use, run by run in turn.
+//!
+//! [`peers`](peers::Peer) are the ways between two processes; `work` is what is sent over them;
+//! `pair` keeps the two processes; `outcome`, `table` and `report` say what came of it.
+
+mod options;
+mod outcome;
+mod pair;
+mod payload;
+mod peers;
+pub mod processors;
+mod table;
+mod terms;
+mod work;
+
+pub use options::Arguments;
+
+/// Why there is no figure, in words.
+pub type Error = Box<dyn std::error::Error + Send + Sync>;
+type Result<T> = std::result::Result<T, Error>;
+
+/// Does what was asked for, and prints it.
+///
+/// # Errors
+/// Words: a peer that could not be set up, or lost a message; a second process that died.
+pub fn run(arguments: &Arguments) -> Result<()> {
+    options::run(arguments)
+}

@@ -1,0 +1,85 @@
+//! What is sent over a way, and how it is measured.
+
+mod echo;
+mod stream;
+
+use std::time::Duration;
+
+use nix::time::{ClockId, clock_gettime};
+
+use crate::{
+    Result,
+    pair::{Begin, Done, First, Second},
+    peers::{Eventfd, Fbuf, Futex, Limit, Peer, Pipe, SharedMemory, Tcp, Uds, Way},
+    processors::Spent,
+    terms::{Terms, Work},
+};
+
+pub(crate) use echo::Latency;
+pub(crate) use stream::Stream;
+
+/// What came of a run.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Run {
+    pub(crate) messages: u64,
+    pub(crate) seconds: f64,
+    pub(crate) sender: Spent,
+    pub(crate) receiver: Spent,
+    pub(crate) figures: Figures,
+}
+
+/// What was measured.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Figures {
+    Latency(Latency),
+    Stream(Stream),
+}
+
+/// Runs once, with a second process of its own.
+pub(crate) fn run(terms: &Terms) -> Result<Run> {
+    let second = Second::start()?;
+    match terms.peer {
+        Peer::Fbuf => first::<Fbuf>(terms, second),
+        Peer::Limit => first::<Limit>(terms, second),
+        Peer::Pipe => first::<Pipe>(terms, second),
+        Peer::Uds => first::<Uds>(terms, second),
+        Peer::Tcp => first::<Tcp>(terms, second),
+        Peer::SharedMemory => first::<SharedMemory>(terms, second),
+        Peer::Eventfd => first::<Eventfd>(terms, second),
+        Peer::Futex => first::<Futex>(terms, second),
+    }
+}
+
+fn first<W: Way>(terms: &Terms, second: Second) -> Result<Run> {
+    let begin = |there, back| Begin { terms: terms.clone(), there, back };
+    match terms.work {
+        Work::Stream => stream::send::<W>(terms, second, begin),
+        Work::Echo { every } => echo::call::<W>(terms, second, begin, every),
+    }
+}
+
+/// Is the second process of a run.
+pub(crate) fn second(begin: Begin, first: &First) -> Result<Done> {
+    match begin.terms.peer {
+        Peer::Fbuf => answer::<Fbuf>(begin, first),
+        Peer::Limit => answer::<Limit>(begin, first),
+        Peer::Pipe => answer::<Pipe>(begin, first),
+        Peer::Uds => answer::<Uds>(begin, first),
+        Peer::Tcp => answer::<Tcp>(begin, first),
+        Peer::SharedMemory => answer::<SharedMemory>(begin, first),
+        Peer::Eventfd => answer::<Eventfd>(begin, first),
+        Peer::Futex => answer::<Futex>(begin, first),
+    }
+}
+
+fn answer<W: Way>(begin: Begin, first: &First) -> Result<Done> {
+    match begin.terms.work {
+        Work::Stream => stream::receive::<W>(begin, first),
+        Work::Echo { .. } => echo::answer::<W>(begin, first),
+    }
+}
+
+/// The clock that both processes read.
+fn now() -> Result<Duration> {
+    Ok(clock_gettime(ClockId::CLOCK_MONOTONIC)?.into())
+}

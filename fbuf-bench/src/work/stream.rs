@@ -1,0 +1,110 @@
+//! As many messages as can be, one way, for a time.
+
+use std::time::{Duration, Instant};
+
+use super::{Figures, Run, now};
+use crate::{
+    Result,
+    pair::{Begin, Done, First, Second},
+    payload::{self, Checker, LAST, MEASURED},
+    peers::{End, Handle, Receiving, Sending, Way},
+    processors::Spent,
+    terms::{Mode, Terms},
+};
+
+/// How much went through.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Stream {
+    pub(crate) messages_per_s: f64,
+    pub(crate) gb_per_s: f64,
+}
+
+pub(super) fn send<W: Way>(
+    terms: &Terms,
+    second: Second,
+    begin: impl FnOnce(Handle, Option<Handle>) -> Begin,
+) -> Result<Run> {
+    let (mut sender, there) = W::Sender::offer(terms)?;
+    second.begin(&begin(there, None))?;
+    sender.ready()?;
+    second.wait_until_ready()?;
+    let batch = ((256 << 10) / terms.size as u64).clamp(1, 1024);
+    let mut next = 0;
+    send_for(&mut sender, &mut next, terms.time / 10, batch, terms.mode)?;
+    let (before, start) = (Spent::so_far()?, now()?);
+    send_one(&mut sender, next | MEASURED, terms.mode)?;
+    next += 1;
+    send_for(&mut sender, &mut next, terms.time, batch, terms.mode)?;
+    send_one(&mut sender, next | LAST, terms.mode)?;
+    let after = Spent::so_far()?;
+    let done = second.wait_until_done()?;
+    let seconds = done.end.saturating_sub(start).as_secs_f64();
+    let messages_per_s = done.messages as f64 / seconds;
+    let gb_per_s = messages_per_s * terms.size as f64 / 1e9;
+    Ok(Run {
+        messages: done.messages,
+        seconds,
+        sender: after.since(before),
+        receiver: done.spent,
+        figures: Figures::Stream(Stream { messages_per_s, gb_per_s }),
+    })
+}
+
+/// Sends in batches, and looks at the clock between them.
+fn send_for(sender: &mut impl Sending, next: &mut u64, time: Duration, batch: u64, mode: Mode) -> Result<()> {
+    let start = Instant::now();
+    while start.elapsed() < time {
+        match mode {
+            // Each mode a loop of its own: in one loop, the choice would cost as much as a short message.
+            Mode::Untouched => send_some(sender, next, batch, Mode::Untouched)?,
+            Mode::Written => send_some(sender, next, batch, Mode::Written)?,
+            Mode::Touched => send_some(sender, next, batch, Mode::Touched)?,
+        }
+    }
+    Ok(())
+}
+
+#[inline(always)]
+fn send_some(sender: &mut impl Sending, next: &mut u64, batch: u64, mode: Mode) -> Result<()> {
+    for number in *next..*next + batch {
+        sender.send(|bytes| payload::write(bytes, number, mode))?;
+    }
+    *next += batch;
+    Ok(())
+}
+
+fn send_one(sender: &mut impl Sending, number: u64, mode: Mode) -> Result<()> {
+    sender.send(|bytes| payload::write(bytes, number, mode))
+}
+
+pub(super) fn receive<W: Way>(begin: Begin, first: &First) -> Result<Done> {
+    let Begin { terms, there, .. } = begin;
+    let mut receiver = W::Receiver::join(&terms, there)?;
+    receiver.ready()?;
+    first.ready()?;
+    let mut checker = Checker::default();
+    receive_until(&mut receiver, &mut checker, MEASURED, terms.mode)?;
+    let (before, count) = (Spent::so_far()?, checker.count());
+    receive_until(&mut receiver, &mut checker, LAST, terms.mode)?;
+    let end = now()?;
+    // The first message that was measured was taken before.
+    Ok(Done { messages: checker.count() - count + 1, spent: Spent::so_far()?.since(before), end })
+}
+
+fn receive_until(receiver: &mut impl Receiving, checker: &mut Checker, mark: u64, mode: Mode) -> Result<()> {
+    match mode {
+        Mode::Untouched => receive_all(receiver, checker, mark, Mode::Untouched),
+        Mode::Written => receive_all(receiver, checker, mark, Mode::Written),
+        Mode::Touched => receive_all(receiver, checker, mark, Mode::Touched),
+    }
+}
+
+#[inline(always)]
+fn receive_all(receiver: &mut impl Receiving, checker: &mut Checker, mark: u64, mode: Mode) -> Result<()> {
+    loop {
+        let read = receiver.receive(|bytes| payload::read(bytes, mode))?;
+        if checker.check(read)? == mark {
+            return Ok(());
+        }
+    }
+}
