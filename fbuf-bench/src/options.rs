@@ -29,9 +29,21 @@ enum What {
     Latency(Settings),
     /// How many messages, and bytes, get through one way
     Stream(Settings),
+    /// How many instructions a message takes, both sides together, as valgrind counts them
+    Instructions {
+        /// Bytes of a message
+        #[arg(long, value_name = "BYTES", default_value = "64")]
+        size: ByteSize,
+        /// What to measure
+        #[arg(long, value_enum, value_name = "NAME", value_delimiter = ',', default_value = "fbuf,limit,shared-memory")]
+        peer: Vec<Peer>,
+    },
     /// Be the second process
     #[command(hide = true)]
     Second,
+    /// Be what valgrind runs
+    #[command(hide = true)]
+    Lockstep { peer: Peer, size: usize, bursts: u64 },
 }
 
 #[derive(Debug, Args)]
@@ -76,7 +88,23 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
             measure(settings, Work::Echo { every: Duration::ZERO }, &[64, 4096, 65536, 1 << 20, 16 << 20])
         }
         What::Stream(settings) => measure(settings, Work::Stream, &[64, 4096, 65536, 1 << 20]),
+        What::Instructions { size, peer } => instructions(size.as_u64().try_into()?, peer),
         What::Second => pair::second(),
+        &What::Lockstep { peer, size, bursts } => {
+            let broker = Embedded::start()?;
+            let terms = Terms {
+                peer,
+                work: Work::Stream,
+                size,
+                mode: Mode::Untouched,
+                wait: Wait::Spin,
+                slots: peer.takes_slots().then_some(1024),
+                time: Duration::ZERO,
+                processors: [None; 2],
+                broker: broker.address().to_string(),
+            };
+            work::run_in_lockstep(&terms, bursts)
+        }
     }
 }
 
@@ -127,6 +155,14 @@ fn measure(settings: &Settings, work: Work, sizes: &[usize]) -> Result<()> {
                 in_turn(&terms, &settings.common)?;
             }
         }
+    }
+    Ok(())
+}
+
+fn instructions(size: usize, peers: &[Peer]) -> Result<()> {
+    println!("instructions for a message of {}, untouched, both sides together", table::bytes(size));
+    for &peer in peers {
+        println!("  {:<16}{:>8.1}", name(peer), work::lockstep::instructions(peer, size)?);
     }
     Ok(())
 }

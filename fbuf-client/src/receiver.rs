@@ -90,7 +90,9 @@ impl ReceiverBuilder {
             pace: Pace::new(),
             troubles: VecDeque::new(),
             past_missed: 0,
-            counts: Counts::default(),
+            past_messages: 0,
+            bytes: 0,
+            sleeps: 0,
             _registration: registration,
         })
     }
@@ -103,7 +105,7 @@ type Letter = Result<Greeted, (Peer, GreetError)>;
 /// It belongs to one thread at a time; what it has received may go to others.
 #[derive(Debug)]
 pub struct Receiver {
-    links: Vec<Inbound>,
+    links: Vec<Box<Inbound>>,
     /// Whose turn it is.
     turn: usize,
     greeted: Vec<Greeted>,
@@ -117,15 +119,11 @@ pub struct Receiver {
     troubles: VecDeque<GetError>,
     /// Messages that were left out on links that are over.
     past_missed: u64,
-    counts: Counts,
-    _registration: Registration,
-}
-
-#[derive(Debug, Clone, Copy, Default)]
-struct Counts {
-    messages: u64,
+    /// Messages that were received over links that are over.
+    past_messages: u64,
     bytes: u64,
     sleeps: u64,
+    _registration: Registration,
 }
 
 /// What a receiver has done so far.
@@ -185,11 +183,11 @@ impl Receiver {
     ///
     /// # Errors
     /// [`GetError`], but for [`GetError::TimedOut`]. The receiver can be used further after each.
-    #[inline]
+    #[inline(always)]
     pub fn get(&mut self) -> Result<Received, GetError> {
-        match self.take() {
+        match self.take_simply() {
             Some(received) => Ok(received),
-            None => self.wait_for_message(None),
+            None => self.get_slowly(None),
         }
     }
 
@@ -197,10 +195,11 @@ impl Receiver {
     ///
     /// # Errors
     /// [`GetError`]
+    #[inline]
     pub fn get_timeout(&mut self, time: Duration) -> Result<Received, GetError> {
-        match self.take() {
+        match self.take_simply() {
             Some(received) => Ok(received),
-            None => self.wait_for_message(deadline(time)),
+            None => self.get_slowly(deadline(time)),
         }
     }
 
@@ -208,12 +207,12 @@ impl Receiver {
     ///
     /// # Errors
     /// [`GetError`], but for [`GetError::TimedOut`].
+    #[inline]
     pub fn try_get(&mut self) -> Result<Option<Received>, GetError> {
-        if let Some(received) = self.take() {
-            return Ok(Some(received));
+        match self.take_simply() {
+            Some(received) => Ok(Some(received)),
+            None => self.try_get_slowly(),
         }
-        self.look_if_due(LOOK_TIME);
-        self.next().transpose()
     }
 
     /// How many senders are linked, as far as is known.
@@ -225,36 +224,65 @@ impl Receiver {
     /// What was done so far.
     #[must_use]
     pub fn counters(&self) -> ReceiverCounters {
-        let Counts { messages, bytes, sleeps } = self.counts;
         ReceiverCounters {
-            messages,
-            bytes,
-            missed: self.links.iter().map(Inbound::missed).fold(self.past_missed, u64::saturating_add),
-            held: self.links.iter().map(Inbound::held).sum(),
-            sleeps,
+            messages: self.links.iter().map(|link| link.messages()).sum::<u64>() + self.past_messages,
+            bytes: self.bytes,
+            missed: self.links.iter().map(|link| link.missed()).fold(self.past_missed, u64::saturating_add),
+            held: self.links.iter().map(|link| link.held()).sum(),
+            sleeps: self.sleeps,
             senders: self.links.len(),
         }
     }
 
-    /// Takes the next message of whoever has one, each sender in turn. None if there is something to
-    /// report first.
-    #[inline]
+    /// Takes the next message of the sender whose turn it is, if nothing else is to be done before. All
+    /// of this is inlined where messages are taken; whatever is more goes through a call.
+    #[inline(always)]
+    fn take_simply(&mut self) -> Option<Received> {
+        if self.pace.is_over() {
+            return None;
+        }
+        let received = self.links.get_mut(self.turn)?.take_simply()?;
+        self.pace.count();
+        self.bytes += received.len() as u64;
+        Some(received)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn get_slowly(&mut self, deadline: Option<Instant>) -> Result<Received, GetError> {
+        match self.take() {
+            Some(received) => Ok(received),
+            None => self.wait_for_message(deadline),
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn try_get_slowly(&mut self) -> Result<Option<Received>, GetError> {
+        if let Some(received) = self.take() {
+            return Ok(Some(received));
+        }
+        self.look_if_due(LOOK_TIME);
+        self.next().transpose()
+    }
+
+    /// Takes the next message of the sender whose turn it is, or else of whoever has one. None also if
+    /// there is something to report first.
     fn take(&mut self) -> Option<Received> {
-        if self.pace.count() || self.inbox.is_filled() {
+        if self.pace.is_over() {
+            // After so many messages it is the next sender's turn, and perhaps time to look around.
+            self.turn += 1;
             self.look_if_due(BUSY_LOOK_TIME);
             if !self.troubles.is_empty() {
                 return None;
             }
         }
-        for _ in 0..self.links.len() {
-            if self.turn >= self.links.len() {
-                self.turn = 0;
-            }
-            let index = self.turn;
-            self.turn += 1;
+        for step in 0..self.links.len() {
+            let index = (self.turn + step) % self.links.len();
             if let Some(received) = self.links[index].take() {
-                self.counts.messages += 1;
-                self.counts.bytes += received.len() as u64;
+                self.turn = index;
+                self.pace.count();
+                self.bytes += received.len() as u64;
                 return Some(received);
             }
             if self.links[index].is_broken() {
@@ -262,6 +290,7 @@ impl Receiver {
                 return None;
             }
         }
+        self.turn = 0;
         None
     }
 
@@ -279,11 +308,17 @@ impl Receiver {
         (over && !self.stay).then_some(Err(GetError::Ended))
     }
 
-    #[cold]
     fn wait_for_message(&mut self, deadline: Option<Instant>) -> Result<Received, GetError> {
         let mut waiting = Waiting::new(self.wait, deadline);
         loop {
-            if let Some(result) = self.next() {
+            if self.links.iter().any(|link| link.is_ready())
+                && let Some(received) = self.take()
+            {
+                return Ok(received);
+            }
+            if waiting.is_thorough()
+                && let Some(result) = self.next()
+            {
                 return result;
             }
             match waiting.next() {
@@ -326,7 +361,7 @@ impl Receiver {
         let ready = if self.links.iter().any(|link| link.is_ready() || link.is_over()) {
             self.sockets.look()
         } else {
-            self.counts.sleeps += 1;
+            self.sleeps += 1;
             self.sockets.sleep(if sure { deadline } else { soon(deadline) })
         };
         for link in &self.links {
@@ -387,7 +422,7 @@ impl Receiver {
                 self.had_sender = true;
                 // It may have said more already, and gone.
                 link.attend();
-                self.links.push(*link);
+                self.links.push(link);
             }
             Ok(Answered::NotYet(greeted)) => self.greeted.push(greeted),
             Err(LinkEnd::HangUp) => {}
@@ -395,10 +430,11 @@ impl Receiver {
         }
     }
 
-    fn remove(&mut self, index: usize) -> Inbound {
+    fn remove(&mut self, index: usize) -> Box<Inbound> {
         let link = self.links.swap_remove(index);
-        self.sockets.remove(&link);
+        self.sockets.remove(&*link);
         self.past_missed = self.past_missed.saturating_add(link.missed());
+        self.past_messages += link.messages();
         link
     }
 }
@@ -407,7 +443,7 @@ impl Drop for Receiver {
     fn drop(&mut self) {
         for link in &self.links {
             // What is held keeps the socket of its link open.
-            self.sockets.remove(link);
+            self.sockets.remove(&**link);
         }
     }
 }

@@ -21,7 +21,10 @@ const SPIN_TIME: Duration = Duration::from_micros(50);
 pub(crate) const LOOK_TIME: Duration = Duration::from_millis(1);
 /// How often somebody does who is busy.
 pub(crate) const BUSY_LOOK_TIME: Duration = Duration::from_millis(100);
-/// How many looks pass between two looks at the clock.
+/// How many looks come first, without a pause between them and without a look at the clock: some
+/// microseconds, in which a peer that is awake answers.
+const EAGER: u32 = 1024;
+/// How many looks, with pauses, pass between two looks at the clock.
 const ROUND: u32 = 64;
 
 /// One period of waiting.
@@ -60,10 +63,16 @@ impl Waiting {
 
     #[inline]
     pub(crate) fn next(&mut self) -> Next {
-        self.rounds = self.rounds.wrapping_add(1);
-        if self.how != Wait::Block && !self.rounds.is_multiple_of(ROUND) {
-            std::hint::spin_loop();
-            return Next::Again;
+        // It stays behind the eager looks when it has been there.
+        self.rounds = self.rounds.checked_add(1).unwrap_or(EAGER);
+        if self.how != Wait::Block {
+            if self.rounds < EAGER {
+                return Next::Again;
+            }
+            if !self.rounds.is_multiple_of(ROUND) {
+                std::hint::spin_loop();
+                return Next::Again;
+            }
         }
         self.at_the_clock(Instant::now())
     }
@@ -93,35 +102,54 @@ impl Waiting {
 /// clock for each message. The number of messages between two looks at the clock follows their rate.
 #[derive(Debug)]
 pub(crate) struct Pace {
+    /// Messages left of this round.
     left: u32,
-    round: u32,
+    /// Messages left until the next look at the clock, after this round.
+    rest: u32,
+    /// Messages between two looks at the clock.
+    stride: u32,
     looked: Instant,
 }
 
 impl Pace {
+    /// The most messages of a round.
+    const ROUND: u32 = 32;
     /// The most messages between two looks at the clock.
     const LONGEST: u32 = 4096;
 
     pub(crate) fn new() -> Self {
-        Self { left: 1, round: 1, looked: Instant::now() }
+        Self { left: 0, rest: 0, stride: 1, looked: Instant::now() }
     }
 
-    /// Counts a message: whether it is time to look at the clock.
+    /// Whether a round has ended. Then [`Self::is_due`] is to be called before the next message.
     #[inline]
-    pub(crate) fn count(&mut self) -> bool {
-        self.left -= 1;
+    pub(crate) fn is_over(&self) -> bool {
         self.left == 0
     }
 
-    /// Looks at the clock: whether the last look at the sockets is so long ago.
+    /// Counts a message.
+    #[inline]
+    pub(crate) fn count(&mut self) {
+        self.left = self.left.wrapping_sub(1);
+    }
+
+    /// At the end of a round: whether the last look at the sockets is so long ago, as far as it is time
+    /// to look at the clock.
     pub(crate) fn is_due(&mut self, every: Duration) -> bool {
+        let due = self.rest == 0 && self.has_passed(every);
+        self.left = self.rest.clamp(1, Self::ROUND);
+        self.rest = self.rest.saturating_sub(Self::ROUND);
+        due
+    }
+
+    fn has_passed(&mut self, every: Duration) -> bool {
         let elapsed = self.looked.elapsed();
         if elapsed >= every {
-            self.round = (self.round / 2).max(1);
+            self.stride = (self.stride / 2).max(1);
         } else if elapsed < every / 8 {
-            self.round = (self.round * 2).min(Self::LONGEST);
+            self.stride = (self.stride * 2).min(Self::LONGEST);
         }
-        self.left = self.round;
+        self.rest = self.stride;
         elapsed >= every
     }
 
@@ -132,8 +160,7 @@ impl Pace {
 
     /// Looks at the clock for the very next message.
     pub(crate) fn hurry(&mut self) {
-        self.round = 1;
-        self.left = 1;
+        (self.stride, self.left, self.rest) = (1, 0, 0);
     }
 }
 
@@ -180,19 +207,27 @@ mod tests {
     fn the_clock_is_looked_at_as_often_as_messages_come() {
         let mut pace = Pace::new();
         let mut looks = 0;
+        assert!(pace.is_over() && !pace.is_due(Duration::from_secs(3600)));
         for _ in 0..100_000 {
-            if pace.count() {
-                looks += 1;
+            pace.count();
+            if pace.is_over() {
+                looks += usize::from(pace.rest == 0);
                 assert!(!pace.is_due(Duration::from_secs(3600)));
+                assert!(pace.left <= Pace::ROUND);
             }
         }
-        assert!(looks < 100, "{looks} looks at the clock for a fast stream");
+        assert!((10..100).contains(&looks), "{looks} looks at the clock for a fast stream");
         // A slow one: each look finds that it is time.
         for _ in 0..20 {
-            while !pace.count() {}
-            assert!(pace.is_due(Duration::ZERO));
+            pace.count();
+            while !pace.is_over() || !pace.is_due(Duration::ZERO) {
+                if !pace.is_over() {
+                    pace.count();
+                }
+            }
         }
-        assert!(pace.count(), "a slow stream looks for each message");
+        pace.count();
+        assert!(pace.is_over(), "a slow stream looks for each message");
     }
 
     #[test]

@@ -11,6 +11,7 @@ use zerocopy::FromBytes;
 
 use crate::{
     park::Flag,
+    slot::SlotId,
     sync::{AtomicU64, Ordering},
 };
 
@@ -51,9 +52,11 @@ pub type BoardTable = crate::memory::Table<BoardHead, AtomicU64>;
 
 #[cfg(not(loom))]
 impl BoardMemory for BoardTable {
+    #[inline]
     fn head(&self) -> &BoardHead {
         Self::head(self)
     }
+    #[inline]
     fn words(&self) -> &[AtomicU64] {
         self.cells()
     }
@@ -70,6 +73,7 @@ impl<M: BoardMemory> BoardWriter<M> {
     }
 
     /// The head of this board.
+    #[inline]
     pub fn head(&self) -> &BoardHead {
         self.0.head()
     }
@@ -79,21 +83,21 @@ impl<M: BoardMemory> BoardWriter<M> {
         self.0.words().len()
     }
 
-    /// Hands back the slot `index` that was lent by the entry at `position`. By its one holder.
+    /// Hands back the slot that was lent by the entry at `position`. By its one holder.
     #[inline]
-    pub fn hand_back(&self, index: u32, position: u64) {
-        if let Some(word) = self.0.words().get(index as usize) {
+    pub fn hand_back(&self, slot: SlotId, position: u64) {
+        if let Some(word) = self.0.words().get(slot.index()) {
             // Release: partner is the Acquire load in `BoardReader::has`. All reading of the slot
             // comes before the sender writes it again.
             word.store(position + 1, Ordering::Release);
         }
     }
 
-    /// Whether the slot `index`, lent by the entry at `position`, was handed back by its holder.
-    pub fn is_back(&self, index: u32, position: u64) -> bool {
+    /// Whether the slot, lent by the entry at `position`, was handed back by its holder.
+    pub fn is_back(&self, slot: SlotId, position: u64) -> bool {
         // Relaxed: it is asked once the sender has lent the slot again, which it does only after it
         // has seen the word; that came with the entry.
-        self.0.words().get(index as usize).is_some_and(|word| word.load(Ordering::Relaxed) == position + 1)
+        self.0.words().get(slot.index()).is_some_and(|word| word.load(Ordering::Relaxed) == position + 1)
     }
 
     /// Says that only the first `read` entries of the lane were ever read, and no more will be.
@@ -114,15 +118,16 @@ impl<M: BoardMemory> BoardReader<M> {
     }
 
     /// The head of this board.
+    #[inline]
     pub fn head(&self) -> &BoardHead {
         self.0.head()
     }
 
-    /// Whether the slot `index`, lent by the entry at `position`, is back.
+    /// Whether the slot, lent by the entry at `position`, is back.
     #[inline]
-    pub fn has(&self, index: u32, position: u64) -> bool {
+    pub fn has(&self, slot: SlotId, position: u64) -> bool {
         // Acquire: partner is the Release store in `BoardWriter::hand_back`.
-        self.0.words().get(index as usize).is_some_and(|word| word.load(Ordering::Acquire) == position + 1)
+        self.0.words().get(slot.index()).is_some_and(|word| word.load(Ordering::Acquire) == position + 1)
     }
 
     /// If the receiver is gone: how many entries it has read. What it never read, it does not hold.
@@ -169,12 +174,12 @@ mod tests {
     fn only_the_lending_that_was_handed_back_is_back() {
         let memory = HeapBoard::new(2);
         let (writer, reader) = (BoardWriter::new(memory.clone()), BoardReader::new(memory));
-        assert!(!reader.has(0, 0));
-        writer.hand_back(0, 0);
-        assert!(reader.has(0, 0));
-        assert!(!reader.has(0, 1), "an older return does not count for a newer lending");
-        assert!(!reader.has(1, 0));
-        assert!(!reader.has(99, 0));
+        assert!(!reader.has(SlotId::new(0), 0));
+        writer.hand_back(SlotId::new(0), 0);
+        assert!(reader.has(SlotId::new(0), 0));
+        assert!(!reader.has(SlotId::new(0), 1), "an older return does not count for a newer lending");
+        assert!(!reader.has(SlotId::new(1), 0));
+        assert!(!reader.has(SlotId::new(99), 0));
     }
 
     #[test]
@@ -228,12 +233,12 @@ mod model {
                                 assert_eq!(u32::from(*p), index + 1)
                             }
                         });
-                        writer.hand_back(index, u64::from(index) + 5);
+                        writer.hand_back(SlotId::new(index), u64::from(index) + 5);
                     })
                 })
                 .collect();
             for index in 0..2u32 {
-                while !reader.has(index, u64::from(index) + 5) {
+                while !reader.has(SlotId::new(index), u64::from(index) + 5) {
                     thread::yield_now();
                 }
                 slots[index as usize].with_mut(|p| {

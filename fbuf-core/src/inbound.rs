@@ -2,7 +2,6 @@
 
 use std::{
     os::fd::{AsFd, BorrowedFd},
-    ptr::NonNull,
     sync::{
         Arc,
         atomic::{AtomicU64, AtomicUsize, Ordering},
@@ -13,14 +12,14 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     board::{BoardTable, BoardWriter},
-    lane::{LaneReader, LaneTable, Note, capacity_for},
+    lane::{Entry, LaneHead, LaneMemory, LaneReader, LaneTable, Note, capacity_for},
     limits::MAX_SEGMENTS,
     link::{self, Hello, LinkEnd, LinkMessage, NewSegment, Welcome, fencing},
     loan::Received,
-    memory::{Map, MemoryError},
+    memory::{Address, Map, MemoryError},
     park::Fencing,
     retire::{Held, Remains, Retired},
-    slot::{Geometry, SlotId, Span},
+    slot::{Geometry, SlotId},
     socket::{Credentials, PacketSocket},
     violation::Violation,
     wire::Descriptor,
@@ -138,28 +137,24 @@ impl AsFd for Greeted {
 /// The receiver's half of a link.
 #[derive(Debug)]
 pub struct Inbound {
-    reader: LaneReader<Arc<LaneTable>>,
-    segments: Vec<Segment>,
+    reader: LaneReader<Arc<Returns>>,
+    /// Where the bytes of each slot are that is known.
+    places: Vec<Address>,
     geometry: Geometry,
     next_sequence: u64,
+    /// Entries that were no messages.
+    gaps: u64,
     missed: u64,
     /// How it ended, if it did not end in order.
     end: Option<LinkEnd>,
-    returns: Arc<Returns>,
-}
-
-#[derive(Debug)]
-struct Segment {
-    map: Map,
-    slots: u32,
-    first: u32,
+    segments: Vec<Map>,
 }
 
 /// Bytes of a slot that was just taken, on their way to becoming a [`Received`].
 pub(crate) struct Loan<'a> {
-    pub bytes: NonNull<u8>,
+    pub place: Address,
     pub length: u32,
-    pub index: u32,
+    pub slot: SlotId,
     pub position: u64,
     pub home: &'a Returns,
 }
@@ -169,26 +164,25 @@ impl Inbound {
         let Greeted { peer, socket, geometry, skips, board } = greeted;
         let slots = geometry.max_slots();
         let lane = LaneTable::attach(welcome.lane.as_fd(), capacity_for(slots, skips)).map_err(Violation::from)?;
-        let lane = Arc::new(lane);
         let board = board.take().ok_or(LinkEnd::HangUp)?;
         let returns = Returns {
             peer,
             socket,
             board: BoardWriter::new(board),
             held: Held::new(slots as usize),
-            lane: lane.clone(),
-            towards_sender: Fencing::towards(fencing(welcome.asymmetric)),
+            lane,
             rung: AtomicU64::new(0),
-            place: Place::next(),
+            retirement: Retirement::next(Fencing::towards(fencing(welcome.asymmetric))),
         };
         let mut inbound = Self {
-            reader: LaneReader::new(lane),
-            segments: Vec::new(),
+            reader: LaneReader::new(Arc::new(returns)),
+            places: Vec::new(),
             geometry,
             next_sequence: welcome.first_sequence,
+            gaps: 0,
             missed: 0,
             end: None,
-            returns: Arc::new(returns),
+            segments: Vec::new(),
         };
         for segment in welcome.segments {
             inbound.add_segment(&segment)?;
@@ -197,8 +191,8 @@ impl Inbound {
     }
 
     fn add_segment(&mut self, new: &NewSegment) -> Result<(), Violation> {
-        let first = self.segments.last().map_or(0, |segment| segment.first + segment.slots);
-        if self.segments.len() == MAX_SEGMENTS || new.slots == 0 || new.slots > self.geometry.max_slots() - first {
+        let (known, stride) = (self.places.len() as u32, self.geometry.stride());
+        if self.segments.len() == MAX_SEGMENTS || new.slots == 0 || new.slots > self.geometry.max_slots() - known {
             return Err(Violation::Terms {
                 what: "the number of slots of a new segment",
                 found: new.slots.into(),
@@ -206,14 +200,26 @@ impl Inbound {
             });
         }
         let map = Map::attach(new.memory.as_fd(), self.geometry.segment_bytes(new.slots)).map_err(Violation::from)?;
-        self.segments.push(Segment { map, slots: new.slots, first });
+        self.places.extend(map.pieces(new.slots, stride, self.geometry.slot_bytes()).into_iter().flatten());
+        self.segments.push(map);
         Ok(())
+    }
+
+    #[inline]
+    fn returns(&self) -> &Arc<Returns> {
+        self.reader.memory()
     }
 
     /// Who sends.
     #[must_use]
     pub fn peer(&self) -> Peer {
-        self.returns.peer
+        self.returns().peer
+    }
+
+    /// How many messages were taken.
+    #[must_use]
+    pub fn messages(&self) -> u64 {
+        self.reader.position() - self.gaps
     }
 
     /// How many messages were left out for this receiver.
@@ -225,37 +231,81 @@ impl Inbound {
     /// How many messages of this link are held in this process.
     #[must_use]
     pub fn held(&self) -> usize {
-        self.returns.held.count()
+        self.returns().held.count()
+    }
+
+    /// Takes what comes next, if it is a message that can be taken as it is.
+    #[inline]
+    pub fn take_simply(&mut self) -> Option<Received> {
+        let (number, length) = self.reader.peek()?;
+        let position = self.reader.position();
+        let loan = self.borrow(number, length, position, |home, slot| home.held.take(slot, position))?;
+        let received = loan.receive(self.next_sequence);
+        self.next_sequence = self.next_sequence.wrapping_add(1);
+        self.reader.advance();
+        Some(received)
     }
 
     /// Takes the next message, if there is one. If the sender wrote something that it may not, the
     /// link is over.
-    #[inline]
     pub fn take(&mut self) -> Option<Received> {
+        self.take_simply().or_else(|| self.take_other())
+    }
+
+    /// Checks what a message names, and takes it; none if it may not be taken.
+    #[inline]
+    fn borrow(
+        &self,
+        number: u32,
+        length: u64,
+        position: u64,
+        take: impl FnOnce(&Returns, SlotId) -> bool,
+    ) -> Option<Loan<'_>> {
+        let place = *self.places.get(number as usize)?;
+        let (slot, home) = (SlotId::new(number), self.returns());
+        let allowed = length <= self.geometry.slot_bytes().into() && take(home, slot);
+        allowed.then_some(Loan { place, length: length as u32, slot, position, home })
+    }
+
+    /// Whatever else may come next: nothing, a gap, a message of a new segment or one whose slot its
+    /// last holder is just about to let go of, a violation.
+    fn take_other(&mut self) -> Option<Received> {
         loop {
             let position = self.reader.position();
             match self.reader.take() {
                 Ok(None) => return None,
-                Ok(Some(Note::Message(slot, span))) => {
-                    if usize::from(slot.segment) >= self.segments.len() {
-                        // It was announced before it was used.
-                        self.attend();
-                    }
-                    return match self.borrow(slot, span, position) {
-                        Ok(loan) => {
-                            let received = loan.receive(self.next_sequence);
-                            self.next_sequence = self.next_sequence.wrapping_add(1);
-                            Some(received)
-                        }
-                        Err(violation) => self.break_off(violation),
-                    };
-                }
                 Ok(Some(Note::Gap(count))) => {
+                    self.gaps += 1;
                     self.missed = self.missed.saturating_add(count);
                     self.next_sequence = self.next_sequence.wrapping_add(count);
                 }
+                Ok(Some(Note::Message(number, length))) => {
+                    if number as usize >= self.places.len() {
+                        // It was announced before it was used.
+                        self.attend();
+                    }
+                    let take = |home: &Returns, slot| home.held.take_patiently(slot, position, &home.board);
+                    let Some(loan) = self.borrow(number, length, position, take) else {
+                        return self.break_off(self.objection(number, length));
+                    };
+                    let received = loan.receive(self.next_sequence);
+                    self.next_sequence = self.next_sequence.wrapping_add(1);
+                    return Some(received);
+                }
                 Err(violation) => return self.break_off(violation),
             }
+        }
+    }
+
+    /// Why a message may not be taken.
+    fn objection(&self, number: u32, length: u64) -> Violation {
+        let (known, slot_bytes) = (self.places.len(), self.geometry.slot_bytes());
+        if number as usize >= known {
+            Violation::Slot { named: number, known }
+        } else if length > slot_bytes.into() {
+            Violation::Length { length, slot_bytes }
+        } else {
+            Violation::StillHeld(number)
         }
     }
 
@@ -271,29 +321,6 @@ impl Inbound {
         if !self.is_broken() {
             self.end = Some(end);
         }
-    }
-
-    /// Checks what a message names, and takes it.
-    #[inline]
-    fn borrow(&self, slot: SlotId, span: Span, position: u64) -> Result<Loan<'_>, Violation> {
-        let Some(segment) = self.segments.get(usize::from(slot.segment)) else {
-            return Err(Violation::Segment { named: slot.segment, known: self.segments.len() });
-        };
-        if slot.slot >= segment.slots {
-            return Err(Violation::Slot { named: slot.slot, slots: segment.slots });
-        }
-        let slot_bytes = self.geometry.slot_bytes();
-        let outside = || Violation::Span { offset: span.offset, length: span.length, slot_bytes };
-        if !span.fits(slot_bytes) {
-            return Err(outside());
-        }
-        let offset = u64::from(slot.slot) * self.geometry.stride() + u64::from(span.offset);
-        let bytes = segment.map.at(offset, span.length.into()).ok_or_else(outside)?;
-        let index = segment.first + slot.slot;
-        if !self.returns.held.take(index, position, &self.returns.board) {
-            return Err(Violation::StillHeld(index));
-        }
-        Ok(Loan { bytes, length: span.length, index, position, home: &self.returns })
     }
 
     /// Whether a message waits. One that is none shows when it is taken.
@@ -340,7 +367,7 @@ impl Inbound {
     fn read_socket(&mut self) -> Result<(), LinkEnd> {
         // A peer that never stops is not listened to for ever; what is left is reported again.
         for _ in 0..link::MAX_AT_ONCE {
-            match link::receive(&self.returns.socket)? {
+            match link::receive(&self.returns().socket)? {
                 None => break,
                 Some(LinkMessage::Bell) => {}
                 Some(LinkMessage::Segment(segment)) => self.add_segment(&segment)?,
@@ -354,43 +381,53 @@ impl Inbound {
 
     /// Announces sleep to the sender.
     pub fn raise(&self) {
-        self.returns.board.head().flag.raise();
+        self.returns().board.head().flag.raise();
     }
 
     /// Takes it back.
     pub fn lower(&self) {
-        self.returns.board.head().flag.lower();
+        self.returns().board.head().flag.lower();
     }
 }
 
 impl AsFd for Inbound {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.returns.socket.as_fd()
+        self.returns().socket.as_fd()
     }
 }
 
 impl Drop for Inbound {
     fn drop(&mut self) {
-        let returns = self.returns.clone();
+        let returns = self.returns().clone();
         returns.board.leave(self.reader.position());
         returns.wake_sender();
-        let fencing = returns.place.fencing;
-        RETIRED.leave(Left { returns, _segments: std::mem::take(&mut self.segments) }, fencing);
+        let Retirement { among, fencing } = returns.retirement;
+        among.leave(Left { returns, _segments: std::mem::take(&mut self.segments) }, fencing);
     }
 }
 
 /// What a [`Received`] needs in order to go back, shared by all of a link.
 #[derive(Debug)]
 pub(crate) struct Returns {
-    peer: Peer,
-    socket: PacketSocket,
+    lane: LaneTable,
     board: BoardWriter<BoardTable>,
     held: Held,
-    lane: Arc<LaneTable>,
-    towards_sender: Fencing,
+    retirement: Retirement,
+    peer: Peer,
+    socket: PacketSocket,
     /// The sleep of the sender for which the bell was rung last.
     rung: AtomicU64,
-    place: Place,
+}
+
+impl LaneMemory for Arc<Returns> {
+    #[inline]
+    fn head(&self) -> &LaneHead {
+        self.lane.head()
+    }
+    #[inline]
+    fn ring(&self) -> &[Entry] {
+        self.lane.cells()
+    }
 }
 
 impl Returns {
@@ -398,70 +435,73 @@ impl Returns {
         self.peer
     }
 
-    pub(crate) fn place(&self) -> Place {
-        self.place
+    #[inline]
+    pub(crate) fn retirement(&self) -> Retirement {
+        self.retirement
     }
 
-    /// Hands the slot `index` back to its sender. Its holder clears its mark afterwards.
+    /// Hands a slot back to its sender. Its holder clears its mark afterwards.
     #[inline]
-    pub(crate) fn hand_back(&self, index: u32, position: u64) {
-        self.board.hand_back(index, position);
+    pub(crate) fn hand_back(&self, slot: SlotId, position: u64) {
+        self.board.hand_back(slot, position);
         self.wake_sender();
     }
 
     #[inline]
-    pub(crate) fn mark(&self, index: u32) -> Option<&AtomicU64> {
-        self.held.mark(index)
+    pub(crate) fn mark(&self, slot: SlotId) -> Option<&AtomicU64> {
+        self.held.mark(slot)
     }
 
     /// Rings if the sender sleeps, once for each sleep.
     #[inline]
     fn wake_sender(&self) {
-        self.towards_sender.after_publishing();
+        self.retirement.fencing.after_publishing();
+        if let Some(sleep) = self.lane.head().flag.read().asleep() {
+            self.ring(sleep);
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn ring(&self, sleep: u64) {
         // Two threads may both ring; it does no harm.
-        if let Some(sleep) = self.lane.head().flag.read().asleep()
-            && self.rung.load(Ordering::Relaxed) != sleep
-            && link::ring(&self.socket)
-        {
+        if self.rung.load(Ordering::Relaxed) != sleep && link::ring(&self.socket) {
             self.rung.store(sleep, Ordering::Relaxed);
         }
     }
 }
 
-/// Where the remains of a link would be counted, and how this process fences.
+/// Where the remains of a link will be put, and how its holders fence.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Place {
-    link: usize,
+pub(crate) struct Retirement {
+    among: &'static Retired<Left>,
+    /// Towards the sender: at least as strong as what the own process asks for.
     fencing: Fencing,
 }
 
-impl Place {
-    fn next() -> Self {
+impl Retirement {
+    /// Deals links out.
+    fn next(fencing: Fencing) -> Self {
+        /// Links that ended while some of their messages were held.
+        static RETIRED: [Retired<Left>; 16] = [const { Retired::new() }; 16];
         static NEXT: AtomicUsize = AtomicUsize::new(0);
-        Self { link: NEXT.fetch_add(1, Ordering::Relaxed), fencing: Fencing::of_this_process() }
+        Self { among: &RETIRED[NEXT.fetch_add(1, Ordering::Relaxed) % RETIRED.len()], fencing }
     }
 
     #[inline]
     pub(crate) fn after_clear(self) {
-        RETIRED.after_clear(self.link, self.fencing);
+        self.among.after_clear(self.fencing);
     }
 }
-
-/// Links that ended while some of their messages were held.
-static RETIRED: Retired<Left> = Retired::new();
 
 /// What is left of such a link: all that its messages point into.
 #[derive(Debug)]
-struct Left {
+pub(crate) struct Left {
     returns: Arc<Returns>,
-    _segments: Vec<Segment>,
+    _segments: Vec<Map>,
 }
 
 impl Remains for Left {
-    fn link(&self) -> usize {
-        self.returns.place.link
-    }
-
     fn is_idle(&self) -> bool {
         self.returns.held.count() == 0
     }

@@ -1,7 +1,7 @@
 //! The forward lane: a ring in the sender's memory through which it tells one receiver which slots
 //! it lends. Single producer, single consumer, no shared indices.
 //!
-//! An entry is two words. The head word carries a mark of the lap it was written in and is stored
+//! An entry is two words. The head word carries a mark of the position it was written at and is stored
 //! last, with Release; the reader polls the head word where the next entry will stand, so flag and
 //! descriptor arrive in one transfer of a cache line. The lane has room for every slot that the
 //! sender can lend (see [`capacity_for`]): it cannot overflow, so "full" is not among its states.
@@ -11,7 +11,7 @@ use zerocopy::FromBytes;
 
 use crate::{
     park::Flag,
-    slot::{SlotId, Span},
+    slot::SlotId,
     sync::{AtomicU64, Ordering},
     violation::Violation,
 };
@@ -34,9 +34,9 @@ pub struct LaneHead {
 #[repr(C)]
 #[derive(Debug)]
 pub struct Entry {
-    /// `slot << 32 | segment << 16 | kind << 8 | lap`, stored last.
+    /// `slot << 32 | mark << 8 | kind`, stored last.
     head: AtomicU64,
-    /// `length << 32 | offset` of a message; the number of messages left out, of a gap.
+    /// The length of a message in bytes; the number of messages left out, of a gap.
     body: AtomicU64,
 }
 
@@ -56,8 +56,13 @@ impl Entry {
     }
 }
 
-const MESSAGE: u8 = 1;
-const GAP: u8 = 2;
+const MESSAGE: u32 = 1;
+const GAP: u32 = 2;
+/// How many bits a kind has; the mark stands above them.
+const KIND_BITS: u32 = 8;
+/// A mark has 24 bits; more entries than this would carry the same marks lap after lap.
+#[cfg(not(loom))]
+const _: () = assert!(capacity_for(crate::limits::MAX_SLOTS, true) < 1 << (u32::BITS - KIND_BITS));
 
 /// The memory of a lane, as seen from either end.
 pub trait LaneMemory {
@@ -72,10 +77,12 @@ pub trait LaneMemory {
 pub type LaneTable = crate::memory::Table<LaneHead, Entry>;
 
 #[cfg(not(loom))]
-impl LaneMemory for std::sync::Arc<LaneTable> {
+impl LaneMemory for LaneTable {
+    #[inline]
     fn head(&self) -> &LaneHead {
-        LaneTable::head(self)
+        Self::head(self)
     }
+    #[inline]
     fn ring(&self) -> &[Entry] {
         self.cells()
     }
@@ -87,56 +94,44 @@ impl LaneMemory for std::sync::Arc<LaneTable> {
 /// A slot that is lent has at most one message in the lane, and a message at most one gap before it.
 /// A power of two, so that a position is masked, not divided.
 #[must_use]
-pub fn capacity_for(slots: u32, skips: bool) -> usize {
+pub const fn capacity_for(slots: u32, skips: bool) -> usize {
     (slots as usize * if skips { 2 } else { 1 }).next_power_of_two()
 }
 
-/// What an entry says, still to be checked against the segments that are known.
+/// What an entry says, still to be checked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Note {
-    /// A slot is lent.
-    Message(SlotId, Span),
+    /// So many bytes of the slot with this number are lent.
+    Message(u32, u64),
     /// So many messages were left out for this receiver before the next one.
     Gap(u64),
 }
 
-/// Where in the endless sequence of entries one stands, and which mark it carries there.
-#[derive(Debug, Clone, Copy)]
-struct Place {
-    /// Entries before this one since the lane began.
-    position: u64,
-    mask: u64,
-    shift: u32,
+/// The low half of the head word of a kind of entry at a position: its mark and its kind. Marks are
+/// counted from one, so that the zeroes of fresh memory are not the mark of the first lap.
+#[inline]
+fn low_half(position: u64, kind: u32) -> u32 {
+    (position as u32).wrapping_add(1) << KIND_BITS | kind
 }
 
-impl Place {
-    fn first(capacity: usize) -> Self {
-        debug_assert!(capacity.is_power_of_two());
-        Self { position: 0, mask: capacity as u64 - 1, shift: capacity.trailing_zeros() }
-    }
-
-    fn index(self) -> usize {
-        (self.position & self.mask) as usize
-    }
-
-    /// Laps are counted from one, so that the zeroes of fresh memory are the lap before the first.
-    fn lap(self) -> u8 {
-        ((self.position >> self.shift) as u8).wrapping_add(1)
-    }
+#[inline]
+fn mark(position: u64) -> u32 {
+    low_half(position, 0) >> KIND_BITS
 }
 
 /// The sender's end.
 #[derive(Debug)]
 pub struct LaneWriter<M> {
     memory: M,
-    place: Place,
+    /// Entries that were written since the lane began.
+    position: u64,
 }
 
 impl<M: LaneMemory> LaneWriter<M> {
     /// Takes the writing end of fresh memory.
     pub fn new(memory: M) -> Self {
-        let place = Place::first(memory.ring().len());
-        Self { memory, place }
+        debug_assert!(memory.ring().len().is_power_of_two());
+        Self { memory, position: 0 }
     }
 
     /// The head of this lane.
@@ -145,37 +140,40 @@ impl<M: LaneMemory> LaneWriter<M> {
     }
 
     /// Where the next entry will stand: so many entries were written before.
+    #[inline]
     pub fn position(&self) -> u64 {
-        self.place.position
+        self.position
     }
 
     /// Publishes a message. The caller lends the slot in its ledger, which is what keeps the lane
     /// from overflowing.
     #[inline]
-    pub fn message(&mut self, slot: SlotId, span: Span) {
-        self.publish(slot.to_bits() | u64::from(MESSAGE) << 8, span.to_bits());
+    pub fn message(&mut self, slot: SlotId, length: u32) {
+        self.publish(slot.number(), MESSAGE, length.into());
     }
 
     /// Publishes that messages were left out. Only before a message.
     pub fn gap(&mut self, missed: u64) {
-        self.publish(u64::from(GAP) << 8, missed);
+        self.publish(0, GAP, missed);
     }
 
     #[inline]
-    fn publish(&mut self, head: u64, body: u64) {
-        let entry = &self.memory.ring()[self.place.index()];
+    fn publish(&mut self, slot: u32, kind: u32, body: u64) {
+        let ring = self.memory.ring();
+        let entry = &ring[self.position as usize & (ring.len() - 1)];
+        let head = u64::from(slot) << 32 | u64::from(low_half(self.position, kind));
         entry.body.store(body, Ordering::Relaxed);
-        // Release: partner is the Acquire load in `LaneReader::take`. It carries the body, and the
+        // Release: partner is the Acquire load in `LaneReader::peek`. It carries the body, and the
         // bytes of the slot.
-        entry.head.store(head | u64::from(self.place.lap()), Ordering::Release);
-        self.place.position += 1;
+        entry.head.store(head, Ordering::Release);
+        self.position += 1;
     }
 
     /// Says that nothing follows but messages that were left out.
     pub fn close(&mut self, left_out: u64) {
         self.memory.head().left_out.store(left_out, Ordering::Relaxed);
         // Release: partner is the Acquire load in `LaneReader::ending`.
-        self.memory.head().closed.store(self.place.position + 1, Ordering::Release);
+        self.memory.head().closed.store(self.position + 1, Ordering::Release);
     }
 }
 
@@ -183,14 +181,15 @@ impl<M: LaneMemory> LaneWriter<M> {
 #[derive(Debug)]
 pub struct LaneReader<M> {
     memory: M,
-    place: Place,
+    /// Entries that were read since the lane began.
+    position: u64,
 }
 
 impl<M: LaneMemory> LaneReader<M> {
     /// Takes the reading end of a lane from which nothing was read yet.
     pub fn new(memory: M) -> Self {
-        let place = Place::first(memory.ring().len());
-        Self { memory, place }
+        debug_assert!(memory.ring().len().is_power_of_two());
+        Self { memory, position: 0 }
     }
 
     /// The head of this lane.
@@ -198,40 +197,74 @@ impl<M: LaneMemory> LaneReader<M> {
         self.memory.head()
     }
 
-    /// How many entries were read.
-    pub fn position(&self) -> u64 {
-        self.place.position
+    /// Its memory.
+    #[inline]
+    pub fn memory(&self) -> &M {
+        &self.memory
     }
 
-    /// Takes the next entry, if there is one.
+    /// How many entries were read.
+    #[inline]
+    pub fn position(&self) -> u64 {
+        self.position
+    }
+
+    #[inline]
+    fn entry(&self) -> &Entry {
+        let ring = self.memory.ring();
+        &ring[self.position as usize & (ring.len() - 1)]
+    }
+
+    /// The slot and the length of the message that the next entry carries, if it carries one.
+    #[inline]
+    pub fn peek(&self) -> Option<(u32, u64)> {
+        let entry = self.entry();
+        // Acquire: partner is the Release store in `LaneWriter::publish`.
+        let head = entry.head.load(Ordering::Acquire);
+        (head as u32 == low_half(self.position, MESSAGE))
+            .then(|| ((head >> 32) as u32, entry.body.load(Ordering::Relaxed)))
+    }
+
+    /// Goes on to the entry after the one that was looked at.
+    #[inline]
+    pub fn advance(&mut self) {
+        self.position += 1;
+    }
+
+    /// Takes the next entry, if there is one, whatever it is.
     ///
     /// # Errors
     /// [`Violation`] if the entry is not one that a sender may write.
-    #[inline]
     pub fn take(&mut self) -> Result<Option<Note>, Violation> {
-        let entry = &self.memory.ring()[self.place.index()];
+        let entry = self.entry();
         // Acquire: partner is the Release store in `LaneWriter::publish`.
         let head = entry.head.load(Ordering::Acquire);
-        let (found, expected) = (head as u8, self.place.lap());
+        let (found, expected) = (head as u32 >> KIND_BITS, mark(self.position));
         if found != expected {
-            return if found == expected.wrapping_sub(1) { Ok(None) } else { Err(Violation::Lap { found, expected }) };
+            return if found == self.mark_before() { Ok(None) } else { Err(Violation::Mark { found, expected }) };
         }
         let body = entry.body.load(Ordering::Relaxed);
-        let note = match (head >> 8) as u8 {
-            MESSAGE => Note::Message(SlotId::from_bits(head), Span::from_bits(body)),
+        let note = match head as u32 & ((1 << KIND_BITS) - 1) {
+            MESSAGE => Note::Message((head >> 32) as u32, body),
             GAP if body == 0 => return Err(Violation::EmptyGap),
             GAP => Note::Gap(body),
-            kind => return Err(Violation::Kind(kind)),
+            kind => return Err(Violation::Kind(kind as u8)),
         };
-        self.place.position += 1;
+        self.position += 1;
         Ok(Some(note))
     }
 
     /// Whether something stands where the next entry would be.
+    #[inline]
     pub fn is_ready(&self) -> bool {
-        let entry = &self.memory.ring()[self.place.index()];
-        // Relaxed: `take` looks again.
-        entry.head.load(Ordering::Relaxed) as u8 != self.place.lap().wrapping_sub(1)
+        // Relaxed: `peek` and `take` look again.
+        self.entry().head.load(Ordering::Relaxed) as u32 >> KIND_BITS != self.mark_before()
+    }
+
+    /// The mark that stands where the next entry will be, until it is there.
+    #[inline]
+    fn mark_before(&self) -> u32 {
+        self.position.checked_sub(self.memory.ring().len() as u64).map_or(0, mark)
     }
 
     /// If the sender has said that nothing follows the entries read so far: how many messages it
@@ -241,7 +274,7 @@ impl<M: LaneMemory> LaneReader<M> {
         let head = self.memory.head();
         // Acquire: partner is the Release store in `LaneWriter::close`.
         let closed = head.closed.load(Ordering::Acquire);
-        (closed == self.place.position + 1).then(|| head.left_out.load(Ordering::Relaxed))
+        (closed == self.position + 1).then(|| head.left_out.load(Ordering::Relaxed))
     }
 }
 
@@ -288,19 +321,32 @@ mod tests {
     use super::{heap::HeapLane, *};
     use proptest::prelude::*;
 
-    fn message(n: u32) -> (SlotId, Span) {
-        (SlotId { segment: n as u16, slot: n }, Span { offset: n, length: n + 1 })
-    }
-
     #[test]
     fn entries_arrive_in_order_over_many_laps() {
         let memory = HeapLane::new(4);
         let (mut writer, mut reader) = (LaneWriter::new(memory.clone()), LaneReader::new(memory));
         for n in 0..4 * 600 {
             assert_eq!(reader.take(), Ok(None));
-            let (slot, span) = message(n);
-            writer.message(slot, span);
-            assert_eq!(reader.take(), Ok(Some(Note::Message(slot, span))));
+            assert!(!reader.is_ready() && reader.peek().is_none());
+            writer.message(SlotId::new(n), n + 1);
+            assert!(reader.is_ready());
+            assert_eq!(reader.peek(), Some((n, u64::from(n) + 1)));
+            assert_eq!(reader.take(), Ok(Some(Note::Message(n, u64::from(n) + 1))));
+        }
+    }
+
+    #[test]
+    fn marks_begin_again_without_a_word_being_lost() {
+        let memory = HeapLane::new(4);
+        let position = (1 << (u32::BITS - KIND_BITS)) - 8;
+        let mut writer = LaneWriter { memory: memory.clone(), position };
+        let mut reader = LaneReader { memory, position };
+        for n in 0..16 {
+            assert!(n < 4 || !reader.is_ready());
+            writer.message(SlotId::new(n), n);
+            assert!(reader.is_ready());
+            assert_eq!(reader.peek(), Some((n, n.into())));
+            assert_eq!(reader.take(), Ok(Some(Note::Message(n, n.into()))));
         }
     }
 
@@ -314,6 +360,7 @@ mod tests {
         writer.close(3);
         for n in 1..=8 {
             assert_eq!(reader.ending(), None);
+            assert_eq!(reader.peek(), None, "a gap is no message");
             assert_eq!(reader.take(), Ok(Some(Note::Gap(n))));
         }
         assert_eq!(reader.take(), Ok(None));
@@ -337,7 +384,8 @@ mod tests {
             let memory = HeapLane::new(8);
             for (index, (head, body)) in words.iter().enumerate() {
                 // Half of the runs keep near the marks and kinds that would be accepted.
-                let head = if small { head & !0xffff | (head & 3) << 8 | 1 } else { *head };
+                let near = 1 + index as u64;
+                let head = if small { head & !0xffff_ffff | near << KIND_BITS | head & 3 } else { *head };
                 memory.scribble(index, head, *body);
             }
             let mut reader = LaneReader::new(memory);
@@ -375,13 +423,21 @@ mod model {
                         *p = 7
                     }
                 });
-                writer.message(SlotId { segment: 3, slot: 5 }, Span { offset: 1, length: 2 });
+                writer.message(SlotId::new(5), 2);
                 writer.gap(9);
                 writer.close(4);
             });
             let mut seen = Vec::new();
             while seen.len() < 2 {
-                match reader.take().expect("an honest sender") {
+                // As a receiver does: messages the short way, the rest the long one.
+                let note = match reader.peek() {
+                    Some((slot, length)) => {
+                        reader.advance();
+                        Some(Note::Message(slot, length))
+                    }
+                    None => reader.take().expect("an honest sender"),
+                };
+                match note {
                     Some(note) => seen.push(note),
                     None => thread::yield_now(),
                 }
@@ -396,10 +452,7 @@ mod model {
                     assert_eq!(value, 7);
                 }
             }
-            assert_eq!(
-                seen,
-                [Note::Message(SlotId { segment: 3, slot: 5 }, Span { offset: 1, length: 2 }), Note::Gap(9)]
-            );
+            assert_eq!(seen, [Note::Message(5, 2), Note::Gap(9)]);
             while reader.ending().is_none() {
                 thread::yield_now();
             }

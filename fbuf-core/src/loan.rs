@@ -17,6 +17,8 @@ use bytes::{BufMut, buf::UninitSlice};
 
 use crate::{
     inbound::{Loan, Peer, Returns},
+    memory::Address,
+    outbound::Outbound,
     pool::{Pool, Shelf},
     retire::Held,
     slot::SlotId,
@@ -55,24 +57,36 @@ pub struct TooLarge {
 }
 
 impl Pool {
-    /// A free slot, as a fbuf; none if no slot is free.
+    /// The slot whose turn it is, as a fbuf; none if it is lent over one of these links, or there is none.
     #[inline]
-    pub fn allocate(&mut self) -> Option<Fbuf> {
-        let capacity = self.geometry().slot_bytes();
-        let (slot, bytes) = self.take_free()?;
-        // Owned from here on: it was free, and is no longer among the free ones (invariant 2). Shelf
-        // and mappings live until it is put back or taken back (`Drop for Pool`).
-        Some(Fbuf { bytes, filled: 0, capacity, slot, home: self.shelf() })
+    pub fn allocate(&mut self, links: &mut [Box<Outbound>]) -> Option<Fbuf> {
+        let (slot, place) = self.take_next(links)?;
+        Some(self.fbuf(slot, place, 0))
+    }
+
+    /// Takes back what was to be sent last, and was lent to nobody.
+    pub fn recall(&mut self, length: u32) -> Option<Fbuf> {
+        let (slot, place) = self.take_last()?;
+        Some(self.fbuf(slot, place, length))
+    }
+
+    /// A slot that was just taken out of the line is owned by its fbuf from here on (invariant 2). Shelf
+    /// and mappings live until it is put back or taken back (`Drop for Pool`).
+    #[inline]
+    fn fbuf(&self, slot: SlotId, place: Address, filled: u32) -> Fbuf {
+        Fbuf { bytes: place.pointer(), filled, capacity: self.geometry().slot_bytes(), slot, home: self.shelf() }
     }
 }
 
 impl Fbuf {
     /// Whose pool it came from.
+    #[inline]
     pub(crate) fn home(&self) -> NonNull<Shelf> {
         self.home
     }
 
     /// Ends it without putting the slot back: the slot, and how many bytes are filled.
+    #[inline]
     pub(crate) fn into_slot(self) -> (SlotId, u32) {
         let parts = (self.slot, self.filled);
         std::mem::forget(self);
@@ -81,18 +95,21 @@ impl Fbuf {
 
     /// How many bytes it can hold: the slot size of its sender.
     #[must_use]
+    #[inline]
     pub fn capacity(&self) -> usize {
         self.capacity as usize
     }
 
     /// How many bytes are filled, and will be sent.
     #[must_use]
+    #[inline]
     pub fn len(&self) -> usize {
         self.filled as usize
     }
 
     /// Whether nothing is filled. An empty message can be sent.
     #[must_use]
+    #[inline]
     pub fn is_empty(&self) -> bool {
         self.filled == 0
     }
@@ -102,6 +119,7 @@ impl Fbuf {
     ///
     /// # Errors
     /// [`TooLarge`] beyond the capacity.
+    #[inline]
     pub fn resize(&mut self, length: usize) -> Result<(), TooLarge> {
         if length > self.capacity() {
             return Err(TooLarge { asked: length, capacity: self.capacity() });
@@ -111,6 +129,7 @@ impl Fbuf {
     }
 
     /// The bytes that are not filled yet.
+    #[inline]
     pub fn spare_mut(&mut self) -> &mut [u8] {
         // SAFETY: filled ≤ capacity, all bytes of a slot are initialised (memory from the kernel is
         // zeroed), and this fbuf owns them (invariant 2).
@@ -138,6 +157,7 @@ impl Fbuf {
 
 impl Deref for Fbuf {
     type Target = [u8];
+    #[inline]
     fn deref(&self) -> &[u8] {
         // SAFETY: as in `spare_mut`.
         unsafe { slice::from_raw_parts(self.bytes.as_ptr(), self.filled as usize) }
@@ -145,6 +165,7 @@ impl Deref for Fbuf {
 }
 
 impl DerefMut for Fbuf {
+    #[inline]
     fn deref_mut(&mut self) -> &mut [u8] {
         // SAFETY: as in `spare_mut`.
         unsafe { slice::from_raw_parts_mut(self.bytes.as_ptr(), self.filled as usize) }
@@ -221,7 +242,7 @@ impl Drop for Fbuf {
 pub struct Received {
     bytes: NonNull<u8>,
     length: u32,
-    index: u32,
+    slot: SlotId,
     position: u64,
     sequence: u64,
     home: NonNull<Returns>,
@@ -236,12 +257,13 @@ impl Loan<'_> {
     /// Makes a message of it.
     #[inline]
     pub(crate) fn receive(self, sequence: u64) -> Received {
-        let Self { bytes, length, index, position, home } = self;
-        Received { bytes, length, index, position, sequence, home: NonNull::from(home) }
+        let Self { place, length, slot, position, home } = self;
+        Received { bytes: place.pointer(), length, slot, position, sequence, home: NonNull::from(home) }
     }
 }
 
 impl Received {
+    #[inline]
     fn home(&self) -> &Returns {
         // SAFETY: `home` and the mappings live until this slot is put (`Remains`), which only `drop` does.
         unsafe { self.home.as_ref() }
@@ -250,6 +272,7 @@ impl Received {
     /// The number its sender gave it: 0, 1, 2 … A step of more than one means messages that were
     /// left out, because this receiver asked to be skipped.
     #[must_use]
+    #[inline]
     pub fn sequence(&self) -> u64 {
         self.sequence
     }
@@ -263,6 +286,7 @@ impl Received {
 
 impl Deref for Received {
     type Target = [u8];
+    #[inline]
     fn deref(&self) -> &[u8] {
         // SAFETY: a `Loan` is made only of bytes inside a slot that was just taken. At the level
         // "volatile" its sender's safe code cannot write them before the slot is handed back
@@ -291,13 +315,13 @@ impl Drop for Received {
     #[inline]
     fn drop(&mut self) {
         let home = self.home();
-        let place = home.place();
-        home.hand_back(self.index, self.position);
-        if let Some(mark) = home.mark(self.index).map(NonNull::from) {
+        let retirement = home.retirement();
+        home.hand_back(self.slot, self.position);
+        if let Some(mark) = home.mark(self.slot).map(NonNull::from) {
             // SAFETY: `home` lives until this very store (`Remains`). No reference to it is used
             // after this line, and the one to the mark, a cell, promises nothing about its memory.
             Held::clear(unsafe { mark.as_ref() });
         }
-        place.after_clear();
+        retirement.after_clear();
     }
 }

@@ -4,7 +4,6 @@
 use std::{
     ops::Add,
     os::fd::{AsFd, BorrowedFd},
-    sync::Arc,
 };
 
 use crate::{
@@ -13,7 +12,7 @@ use crate::{
     link::{self, Hello, LinkEnd, LinkMessage, Welcome, fencing},
     park::Fencing,
     pool::Pool,
-    slot::{SlotId, Span},
+    slot::SlotId,
     socket::PacketSocket,
     violation::Violation,
     wire::Descriptor,
@@ -73,20 +72,22 @@ impl AsFd for Expected {
 }
 
 /// In the ledger: not lent.
-const HERE: u64 = u64::MAX;
+const HERE: u64 = 0;
 
 /// The sender's half of a link.
 #[derive(Debug)]
 pub struct Outbound {
     peer: Peer,
     socket: PacketSocket,
-    writer: LaneWriter<Arc<LaneTable>>,
+    writer: LaneWriter<LaneTable>,
     board: BoardReader<BoardTable>,
     fencing: Fencing,
-    /// The ledger: for each slot, the lane position that lent it over this link, or [`HERE`].
+    /// The ledger: for each slot, the lane position that lent it over this link, plus one, or [`HERE`].
     ledger: Box<[u64]>,
-    /// How many slots the ledger has as lent.
-    lent: u32,
+    /// Once the receiver is gone: entries from here on it never read.
+    unread_from: u64,
+    /// Whether messages need more care than to be sent: the receiver may have to be skipped, or is gone.
+    special: bool,
     skipping: Option<Skipping>,
     /// How many segments the receiver was told of.
     announced: usize,
@@ -94,8 +95,6 @@ pub struct Outbound {
     gap: u64,
     /// The sleep of the receiver for which the bell was rung last.
     rung: u64,
-    /// Once the receiver is gone: entries from here on it never read.
-    unread_from: u64,
     counts: LinkCounts,
 }
 
@@ -103,8 +102,8 @@ pub struct Outbound {
 #[derive(Debug)]
 struct Skipping {
     most: u32,
-    /// What is lent, by index and position, or was when it was last looked at.
-    lent: Vec<(u32, u64)>,
+    /// What is lent, by slot and ledger entry, or was when it was last looked at.
+    lent: Vec<(SlotId, u64)>,
 }
 
 impl Skipping {
@@ -116,8 +115,6 @@ impl Skipping {
 /// What happened on one link.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct LinkCounts {
-    /// Messages sent.
-    pub messages: u64,
     /// Messages left out because the receiver held more than it wants to.
     pub skipped: u64,
     /// Times the receiver had to be woken.
@@ -127,11 +124,7 @@ pub struct LinkCounts {
 impl Add for LinkCounts {
     type Output = Self;
     fn add(self, other: Self) -> Self {
-        Self {
-            messages: self.messages + other.messages,
-            skipped: self.skipped + other.skipped,
-            bells: self.bells + other.bells,
-        }
+        Self { skipped: self.skipped + other.skipped, bells: self.bells + other.bells }
     }
 }
 
@@ -164,16 +157,16 @@ impl Outbound {
         Ok(Self {
             peer,
             socket,
-            writer: LaneWriter::new(Arc::new(lane)),
+            writer: LaneWriter::new(lane),
             board: BoardReader::new(board),
             fencing: Fencing::towards(fencing(hello.asymmetric)),
             ledger: vec![HERE; slots as usize].into(),
-            lent: 0,
+            unread_from: u64::MAX,
+            special: hello.skip_above.is_some(),
             skipping: hello.skip_above.map(|most| Skipping::new(most.min(slots))),
             announced,
             gap: 0,
             rung: 0,
-            unread_from: u64::MAX,
             counts: LinkCounts::default(),
         })
     }
@@ -190,10 +183,10 @@ impl Outbound {
         self.counts
     }
 
-    /// How many slots are lent over it, as far as was looked.
+    /// Whether any slot is lent over it.
     #[must_use]
-    pub fn lent(&self) -> u32 {
-        self.lent
+    pub fn lends(&self) -> bool {
+        (0..self.ledger.len() as u32).any(|slot| self.has(SlotId::new(slot)))
     }
 
     /// Whether the receiver may be sent anything.
@@ -203,46 +196,70 @@ impl Outbound {
     }
 
     /// Lends a slot to the receiver and tells it, unless it would rather skip.
-    #[inline]
-    pub fn offer(&mut self, slot: SlotId, index: u32, length: u32) -> Offer {
-        if !self.is_open() {
-            return Offer::Gone;
+    pub fn offer(&mut self, slot: SlotId, length: u32) -> Offer {
+        if self.special
+            && let Some(answer) = self.refuse(slot)
+        {
+            return answer;
         }
-        if self.skipping.is_some() && self.skips() {
+        if self.lend(slot, length) { Offer::Lent } else { self.answer() }
+    }
+
+    /// As [`Self::offer`], for a receiver to which nothing but sending is to be done: true if that was
+    /// done, and there is nothing more to do; none if nothing was done.
+    #[inline]
+    pub fn offer_simply(&mut self, slot: SlotId, length: u32) -> Option<bool> {
+        (!self.special).then(|| self.lend(slot, length))
+    }
+
+    /// Lends and tells: false if there is something to [`Self::answer`].
+    #[inline]
+    fn lend(&mut self, slot: SlotId, length: u32) -> bool {
+        let position = self.writer.position();
+        if let Some(entry) = self.ledger.get_mut(slot.index()) {
+            *entry = position + 1;
+        }
+        self.writer.message(slot, length);
+        self.fencing.after_publishing();
+        self.board.head().flag.read().is_quiet()
+    }
+
+    /// What becomes of a message that needs care: nothing, or it is sent after all.
+    #[cold]
+    #[inline(never)]
+    fn refuse(&mut self, slot: SlotId) -> Option<Offer> {
+        if !self.is_open() {
+            return Some(Offer::Gone);
+        }
+        if self.skips() {
             self.gap += 1;
             self.counts.skipped += 1;
-            return Offer::Skipped;
+            return Some(Offer::Skipped);
         }
         if self.gap > 0 {
             self.writer.gap(std::mem::take(&mut self.gap));
         }
-        let position = self.writer.position();
-        self.ledger[index as usize] = position;
-        self.lent += 1;
+        let entry = self.writer.position() + 1;
         if let Some(skipping) = &mut self.skipping {
-            skipping.lent.push((index, position));
+            skipping.lent.push((slot, entry));
         }
-        self.counts.messages += 1;
-        self.writer.message(slot, Span { offset: 0, length });
-        self.fencing.after_publishing();
-        let signal = self.board.head().flag.read();
-        if signal.is_quiet() {
-            return Offer::Lent;
-        }
-        if let Some(sleep) = signal.asleep() {
-            self.ring(sleep);
-        }
-        self.notice_leaving();
-        // It may have read even this one before it left.
-        if position < self.unread_from { Offer::Lent } else { Offer::Gone }
+        None
     }
 
+    /// After a message was sent to a receiver that sleeps, or leaves: it may have read even this one
+    /// before it left.
     #[cold]
-    fn ring(&mut self, sleep: u64) {
-        if self.rung != sleep && link::ring(&self.socket) {
+    #[inline(never)]
+    pub fn answer(&mut self) -> Offer {
+        if let Some(sleep) = self.board.head().flag.read().asleep()
+            && self.rung != sleep
+            && link::ring(&self.socket)
+        {
             self.rung = sleep;
             self.counts.bells += 1;
         }
+        self.notice_leaving();
+        if self.writer.position() <= self.unread_from { Offer::Lent } else { Offer::Gone }
     }
 
     /// Whether the receiver holds more than it wants to. If it seems so, looks again.
@@ -250,25 +267,29 @@ impl Outbound {
         let Some(mut skipping) = self.skipping.take() else { return false };
         let most = skipping.most as usize;
         if skipping.lent.len() > most {
-            skipping.lent.retain(|&(index, position)| self.ledger[index as usize] == position && self.holds(index));
+            skipping.lent.retain(|&(slot, entry)| self.ledger.get(slot.index()) == Some(&entry) && self.holds(slot));
         }
         let skips = skipping.lent.len() > most;
         self.skipping = Some(skipping);
         skips
     }
 
-    /// Looks whether the receiver still holds the slot `index`, and strikes it from the ledger if not.
+    /// Whether the receiver has the slot: it was lent, and is not back.
+    #[must_use]
     #[inline]
-    pub fn holds(&mut self, index: u32) -> bool {
-        let Some(position) = self.ledger.get_mut(index as usize) else { return false };
-        if *position == HERE {
-            return false;
-        }
-        if !self.board.has(index, *position) && *position < self.unread_from {
+    pub fn has(&self, slot: SlotId) -> bool {
+        let entry = self.ledger.get(slot.index()).copied().unwrap_or(HERE);
+        entry != HERE && !self.board.has(slot, entry - 1) && entry <= self.unread_from
+    }
+
+    /// As [`Self::has`], and strikes the slot from the ledger if it is back.
+    #[inline]
+    pub fn holds(&mut self, slot: SlotId) -> bool {
+        let Some(entry) = self.ledger.get_mut(slot.index()) else { return false };
+        if *entry != HERE && !self.board.has(slot, *entry - 1) && *entry <= self.unread_from {
             return true;
         }
-        *position = HERE;
-        self.lent -= 1;
+        *entry = HERE;
         false
     }
 
@@ -277,6 +298,7 @@ impl Outbound {
     pub fn notice_leaving(&mut self) {
         if let Some(read) = self.board.left_at() {
             self.unread_from = self.unread_from.min(read);
+            self.special = true;
         }
     }
 

@@ -187,7 +187,7 @@ mod model {
     use crate::{
         board::{BoardReader, BoardWriter, heap::HeapBoard},
         lane::{LaneMemory, LaneReader, LaneWriter, heap::HeapLane},
-        slot::{SlotId, Span},
+        slot::SlotId,
     };
     use loom::{
         sync::{Arc, Condvar, Mutex},
@@ -248,7 +248,7 @@ mod model {
                 let (board, bell) = (board.clone(), bell.clone());
                 thread::spawn(move || {
                     for length in 0..2 {
-                        writer.message(SlotId { segment: 0, slot: 0 }, Span { offset: 0, length });
+                        writer.message(SlotId::new(0), length);
                         ring_if_asleep(&BoardReader::new(board.clone()).head().flag, &bell);
                     }
                 })
@@ -270,11 +270,11 @@ mod model {
             let receiver = {
                 let (lane, bell) = (lane.clone(), bell.clone());
                 thread::spawn(move || {
-                    BoardWriter::new(board).hand_back(0, 4);
+                    BoardWriter::new(board).hand_back(SlotId::new(0), 4);
                     ring_if_asleep(&lane.head().flag, &bell);
                 })
             };
-            sleep_until(&lane.head().flag, &bell, || returned.has(0, 4));
+            sleep_until(&lane.head().flag, &bell, || returned.has(SlotId::new(0), 4));
             receiver.join().unwrap();
         });
     }

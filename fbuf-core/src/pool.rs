@@ -1,12 +1,13 @@
-//! A sender's slots (invariant 2): free in its pool, held as a [`Fbuf`], or lent over links. All of
-//! it is private memory of one thread, but for the shelf, where fbufs are put that were dropped
+//! A sender's slots (invariant 2): in line in its pool, free or lent over links, or out as a [`Fbuf`].
+//! All of it is private memory of one thread, but for the shelf, where fbufs are put that were dropped
 //! unsent, on whatever thread.
 //!
 //! Slots are reused first in, first out: the bytes that come next were written longest ago, have
-//! left the writer's private cache, and cost the reader no fetch of dirty lines.
+//! left the writer's private cache, and cost the reader no fetch of dirty lines. So there is one line
+//! of slots: what is sent goes to its end, and nobody looks whether a slot has come back before its
+//! turn comes.
 
 use std::{
-    collections::VecDeque,
     os::fd::OwnedFd,
     ptr::NonNull,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -18,38 +19,102 @@ use crate::{
     limits::MAX_SEGMENTS,
     link::NewSegment,
     loan::Fbuf,
-    memory::{Map, MemoryError},
+    memory::{Address, Map, MemoryError},
     outbound::Outbound,
     slot::{Geometry, SlotId},
     wire::Descriptor,
 };
 
-/// How many slots one look at the boards takes back at most.
+/// How many slots shall be back before a sender that has to wait goes on, if it has several times as
+/// many: taking them one by one would take the cache lines in which they are reported to and fro.
 const BATCH: usize = 64;
+/// How many slots one look goes through in search of one that is back.
+const SEARCH: usize = 256;
 
 /// A sender's slots.
 #[derive(Debug)]
 pub struct Pool {
     geometry: Geometry,
     segments: Vec<Segment>,
-    /// In the order in which they came back.
-    free: VecDeque<SlotId>,
-    /// In the order in which they were sent, roughly.
-    lent: VecDeque<SlotId>,
-    /// How many are fbufs now.
-    held: usize,
-    /// Whether the last segment is still to be announced, and its slots are not free yet.
+    /// Where the bytes of each slot are.
+    places: Vec<Address>,
+    /// The slots that are no fbufs, in the order in which they will be.
+    line: Line,
+    /// How many at the head of the line were searched in vain.
+    searched: usize,
+    /// Whether the last segment is still to be announced, and its slots are not in line yet.
     growing: bool,
     shelf: Arc<Shelf>,
 }
 
 #[derive(Debug)]
 struct Segment {
-    map: Map,
+    _map: Map,
     descriptor: Arc<OwnedFd>,
     slots: u32,
-    /// The index of its first slot among all slots of the sender.
-    first: u32,
+}
+
+/// Slots in line. A ring that has room for all of them, so that it never grows.
+#[derive(Debug)]
+struct Line {
+    /// The length is a power of two.
+    ring: Box<[SlotId]>,
+    /// How many were taken off its head, less those that were put there.
+    head: usize,
+    /// How many were put at its end, less those that were taken there.
+    end: usize,
+}
+
+impl Line {
+    fn for_slots(count: u32) -> Self {
+        Self { ring: vec![SlotId::new(0); (count as usize).next_power_of_two()].into(), head: 0, end: 0 }
+    }
+
+    #[inline]
+    fn len(&self) -> usize {
+        self.end.wrapping_sub(self.head)
+    }
+
+    #[inline]
+    fn at(&self, place: usize) -> usize {
+        place & (self.ring.len() - 1)
+    }
+
+    /// The one that has `index` others before it.
+    #[inline]
+    fn get(&self, index: usize) -> Option<SlotId> {
+        (index < self.len()).then(|| self.ring[self.at(self.head.wrapping_add(index))])
+    }
+
+    fn iter(&self) -> impl DoubleEndedIterator<Item = SlotId> {
+        (0..self.len()).map(|index| self.ring[self.at(self.head.wrapping_add(index))])
+    }
+
+    #[inline]
+    fn take_first(&mut self) -> Option<SlotId> {
+        let first = self.get(0)?;
+        self.head = self.head.wrapping_add(1);
+        Some(first)
+    }
+
+    fn take_last(&mut self) -> Option<SlotId> {
+        let last = self.get(self.len().checked_sub(1)?)?;
+        self.end = self.end.wrapping_sub(1);
+        Some(last)
+    }
+
+    fn put_first(&mut self, slot: SlotId) {
+        self.head = self.head.wrapping_sub(1);
+        let place = self.at(self.head);
+        self.ring[place] = slot;
+    }
+
+    #[inline]
+    fn put_last(&mut self, slot: SlotId) {
+        let place = self.at(self.end);
+        self.ring[place] = slot;
+        self.end = self.end.wrapping_add(1);
+    }
 }
 
 /// Where a sender's slots are.
@@ -71,8 +136,8 @@ impl Pool {
     /// [`MemoryError`]
     pub fn new(geometry: Geometry, slots: u32, wake: Arc<EventFd>) -> Result<Self, MemoryError> {
         let shelf = Arc::new(Shelf { state: Mutex::new(Stored::Open { slots: Vec::new(), waited_for: false }), wake });
-        let (free, lent) = (VecDeque::new(), VecDeque::new());
-        let mut pool = Self { geometry, segments: Vec::new(), free, lent, held: 0, growing: false, shelf };
+        let (segments, places, line) = (Vec::new(), Vec::new(), Line::for_slots(geometry.max_slots()));
+        let mut pool = Self { geometry, segments, places, line, searched: 0, growing: false, shelf };
         pool.add_segment(slots.min(geometry.max_slots()))?;
         pool.use_segment();
         Ok(pool)
@@ -84,17 +149,31 @@ impl Pool {
         self.geometry
     }
 
-    /// Where its slots are. Lent ones that have come back since the last look count as lent.
+    /// Where its slots are. Goes through all of them.
     #[must_use]
-    pub fn places(&self) -> Places {
+    pub fn places(&self, links: &[Box<Outbound>]) -> Places {
+        let lent = self.line.iter().filter(|&slot| is_lent(links, slot)).count();
         let put_back = self.shelf.count();
-        Places { free: self.free.len() + put_back, held: self.held - put_back, lent: self.lent.len() }
+        Places { free: self.line.len() - lent + put_back, held: self.out() - put_back, lent }
+    }
+
+    /// Whether any slot is lent.
+    #[must_use]
+    pub fn lends(&self, links: &[Box<Outbound>]) -> bool {
+        // What was sent last is the most likely.
+        self.line.iter().rev().any(|slot| is_lent(links, slot))
+    }
+
+    /// How many slots are not in line: fbufs, of which some may be on the shelf.
+    fn out(&self) -> usize {
+        let unused = self.segments.last().filter(|_| self.growing).map_or(0, |segment| segment.slots as usize);
+        self.places.len() - unused - self.line.len()
     }
 
     /// How many slots there are now.
     #[must_use]
     pub fn slots(&self) -> u32 {
-        self.segments.last().map_or(0, |segment| segment.first + segment.slots)
+        self.places.len() as u32
     }
 
     /// Whether [`Self::grow`] could add any.
@@ -120,23 +199,20 @@ impl Pool {
         self.growing
     }
 
-    /// Frees the slots of the new segment.
+    /// Puts the slots of the new segment at the head of the line.
     pub fn use_segment(&mut self) {
         if let Some(last) = self.segments.last().filter(|_| self.growing) {
-            let segment = (self.segments.len() - 1) as u16;
-            self.free.extend((0..last.slots).map(|slot| SlotId { segment, slot }));
+            for slot in (self.slots() - last.slots..self.slots()).rev() {
+                self.line.put_first(SlotId::new(slot));
+            }
             self.growing = false;
         }
     }
 
     fn add_segment(&mut self, slots: u32) -> Result<(), MemoryError> {
         let (map, descriptor) = Map::create("fbuf-segment", self.geometry.segment_bytes(slots))?;
-        let first = self.slots();
-        self.segments.push(Segment { map, descriptor: Arc::new(descriptor), slots, first });
-        // All slots may be in either; so that neither ever grows while messages flow.
-        let all = (first + slots) as usize;
-        self.free.reserve(all - self.free.len());
-        self.lent.reserve(all - self.lent.len());
+        self.places.extend(map.pieces(slots, self.geometry.stride(), self.geometry.slot_bytes()).into_iter().flatten());
+        self.segments.push(Segment { _map: map, descriptor: Arc::new(descriptor), slots });
         self.growing = true;
         Ok(())
     }
@@ -146,14 +222,26 @@ impl Pool {
         self.segments.iter().skip(known).map(Segment::announce)
     }
 
-    /// Takes a slot out of the free ones: its name, and where its bytes are.
+    /// Takes the slot whose turn it is out of the line, if it is not lent: its name, and where its
+    /// bytes are.
     #[inline]
-    pub(crate) fn take_free(&mut self) -> Option<(SlotId, NonNull<u8>)> {
-        let slot = self.free.pop_front()?;
-        let segment = self.segments.get(usize::from(slot.segment))?;
-        let bytes = segment.map.at(u64::from(slot.slot) * self.geometry.stride(), self.geometry.slot_bytes().into())?;
-        self.held += 1;
-        Some((slot, bytes))
+    pub(crate) fn take_next(&mut self, links: &mut [Box<Outbound>]) -> Option<(SlotId, Address)> {
+        let slot = self.line.get(0)?;
+        let held = match links {
+            [link] => link.holds(slot),
+            links => any_holds(links, slot),
+        };
+        if held {
+            return None;
+        }
+        self.line.head = self.line.head.wrapping_add(1);
+        Some((slot, *self.places.get(slot.index())?))
+    }
+
+    /// Takes the slot out of the line that was put there last.
+    pub(crate) fn take_last(&mut self) -> Option<(SlotId, Address)> {
+        let slot = self.line.take_last()?;
+        Some((slot, *self.places.get(slot.index())?))
     }
 
     /// Where fbufs of this pool go that are dropped: the inside of an Arc.
@@ -162,59 +250,58 @@ impl Pool {
         NonNull::from(Arc::as_ref(&self.shelf))
     }
 
-    /// Takes a filled fbuf back in order to send it: its slot, that slot's index, and how many bytes
-    /// are filled.
+    /// Takes a filled fbuf back in order to send it: its slot, and how many bytes are filled.
     ///
     /// # Errors
     /// The fbuf, if it came from another pool.
     #[inline]
-    pub fn take(&mut self, fbuf: Fbuf) -> Result<(SlotId, u32, u32), Fbuf> {
+    pub fn take(&mut self, fbuf: Fbuf) -> Result<(SlotId, u32), Fbuf> {
         if fbuf.home() != self.shelf() {
             return Err(fbuf);
         }
         let (slot, length) = fbuf.into_slot();
-        self.held -= 1;
-        self.lent.push_back(slot);
-        Ok((slot, self.index(slot), length))
+        self.line.put_last(slot);
+        Ok((slot, length))
     }
 
-    /// The number of a slot among all slots of the sender.
-    #[inline]
-    fn index(&self, slot: SlotId) -> u32 {
-        self.segments[usize::from(slot.segment)].first + slot.slot
-    }
-
-    /// Whether a look at the boards could help: the slot that was sent first is back.
+    /// Whether it is worth while for a sender that waits to go on: a batch of slots is back.
     #[must_use]
     #[inline]
-    pub fn first_is_back(&self, links: &mut [Outbound]) -> bool {
-        self.lent.front().is_some_and(|&slot| !is_lent(links, self.index(slot)))
+    pub fn has_batch(&self, links: &[Box<Outbound>]) -> bool {
+        self.line.get(BATCH.min(self.line.len() / 4)).is_some_and(|slot| !is_lent(links, slot))
     }
 
-    /// Takes back what receivers and dropped fbufs have returned, up to a batch of it. Slots that
-    /// somebody keeps for long move to the end of the line, so that each costs one look per round.
-    /// Returns how many lent slots are back.
-    pub fn collect(&mut self, links: &mut [Outbound]) -> usize {
-        let put_back = self.shelf.clear();
-        self.held -= put_back.len();
-        self.free.extend(put_back);
-        for link in &mut *links {
-            link.notice_leaving();
+    /// Looks for a slot that is free although it is not its turn: a fbuf that was dropped unsent, or a
+    /// slot behind others that receivers keep for long. Brings it to the head of the line; those
+    /// before it go to the end, so that each of them costs one look per round. False if none was
+    /// found; the next look goes on where this one ended.
+    pub fn search(&mut self, links: &[Box<Outbound>]) -> bool {
+        self.searched = if self.searched < self.line.len() { self.searched } else { 0 };
+        self.search_from(self.searched, SEARCH, links)
+    }
+
+    /// As [`Self::search`], but looks everywhere.
+    pub fn search_all(&mut self, links: &[Box<Outbound>]) -> bool {
+        self.search_from(0, usize::MAX, links)
+    }
+
+    fn search_from(&mut self, from: usize, most: usize, links: &[Box<Outbound>]) -> bool {
+        for slot in self.shelf.clear() {
+            self.line.put_first(slot);
         }
-        let mut taken = 0;
-        for _ in 0..self.lent.len() {
-            let Some(slot) = self.lent.pop_front() else { break };
-            if is_lent(links, self.index(slot)) {
-                self.lent.push_back(slot);
-                continue;
-            }
-            self.free.push_back(slot);
-            taken += 1;
-            if taken == BATCH {
-                break;
+        let free = |slot| !is_lent(links, slot);
+        let found = if self.line.get(0).is_some_and(free) {
+            Some(0)
+        } else {
+            self.line.iter().skip(from).take(most).position(free).map(|index| from + index)
+        };
+        for _ in 0..found.unwrap_or(0) {
+            if let Some(kept) = self.line.take_first() {
+                self.line.put_last(kept);
             }
         }
-        taken
+        self.searched = if found.is_some() { 0 } else { from.saturating_add(most) };
+        found.is_some()
     }
 
     /// Before the sender sleeps: have [`Fbuf`]s that are dropped from now on wake it. False if some
@@ -231,13 +318,15 @@ impl Pool {
     }
 }
 
+/// Whether any of several receivers has the slot.
+#[inline(never)]
+fn any_holds(links: &mut [Box<Outbound>], slot: SlotId) -> bool {
+    links.iter_mut().any(|link| link.holds(slot))
+}
+
 #[inline]
-fn is_lent(links: &mut [Outbound], index: u32) -> bool {
-    let mut lent = false;
-    for link in links {
-        lent |= link.holds(index);
-    }
-    lent
+fn is_lent(links: &[Box<Outbound>], slot: SlotId) -> bool {
+    links.iter().any(|link| link.has(slot))
 }
 
 impl Segment {
@@ -248,10 +337,11 @@ impl Segment {
 
 impl Drop for Pool {
     fn drop(&mut self) {
+        let out = self.out();
         let segments = std::mem::take(&mut self.segments);
         let mut state = self.shelf.lock();
         let put_back = if let Stored::Open { slots, .. } = &*state { slots.len() } else { 0 };
-        let outstanding = self.held - put_back;
+        let outstanding = out - put_back;
         if outstanding > 0 {
             *state = Stored::Closed { outstanding, kept: Kept { _shelf: self.shelf.clone(), _segments: segments } };
         }
@@ -340,15 +430,17 @@ mod tests {
     #[test]
     fn a_slot_is_in_one_place() {
         let mut pool = pool(3, 3);
-        let all: Vec<_> = std::iter::from_fn(|| pool.allocate()).collect();
+        let all: Vec<_> = std::iter::from_fn(|| pool.allocate(&mut [])).collect();
         assert_eq!(all.len(), 3);
-        assert_eq!(pool.places(), Places { free: 0, held: 3, lent: 0 });
+        assert_eq!(pool.places(&[]), Places { free: 0, held: 3, lent: 0 });
         let mut starts: Vec<_> = all.iter().map(|fbuf| fbuf.as_ptr() as usize).collect();
         starts.sort_unstable();
         assert!(starts.windows(2).all(|pair| pair[1] - pair[0] >= 100), "slots overlap");
         drop(all);
-        pool.collect(&mut []);
-        assert_eq!(pool.places(), Places { free: 3, held: 0, lent: 0 });
+        assert_eq!(pool.places(&[]), Places { free: 3, held: 0, lent: 0 });
+        assert!(pool.search(&[]));
+        assert_eq!(pool.places(&[]), Places { free: 3, held: 0, lent: 0 });
+        assert_eq!(std::iter::from_fn(|| pool.allocate(&mut [])).count(), 3);
     }
 
     #[test]
@@ -356,11 +448,8 @@ mod tests {
         let mut pool = pool(4, 4);
         let mut order = Vec::new();
         for _ in 0..8 {
-            let fbuf = pool.allocate().or_else(|| {
-                pool.collect(&mut []);
-                pool.allocate()
-            });
-            order.push(pool.take(fbuf.unwrap()).unwrap().1);
+            let fbuf = pool.allocate(&mut []).unwrap();
+            order.push(pool.take(fbuf).unwrap().0.index());
         }
         assert_eq!(order, [0, 1, 2, 3, 0, 1, 2, 3]);
     }
@@ -370,19 +459,23 @@ mod tests {
         let mut pool = pool(2, 7);
         pool.grow().unwrap();
         assert!(pool.is_growing());
-        assert_eq!(pool.places().free, 2, "slots are free before receivers know of them");
+        assert_eq!(
+            pool.places(&[]),
+            Places { free: 2, held: 0, lent: 0 },
+            "slots are free before receivers know of them"
+        );
         pool.use_segment();
         pool.grow().unwrap();
         pool.use_segment();
         assert!(!pool.can_grow() && !pool.is_growing());
         assert_eq!(pool.announce(0).map(|segment| segment.slots).collect::<Vec<_>>(), [2, 2, 3]);
-        assert_eq!(std::iter::from_fn(|| pool.allocate()).count(), 7);
+        assert_eq!(std::iter::from_fn(|| pool.allocate(&mut [])).count(), 7);
     }
 
     #[test]
     fn a_fbuf_of_another_pool_is_handed_back() {
         let (mut one, mut other) = (pool(1, 1), pool(1, 1));
-        let fbuf = one.allocate().unwrap();
+        let fbuf = one.allocate(&mut []).unwrap();
         let fbuf = other.take(fbuf).unwrap_err();
         assert!(one.take(fbuf).is_ok());
     }
@@ -391,7 +484,7 @@ mod tests {
     fn fbufs_outlive_their_pool_and_take_its_memory_with_them() {
         let mut pool = pool(2, 2);
         let shelf = Arc::downgrade(&pool.shelf);
-        let (mut one, two) = (pool.allocate().unwrap(), pool.allocate().unwrap());
+        let (mut one, two) = (pool.allocate(&mut []).unwrap(), pool.allocate(&mut []).unwrap());
         drop(pool);
         one.resize(100).unwrap();
         one.fill(7);
@@ -405,7 +498,7 @@ mod tests {
     #[test]
     fn a_dropped_fbuf_wakes_who_waits_for_it() {
         let mut pool = pool(1, 1);
-        let fbuf = pool.allocate().unwrap();
+        let fbuf = pool.allocate(&mut []).unwrap();
         assert!(pool.await_fbufs());
         drop(fbuf);
         assert_eq!(pool.shelf.wake.read(), Ok(1));
@@ -417,7 +510,7 @@ mod tests {
         use bytes::BufMut;
         use std::io::Write;
         let mut pool = pool(1, 1);
-        let mut fbuf = pool.allocate().unwrap();
+        let mut fbuf = pool.allocate(&mut []).unwrap();
         assert!(fbuf.is_empty());
         fbuf.put_u16(0x0102);
         fbuf.write_all(b"abc").unwrap();

@@ -8,6 +8,7 @@ use crossbeam_utils::CachePadded;
 use crate::{
     board::{BoardMemory, BoardWriter},
     park::Fencing,
+    slot::SlotId,
     sync::{AtomicU32, AtomicU64, Mutex, Ordering, yield_now},
 };
 
@@ -25,21 +26,38 @@ impl Held {
     /// Marks a slot as held since the entry at `position`; false if it is held already. By the
     /// receiver only.
     #[inline]
-    pub fn take<M: BoardMemory>(&self, index: u32, position: u64, board: &BoardWriter<M>) -> bool {
-        let Some(mark) = self.0.get(index as usize) else { return false };
+    pub fn take(&self, slot: SlotId, position: u64) -> bool {
+        let Some(mark) = self.0.get(slot.index()) else { return false };
         // Acquire: partner is the Release store in `clear`, by whichever thread held it last.
-        let held = mark.load(Ordering::Acquire);
-        if held != 0 && !wait_for_holder(mark, held, board.is_back(index, held - 1)) {
+        if mark.load(Ordering::Acquire) != 0 {
             return false;
         }
         mark.store(position + 1, Ordering::Relaxed);
         true
     }
 
+    /// As [`Self::take`], for a slot that could not be taken. A holder hands its slot back and clears
+    /// the mark a moment later; the sender may have lent it again by then. Waits for that moment; false
+    /// if the slot was not handed back, and so is held in earnest.
+    pub fn take_patiently<M: BoardMemory>(&self, slot: SlotId, position: u64, board: &BoardWriter<M>) -> bool {
+        let Some(mark) = self.mark(slot) else { return false };
+        loop {
+            // Acquire: as in `take`.
+            let held = mark.load(Ordering::Acquire);
+            if held == 0 {
+                return self.take(slot, position);
+            }
+            if !board.is_back(slot, held - 1) {
+                return false;
+            }
+            yield_now();
+        }
+    }
+
     /// The mark of a slot, for its holder to clear.
     #[inline]
-    pub fn mark(&self, index: u32) -> Option<&AtomicU64> {
-        self.0.get(index as usize)
+    pub fn mark(&self, slot: SlotId) -> Option<&AtomicU64> {
+        self.0.get(slot.index())
     }
 
     /// Marks a slot as no longer held, by its one holder. The holder touches nothing of the link
@@ -57,33 +75,18 @@ impl Held {
     }
 }
 
-/// A holder hands its slot back and clears the mark a moment later; the sender may have lent it again
-/// by then. Waits for that moment; false if the slot was not handed back, and so is held in earnest.
-#[cold]
-fn wait_for_holder(mark: &AtomicU64, held: u64, handed_back: bool) -> bool {
-    // Acquire: as in `take`.
-    while handed_back && mark.load(Ordering::Acquire) == held {
-        yield_now();
-    }
-    handed_back
-}
-
 /// What is left of a link that ended while some of its slots were held.
 pub trait Remains {
-    /// The number of the link. Links whose numbers are equal modulo 16 share a counter.
-    fn link(&self) -> usize;
     /// Whether nothing is held any more.
     fn is_idle(&self) -> bool;
 }
 
-const BUCKETS: usize = 16;
-
-/// The links of this process that ended while some of their slots were held.
+/// Links that ended while some of their slots were held. A process has several of these and deals its
+/// links out among them, so that holders of most links need not look for the remains of others.
 #[derive(Debug)]
 pub struct Retired<T> {
-    /// How many links are in `list`, by bucket, so that holders of other links need not look.
-    /// Written with `list` locked.
-    counts: [CachePadded<AtomicU32>; BUCKETS],
+    /// How many there are, on a cache line that rarely changes. Written with `list` locked.
+    count: CachePadded<AtomicU32>,
     list: Mutex<Vec<T>>,
 }
 
@@ -92,49 +95,47 @@ impl<T: Remains> Retired<T> {
     #[cfg(not(loom))]
     #[must_use]
     pub const fn new() -> Self {
-        Self { counts: [const { CachePadded::new(AtomicU32::new(0)) }; BUCKETS], list: Mutex::new(Vec::new()) }
+        Self { count: CachePadded::new(AtomicU32::new(0)), list: Mutex::new(Vec::new()) }
     }
 
     /// None yet.
     #[cfg(loom)]
     pub fn new() -> Self {
-        Self { counts: std::array::from_fn(|_| CachePadded::new(AtomicU32::new(0))), list: Mutex::new(Vec::new()) }
+        Self { count: CachePadded::new(AtomicU32::new(0)), list: Mutex::new(Vec::new()) }
     }
 
     /// Ends a link: its remains are dropped as soon as nothing of it is held, possibly now.
     pub fn leave(&self, remains: T, fencing: Fencing) {
-        let link = remains.link();
         {
             let mut list = self.lock();
             list.push(remains);
-            let count = &self.counts[link % BUCKETS];
-            count.store(count.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+            self.count.store(list.len() as u32, Ordering::Relaxed);
         }
         // Partner: the fence in `after_clear`. Either the sweep below sees the mark of a holder gone,
         // or that holder sees the count and sweeps.
         // Should the kernel refuse, the worst is that a holder that is dropping just now is missed
         // by both: then the mappings stay, as they do for a message that is never dropped.
         let _ = fencing.before_sleeping();
-        self.sweep(link);
+        self.sweep();
     }
 
-    /// To be called after [`Held::clear`] by whoever held a slot of this link.
+    /// To be called after [`Held::clear`] by whoever held a slot of a link that is dealt to this.
     #[inline]
-    pub fn after_clear(&self, link: usize, fencing: Fencing) {
+    pub fn after_clear(&self, fencing: Fencing) {
         // Partner: the fence in `leave`.
         fencing.after_publishing();
-        if self.counts[link % BUCKETS].load(Ordering::Relaxed) != 0 {
-            self.sweep(link);
+        if self.count.load(Ordering::Relaxed) != 0 {
+            self.sweep();
         }
     }
 
-    /// Drops the remains of this link, if they are there and nothing of them is held.
+    /// Drops the remains of which nothing is held.
     #[cold]
-    fn sweep(&self, link: usize) {
+    #[inline(never)]
+    fn sweep(&self) {
         let mut list = self.lock();
-        let idle: Vec<T> = list.extract_if(.., |remains| remains.link() == link && remains.is_idle()).collect();
-        let count = &self.counts[link % BUCKETS];
-        count.store(count.load(Ordering::Relaxed) - idle.len() as u32, Ordering::Relaxed);
+        let idle: Vec<T> = list.extract_if(.., |remains| remains.is_idle()).collect();
+        self.count.store(list.len() as u32, Ordering::Relaxed);
         drop(list);
         drop(idle);
     }
@@ -167,9 +168,6 @@ mod tests {
     struct Link(Arc<Held>);
 
     impl Remains for Link {
-        fn link(&self) -> usize {
-            17
-        }
         fn is_idle(&self) -> bool {
             self.0.count() == 0
         }
@@ -178,38 +176,36 @@ mod tests {
     #[test]
     fn a_slot_is_held_once() {
         let (held, board) = (Held::new(3), BoardWriter::new(HeapBoard::new(3)));
-        assert!(held.take(0, 0, &board) && held.take(2, 1, &board));
-        assert!(!held.take(0, 2, &board));
-        assert!(!held.take(3, 2, &board), "a slot that does not exist cannot be held");
+        assert!(held.take(SlotId::new(0), 0) && held.take(SlotId::new(2), 1));
+        assert!(!held.take(SlotId::new(0), 2) && !held.take_patiently(SlotId::new(0), 2, &board));
+        assert!(!held.take(SlotId::new(3), 2), "a slot that does not exist cannot be held");
         assert_eq!(held.count(), 2);
     }
 
     #[test]
     fn a_slot_that_was_handed_back_is_waited_for() {
         let (held, board) = (Arc::new(Held::new(1)), BoardWriter::new(HeapBoard::new(1)));
-        assert!(held.take(0, 5, &board));
-        board.hand_back(0, 5);
+        assert!(held.take(SlotId::new(0), 5));
+        board.hand_back(SlotId::new(0), 5);
         let holder = held.clone();
-        let clearing = std::thread::spawn(move || Held::clear(holder.mark(0).unwrap()));
-        assert!(held.take(0, 6, &board));
+        let clearing = std::thread::spawn(move || Held::clear(holder.mark(SlotId::new(0)).unwrap()));
+        assert!(held.take_patiently(SlotId::new(0), 6, &board));
         clearing.join().unwrap();
         assert_eq!(held.count(), 1);
     }
 
     #[test]
     fn remains_stay_until_the_last_slot_is_put() {
-        let (held, retired, board) = (Arc::new(Held::new(3)), Retired::new(), BoardWriter::new(HeapBoard::new(3)));
-        assert!(held.take(0, 0, &board) && held.take(2, 1, &board));
+        let (held, retired) = (Arc::new(Held::new(3)), Retired::new());
+        assert!(held.take(SlotId::new(0), 0) && held.take(SlotId::new(2), 1));
         retired.leave(Link(held.clone()), Fencing::Full);
-        Held::clear(held.mark(0).unwrap());
-        retired.after_clear(17, Fencing::Full);
+        Held::clear(held.mark(SlotId::new(0)).unwrap());
+        retired.after_clear(Fencing::Full);
         assert_eq!(Arc::strong_count(&held), 2);
-        Held::clear(held.mark(2).unwrap());
-        retired.after_clear(1, Fencing::Full);
-        assert_eq!(Arc::strong_count(&held), 2, "another link with the same counter is another link");
-        retired.after_clear(17, Fencing::Full);
-        assert_eq!(Arc::strong_count(&held), 1, "the remains were dropped");
-        assert_eq!(retired.counts[1].load(Ordering::Relaxed), 0);
+        Held::clear(held.mark(SlotId::new(2)).unwrap());
+        retired.after_clear(Fencing::Full);
+        assert_eq!(Arc::strong_count(&held), 1, "the remains were not dropped");
+        assert_eq!(retired.count.load(Ordering::Relaxed), 0);
     }
 
     #[test]
@@ -237,9 +233,6 @@ mod model {
     }
 
     impl Remains for Link {
-        fn link(&self) -> usize {
-            0
-        }
         fn is_idle(&self) -> bool {
             self.held.count() == 0
         }
@@ -284,15 +277,14 @@ mod model {
             let gone = Arc::new(AtomicBool::new(false));
             let bytes = Arc::new([UnsafeCell::new(0), UnsafeCell::new(0)]);
             let (held, retired) = (Arc::new(Held::new(2)), Arc::new(Retired::new()));
-            let board = BoardWriter::new(HeapBoard::new(2));
-            assert!(held.take(0, 0, &board) && held.take(1, 1, &board));
+            assert!(held.take(SlotId::new(0), 0) && held.take(SlotId::new(1), 1));
             let holders: Vec<_> = (0..2u32)
                 .map(|index| {
                     let (held, retired, bytes) = (held.clone(), retired.clone(), bytes.clone());
                     thread::spawn(move || {
                         read(&bytes[index as usize]);
-                        Held::clear(held.mark(index).unwrap());
-                        retired.after_clear(0, Fencing::Full);
+                        Held::clear(held.mark(SlotId::new(index)).unwrap());
+                        retired.after_clear(Fencing::Full);
                     })
                 })
                 .collect();
@@ -312,18 +304,18 @@ mod model {
             let memory = HeapBoard::new(1);
             let (board, sender) = (Arc::new(BoardWriter::new(memory.clone())), BoardReader::new(memory));
             let held = Arc::new(Held::new(1));
-            assert!(held.take(0, 0, &board));
+            assert!(held.take(SlotId::new(0), 0));
             let holder = {
                 let (board, held) = (board.clone(), held.clone());
                 thread::spawn(move || {
-                    board.hand_back(0, 0);
-                    Held::clear(held.mark(0).unwrap());
+                    board.hand_back(SlotId::new(0), 0);
+                    Held::clear(held.mark(SlotId::new(0)).unwrap());
                 })
             };
-            while !sender.has(0, 0) {
+            while !sender.has(SlotId::new(0), 0) {
                 thread::yield_now();
             }
-            assert!(held.take(0, 1, &board), "an honest sender was taken for another");
+            assert!(held.take_patiently(SlotId::new(0), 1, &board), "an honest sender was taken for another");
             holder.join().unwrap();
             assert_eq!(held.count(), 1, "the mark of the second lending was lost");
         });

@@ -1,50 +1,29 @@
-//! Names for memory: which slot, which bytes of it, and how slots lie in a segment.
+//! Names for memory: which slot, and how slots lie in a segment.
 
 use crate::limits::{MAX_SLOT_BYTES, MAX_SLOTS, SLOT_ALIGNMENT};
 
-/// A slot of a sender: the segment it lies in and its number there.
+/// A slot of a sender, by its number among all slots of that sender.
+///
+/// A number that a peer names becomes one only by looking the slot up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct SlotId {
-    /// Which segment.
-    pub segment: u16,
-    /// Which slot of it.
-    pub slot: u32,
-}
+pub struct SlotId(u32);
 
 impl SlotId {
-    /// As in an entry's head word; the low 16 bits are the entry's own.
-    pub(crate) fn to_bits(self) -> u64 {
-        u64::from(self.slot) << 32 | u64::from(self.segment) << 16
+    pub(crate) const fn new(index: u32) -> Self {
+        Self(index)
     }
 
-    pub(crate) fn from_bits(bits: u64) -> Self {
-        Self { segment: (bits >> 16) as u16, slot: (bits >> 32) as u32 }
-    }
-}
-
-/// Bytes of a slot.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Span {
-    /// Where they begin, in bytes from the start of the slot.
-    pub offset: u32,
-    /// How many they are.
-    pub length: u32,
-}
-
-impl Span {
-    pub(crate) fn to_bits(self) -> u64 {
-        u64::from(self.length) << 32 | u64::from(self.offset)
-    }
-
-    pub(crate) fn from_bits(bits: u64) -> Self {
-        Self { offset: bits as u32, length: (bits >> 32) as u32 }
-    }
-
-    /// Whether all of it lies inside a slot of `slot_bytes`.
+    /// Its number.
     #[must_use]
     #[inline]
-    pub fn fits(self, slot_bytes: u32) -> bool {
-        self.offset <= slot_bytes && self.length <= slot_bytes - self.offset
+    pub fn index(self) -> usize {
+        self.0 as usize
+    }
+
+    /// Its number as an entry of a lane names it.
+    #[inline]
+    pub(crate) fn number(self) -> u32 {
+        self.0
     }
 }
 
@@ -118,7 +97,6 @@ impl Geometry {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use proptest::prelude::*;
 
     #[test]
     fn impossible_geometries_are_named() {
@@ -127,21 +105,5 @@ mod tests {
         assert_eq!(Geometry::new(64, 0), Err(GeometryError::Slots(0)));
         assert_eq!(Geometry::new(64, 1 << 33), Err(GeometryError::Slots(1 << 33)));
         assert!(Geometry::new(MAX_SLOT_BYTES.into(), MAX_SLOTS.into()).is_ok());
-    }
-
-    proptest! {
-        #[test]
-        fn names_survive_their_encoding(segment: u16, slot: u32, offset: u32, length: u32, low: u16) {
-            let id = SlotId { segment, slot };
-            prop_assert_eq!(SlotId::from_bits(id.to_bits() | u64::from(low)), id);
-            let span = Span { offset, length };
-            prop_assert_eq!(Span::from_bits(span.to_bits()), span);
-        }
-
-        #[test]
-        fn a_span_fits_exactly_when_its_end_does(offset: u32, length: u32, slot_bytes in 1..=MAX_SLOT_BYTES) {
-            let fits = u64::from(offset) + u64::from(length) <= u64::from(slot_bytes);
-            prop_assert_eq!(Span { offset, length }.fits(slot_bytes), fits);
-        }
     }
 }

@@ -7,13 +7,13 @@
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Violation {
-    /// A lane entry carries neither this lap's mark nor the last one's.
-    #[error("a lane entry is marked for lap {found}, where only {expected} or the one before can stand")]
-    Lap {
+    /// A lane entry carries neither the mark that the next one has nor the one that stands there now.
+    #[error("a lane entry is marked {found}, where only {expected}, or the mark of one lap before, can stand")]
+    Mark {
         /// The mark that was found.
-        found: u8,
+        found: u32,
         /// The mark that the reader waits for.
-        expected: u8,
+        expected: u32,
     },
     /// A lane entry of an unknown kind.
     #[error("a lane entry is of the unknown kind {0}")]
@@ -21,29 +21,19 @@ pub enum Violation {
     /// A gap that says nothing was left out.
     #[error("a lane entry says that messages were left out, but none")]
     EmptyGap,
-    /// A slot of a segment that was never announced.
-    #[error("a message names segment {named} of {known}")]
-    Segment {
-        /// The segment that was named.
-        named: u16,
-        /// How many are known.
-        known: usize,
-    },
-    /// A slot that its segment does not have.
-    #[error("a message names slot {named} of a segment with {slots}")]
+    /// A slot that was never announced.
+    #[error("a message names slot {named} of {known}")]
     Slot {
         /// The slot that was named.
         named: u32,
-        /// How many the segment has.
-        slots: u32,
+        /// How many are known.
+        known: usize,
     },
-    /// Bytes outside their slot.
-    #[error("a message claims {length} bytes at {offset} in a slot of {slot_bytes}")]
-    Span {
-        /// Where the bytes would begin.
-        offset: u32,
+    /// More bytes than a slot has.
+    #[error("a message claims {length} bytes in a slot of {slot_bytes}")]
+    Length {
         /// How many there would be.
-        length: u32,
+        length: u64,
         /// The size of a slot.
         slot_bytes: u32,
     },

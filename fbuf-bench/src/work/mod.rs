@@ -1,6 +1,7 @@
 //! What is sent over a way, and how it is measured.
 
 mod echo;
+pub(crate) mod lockstep;
 mod stream;
 
 use std::time::Duration;
@@ -47,6 +48,19 @@ pub(crate) fn run(terms: &Terms) -> Result<Run> {
         Peer::SharedMemory => first::<SharedMemory>(terms, second),
         Peer::Eventfd => first::<Eventfd>(terms, second),
         Peer::Futex => first::<Futex>(terms, second),
+    }
+}
+
+/// Runs so many bursts in one thread.
+pub(crate) fn run_in_lockstep(terms: &Terms, bursts: u64) -> Result<()> {
+    match terms.peer {
+        Peer::Fbuf => lockstep::run::<Fbuf>(terms, bursts),
+        Peer::Limit => lockstep::run::<Limit>(terms, bursts),
+        Peer::Pipe => lockstep::run::<Pipe>(terms, bursts),
+        Peer::Uds => lockstep::run::<Uds>(terms, bursts),
+        Peer::Tcp => lockstep::run::<Tcp>(terms, bursts),
+        Peer::SharedMemory => lockstep::run::<SharedMemory>(terms, bursts),
+        Peer::Eventfd | Peer::Futex => Err("one message at a time is all that it carries".into()),
     }
 }
 

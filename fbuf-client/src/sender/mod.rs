@@ -18,6 +18,7 @@ use fbuf_core::{
     outbound::{Arrived, Expected, LinkCounts, Offer, Outbound},
     park::Fencing,
     pool::Pool,
+    slot::SlotId,
 };
 
 use crate::{
@@ -37,7 +38,7 @@ pub use report::{AllocateError, Departure, Farewell, SenderCounters, Sent, WaitE
 #[derive(Debug)]
 pub struct Sender {
     pool: Pool,
-    links: Vec<Outbound>,
+    links: Vec<Box<Outbound>>,
     expected: Vec<Expected>,
     sockets: Sockets,
     inbox: Arc<Inbox<Expected>>,
@@ -53,7 +54,6 @@ pub struct Sender {
 
 #[derive(Debug, Clone, Copy, Default)]
 struct Counts {
-    messages: u64,
     bytes: u64,
     waits: u64,
     sleeps: u64,
@@ -75,8 +75,9 @@ impl Sender {
     ///
     /// # Errors
     /// None today; the type leaves room.
+    #[inline(always)]
     pub fn allocate(&mut self) -> Result<Fbuf, AllocateError> {
-        match self.pool.allocate() {
+        match self.pool.allocate(&mut self.links) {
             Some(fbuf) => Ok(fbuf),
             None => self.wait_for_slot(None),
         }
@@ -86,16 +87,18 @@ impl Sender {
     ///
     /// # Errors
     /// [`AllocateError::TimedOut`]
+    #[inline]
     pub fn allocate_timeout(&mut self, time: Duration) -> Result<Fbuf, AllocateError> {
-        match self.pool.allocate() {
+        match self.pool.allocate(&mut self.links) {
             Some(fbuf) => Ok(fbuf),
             None => self.wait_for_slot(deadline(time)),
         }
     }
 
     /// Takes a free slot, if there is one; grows, but never waits.
+    #[inline]
     pub fn try_allocate(&mut self) -> Option<Fbuf> {
-        self.pool.allocate().or_else(|| {
+        self.pool.allocate(&mut self.links).or_else(|| {
             self.look_if_due();
             self.find_slot()
         })
@@ -106,26 +109,77 @@ impl Sender {
     ///
     /// # Errors
     /// [`WriteError`], with the fbuf in it.
+    #[inline(always)]
     pub fn write(&mut self, fbuf: Fbuf) -> Result<Sent, WriteError> {
-        if self.pace.count() || self.inbox.is_filled() {
-            self.look_if_due();
+        // All of this is inlined where messages are written; whatever is more goes through a call.
+        if self.pace.is_over() || self.inbox.is_filled() {
+            return self.look_and_write(fbuf);
         }
-        if !self.links.iter().any(Outbound::is_open) {
-            self.look_if_due();
-            if !self.links.iter().any(Outbound::is_open) {
-                return Err(WriteError::NoReceiver(fbuf));
+        self.pace.count();
+        let (slot, length) = self.pool.take(fbuf).map_err(WriteError::OtherSender)?;
+        if let [link] = &mut self.links[..] {
+            match link.offer_simply(slot, length) {
+                Some(true) => return Ok(self.sent(length, 1)),
+                Some(false) => return self.answer(slot, length),
+                None => {}
             }
         }
-        let (slot, index, length) = self.pool.take(fbuf).map_err(WriteError::OtherSender)?;
+        self.offer(slot, length)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn look_and_write(&mut self, fbuf: Fbuf) -> Result<Sent, WriteError> {
+        self.look_if_due();
+        self.pace.count();
+        let (slot, length) = self.pool.take(fbuf).map_err(WriteError::OtherSender)?;
+        self.offer(slot, length)
+    }
+
+    #[inline]
+    fn sent(&mut self, length: u32, receivers: usize) -> Sent {
         let sequence = self.next_sequence;
         self.next_sequence += 1;
-        let mut receivers = 0;
-        for link in &mut self.links {
-            receivers += usize::from(link.offer(slot, index, length) == Offer::Lent);
-        }
-        self.counters.messages += 1;
         self.counters.bytes += u64::from(length);
-        Ok(Sent { sequence, receivers })
+        Sent { sequence, receivers }
+    }
+
+    /// The one receiver got it, and sleeps or leaves.
+    #[cold]
+    #[inline(never)]
+    fn answer(&mut self, slot: SlotId, length: u32) -> Result<Sent, WriteError> {
+        match self.links.first_mut().map(|link| link.answer()) {
+            Some(Offer::Lent) => Ok(self.sent(length, 1)),
+            _ => self.write_to_nobody(slot, length),
+        }
+    }
+
+    /// Gives a slot to every receiver that takes it.
+    #[inline(never)]
+    fn offer(&mut self, slot: SlotId, length: u32) -> Result<Sent, WriteError> {
+        let receivers = self.offer_to_all(slot, length);
+        if receivers == 0 { self.write_to_nobody(slot, length) } else { Ok(self.sent(length, receivers)) }
+    }
+
+    fn offer_to_all(&mut self, slot: SlotId, length: u32) -> usize {
+        self.links.iter_mut().filter_map(|link| (link.offer(slot, length) == Offer::Lent).then_some(())).count()
+    }
+
+    /// No receiver took it. It was sent all the same if there is one that asked to be skipped.
+    #[cold]
+    #[inline(never)]
+    fn write_to_nobody(&mut self, slot: SlotId, length: u32) -> Result<Sent, WriteError> {
+        let mut receivers = 0;
+        if self.receivers() == 0 {
+            self.look_if_due();
+            receivers = self.offer_to_all(slot, length);
+        }
+        if self.receivers() == 0
+            && let Some(fbuf) = self.pool.recall(length)
+        {
+            return Err(WriteError::NoReceiver(fbuf));
+        }
+        Ok(self.sent(length, receivers))
     }
 
     /// Waits until at least `count` receivers are linked: how many are.
@@ -163,27 +217,18 @@ impl Sender {
 
     fn wait_until_returned(&mut self, deadline: Option<Instant>) -> Result<(), WaitError> {
         let mut waiting = Waiting::new(self.wait, deadline);
-        loop {
-            self.collect_all();
-            let slots = self.pool.places().lent;
-            if slots == 0 {
-                self.look();
-                return Ok(());
-            }
+        while self.pool.lends(&self.links) {
             match waiting.next() {
                 Next::Again => {}
                 Next::Look => self.look(),
-                Next::Sleep => self.sleep(deadline, |sender| {
-                    sender.collect_all();
-                    sender.pool.places().lent == 0
-                }),
-                Next::Expired => return Err(WaitError::StillLent { slots }),
+                Next::Sleep => self.sleep(deadline, |sender| !sender.pool.lends(&sender.links)),
+                Next::Expired => {
+                    return Err(WaitError::StillLent { slots: self.pool.places(&self.links).lent });
+                }
             }
         }
-    }
-
-    fn collect_all(&mut self) {
-        while self.pool.collect(&mut self.links) > 0 {}
+        self.look();
+        Ok(())
     }
 
     fn wait_until_linked(&mut self, wanted: usize, deadline: Option<Instant>) -> Result<usize, WaitError> {
@@ -212,22 +257,21 @@ impl Sender {
         self.departures.pop_front()
     }
 
-    /// Looks for receivers that have come or gone, and for slots that are back, without waiting.
+    /// Looks for receivers that have come or gone, without waiting.
     /// Everything else does so too, but only when there is a reason.
     pub fn look(&mut self) {
         let ready = self.sockets.look();
         self.attend(&ready);
-        self.pool.collect(&mut self.links);
         self.remove_departed();
     }
 
-    /// What was done so far.
+    /// What was done so far, and where the slots are: it goes through all of them.
     #[must_use]
     pub fn counters(&self) -> SenderCounters {
-        let Counts { messages, bytes, waits, sleeps, growths, growth_refused } = self.counters;
-        let links = self.links.iter().map(Outbound::counts).fold(self.past, LinkCounts::add);
+        let Counts { bytes, waits, sleeps, growths, growth_refused } = self.counters;
+        let links = self.links.iter().map(|link| link.counts()).fold(self.past, LinkCounts::add);
         SenderCounters {
-            messages,
+            messages: self.next_sequence,
             bytes,
             skipped: links.skipped,
             waits,
@@ -236,17 +280,23 @@ impl Sender {
             growths,
             growth_refused,
             receivers: self.receivers(),
-            slots: self.pool.places(),
+            slots: self.pool.places(&self.links),
         }
     }
 
-    /// A slot that is free, has come back, or is new.
+    /// A slot that is free although it was not its turn, or is new.
     fn find_slot(&mut self) -> Option<Fbuf> {
-        self.pool.collect(&mut self.links);
-        self.pool.allocate().or_else(|| {
+        self.notice_leaving();
+        if !self.pool.search(&self.links) {
             self.grow();
-            self.pool.allocate()
-        })
+        }
+        self.pool.allocate(&mut self.links)
+    }
+
+    fn notice_leaving(&mut self) {
+        for link in &mut self.links {
+            link.notice_leaving();
+        }
     }
 
     /// Adds a segment, or goes on adding the last one: its slots are used once every receiver knows
@@ -277,6 +327,7 @@ impl Sender {
     }
 
     #[cold]
+    #[inline(never)]
     fn wait_for_slot(&mut self, deadline: Option<Instant>) -> Result<Fbuf, AllocateError> {
         self.look_if_due();
         if let Some(fbuf) = self.find_slot() {
@@ -285,17 +336,18 @@ impl Sender {
         self.counters.waits += 1;
         let mut waiting = Waiting::new(self.wait, deadline);
         loop {
-            // The slot that comes back next is most likely the one that was sent first.
-            if waiting.is_thorough() || self.pool.first_is_back(&mut self.links) {
-                self.pool.collect(&mut self.links);
+            if waiting.is_thorough() {
+                self.notice_leaving();
             }
-            if let Some(fbuf) = self.pool.allocate() {
-                return Ok(fbuf);
+            if (waiting.is_thorough() && self.pool.search(&self.links)) || self.pool.has_batch(&self.links) {
+                if let Some(fbuf) = self.pool.allocate(&mut self.links) {
+                    return Ok(fbuf);
+                }
             }
             match waiting.next() {
                 Next::Again => {}
                 Next::Look => self.look(),
-                Next::Sleep => self.sleep(deadline, |sender| sender.pool.places().free > 0),
+                Next::Sleep => self.sleep(deadline, |sender| sender.pool.search_all(&sender.links)),
                 Next::Expired => return Err(AllocateError::TimedOut(self.pool.slots())),
             }
         }
@@ -307,7 +359,7 @@ impl Sender {
             link.raise();
         }
         let sure = Fencing::of_this_process().before_sleeping();
-        self.pool.collect(&mut self.links);
+        self.notice_leaving();
         let ready = if !happened(self) && self.pool.await_fbufs() {
             self.counters.sleeps += 1;
             self.sockets.sleep(if sure { deadline } else { soon(deadline) })
@@ -318,7 +370,6 @@ impl Sender {
             link.lower();
         }
         self.attend(&ready);
-        self.pool.collect(&mut self.links);
         self.remove_departed();
     }
 
@@ -359,7 +410,7 @@ impl Sender {
     fn look_for(&mut self, expected: Expected) {
         let peer = expected.peer();
         match expected.look(&self.pool, self.next_sequence) {
-            Ok(Arrived::Here(link)) => self.links.push(*link),
+            Ok(Arrived::Here(link)) => self.links.push(link),
             Ok(Arrived::NotYet(expected)) => {
                 self.expected.push(expected);
                 self.pace.hurry();
@@ -373,7 +424,7 @@ impl Sender {
     /// Ends a link. All that was lent over it alone is back.
     fn end(&mut self, index: usize, end: LinkEnd) {
         let mut link = self.links.swap_remove(index);
-        self.sockets.remove(&link);
+        self.sockets.remove(&*link);
         self.past = self.past + link.counts();
         link.notice_leaving();
         let farewell = match end {
@@ -388,7 +439,7 @@ impl Sender {
     /// Ends the links of receivers that have closed and hold nothing any more.
     fn remove_departed(&mut self) {
         for index in (0..self.links.len()).rev() {
-            if !self.links[index].is_open() && self.links[index].lent() == 0 {
+            if !self.links[index].is_open() && !self.links[index].lends() {
                 self.end(index, LinkEnd::HangUp);
             }
         }
@@ -405,7 +456,7 @@ impl Sender {
 impl Drop for Sender {
     fn drop(&mut self) {
         for link in self.links.drain(..) {
-            self.sockets.remove(&link);
+            self.sockets.remove(&*link);
             link.finish();
         }
     }

@@ -72,15 +72,33 @@ impl Map {
         let _ = unsafe { libc::madvise(self.base.as_ptr().cast(), self.size, advice) };
     }
 
-    /// The address of `length` bytes at `offset`, if they lie inside.
+    /// The addresses of `count` pieces of `length` bytes each, the first at the beginning, each
+    /// `stride` bytes behind the one before; none if they do not all lie inside.
     #[must_use]
-    pub fn at(&self, offset: u64, length: u64) -> Option<NonNull<u8>> {
-        let end = offset.checked_add(length)?;
-        if end > self.size as u64 {
-            return None;
-        }
-        // SAFETY: offset ≤ end ≤ size, so the result stays inside the mapping (or one past it).
-        Some(unsafe { self.base.add(offset as usize) })
+    pub fn pieces(&self, count: u32, stride: u64, length: u32) -> Option<impl Iterator<Item = Address>> {
+        let last = stride.checked_mul(u64::from(count).checked_sub(1)?)?;
+        let end = last.checked_add(length.into())?;
+        (end <= self.size as u64).then(|| {
+            // SAFETY: each piece begins at or before the last one, which ends inside the mapping.
+            (0..u64::from(count)).map(move |index| Address(unsafe { self.base.add((index * stride) as usize) }))
+        })
+    }
+}
+
+/// Where something lies in a mapping. Who may follow it is settled where that is done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Address(NonNull<u8>);
+
+// SAFETY: a number; see there.
+unsafe impl Send for Address {}
+// SAFETY: as above.
+unsafe impl Sync for Address {}
+
+impl Address {
+    /// The pointer.
+    #[inline]
+    pub(crate) fn pointer(self) -> NonNull<u8> {
+        self.0
     }
 }
 
@@ -242,10 +260,15 @@ mod tests {
     }
 
     #[test]
-    fn addresses_stay_inside() {
+    fn pieces_lie_inside() {
         let (map, _fd) = Map::create("fbuf-test", 4096).unwrap();
-        assert!(map.at(0, 4096).is_some());
-        assert!(map.at(1, 4096).is_none());
-        assert!(map.at(u64::MAX, 2).is_none());
+        let pieces: Vec<_> = map.pieces(4, 1024, 1000).unwrap().collect();
+        assert_eq!(pieces.len(), 4);
+        assert_eq!(pieces[3].pointer().as_ptr() as usize - pieces[0].pointer().as_ptr() as usize, 3 * 1024);
+        for (count, stride, length) in
+            [(4, 1024, 1025), (5, 1024, 1000), (0, 1024, 1), (2, u64::MAX, 1), (u32::MAX, u64::MAX, 1)]
+        {
+            assert!(map.pieces(count, stride, length).is_none(), "{count} pieces of {length} every {stride}");
+        }
     }
 }

@@ -1,0 +1,53 @@
+//! Both sides in one thread of one process, a burst in and a burst out: what a message costs in
+//! instructions, which no other processor and no noise can change.
+
+use std::process::Command;
+
+use crate::{
+    Result,
+    payload::{self, Checker},
+    peers::{End, Peer, Receiving, Sending, Way},
+    terms::{Mode, Terms, name},
+};
+
+/// Messages of a burst.
+const BURST: u64 = 32;
+/// The two numbers of bursts between which the slope is taken.
+const BURSTS: [u64; 2] = [2_000, 6_000];
+
+pub(super) fn run<W: Way>(terms: &Terms, bursts: u64) -> Result<()> {
+    let (mut sender, handle) = W::Sender::offer(terms)?;
+    let mut receiver = W::Receiver::join(terms, handle)?;
+    sender.ready()?;
+    receiver.ready()?;
+    let mut checker = Checker::default();
+    for burst in 0..bursts {
+        for number in burst * BURST..(burst + 1) * BURST {
+            sender.send(|bytes| payload::write(bytes, number, Mode::Untouched))?;
+        }
+        for _ in 0..BURST {
+            checker.check(receiver.receive(|bytes| payload::read(bytes, Mode::Untouched))?)?;
+        }
+    }
+    Ok(())
+}
+
+/// How many instructions a message of eight untouched bytes takes, both sides together, by
+/// callgrind: the slope between two runs, so that what happens once does not count.
+pub(crate) fn instructions(peer: Peer, size: usize) -> Result<f64> {
+    let [few, many] = BURSTS.map(|bursts| {
+        let output = Command::new("valgrind")
+            .args(["--tool=callgrind", "--callgrind-out-file=/dev/null"])
+            .arg(std::env::current_exe()?)
+            .args(["bench", "lockstep", &name(peer), &size.to_string(), &bursts.to_string()])
+            .output()
+            .map_err(|error| format!("valgrind, which counts instructions: {error}; install it"))?;
+        let report = String::from_utf8_lossy(&output.stderr);
+        let collected = report.lines().find_map(|line| line.split_once("Collected :")?.1.trim().parse::<u64>().ok());
+        match collected {
+            Some(count) if output.status.success() => Ok(count),
+            _ => Err(crate::Error::from(format!("valgrind counted nothing: {report}"))),
+        }
+    });
+    Ok((many? - few?) as f64 / ((BURSTS[1] - BURSTS[0]) * BURST) as f64)
+}
