@@ -46,7 +46,7 @@ impl<T> Inbox<T> {
 
     pub(crate) fn post(&self, letter: T) {
         self.lock().push_back(letter);
-        // Release: partner is the Acquire load in `is_filled`; but the lock would do as well.
+        // Release: partner is the Acquire swap in `empty`; but the lock would do as well.
         self.filled.store(true, Ordering::Release);
         // A counter that is full wakes as well.
         let _ = self.wake.write(1);
@@ -58,10 +58,19 @@ impl<T> Inbox<T> {
         self.filled.load(Ordering::Acquire)
     }
 
+    /// Has [`Self::is_filled`] say so although there may be nothing: there is something else to look for.
+    pub(crate) fn remind(&self) {
+        self.filled.store(true, Ordering::Relaxed);
+    }
+
+    /// Takes what there is.
     pub(crate) fn empty(&self) -> VecDeque<T> {
-        let mut letters = self.lock();
-        self.filled.store(false, Ordering::Relaxed);
-        std::mem::take(&mut letters)
+        // Acquire, and a swap rather than a store, which might wipe out the word of a letter that is
+        // posted just now: partner is the Release store in `post`.
+        if !self.filled.swap(false, Ordering::Acquire) {
+            return VecDeque::new();
+        }
+        std::mem::take(&mut *self.lock())
     }
 }
 

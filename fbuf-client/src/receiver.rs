@@ -88,6 +88,7 @@ impl ReceiverBuilder {
             stay,
             had_sender: false,
             pace: Pace::new(),
+            left: 0,
             troubles: VecDeque::new(),
             past_missed: 0,
             past_messages: 0,
@@ -115,6 +116,8 @@ pub struct Receiver {
     stay: bool,
     had_sender: bool,
     pace: Pace,
+    /// Messages left of this round.
+    left: u32,
     /// What is to be reported by the next calls.
     troubles: VecDeque<GetError>,
     /// Messages that were left out on links that are over.
@@ -187,7 +190,11 @@ impl Receiver {
     pub fn get(&mut self) -> Result<Received, GetError> {
         match self.take_simply() {
             Some(received) => Ok(received),
-            None => self.get_slowly(None),
+            // Taken apart and put together, what is returned never has to be in memory above.
+            None => match self.get_slowly(None) {
+                Ok(received) => Ok(received),
+                Err(error) => Err(error),
+            },
         }
     }
 
@@ -238,11 +245,11 @@ impl Receiver {
     /// of this is inlined where messages are taken; whatever is more goes through a call.
     #[inline(always)]
     fn take_simply(&mut self) -> Option<Received> {
-        if self.pace.is_over() {
+        if self.left == 0 {
             return None;
         }
         let received = self.links.get_mut(self.turn)?.take_simply()?;
-        self.pace.count();
+        self.left -= 1;
         self.bytes += received.len() as u64;
         Some(received)
     }
@@ -269,10 +276,11 @@ impl Receiver {
     /// Takes the next message of the sender whose turn it is, or else of whoever has one. None also if
     /// there is something to report first.
     fn take(&mut self) -> Option<Received> {
-        if self.pace.is_over() {
+        if self.left == 0 {
             // After so many messages it is the next sender's turn, and perhaps time to look around.
             self.turn += 1;
             self.look_if_due(BUSY_LOOK_TIME);
+            self.left = self.pace.round();
             if !self.troubles.is_empty() {
                 return None;
             }
@@ -281,7 +289,7 @@ impl Receiver {
             let index = (self.turn + step) % self.links.len();
             if let Some(received) = self.links[index].take() {
                 self.turn = index;
-                self.pace.count();
+                self.left -= 1;
                 self.bytes += received.len() as u64;
                 return Some(received);
             }

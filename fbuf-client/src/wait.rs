@@ -99,45 +99,33 @@ impl Waiting {
 }
 
 /// How often an endpoint that is busy looks at sockets: by time, although it does not look at the
-/// clock for each message. The number of messages between two looks at the clock follows their rate.
+/// clock for each message. Messages come in rounds, and rounds between two looks at the clock follow
+/// their rate.
 #[derive(Debug)]
 pub(crate) struct Pace {
-    /// Messages left of this round.
-    left: u32,
-    /// Messages left until the next look at the clock, after this round.
-    rest: u32,
     /// Messages between two looks at the clock.
     stride: u32,
+    /// Those of them that are left after this round.
+    rest: u32,
+    round: u32,
     looked: Instant,
 }
 
 impl Pace {
     /// The most messages of a round.
-    const ROUND: u32 = 32;
+    const ROUND: u32 = 64;
     /// The most messages between two looks at the clock.
     const LONGEST: u32 = 4096;
 
     pub(crate) fn new() -> Self {
-        Self { left: 0, rest: 0, stride: 1, looked: Instant::now() }
+        Self { stride: 1, rest: 0, round: 1, looked: Instant::now() }
     }
 
-    /// Whether a round has ended. Then [`Self::is_due`] is to be called before the next message.
-    #[inline]
-    pub(crate) fn is_over(&self) -> bool {
-        self.left == 0
-    }
-
-    /// Counts a message.
-    #[inline]
-    pub(crate) fn count(&mut self) {
-        self.left = self.left.wrapping_sub(1);
-    }
-
-    /// At the end of a round: whether the last look at the sockets is so long ago, as far as it is time
-    /// to look at the clock.
+    /// Begins a round: whether the last look at the sockets is so long ago, as far as it is time to look
+    /// at the clock.
     pub(crate) fn is_due(&mut self, every: Duration) -> bool {
         let due = self.rest == 0 && self.has_passed(every);
-        self.left = self.rest.clamp(1, Self::ROUND);
+        self.round = self.rest.clamp(1, Self::ROUND);
         self.rest = self.rest.saturating_sub(Self::ROUND);
         due
     }
@@ -153,14 +141,14 @@ impl Pace {
         elapsed >= every
     }
 
+    /// How many messages the round has that was begun.
+    pub(crate) fn round(&self) -> u32 {
+        self.round
+    }
+
     /// Notes a look at the sockets.
     pub(crate) fn looked(&mut self) {
         self.looked = Instant::now();
-    }
-
-    /// Looks at the clock for the very next message.
-    pub(crate) fn hurry(&mut self) {
-        (self.stride, self.left, self.rest) = (1, 0, 0);
     }
 }
 
@@ -206,28 +194,19 @@ mod tests {
     #[test]
     fn the_clock_is_looked_at_as_often_as_messages_come() {
         let mut pace = Pace::new();
-        let mut looks = 0;
-        assert!(pace.is_over() && !pace.is_due(Duration::from_secs(3600)));
-        for _ in 0..100_000 {
-            pace.count();
-            if pace.is_over() {
-                looks += usize::from(pace.rest == 0);
-                assert!(!pace.is_due(Duration::from_secs(3600)));
-                assert!(pace.left <= Pace::ROUND);
-            }
+        let (mut looks, mut messages) = (0, 0);
+        while messages < 100_000 {
+            looks += u32::from(pace.rest == 0);
+            assert!(!pace.is_due(Duration::from_secs(3600)));
+            assert!((1..=Pace::ROUND).contains(&pace.round()));
+            messages += pace.round();
         }
         assert!((10..100).contains(&looks), "{looks} looks at the clock for a fast stream");
         // A slow one: each look finds that it is time.
         for _ in 0..20 {
-            pace.count();
-            while !pace.is_over() || !pace.is_due(Duration::ZERO) {
-                if !pace.is_over() {
-                    pace.count();
-                }
-            }
+            while !pace.is_due(Duration::ZERO) {}
         }
-        pace.count();
-        assert!(pace.is_over(), "a slow stream looks for each message");
+        assert_eq!(pace.round(), 1, "a slow stream looks for each message");
     }
 
     #[test]

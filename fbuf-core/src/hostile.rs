@@ -13,7 +13,7 @@ use proptest::{collection::vec, prelude::*, sample::Index};
 use crate::{
     board::BoardTable,
     inbound::{Answered, Greeted, Inbound, Peer},
-    lane::{Entry, LaneTable, capacity_for},
+    lane::{LaneTable, capacity_for},
     link::{Hello, LinkEnd, LinkMessage, NewSegment, Welcome},
     memory::{Map, Reserved},
     outbound::{Arrived, Expected, Outbound},
@@ -163,15 +163,14 @@ proptest! {
         let (mut inbound, _socket, lane, _memory) = victim_receiver();
         let mut held = Vec::new();
         for (at, head, body, near) in words {
-            let cells: &[Entry] = lane.cells();
             // Most words keep near to what would be accepted: this lap, a message, few slots.
             let head = match near {
                 0 => head,
-                1 => head & 0x0000_0001_0000_0000 | (at.index(cells.len()) as u64 + 1) << 8 | 1,
-                _ => head & 0x0000_0007_0000_0703,
+                1 => head & 1 | (at.index(lane.capacity()) as u64 + 1) << 24 | 1 << 20,
+                _ => head & 0x0730_0007,
             };
             let body = if near == 0 { body } else { body & 0x0000_0000_0000_007f };
-            at.get(cells).scribble(head, body);
+            lane.at(at.index(lane.capacity())).scribble(head, body);
             if let Some(received) = inbound.take() {
                 prop_assert!(received.len() <= SLOT_BYTES as usize);
                 prop_assert!(received.iter().all(|&byte| byte == 0), "bytes from elsewhere");
@@ -221,11 +220,11 @@ proptest! {
         let mut links = [Box::new(outbound)];
         let mut fbufs = Vec::new();
         for (at, word, near, flag) in steps {
-            at.get(board.cells()).store(if near == 0 { word } else { word % 8 }, Ordering::Relaxed);
+            board.at(at.index(board.capacity())).store(if near == 0 { word } else { word % 8 }, Ordering::Relaxed);
             if near == 3 {
                 board.head().scribble(flag, word);
             }
-            while let Some(fbuf) = pool.allocate(&mut links) {
+            while pool.collect(&links, 64) && let Some(fbuf) = pool.allocate() {
                 fbufs.push(fbuf);
             }
             let mut starts: Vec<_> = fbufs.iter().map(|fbuf| fbuf.as_ptr()).collect();
@@ -244,7 +243,7 @@ proptest! {
         // Without its receiver, everything is back.
         drop(fbufs);
         prop_assert!(pool.search(&[]));
-        prop_assert_eq!(std::iter::from_fn(|| pool.allocate(&mut [])).count(), SLOTS as usize);
+        prop_assert_eq!(std::iter::from_fn(|| pool.collect(&[], 64).then(|| pool.allocate())?).count(), SLOTS as usize);
     }
 
     #[test]

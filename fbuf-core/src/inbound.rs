@@ -237,8 +237,8 @@ impl Inbound {
     /// Takes what comes next, if it is a message that can be taken as it is.
     #[inline]
     pub fn take_simply(&mut self) -> Option<Received> {
-        let (number, length) = self.reader.peek()?;
         let position = self.reader.position();
+        let (number, length) = self.reader.peek();
         let loan = self.borrow(number, length, position, |home, slot| home.held.take(slot, position))?;
         let received = loan.receive(self.next_sequence);
         self.next_sequence = self.next_sequence.wrapping_add(1);
@@ -256,13 +256,13 @@ impl Inbound {
     #[inline]
     fn borrow(
         &self,
-        number: u32,
+        number: u64,
         length: u64,
         position: u64,
         take: impl FnOnce(&Returns, SlotId) -> bool,
     ) -> Option<Loan<'_>> {
         let place = *self.places.get(number as usize)?;
-        let (slot, home) = (SlotId::new(number), self.returns());
+        let (slot, home) = (SlotId::new(number as u32), self.returns());
         let allowed = length <= self.geometry.slot_bytes().into() && take(home, slot);
         allowed.then_some(Loan { place, length: length as u32, slot, position, home })
     }
@@ -285,7 +285,7 @@ impl Inbound {
                         self.attend();
                     }
                     let take = |home: &Returns, slot| home.held.take_patiently(slot, position, &home.board);
-                    let Some(loan) = self.borrow(number, length, position, take) else {
+                    let Some(loan) = self.borrow(number.into(), length, position, take) else {
                         return self.break_off(self.objection(number, length));
                     };
                     let received = loan.receive(self.next_sequence);
@@ -400,8 +400,8 @@ impl Drop for Inbound {
     fn drop(&mut self) {
         let returns = self.returns().clone();
         returns.board.leave(self.reader.position());
-        returns.wake_sender();
         let Retirement { among, fencing } = returns.retirement;
+        returns.wake_sender(fencing);
         among.leave(Left { returns, _segments: std::mem::take(&mut self.segments) }, fencing);
     }
 }
@@ -425,8 +425,11 @@ impl LaneMemory for Arc<Returns> {
         self.lane.head()
     }
     #[inline]
-    fn ring(&self) -> &[Entry] {
-        self.lane.cells()
+    fn entry(&self, position: u64) -> &Entry {
+        self.lane.entry(position)
+    }
+    fn capacity(&self) -> u64 {
+        LaneMemory::capacity(&self.lane)
     }
 }
 
@@ -440,22 +443,23 @@ impl Returns {
         self.retirement
     }
 
-    /// Hands a slot back to its sender. Its holder clears its mark afterwards.
+    /// Hands a slot back to its sender, and rings if that one sleeps. Its holder clears its mark
+    /// afterwards.
     #[inline]
-    pub(crate) fn hand_back(&self, slot: SlotId, position: u64) {
+    pub(crate) fn hand_back(&self, slot: SlotId, position: u64, fencing: Fencing) {
         self.board.hand_back(slot, position);
-        self.wake_sender();
+        self.wake_sender(fencing);
     }
 
     #[inline]
-    pub(crate) fn mark(&self, slot: SlotId) -> Option<&AtomicU64> {
+    pub(crate) fn mark(&self, slot: SlotId) -> &AtomicU64 {
         self.held.mark(slot)
     }
 
     /// Rings if the sender sleeps, once for each sleep.
     #[inline]
-    fn wake_sender(&self) {
-        self.retirement.fencing.after_publishing();
+    fn wake_sender(&self, fencing: Fencing) {
+        fencing.after_publishing();
         if let Some(sleep) = self.lane.head().flag.read().asleep() {
             self.ring(sleep);
         }
@@ -474,9 +478,9 @@ impl Returns {
 /// Where the remains of a link will be put, and how its holders fence.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Retirement {
-    among: &'static Retired<Left>,
+    pub(crate) among: &'static Retired<Left>,
     /// Towards the sender: at least as strong as what the own process asks for.
-    fencing: Fencing,
+    pub(crate) fencing: Fencing,
 }
 
 impl Retirement {
@@ -486,11 +490,6 @@ impl Retirement {
         static RETIRED: [Retired<Left>; 16] = [const { Retired::new() }; 16];
         static NEXT: AtomicUsize = AtomicUsize::new(0);
         Self { among: &RETIRED[NEXT.fetch_add(1, Ordering::Relaxed) % RETIRED.len()], fencing }
-    }
-
-    #[inline]
-    pub(crate) fn after_clear(self) {
-        self.among.after_clear(self.fencing);
     }
 }
 

@@ -34,7 +34,7 @@ pub struct LaneHead {
 #[repr(C)]
 #[derive(Debug)]
 pub struct Entry {
-    /// `slot << 32 | mark << 8 | kind`, stored last.
+    /// `mark << 24 | kind << 20 | slot`, stored last. The mark is one more than the position.
     head: AtomicU64,
     /// The length of a message in bytes; the number of messages left out, of a gap.
     body: AtomicU64,
@@ -56,20 +56,21 @@ impl Entry {
     }
 }
 
-const MESSAGE: u32 = 1;
-const GAP: u32 = 2;
-/// How many bits a kind has; the mark stands above them.
-const KIND_BITS: u32 = 8;
-/// A mark has 24 bits; more entries than this would carry the same marks lap after lap.
-#[cfg(not(loom))]
-const _: () = assert!(capacity_for(crate::limits::MAX_SLOTS, true) < 1 << (u32::BITS - KIND_BITS));
+/// How many bits of a head word name a slot, and how many say what kind of entry it is.
+const SLOT_BITS: u32 = 20;
+const KIND_BITS: u32 = 4;
+const MESSAGE: u64 = 1;
+const GAP: u64 = 2;
+const _: () = assert!(crate::limits::MAX_SLOTS <= 1 << SLOT_BITS);
 
 /// The memory of a lane, as seen from either end.
 pub trait LaneMemory {
     /// Its head.
     fn head(&self) -> &LaneHead;
-    /// Its ring. The length is a power of two and never changes.
-    fn ring(&self) -> &[Entry];
+    /// The entry that stands at a position of the endless sequence.
+    fn entry(&self, position: u64) -> &Entry;
+    /// How many entries there are: a power of two that never changes.
+    fn capacity(&self) -> u64;
 }
 
 #[cfg(not(loom))]
@@ -83,8 +84,11 @@ impl LaneMemory for LaneTable {
         Self::head(self)
     }
     #[inline]
-    fn ring(&self) -> &[Entry] {
-        self.cells()
+    fn entry(&self, position: u64) -> &Entry {
+        self.at(position as usize)
+    }
+    fn capacity(&self) -> u64 {
+        Self::capacity(self) as u64
     }
 }
 
@@ -107,16 +111,17 @@ pub enum Note {
     Gap(u64),
 }
 
-/// The low half of the head word of a kind of entry at a position: its mark and its kind. Marks are
-/// counted from one, so that the zeroes of fresh memory are not the mark of the first lap.
+/// The head word of an entry of some kind at a position, but for the slot. Marks are counted from one,
+/// so that the zeroes of fresh memory are none; one does not come again for 2⁴⁰ entries.
 #[inline]
-fn low_half(position: u64, kind: u32) -> u32 {
-    (position as u32).wrapping_add(1) << KIND_BITS | kind
+fn head_of(position: u64, kind: u64) -> u64 {
+    (position.wrapping_add(1) << KIND_BITS | kind) << SLOT_BITS
 }
 
+/// The mark in a head word.
 #[inline]
-fn mark(position: u64) -> u32 {
-    low_half(position, 0) >> KIND_BITS
+fn mark(head: u64) -> u64 {
+    head >> (SLOT_BITS + KIND_BITS)
 }
 
 /// The sender's end.
@@ -130,7 +135,6 @@ pub struct LaneWriter<M> {
 impl<M: LaneMemory> LaneWriter<M> {
     /// Takes the writing end of fresh memory.
     pub fn new(memory: M) -> Self {
-        debug_assert!(memory.ring().len().is_power_of_two());
         Self { memory, position: 0 }
     }
 
@@ -149,23 +153,21 @@ impl<M: LaneMemory> LaneWriter<M> {
     /// from overflowing.
     #[inline]
     pub fn message(&mut self, slot: SlotId, length: u32) {
-        self.publish(slot.number(), MESSAGE, length.into());
+        self.publish(MESSAGE, slot.number().into(), length.into());
     }
 
     /// Publishes that messages were left out. Only before a message.
     pub fn gap(&mut self, missed: u64) {
-        self.publish(0, GAP, missed);
+        self.publish(GAP, 0, missed);
     }
 
     #[inline]
-    fn publish(&mut self, slot: u32, kind: u32, body: u64) {
-        let ring = self.memory.ring();
-        let entry = &ring[self.position as usize & (ring.len() - 1)];
-        let head = u64::from(slot) << 32 | u64::from(low_half(self.position, kind));
+    fn publish(&mut self, kind: u64, slot: u64, body: u64) {
+        let entry = self.memory.entry(self.position);
         entry.body.store(body, Ordering::Relaxed);
         // Release: partner is the Acquire load in `LaneReader::peek`. It carries the body, and the
         // bytes of the slot.
-        entry.head.store(head, Ordering::Release);
+        entry.head.store(head_of(self.position, kind) + slot, Ordering::Release);
         self.position += 1;
     }
 
@@ -188,7 +190,6 @@ pub struct LaneReader<M> {
 impl<M: LaneMemory> LaneReader<M> {
     /// Takes the reading end of a lane from which nothing was read yet.
     pub fn new(memory: M) -> Self {
-        debug_assert!(memory.ring().len().is_power_of_two());
         Self { memory, position: 0 }
     }
 
@@ -209,20 +210,15 @@ impl<M: LaneMemory> LaneReader<M> {
         self.position
     }
 
+    /// The slot and the length that the next entry names, if it is a message. If it is not, or there is
+    /// none, the number of the slot is beyond all that can be: it is to be checked anyway, and one
+    /// comparison does for both.
     #[inline]
-    fn entry(&self) -> &Entry {
-        let ring = self.memory.ring();
-        &ring[self.position as usize & (ring.len() - 1)]
-    }
-
-    /// The slot and the length of the message that the next entry carries, if it carries one.
-    #[inline]
-    pub fn peek(&self) -> Option<(u32, u64)> {
-        let entry = self.entry();
+    pub fn peek(&self) -> (u64, u64) {
+        let (entry, expected) = (self.memory.entry(self.position), head_of(self.position, MESSAGE));
         // Acquire: partner is the Release store in `LaneWriter::publish`.
-        let head = entry.head.load(Ordering::Acquire);
-        (head as u32 == low_half(self.position, MESSAGE))
-            .then(|| ((head >> 32) as u32, entry.body.load(Ordering::Relaxed)))
+        let slot = entry.head.load(Ordering::Acquire) ^ expected;
+        (slot, entry.body.load(Ordering::Relaxed))
     }
 
     /// Goes on to the entry after the one that was looked at.
@@ -236,16 +232,16 @@ impl<M: LaneMemory> LaneReader<M> {
     /// # Errors
     /// [`Violation`] if the entry is not one that a sender may write.
     pub fn take(&mut self) -> Result<Option<Note>, Violation> {
-        let entry = self.entry();
+        let entry = self.memory.entry(self.position);
         // Acquire: partner is the Release store in `LaneWriter::publish`.
         let head = entry.head.load(Ordering::Acquire);
-        let (found, expected) = (head as u32 >> KIND_BITS, mark(self.position));
+        let (found, expected) = (mark(head), mark(head_of(self.position, 0)));
         if found != expected {
             return if found == self.mark_before() { Ok(None) } else { Err(Violation::Mark { found, expected }) };
         }
         let body = entry.body.load(Ordering::Relaxed);
-        let note = match head as u32 & ((1 << KIND_BITS) - 1) {
-            MESSAGE => Note::Message((head >> 32) as u32, body),
+        let note = match head >> SLOT_BITS & ((1 << KIND_BITS) - 1) {
+            MESSAGE => Note::Message((head & ((1 << SLOT_BITS) - 1)) as u32, body),
             GAP if body == 0 => return Err(Violation::EmptyGap),
             GAP => Note::Gap(body),
             kind => return Err(Violation::Kind(kind as u8)),
@@ -258,13 +254,13 @@ impl<M: LaneMemory> LaneReader<M> {
     #[inline]
     pub fn is_ready(&self) -> bool {
         // Relaxed: `peek` and `take` look again.
-        self.entry().head.load(Ordering::Relaxed) as u32 >> KIND_BITS != self.mark_before()
+        mark(self.memory.entry(self.position).head.load(Ordering::Relaxed)) != self.mark_before()
     }
 
     /// The mark that stands where the next entry will be, until it is there.
     #[inline]
-    fn mark_before(&self) -> u32 {
-        self.position.checked_sub(self.memory.ring().len() as u64).map_or(0, mark)
+    fn mark_before(&self) -> u64 {
+        self.position.checked_sub(self.memory.capacity()).map_or(0, |before| mark(head_of(before, 0)))
     }
 
     /// If the sender has said that nothing follows the entries read so far: how many messages it
@@ -282,7 +278,7 @@ impl<M: LaneMemory> LaneReader<M> {
 #[cfg(any(test, loom))]
 pub(crate) mod heap {
     use super::*;
-    use crate::park;
+    use crate::{park, ring::Ring};
 
     #[cfg(loom)]
     use loom::sync::Arc;
@@ -290,19 +286,19 @@ pub(crate) mod heap {
     use std::sync::Arc;
 
     #[derive(Debug, Clone)]
-    pub(crate) struct HeapLane(Arc<(LaneHead, Vec<Entry>)>);
+    pub(crate) struct HeapLane(Arc<(LaneHead, Ring<Entry>)>);
 
     impl HeapLane {
         pub(crate) fn new(capacity: usize) -> Self {
             let head = LaneHead { flag: park::Flag::new(), closed: AtomicU64::new(0), left_out: AtomicU64::new(0) };
-            let ring = (0..capacity).map(|_| Entry { head: AtomicU64::new(0), body: AtomicU64::new(0) }).collect();
+            let ring = Ring::new(capacity, || Entry { head: AtomicU64::new(0), body: AtomicU64::new(0) });
             Self(Arc::new((head, ring)))
         }
 
         /// Writes any words into the ring, as a hostile peer would.
         #[cfg(not(loom))]
         pub(crate) fn scribble(&self, index: usize, head: u64, body: u64) {
-            self.0.1[index].scribble(head, body);
+            self.0.1.at(index).scribble(head, body);
         }
     }
 
@@ -310,8 +306,11 @@ pub(crate) mod heap {
         fn head(&self) -> &LaneHead {
             &self.0.0
         }
-        fn ring(&self) -> &[Entry] {
-            &self.0.1
+        fn entry(&self, position: u64) -> &Entry {
+            self.0.1.at(position as usize)
+        }
+        fn capacity(&self) -> u64 {
+            self.0.1.iter().count() as u64
         }
     }
 }
@@ -327,10 +326,10 @@ mod tests {
         let (mut writer, mut reader) = (LaneWriter::new(memory.clone()), LaneReader::new(memory));
         for n in 0..4 * 600 {
             assert_eq!(reader.take(), Ok(None));
-            assert!(!reader.is_ready() && reader.peek().is_none());
+            assert!(!reader.is_ready() && reader.peek().0 > crate::limits::MAX_SLOTS.into());
             writer.message(SlotId::new(n), n + 1);
             assert!(reader.is_ready());
-            assert_eq!(reader.peek(), Some((n, u64::from(n) + 1)));
+            assert_eq!(reader.peek(), (n.into(), u64::from(n) + 1));
             assert_eq!(reader.take(), Ok(Some(Note::Message(n, u64::from(n) + 1))));
         }
     }
@@ -338,14 +337,14 @@ mod tests {
     #[test]
     fn marks_begin_again_without_a_word_being_lost() {
         let memory = HeapLane::new(4);
-        let position = (1 << (u32::BITS - KIND_BITS)) - 8;
+        let position = (1 << (u64::BITS - KIND_BITS - SLOT_BITS)) - 8;
         let mut writer = LaneWriter { memory: memory.clone(), position };
         let mut reader = LaneReader { memory, position };
         for n in 0..16 {
             assert!(n < 4 || !reader.is_ready());
             writer.message(SlotId::new(n), n);
             assert!(reader.is_ready());
-            assert_eq!(reader.peek(), Some((n, n.into())));
+            assert_eq!(reader.peek(), (n.into(), n.into()));
             assert_eq!(reader.take(), Ok(Some(Note::Message(n, n.into()))));
         }
     }
@@ -360,7 +359,7 @@ mod tests {
         writer.close(3);
         for n in 1..=8 {
             assert_eq!(reader.ending(), None);
-            assert_eq!(reader.peek(), None, "a gap is no message");
+            assert!(reader.peek().0 > crate::limits::MAX_SLOTS.into(), "a gap is no message");
             assert_eq!(reader.take(), Ok(Some(Note::Gap(n))));
         }
         assert_eq!(reader.take(), Ok(None));
@@ -384,8 +383,7 @@ mod tests {
             let memory = HeapLane::new(8);
             for (index, (head, body)) in words.iter().enumerate() {
                 // Half of the runs keep near the marks and kinds that would be accepted.
-                let near = 1 + index as u64;
-                let head = if small { head & !0xffff_ffff | near << KIND_BITS | head & 3 } else { *head };
+                let head = if small { head_of(index as u64, head & 3) + (head >> 60) } else { *head };
                 memory.scribble(index, head, *body);
             }
             let mut reader = LaneReader::new(memory);
@@ -431,11 +429,11 @@ mod model {
             while seen.len() < 2 {
                 // As a receiver does: messages the short way, the rest the long one.
                 let note = match reader.peek() {
-                    Some((slot, length)) => {
+                    (slot @ 0..8, length) => {
                         reader.advance();
-                        Some(Note::Message(slot, length))
+                        Some(Note::Message(slot as u32, length))
                     }
-                    None => reader.take().expect("an honest sender"),
+                    _ => reader.take().expect("an honest sender"),
                 };
                 match note {
                     Some(note) => seen.push(note),

@@ -17,9 +17,7 @@ use bytes::{BufMut, buf::UninitSlice};
 
 use crate::{
     inbound::{Loan, Peer, Returns},
-    memory::Address,
-    outbound::Outbound,
-    pool::{Pool, Shelf},
+    pool::{Place, Pool, Shelf},
     retire::Held,
     slot::SlotId,
 };
@@ -32,10 +30,9 @@ use crate::{
 ///
 /// Named and shaped after the fbufs of Druschel and Peterson, SOSP 1993.
 pub struct Fbuf {
-    bytes: NonNull<u8>,
+    place: Place,
     filled: u32,
     capacity: u32,
-    slot: SlotId,
     home: NonNull<Shelf>,
 }
 
@@ -57,24 +54,24 @@ pub struct TooLarge {
 }
 
 impl Pool {
-    /// The slot whose turn it is, as a fbuf; none if it is lent over one of these links, or there is none.
+    /// The slot whose turn it is, as a fbuf; none if it is not known to be free.
     #[inline]
-    pub fn allocate(&mut self, links: &mut [Box<Outbound>]) -> Option<Fbuf> {
-        let (slot, place) = self.take_next(links)?;
-        Some(self.fbuf(slot, place, 0))
+    pub fn allocate(&mut self) -> Option<Fbuf> {
+        let place = self.take_free()?;
+        Some(self.fbuf(place, 0))
     }
 
     /// Takes back what was to be sent last, and was lent to nobody.
-    pub fn recall(&mut self, length: u32) -> Option<Fbuf> {
-        let (slot, place) = self.take_last()?;
-        Some(self.fbuf(slot, place, length))
+    pub fn recall(&mut self, length: u32) -> Fbuf {
+        let place = self.take_last();
+        self.fbuf(place, length)
     }
 
     /// A slot that was just taken out of the line is owned by its fbuf from here on (invariant 2). Shelf
     /// and mappings live until it is put back or taken back (`Drop for Pool`).
     #[inline]
-    fn fbuf(&self, slot: SlotId, place: Address, filled: u32) -> Fbuf {
-        Fbuf { bytes: place.pointer(), filled, capacity: self.geometry().slot_bytes(), slot, home: self.shelf() }
+    fn fbuf(&self, place: Place, filled: u32) -> Fbuf {
+        Fbuf { place, filled, capacity: self.geometry().slot_bytes(), home: self.shelf() }
     }
 }
 
@@ -87,10 +84,15 @@ impl Fbuf {
 
     /// Ends it without putting the slot back: the slot, and how many bytes are filled.
     #[inline]
-    pub(crate) fn into_slot(self) -> (SlotId, u32) {
-        let parts = (self.slot, self.filled);
+    pub(crate) fn into_place(self) -> (Place, u32) {
+        let parts = (self.place, self.filled);
         std::mem::forget(self);
         parts
+    }
+
+    #[inline]
+    fn bytes(&self) -> *mut u8 {
+        self.place.bytes.pointer().as_ptr()
     }
 
     /// How many bytes it can hold: the slot size of its sender.
@@ -135,7 +137,7 @@ impl Fbuf {
         // zeroed), and this fbuf owns them (invariant 2).
         unsafe {
             slice::from_raw_parts_mut(
-                self.bytes.as_ptr().add(self.filled as usize),
+                self.bytes().add(self.filled as usize),
                 (self.capacity - self.filled) as usize,
             )
         }
@@ -160,7 +162,7 @@ impl Deref for Fbuf {
     #[inline]
     fn deref(&self) -> &[u8] {
         // SAFETY: as in `spare_mut`.
-        unsafe { slice::from_raw_parts(self.bytes.as_ptr(), self.filled as usize) }
+        unsafe { slice::from_raw_parts(self.bytes(), self.filled as usize) }
     }
 }
 
@@ -168,7 +170,7 @@ impl DerefMut for Fbuf {
     #[inline]
     fn deref_mut(&mut self) -> &mut [u8] {
         // SAFETY: as in `spare_mut`.
-        unsafe { slice::from_raw_parts_mut(self.bytes.as_ptr(), self.filled as usize) }
+        unsafe { slice::from_raw_parts_mut(self.bytes(), self.filled as usize) }
     }
 }
 
@@ -222,16 +224,25 @@ impl fmt::Debug for Fbuf {
 }
 
 impl Drop for Fbuf {
+    #[inline]
     fn drop(&mut self) {
-        // SAFETY: `home` is the inside of an Arc and lives until this slot is put back (`Drop for
-        // Pool`), which happens below; counted here, it also lives until that has returned.
-        let shelf = unsafe {
-            Arc::increment_strong_count(self.home.as_ptr());
-            Arc::from_raw(self.home.as_ptr())
-        };
-        // The mappings, if this was the last fbuf of a sender that is gone.
-        drop(shelf.put_back(self.slot));
+        // By value: a fbuf whose address nobody takes can live in registers.
+        put_back(self.home, self.place);
     }
+}
+
+/// Puts a slot back that was not sent.
+#[cold]
+#[inline(never)]
+fn put_back(home: NonNull<Shelf>, place: Place) {
+    // SAFETY: `home` is the inside of an Arc and lives until this slot is put back (`Drop for Pool`),
+    // which happens below; counted here, it also lives until that has returned.
+    let shelf = unsafe {
+        Arc::increment_strong_count(home.as_ptr());
+        Arc::from_raw(home.as_ptr())
+    };
+    // The mappings, if this was the last fbuf of a sender that is gone.
+    drop(shelf.put_back(place));
 }
 
 /// A message: bytes in the sender's memory, which this process may read until it drops it.
@@ -316,12 +327,11 @@ impl Drop for Received {
     fn drop(&mut self) {
         let home = self.home();
         let retirement = home.retirement();
-        home.hand_back(self.slot, self.position);
-        if let Some(mark) = home.mark(self.slot).map(NonNull::from) {
-            // SAFETY: `home` lives until this very store (`Remains`). No reference to it is used
-            // after this line, and the one to the mark, a cell, promises nothing about its memory.
-            Held::clear(unsafe { mark.as_ref() });
-        }
-        retirement.after_clear();
+        home.hand_back(self.slot, self.position, retirement.fencing);
+        let mark = NonNull::from(home.mark(self.slot));
+        // SAFETY: `home` lives until this very store (`Remains`). No reference to it is used after
+        // this line, and the one to the mark, a cell, promises nothing about its memory.
+        Held::clear(unsafe { mark.as_ref() });
+        retirement.among.after_clear(retirement.fencing);
     }
 }

@@ -12,6 +12,7 @@ use crate::{
     link::{self, Hello, LinkEnd, LinkMessage, Welcome, fencing},
     park::Fencing,
     pool::Pool,
+    ring::Ring,
     slot::SlotId,
     socket::PacketSocket,
     violation::Violation,
@@ -82,12 +83,16 @@ pub struct Outbound {
     writer: LaneWriter<LaneTable>,
     board: BoardReader<BoardTable>,
     fencing: Fencing,
-    /// The ledger: for each slot, the lane position that lent it over this link, plus one, or [`HERE`].
-    ledger: Box<[u64]>,
+    /// The ledger: for each slot, when it was sent last, the lane position that lent it over this link,
+    /// plus one; or [`HERE`]. It says nothing of slots that are free or fbufs.
+    ledger: Ring<u64>,
+    /// How many slots there may be.
+    slots: u32,
     /// Once the receiver is gone: entries from here on it never read.
     unread_from: u64,
-    /// Whether messages need more care than to be sent: the receiver may have to be skipped, or is gone.
-    special: bool,
+    /// Whether a message needs no more care than to be sent: the receiver is there, does not want to be
+    /// skipped, and needs no fence.
+    plain: bool,
     skipping: Option<Skipping>,
     /// How many segments the receiver was told of.
     announced: usize,
@@ -152,6 +157,7 @@ impl Outbound {
             asymmetric: Fencing::of_this_process() == Fencing::Asymmetric,
             segments: pool.announce(0).collect(),
         };
+        let fencing = Fencing::towards(fencing(hello.asymmetric));
         let announced = welcome.segments.len();
         link::send(&socket, &LinkMessage::Welcome(welcome))?;
         Ok(Self {
@@ -159,10 +165,11 @@ impl Outbound {
             socket,
             writer: LaneWriter::new(lane),
             board: BoardReader::new(board),
-            fencing: Fencing::towards(fencing(hello.asymmetric)),
-            ledger: vec![HERE; slots as usize].into(),
+            fencing,
+            slots,
+            ledger: Ring::new(slots as usize, || HERE),
             unread_from: u64::MAX,
-            special: hello.skip_above.is_some(),
+            plain: hello.skip_above.is_none() && fencing == Fencing::Asymmetric,
             skipping: hello.skip_above.map(|most| Skipping::new(most.min(slots))),
             announced,
             gap: 0,
@@ -186,7 +193,7 @@ impl Outbound {
     /// Whether any slot is lent over it.
     #[must_use]
     pub fn lends(&self) -> bool {
-        (0..self.ledger.len() as u32).any(|slot| self.has(SlotId::new(slot)))
+        (0..self.slots).any(|slot| self.has(SlotId::new(slot)))
     }
 
     /// Whether the receiver may be sent anything.
@@ -197,41 +204,36 @@ impl Outbound {
 
     /// Lends a slot to the receiver and tells it, unless it would rather skip.
     pub fn offer(&mut self, slot: SlotId, length: u32) -> Offer {
-        if self.special
-            && let Some(answer) = self.refuse(slot)
-        {
+        if let Some(answer) = self.refuse(slot) {
             return answer;
         }
-        if self.lend(slot, length) { Offer::Lent } else { self.answer() }
+        if self.lend(slot, length, self.fencing) { Offer::Lent } else { self.answer() }
     }
 
     /// As [`Self::offer`], for a receiver to which nothing but sending is to be done: true if that was
     /// done, and there is nothing more to do; none if nothing was done.
     #[inline]
     pub fn offer_simply(&mut self, slot: SlotId, length: u32) -> Option<bool> {
-        (!self.special).then(|| self.lend(slot, length))
+        self.plain.then(|| self.lend(slot, length, Fencing::Asymmetric))
     }
 
     /// Lends and tells: false if there is something to [`Self::answer`].
     #[inline]
-    fn lend(&mut self, slot: SlotId, length: u32) -> bool {
-        let position = self.writer.position();
-        if let Some(entry) = self.ledger.get_mut(slot.index()) {
-            *entry = position + 1;
-        }
+    fn lend(&mut self, slot: SlotId, length: u32, fencing: Fencing) -> bool {
+        *self.ledger.at_mut(slot.index()) = self.writer.position() + 1;
         self.writer.message(slot, length);
-        self.fencing.after_publishing();
+        fencing.after_publishing();
         self.board.head().flag.read().is_quiet()
     }
 
-    /// What becomes of a message that needs care: nothing, or it is sent after all.
-    #[cold]
-    #[inline(never)]
+    /// Whether a message is not to be sent, and why.
     fn refuse(&mut self, slot: SlotId) -> Option<Offer> {
         if !self.is_open() {
             return Some(Offer::Gone);
         }
         if self.skips() {
+            // What the ledger says of the slot is about an earlier message.
+            *self.ledger.at_mut(slot.index()) = HERE;
             self.gap += 1;
             self.counts.skipped += 1;
             return Some(Offer::Skipped);
@@ -267,30 +269,30 @@ impl Outbound {
         let Some(mut skipping) = self.skipping.take() else { return false };
         let most = skipping.most as usize;
         if skipping.lent.len() > most {
-            skipping.lent.retain(|&(slot, entry)| self.ledger.get(slot.index()) == Some(&entry) && self.holds(slot));
+            skipping.lent.retain(|&(slot, entry)| *self.ledger.at(slot.index()) == entry && self.has(slot));
         }
         let skips = skipping.lent.len() > most;
         self.skipping = Some(skipping);
         skips
     }
 
-    /// Whether the receiver has the slot: it was lent, and is not back.
+    /// Whether the receiver has the slot: it was lent when it was sent last, and is not back.
     #[must_use]
     #[inline]
     pub fn has(&self, slot: SlotId) -> bool {
-        let entry = self.ledger.get(slot.index()).copied().unwrap_or(HERE);
-        entry != HERE && !self.board.has(slot, entry - 1) && entry <= self.unread_from
+        self.count_back(std::iter::once(slot)) == 0
     }
 
-    /// As [`Self::has`], and strikes the slot from the ledger if it is back.
+    /// How many of these slots, from the first on, the receiver does not have.
     #[inline]
-    pub fn holds(&mut self, slot: SlotId) -> bool {
-        let Some(entry) = self.ledger.get_mut(slot.index()) else { return false };
-        if *entry != HERE && !self.board.has(slot, *entry - 1) && *entry <= self.unread_from {
-            return true;
-        }
-        *entry = HERE;
-        false
+    pub fn count_back(&self, slots: impl Iterator<Item = SlotId>) -> usize {
+        let ledger = self.ledger.view();
+        slots
+            .take_while(|&slot| {
+                let entry = *ledger.at(slot.index());
+                entry == HERE || self.board.has(slot, entry - 1) || entry > self.unread_from
+            })
+            .count()
     }
 
     /// Looks whether the receiver has left. What it never read is back at once; what it holds on to
@@ -298,7 +300,7 @@ impl Outbound {
     pub fn notice_leaving(&mut self) {
         if let Some(read) = self.board.left_at() {
             self.unread_from = self.unread_from.min(read);
-            self.special = true;
+            self.plain = false;
         }
     }
 

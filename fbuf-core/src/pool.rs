@@ -21,6 +21,7 @@ use crate::{
     loan::Fbuf,
     memory::{Address, Map, MemoryError},
     outbound::Outbound,
+    ring::Ring,
     slot::{Geometry, SlotId},
     wire::Descriptor,
 };
@@ -36,10 +37,10 @@ const SEARCH: usize = 256;
 pub struct Pool {
     geometry: Geometry,
     segments: Vec<Segment>,
-    /// Where the bytes of each slot are.
-    places: Vec<Address>,
     /// The slots that are no fbufs, in the order in which they will be.
     line: Line,
+    /// How many slots there are.
+    slots: u32,
     /// How many at the head of the line were searched in vain.
     searched: usize,
     /// Whether the last segment is still to be announced, and its slots are not in line yet.
@@ -49,71 +50,99 @@ pub struct Pool {
 
 #[derive(Debug)]
 struct Segment {
-    _map: Map,
+    map: Map,
     descriptor: Arc<OwnedFd>,
     slots: u32,
 }
 
-/// Slots in line. A ring that has room for all of them, so that it never grows.
+/// Slots in line. It has room for all of them, and never grows.
 #[derive(Debug)]
 struct Line {
-    /// The length is a power of two.
-    ring: Box<[SlotId]>,
+    ring: Ring<Place>,
     /// How many were taken off its head, less those that were put there.
     head: usize,
     /// How many were put at its end, less those that were taken there.
     end: usize,
+    /// What `head` will be when all have been taken that are known to be free.
+    known: usize,
+}
+
+/// A slot, and where its bytes are.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Place {
+    pub(crate) slot: SlotId,
+    pub(crate) bytes: Address,
 }
 
 impl Line {
-    fn for_slots(count: u32) -> Self {
-        Self { ring: vec![SlotId::new(0); (count as usize).next_power_of_two()].into(), head: 0, end: 0 }
+    /// An empty one with room for so many slots.
+    fn new(slots: u32) -> Self {
+        let nowhere = Place { slot: SlotId::new(0), bytes: Address::nowhere() };
+        Self { ring: Ring::new(slots as usize, || nowhere), head: 0, end: 0, known: 0 }
     }
 
-    #[inline]
     fn len(&self) -> usize {
         self.end.wrapping_sub(self.head)
     }
 
-    #[inline]
-    fn at(&self, place: usize) -> usize {
-        place & (self.ring.len() - 1)
+    /// The one that has `index` others before it.
+    fn get(&self, index: usize) -> Option<SlotId> {
+        (index < self.len()).then(|| self.at(index).slot)
     }
 
-    /// The one that has `index` others before it.
+    /// As [`Self::get`], where there is one.
     #[inline]
-    fn get(&self, index: usize) -> Option<SlotId> {
-        (index < self.len()).then(|| self.ring[self.at(self.head.wrapping_add(index))])
+    fn at(&self, index: usize) -> &Place {
+        self.ring.at(self.head.wrapping_add(index))
     }
 
     fn iter(&self) -> impl DoubleEndedIterator<Item = SlotId> {
-        (0..self.len()).map(|index| self.ring[self.at(self.head.wrapping_add(index))])
+        (0..self.len()).filter_map(|index| self.get(index))
     }
 
+    /// Takes the first one, if it is known to be free.
     #[inline]
-    fn take_first(&mut self) -> Option<SlotId> {
-        let first = self.get(0)?;
+    fn take_free(&mut self) -> Option<Place> {
+        if self.head == self.known {
+            return None;
+        }
+        let place = *self.ring.at(self.head);
         self.head = self.head.wrapping_add(1);
-        Some(first)
-    }
-
-    fn take_last(&mut self) -> Option<SlotId> {
-        let last = self.get(self.len().checked_sub(1)?)?;
-        self.end = self.end.wrapping_sub(1);
-        Some(last)
-    }
-
-    fn put_first(&mut self, slot: SlotId) {
-        self.head = self.head.wrapping_sub(1);
-        let place = self.at(self.head);
-        self.ring[place] = slot;
+        Some(place)
     }
 
     #[inline]
-    fn put_last(&mut self, slot: SlotId) {
-        let place = self.at(self.end);
-        self.ring[place] = slot;
+    fn put_last(&mut self, place: Place) {
+        *self.ring.at_mut(self.end) = place;
         self.end = self.end.wrapping_add(1);
+    }
+
+    /// Puts one before all others. Whether it is free is to be found out.
+    fn put_first(&mut self, place: Place) {
+        self.head = self.head.wrapping_sub(1);
+        *self.ring.at_mut(self.head) = place;
+        self.known = self.head;
+    }
+
+    /// How many at its head are known to be free.
+    fn free(&self) -> usize {
+        self.known.wrapping_sub(self.head)
+    }
+
+    /// Takes the one that was put last.
+    fn take_last(&mut self) -> Place {
+        self.end = self.end.wrapping_sub(1);
+        *self.ring.at(self.end)
+    }
+
+    /// Puts the first `count` to the end. They are not free.
+    fn rotate(&mut self, count: usize) {
+        self.known = self.head.wrapping_add(count);
+        for _ in 0..count {
+            *self.ring.at_mut(self.end) = *self.ring.at(self.head);
+            self.head = self.head.wrapping_add(1);
+            self.end = self.end.wrapping_add(1);
+        }
     }
 }
 
@@ -136,8 +165,8 @@ impl Pool {
     /// [`MemoryError`]
     pub fn new(geometry: Geometry, slots: u32, wake: Arc<EventFd>) -> Result<Self, MemoryError> {
         let shelf = Arc::new(Shelf { state: Mutex::new(Stored::Open { slots: Vec::new(), waited_for: false }), wake });
-        let (segments, places, line) = (Vec::new(), Vec::new(), Line::for_slots(geometry.max_slots()));
-        let mut pool = Self { geometry, segments, places, line, searched: 0, growing: false, shelf };
+        let line = Line::new(geometry.max_slots());
+        let mut pool = Self { geometry, segments: Vec::new(), line, slots: 0, searched: 0, growing: false, shelf };
         pool.add_segment(slots.min(geometry.max_slots()))?;
         pool.use_segment();
         Ok(pool)
@@ -167,13 +196,13 @@ impl Pool {
     /// How many slots are not in line: fbufs, of which some may be on the shelf.
     fn out(&self) -> usize {
         let unused = self.segments.last().filter(|_| self.growing).map_or(0, |segment| segment.slots as usize);
-        self.places.len() - unused - self.line.len()
+        self.slots as usize - unused - self.line.len()
     }
 
     /// How many slots there are now.
     #[must_use]
     pub fn slots(&self) -> u32 {
-        self.places.len() as u32
+        self.slots
     }
 
     /// Whether [`Self::grow`] could add any.
@@ -201,18 +230,21 @@ impl Pool {
 
     /// Puts the slots of the new segment at the head of the line.
     pub fn use_segment(&mut self) {
-        if let Some(last) = self.segments.last().filter(|_| self.growing) {
-            for slot in (self.slots() - last.slots..self.slots()).rev() {
-                self.line.put_first(SlotId::new(slot));
-            }
-            self.growing = false;
+        let Some(last) = self.segments.last().filter(|_| self.growing) else { return };
+        let first = self.slots - last.slots;
+        let pieces = last.map.pieces(last.slots, self.geometry.stride(), self.geometry.slot_bytes());
+        let slots = (first..).map(SlotId::new);
+        let places: Vec<_> = slots.zip(pieces.into_iter().flatten()).map(|(slot, bytes)| Place { slot, bytes }).collect();
+        for place in places.into_iter().rev() {
+            self.line.put_first(place);
         }
+        self.growing = false;
     }
 
     fn add_segment(&mut self, slots: u32) -> Result<(), MemoryError> {
         let (map, descriptor) = Map::create("fbuf-segment", self.geometry.segment_bytes(slots))?;
-        self.places.extend(map.pieces(slots, self.geometry.stride(), self.geometry.slot_bytes()).into_iter().flatten());
-        self.segments.push(Segment { _map: map, descriptor: Arc::new(descriptor), slots });
+        self.segments.push(Segment { map, descriptor: Arc::new(descriptor), slots });
+        self.slots += slots;
         self.growing = true;
         Ok(())
     }
@@ -222,26 +254,15 @@ impl Pool {
         self.segments.iter().skip(known).map(Segment::announce)
     }
 
-    /// Takes the slot whose turn it is out of the line, if it is not lent: its name, and where its
-    /// bytes are.
+    /// Takes the slot whose turn it is out of the line, if it is known to be free.
     #[inline]
-    pub(crate) fn take_next(&mut self, links: &mut [Box<Outbound>]) -> Option<(SlotId, Address)> {
-        let slot = self.line.get(0)?;
-        let held = match links {
-            [link] => link.holds(slot),
-            links => any_holds(links, slot),
-        };
-        if held {
-            return None;
-        }
-        self.line.head = self.line.head.wrapping_add(1);
-        Some((slot, *self.places.get(slot.index())?))
+    pub(crate) fn take_free(&mut self) -> Option<Place> {
+        self.line.take_free()
     }
 
     /// Takes the slot out of the line that was put there last.
-    pub(crate) fn take_last(&mut self) -> Option<(SlotId, Address)> {
-        let slot = self.line.take_last()?;
-        Some((slot, *self.places.get(slot.index())?))
+    pub(crate) fn take_last(&mut self) -> Place {
+        self.line.take_last()
     }
 
     /// Where fbufs of this pool go that are dropped: the inside of an Arc.
@@ -259,9 +280,21 @@ impl Pool {
         if fbuf.home() != self.shelf() {
             return Err(fbuf);
         }
-        let (slot, length) = fbuf.into_slot();
-        self.line.put_last(slot);
-        Ok((slot, length))
+        let (place, length) = fbuf.into_place();
+        self.line.put_last(place);
+        Ok((place.slot, length))
+    }
+
+    /// Looks which of the slots that come next are free, up to `most`: whether there is one.
+    pub fn collect(&mut self, links: &[Box<Outbound>], most: u32) -> bool {
+        let (line, known) = (self.line.ring.view(), self.line.known);
+        let more = self.line.len().min(most as usize).saturating_sub(self.line.free());
+        let next = (0..more).map(|index| line.at(known.wrapping_add(index)).slot);
+        self.line.known = known.wrapping_add(match links {
+            [link] => link.count_back(next),
+            links => next.take_while(|&slot| !is_lent(links, slot)).count(),
+        });
+        self.line.free() > 0
     }
 
     /// Whether it is worth while for a sender that waits to go on: a batch of slots is back.
@@ -286,20 +319,16 @@ impl Pool {
     }
 
     fn search_from(&mut self, from: usize, most: usize, links: &[Box<Outbound>]) -> bool {
-        for slot in self.shelf.clear() {
-            self.line.put_first(slot);
+        for place in self.shelf.clear() {
+            self.line.put_first(place);
         }
         let free = |slot| !is_lent(links, slot);
-        let found = if self.line.get(0).is_some_and(free) {
+        let found = if self.line.free() > 0 || self.line.get(0).is_some_and(free) {
             Some(0)
         } else {
             self.line.iter().skip(from).take(most).position(free).map(|index| from + index)
         };
-        for _ in 0..found.unwrap_or(0) {
-            if let Some(kept) = self.line.take_first() {
-                self.line.put_last(kept);
-            }
-        }
+        self.line.rotate(found.unwrap_or(0));
         self.searched = if found.is_some() { 0 } else { from.saturating_add(most) };
         found.is_some()
     }
@@ -316,12 +345,6 @@ impl Pool {
             _ => false,
         }
     }
-}
-
-/// Whether any of several receivers has the slot.
-#[inline(never)]
-fn any_holds(links: &mut [Box<Outbound>], slot: SlotId) -> bool {
-    links.iter_mut().any(|link| link.holds(slot))
 }
 
 #[inline]
@@ -358,7 +381,7 @@ pub struct Shelf {
 #[derive(Debug)]
 enum Stored {
     /// The pool takes them from here.
-    Open { slots: Vec<SlotId>, waited_for: bool },
+    Open { slots: Vec<Place>, waited_for: bool },
     /// The pool is gone; the last fbuf frees what is kept.
     Closed { outstanding: usize, kept: Kept },
     /// The last fbuf is gone too.
@@ -379,11 +402,11 @@ impl Shelf {
     }
 
     /// Puts a slot here; what to drop afterwards, if this was the last one.
-    pub(crate) fn put_back(&self, slot: SlotId) -> Option<Kept> {
+    pub(crate) fn put_back(&self, place: Place) -> Option<Kept> {
         let mut state = self.lock();
         match &mut *state {
             Stored::Open { slots, waited_for } => {
-                slots.push(slot);
+                slots.push(place);
                 if std::mem::take(waited_for) {
                     // A counter that is full wakes as well.
                     let _ = self.wake.write(1);
@@ -407,7 +430,7 @@ impl Shelf {
         if let Stored::Open { slots, .. } = &*self.lock() { slots.len() } else { 0 }
     }
 
-    fn clear(&self) -> Vec<SlotId> {
+    fn clear(&self) -> Vec<Place> {
         match &mut *self.lock() {
             Stored::Open { slots, waited_for } => {
                 *waited_for = false;
@@ -422,6 +445,10 @@ impl Shelf {
 mod tests {
     use super::*;
 
+    fn next(pool: &mut Pool) -> Option<Fbuf> {
+        pool.allocate().or_else(|| pool.collect(&[], 64).then(|| pool.allocate())?)
+    }
+
     fn pool(slots: u32, limit: u64) -> Pool {
         let wake = Arc::new(EventFd::new().unwrap());
         Pool::new(Geometry::new(100, limit).unwrap(), slots, wake).unwrap()
@@ -430,7 +457,7 @@ mod tests {
     #[test]
     fn a_slot_is_in_one_place() {
         let mut pool = pool(3, 3);
-        let all: Vec<_> = std::iter::from_fn(|| pool.allocate(&mut [])).collect();
+        let all: Vec<_> = std::iter::from_fn(|| next(&mut pool)).collect();
         assert_eq!(all.len(), 3);
         assert_eq!(pool.places(&[]), Places { free: 0, held: 3, lent: 0 });
         let mut starts: Vec<_> = all.iter().map(|fbuf| fbuf.as_ptr() as usize).collect();
@@ -440,7 +467,7 @@ mod tests {
         assert_eq!(pool.places(&[]), Places { free: 3, held: 0, lent: 0 });
         assert!(pool.search(&[]));
         assert_eq!(pool.places(&[]), Places { free: 3, held: 0, lent: 0 });
-        assert_eq!(std::iter::from_fn(|| pool.allocate(&mut [])).count(), 3);
+        assert_eq!(std::iter::from_fn(|| next(&mut pool)).count(), 3);
     }
 
     #[test]
@@ -448,7 +475,7 @@ mod tests {
         let mut pool = pool(4, 4);
         let mut order = Vec::new();
         for _ in 0..8 {
-            let fbuf = pool.allocate(&mut []).unwrap();
+            let fbuf = next(&mut pool).unwrap();
             order.push(pool.take(fbuf).unwrap().0.index());
         }
         assert_eq!(order, [0, 1, 2, 3, 0, 1, 2, 3]);
@@ -469,13 +496,13 @@ mod tests {
         pool.use_segment();
         assert!(!pool.can_grow() && !pool.is_growing());
         assert_eq!(pool.announce(0).map(|segment| segment.slots).collect::<Vec<_>>(), [2, 2, 3]);
-        assert_eq!(std::iter::from_fn(|| pool.allocate(&mut [])).count(), 7);
+        assert_eq!(std::iter::from_fn(|| next(&mut pool)).count(), 7);
     }
 
     #[test]
     fn a_fbuf_of_another_pool_is_handed_back() {
         let (mut one, mut other) = (pool(1, 1), pool(1, 1));
-        let fbuf = one.allocate(&mut []).unwrap();
+        let fbuf = next(&mut one).unwrap();
         let fbuf = other.take(fbuf).unwrap_err();
         assert!(one.take(fbuf).is_ok());
     }
@@ -484,7 +511,7 @@ mod tests {
     fn fbufs_outlive_their_pool_and_take_its_memory_with_them() {
         let mut pool = pool(2, 2);
         let shelf = Arc::downgrade(&pool.shelf);
-        let (mut one, two) = (pool.allocate(&mut []).unwrap(), pool.allocate(&mut []).unwrap());
+        let (mut one, two) = (next(&mut pool).unwrap(), next(&mut pool).unwrap());
         drop(pool);
         one.resize(100).unwrap();
         one.fill(7);
@@ -498,7 +525,7 @@ mod tests {
     #[test]
     fn a_dropped_fbuf_wakes_who_waits_for_it() {
         let mut pool = pool(1, 1);
-        let fbuf = pool.allocate(&mut []).unwrap();
+        let fbuf = next(&mut pool).unwrap();
         assert!(pool.await_fbufs());
         drop(fbuf);
         assert_eq!(pool.shelf.wake.read(), Ok(1));
@@ -510,7 +537,7 @@ mod tests {
         use bytes::BufMut;
         use std::io::Write;
         let mut pool = pool(1, 1);
-        let mut fbuf = pool.allocate(&mut []).unwrap();
+        let mut fbuf = next(&mut pool).unwrap();
         assert!(fbuf.is_empty());
         fbuf.put_u16(0x0102);
         fbuf.write_all(b"abc").unwrap();

@@ -8,6 +8,7 @@ use crossbeam_utils::CachePadded;
 use crate::{
     board::{BoardMemory, BoardWriter},
     park::Fencing,
+    ring::Ring,
     slot::SlotId,
     sync::{AtomicU32, AtomicU64, Mutex, Ordering, yield_now},
 };
@@ -15,19 +16,19 @@ use crate::{
 /// The receiver's private ledger: which slots of a link it holds. The mark of a slot is zero, or the
 /// position of the entry that lent it, plus one.
 #[derive(Debug)]
-pub struct Held(Box<[AtomicU64]>);
+pub struct Held(Ring<AtomicU64>);
 
 impl Held {
     /// Nothing is held of `slots` slots.
     pub fn new(slots: usize) -> Self {
-        Self((0..slots).map(|_| AtomicU64::new(0)).collect())
+        Self(Ring::new(slots, || AtomicU64::new(0)))
     }
 
     /// Marks a slot as held since the entry at `position`; false if it is held already. By the
     /// receiver only.
     #[inline]
     pub fn take(&self, slot: SlotId, position: u64) -> bool {
-        let Some(mark) = self.0.get(slot.index()) else { return false };
+        let mark = self.mark(slot);
         // Acquire: partner is the Release store in `clear`, by whichever thread held it last.
         if mark.load(Ordering::Acquire) != 0 {
             return false;
@@ -40,7 +41,7 @@ impl Held {
     /// the mark a moment later; the sender may have lent it again by then. Waits for that moment; false
     /// if the slot was not handed back, and so is held in earnest.
     pub fn take_patiently<M: BoardMemory>(&self, slot: SlotId, position: u64, board: &BoardWriter<M>) -> bool {
-        let Some(mark) = self.mark(slot) else { return false };
+        let mark = self.mark(slot);
         loop {
             // Acquire: as in `take`.
             let held = mark.load(Ordering::Acquire);
@@ -56,8 +57,8 @@ impl Held {
 
     /// The mark of a slot, for its holder to clear.
     #[inline]
-    pub fn mark(&self, slot: SlotId) -> Option<&AtomicU64> {
-        self.0.get(slot.index())
+    pub fn mark(&self, slot: SlotId) -> &AtomicU64 {
+        self.0.at(slot.index())
     }
 
     /// Marks a slot as no longer held, by its one holder. The holder touches nothing of the link
@@ -178,7 +179,6 @@ mod tests {
         let (held, board) = (Held::new(3), BoardWriter::new(HeapBoard::new(3)));
         assert!(held.take(SlotId::new(0), 0) && held.take(SlotId::new(2), 1));
         assert!(!held.take(SlotId::new(0), 2) && !held.take_patiently(SlotId::new(0), 2, &board));
-        assert!(!held.take(SlotId::new(3), 2), "a slot that does not exist cannot be held");
         assert_eq!(held.count(), 2);
     }
 
@@ -188,7 +188,7 @@ mod tests {
         assert!(held.take(SlotId::new(0), 5));
         board.hand_back(SlotId::new(0), 5);
         let holder = held.clone();
-        let clearing = std::thread::spawn(move || Held::clear(holder.mark(SlotId::new(0)).unwrap()));
+        let clearing = std::thread::spawn(move || Held::clear(holder.mark(SlotId::new(0))));
         assert!(held.take_patiently(SlotId::new(0), 6, &board));
         clearing.join().unwrap();
         assert_eq!(held.count(), 1);
@@ -199,10 +199,10 @@ mod tests {
         let (held, retired) = (Arc::new(Held::new(3)), Retired::new());
         assert!(held.take(SlotId::new(0), 0) && held.take(SlotId::new(2), 1));
         retired.leave(Link(held.clone()), Fencing::Full);
-        Held::clear(held.mark(SlotId::new(0)).unwrap());
+        Held::clear(held.mark(SlotId::new(0)));
         retired.after_clear(Fencing::Full);
         assert_eq!(Arc::strong_count(&held), 2);
-        Held::clear(held.mark(SlotId::new(2)).unwrap());
+        Held::clear(held.mark(SlotId::new(2)));
         retired.after_clear(Fencing::Full);
         assert_eq!(Arc::strong_count(&held), 1, "the remains were not dropped");
         assert_eq!(retired.count.load(Ordering::Relaxed), 0);
@@ -283,7 +283,7 @@ mod model {
                     let (held, retired, bytes) = (held.clone(), retired.clone(), bytes.clone());
                     thread::spawn(move || {
                         read(&bytes[index as usize]);
-                        Held::clear(held.mark(SlotId::new(index)).unwrap());
+                        Held::clear(held.mark(SlotId::new(index)));
                         retired.after_clear(Fencing::Full);
                     })
                 })
@@ -309,7 +309,7 @@ mod model {
                 let (board, held) = (board.clone(), held.clone());
                 thread::spawn(move || {
                     board.hand_back(SlotId::new(0), 0);
-                    Held::clear(held.mark(SlotId::new(0)).unwrap());
+                    Held::clear(held.mark(SlotId::new(0)));
                 })
             };
             while !sender.has(SlotId::new(0), 0) {

@@ -11,9 +11,9 @@ pub enum Violation {
     #[error("a lane entry is marked {found}, where only {expected}, or the mark of one lap before, can stand")]
     Mark {
         /// The mark that was found.
-        found: u32,
+        found: u64,
         /// The mark that the reader waits for.
-        expected: u32,
+        expected: u64,
     },
     /// A lane entry of an unknown kind.
     #[error("a lane entry is of the unknown kind {0}")]

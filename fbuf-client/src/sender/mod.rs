@@ -77,9 +77,13 @@ impl Sender {
     /// None today; the type leaves room.
     #[inline(always)]
     pub fn allocate(&mut self) -> Result<Fbuf, AllocateError> {
-        match self.pool.allocate(&mut self.links) {
+        match self.pool.allocate() {
             Some(fbuf) => Ok(fbuf),
-            None => self.wait_for_slot(None),
+            // Taken apart and put together, what is returned never has to be in memory above.
+            None => match self.collect_and_allocate(None) {
+                Ok(fbuf) => Ok(fbuf),
+                Err(error) => Err(error),
+            },
         }
     }
 
@@ -89,19 +93,34 @@ impl Sender {
     /// [`AllocateError::TimedOut`]
     #[inline]
     pub fn allocate_timeout(&mut self, time: Duration) -> Result<Fbuf, AllocateError> {
-        match self.pool.allocate(&mut self.links) {
+        match self.pool.allocate() {
             Some(fbuf) => Ok(fbuf),
-            None => self.wait_for_slot(deadline(time)),
+            None => self.collect_and_allocate(Some(time)),
         }
     }
 
     /// Takes a free slot, if there is one; grows, but never waits.
     #[inline]
     pub fn try_allocate(&mut self) -> Option<Fbuf> {
-        self.pool.allocate(&mut self.links).or_else(|| {
-            self.look_if_due();
-            self.find_slot()
-        })
+        self.pool.allocate().or_else(|| self.collect_or_find())
+    }
+
+    /// Looks which slots are back, for a round of messages, and waits if none is.
+    #[cold]
+    #[inline(never)]
+    fn collect_and_allocate(&mut self, time: Option<Duration>) -> Result<Fbuf, AllocateError> {
+        match self.collect_or_find() {
+            Some(fbuf) => Ok(fbuf),
+            None => self.wait_for_slot(time.and_then(deadline)),
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn collect_or_find(&mut self) -> Option<Fbuf> {
+        // The rounds in which slots are collected are those in which the time is looked at.
+        self.look_if_due();
+        self.take_slot().or_else(|| self.find_slot())
     }
 
     /// Gives a fbuf to every receiver: what is filled of it is the message (uf_write). From here on
@@ -112,10 +131,9 @@ impl Sender {
     #[inline(always)]
     pub fn write(&mut self, fbuf: Fbuf) -> Result<Sent, WriteError> {
         // All of this is inlined where messages are written; whatever is more goes through a call.
-        if self.pace.is_over() || self.inbox.is_filled() {
+        if self.inbox.is_filled() {
             return self.look_and_write(fbuf);
         }
-        self.pace.count();
         let (slot, length) = self.pool.take(fbuf).map_err(WriteError::OtherSender)?;
         if let [link] = &mut self.links[..] {
             match link.offer_simply(slot, length) {
@@ -131,7 +149,6 @@ impl Sender {
     #[inline(never)]
     fn look_and_write(&mut self, fbuf: Fbuf) -> Result<Sent, WriteError> {
         self.look_if_due();
-        self.pace.count();
         let (slot, length) = self.pool.take(fbuf).map_err(WriteError::OtherSender)?;
         self.offer(slot, length)
     }
@@ -174,10 +191,8 @@ impl Sender {
             self.look_if_due();
             receivers = self.offer_to_all(slot, length);
         }
-        if self.receivers() == 0
-            && let Some(fbuf) = self.pool.recall(length)
-        {
-            return Err(WriteError::NoReceiver(fbuf));
+        if self.receivers() == 0 {
+            return Err(WriteError::NoReceiver(self.pool.recall(length)));
         }
         Ok(self.sent(length, receivers))
     }
@@ -290,7 +305,12 @@ impl Sender {
         if !self.pool.search(&self.links) {
             self.grow();
         }
-        self.pool.allocate(&mut self.links)
+        self.take_slot()
+    }
+
+    /// A slot that is free, or has come back to the head of the line.
+    fn take_slot(&mut self) -> Option<Fbuf> {
+        if self.pool.collect(&self.links, self.pace.round()) { self.pool.allocate() } else { None }
     }
 
     fn notice_leaving(&mut self) {
@@ -326,23 +346,16 @@ impl Sender {
         }
     }
 
-    #[cold]
-    #[inline(never)]
     fn wait_for_slot(&mut self, deadline: Option<Instant>) -> Result<Fbuf, AllocateError> {
-        self.look_if_due();
-        if let Some(fbuf) = self.find_slot() {
-            return Ok(fbuf);
-        }
         self.counters.waits += 1;
         let mut waiting = Waiting::new(self.wait, deadline);
         loop {
             if waiting.is_thorough() {
                 self.notice_leaving();
             }
-            if (waiting.is_thorough() && self.pool.search(&self.links)) || self.pool.has_batch(&self.links) {
-                if let Some(fbuf) = self.pool.allocate(&mut self.links) {
-                    return Ok(fbuf);
-                }
+            let look = (waiting.is_thorough() && self.pool.search(&self.links)) || self.pool.has_batch(&self.links);
+            if look && let Some(fbuf) = self.take_slot() {
+                return Ok(fbuf);
             }
             match waiting.next() {
                 Next::Again => {}
@@ -379,8 +392,10 @@ impl Sender {
     fn look_if_due(&mut self) {
         // A receiver is on its way, or there is none.
         let urgent = !self.expected.is_empty() || self.receivers() == 0;
-        if self.pace.is_due(if urgent { LOOK_TIME } else { BUSY_LOOK_TIME }) || self.inbox.is_filled() {
+        if self.pace.is_due(if urgent { LOOK_TIME } else { BUSY_LOOK_TIME }) {
             self.look();
+        } else {
+            self.read_post();
         }
     }
 
@@ -397,13 +412,19 @@ impl Sender {
                 self.look_for(expected);
             }
         }
-        if self.inbox.is_filled() {
-            for expected in self.inbox.empty() {
-                match self.sockets.add(&expected) {
-                    Ok(()) => self.look_for(expected),
-                    Err(error) => self.depart(expected.peer(), Farewell::Exhausted(error.to_string())),
-                }
+        self.read_post();
+    }
+
+    fn read_post(&mut self) {
+        for expected in self.inbox.empty() {
+            match self.sockets.add(&expected) {
+                Ok(()) => self.look_for(expected),
+                Err(error) => self.depart(expected.peer(), Farewell::Exhausted(error.to_string())),
             }
+        }
+        if !self.expected.is_empty() {
+            // Until they are here, each message looks.
+            self.inbox.remind();
         }
     }
 
@@ -411,10 +432,7 @@ impl Sender {
         let peer = expected.peer();
         match expected.look(&self.pool, self.next_sequence) {
             Ok(Arrived::Here(link)) => self.links.push(link),
-            Ok(Arrived::NotYet(expected)) => {
-                self.expected.push(expected);
-                self.pace.hurry();
-            }
+            Ok(Arrived::NotYet(expected)) => self.expected.push(expected),
             Err(LinkEnd::HangUp) => {}
             Err(LinkEnd::Violation(violation)) => self.depart(peer, Farewell::Violation(violation)),
             Err(LinkEnd::Exhausted(what)) => self.depart(peer, Farewell::Exhausted(what)),

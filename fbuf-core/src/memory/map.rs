@@ -95,6 +95,11 @@ unsafe impl Send for Address {}
 unsafe impl Sync for Address {}
 
 impl Address {
+    /// One that is never followed.
+    pub(crate) const fn nowhere() -> Self {
+        Self(NonNull::dangling())
+    }
+
     /// The pointer.
     #[inline]
     pub(crate) fn pointer(self) -> NonNull<u8> {
@@ -159,12 +164,13 @@ pub fn try_page(file: BorrowedFd<'_>, trial: Trial) -> io::Result<()> {
     Ok(result.and(unmapped)?)
 }
 
-/// A header `H` followed by `C` cells, in shared memory. Both consist of atomics only: the other
-/// side may change them at any time.
+/// A header `H` followed by cells `C`, as many as a power of two, in shared memory. Both consist of
+/// atomics only: the other side may change them at any time.
 #[derive(Debug)]
 pub struct Table<H, C> {
     map: Map,
-    cells: usize,
+    /// One less than there are cells.
+    mask: usize,
     layout: PhantomData<(H, C)>,
 }
 
@@ -179,50 +185,61 @@ impl<H: FromBytes, C: FromBytes> Table<H, C> {
         align_of::<H>() <= 4096 && align_of::<C>() <= align_of::<H>() && size_of::<H>().is_multiple_of(align_of::<C>())
     );
 
-    /// The bytes that a table with so many cells takes, in whole pages.
+    /// The bytes that a table with at least so many cells takes, in whole pages.
     #[must_use]
-    pub fn size(cells: usize) -> u64 {
+    pub fn size(least: usize) -> u64 {
         let () = Self::LAID_OUT;
-        let bytes = (size_of::<C>() as u64).saturating_mul(cells as u64).saturating_add(size_of::<H>() as u64);
+        let cells = least.next_power_of_two() as u64;
+        let bytes = (size_of::<C>() as u64).saturating_mul(cells).saturating_add(size_of::<H>() as u64);
         bytes.div_ceil(4096).saturating_mul(4096)
     }
 
-    /// Makes a table of zeroes that this process writes; the descriptor is for its reader.
+    /// Makes a table of at least so many cells, of zeroes, that this process writes; the descriptor is
+    /// for its reader.
     ///
     /// # Errors
     /// [`MemoryError`] as in [`Map::create`].
-    pub fn create(name: &str, cells: usize) -> Result<(Self, OwnedFd), MemoryError> {
-        let (map, fd) = Map::create(name, Self::size(cells))?;
-        Ok((Self { map, cells, layout: PhantomData }, fd))
+    pub fn create(name: &str, least: usize) -> Result<(Self, OwnedFd), MemoryError> {
+        let (map, fd) = Map::create(name, Self::size(least))?;
+        Ok((Self::over(map, least), fd))
     }
 
     /// Maps a table that a peer writes.
     ///
     /// # Errors
     /// [`Unsuitable`] as in [`Map::attach`].
-    pub fn attach(fd: BorrowedFd<'_>, cells: usize) -> Result<Self, Unsuitable> {
-        let map = Map::attach(fd, Self::size(cells))?;
-        Ok(Self { map, cells, layout: PhantomData })
+    pub fn attach(fd: BorrowedFd<'_>, least: usize) -> Result<Self, Unsuitable> {
+        Ok(Self::over(Map::attach(fd, Self::size(least))?, least))
+    }
+
+    /// Over a mapping of `size(least)` bytes.
+    fn over(map: Map, least: usize) -> Self {
+        Self { map, mask: least.next_power_of_two() - 1, layout: PhantomData }
     }
 
     /// The header.
     #[must_use]
+    #[inline]
     pub fn head(&self) -> &H {
-        // SAFETY: the mapping is page-aligned and at least `size(cells)` ≥ size_of::<H>() long, any
-        // bytes are a valid `H` (FromBytes), and it consists of atomics, which is why another
-        // process may write it meanwhile (invariant 1 says which one).
+        // SAFETY: the mapping is page-aligned and `size` ≥ size_of::<H>() long, any bytes are a valid
+        // `H` (FromBytes), and it consists of atomics, which is why another process may write it
+        // meanwhile (invariant 1 says which one).
         unsafe { self.map.base.cast::<H>().as_ref() }
     }
 
-    /// The cells.
+    /// How many cells there are.
     #[must_use]
-    pub fn cells(&self) -> &[C] {
-        // SAFETY: `size(cells)` covers them behind the header, `LAID_OUT` aligns them, and the rest
-        // is as for `head`.
-        unsafe {
-            let first = self.map.base.add(size_of::<H>()).cast::<C>();
-            NonNull::slice_from_raw_parts(first, self.cells).as_ref()
-        }
+    pub fn capacity(&self) -> usize {
+        self.mask + 1
+    }
+
+    /// The cell at `index`, or at what is left of it after so many laps.
+    #[must_use]
+    #[inline]
+    pub fn at(&self, index: usize) -> &C {
+        // SAFETY: there are `mask + 1` cells behind the header (`size`), `LAID_OUT` aligns them, and
+        // the rest is as for `head`.
+        unsafe { self.map.base.add(size_of::<H>()).cast::<C>().add(index & self.mask).as_ref() }
     }
 }
 
@@ -236,9 +253,9 @@ mod tests {
         let (written, fd) = Table::<AtomicU64, AtomicU64>::create("fbuf-test", 1000).unwrap();
         let read = Table::<AtomicU64, AtomicU64>::attach(fd.as_fd(), 1000).unwrap();
         written.head().store(7, Ordering::Release);
-        written.cells()[999].store(8, Ordering::Release);
+        written.at(999).store(8, Ordering::Release);
         assert_eq!(read.head().load(Ordering::Acquire), 7);
-        assert_eq!(read.cells()[999].load(Ordering::Acquire), 8);
+        assert_eq!(read.at(999 + 3 * read.capacity()).load(Ordering::Acquire), 8);
     }
 
     #[test]

@@ -1,0 +1,85 @@
+//! A table whose index wraps, so that no index is outside and none has to be compared: for what is
+//! looked up several times for each message, by a number that was checked once.
+//!
+//! One of the files of this crate that may be `unsafe`.
+#![allow(unsafe_code)]
+
+/// Cells, as many as a power of two.
+#[derive(Debug)]
+pub struct Ring<T> {
+    cells: Box<[T]>,
+    /// One less than there are cells.
+    mask: usize,
+}
+
+impl<T> Ring<T> {
+    /// At least so many cells, and at least one.
+    pub fn new(least: usize, cell: impl FnMut() -> T) -> Self {
+        let mask = least.next_power_of_two() - 1;
+        Self { cells: std::iter::repeat_with(cell).take(mask + 1).collect(), mask }
+    }
+
+    /// The cell at `index`, or at what is left of it after so many laps.
+    #[inline]
+    pub fn at(&self, index: usize) -> &T {
+        // SAFETY: there are `mask + 1` cells, from `new` on.
+        unsafe { self.cells.get_unchecked(index & self.mask) }
+    }
+
+    /// As [`Self::at`].
+    #[inline]
+    pub fn at_mut(&mut self, index: usize) -> &mut T {
+        // SAFETY: as above.
+        unsafe { self.cells.get_unchecked_mut(index & self.mask) }
+    }
+
+    /// The same cells, as a value: what is looked up in a loop beside atomics, which make compilers
+    /// forget what they have read, stays in registers.
+    #[inline]
+    pub fn view(&self) -> View<'_, T> {
+        View { cells: &self.cells, mask: self.mask }
+    }
+
+    /// All cells.
+    pub fn iter(&self) -> impl Iterator<Item = &T> {
+        self.cells.iter()
+    }
+}
+
+/// The cells of a [`Ring`], to be read.
+#[derive(Debug, Clone, Copy)]
+pub struct View<'a, T> {
+    cells: &'a [T],
+    mask: usize,
+}
+
+impl<'a, T> View<'a, T> {
+    /// As [`Ring::at`].
+    #[inline]
+    pub fn at(self, index: usize) -> &'a T {
+        // SAFETY: as in `Ring`, whose cells and mask these are.
+        unsafe { self.cells.get_unchecked(index & self.mask) }
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_index_is_inside() {
+        for least in [0, 1, 2, 3, 64, 1000] {
+            let mut next = 0;
+            let mut ring = Ring::new(least, || {
+                next += 1;
+                next - 1
+            });
+            let cells = ring.iter().count();
+            assert!(cells >= least.max(1) && cells.is_power_of_two());
+            for index in [0, 1, cells - 1, cells, 7 * cells + 5, usize::MAX] {
+                assert_eq!((*ring.at(index), *ring.view().at(index)), (index % cells, index % cells));
+                assert_eq!(*ring.at_mut(index), index % cells);
+            }
+        }
+    }
+}
