@@ -35,7 +35,13 @@ enum What {
         #[arg(long, value_name = "BYTES", default_value = "64")]
         size: ByteSize,
         /// What to measure
-        #[arg(long, value_enum, value_name = "NAME", value_delimiter = ',', default_value = "fbuf,limit,shared-memory")]
+        #[arg(
+            long,
+            value_enum,
+            value_name = "NAME",
+            value_delimiter = ',',
+            default_value = "fbuf,limit,shared-memory"
+        )]
         peer: Vec<Peer>,
     },
     /// Be the second process

@@ -19,7 +19,7 @@ use fbuf_core::{
 use crate::{
     client::{Client, OpenError, Registration},
     endpoint::{Inbox, Ready, Sockets, position},
-    wait::{BUSY_LOOK_TIME, LOOK_TIME, Next, Pace, Wait, Waiting, deadline, soon},
+    wait::{BUSY_LOOK_TIME, Gathering, LOOK_TIME, Next, Pace, Wait, Waiting, deadline, soon},
 };
 
 /// Prepares a [`Receiver`].
@@ -87,6 +87,7 @@ impl ReceiverBuilder {
             wait,
             stay,
             had_sender: false,
+            gathering: Gathering::default(),
             pace: Pace::new(),
             left: 0,
             troubles: VecDeque::new(),
@@ -106,7 +107,7 @@ type Letter = Result<Greeted, (Peer, GreetError)>;
 /// It belongs to one thread at a time; what it has received may go to others.
 #[derive(Debug)]
 pub struct Receiver {
-    links: Vec<Box<Inbound>>,
+    links: Vec<Inbound>,
     /// Whose turn it is.
     turn: usize,
     greeted: Vec<Greeted>,
@@ -115,6 +116,7 @@ pub struct Receiver {
     wait: Wait,
     stay: bool,
     had_sender: bool,
+    gathering: Gathering,
     pace: Pace,
     /// Messages left of this round.
     left: u32,
@@ -232,13 +234,17 @@ impl Receiver {
     #[must_use]
     pub fn counters(&self) -> ReceiverCounters {
         ReceiverCounters {
-            messages: self.links.iter().map(|link| link.messages()).sum::<u64>() + self.past_messages,
+            messages: self.messages(),
             bytes: self.bytes,
-            missed: self.links.iter().map(|link| link.missed()).fold(self.past_missed, u64::saturating_add),
-            held: self.links.iter().map(|link| link.held()).sum(),
+            missed: self.links.iter().map(Inbound::missed).fold(self.past_missed, u64::saturating_add),
+            held: self.links.iter().map(Inbound::held).sum(),
             sleeps: self.sleeps,
             senders: self.links.len(),
         }
+    }
+
+    fn messages(&self) -> u64 {
+        self.links.iter().map(Inbound::messages).sum::<u64>() + self.past_messages
     }
 
     /// Takes the next message of the sender whose turn it is, if nothing else is to be done before. All
@@ -318,6 +324,12 @@ impl Receiver {
 
     fn wait_for_message(&mut self, deadline: Option<Instant>) -> Result<Received, GetError> {
         let mut waiting = Waiting::new(self.wait, deadline);
+        if waiting.looks()
+            && self.gathering.is_worthwhile(self.messages())
+            && let Some(link) = self.links.get(self.turn)
+        {
+            self.gathering.wait(|| link.has_more_than(Gathering::BATCH));
+        }
         loop {
             if self.links.iter().any(|link| link.is_ready())
                 && let Some(received) = self.take()
@@ -430,7 +442,7 @@ impl Receiver {
                 self.had_sender = true;
                 // It may have said more already, and gone.
                 link.attend();
-                self.links.push(link);
+                self.links.push(*link);
             }
             Ok(Answered::NotYet(greeted)) => self.greeted.push(greeted),
             Err(LinkEnd::HangUp) => {}
@@ -438,9 +450,9 @@ impl Receiver {
         }
     }
 
-    fn remove(&mut self, index: usize) -> Box<Inbound> {
+    fn remove(&mut self, index: usize) -> Inbound {
         let link = self.links.swap_remove(index);
-        self.sockets.remove(&*link);
+        self.sockets.remove(&link);
         self.past_missed = self.past_missed.saturating_add(link.missed());
         self.past_messages += link.messages();
         link
@@ -451,7 +463,7 @@ impl Drop for Receiver {
     fn drop(&mut self) {
         for link in &self.links {
             // What is held keeps the socket of its link open.
-            self.sockets.remove(&**link);
+            self.sockets.remove(link);
         }
     }
 }

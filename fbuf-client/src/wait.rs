@@ -56,6 +56,11 @@ impl Waiting {
         Self { how, deadline, rounds: 0, since: None, looked: None }
     }
 
+    /// Whether it looks before it sleeps.
+    pub(crate) fn looks(&self) -> bool {
+        self.how != Wait::Block
+    }
+
     /// Whether this look is one of those that are worth more effort.
     pub(crate) fn is_thorough(&self) -> bool {
         self.rounds.is_multiple_of(ROUND)
@@ -152,6 +157,58 @@ impl Pace {
     }
 }
 
+/// Whether a receiver that has caught up with a sender lets it get ahead.
+///
+/// The two are fastest when they work on different cache lines: a receiver that takes each message as
+/// it comes takes the line that the sender is about to write, each time, and both wait for it. So in a
+/// stream the receiver waits until a batch is there. It does so for a few microseconds at most, only
+/// after several messages came one right behind the other, and the less often the more often it was
+/// in vain; a message that comes alone, or is an answer, is never kept waiting.
+#[derive(Debug, Default)]
+pub(crate) struct Gathering {
+    /// How many messages had been taken when it last caught up.
+    taken: u64,
+    /// How many more times to leave it.
+    leave: u32,
+    /// How many times to leave it when it is in vain.
+    patience: u32,
+}
+
+impl Gathering {
+    /// How many messages are a batch.
+    pub(crate) const BATCH: u64 = 64;
+    /// How many messages in a row are a stream.
+    const STREAM: u64 = 4;
+    /// How long a batch may take.
+    const TIME: Duration = Duration::from_micros(4);
+    /// The most times to leave it.
+    const MOST: u32 = 64;
+
+    /// Has caught up, having taken so many messages since the beginning: whether to wait for a batch.
+    pub(crate) fn is_worthwhile(&mut self, taken: u64) -> bool {
+        let streams = taken - std::mem::replace(&mut self.taken, taken) >= Self::STREAM;
+        if streams && self.leave > 0 {
+            self.leave -= 1;
+            return false;
+        }
+        streams
+    }
+
+    /// Waits for a batch.
+    pub(crate) fn wait(&mut self, is_there: impl Fn() -> bool) {
+        let start = Instant::now();
+        // The look at the clock is pause enough between two looks at memory.
+        while start.elapsed() < Self::TIME {
+            if is_there() {
+                self.patience = 0;
+                return;
+            }
+        }
+        self.patience = (self.patience * 2).clamp(1, Self::MOST);
+        self.leave = self.patience;
+    }
+}
+
 /// Until when to sleep, where a wake-up may be lost.
 pub(crate) fn soon(deadline: Option<Instant>) -> Option<Instant> {
     let soon = Instant::now() + Duration::from_millis(10);
@@ -189,6 +246,27 @@ mod tests {
             assert_eq!(at(&mut adaptive, 0), Next::Again);
             assert_eq!(at(&mut adaptive, 50), Next::Sleep);
         }
+    }
+
+    #[test]
+    fn only_streams_are_gathered() {
+        let mut gathering = Gathering::default();
+        // A message and its answer, and so on.
+        assert!((1..100).all(|taken| !gathering.is_worthwhile(taken)));
+        // A stream, as long as batches come.
+        for taken in 2..100 {
+            assert!(gathering.is_worthwhile(100 * taken));
+            gathering.wait(|| true);
+        }
+        // Bursts, after which nothing comes for long.
+        let mut waits = 0;
+        for taken in 100..1100 {
+            if gathering.is_worthwhile(100 * taken) {
+                waits += 1;
+                gathering.wait(|| false);
+            }
+        }
+        assert!((7..30).contains(&waits), "{waits} waits in vain for 1000 bursts");
     }
 
     #[test]

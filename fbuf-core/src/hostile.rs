@@ -217,7 +217,7 @@ proptest! {
     #[test]
     fn a_sender_survives_any_board(steps in vec((any::<Index>(), any::<u64>(), 0..4u8, any::<u64>()), 1..40)) {
         let (mut pool, outbound, _socket, board) = victim_sender();
-        let mut links = [Box::new(outbound)];
+        let mut links = [outbound];
         let mut fbufs = Vec::new();
         for (at, word, near, flag) in steps {
             board.at(at.index(board.capacity())).store(if near == 0 { word } else { word % 8 }, Ordering::Relaxed);

@@ -329,6 +329,13 @@ impl Inbound {
         self.reader.is_ready()
     }
 
+    /// Whether more than `count` messages wait.
+    #[must_use]
+    #[inline]
+    pub fn has_more_than(&self, count: u64) -> bool {
+        self.reader.has(count)
+    }
+
     /// Whether nothing more will come: the sender ended in order, or is gone, and all it sent was
     /// taken; or it broke a rule.
     #[inline]

@@ -257,6 +257,14 @@ impl<M: LaneMemory> LaneReader<M> {
         mark(self.memory.entry(self.position).head.load(Ordering::Relaxed)) != self.mark_before()
     }
 
+    /// Whether the entry is there that has `count` before it which were not read yet; then those are.
+    #[inline]
+    pub fn has(&self, count: u64) -> bool {
+        let position = self.position + count;
+        // Relaxed: `peek` and `take` look at each.
+        mark(self.memory.entry(position).head.load(Ordering::Relaxed)) == mark(head_of(position, 0))
+    }
+
     /// The mark that stands where the next entry will be, until it is there.
     #[inline]
     fn mark_before(&self) -> u64 {
@@ -328,7 +336,7 @@ mod tests {
             assert_eq!(reader.take(), Ok(None));
             assert!(!reader.is_ready() && reader.peek().0 > crate::limits::MAX_SLOTS.into());
             writer.message(SlotId::new(n), n + 1);
-            assert!(reader.is_ready());
+            assert!(reader.is_ready() && reader.has(0) && !reader.has(1));
             assert_eq!(reader.peek(), (n.into(), u64::from(n) + 1));
             assert_eq!(reader.take(), Ok(Some(Note::Message(n, u64::from(n) + 1))));
         }

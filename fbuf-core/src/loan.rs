@@ -136,10 +136,7 @@ impl Fbuf {
         // SAFETY: filled ≤ capacity, all bytes of a slot are initialised (memory from the kernel is
         // zeroed), and this fbuf owns them (invariant 2).
         unsafe {
-            slice::from_raw_parts_mut(
-                self.bytes().add(self.filled as usize),
-                (self.capacity - self.filled) as usize,
-            )
+            slice::from_raw_parts_mut(self.bytes().add(self.filled as usize), (self.capacity - self.filled) as usize)
         }
     }
 

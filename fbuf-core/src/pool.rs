@@ -180,7 +180,7 @@ impl Pool {
 
     /// Where its slots are. Goes through all of them.
     #[must_use]
-    pub fn places(&self, links: &[Box<Outbound>]) -> Places {
+    pub fn places(&self, links: &[Outbound]) -> Places {
         let lent = self.line.iter().filter(|&slot| is_lent(links, slot)).count();
         let put_back = self.shelf.count();
         Places { free: self.line.len() - lent + put_back, held: self.out() - put_back, lent }
@@ -188,7 +188,7 @@ impl Pool {
 
     /// Whether any slot is lent.
     #[must_use]
-    pub fn lends(&self, links: &[Box<Outbound>]) -> bool {
+    pub fn lends(&self, links: &[Outbound]) -> bool {
         // What was sent last is the most likely.
         self.line.iter().rev().any(|slot| is_lent(links, slot))
     }
@@ -234,7 +234,8 @@ impl Pool {
         let first = self.slots - last.slots;
         let pieces = last.map.pieces(last.slots, self.geometry.stride(), self.geometry.slot_bytes());
         let slots = (first..).map(SlotId::new);
-        let places: Vec<_> = slots.zip(pieces.into_iter().flatten()).map(|(slot, bytes)| Place { slot, bytes }).collect();
+        let places: Vec<_> =
+            slots.zip(pieces.into_iter().flatten()).map(|(slot, bytes)| Place { slot, bytes }).collect();
         for place in places.into_iter().rev() {
             self.line.put_first(place);
         }
@@ -286,7 +287,7 @@ impl Pool {
     }
 
     /// Looks which of the slots that come next are free, up to `most`: whether there is one.
-    pub fn collect(&mut self, links: &[Box<Outbound>], most: u32) -> bool {
+    pub fn collect(&mut self, links: &[Outbound], most: u32) -> bool {
         let (line, known) = (self.line.ring.view(), self.line.known);
         let more = self.line.len().min(most as usize).saturating_sub(self.line.free());
         let next = (0..more).map(|index| line.at(known.wrapping_add(index)).slot);
@@ -300,7 +301,7 @@ impl Pool {
     /// Whether it is worth while for a sender that waits to go on: a batch of slots is back.
     #[must_use]
     #[inline]
-    pub fn has_batch(&self, links: &[Box<Outbound>]) -> bool {
+    pub fn has_batch(&self, links: &[Outbound]) -> bool {
         self.line.get(BATCH.min(self.line.len() / 4)).is_some_and(|slot| !is_lent(links, slot))
     }
 
@@ -308,17 +309,17 @@ impl Pool {
     /// slot behind others that receivers keep for long. Brings it to the head of the line; those
     /// before it go to the end, so that each of them costs one look per round. False if none was
     /// found; the next look goes on where this one ended.
-    pub fn search(&mut self, links: &[Box<Outbound>]) -> bool {
+    pub fn search(&mut self, links: &[Outbound]) -> bool {
         self.searched = if self.searched < self.line.len() { self.searched } else { 0 };
         self.search_from(self.searched, SEARCH, links)
     }
 
     /// As [`Self::search`], but looks everywhere.
-    pub fn search_all(&mut self, links: &[Box<Outbound>]) -> bool {
+    pub fn search_all(&mut self, links: &[Outbound]) -> bool {
         self.search_from(0, usize::MAX, links)
     }
 
-    fn search_from(&mut self, from: usize, most: usize, links: &[Box<Outbound>]) -> bool {
+    fn search_from(&mut self, from: usize, most: usize, links: &[Outbound]) -> bool {
         for place in self.shelf.clear() {
             self.line.put_first(place);
         }
@@ -348,7 +349,7 @@ impl Pool {
 }
 
 #[inline]
-fn is_lent(links: &[Box<Outbound>], slot: SlotId) -> bool {
+fn is_lent(links: &[Outbound], slot: SlotId) -> bool {
     links.iter().any(|link| link.has(slot))
 }
 

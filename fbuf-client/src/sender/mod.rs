@@ -38,7 +38,7 @@ pub use report::{AllocateError, Departure, Farewell, SenderCounters, Sent, WaitE
 #[derive(Debug)]
 pub struct Sender {
     pool: Pool,
-    links: Vec<Box<Outbound>>,
+    links: Vec<Outbound>,
     expected: Vec<Expected>,
     sockets: Sockets,
     inbox: Arc<Inbox<Expected>>,
@@ -284,7 +284,7 @@ impl Sender {
     #[must_use]
     pub fn counters(&self) -> SenderCounters {
         let Counts { bytes, waits, sleeps, growths, growth_refused } = self.counters;
-        let links = self.links.iter().map(|link| link.counts()).fold(self.past, LinkCounts::add);
+        let links = self.links.iter().map(Outbound::counts).fold(self.past, LinkCounts::add);
         SenderCounters {
             messages: self.next_sequence,
             bytes,
@@ -431,7 +431,7 @@ impl Sender {
     fn look_for(&mut self, expected: Expected) {
         let peer = expected.peer();
         match expected.look(&self.pool, self.next_sequence) {
-            Ok(Arrived::Here(link)) => self.links.push(link),
+            Ok(Arrived::Here(link)) => self.links.push(*link),
             Ok(Arrived::NotYet(expected)) => self.expected.push(expected),
             Err(LinkEnd::HangUp) => {}
             Err(LinkEnd::Violation(violation)) => self.depart(peer, Farewell::Violation(violation)),
@@ -442,7 +442,7 @@ impl Sender {
     /// Ends a link. All that was lent over it alone is back.
     fn end(&mut self, index: usize, end: LinkEnd) {
         let mut link = self.links.swap_remove(index);
-        self.sockets.remove(&*link);
+        self.sockets.remove(&link);
         self.past = self.past + link.counts();
         link.notice_leaving();
         let farewell = match end {
@@ -474,7 +474,7 @@ impl Sender {
 impl Drop for Sender {
     fn drop(&mut self) {
         for link in self.links.drain(..) {
-            self.sockets.remove(&*link);
+            self.sockets.remove(&link);
             link.finish();
         }
     }

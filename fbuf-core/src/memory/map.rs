@@ -262,7 +262,7 @@ mod tests {
     fn a_table_of_another_size_is_not_mapped() {
         let (_written, fd) = Table::<AtomicU64, AtomicU64>::create("fbuf-test", 10).unwrap();
         let error = Table::<AtomicU64, AtomicU64>::attach(fd.as_fd(), 1000).unwrap_err();
-        assert_eq!(error, Unsuitable::Size { found: 4096, wanted: 8192 });
+        assert_eq!(error, Unsuitable::Size { found: 4096, wanted: 12288 });
     }
 
     #[test]
