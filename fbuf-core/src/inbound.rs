@@ -141,7 +141,8 @@ pub struct Inbound {
     /// Where the bytes of each slot are that is known.
     places: Vec<Address>,
     geometry: Geometry,
-    next_sequence: u64,
+    /// The sequence number of a message, less its position in the lane.
+    offset: u64,
     /// Entries that were no messages.
     gaps: u64,
     missed: u64,
@@ -178,7 +179,7 @@ impl Inbound {
             reader: LaneReader::new(Arc::new(returns)),
             places: Vec::new(),
             geometry,
-            next_sequence: welcome.first_sequence,
+            offset: welcome.first_sequence,
             gaps: 0,
             missed: 0,
             end: None,
@@ -200,7 +201,7 @@ impl Inbound {
             });
         }
         let map = Map::attach(new.memory.as_fd(), self.geometry.segment_bytes(new.slots)).map_err(Violation::from)?;
-        self.places.extend(map.pieces(new.slots, stride, self.geometry.slot_bytes()).into_iter().flatten());
+        self.places.extend(map.pieces(0..new.slots, stride, self.geometry.slot_bytes()).into_iter().flatten());
         self.segments.push(map);
         Ok(())
     }
@@ -240,8 +241,7 @@ impl Inbound {
         let position = self.reader.position();
         let (number, length) = self.reader.peek();
         let loan = self.borrow(number, length, position, |home, slot| home.held.take(slot, position))?;
-        let received = loan.receive(self.next_sequence);
-        self.next_sequence = self.next_sequence.wrapping_add(1);
+        let received = loan.receive(position.wrapping_add(self.offset));
         self.reader.advance();
         Some(received)
     }
@@ -277,7 +277,8 @@ impl Inbound {
                 Ok(Some(Note::Gap(count))) => {
                     self.gaps += 1;
                     self.missed = self.missed.saturating_add(count);
-                    self.next_sequence = self.next_sequence.wrapping_add(count);
+                    // The gap itself takes a place in the lane.
+                    self.offset = self.offset.wrapping_add(count).wrapping_sub(1);
                 }
                 Ok(Some(Note::Message(number, length))) => {
                     if number as usize >= self.places.len() {
@@ -288,9 +289,7 @@ impl Inbound {
                     let Some(loan) = self.borrow(number.into(), length, position, take) else {
                         return self.break_off(self.objection(number, length));
                     };
-                    let received = loan.receive(self.next_sequence);
-                    self.next_sequence = self.next_sequence.wrapping_add(1);
-                    return Some(received);
+                    return Some(loan.receive(position.wrapping_add(self.offset)));
                 }
                 Err(violation) => return self.break_off(violation),
             }

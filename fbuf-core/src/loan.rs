@@ -16,9 +16,11 @@ use std::{
 use bytes::{BufMut, buf::UninitSlice};
 
 use crate::{
-    inbound::{Loan, Peer, Returns},
-    pool::{Place, Pool, Shelf},
-    retire::Held,
+    inbound::{Left, Loan, Peer, Retirement, Returns},
+    memory::Address,
+    park::Fencing,
+    pool::{Pool, Shelf},
+    retire::{Held, Retired},
     slot::SlotId,
 };
 
@@ -30,10 +32,10 @@ use crate::{
 ///
 /// Named and shaped after the fbufs of Druschel and Peterson, SOSP 1993.
 pub struct Fbuf {
-    place: Place,
-    filled: u32,
-    capacity: u32,
+    bytes: Address,
     home: NonNull<Shelf>,
+    slot: SlotId,
+    filled: u32,
 }
 
 // SAFETY: a fbuf is the only owner of its slot (invariant 2), and `Shelf` is Sync.
@@ -57,21 +59,21 @@ impl Pool {
     /// The slot whose turn it is, as a fbuf; none if it is not known to be free.
     #[inline]
     pub fn allocate(&mut self) -> Option<Fbuf> {
-        let place = self.take_free()?;
-        Some(self.fbuf(place, 0))
+        let (slot, bytes) = self.take_free()?;
+        Some(self.fbuf(slot, bytes, 0))
     }
 
-    /// Takes back what was to be sent last, and was lent to nobody.
-    pub fn recall(&mut self, length: u32) -> Fbuf {
-        let place = self.take_last();
-        self.fbuf(place, length)
+    /// Takes back what was to be sent, and was lent to nobody.
+    pub fn recall(&mut self, slot: SlotId, length: u32) -> Option<Fbuf> {
+        let bytes = self.take_back(slot)?;
+        Some(self.fbuf(slot, bytes, length))
     }
 
-    /// A slot that was just taken out of the line is owned by its fbuf from here on (invariant 2). Shelf
-    /// and mappings live until it is put back or taken back (`Drop for Pool`).
+    /// A slot that was just taken is owned by its fbuf from here on (invariant 2). Shelf and mappings
+    /// live until it is put back or taken back (`Drop for Pool`).
     #[inline]
-    fn fbuf(&self, place: Place, filled: u32) -> Fbuf {
-        Fbuf { place, filled, capacity: self.geometry().slot_bytes(), home: self.shelf() }
+    fn fbuf(&self, slot: SlotId, bytes: Address, filled: u32) -> Fbuf {
+        Fbuf { bytes, slot, filled, home: self.shelf() }
     }
 }
 
@@ -84,22 +86,23 @@ impl Fbuf {
 
     /// Ends it without putting the slot back: the slot, and how many bytes are filled.
     #[inline]
-    pub(crate) fn into_place(self) -> (Place, u32) {
-        let parts = (self.place, self.filled);
+    pub(crate) fn into_slot(self) -> (SlotId, u32) {
+        let parts = (self.slot, self.filled);
         std::mem::forget(self);
         parts
     }
 
     #[inline]
     fn bytes(&self) -> *mut u8 {
-        self.place.bytes.pointer().as_ptr()
+        self.bytes.pointer().as_ptr()
     }
 
     /// How many bytes it can hold: the slot size of its sender.
     #[must_use]
     #[inline]
     pub fn capacity(&self) -> usize {
-        self.capacity as usize
+        // SAFETY: `home` lives until this slot is put back (`Drop for Pool`), which only `drop` does.
+        unsafe { self.home.as_ref() }.slot_bytes() as usize
     }
 
     /// How many bytes are filled, and will be sent.
@@ -136,7 +139,7 @@ impl Fbuf {
         // SAFETY: filled ≤ capacity, all bytes of a slot are initialised (memory from the kernel is
         // zeroed), and this fbuf owns them (invariant 2).
         unsafe {
-            slice::from_raw_parts_mut(self.bytes().add(self.filled as usize), (self.capacity - self.filled) as usize)
+            slice::from_raw_parts_mut(self.bytes().add(self.filled as usize), self.capacity() - self.filled as usize)
         }
     }
 
@@ -201,7 +204,7 @@ impl io::Write for Fbuf {
 // SAFETY: `chunk_mut` is the spare part, `remaining_mut` its length, and `advance_mut` stays inside.
 unsafe impl BufMut for Fbuf {
     fn remaining_mut(&self) -> usize {
-        (self.capacity - self.filled) as usize
+        self.capacity() - self.filled as usize
     }
 
     unsafe fn advance_mut(&mut self, count: usize) {
@@ -216,7 +219,7 @@ unsafe impl BufMut for Fbuf {
 
 impl fmt::Debug for Fbuf {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Fbuf").field("len", &self.filled).field("capacity", &self.capacity).finish_non_exhaustive()
+        f.debug_struct("Fbuf").field("len", &self.filled).field("capacity", &self.capacity()).finish_non_exhaustive()
     }
 }
 
@@ -224,14 +227,14 @@ impl Drop for Fbuf {
     #[inline]
     fn drop(&mut self) {
         // By value: a fbuf whose address nobody takes can live in registers.
-        put_back(self.home, self.place);
+        put_back(self.home, self.slot);
     }
 }
 
 /// Puts a slot back that was not sent.
 #[cold]
 #[inline(never)]
-fn put_back(home: NonNull<Shelf>, place: Place) {
+fn put_back(home: NonNull<Shelf>, slot: SlotId) {
     // SAFETY: `home` is the inside of an Arc and lives until this slot is put back (`Drop for Pool`),
     // which happens below; counted here, it also lives until that has returned.
     let shelf = unsafe {
@@ -239,7 +242,7 @@ fn put_back(home: NonNull<Shelf>, place: Place) {
         Arc::from_raw(home.as_ptr())
     };
     // The mappings, if this was the last fbuf of a sender that is gone.
-    drop(shelf.put_back(place));
+    drop(shelf.put_back(slot));
 }
 
 /// A message: bytes in the sender's memory, which this process may read until it drops it.
@@ -322,13 +325,29 @@ impl fmt::Debug for Received {
 impl Drop for Received {
     #[inline]
     fn drop(&mut self) {
-        let home = self.home();
-        let retirement = home.retirement();
-        home.hand_back(self.slot, self.position, retirement.fencing);
-        let mark = NonNull::from(home.mark(self.slot));
-        // SAFETY: `home` lives until this very store (`Remains`). No reference to it is used after
-        // this line, and the one to the mark, a cell, promises nothing about its memory.
-        Held::clear(unsafe { mark.as_ref() });
-        retirement.among.after_clear(retirement.fencing);
+        let Retirement { among, fencing } = self.home().retirement();
+        match fencing {
+            Fencing::Asymmetric => hand_back(self.home, self.slot, self.position, among, Fencing::Asymmetric),
+            Fencing::Full => hand_back_fenced(self.home, self.slot, self.position, among),
+        }
     }
+}
+
+#[cold]
+#[inline(never)]
+fn hand_back_fenced(home: NonNull<Returns>, slot: SlotId, position: u64, among: &'static Retired<Left>) {
+    hand_back(home, slot, position, among, Fencing::Full);
+}
+
+/// Hands a slot back, by its one holder.
+#[inline(always)]
+fn hand_back(home: NonNull<Returns>, slot: SlotId, position: u64, among: &'static Retired<Left>, fencing: Fencing) {
+    // SAFETY: `home` and the mappings live until the mark of this slot is cleared (`Remains`).
+    let home = unsafe { home.as_ref() };
+    home.hand_back(slot, position, fencing);
+    let mark = NonNull::from(home.mark(slot));
+    // SAFETY: they live until this very store. No reference to `home` is used after this line, and the
+    // one to the mark, a cell, promises nothing about its memory.
+    Held::clear(unsafe { mark.as_ref() });
+    among.after_clear(fencing);
 }

@@ -1,11 +1,11 @@
-//! A sender's slots (invariant 2): in line in its pool, free or lent over links, or out as a [`Fbuf`].
-//! All of it is private memory of one thread, but for the shelf, where fbufs are put that were dropped
-//! unsent, on whatever thread.
+//! A sender's slots (invariant 2): free in its pool, out as a [`Fbuf`], or lent over links. All of it is
+//! private memory of one thread, but for the shelf, where fbufs are put that were dropped unsent, on
+//! whatever thread.
 //!
-//! Slots are reused first in, first out: the bytes that come next were written longest ago, have
-//! left the writer's private cache, and cost the reader no fetch of dirty lines. So there is one line
-//! of slots: what is sent goes to its end, and nobody looks whether a slot has come back before its
-//! turn comes.
+//! Slots are used in the order of their numbers, round and round, as by the hand of a clock: the bytes
+//! that come next were written longest ago, have left the writer's private cache, and cost the reader
+//! no fetch of dirty lines. There is no list of free slots: whether a slot has come back is looked up
+//! when the hand comes by, and one that somebody keeps for long is passed over, once a round.
 
 use std::{
     os::fd::OwnedFd,
@@ -19,7 +19,7 @@ use crate::{
     limits::MAX_SEGMENTS,
     link::NewSegment,
     loan::Fbuf,
-    memory::{Address, Map, MemoryError},
+    memory::{Address, Map, MemoryError, Pieces},
     outbound::Outbound,
     ring::Ring,
     slot::{Geometry, SlotId},
@@ -28,23 +28,26 @@ use crate::{
 
 /// How many slots shall be back before a sender that has to wait goes on, if it has several times as
 /// many: taking them one by one would take the cache lines in which they are reported to and fro.
-const BATCH: usize = 64;
+const BATCH: u32 = 64;
 /// How many slots one look goes through in search of one that is back.
-const SEARCH: usize = 256;
+const SEARCH: u32 = 256;
 
 /// A sender's slots.
 #[derive(Debug)]
 pub struct Pool {
     geometry: Geometry,
     segments: Vec<Segment>,
-    /// The slots that are no fbufs, in the order in which they will be.
-    line: Line,
-    /// How many slots there are.
-    slots: u32,
-    /// How many at the head of the line were searched in vain.
-    searched: usize,
-    /// Whether the last segment is still to be announced, and its slots are not in line yet.
-    growing: bool,
+    /// The number of the slot that comes next.
+    hand: u32,
+    /// The bytes of that slot and of those behind it that are known to be free.
+    free: Pieces,
+    /// Which slots are fbufs, or are among `free` and may become fbufs without a word: some of the
+    /// former may be on the shelf.
+    out: Ring<bool>,
+    /// How many slots are in use: all but those of a segment that receivers do not know yet.
+    used: u32,
+    /// How many slots from the hand on were searched in vain.
+    searched: u32,
     shelf: Arc<Shelf>,
 }
 
@@ -53,97 +56,8 @@ struct Segment {
     map: Map,
     descriptor: Arc<OwnedFd>,
     slots: u32,
-}
-
-/// Slots in line. It has room for all of them, and never grows.
-#[derive(Debug)]
-struct Line {
-    ring: Ring<Place>,
-    /// How many were taken off its head, less those that were put there.
-    head: usize,
-    /// How many were put at its end, less those that were taken there.
-    end: usize,
-    /// What `head` will be when all have been taken that are known to be free.
-    known: usize,
-}
-
-/// A slot, and where its bytes are.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Place {
-    pub(crate) slot: SlotId,
-    pub(crate) bytes: Address,
-}
-
-impl Line {
-    /// An empty one with room for so many slots.
-    fn new(slots: u32) -> Self {
-        let nowhere = Place { slot: SlotId::new(0), bytes: Address::nowhere() };
-        Self { ring: Ring::new(slots as usize, || nowhere), head: 0, end: 0, known: 0 }
-    }
-
-    fn len(&self) -> usize {
-        self.end.wrapping_sub(self.head)
-    }
-
-    /// The one that has `index` others before it.
-    fn get(&self, index: usize) -> Option<SlotId> {
-        (index < self.len()).then(|| self.at(index).slot)
-    }
-
-    /// As [`Self::get`], where there is one.
-    #[inline]
-    fn at(&self, index: usize) -> &Place {
-        self.ring.at(self.head.wrapping_add(index))
-    }
-
-    fn iter(&self) -> impl DoubleEndedIterator<Item = SlotId> {
-        (0..self.len()).filter_map(|index| self.get(index))
-    }
-
-    /// Takes the first one, if it is known to be free.
-    #[inline]
-    fn take_free(&mut self) -> Option<Place> {
-        if self.head == self.known {
-            return None;
-        }
-        let place = *self.ring.at(self.head);
-        self.head = self.head.wrapping_add(1);
-        Some(place)
-    }
-
-    #[inline]
-    fn put_last(&mut self, place: Place) {
-        *self.ring.at_mut(self.end) = place;
-        self.end = self.end.wrapping_add(1);
-    }
-
-    /// Puts one before all others. Whether it is free is to be found out.
-    fn put_first(&mut self, place: Place) {
-        self.head = self.head.wrapping_sub(1);
-        *self.ring.at_mut(self.head) = place;
-        self.known = self.head;
-    }
-
-    /// How many at its head are known to be free.
-    fn free(&self) -> usize {
-        self.known.wrapping_sub(self.head)
-    }
-
-    /// Takes the one that was put last.
-    fn take_last(&mut self) -> Place {
-        self.end = self.end.wrapping_sub(1);
-        *self.ring.at(self.end)
-    }
-
-    /// Puts the first `count` to the end. They are not free.
-    fn rotate(&mut self, count: usize) {
-        self.known = self.head.wrapping_add(count);
-        for _ in 0..count {
-            *self.ring.at_mut(self.end) = *self.ring.at(self.head);
-            self.head = self.head.wrapping_add(1);
-            self.end = self.end.wrapping_add(1);
-        }
-    }
+    /// The number of its first slot.
+    first: u32,
 }
 
 /// Where a sender's slots are.
@@ -164,9 +78,18 @@ impl Pool {
     /// # Errors
     /// [`MemoryError`]
     pub fn new(geometry: Geometry, slots: u32, wake: Arc<EventFd>) -> Result<Self, MemoryError> {
-        let shelf = Arc::new(Shelf { state: Mutex::new(Stored::Open { slots: Vec::new(), waited_for: false }), wake });
-        let line = Line::new(geometry.max_slots());
-        let mut pool = Self { geometry, segments: Vec::new(), line, slots: 0, searched: 0, growing: false, shelf };
+        let state = Mutex::new(Stored::Open { slots: Vec::new(), waited_for: false });
+        let shelf = Arc::new(Shelf { slot_bytes: geometry.slot_bytes(), state, wake });
+        let mut pool = Self {
+            geometry,
+            segments: Vec::new(),
+            hand: 0,
+            free: Pieces::none(),
+            out: Ring::new(geometry.max_slots() as usize, || false),
+            used: 0,
+            searched: 0,
+            shelf,
+        };
         pool.add_segment(slots.min(geometry.max_slots()))?;
         pool.use_segment();
         Ok(pool)
@@ -181,28 +104,45 @@ impl Pool {
     /// Where its slots are. Goes through all of them.
     #[must_use]
     pub fn places(&self, links: &[Outbound]) -> Places {
-        let lent = self.line.iter().filter(|&slot| is_lent(links, slot)).count();
-        let put_back = self.shelf.count();
-        Places { free: self.line.len() - lent + put_back, held: self.out() - put_back, lent }
+        let (put_back, out) = (self.shelf.count(), self.count_out());
+        let lent = self.all().filter(|&slot| self.is_lent(links, slot)).count();
+        Places { free: self.used as usize - out - lent + put_back, held: out - put_back, lent }
     }
 
     /// Whether any slot is lent.
     #[must_use]
     pub fn lends(&self, links: &[Outbound]) -> bool {
         // What was sent last is the most likely.
-        self.line.iter().rev().any(|slot| is_lent(links, slot))
+        (0..self.used).rev().any(|ahead| self.is_lent(links, self.ahead(ahead)))
     }
 
-    /// How many slots are not in line: fbufs, of which some may be on the shelf.
-    fn out(&self) -> usize {
-        let unused = self.segments.last().filter(|_| self.growing).map_or(0, |segment| segment.slots as usize);
-        self.slots as usize - unused - self.line.len()
+    fn all(&self) -> impl Iterator<Item = SlotId> {
+        (0..self.used).map(SlotId::new)
+    }
+
+    fn count_out(&self) -> usize {
+        self.all().filter(|slot| *self.out.at(slot.index())).count() - self.free.len()
+    }
+
+    /// The slot that the hand comes to after so many others; less than there are.
+    fn ahead(&self, count: u32) -> SlotId {
+        let (slot, left) = (self.hand % self.used, self.used - count);
+        SlotId::new(if slot < left { slot + count } else { slot - left })
+    }
+
+    fn is_lent(&self, links: &[Outbound], slot: SlotId) -> bool {
+        // What a ledger says of a fbuf is of its past.
+        !self.out.at(slot.index()) && links.iter().any(|link| link.has(slot))
+    }
+
+    fn is_free(&self, links: &[Outbound], slot: SlotId) -> bool {
+        !self.out.at(slot.index()) && !links.iter().any(|link| link.has(slot))
     }
 
     /// How many slots there are now.
     #[must_use]
     pub fn slots(&self) -> u32 {
-        self.slots
+        self.segments.last().map_or(0, |segment| segment.first + segment.slots)
     }
 
     /// Whether [`Self::grow`] could add any.
@@ -225,28 +165,20 @@ impl Pool {
     /// Whether the last segment is not in use yet.
     #[must_use]
     pub fn is_growing(&self) -> bool {
-        self.growing
+        self.used < self.slots()
     }
 
-    /// Puts the slots of the new segment at the head of the line.
+    /// Begins to use the new segment: its slots come next.
     pub fn use_segment(&mut self) {
-        let Some(last) = self.segments.last().filter(|_| self.growing) else { return };
-        let first = self.slots - last.slots;
-        let pieces = last.map.pieces(last.slots, self.geometry.stride(), self.geometry.slot_bytes());
-        let slots = (first..).map(SlotId::new);
-        let places: Vec<_> =
-            slots.zip(pieces.into_iter().flatten()).map(|(slot, bytes)| Place { slot, bytes }).collect();
-        for place in places.into_iter().rev() {
-            self.line.put_first(place);
+        if self.is_growing() {
+            self.forget_free();
+            (self.hand, self.used, self.searched) = (self.used, self.slots(), 0);
         }
-        self.growing = false;
     }
 
     fn add_segment(&mut self, slots: u32) -> Result<(), MemoryError> {
         let (map, descriptor) = Map::create("fbuf-segment", self.geometry.segment_bytes(slots))?;
-        self.segments.push(Segment { map, descriptor: Arc::new(descriptor), slots });
-        self.slots += slots;
-        self.growing = true;
+        self.segments.push(Segment { map, descriptor: Arc::new(descriptor), slots, first: self.slots() });
         Ok(())
     }
 
@@ -255,15 +187,31 @@ impl Pool {
         self.segments.iter().skip(known).map(Segment::announce)
     }
 
-    /// Takes the slot whose turn it is out of the line, if it is known to be free.
+    /// Takes the slot whose turn it is, if it is known to be free: its name, and where its bytes are.
     #[inline]
-    pub(crate) fn take_free(&mut self) -> Option<Place> {
-        self.line.take_free()
+    pub(crate) fn take_free(&mut self) -> Option<(SlotId, Address)> {
+        let bytes = self.free.next()?;
+        let slot = SlotId::new(self.hand);
+        self.hand += 1;
+        Some((slot, bytes))
     }
 
-    /// Takes the slot out of the line that was put there last.
-    pub(crate) fn take_last(&mut self) -> Place {
-        self.line.take_last()
+    /// Takes a slot that was to be sent, and was lent to nobody.
+    pub(crate) fn take_back(&mut self, slot: SlotId) -> Option<Address> {
+        let bytes = self.pieces(slot, 1).next()?;
+        *self.out.at_mut(slot.index()) = true;
+        Some(bytes)
+    }
+
+    /// The bytes of so many slots, which lie in one segment.
+    fn pieces(&self, first: SlotId, count: u32) -> Pieces {
+        let Some(segment) = self.segment_of(first) else { return Pieces::none() };
+        let (first, stride) = (first.number() - segment.first, self.geometry.stride());
+        segment.map.pieces(first..first + count, stride, self.geometry.slot_bytes()).unwrap_or(Pieces::none())
+    }
+
+    fn segment_of(&self, slot: SlotId) -> Option<&Segment> {
+        self.segments.iter().rfind(|segment| segment.first <= slot.number())
     }
 
     /// Where fbufs of this pool go that are dropped: the inside of an Arc.
@@ -281,56 +229,68 @@ impl Pool {
         if fbuf.home() != self.shelf() {
             return Err(fbuf);
         }
-        let (place, length) = fbuf.into_place();
-        self.line.put_last(place);
-        Ok((place.slot, length))
+        let (slot, length) = fbuf.into_slot();
+        *self.out.at_mut(slot.index()) = false;
+        Ok((slot, length))
     }
 
     /// Looks which of the slots that come next are free, up to `most`: whether there is one.
     pub fn collect(&mut self, links: &[Outbound], most: u32) -> bool {
-        let (line, known) = (self.line.ring.view(), self.line.known);
-        let more = self.line.len().min(most as usize).saturating_sub(self.line.free());
-        let next = (0..more).map(|index| line.at(known.wrapping_add(index)).slot);
-        self.line.known = known.wrapping_add(match links {
+        if !self.free.is_empty() {
+            return true;
+        }
+        let first = self.ahead(0);
+        let Some(segment) = self.segment_of(first) else { return false };
+        let end = (segment.first + segment.slots).min(first.number().saturating_add(most));
+        let out = self.out.view();
+        let next = (first.number()..end).map(SlotId::new).take_while(|slot| !*out.at(slot.index()));
+        let count = match links {
             [link] => link.count_back(next),
-            links => next.take_while(|&slot| !is_lent(links, slot)).count(),
-        });
-        self.line.free() > 0
+            links => next.take_while(|&slot| !links.iter().any(|link| link.has(slot))).count(),
+        };
+        (self.hand, self.free) = (first.number(), self.pieces(first, count as u32));
+        self.out.fill(first.index()..first.index() + count, true);
+        count > 0
+    }
+
+    /// Forgets which slots are known to be free.
+    fn forget_free(&mut self) {
+        self.out.fill(self.hand as usize..self.hand as usize + self.free.len(), false);
+        self.free = Pieces::none();
     }
 
     /// Whether it is worth while for a sender that waits to go on: a batch of slots is back.
     #[must_use]
     #[inline]
     pub fn has_batch(&self, links: &[Outbound]) -> bool {
-        self.line.get(BATCH.min(self.line.len() / 4)).is_some_and(|slot| !is_lent(links, slot))
+        self.is_free(links, self.ahead(BATCH.min(self.used / 4)))
     }
 
     /// Looks for a slot that is free although it is not its turn: a fbuf that was dropped unsent, or a
-    /// slot behind others that receivers keep for long. Brings it to the head of the line; those
-    /// before it go to the end, so that each of them costs one look per round. False if none was
-    /// found; the next look goes on where this one ended.
+    /// slot behind others that receivers keep for long. The hand goes there, and comes by those others
+    /// again in the next round. False if none was found; the next look goes on where this one ended.
     pub fn search(&mut self, links: &[Outbound]) -> bool {
-        self.searched = if self.searched < self.line.len() { self.searched } else { 0 };
-        self.search_from(self.searched, SEARCH, links)
+        let from = if self.searched < self.used { self.searched } else { 0 };
+        self.search_from(from, SEARCH, links)
     }
 
     /// As [`Self::search`], but looks everywhere.
     pub fn search_all(&mut self, links: &[Outbound]) -> bool {
-        self.search_from(0, usize::MAX, links)
+        self.search_from(0, u32::MAX, links)
     }
 
-    fn search_from(&mut self, from: usize, most: usize, links: &[Outbound]) -> bool {
-        for place in self.shelf.clear() {
-            self.line.put_first(place);
+    fn search_from(&mut self, from: u32, most: u32, links: &[Outbound]) -> bool {
+        for slot in self.shelf.clear() {
+            *self.out.at_mut(slot.index()) = false;
         }
-        let free = |slot| !is_lent(links, slot);
-        let found = if self.line.free() > 0 || self.line.get(0).is_some_and(free) {
-            Some(0)
+        let end = from.saturating_add(most).min(self.used);
+        let found = (0..1).chain(from..end).map(|ahead| self.ahead(ahead)).find(|&slot| self.is_free(links, slot));
+        if let Some(slot) = found {
+            self.forget_free();
+            (self.hand, self.searched) = (slot.number(), 0);
         } else {
-            self.line.iter().skip(from).take(most).position(free).map(|index| from + index)
-        };
-        self.line.rotate(found.unwrap_or(0));
-        self.searched = if found.is_some() { 0 } else { from.saturating_add(most) };
+            self.searched = end;
+        }
         found.is_some()
     }
 
@@ -348,11 +308,6 @@ impl Pool {
     }
 }
 
-#[inline]
-fn is_lent(links: &[Outbound], slot: SlotId) -> bool {
-    links.iter().any(|link| link.has(slot))
-}
-
 impl Segment {
     fn announce(&self) -> NewSegment {
         NewSegment { memory: Descriptor::from(self.descriptor.clone()), slots: self.slots }
@@ -361,7 +316,7 @@ impl Segment {
 
 impl Drop for Pool {
     fn drop(&mut self) {
-        let out = self.out();
+        let out = self.count_out();
         let segments = std::mem::take(&mut self.segments);
         let mut state = self.shelf.lock();
         let put_back = if let Stored::Open { slots, .. } = &*state { slots.len() } else { 0 };
@@ -375,6 +330,7 @@ impl Drop for Pool {
 /// Where fbufs go that are dropped unsent. Outlives its pool for as long as fbufs are out.
 #[derive(Debug)]
 pub struct Shelf {
+    slot_bytes: u32,
     state: Mutex<Stored>,
     wake: Arc<EventFd>,
 }
@@ -382,7 +338,7 @@ pub struct Shelf {
 #[derive(Debug)]
 enum Stored {
     /// The pool takes them from here.
-    Open { slots: Vec<Place>, waited_for: bool },
+    Open { slots: Vec<SlotId>, waited_for: bool },
     /// The pool is gone; the last fbuf frees what is kept.
     Closed { outstanding: usize, kept: Kept },
     /// The last fbuf is gone too.
@@ -397,17 +353,23 @@ pub(crate) struct Kept {
 }
 
 impl Shelf {
+    /// The size of the slots that belong here.
+    #[inline]
+    pub(crate) fn slot_bytes(&self) -> u32 {
+        self.slot_bytes
+    }
+
     fn lock(&self) -> MutexGuard<'_, Stored> {
         // A panic while it was locked cannot have left it half changed.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Puts a slot here; what to drop afterwards, if this was the last one.
-    pub(crate) fn put_back(&self, place: Place) -> Option<Kept> {
+    pub(crate) fn put_back(&self, slot: SlotId) -> Option<Kept> {
         let mut state = self.lock();
         match &mut *state {
             Stored::Open { slots, waited_for } => {
-                slots.push(place);
+                slots.push(slot);
                 if std::mem::take(waited_for) {
                     // A counter that is full wakes as well.
                     let _ = self.wake.write(1);
@@ -431,7 +393,7 @@ impl Shelf {
         if let Stored::Open { slots, .. } = &*self.lock() { slots.len() } else { 0 }
     }
 
-    fn clear(&self) -> Vec<Place> {
+    fn clear(&self) -> Vec<SlotId> {
         match &mut *self.lock() {
             Stored::Open { slots, waited_for } => {
                 *waited_for = false;

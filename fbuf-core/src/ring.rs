@@ -4,6 +4,8 @@
 //! One of the files of this crate that may be `unsafe`.
 #![allow(unsafe_code)]
 
+use std::ops::Range;
+
 /// Cells, as many as a power of two.
 #[derive(Debug)]
 pub struct Ring<T> {
@@ -31,6 +33,16 @@ impl<T> Ring<T> {
     pub fn at_mut(&mut self, index: usize) -> &mut T {
         // SAFETY: as above.
         unsafe { self.cells.get_unchecked_mut(index & self.mask) }
+    }
+
+    /// Sets cells that lie one behind the other without the index wrapping.
+    pub fn fill(&mut self, cells: Range<usize>, value: T)
+    where
+        T: Clone,
+    {
+        if let Some(cells) = self.cells.get_mut(cells) {
+            cells.fill(value);
+        }
     }
 
     /// The same cells, as a value: what is looked up in a loop beside atomics, which make compilers

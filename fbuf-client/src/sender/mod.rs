@@ -191,8 +191,10 @@ impl Sender {
             self.look_if_due();
             receivers = self.offer_to_all(slot, length);
         }
-        if self.receivers() == 0 {
-            return Err(WriteError::NoReceiver(self.pool.recall(length)));
+        if self.receivers() == 0
+            && let Some(fbuf) = self.pool.recall(slot, length)
+        {
+            return Err(WriteError::NoReceiver(fbuf));
         }
         Ok(self.sent(length, receivers))
     }
@@ -361,7 +363,7 @@ impl Sender {
                 Next::Again => {}
                 Next::Look => self.look(),
                 Next::Sleep => self.sleep(deadline, |sender| sender.pool.search_all(&sender.links)),
-                Next::Expired => return Err(AllocateError::TimedOut(self.pool.slots())),
+                Next::Expired => return Err(AllocateError::TimedOut(self.pool.slots() as usize)),
             }
         }
     }

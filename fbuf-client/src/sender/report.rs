@@ -70,7 +70,7 @@ pub enum AllocateError {
     #[error(
         "a slot was asked for, and all {0} are in use: let receivers drop what they hold, open with more slots, or let receivers be skipped"
     )]
-    TimedOut(u32),
+    TimedOut(usize),
 }
 
 /// Receivers did not come, or did not finish.

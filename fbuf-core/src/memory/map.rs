@@ -8,6 +8,7 @@ use std::{
     io,
     marker::PhantomData,
     num::NonZeroUsize,
+    ops::Range,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     ptr::NonNull,
 };
@@ -72,16 +73,66 @@ impl Map {
         let _ = unsafe { libc::madvise(self.base.as_ptr().cast(), self.size, advice) };
     }
 
-    /// The addresses of `count` pieces of `length` bytes each, the first at the beginning, each
+    /// The addresses of pieces of `length` bytes each, by their numbers, number 0 at the beginning, each
     /// `stride` bytes behind the one before; none if they do not all lie inside.
     #[must_use]
-    pub fn pieces(&self, count: u32, stride: u64, length: u32) -> Option<impl Iterator<Item = Address>> {
-        let last = stride.checked_mul(u64::from(count).checked_sub(1)?)?;
-        let end = last.checked_add(length.into())?;
-        (end <= self.size as u64).then(|| {
-            // SAFETY: each piece begins at or before the last one, which ends inside the mapping.
-            (0..u64::from(count)).map(move |index| Address(unsafe { self.base.add((index * stride) as usize) }))
-        })
+    pub fn pieces(&self, numbers: Range<u32>, stride: u64, length: u32) -> Option<Pieces> {
+        if numbers.is_empty() {
+            return None;
+        }
+        let last = stride.checked_mul(u64::from(numbers.end) - 1)?;
+        if last.checked_add(length.into())? > self.size as u64 {
+            return None;
+        }
+        Some(Pieces { base: self.base, stride: stride as usize, numbers })
+    }
+}
+
+/// Addresses of pieces of a mapping.
+#[derive(Debug)]
+pub struct Pieces {
+    base: NonNull<u8>,
+    stride: usize,
+    numbers: Range<u32>,
+}
+
+// SAFETY: as for `Map`.
+unsafe impl Send for Pieces {}
+// SAFETY: as for `Map`.
+unsafe impl Sync for Pieces {}
+
+impl Pieces {
+    /// Of no mapping.
+    #[must_use]
+    pub const fn none() -> Self {
+        Self { base: NonNull::dangling(), stride: 0, numbers: 0..0 }
+    }
+
+    /// How many are left.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.numbers.len()
+    }
+
+    /// Whether none is left.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.numbers.start == self.numbers.end
+    }
+}
+
+impl Iterator for Pieces {
+    type Item = Address;
+
+    #[inline]
+    fn next(&mut self) -> Option<Address> {
+        if self.is_empty() {
+            return None;
+        }
+        let number = self.numbers.start;
+        self.numbers.start += 1;
+        // SAFETY: all pieces with these numbers lie inside the mapping (`Map::pieces`).
+        Some(Address(unsafe { self.base.add(number as usize * self.stride) }))
     }
 }
 
@@ -95,11 +146,6 @@ unsafe impl Send for Address {}
 unsafe impl Sync for Address {}
 
 impl Address {
-    /// One that is never followed.
-    pub(crate) const fn nowhere() -> Self {
-        Self(NonNull::dangling())
-    }
-
     /// The pointer.
     #[inline]
     pub(crate) fn pointer(self) -> NonNull<u8> {
@@ -279,13 +325,21 @@ mod tests {
     #[test]
     fn pieces_lie_inside() {
         let (map, _fd) = Map::create("fbuf-test", 4096).unwrap();
-        let pieces: Vec<_> = map.pieces(4, 1024, 1000).unwrap().collect();
-        assert_eq!(pieces.len(), 4);
-        assert_eq!(pieces[3].pointer().as_ptr() as usize - pieces[0].pointer().as_ptr() as usize, 3 * 1024);
-        for (count, stride, length) in
-            [(4, 1024, 1025), (5, 1024, 1000), (0, 1024, 1), (2, u64::MAX, 1), (u32::MAX, u64::MAX, 1)]
-        {
-            assert!(map.pieces(count, stride, length).is_none(), "{count} pieces of {length} every {stride}");
+        let pieces: Vec<_> = map.pieces(1..4, 1024, 1000).unwrap().collect();
+        assert_eq!(pieces.len(), 3);
+        for (piece, offset) in pieces.iter().zip([1024, 2048, 3072]) {
+            assert_eq!(piece.pointer().as_ptr() as usize, map.base.as_ptr() as usize + offset);
+        }
+        #[allow(clippy::reversed_empty_ranges)]
+        for (numbers, stride, length) in [
+            (0..4, 1024, 1025),
+            (4..5, 1024, 1000),
+            (3..3, 1024, 1),
+            (3..2, 1024, 1),
+            (0..2, u64::MAX, 1),
+            (0..u32::MAX, u64::MAX, 1),
+        ] {
+            assert!(map.pieces(numbers.clone(), stride, length).is_none(), "{numbers:?} of {length} every {stride}");
         }
     }
 }

@@ -5,6 +5,6 @@ mod map;
 mod memfd;
 mod room;
 
-pub use map::{Address, Map, Table, Trial, try_page};
+pub use map::{Address, Map, Pieces, Table, Trial, try_page};
 pub use memfd::{MemoryError, Reserved, verify};
 pub use room::available;
