@@ -10,6 +10,7 @@ mod pair;
 mod payload;
 mod peers;
 pub mod processors;
+mod suite;
 mod table;
 mod terms;
 mod work;

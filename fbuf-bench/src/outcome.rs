@@ -22,6 +22,9 @@ pub(crate) struct Outcome {
     pub(crate) slots: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) rate_per_s: Option<f64>,
+    /// How many processes are at the other end.
+    #[serde(skip_serializing_if = "is_one")]
+    pub(crate) others: u32,
     pub(crate) run: usize,
     pub(crate) messages: u64,
     pub(crate) seconds: f64,
@@ -31,6 +34,11 @@ pub(crate) struct Outcome {
     pub(crate) cpu_s_receiver: f64,
     #[serde(flatten)]
     pub(crate) figures: Measured,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks for it")]
+fn is_one(count: &u32) -> bool {
+    *count == 1
 }
 
 /// What was measured.
@@ -45,7 +53,9 @@ impl Outcome {
     pub(crate) fn new(terms: &Terms, run: usize, result: &Run) -> Self {
         let (sender, receiver) = (result.sender.cpu.as_secs_f64(), result.receiver.cpu.as_secs_f64());
         let (workload, rate_per_s) = match terms.work {
+            Work::Stream if terms.others > 1 => ("fan-out", None),
             Work::Stream => ("stream", None),
+            Work::FanIn => ("fan-in", None),
             Work::Echo { every: Duration::ZERO } => ("latency", None),
             Work::Echo { every } => ("wakeup", Some(every.as_secs_f64().recip())),
         };
@@ -57,6 +67,7 @@ impl Outcome {
             wait: terms.wait,
             slots: terms.slots,
             rate_per_s,
+            others: terms.others,
             run,
             messages: result.messages,
             seconds: result.seconds,
@@ -77,13 +88,27 @@ impl Outcome {
         }
     }
 
-    /// The figure by which peers are compared, and whether more of it is better.
+    /// In which line of a table it belongs.
+    pub(crate) fn row(&self) -> Row {
+        Row { peer: self.peer, wait: self.wait, slots: self.slots, others: self.others }
+    }
+
+    /// The figure by which peers are compared.
     pub(crate) fn headline(&self) -> f64 {
         match self.figures {
             Measured::Latency { p50_ns, .. } => p50_ns as f64,
             Measured::Stream { messages_per_s, .. } => messages_per_s,
         }
     }
+}
+
+/// What is told apart within one setting.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Row {
+    pub(crate) peer: Peer,
+    pub(crate) wait: Wait,
+    pub(crate) slots: Option<u32>,
+    pub(crate) others: u32,
 }
 
 /// A median and the least and the most.

@@ -33,6 +33,13 @@ pub(crate) struct Begin {
     pub(crate) back: Option<Handle>,
 }
 
+/// What the first process says later.
+#[derive(Debug, Serialize, Deserialize)]
+enum Order {
+    /// All are ready.
+    Go,
+}
+
 /// What the second process says.
 #[derive(Debug, Serialize, Deserialize)]
 enum Answer {
@@ -81,6 +88,11 @@ impl Second {
         }
     }
 
+    /// Lets it go.
+    pub(crate) fn go(&self) -> Result<()> {
+        self.line.tell(&Order::Go)
+    }
+
     /// Waits until it is done.
     pub(crate) fn wait_until_done(mut self) -> Result<Done> {
         match self.line.hear()? {
@@ -110,6 +122,12 @@ impl First {
     /// Says that messages may come.
     pub(crate) fn ready(&self) -> Result<()> {
         self.0.tell(&Answer::Ready)
+    }
+
+    /// Waits until it says so.
+    pub(crate) fn wait_for_go(&self) -> Result<()> {
+        let Order::Go = self.0.hear()?;
+        Ok(())
     }
 }
 

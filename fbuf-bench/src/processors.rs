@@ -1,6 +1,6 @@
 //! On which processors the two sides run, and what they spend there.
 
-use std::{io, time::Duration};
+use std::{io, ops::Add, time::Duration};
 
 use nix::{
     sched::{CpuSet, sched_getaffinity, sched_setaffinity},
@@ -59,9 +59,16 @@ impl Spent {
         })
     }
 
-    /// The difference.
+    /// Since a moment before.
     #[must_use]
     pub fn since(self, before: Self) -> Self {
         Self { cpu: self.cpu.saturating_sub(before.cpu), switches: self.switches - before.switches }
+    }
+}
+
+impl Add for Spent {
+    type Output = Self;
+    fn add(self, other: Self) -> Self {
+        Self { cpu: self.cpu + other.cpu, switches: self.switches + other.switches }
     }
 }

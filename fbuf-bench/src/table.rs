@@ -2,82 +2,88 @@
 //! to fbuf.
 
 use crate::{
-    outcome::{Measured, Outcome, Spread},
+    outcome::{Measured, Outcome, Row, Spread},
     peers::Peer,
     terms::name,
 };
 
-/// Prints the runs of one setting, of all peers.
+/// Prints the runs of one setting, a line for each peer, way of waiting and number of slots.
 pub(crate) fn print(outcomes: &[Outcome]) {
     let Some(first) = outcomes.first() else { return };
     let rate = first.rate_per_s.map_or_else(String::new, |rate| format!(", {rate:.0} messages a second"));
-    println!(
-        "\n{} of {}, {}, waiting by {}{rate}",
-        first.workload,
-        bytes(first.size),
-        name(first.mode),
-        name(first.wait)
-    );
+    println!("\n{} of {}, {}{rate}", first.workload, bytes(first.size), name(first.mode));
     match first.figures {
         Measured::Latency { .. } => println!(
-            "  {:<16}{:>10} {:<19}{:>10}{:>10}{:>10}{:>9}{:>10}",
+            "  {:<24}{:>9} {:<20}{:>9}{:>9}{:>9}{:>7}{:>8}",
             "peer", "p50", "(spread)", "p99", "p99.9", "max", "CPU", "ratio"
         ),
         Measured::Stream { .. } => println!(
-            "  {:<16}{:>10} {:<19}{:>10} {:<19}{:>9}{:>10}",
+            "  {:<24}{:>11} {:<20}{:>9} {:<18}{:>7}{:>8}",
             "peer", "messages/s", "(spread)", "GB/s", "(spread)", "CPU", "ratio"
         ),
     }
-    let mut peers: Vec<Peer> = Vec::new();
-    for outcome in outcomes {
-        if !peers.contains(&outcome.peer) {
-            peers.push(outcome.peer);
+    let mut rows: Vec<Row> = Vec::new();
+    for row in outcomes.iter().map(Outcome::row) {
+        if !rows.contains(&row) {
+            rows.push(row);
         }
     }
-    for peer in peers {
-        let runs: Vec<_> = outcomes.iter().filter(|outcome| outcome.peer == peer).collect();
-        let of = |figure: fn(&Outcome) -> f64| Spread::of(runs.iter().map(|&run| figure(run)));
-        let (Some(headline), Some(cpu)) = (of(Outcome::headline), of(|run| run.cpu_s / run.seconds)) else { continue };
-        let ratio = ratio(outcomes, peer).map_or_else(String::new, |ratio| format!("{:.2}", ratio.median));
-        let cpu = format!("{:.2}", cpu.median);
-        let label = match runs.first().and_then(|run| run.slots) {
-            Some(slots) => format!("{} ({slots})", name(peer)),
-            None => name(peer),
-        };
-        match first.figures {
-            Measured::Latency { .. } => {
-                let median = |figure| of(figure).map_or_else(String::new, |spread| nanoseconds(spread.median));
-                let spread = format!("({}–{})", nanoseconds(headline.least), nanoseconds(headline.most));
-                println!(
-                    "  {label:<16}{:>10} {spread:<19}{:>10}{:>10}{:>10}{cpu:>9}{ratio:>10}",
-                    nanoseconds(headline.median),
-                    median(|run| quantiles(run)[1]),
-                    median(|run| quantiles(run)[2]),
-                    median(|run| quantiles(run)[3]),
-                );
-            }
-            Measured::Stream { .. } => {
-                let gb = headline.times(first.size as f64 / 1e9);
-                println!(
-                    "  {label:<16}{:>10} {:<19}{:>10.2} {:<19}{cpu:>9}{ratio:>10}",
-                    rate_of(headline.median),
-                    format!("({}–{})", rate_of(headline.least), rate_of(headline.most)),
-                    gb.median,
-                    format!("({:.2}–{:.2})", gb.least, gb.most),
-                );
-            }
+    for row in rows {
+        print_row(outcomes, row);
+    }
+}
+
+fn print_row(outcomes: &[Outcome], row: Row) {
+    let runs: Vec<_> = outcomes.iter().filter(|outcome| outcome.row() == row).collect();
+    let of = |figure: fn(&Outcome) -> f64| Spread::of(runs.iter().map(|&run| figure(run)));
+    let (Some(first), Some(headline), Some(cpu)) =
+        (runs.first(), of(Outcome::headline), of(|run| run.cpu_s / run.seconds))
+    else {
+        return;
+    };
+    let ratio = ratio(outcomes, row).map_or_else(String::new, |ratio| format!("{:.2}", ratio.median));
+    let cpu = format!("{:.2}", cpu.median);
+    let slots = row.slots.map_or_else(String::new, |slots| format!(", {slots}"));
+    let others = if row.others > 1 { format!(", 1:{}", row.others) } else { String::new() };
+    let label = format!("{} ({}{slots}{others})", name(row.peer), name(row.wait));
+    match first.figures {
+        Measured::Latency { .. } => {
+            let median = |figure| of(figure).map_or_else(String::new, |spread| nanoseconds(spread.median));
+            let spread = format!("({}–{})", nanoseconds(headline.least), nanoseconds(headline.most));
+            println!(
+                "  {label:<24}{:>9} {spread:<20}{:>9}{:>9}{:>9}{cpu:>7}{ratio:>8}",
+                nanoseconds(headline.median),
+                median(|run| quantiles(run)[1]),
+                median(|run| quantiles(run)[2]),
+                median(|run| quantiles(run)[3]),
+            );
+        }
+        Measured::Stream { .. } => {
+            let gb = headline.times(first.size as f64 / 1e9);
+            println!(
+                "  {label:<24}{:>11} {:<20}{:>9.2} {:<18}{cpu:>7}{ratio:>8}",
+                rate_of(headline.median),
+                format!("({}–{})", rate_of(headline.least), rate_of(headline.most)),
+                gb.median,
+                format!("({:.2}–{:.2})", gb.least, gb.most),
+            );
         }
     }
 }
 
-/// What a peer's figure is of fbuf's, run by run.
-pub(crate) fn ratio(outcomes: &[Outcome], peer: Peer) -> Option<Spread> {
-    let of = |peer, run| outcomes.iter().find(|outcome| outcome.peer == peer && outcome.run == run);
+/// What a row's figure is of fbuf's, run by run: of fbuf with the same slots or way of waiting, if there
+/// are several.
+pub(crate) fn ratio(outcomes: &[Outcome], row: Row) -> Option<Spread> {
+    let fbuf = |run| {
+        let mut all = outcomes.iter().filter(|outcome| outcome.peer == Peer::Fbuf && outcome.run == run);
+        let like = |outcome: &&Outcome| (outcome.wait, outcome.slots) == (row.wait, row.slots);
+        all.clone().find(like).or_else(|| all.next())
+    };
     Spread::of(
         outcomes
             .iter()
-            .filter(|outcome| outcome.peer == peer)
-            .filter_map(|outcome| Some(outcome.headline() / of(Peer::Fbuf, outcome.run)?.headline())),
+            .filter(|outcome| outcome.row() == row)
+            .filter_map(|outcome| Some(outcome.headline() / fbuf(outcome.run)?.headline())),
     )
 }
 

@@ -18,6 +18,8 @@ pub(crate) struct Terms {
     pub(crate) wait: Wait,
     /// How many messages may be on their way, where a peer lets one choose. Its default if not given.
     pub(crate) slots: Option<u32>,
+    /// How many processes are at the other end.
+    pub(crate) others: u32,
     /// For how long to measure, after a tenth of that to warm up.
     pub(crate) time: Duration,
     /// Where the two processes run.
@@ -29,15 +31,17 @@ pub(crate) struct Terms {
 /// What is done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Work {
-    /// As many messages as can be, one way.
+    /// As many messages as can be, from this process to each of the others.
     Stream,
     /// One message there and one back, again and again; each pair begins a time after the last one
     /// did, if that is not zero.
     Echo { every: Duration },
+    /// A stream from each of the others to this process.
+    FanIn,
 }
 
 /// How much of a message the two sides touch.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Mode {
     /// Eight bytes are written and read

@@ -19,7 +19,7 @@ use fbuf_core::{
 use crate::{
     client::{Client, OpenError, Registration},
     endpoint::{Inbox, Ready, Sockets, position},
-    wait::{BUSY_LOOK_TIME, Gathering, LOOK_TIME, Next, Pace, Wait, Waiting, deadline, soon},
+    wait::{BUSY_LOOK_TIME, Crowd, Gathering, LOOK_TIME, Next, Pace, Patience, Wait, Waiting, deadline, soon},
 };
 
 /// Prepares a [`Receiver`].
@@ -87,7 +87,10 @@ impl ReceiverBuilder {
             wait,
             stay,
             had_sender: false,
+            patience: Patience::new(),
+            crowd: Crowd::default(),
             gathering: Gathering::default(),
+            unread: false,
             pace: Pace::new(),
             left: 0,
             troubles: VecDeque::new(),
@@ -116,7 +119,11 @@ pub struct Receiver {
     wait: Wait,
     stay: bool,
     had_sender: bool,
+    patience: Patience,
+    crowd: Crowd,
     gathering: Gathering,
+    /// Whether there is something on the sockets that has woken it and was not read.
+    unread: bool,
     pace: Pace,
     /// Messages left of this round.
     left: u32,
@@ -323,7 +330,7 @@ impl Receiver {
     }
 
     fn wait_for_message(&mut self, deadline: Option<Instant>) -> Result<Received, GetError> {
-        let mut waiting = Waiting::new(self.wait, deadline);
+        let mut waiting = Waiting::new(self.crowd.wait(self.wait, self.links.len()), self.patience, deadline);
         if waiting.looks()
             && self.gathering.is_worthwhile(self.messages())
             && let Some(link) = self.links.get(self.turn)
@@ -374,11 +381,15 @@ impl Receiver {
 
     /// Sleeps until something happens, unless it has happened already.
     fn sleep(&mut self, deadline: Option<Instant>) {
+        if std::mem::take(&mut self.unread) {
+            return self.look();
+        }
         for link in &self.links {
             link.raise();
         }
         let sure = Fencing::of_this_process().before_sleeping();
-        let ready = if self.links.iter().any(|link| link.is_ready() || link.is_over()) {
+        let slept = !self.links.iter().any(|link| link.is_ready() || link.is_over());
+        let ready = if !slept {
             self.sockets.look()
         } else {
             self.sleeps += 1;
@@ -387,7 +398,14 @@ impl Receiver {
         for link in &self.links {
             link.lower();
         }
-        self.attend(&ready);
+        // A message is taken first: the bell that told of it can be read when there is time.
+        let link = self.links.iter().find(|link| link.is_ready());
+        self.unread = link.is_some();
+        match link {
+            Some(link) if slept => self.patience.learn(link.rang()),
+            Some(_) => {}
+            None => self.attend(&ready),
+        }
     }
 
     #[cold]
@@ -442,6 +460,7 @@ impl Receiver {
                 self.had_sender = true;
                 // It may have said more already, and gone.
                 link.attend();
+                self.crowd.add(peer);
                 self.links.push(*link);
             }
             Ok(Answered::NotYet(greeted)) => self.greeted.push(greeted),
@@ -452,6 +471,7 @@ impl Receiver {
 
     fn remove(&mut self, index: usize) -> Inbound {
         let link = self.links.swap_remove(index);
+        self.crowd.remove(link.peer());
         self.sockets.remove(&link);
         self.past_missed = self.past_missed.saturating_add(link.missed());
         self.past_messages += link.messages();

@@ -2,21 +2,58 @@
 
 use std::time::{Duration, Instant};
 
+use fbuf_core::inbound::Peer;
+use nix::{
+    sched::{CpuSet, sched_getaffinity},
+    unistd::{Pid, SysconfVar, sysconf},
+};
+
 /// What an endpoint does while it has nothing to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Wait {
     /// Looks again and again, and never sleeps: the lowest latency, at the price of a processor.
     Spin,
-    /// Looks for about as long as it takes to wake a sleeper, then sleeps. With one processor it
-    /// sleeps at once.
+    /// Looks for twice as long as it takes to wake a sleeper, then sleeps. How long that is, it learns
+    /// each time that a peer wakes it. Looking for as long as sleep would cost is never much worse than
+    /// the better of the two (Karlin and others, "Empirical studies of competitive spinning", SOSP
+    /// 1991); twice that, so that who waits for an answer is still awake when it comes from a peer that
+    /// had to be woken: else two that talk to each other would both sleep each time. It sleeps at once
+    /// where all its peers are confined to the one processor that it is confined to itself.
     #[default]
     Adaptive,
     /// Sleeps at once: the least processor time.
     Block,
 }
 
-/// For how long [`Wait::Adaptive`] looks: about what waking a sleeper costs on a virtual machine.
-const SPIN_TIME: Duration = Duration::from_micros(50);
+/// What it costs to be woken, of late: [`Wait::Adaptive`] looks for twice as long before it sleeps.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Patience(Duration);
+
+impl Patience {
+    /// Until it is known: about what it takes on a virtual machine.
+    const FIRST: Duration = Duration::from_micros(30);
+    /// Whatever was measured, it is taken to be no less and no more than this. A peer may lie about when
+    /// it rang.
+    const LEAST: Duration = Duration::from_micros(5);
+    const MOST: Duration = Duration::from_micros(100);
+
+    pub(crate) fn new() -> Self {
+        Self(Self::FIRST)
+    }
+
+    fn looks_for(self) -> Duration {
+        2 * self.0
+    }
+
+    /// Learns from one wake-up. Times that cannot be one are left out: the peer may have rung for an
+    /// earlier sleep.
+    pub(crate) fn learn(&mut self, waking: Option<Duration>) {
+        if let Some(waking) = waking.filter(|&waking| waking < 10 * Self::MOST) {
+            self.0 = ((7 * self.0 + waking) / 8).clamp(Self::LEAST, Self::MOST);
+        }
+    }
+}
+
 /// How often somebody who waits without sleeping looks at sockets, where deaths and newcomers show.
 pub(crate) const LOOK_TIME: Duration = Duration::from_millis(1);
 /// How often somebody does who is busy.
@@ -31,6 +68,7 @@ const ROUND: u32 = 64;
 #[derive(Debug)]
 pub(crate) struct Waiting {
     how: Wait,
+    patience: Patience,
     deadline: Option<Instant>,
     rounds: u32,
     since: Option<Instant>,
@@ -51,9 +89,8 @@ pub(crate) enum Next {
 }
 
 impl Waiting {
-    pub(crate) fn new(how: Wait, deadline: Option<Instant>) -> Self {
-        let how = if how == Wait::Adaptive && single_processor() { Wait::Block } else { how };
-        Self { how, deadline, rounds: 0, since: None, looked: None }
+    pub(crate) fn new(how: Wait, patience: Patience, deadline: Option<Instant>) -> Self {
+        Self { how, patience, deadline, rounds: 0, since: None, looked: None }
     }
 
     /// Whether it looks before it sleeps.
@@ -89,7 +126,7 @@ impl Waiting {
         let since = *self.since.get_or_insert(now);
         match self.how {
             Wait::Block => Next::Sleep,
-            Wait::Adaptive if now.duration_since(since) >= SPIN_TIME => Next::Sleep,
+            Wait::Adaptive if now.duration_since(since) >= self.patience.looks_for() => Next::Sleep,
             Wait::Adaptive => Next::Again,
             Wait::Spin => {
                 let looked = self.looked.get_or_insert(since);
@@ -215,10 +252,41 @@ pub(crate) fn soon(deadline: Option<Instant>) -> Option<Instant> {
     Some(deadline.map_or(soon, |deadline| deadline.min(soon)))
 }
 
-fn single_processor() -> bool {
-    use std::sync::OnceLock;
-    static SINGLE: OnceLock<bool> = OnceLock::new();
-    *SINGLE.get_or_init(|| std::thread::available_parallelism().is_ok_and(|count| count.get() == 1))
+/// Which peers can only run when this side does not: both are confined to the same processor, or there
+/// is but one. Looking for what such a peer will do only keeps it from doing it.
+#[derive(Debug, Default)]
+pub(crate) struct Crowd(Vec<u64>);
+
+impl Crowd {
+    /// A link was opened by the thread that will wait for it.
+    pub(crate) fn add(&mut self, peer: Peer) {
+        if shares_processor(peer.process.pid) {
+            self.0.push(peer.endpoint);
+        }
+    }
+
+    /// A link was closed.
+    pub(crate) fn remove(&mut self, peer: Peer) {
+        self.0.retain(|&endpoint| endpoint != peer.endpoint);
+    }
+
+    /// What to do instead of what was asked for, while so many links are open.
+    pub(crate) fn wait(&self, asked: Wait, links: usize) -> Wait {
+        if asked == Wait::Adaptive && links > 0 && self.0.len() == links { Wait::Block } else { asked }
+    }
+}
+
+fn shares_processor(peer: i32) -> bool {
+    if matches!(sysconf(SysconfVar::_NPROCESSORS_ONLN), Ok(Some(1))) {
+        return true;
+    }
+    // A peer in a PID namespace that cannot be seen from here is 0, which would be this thread.
+    let only = |pid| {
+        let allowed = sched_getaffinity(Pid::from_raw(pid)).ok()?;
+        let mut allowed = (0..CpuSet::count()).filter(|&processor| allowed.is_set(processor) == Ok(true));
+        allowed.next().filter(|_| allowed.next().is_none())
+    };
+    peer != 0 && only(0).is_some_and(|own| only(peer) == Some(own))
 }
 
 /// The moment that is `time` from now; none if that is beyond what clocks count.
@@ -234,18 +302,68 @@ mod tests {
     fn each_strategy_does_what_it_says() {
         let start = Instant::now();
         let at = |waiting: &mut Waiting, micros| waiting.at_the_clock(start + Duration::from_micros(micros));
-        let mut block = Waiting::new(Wait::Block, None);
+        let mut block = Waiting::new(Wait::Block, Patience::new(), None);
         assert_eq!(at(&mut block, 0), Next::Sleep);
-        let mut spin = Waiting::new(Wait::Spin, None);
+        let mut spin = Waiting::new(Wait::Spin, Patience::new(), None);
         assert_eq!(at(&mut spin, 0), Next::Again);
         assert_eq!(at(&mut spin, 999), Next::Again);
         assert_eq!(at(&mut spin, 1000), Next::Look);
         assert_eq!(at(&mut spin, 1001), Next::Again);
-        if !single_processor() {
-            let mut adaptive = Waiting::new(Wait::Adaptive, None);
+        {
+            let mut adaptive = Waiting::new(Wait::Adaptive, Patience::new(), None);
             assert_eq!(at(&mut adaptive, 0), Next::Again);
-            assert_eq!(at(&mut adaptive, 50), Next::Sleep);
+            assert_eq!(at(&mut adaptive, 59), Next::Again);
+            assert_eq!(at(&mut adaptive, 60), Next::Sleep);
         }
+    }
+
+    #[test]
+    fn nobody_looks_for_what_only_another_on_the_same_processor_can_do() {
+        use fbuf_core::socket::Credentials;
+        let process = Credentials { pid: std::process::id() as i32, uid: 0, gid: 0 };
+        let (one, other) =
+            (Peer { endpoint: 1, process }, Peer { endpoint: 2, process: Credentials { pid: 0, ..process } });
+        // Alone on a thread of its own, which is then confined to one processor.
+        std::thread::spawn(move || {
+            let mut crowd = Crowd::default();
+            let allowed = sched_getaffinity(Pid::from_raw(0)).unwrap();
+            let first = (0..CpuSet::count()).find(|&processor| allowed.is_set(processor) == Ok(true)).unwrap();
+            let mut only = CpuSet::new();
+            only.set(first).unwrap();
+            for pid in [0, process.pid] {
+                nix::sched::sched_setaffinity(Pid::from_raw(pid), &only).unwrap();
+            }
+            crowd.add(one);
+            crowd.add(other);
+            nix::sched::sched_setaffinity(Pid::from_raw(process.pid), &allowed).unwrap();
+            assert_eq!(crowd.wait(Wait::Adaptive, 1), Wait::Block);
+            assert_eq!(crowd.wait(Wait::Spin, 1), Wait::Spin, "it was asked for");
+            if !matches!(sysconf(SysconfVar::_NPROCESSORS_ONLN), Ok(Some(1))) {
+                assert_eq!(crowd.wait(Wait::Adaptive, 2), Wait::Adaptive, "the other one runs elsewhere");
+            }
+            crowd.remove(one);
+            assert_eq!(crowd.wait(Wait::Adaptive, 1), Wait::Adaptive);
+        })
+        .join()
+        .unwrap();
+    }
+
+    #[test]
+    fn patience_follows_what_waking_costs() {
+        let mut patience = Patience::new();
+        let learn = |patience: &mut Patience, micros| {
+            for _ in 0..100 {
+                patience.learn(micros);
+            }
+            patience.0
+        };
+        let micros = Duration::from_micros;
+        assert!(learn(&mut patience, Some(micros(20))).abs_diff(micros(20)) < micros(1));
+        assert_eq!(learn(&mut patience, None), patience.0);
+        assert_eq!(learn(&mut patience, Some(micros(1))), Patience::LEAST);
+        assert_eq!(learn(&mut patience, Some(micros(999))), Patience::MOST);
+        let before = patience.0;
+        assert_eq!(learn(&mut patience, Some(Duration::from_secs(1))), before, "a bell of long ago");
     }
 
     #[test]
@@ -291,7 +409,7 @@ mod tests {
     fn time_ends_for_each_strategy() {
         for how in [Wait::Spin, Wait::Adaptive, Wait::Block] {
             let now = Instant::now();
-            assert_eq!(Waiting::new(how, Some(now)).at_the_clock(now), Next::Expired);
+            assert_eq!(Waiting::new(how, Patience::new(), Some(now)).at_the_clock(now), Next::Expired);
         }
     }
 }

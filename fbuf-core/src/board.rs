@@ -10,7 +10,7 @@
 use zerocopy::FromBytes;
 
 use crate::{
-    park::Flag,
+    park::{Flag, Rang},
     slot::SlotId,
     sync::{AtomicU64, Ordering},
 };
@@ -24,6 +24,8 @@ pub struct BoardHead {
     pub flag: Flag,
     /// Once the receiver is gone: how many lane entries it had read.
     read: AtomicU64,
+    /// When the receiver rang last.
+    pub rang: Rang,
 }
 
 #[cfg(not(loom))]
@@ -145,7 +147,7 @@ pub(crate) mod heap {
 
     impl HeapBoard {
         pub(crate) fn new(slots: usize) -> Self {
-            let head = BoardHead { flag: Flag::new(), read: AtomicU64::new(0) };
+            let head = BoardHead { flag: Flag::new(), read: AtomicU64::new(0), rang: Rang::new() };
             Self(Arc::new((head, Ring::new(slots, || AtomicU64::new(0)))))
         }
     }

@@ -6,6 +6,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, AtomicUsize, Ordering},
     },
+    time::Duration,
 };
 
 use serde::{Deserialize, Serialize};
@@ -385,6 +386,12 @@ impl Inbound {
         Ok(())
     }
 
+    /// How long ago the sender rang.
+    #[must_use]
+    pub fn rang(&self) -> Option<Duration> {
+        self.reader.head().rang.elapsed()
+    }
+
     /// Announces sleep to the sender.
     pub fn raise(&self) {
         self.returns().board.head().flag.raise();
@@ -475,8 +482,11 @@ impl Returns {
     #[inline(never)]
     fn ring(&self, sleep: u64) {
         // Two threads may both ring; it does no harm.
-        if self.rung.load(Ordering::Relaxed) != sleep && link::ring(&self.socket) {
-            self.rung.store(sleep, Ordering::Relaxed);
+        if self.rung.load(Ordering::Relaxed) != sleep {
+            self.board.head().rang.note();
+            if link::ring(&self.socket) {
+                self.rung.store(sleep, Ordering::Relaxed);
+            }
         }
     }
 }

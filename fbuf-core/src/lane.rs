@@ -10,7 +10,7 @@
 use zerocopy::FromBytes;
 
 use crate::{
-    park::Flag,
+    park::{Flag, Rang},
     slot::SlotId,
     sync::{AtomicU64, Ordering},
     violation::Violation,
@@ -27,6 +27,8 @@ pub struct LaneHead {
     closed: AtomicU64,
     /// Messages that were left out behind the last one, once it is closed.
     left_out: AtomicU64,
+    /// When the sender rang last.
+    pub rang: Rang,
 }
 
 /// One entry of the ring.
@@ -298,7 +300,12 @@ pub(crate) mod heap {
 
     impl HeapLane {
         pub(crate) fn new(capacity: usize) -> Self {
-            let head = LaneHead { flag: park::Flag::new(), closed: AtomicU64::new(0), left_out: AtomicU64::new(0) };
+            let head = LaneHead {
+                flag: park::Flag::new(),
+                closed: AtomicU64::new(0),
+                left_out: AtomicU64::new(0),
+                rang: Rang::new(),
+            };
             let ring = Ring::new(capacity, || Entry { head: AtomicU64::new(0), body: AtomicU64::new(0) });
             Self(Arc::new((head, ring)))
         }

@@ -4,6 +4,7 @@
 use std::{
     ops::Add,
     os::fd::{AsFd, BorrowedFd},
+    time::Duration,
 };
 
 use crate::{
@@ -255,10 +256,12 @@ impl Outbound {
     pub fn answer(&mut self) -> Offer {
         if let Some(sleep) = self.board.head().flag.read().asleep()
             && self.rung != sleep
-            && link::ring(&self.socket)
         {
-            self.rung = sleep;
-            self.counts.bells += 1;
+            self.writer.head().rang.note();
+            if link::ring(&self.socket) {
+                self.rung = sleep;
+                self.counts.bells += 1;
+            }
         }
         self.notice_leaving();
         if self.writer.position() <= self.unread_from { Offer::Lent } else { Offer::Gone }
@@ -341,6 +344,12 @@ impl Outbound {
         }
         self.notice_leaving();
         Ok(())
+    }
+
+    /// How long ago the receiver rang.
+    #[must_use]
+    pub fn rang(&self) -> Option<Duration> {
+        self.board.head().rang.elapsed()
     }
 
     /// Announces sleep to the receiver.

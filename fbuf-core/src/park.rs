@@ -160,9 +160,55 @@ impl Signal {
     }
 }
 
+/// When one side of a link rang the bell last, by the clock that all processes share, in nanoseconds.
+/// Written by that side, so that the one who wakes learns what waking costs on this machine.
+#[cfg_attr(not(loom), derive(zerocopy::FromBytes))]
+#[repr(transparent)]
+#[derive(Debug)]
+pub struct Rang(AtomicU64);
+
+impl Rang {
+    #[cfg(any(test, loom))]
+    pub(crate) fn new() -> Self {
+        Self(AtomicU64::new(0))
+    }
+
+    /// Notes that the bell is rung now.
+    #[cfg(not(loom))]
+    pub(crate) fn note(&self) {
+        self.0.store(now().unwrap_or(0), Ordering::Relaxed);
+    }
+
+    /// How long ago the bell was rung; none if it never was. What a peer says can be anything.
+    #[cfg(not(loom))]
+    pub fn elapsed(&self) -> Option<std::time::Duration> {
+        let rang = self.0.load(Ordering::Relaxed);
+        (rang != 0).then(|| now()?.checked_sub(rang).map(std::time::Duration::from_nanos))?
+    }
+}
+
+/// CLOCK_MONOTONIC of clock_gettime(2).
+#[cfg(not(loom))]
+fn now() -> Option<u64> {
+    use nix::time::{ClockId, clock_gettime};
+    let time = clock_gettime(ClockId::CLOCK_MONOTONIC).ok()?;
+    u64::try_from(time.tv_sec()).ok()?.checked_mul(1_000_000_000)?.checked_add(u64::try_from(time.tv_nsec()).ok()?)
+}
+
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_time_since_the_bell_is_known() {
+        let rang = Rang::new();
+        assert_eq!(rang.elapsed(), None);
+        rang.note();
+        assert!(rang.elapsed().is_some_and(|elapsed| elapsed < std::time::Duration::from_secs(60)));
+        // A peer that lies.
+        rang.0.store(u64::MAX, Ordering::Relaxed);
+        assert_eq!(rang.elapsed(), None);
+    }
 
     #[test]
     fn each_sleep_is_told_from_the_next() {

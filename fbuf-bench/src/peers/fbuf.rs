@@ -20,6 +20,7 @@ impl Way for Fbuf {
 pub(crate) struct FbufSender {
     sender: Sender,
     size: usize,
+    receivers: usize,
 }
 
 /// A channel that nobody has used yet.
@@ -32,28 +33,29 @@ fn connect(terms: &Terms) -> Result<Client> {
     Ok(Client::connect_to(&Address::new(&terms.broker))?)
 }
 
+impl FbufSender {
+    fn open(terms: &Terms, channel: &str, receivers: usize) -> Result<Self> {
+        let sender = connect(terms)?.sender(channel).slot_size(terms.size as u64).wait(terms.wait.into());
+        let sender = match terms.slots {
+            Some(slots) => sender.slots(slots.into()).open()?,
+            None => sender.open()?,
+        };
+        Ok(Self { sender, size: terms.size, receivers })
+    }
+}
+
 impl End for FbufSender {
     fn offer(terms: &Terms) -> Result<(Self, Handle)> {
         let handle = channel();
-        let sender = connect(terms)?.sender(&handle.name).slot_size(terms.size as u64).wait(terms.wait.into());
-        let sender = match terms.slots {
-            Some(slots) => sender.slots(slots.into()).open()?,
-            None => sender.open()?,
-        };
-        Ok((Self { sender, size: terms.size }, handle))
+        Ok((Self::open(terms, &handle.name, terms.others as usize)?, handle))
     }
 
     fn join(terms: &Terms, handle: Handle) -> Result<Self> {
-        let sender = connect(terms)?.sender(&handle.name).slot_size(terms.size as u64).wait(terms.wait.into());
-        let sender = match terms.slots {
-            Some(slots) => sender.slots(slots.into()).open()?,
-            None => sender.open()?,
-        };
-        Ok(Self { sender, size: terms.size })
+        Self::open(terms, &handle.name, 1)
     }
 
     fn ready(&mut self) -> Result<()> {
-        self.sender.wait_for_receivers_timeout(1, Duration::from_secs(10))?;
+        self.sender.wait_for_receivers_timeout(self.receivers, Duration::from_secs(10))?;
         Ok(())
     }
 }
@@ -78,6 +80,13 @@ impl End for Receiver {
     fn join(terms: &Terms, handle: Handle) -> Result<Self> {
         Ok(connect(terms)?.receiver(&handle.name).wait(terms.wait.into()).open()?)
     }
+}
+
+/// Receives one message, and says which sender it is from.
+#[inline]
+pub(crate) fn receive_from<T>(receiver: &mut Receiver, read: impl FnOnce(&[u8]) -> T) -> Result<(u64, T)> {
+    let received = receiver.get()?;
+    Ok((received.sender().endpoint, read(&received)))
 }
 
 impl Receiving for Receiver {

@@ -19,7 +19,7 @@ use crate::{
 
 pub(crate) use bytes::{Pipe, Tcp, Uds};
 pub(crate) use eventfd::Eventfd;
-pub(crate) use fbuf::Fbuf;
+pub(crate) use fbuf::{Fbuf, receive_from};
 pub(crate) use futex::Futex;
 pub(crate) use limit::Limit;
 pub(crate) use shared_memory::SharedMemory;
@@ -68,7 +68,7 @@ impl Peer {
 }
 
 /// What the second process needs in order to join.
-#[derive(Debug, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub(crate) struct Handle {
     pub(crate) descriptors: Vec<Descriptor>,
     pub(crate) name: String,

@@ -13,7 +13,7 @@ use crate::{
     Result,
     pair::{Begin, Done, First, Second},
     payload::{self, Checker, LAST, MEASURED},
-    peers::{End, Handle, Receiving, Sending, Way},
+    peers::{End, Receiving, Sending, Way},
     processors::Spent,
     terms::{Mode, Terms},
 };
@@ -27,15 +27,10 @@ pub(crate) struct Latency {
     pub(crate) max: u64,
 }
 
-pub(super) fn call<W: Way>(
-    terms: &Terms,
-    second: Second,
-    begin: impl FnOnce(Handle, Option<Handle>) -> Begin,
-    every: Duration,
-) -> Result<Run> {
+pub(super) fn call<W: Way>(terms: &Terms, second: Second, every: Duration) -> Result<Run> {
     let (mut sender, there) = W::Sender::offer(terms)?;
     let (mut receiver, back) = W::Receiver::offer(terms)?;
-    second.begin(&begin(there, Some(back)))?;
+    second.begin(&Begin { terms: terms.clone(), there, back: Some(back) })?;
     sender.ready()?;
     receiver.ready()?;
     second.wait_until_ready()?;

@@ -1,7 +1,9 @@
 //! What is sent over a way, and how it is measured.
 
 mod echo;
+mod fan_in;
 pub(crate) mod lockstep;
+pub(crate) mod once;
 mod stream;
 
 use std::time::Duration;
@@ -36,18 +38,18 @@ pub(crate) enum Figures {
     Stream(Stream),
 }
 
-/// Runs once, with a second process of its own.
+/// Runs once, with other processes of its own.
 pub(crate) fn run(terms: &Terms) -> Result<Run> {
-    let second = Second::start()?;
+    let others = (0..terms.others).map(|_| Second::start()).collect::<Result<Vec<_>>>()?;
     match terms.peer {
-        Peer::Fbuf => first::<Fbuf>(terms, second),
-        Peer::Limit => first::<Limit>(terms, second),
-        Peer::Pipe => first::<Pipe>(terms, second),
-        Peer::Uds => first::<Uds>(terms, second),
-        Peer::Tcp => first::<Tcp>(terms, second),
-        Peer::SharedMemory => first::<SharedMemory>(terms, second),
-        Peer::Eventfd => first::<Eventfd>(terms, second),
-        Peer::Futex => first::<Futex>(terms, second),
+        Peer::Fbuf => first::<Fbuf>(terms, others),
+        Peer::Limit => first::<Limit>(terms, others),
+        Peer::Pipe => first::<Pipe>(terms, others),
+        Peer::Uds => first::<Uds>(terms, others),
+        Peer::Tcp => first::<Tcp>(terms, others),
+        Peer::SharedMemory => first::<SharedMemory>(terms, others),
+        Peer::Eventfd => first::<Eventfd>(terms, others),
+        Peer::Futex => first::<Futex>(terms, others),
     }
 }
 
@@ -64,11 +66,18 @@ pub(crate) fn run_in_lockstep(terms: &Terms, bursts: u64) -> Result<()> {
     }
 }
 
-fn first<W: Way>(terms: &Terms, second: Second) -> Result<Run> {
-    let begin = |there, back| Begin { terms: terms.clone(), there, back };
-    match terms.work {
-        Work::Stream => stream::send::<W>(terms, second, begin),
-        Work::Echo { every } => echo::call::<W>(terms, second, begin, every),
+fn first<W: Way>(terms: &Terms, mut others: Vec<Second>) -> Result<Run> {
+    match (terms.work, others.pop()) {
+        (Work::Stream, Some(last)) => {
+            others.push(last);
+            stream::send::<W>(terms, others)
+        }
+        (Work::FanIn, Some(last)) if terms.peer == Peer::Fbuf => {
+            others.push(last);
+            fan_in::receive(terms, others)
+        }
+        (Work::Echo { every }, Some(second)) if others.is_empty() => echo::call::<W>(terms, second, every),
+        _ => Err("so many processes cannot do that together".into()),
     }
 }
 
@@ -89,6 +98,7 @@ pub(crate) fn second(begin: Begin, first: &First) -> Result<Done> {
 fn answer<W: Way>(begin: Begin, first: &First) -> Result<Done> {
     match begin.terms.work {
         Work::Stream => stream::receive::<W>(begin, first),
+        Work::FanIn => fan_in::send(begin, first),
         Work::Echo { .. } => echo::answer::<W>(begin, first),
     }
 }

@@ -7,7 +7,7 @@ use crate::{
     Result,
     pair::{Begin, Done, First, Second},
     payload::{self, Checker, LAST, MEASURED},
-    peers::{End, Handle, Receiving, Sending, Way},
+    peers::{End, Receiving, Sending, Way},
     processors::Spent,
     terms::{Mode, Terms},
 };
@@ -19,42 +19,48 @@ pub(crate) struct Stream {
     pub(crate) gb_per_s: f64,
 }
 
-pub(super) fn send<W: Way>(
-    terms: &Terms,
-    second: Second,
-    begin: impl FnOnce(Handle, Option<Handle>) -> Begin,
-) -> Result<Run> {
+impl Stream {
+    pub(super) fn new(messages: u64, size: usize, seconds: f64) -> Self {
+        let messages_per_s = messages as f64 / seconds;
+        Self { messages_per_s, gb_per_s: messages_per_s * size as f64 / 1e9 }
+    }
+}
+
+pub(super) fn send<W: Way>(terms: &Terms, others: Vec<Second>) -> Result<Run> {
     let (mut sender, there) = W::Sender::offer(terms)?;
-    second.begin(&begin(there, None))?;
+    for other in &others {
+        other.begin(&Begin { terms: terms.clone(), there: there.clone(), back: None })?;
+    }
+    // What was handed on is to be closed here, so that each end hears when the other dies.
+    drop(there);
     sender.ready()?;
-    second.wait_until_ready()?;
-    let batch = ((256 << 10) / terms.size as u64).clamp(1, 1024);
+    for other in &others {
+        other.wait_until_ready()?;
+    }
     let mut next = 0;
-    send_for(&mut sender, &mut next, terms.time / 10, batch, terms.mode)?;
+    send_for(&mut sender, &mut next, terms.time / 10, terms)?;
     let (before, start) = (Spent::so_far()?, now()?);
     send_one(&mut sender, next | MEASURED, terms.mode)?;
     next += 1;
-    send_for(&mut sender, &mut next, terms.time, batch, terms.mode)?;
+    send_for(&mut sender, &mut next, terms.time, terms)?;
     send_one(&mut sender, next | LAST, terms.mode)?;
     let after = Spent::so_far()?;
-    let done = second.wait_until_done()?;
-    let seconds = done.end.saturating_sub(start).as_secs_f64();
-    let messages_per_s = done.messages as f64 / seconds;
-    let gb_per_s = messages_per_s * terms.size as f64 / 1e9;
-    Ok(Run {
-        messages: done.messages,
-        seconds,
-        sender: after.since(before),
-        receiver: done.spent,
-        figures: Figures::Stream(Stream { messages_per_s, gb_per_s }),
-    })
+    let (mut messages, mut end, mut receiver) = (0, start, Spent::default());
+    for other in others {
+        let done = other.wait_until_done()?;
+        (messages, end, receiver) = (done.messages, end.max(done.end), receiver + done.spent);
+    }
+    let seconds = end.saturating_sub(start).as_secs_f64();
+    let figures = Figures::Stream(Stream::new(messages, terms.size, seconds));
+    Ok(Run { messages, seconds, sender: after.since(before), receiver, figures })
 }
 
 /// Sends in batches, and looks at the clock between them.
-fn send_for(sender: &mut impl Sending, next: &mut u64, time: Duration, batch: u64, mode: Mode) -> Result<()> {
+pub(super) fn send_for(sender: &mut impl Sending, next: &mut u64, time: Duration, terms: &Terms) -> Result<()> {
+    let batch = ((256 << 10) / terms.size as u64).clamp(1, 1024);
     let start = Instant::now();
     while start.elapsed() < time {
-        match mode {
+        match terms.mode {
             // Each mode a loop of its own: in one loop, the choice would cost as much as a short message.
             Mode::Untouched => send_some(sender, next, batch, Mode::Untouched)?,
             Mode::Written => send_some(sender, next, batch, Mode::Written)?,
@@ -73,7 +79,7 @@ fn send_some(sender: &mut impl Sending, next: &mut u64, batch: u64, mode: Mode) 
     Ok(())
 }
 
-fn send_one(sender: &mut impl Sending, number: u64, mode: Mode) -> Result<()> {
+pub(super) fn send_one(sender: &mut impl Sending, number: u64, mode: Mode) -> Result<()> {
     sender.send(|bytes| payload::write(bytes, number, mode))
 }
 

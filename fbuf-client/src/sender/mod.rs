@@ -24,7 +24,7 @@ use fbuf_core::{
 use crate::{
     client::Registration,
     endpoint::{Inbox, Ready, Sockets, position},
-    wait::{BUSY_LOOK_TIME, LOOK_TIME, Next, Pace, Wait, Waiting, deadline, soon},
+    wait::{BUSY_LOOK_TIME, Crowd, LOOK_TIME, Next, Pace, Patience, Wait, Waiting, deadline, soon},
 };
 
 pub use open::SenderBuilder;
@@ -43,6 +43,8 @@ pub struct Sender {
     sockets: Sockets,
     inbox: Arc<Inbox<Expected>>,
     wait: Wait,
+    patience: Patience,
+    crowd: Crowd,
     next_sequence: u64,
     pace: Pace,
     departures: VecDeque<Departure>,
@@ -233,7 +235,7 @@ impl Sender {
     }
 
     fn wait_until_returned(&mut self, deadline: Option<Instant>) -> Result<(), WaitError> {
-        let mut waiting = Waiting::new(self.wait, deadline);
+        let mut waiting = Waiting::new(self.crowd.wait(self.wait, self.links.len()), self.patience, deadline);
         while self.pool.lends(&self.links) {
             match waiting.next() {
                 Next::Again => {}
@@ -350,7 +352,7 @@ impl Sender {
 
     fn wait_for_slot(&mut self, deadline: Option<Instant>) -> Result<Fbuf, AllocateError> {
         self.counters.waits += 1;
-        let mut waiting = Waiting::new(self.wait, deadline);
+        let mut waiting = Waiting::new(self.crowd.wait(self.wait, self.links.len()), self.patience, deadline);
         loop {
             if waiting.is_thorough() {
                 self.notice_leaving();
@@ -377,7 +379,10 @@ impl Sender {
         self.notice_leaving();
         let ready = if !happened(self) && self.pool.await_fbufs() {
             self.counters.sleeps += 1;
-            self.sockets.sleep(if sure { deadline } else { soon(deadline) })
+            let ready = self.sockets.sleep(if sure { deadline } else { soon(deadline) });
+            // Whoever rang last has most likely woken it.
+            self.patience.learn(self.links.iter().filter_map(Outbound::rang).min());
+            ready
         } else {
             self.sockets.look()
         };
@@ -433,7 +438,10 @@ impl Sender {
     fn look_for(&mut self, expected: Expected) {
         let peer = expected.peer();
         match expected.look(&self.pool, self.next_sequence) {
-            Ok(Arrived::Here(link)) => self.links.push(*link),
+            Ok(Arrived::Here(link)) => {
+                self.crowd.add(peer);
+                self.links.push(*link);
+            }
             Ok(Arrived::NotYet(expected)) => self.expected.push(expected),
             Err(LinkEnd::HangUp) => {}
             Err(LinkEnd::Violation(violation)) => self.depart(peer, Farewell::Violation(violation)),
@@ -444,6 +452,7 @@ impl Sender {
     /// Ends a link. All that was lent over it alone is back.
     fn end(&mut self, index: usize, end: LinkEnd) {
         let mut link = self.links.swap_remove(index);
+        self.crowd.remove(link.peer());
         self.sockets.remove(&link);
         self.past = self.past + link.counts();
         link.notice_leaving();

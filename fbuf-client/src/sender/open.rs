@@ -14,7 +14,7 @@ use super::{Counts, Sender};
 use crate::{
     client::{Client, OpenError},
     endpoint::{Inbox, Sockets},
-    wait::{Pace, Wait},
+    wait::{Crowd, Pace, Patience, Wait},
 };
 
 /// How many bytes a sender keeps in flight if it is not told how many slots to have: more than one
@@ -99,6 +99,8 @@ impl SenderBuilder {
             sockets,
             inbox,
             wait,
+            patience: Patience::new(),
+            crowd: Crowd::default(),
             next_sequence: 0,
             pace: Pace::new(),
             departures: VecDeque::new(),

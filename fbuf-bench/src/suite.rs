@@ -1,0 +1,245 @@
+//! What is measured, in which order, and where the results go.
+
+use std::{collections::BTreeMap, path::Path, time::Duration};
+
+use clap::ValueEnum;
+use fbuf_broker::Embedded;
+
+use crate::{
+    Result,
+    options::{Common, Settings},
+    outcome::{Outcome, Spread},
+    peers::Peer,
+    processors, table,
+    terms::{Mode, Terms, Wait, Work, name},
+    work::{self, once},
+};
+
+const LATENCY_SIZES: [usize; 5] = [64, 4 << 10, 64 << 10, 1 << 20, 16 << 20];
+const STREAM_SIZES: [usize; 4] = [64, 4 << 10, 64 << 10, 1 << 20];
+
+/// A broker, two processors, and how to measure.
+pub(crate) struct Suite {
+    broker: Embedded,
+    processors: [Option<usize>; 2],
+    time: Duration,
+    common: Common,
+    /// With how many slots the bare ring streams best, by size and mode.
+    best: BTreeMap<(usize, Mode), u32>,
+    outcomes: Vec<Outcome>,
+}
+
+impl Suite {
+    pub(crate) fn new(common: Common) -> Result<Self> {
+        // Its thread may run anywhere: it starts before this one is pinned.
+        let broker = Embedded::start()?;
+        let processors = processors::two();
+        processors::pin(processors[0]);
+        let (time, best) = (common.time()?, BTreeMap::new());
+        Ok(Self { broker, processors, time, common, best, outcomes: Vec::new() })
+    }
+
+    fn terms(&self, peer: Peer, work: Work, size: usize) -> Terms {
+        Terms {
+            peer,
+            work,
+            size,
+            mode: Mode::Untouched,
+            wait: Wait::Spin,
+            slots: None,
+            others: 1,
+            time: self.time,
+            processors: self.processors,
+            broker: self.broker.address().to_string(),
+        }
+    }
+
+    pub(crate) fn latency(&mut self, settings: &Settings) -> Result<()> {
+        self.measure(settings, Work::Echo { every: Duration::ZERO }, &LATENCY_SIZES)
+    }
+
+    pub(crate) fn stream(&mut self, settings: &Settings) -> Result<()> {
+        self.measure(settings, Work::Stream, &STREAM_SIZES)
+    }
+
+    fn measure(&mut self, settings: &Settings, work: Work, sizes: &[usize]) -> Result<()> {
+        let sizes = settings.sizes(sizes)?;
+        let peers = if settings.peer.is_empty() { Peer::value_variants() } else { &settings.peer };
+        let modes = if settings.mode.is_empty() { &[Mode::Untouched] } else { &settings.mode[..] };
+        for (&wait, &mode, &size) in product(&settings.wait, modes, &sizes) {
+            let able = |&peer: &&Peer| peer.waits().contains(&wait) && peer.carries(size);
+            if let [peer] = settings.peer[..]
+                && !able(&&peer)
+            {
+                let (peer, size, wait) = (name(peer), table::bytes(size), name(wait));
+                return Err(
+                    format!("{peer} was asked for with {size} and waiting by {wait}: it does not do that").into()
+                );
+            }
+            let mut all = Vec::new();
+            for &peer in peers.iter().filter(able) {
+                let mut terms = Terms { mode, wait, ..self.terms(peer, work, size) };
+                if peer.takes_slots() {
+                    terms.slots = settings.slots.first().copied();
+                }
+                if peer == Peer::Limit && work == Work::Stream && terms.slots.is_none() {
+                    terms.slots = Some(self.best_depth(&terms)?);
+                }
+                all.push(terms);
+            }
+            self.in_turn(&all)?;
+        }
+        Ok(())
+    }
+
+    /// With how many slots the bare ring streams best.
+    fn best_depth(&mut self, terms: &Terms) -> Result<u32> {
+        let key = (terms.size, terms.mode);
+        if let Some(&slots) = self.best.get(&key) {
+            return Ok(slots);
+        }
+        let mut best = (0.0, 0);
+        for slots in depths(terms.size) {
+            let terms = Terms { slots: Some(slots), time: terms.time / 3, ..terms.clone() };
+            let runs = (0..3).map(|run| Ok(Outcome::new(&terms, run, &work::run(&terms)?).headline()));
+            let median = Spread::of(runs.collect::<Result<Vec<_>>>()?).map_or(0.0, |spread| spread.median);
+            if median > best.0 {
+                best = (median, slots);
+            }
+        }
+        self.best.insert(key, best.1);
+        Ok(best.1)
+    }
+
+    pub(crate) fn wakeup(&mut self, rates: &[f64], waits: &[Wait]) -> Result<()> {
+        for &rate in rates {
+            let every = Duration::try_from_secs_f64(rate.recip()).map_err(|error| format!("--rate {rate}: {error}"))?;
+            let work = Work::Echo { every };
+            let time = self.time.max(every * 2);
+            let of = |peer, wait| Terms { wait, time, ..self.terms(peer, work, crate::payload::NUMBER) };
+            let mut all: Vec<_> = waits.iter().map(|&wait| of(Peer::Fbuf, wait)).collect();
+            all.extend([of(Peer::Futex, Wait::Block), of(Peer::Eventfd, Wait::Block)]);
+            self.in_turn(&all)?;
+        }
+        Ok(())
+    }
+
+    pub(crate) fn depth(&mut self, settings: &Settings) -> Result<()> {
+        let modes = if settings.mode.is_empty() { &[Mode::Touched] } else { &settings.mode[..] };
+        let peers = if settings.peer.is_empty() { &[Peer::Fbuf, Peer::Limit] } else { &settings.peer[..] };
+        for (&wait, &mode, &size) in product(&settings.wait, modes, &settings.sizes(&STREAM_SIZES)?) {
+            let slots: Vec<_> = if settings.slots.is_empty() { depths(size).collect() } else { settings.slots.clone() };
+            let mut all = Vec::new();
+            for (slots, peer) in slots.iter().flat_map(|&slots| peers.iter().map(move |&peer| (slots, peer))) {
+                all.push(Terms { mode, wait, slots: Some(slots), ..self.terms(peer, Work::Stream, size) });
+            }
+            self.in_turn(&all)?;
+        }
+        Ok(())
+    }
+
+    pub(crate) fn fan(&mut self, counts: &[u32]) -> Result<()> {
+        let of = |suite: &Self, work, others| Terms {
+            // Those that share a processor must not look for what only another of them can bring.
+            wait: Wait::Block,
+            others,
+            slots: Some(1024),
+            ..suite.terms(Peer::Fbuf, work, 4 << 10)
+        };
+        for work in [Work::Stream, Work::FanIn] {
+            let all: Vec<_> = counts.iter().map(|&count| of(self, work, count)).collect();
+            self.in_turn(&all)?;
+        }
+        Ok(())
+    }
+
+    pub(crate) fn once(&mut self) -> Result<()> {
+        let broker = self.broker.address().to_string();
+        // One run takes about a millisecond.
+        let runs = (0..self.common.runs * 20).map(|_| once::run(&broker)).collect::<Result<Vec<_>>>()?;
+        let spread = |step: usize| Spread::of(runs.iter().map(|run| run[step].as_nanos() as f64));
+        if !self.common.json {
+            println!("\nonce, with {} slots of {}", once::SLOTS, table::bytes(once::SLOT as usize));
+        }
+        for (step, name) in once::STEPS.iter().enumerate() {
+            let Some(Spread { median, least, most }) = spread(step) else { continue };
+            if self.common.json {
+                let (workload, runs) = ("once", runs.len());
+                let line = serde_json::json!({ "workload": workload, "step": name, "runs": runs, "median_ns": median, "least_ns": least, "most_ns": most });
+                println!("{line}");
+            } else {
+                let [median, least, most] = [median, least, most].map(table::nanoseconds);
+                println!("  {name:<24}{median:>9} ({least}–{most})");
+            }
+        }
+        Ok(())
+    }
+
+    /// Runs all of them in turn, as often as was asked for.
+    fn in_turn(&mut self, all: &[Terms]) -> Result<()> {
+        let first = self.outcomes.len();
+        for run in 0..self.common.runs {
+            for terms in all {
+                let result = work::run(terms).map_err(|error| format!("{}: {error}", name(terms.peer)))?;
+                let outcome = Outcome::new(terms, run, &result);
+                if self.common.json {
+                    println!("{}", serde_json::to_string(&outcome)?);
+                }
+                self.outcomes.push(outcome);
+            }
+        }
+        if !self.common.json {
+            table::print(&self.outcomes[first..]);
+        }
+        Ok(())
+    }
+}
+
+/// All combinations, the last changing fastest.
+fn product<'a, A, B, C>(a: &'a [A], b: &'a [B], c: &'a [C]) -> impl Iterator<Item = (&'a A, &'a B, &'a C)> {
+    a.iter().flat_map(move |a| b.iter().flat_map(move |b| c.iter().map(move |c| (a, b, c))))
+}
+
+/// The numbers of slots that are worth trying with messages of this size: 2 to a million, from 64 KiB to
+/// 64 MiB.
+fn depths(size: usize) -> impl Iterator<Item = u32> {
+    (1..=20).map(|power| 1 << power).filter(move |&slots| {
+        let bytes = slots as usize * size;
+        bytes <= 64 << 20 && (bytes >= 64 << 10 || slots >= 1024)
+    })
+}
+
+pub(crate) fn instructions(size: usize, peers: &[Peer], json: bool) -> Result<()> {
+    if !json {
+        println!("instructions for a message of {}, untouched, both sides together", table::bytes(size));
+    }
+    for &peer in peers {
+        let count = work::lockstep::instructions(peer, size)?;
+        if json {
+            let line =
+                serde_json::json!({ "peer": peer, "workload": "instructions", "size": size, "instructions": count });
+            println!("{line}");
+        } else {
+            println!("  {:<16}{count:>8.1}", name(peer));
+        }
+    }
+    Ok(())
+}
+
+/// Is what valgrind runs.
+pub(crate) fn lockstep(peer: Peer, size: usize, bursts: u64) -> Result<()> {
+    let broker = Embedded::start()?;
+    let terms = Terms {
+        peer,
+        work: Work::Stream,
+        size,
+        mode: Mode::Untouched,
+        wait: Wait::Spin,
+        slots: peer.takes_slots().then_some(1024),
+        others: 1,
+        time: Duration::ZERO,
+        processors: [None; 2],
+        broker: broker.address().to_string(),
+    };
+    work::run_in_lockstep(&terms, bursts)
+}
