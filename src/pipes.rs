@@ -21,7 +21,7 @@ pub(crate) struct SendArguments {
     /// The longest message
     #[arg(long, value_name = "BYTES", default_value = "1MiB")]
     slot_size: ByteSize,
-    /// How many messages may be under way [default: as many as make 8 MiB]
+    /// How many messages may be under way [default: as many as suit the caches of this machine]
     #[arg(long, value_name = "COUNT")]
     slots: Option<u64>,
     /// How many receivers to wait for

@@ -33,6 +33,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod caches;
 mod client;
 mod endpoint;
 mod receiver;

@@ -1,6 +1,6 @@
 //! The machine: its kernel, the processors this process may use, and how much of its caches to fill.
 
-use std::{fs, path::Path, thread};
+use std::thread;
 
 use nix::{
     sched::{CpuSet, sched_getaffinity},
@@ -8,20 +8,19 @@ use nix::{
     unistd::Pid,
 };
 
-use super::{
-    finding::{Finding, Section, bytes},
-    memfd::setting,
-};
+use fbuf_client::caches::{Cache, caches, default_slots, in_flight, private};
+
+use super::finding::{Finding, Section, bytes};
 
 /// The group.
 pub fn section() -> Section {
     let processors = processors();
-    let caches = processors.first().map(|first| caches(*first)).unwrap_or_default();
+    let caches = caches();
     let findings = vec![
         Finding::fact("kernel", kernel()),
         Finding::fact("processors", describe_processors(&processors)),
         Finding::fact("caches", describe_caches(&caches)),
-        Finding::fact("bytes to keep in flight", in_flight(&caches)),
+        Finding::fact("bytes to keep in flight", advice(&caches)),
     ];
     Section { title: "Machine", findings }
 }
@@ -60,39 +59,6 @@ fn ranges(numbers: &[usize]) -> String {
     names.collect::<Vec<_>>().join(",")
 }
 
-/// A data cache.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Cache {
-    level: u32,
-    bytes: u64,
-    /// More than one core uses it.
-    shared: bool,
-}
-
-/// The data caches of a processor, smallest level first.
-fn caches(processor: usize) -> Vec<Cache> {
-    let folder = format!("/sys/devices/system/cpu/cpu{processor}");
-    // The threads of one core share all its caches; only another core makes a cache a shared one.
-    let siblings = setting(&format!("{folder}/topology/thread_siblings_list"));
-    let Ok(entries) = fs::read_dir(format!("{folder}/cache")) else { return Vec::new() };
-    let mut found: Vec<_> = entries.flatten().filter_map(|entry| cache(&entry.path(), siblings.as_deref())).collect();
-    found.sort_by_key(|cache| cache.level);
-    found
-}
-
-fn cache(folder: &Path, siblings: Option<&str>) -> Option<Cache> {
-    let read = |name: &str| setting(folder.join(name).to_str()?);
-    if read("type")? == "Instruction" {
-        return None;
-    }
-    let size = read("size")?;
-    let bytes = match size.strip_suffix('K') {
-        Some(kib) => kib.parse::<u64>().ok()?.checked_mul(1024)?,
-        None => size.parse().ok()?,
-    };
-    Some(Cache { level: read("level")?.parse().ok()?, bytes, shared: read("shared_cpu_list").as_deref() != siblings })
-}
-
 fn describe_caches(caches: &[Cache]) -> String {
     if caches.is_empty() {
         return "unknown: /sys does not describe them".into();
@@ -104,31 +70,16 @@ fn describe_caches(caches: &[Cache]) -> String {
     caches.iter().map(describe).collect::<Vec<_>>().join(", ")
 }
 
-/// Advice on slots times their size. Slots are reused first in, first out, so that a slot has left
-/// its writer's private cache when its reader comes; and none should have left the shared one.
-fn in_flight(caches: &[Cache]) -> String {
-    const TYPICAL: u64 = 4 << 20;
-    let largest = |shared| caches.iter().filter(|cache| cache.shared == shared).map(|cache| cache.bytes).max();
-    let (private, shared) = match (largest(false), largest(true)) {
-        (Some(private), Some(shared)) if shared > private => (private, shared),
-        (Some(private), None) => {
-            return format!(
-                "4 to 8 MiB, which is typical; more than one core's {}. No cache is seen to be shared here, so \
-                 messages between cores go through memory",
-                bytes(private)
-            );
-        }
-        _ => return "4 to 8 MiB, which is typical; the caches are not known well enough to say more".into(),
+/// Advice on slots times their size: what a sender does that is not told.
+fn advice(caches: &[Cache]) -> String {
+    let (flight, slots) = (bytes(in_flight(caches)), default_slots(64 << 10, caches));
+    let why = match private(caches) {
+        Some(private) => format!("half of one core's own {}", bytes(private)),
+        None => "which is typical; the caches are not known".into(),
     };
-    // Both neighbours of the useful range are losses; the typical one lies well inside it mostly.
-    let least = (2 * private).max(TYPICAL).min(shared / 2);
-    let most = (2 * least).min(shared / 2);
-    let range =
-        if least < most { format!("{} to {}", bytes(least), bytes(most)) } else { format!("about {}", bytes(least)) };
     format!(
-        "{range} (slots times slot size): more than one core's own {}, less than the shared {}",
-        bytes(private),
-        bytes(shared)
+        "{flight} (slots times slot size), {why}: {slots} slots of 64 KiB. Give as many more as receivers keep; \
+         `fbuf bench depth` measures it"
     )
 }
 
@@ -136,23 +87,15 @@ fn in_flight(caches: &[Cache]) -> String {
 mod tests {
     use super::{super::finding::TOGETHER, *};
 
-    fn pair(private: u64, shared: u64) -> [Cache; 2] {
-        [Cache { level: 2, bytes: private, shared: false }, Cache { level: 3, bytes: shared, shared: true }]
-    }
-
-    fn advice(caches: &[Cache]) -> String {
-        in_flight(caches).replace(TOGETHER, " ")
-    }
-
     #[test]
-    fn advice_lies_between_the_private_and_the_shared_cache() {
-        assert!(advice(&pair(256 << 10, 32 << 20)).starts_with("4 MiB to 8 MiB"));
-        assert!(advice(&pair(2 << 20, 480 << 20)).starts_with("4 MiB to 8 MiB"));
-        assert!(advice(&pair(4 << 20, 64 << 20)).starts_with("8 MiB to 16 MiB"));
-        assert!(advice(&pair(512 << 10, 4 << 20)).starts_with("about 2 MiB"));
-        assert!(advice(&[]).starts_with("4 to 8 MiB"));
-        assert!(advice(&pair(2 << 20, 1 << 20)).contains("not known"));
-        assert!(advice(&pair(2 << 20, 1 << 20)[..1]).contains("No cache is seen to be shared"));
+    fn advice_is_what_senders_do() {
+        let caches = [Cache { level: 2, bytes: 2 << 20, shared: false }];
+        let text = advice(&caches).replace(TOGETHER, " ");
+        assert!(
+            text.starts_with("1 MiB (slots times slot size), half of one core's own 2 MiB: 16 slots of 64 KiB"),
+            "{text}"
+        );
+        assert!(advice(&[]).contains("not known"));
     }
 
     #[test]

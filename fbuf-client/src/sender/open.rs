@@ -12,14 +12,12 @@ use fbuf_core::{
 
 use super::{Counts, Sender};
 use crate::{
+    caches::default_slots_here,
     client::{Client, OpenError},
     endpoint::{Inbox, Sockets},
     wait::{Crowd, Pace, Patience, Wait},
 };
 
-/// How many bytes a sender keeps in flight if it is not told how many slots to have: more than one
-/// processor's private cache, less than what processors share.
-const DEFAULT_BYTES: u64 = 8 << 20;
 /// The slot size if none is given.
 const DEFAULT_SLOT_SIZE: u64 = 64 << 10;
 /// Prepares a [`Sender`].
@@ -52,8 +50,10 @@ impl SenderBuilder {
         self
     }
 
-    /// With how many slots to start: 1 to 2²⁰. If not set, as many as make 8 MiB, but at least 8 and
-    /// at most 65,536.
+    /// With how many slots to start: 1 to 2²⁰. If not set, as many as suit the caches of this machine
+    /// ([`default_slots`](crate::caches::default_slots)), which may be as few as two. Receivers that
+    /// keep messages while they wait for others, and programs that fill several fbufs at a time, need
+    /// as many more.
     pub fn slots(mut self, count: u64) -> Self {
         self.slots = Some(count);
         self
@@ -78,7 +78,7 @@ impl SenderBuilder {
     /// [`OpenError`]; nothing is kept then.
     pub fn open(self) -> Result<Sender, OpenError> {
         let Self { client, channel, slot_size, slots, grow_to, wait } = self;
-        let slots = slots.unwrap_or_else(|| (DEFAULT_BYTES / slot_size.max(1)).clamp(8, 65536));
+        let slots = slots.unwrap_or_else(|| default_slots_here(slot_size));
         let start = Geometry::new(slot_size, slots)?.max_slots();
         let geometry = Geometry::new(slot_size, grow_to.unwrap_or(slots))?;
         if geometry.max_slots() < start {
