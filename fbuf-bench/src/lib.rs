@@ -4,12 +4,14 @@
 //! [`peers`](peers::Peer) are the ways between two processes; `work` is what is sent over them;
 //! `pair` keeps the two processes; `outcome`, `table` and `report` say what came of it.
 
+mod machine;
 mod options;
 mod outcome;
 mod pair;
 mod payload;
 mod peers;
 pub mod processors;
+mod report;
 mod suite;
 mod table;
 mod terms;

@@ -91,7 +91,7 @@ enum What {
 pub(crate) struct Settings {
     /// Bytes of a message [default: 64, 4 KiB, 64 KiB, 1 MiB; for latency also 16 MiB]
     #[arg(long, value_name = "BYTES", value_delimiter = ',')]
-    size: Vec<ByteSize>,
+    pub(crate) size: Vec<ByteSize>,
     /// What to measure [default: all that there are; for depth, fbuf and limit]
     #[arg(long, value_enum, value_name = "NAME", value_delimiter = ',')]
     pub(crate) peer: Vec<Peer>,
@@ -132,9 +132,12 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         What::Depth(settings) => Suite::new(settings.common)?.depth(settings),
         What::Fan { count, common } => Suite::new(*common)?.fan(count),
         What::Once { common } => Suite::new(*common)?.once(),
-        What::All { .. } => Err("not yet".into()),
+        What::All { out, common } => Suite::new(*common)?.all(out),
 
-        What::Instructions { size, peer, json } => suite::instructions(size.as_u64().try_into()?, peer, *json),
+        What::Instructions { size, peer, json } => {
+            suite::instructions(size.as_u64().try_into()?, peer, *json)?;
+            Ok(())
+        }
 
         What::Second => pair::second(),
         &What::Lockstep { peer, size, bursts } => suite::lockstep(peer, size, bursts),

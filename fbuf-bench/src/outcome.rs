@@ -90,7 +90,7 @@ impl Outcome {
 
     /// In which line of a table it belongs.
     pub(crate) fn row(&self) -> Row {
-        Row { peer: self.peer, wait: self.wait, slots: self.slots, others: self.others }
+        Row { peer: self.peer, wait: self.wait, slots: self.slots, others: self.others, rate: self.rate_per_s }
     }
 
     /// The figure by which peers are compared.
@@ -102,13 +102,22 @@ impl Outcome {
     }
 }
 
+/// What one of the things costs that are paid once.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub(crate) struct Once {
+    pub(crate) step: &'static str,
+    #[serde(flatten)]
+    pub(crate) nanoseconds: Spread,
+}
+
 /// What is told apart within one setting.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct Row {
     pub(crate) peer: Peer,
     pub(crate) wait: Wait,
     pub(crate) slots: Option<u32>,
     pub(crate) others: u32,
+    pub(crate) rate: Option<f64>,
 }
 
 /// A median and the least and the most.

@@ -4,13 +4,17 @@ use std::{collections::BTreeMap, path::Path, time::Duration};
 
 use clap::ValueEnum;
 use fbuf_broker::Embedded;
+use serde_json::json;
 
 use crate::{
     Result,
+    machine::Machine,
     options::{Common, Settings},
-    outcome::{Outcome, Spread},
+    outcome::{Once, Outcome, Spread},
     peers::Peer,
-    processors, table,
+    processors,
+    report::Report,
+    table,
     terms::{Mode, Terms, Wait, Work, name},
     work::{self, once},
 };
@@ -27,6 +31,7 @@ pub(crate) struct Suite {
     /// With how many slots the bare ring streams best, by size and mode.
     best: BTreeMap<(usize, Mode), u32>,
     outcomes: Vec<Outcome>,
+    once: Vec<Once>,
 }
 
 impl Suite {
@@ -36,7 +41,7 @@ impl Suite {
         let processors = processors::two();
         processors::pin(processors[0]);
         let (time, best) = (common.time()?, BTreeMap::new());
-        Ok(Self { broker, processors, time, common, best, outcomes: Vec::new() })
+        Ok(Self { broker, processors, time, common, best, outcomes: Vec::new(), once: Vec::new() })
     }
 
     fn terms(&self, peer: Peer, work: Work, size: usize) -> Terms {
@@ -133,7 +138,11 @@ impl Suite {
             for (slots, peer) in slots.iter().flat_map(|&slots| peers.iter().map(move |&peer| (slots, peer))) {
                 all.push(Terms { mode, wait, slots: Some(slots), ..self.terms(peer, Work::Stream, size) });
             }
+            let first = self.outcomes.len();
             self.in_turn(&all)?;
+            for outcome in &mut self.outcomes[first..] {
+                outcome.workload = "depth";
+            }
         }
         Ok(())
     }
@@ -157,20 +166,46 @@ impl Suite {
         let broker = self.broker.address().to_string();
         // One run takes about a millisecond.
         let runs = (0..self.common.runs * 20).map(|_| once::run(&broker)).collect::<Result<Vec<_>>>()?;
-        let spread = |step: usize| Spread::of(runs.iter().map(|run| run[step].as_nanos() as f64));
         if !self.common.json {
             println!("\nonce, with {} slots of {}", once::SLOTS, table::bytes(once::SLOT as usize));
         }
-        for (step, name) in once::STEPS.iter().enumerate() {
-            let Some(Spread { median, least, most }) = spread(step) else { continue };
+        for (index, step) in once::STEPS.into_iter().enumerate() {
+            let Some(nanoseconds) = Spread::of(runs.iter().map(|run| run[index].as_nanos() as f64)) else { continue };
+            self.once.push(Once { step, nanoseconds });
             if self.common.json {
-                let (workload, runs) = ("once", runs.len());
-                let line = serde_json::json!({ "workload": workload, "step": name, "runs": runs, "median_ns": median, "least_ns": least, "most_ns": most });
+                let Spread { median, least, most } = nanoseconds;
+                let line = json!({ "workload": "once", "step": step, "median_ns": median, "least_ns": least, "most_ns": most });
                 println!("{line}");
             } else {
+                let Spread { median, least, most } = nanoseconds;
                 let [median, least, most] = [median, least, most].map(table::nanoseconds);
-                println!("  {name:<24}{median:>9} ({least}–{most})");
+                println!("  {step:<24}{median:>9} ({least}–{most})");
             }
+        }
+        Ok(())
+    }
+
+    /// Everything, and the report.
+    pub(crate) fn all(&mut self, out: &Path) -> Result<()> {
+        let settings = Settings::default_with(self.common);
+        self.latency(&settings)?;
+        self.stream(&Settings { mode: vec![Mode::Untouched, Mode::Touched], ..Settings::default_with(self.common) })?;
+        self.depth(&settings)?;
+        self.wakeup(&[1.0, 100.0, 10_000.0], &[Wait::Adaptive, Wait::Block])?;
+        self.fan(&[1, 2, 4, 16])?;
+        self.once()?;
+        let instructions = match instructions(64, &[Peer::Fbuf, Peer::Limit, Peer::SharedMemory], self.common.json) {
+            Ok(counts) => counts,
+            Err(error) => {
+                eprintln!("instructions were not counted: {error}");
+                Vec::new()
+            }
+        };
+        let report =
+            Report { machine: Machine::here(), runs: &self.outcomes, once: &self.once, instructions: &instructions };
+        report.write(out)?;
+        if !self.common.json {
+            println!("\nwritten to {}", out.join("fbuf-bench.html").display());
         }
         Ok(())
     }
@@ -209,21 +244,22 @@ fn depths(size: usize) -> impl Iterator<Item = u32> {
     })
 }
 
-pub(crate) fn instructions(size: usize, peers: &[Peer], json: bool) -> Result<()> {
+pub(crate) fn instructions(size: usize, peers: &[Peer], json: bool) -> Result<Vec<(Peer, f64)>> {
     if !json {
-        println!("instructions for a message of {}, untouched, both sides together", table::bytes(size));
+        println!("\ninstructions for a message of {}, untouched, both sides together", table::bytes(size));
     }
+    let mut counts = Vec::new();
     for &peer in peers {
         let count = work::lockstep::instructions(peer, size)?;
         if json {
-            let line =
-                serde_json::json!({ "peer": peer, "workload": "instructions", "size": size, "instructions": count });
+            let line = json!({ "peer": peer, "workload": "instructions", "size": size, "instructions": count });
             println!("{line}");
         } else {
-            println!("  {:<16}{count:>8.1}", name(peer));
+            println!("  {:<24}{count:>8.1}", name(peer));
         }
+        counts.push((peer, count));
     }
-    Ok(())
+    Ok(counts)
 }
 
 /// Is what valgrind runs.
