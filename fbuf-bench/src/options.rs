@@ -66,6 +66,9 @@ enum What {
             default_value = "fbuf,limit,shared-memory"
         )]
         peer: Vec<Peer>,
+        /// Fail if fbuf takes more than so many
+        #[arg(long, value_name = "COUNT")]
+        most: Option<f64>,
         /// Print one line of JSON for each, and nothing else
         #[arg(long)]
         json: bool,
@@ -134,9 +137,15 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         What::Once { common } => Suite::new(*common)?.once(),
         What::All { out, common } => Suite::new(*common)?.all(out),
 
-        What::Instructions { size, peer, json } => {
-            suite::instructions(size.as_u64().try_into()?, peer, *json)?;
-            Ok(())
+        What::Instructions { size, peer, most, json } => {
+            let counts = suite::instructions(size.as_u64().try_into()?, peer, *json)?;
+            let fbuf = counts.iter().find(|(peer, _)| *peer == Peer::Fbuf).map(|(_, count)| *count);
+            match (fbuf, most) {
+                (Some(count), Some(most)) if count > *most => {
+                    Err(format!("a message takes {count:.1} instructions, where {most} were allowed").into())
+                }
+                _ => Ok(()),
+            }
         }
 
         What::Second => pair::second(),

@@ -4,6 +4,10 @@ mod bytes;
 mod eventfd;
 mod fbuf;
 mod futex;
+#[cfg(feature = "peers")]
+mod iceoryx2;
+#[cfg(feature = "peers")]
+mod ipc_channel;
 mod limit;
 mod memory;
 mod shared_memory;
@@ -21,6 +25,10 @@ pub(crate) use bytes::{Pipe, Tcp, Uds};
 pub(crate) use eventfd::Eventfd;
 pub(crate) use fbuf::{Fbuf, receive_from};
 pub(crate) use futex::Futex;
+#[cfg(feature = "peers")]
+pub(crate) use iceoryx2::Iceoryx2;
+#[cfg(feature = "peers")]
+pub(crate) use ipc_channel::IpcChannel;
 pub(crate) use limit::Limit;
 pub(crate) use shared_memory::SharedMemory;
 
@@ -44,6 +52,14 @@ pub enum Peer {
     Eventfd,
     /// A futex beside the number of the message, and nothing else
     Futex,
+    /// iceoryx2
+    #[cfg(feature = "peers")]
+    #[serde(rename = "iceoryx2")]
+    #[value(name = "iceoryx2")]
+    Iceoryx2,
+    /// ipc-channel
+    #[cfg(feature = "peers")]
+    IpcChannel,
 }
 
 impl Peer {
@@ -53,6 +69,8 @@ impl Peer {
             Self::Fbuf | Self::Pipe | Self::Uds | Self::Tcp => &[Wait::Spin, Wait::Adaptive, Wait::Block],
             Self::Limit | Self::SharedMemory => &[Wait::Spin],
             Self::Eventfd | Self::Futex => &[Wait::Block],
+            #[cfg(feature = "peers")]
+            Self::Iceoryx2 | Self::IpcChannel => &[Wait::Spin, Wait::Block],
         }
     }
 

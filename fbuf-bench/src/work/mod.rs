@@ -48,6 +48,10 @@ pub(crate) fn run(terms: &Terms) -> Result<Run> {
         Peer::Uds => first::<Uds>(terms, others),
         Peer::Tcp => first::<Tcp>(terms, others),
         Peer::SharedMemory => first::<SharedMemory>(terms, others),
+        #[cfg(feature = "peers")]
+        Peer::Iceoryx2 => first::<crate::peers::Iceoryx2>(terms, others),
+        #[cfg(feature = "peers")]
+        Peer::IpcChannel => first::<crate::peers::IpcChannel>(terms, others),
         Peer::Eventfd => first::<Eventfd>(terms, others),
         Peer::Futex => first::<Futex>(terms, others),
     }
@@ -62,6 +66,10 @@ pub(crate) fn run_in_lockstep(terms: &Terms, bursts: u64) -> Result<()> {
         Peer::Uds => lockstep::run::<Uds>(terms, bursts),
         Peer::Tcp => lockstep::run::<Tcp>(terms, bursts),
         Peer::SharedMemory => lockstep::run::<SharedMemory>(terms, bursts),
+        #[cfg(feature = "peers")]
+        Peer::Iceoryx2 => lockstep::run::<crate::peers::Iceoryx2>(terms, bursts),
+        #[cfg(feature = "peers")]
+        Peer::IpcChannel => lockstep::run::<crate::peers::IpcChannel>(terms, bursts),
         Peer::Eventfd | Peer::Futex => Err("one message at a time is all that it carries".into()),
     }
 }
@@ -90,6 +98,10 @@ pub(crate) fn second(begin: Begin, first: &First) -> Result<Done> {
         Peer::Uds => answer::<Uds>(begin, first),
         Peer::Tcp => answer::<Tcp>(begin, first),
         Peer::SharedMemory => answer::<SharedMemory>(begin, first),
+        #[cfg(feature = "peers")]
+        Peer::Iceoryx2 => answer::<crate::peers::Iceoryx2>(begin, first),
+        #[cfg(feature = "peers")]
+        Peer::IpcChannel => answer::<crate::peers::IpcChannel>(begin, first),
         Peer::Eventfd => answer::<Eventfd>(begin, first),
         Peer::Futex => answer::<Futex>(begin, first),
     }

@@ -1,0 +1,104 @@
+//! The benchmark, for a moment: every peer and workload, every message checked, every line complete.
+//! What it measures here, beside other tests, means nothing.
+
+use std::process::{Command, Output};
+
+use serde_json::Value;
+
+fn bench(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_fbuf")).arg("bench").args(arguments).output().unwrap()
+}
+
+/// Runs it once, shortly, and parses what it prints.
+fn lines(arguments: &[&str]) -> Vec<Value> {
+    let moment = ["--json", "--runs", "1", "--seconds", "0.02"];
+    let output = bench(&[arguments, &moment].concat());
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+fn assert_has(line: &Value, fields: &[&str]) {
+    for field in fields {
+        assert!(line[field].is_number() || line[field].is_string(), "{field} is missing in {line}");
+    }
+}
+
+const RUN: [&str; 8] = ["peer", "workload", "size", "mode", "wait", "run", "messages", "cpu_s"];
+const LATENCY: [&str; 4] = ["p50_ns", "p99_ns", "p999_ns", "max_ns"];
+const STREAM: [&str; 2] = ["messages_per_s", "gb_per_s"];
+
+fn peers(lines: &[Value]) -> Vec<&str> {
+    lines.iter().map(|line| line["peer"].as_str().unwrap()).collect()
+}
+
+#[test]
+fn latency_is_measured_for_every_peer() {
+    let lines = lines(&["latency", "--size", "64,64KiB"]);
+    for line in &lines {
+        assert_has(line, &RUN);
+        assert_has(line, &LATENCY);
+        assert!(line["messages"].as_u64().unwrap() > 0 && line["p50_ns"].as_u64() <= line["max_ns"].as_u64());
+    }
+    let one = ["fbuf", "limit", "pipe", "uds", "tcp", "shared-memory"];
+    assert_eq!(peers(&lines)[..6], one);
+    assert_eq!(lines.iter().filter(|line| line["size"] == 65536).count(), one.len());
+}
+
+#[test]
+fn streams_are_measured_in_every_mode_and_way_of_waiting() {
+    let modes = ["untouched", "written", "touched"];
+    for wait in ["spin", "adaptive", "block"] {
+        let lines = lines(&["stream", "--size", "4KiB", "--mode", &modes.join(","), "--wait", wait, "--slots", "8"]);
+        for line in &lines {
+            assert_has(line, &RUN);
+            assert_has(line, &STREAM);
+            assert_eq!(line["wait"], wait);
+        }
+        for mode in modes {
+            let of_mode: Vec<_> = lines.iter().filter(|line| line["mode"] == mode).cloned().collect();
+            assert!(["fbuf", "pipe", "uds", "tcp"].iter().all(|peer| peers(&of_mode).contains(peer)), "{of_mode:?}");
+        }
+    }
+}
+
+#[test]
+fn wakeups_depths_and_fans_are_measured() {
+    let wakeups = lines(&["wakeup", "--rate", "200"]);
+    assert_eq!(peers(&wakeups), ["fbuf", "fbuf", "futex", "eventfd"]);
+    assert!(wakeups.iter().all(|line| line["rate_per_s"] == 200.0));
+    let depths = lines(&["depth", "--size", "4KiB", "--slots", "2,64"]);
+    assert_eq!(depths.iter().map(|line| line["slots"].as_u64().unwrap()).collect::<Vec<_>>(), [2, 2, 64, 64]);
+    let fans = lines(&["fan", "--count", "1,3"]);
+    let kinds: Vec<_> = fans.iter().map(|line| line["workload"].as_str().unwrap()).collect();
+    assert_eq!(kinds, ["stream", "fan-out", "fan-in", "fan-in"]);
+    assert_eq!(fans[3]["others"], 3);
+    for line in wakeups.iter().chain(&depths).chain(&fans) {
+        assert_has(line, &RUN);
+    }
+}
+
+#[test]
+fn what_is_paid_once_is_measured() {
+    let steps = lines(&["once"]);
+    assert_eq!(steps.len(), 7);
+    for line in steps {
+        assert_has(&line, &["step", "median_ns", "least_ns", "most_ns"]);
+        assert!(line["median_ns"].as_f64().unwrap() > 0.0);
+    }
+}
+
+#[test]
+fn what_cannot_be_measured_is_said() {
+    for (arguments, words) in [
+        (&["latency", "--size", "7"][..], "must be a multiple of 8"),
+        (&["latency", "--peer", "futex", "--wait", "spin"], "it does not do that"),
+        (&["stream", "--peer", "limit", "--slots", "3"], "wants a power of two"),
+        (&["stream", "--peer", "fbuf", "--size", "4GiB"], "a slot of 4294967296 bytes was asked for"),
+        (&["wakeup", "--rate", "0"], "--rate 0"),
+    ] {
+        let output = bench(arguments);
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!output.status.success() && text.contains(words), "{arguments:?}: {text}");
+    }
+}
