@@ -401,7 +401,7 @@ impl Sender {
         let urgent = !self.expected.is_empty() || self.receivers() == 0;
         if self.pace.is_due(if urgent { LOOK_TIME } else { BUSY_LOOK_TIME }) {
             self.look();
-        } else {
+        } else if self.inbox.is_filled() {
             self.read_post();
         }
     }
