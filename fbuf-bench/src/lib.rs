@@ -1,7 +1,7 @@
 //! What fbuf costs, measured: between two processes, each on a processor of its own, beside what
 //! else two processes could use, run by run in turn.
 //!
-//! [`peers`](peers::Peer) are the ways between two processes; `work` is what is sent over them;
+//! `peers` are the ways between two processes; `work` is what is sent over them;
 //! `pair` keeps the two processes; `outcome`, `table` and `report` say what came of it.
 
 mod machine;

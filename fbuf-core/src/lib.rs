@@ -6,8 +6,8 @@
 //! [`outbound::Outbound::offer`] lends it through a [`lane`], [`inbound::Inbound::take`] makes a
 //! [`loan::Received`] of it, whose drop writes the [`board`], where [`pool::Pool::collect`] finds it.
 //!
-//! Unsafe code lives in `memory/map.rs` (mappings), `loan.rs` (slots as slices) and `sys.rs` (system
-//! calls), and nowhere else.
+//! Unsafe code lives in `memory/map.rs` (mappings), `ring.rs` (tables whose index wraps), `loan.rs`
+//! (slots as slices) and `sys.rs` (system calls), and nowhere else.
 
 pub mod board;
 pub mod lane;

@@ -1,7 +1,7 @@
 //! The two shapes of a fbuf: [`Fbuf`], a slot that this process may write, and [`Received`], a slot
 //! that it may read until it hands it back.
 //!
-//! One of the three files of this crate that may be `unsafe`: here a slot's address becomes a slice.
+//! One of the files of this crate that may be `unsafe`: here a slot's address becomes a slice.
 #![allow(unsafe_code)]
 
 use std::{

@@ -1,7 +1,7 @@
 //! The calls for which there is no safe wrapper: membarrier(2), leases (fcntl(2)), accepting
 //! descriptors from recvmsg(2) and accept4(2), and having tokio watch a descriptor.
 //!
-//! One of the three files of this crate that may be `unsafe`.
+//! One of the files of this crate that may be `unsafe`.
 #![allow(unsafe_code)]
 
 use std::{

@@ -1,6 +1,6 @@
 //! Mappings of shared memory, and the tables of atomic words laid over them.
 //!
-//! One of the three files of this crate that may be `unsafe`: everything that says which bytes of
+//! One of the files of this crate that may be `unsafe`: everything that says which bytes of
 //! another process may be looked at, and as what, is decided here.
 #![allow(unsafe_code)]
 
