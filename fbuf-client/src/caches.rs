@@ -1,10 +1,10 @@
 //! The caches of this machine, and how many slots suit them.
 //!
-//! A message is fastest when its slot, written before by the sender and then read by the receiver, is
-//! still in one of their private caches. So the slots of a sender together are half as large as such a
-//! cache, and the other half is left to the programs. Measured with `fbuf bench depth`: with twice as
-//! much the two caches are in each other's way, and a touched stream runs at 60 % of the speed; far
-//! above, where all goes through the shared cache, it can be as fast again, but not reliably.
+//! What a sender writes has to leave its private cache for the shared one before its receiver reads it,
+//! or the receiver waits for each line to be fetched from there; and it should not leave the shared one.
+//! So the slots of a sender together are several times as large as a private cache. Measured with `fbuf
+//! bench depth`: a touched stream is slowest when they are just as large; far below, where all stays in
+//! one of the private caches, it is nearly as fast.
 
 use std::{fs, path::Path, sync::OnceLock};
 
@@ -57,15 +57,15 @@ pub fn private(caches: &[Cache]) -> Option<u64> {
 /// How many bytes a sender's slots should have together.
 #[must_use]
 pub fn in_flight(caches: &[Cache]) -> u64 {
-    // Where it is not known: half of what most processors have at least.
-    private(caches).map_or(512 << 10, |bytes| bytes / 2).clamp(128 << 10, 4 << 20)
+    private(caches).map_or(8 << 20, |bytes| 4 * bytes).clamp(1 << 20, 16 << 20)
 }
 
 /// How many slots of this many bytes a sender has that is not told: as many as [`in_flight`] holds, but
-/// at least two, so that one can be written while the other is read, and at most 32,768.
+/// at least 8, and at most 16,384, beyond which what is known of each slot takes more of the caches than
+/// the slots.
 #[must_use]
 pub fn default_slots(slot_bytes: u64, caches: &[Cache]) -> u64 {
-    (in_flight(caches) / slot_bytes.max(64)).clamp(2, 32768)
+    (in_flight(caches) / slot_bytes.max(64)).clamp(8, 16384)
 }
 
 /// The same, for this machine.
@@ -79,15 +79,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn slots_fill_half_of_a_private_cache() {
+    fn slots_are_more_than_a_private_cache() {
         let cache = |level, bytes, shared| Cache { level, bytes, shared };
         let typical = [cache(1, 48 << 10, false), cache(2, 2 << 20, false), cache(3, 480 << 20, true)];
-        assert_eq!(in_flight(&typical), 1 << 20);
-        assert_eq!(default_slots(64 << 10, &typical), 16);
-        assert_eq!(default_slots(16 << 20, &typical), 2);
+        assert_eq!(in_flight(&typical), 8 << 20);
+        assert_eq!(default_slots(64 << 10, &typical), 128);
+        assert_eq!(default_slots(16 << 20, &typical), 8);
         assert_eq!(default_slots(1, &typical), 16384);
-        assert_eq!(in_flight(&[]), 512 << 10);
-        assert_eq!(in_flight(&typical[..1]), 128 << 10, "a core without a second level");
-        assert_eq!(in_flight(&[cache(3, 64 << 20, false)]), 4 << 20);
+        assert_eq!(in_flight(&[]), 8 << 20);
+        assert_eq!(in_flight(&typical[..1]), 1 << 20, "a core without a second level");
+        assert_eq!(in_flight(&[cache(3, 64 << 20, false)]), 16 << 20);
     }
 }

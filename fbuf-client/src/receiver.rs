@@ -19,7 +19,7 @@ use fbuf_core::{
 use crate::{
     client::{Client, OpenError, Registration},
     endpoint::{Inbox, Ready, Sockets, position},
-    wait::{BUSY_LOOK_TIME, Crowd, Gathering, LOOK_TIME, Next, Pace, Patience, Wait, Waiting, deadline, soon},
+    wait::{BUSY_LOOK_TIME, Crowd, Gathering, LOOK_TIME, Next, Pace, Patience, Sight, Wait, Waiting, deadline, soon},
 };
 
 /// Prepares a [`Receiver`].
@@ -335,7 +335,10 @@ impl Receiver {
             && self.gathering.is_worthwhile(self.messages())
             && let Some(link) = self.links.get(self.turn)
         {
-            self.gathering.wait(|| link.has_more_than(Gathering::BATCH));
+            self.gathering.wait(Gathering::RECEIVER_TIME, || match link.has_more_than(Gathering::MESSAGES) {
+                true => Sight::Enough,
+                false => Sight::Nothing,
+            });
         }
         loop {
             if self.links.iter().any(|link| link.is_ready())

@@ -194,36 +194,50 @@ impl Pace {
     }
 }
 
-/// Whether a receiver that has caught up with a sender lets it get ahead.
+/// Whether a side that has caught up with the other lets it get ahead.
 ///
-/// The two are fastest when they work on different cache lines: a receiver that takes each message as
-/// it comes takes the line that the sender is about to write, each time, and both wait for it. So in a
-/// stream the receiver waits until a batch is there. It does so for a few microseconds at most, only
-/// after several messages came one right behind the other, and the less often the more often it was
-/// in vain; a message that comes alone, or is an answer, is never kept waiting.
+/// The two are fastest when they work on different cache lines. A receiver that takes each message as it
+/// comes takes the line that the sender is about to write, and a sender that takes each slot as it comes
+/// back writes what the receiver has only just read. So in a stream, who has to wait waits for many. It
+/// does so only after several messages came one right behind the other, as long as there is progress,
+/// and the less often the more often it was in vain: a message that comes alone, or is an answer, is
+/// never kept waiting, and neither is a sender whose receivers keep what they got.
 #[derive(Debug, Default)]
 pub(crate) struct Gathering {
-    /// How many messages had been taken when it last caught up.
-    taken: u64,
+    /// How many messages there had been when it last caught up.
+    messages: u64,
     /// How many more times to leave it.
     leave: u32,
     /// How many times to leave it when it is in vain.
     patience: u32,
 }
 
+/// What somebody sees who gathers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Sight {
+    /// Enough.
+    Enough,
+    /// More than before.
+    More,
+    /// Nothing new.
+    Nothing,
+}
+
 impl Gathering {
-    /// How many messages are a batch.
-    pub(crate) const BATCH: u64 = 64;
+    /// How many messages a receiver waits for.
+    pub(crate) const MESSAGES: u64 = 64;
+    /// How long it waits.
+    pub(crate) const RECEIVER_TIME: Duration = Duration::from_micros(4);
+    /// How long a sender waits for one more slot; it has sent all it has, so there is much to be read.
+    pub(crate) const SENDER_TIME: Duration = Duration::from_micros(200);
     /// How many messages in a row are a stream.
     const STREAM: u64 = 4;
-    /// How long a batch may take.
-    const TIME: Duration = Duration::from_micros(4);
     /// The most times to leave it.
     const MOST: u32 = 64;
 
-    /// Has caught up, having taken so many messages since the beginning: whether to wait for a batch.
-    pub(crate) fn is_worthwhile(&mut self, taken: u64) -> bool {
-        let streams = taken - std::mem::replace(&mut self.taken, taken) >= Self::STREAM;
+    /// Has caught up, after so many messages since the beginning: whether to wait for many.
+    pub(crate) fn is_worthwhile(&mut self, messages: u64) -> bool {
+        let streams = messages - std::mem::replace(&mut self.messages, messages) >= Self::STREAM;
         if streams && self.leave > 0 {
             self.leave -= 1;
             return false;
@@ -231,14 +245,18 @@ impl Gathering {
         streams
     }
 
-    /// Waits for a batch.
-    pub(crate) fn wait(&mut self, is_there: impl Fn() -> bool) {
-        let start = Instant::now();
+    /// Waits for enough, for at most so long without progress.
+    pub(crate) fn wait(&mut self, time: Duration, mut look: impl FnMut() -> Sight) {
+        let mut since = Instant::now();
         // The look at the clock is pause enough between two looks at memory.
-        while start.elapsed() < Self::TIME {
-            if is_there() {
-                self.patience = 0;
-                return;
+        while since.elapsed() < time {
+            match look() {
+                Sight::Enough => {
+                    self.patience = 0;
+                    return;
+                }
+                Sight::More => since = Instant::now(),
+                Sight::Nothing => {}
             }
         }
         self.patience = (self.patience * 2).clamp(1, Self::MOST);
@@ -374,14 +392,14 @@ mod tests {
         // A stream, as long as batches come.
         for taken in 2..100 {
             assert!(gathering.is_worthwhile(100 * taken));
-            gathering.wait(|| true);
+            gathering.wait(Gathering::RECEIVER_TIME, || Sight::Enough);
         }
         // Bursts, after which nothing comes for long.
         let mut waits = 0;
         for taken in 100..1100 {
             if gathering.is_worthwhile(100 * taken) {
                 waits += 1;
-                gathering.wait(|| false);
+                gathering.wait(Gathering::RECEIVER_TIME, || Sight::Nothing);
             }
         }
         assert!((7..30).contains(&waits), "{waits} waits in vain for 1000 bursts");

@@ -26,9 +26,6 @@ use crate::{
     wire::Descriptor,
 };
 
-/// How many slots shall be back before a sender that has to wait goes on, if it has several times as
-/// many: taking them one by one would take the cache lines in which they are reported to and fro.
-const BATCH: u32 = 64;
 /// How many slots one look goes through in search of one that is back.
 const SEARCH: u32 = 256;
 
@@ -259,11 +256,11 @@ impl Pool {
         self.free = Pieces::none();
     }
 
-    /// Whether it is worth while for a sender that waits to go on: a batch of slots is back.
+    /// Whether the slot is free that comes after so many others.
     #[must_use]
     #[inline]
-    pub fn has_batch(&self, links: &[Outbound]) -> bool {
-        self.is_free(links, self.ahead(BATCH.min(self.used / 4)))
+    pub fn is_back(&self, links: &[Outbound], count: u32) -> bool {
+        self.is_free(links, self.ahead(count.min(self.used - 1)))
     }
 
     /// Looks for a slot that is free although it is not its turn: a fbuf that was dropped unsent, or a

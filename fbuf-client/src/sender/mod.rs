@@ -24,7 +24,7 @@ use fbuf_core::{
 use crate::{
     client::Registration,
     endpoint::{Inbox, Ready, Sockets, position},
-    wait::{BUSY_LOOK_TIME, Crowd, LOOK_TIME, Next, Pace, Patience, Wait, Waiting, deadline, soon},
+    wait::{BUSY_LOOK_TIME, Crowd, Gathering, LOOK_TIME, Next, Pace, Patience, Sight, Wait, Waiting, deadline, soon},
 };
 
 pub use open::SenderBuilder;
@@ -44,6 +44,7 @@ pub struct Sender {
     inbox: Arc<Inbox<Expected>>,
     wait: Wait,
     patience: Patience,
+    gathering: Gathering,
     crowd: Crowd,
     next_sequence: u64,
     pace: Pace,
@@ -353,11 +354,14 @@ impl Sender {
     fn wait_for_slot(&mut self, deadline: Option<Instant>) -> Result<Fbuf, AllocateError> {
         self.counters.waits += 1;
         let mut waiting = Waiting::new(self.crowd.wait(self.wait, self.links.len()), self.patience, deadline);
+        if waiting.looks() && self.gathering.is_worthwhile(self.next_sequence) {
+            self.gather_slots();
+        }
         loop {
             if waiting.is_thorough() {
                 self.notice_leaving();
             }
-            let look = (waiting.is_thorough() && self.pool.search(&self.links)) || self.pool.has_batch(&self.links);
+            let look = waiting.is_thorough() && self.pool.search(&self.links) || self.pool.is_back(&self.links, 0);
             if look && let Some(fbuf) = self.take_slot() {
                 return Ok(fbuf);
             }
@@ -368,6 +372,22 @@ impl Sender {
                 Next::Expired => return Err(AllocateError::TimedOut(self.pool.slots() as usize)),
             }
         }
+    }
+
+    /// Waits until half of the slots are back, as long as they keep coming.
+    fn gather_slots(&mut self) {
+        let half = self.pool.slots() / 2;
+        let (step, mut next) = ((half / 16).max(1), 0);
+        self.gathering.wait(Gathering::SENDER_TIME, || {
+            if self.pool.is_back(&self.links, half) {
+                Sight::Enough
+            } else if self.pool.is_back(&self.links, next) {
+                next = (next + step).min(half);
+                Sight::More
+            } else {
+                Sight::Nothing
+            }
+        });
     }
 
     /// Sleeps until something happens, unless what is waited for has happened already.

@@ -15,7 +15,7 @@ use crate::{
     caches::default_slots_here,
     client::{Client, OpenError},
     endpoint::{Inbox, Sockets},
-    wait::{Crowd, Pace, Patience, Wait},
+    wait::{Crowd, Gathering, Pace, Patience, Wait},
 };
 
 /// The slot size if none is given.
@@ -51,9 +51,8 @@ impl SenderBuilder {
     }
 
     /// With how many slots to start: 1 to 2²⁰. If not set, as many as suit the caches of this machine
-    /// ([`default_slots`](crate::caches::default_slots)), which may be as few as two. Receivers that
-    /// keep messages while they wait for others, and programs that fill several fbufs at a time, need
-    /// as many more.
+    /// ([`default_slots`](crate::caches::default_slots)), at least 8. Receivers that keep
+    /// messages while they wait for others need as many more.
     pub fn slots(mut self, count: u64) -> Self {
         self.slots = Some(count);
         self
@@ -100,6 +99,7 @@ impl SenderBuilder {
             inbox,
             wait,
             patience: Patience::new(),
+            gathering: Gathering::default(),
             crowd: Crowd::default(),
             next_sequence: 0,
             pace: Pace::new(),
