@@ -262,7 +262,7 @@ impl Inbound {
         position: u64,
         take: impl FnOnce(&Returns, SlotId) -> bool,
     ) -> Option<Loan<'_>> {
-        let place = *self.places.get(number as usize)?;
+        let place = *self.places.get(usize::try_from(number).ok()?)?;
         let (slot, home) = (SlotId::new(number as u32), self.returns());
         let allowed = length <= self.geometry.slot_bytes().into() && take(home, slot);
         allowed.then_some(Loan { place, length: length as u32, slot, position, home })

@@ -50,7 +50,7 @@ impl Services {
     fn open(terms: &Terms, name: &str) -> Result<Self> {
         set_log_level(LogLevel::Fatal);
         let node = NodeBuilder::new().signal_handling_mode(SignalHandlingMode::Disabled).create::<ipc::Service>()?;
-        // As many as fbuf has by default, but for the smallest, of which it would be too many.
+        // A mebibyte, which keeps all of it in one core's cache: with more, it is slower.
         let buffer = ((1 << 20) / terms.size.max(1)).clamp(2, 1024);
         let name: ServiceName = name.try_into()?;
         let messages = node
