@@ -320,4 +320,30 @@ mod model {
             assert_eq!(held.count(), 1, "the mark of the second lending was lost");
         });
     }
+
+    /// A sender that lies lends a slot again without having seen it come back. The mappings still go only
+    /// after its first holder has read.
+    #[test]
+    fn remains_go_after_all_holders_of_a_slot() {
+        loom::model(|| {
+            let gone = Arc::new(AtomicBool::new(false));
+            let bytes = Arc::new([UnsafeCell::new(0), UnsafeCell::new(0)]);
+            let (held, retired) = (Arc::new(Held::new(1)), Arc::new(Retired::new()));
+            assert!(held.take(SlotId::new(0), 0));
+            let holder = {
+                let (held, retired, bytes) = (held.clone(), retired.clone(), bytes.clone());
+                thread::spawn(move || {
+                    read(&bytes[0]);
+                    Held::clear(held.mark(SlotId::new(0)));
+                    retired.after_clear(Fencing::Full);
+                })
+            };
+            if held.take(SlotId::new(0), 1) {
+                Held::clear(held.mark(SlotId::new(0)));
+            }
+            retired.leave(Link { held, bytes, gone: gone.clone() }, Fencing::Full);
+            holder.join().unwrap();
+            assert!(gone.load(Ordering::Relaxed), "the mappings were never dropped");
+        });
+    }
 }
