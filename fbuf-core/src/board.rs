@@ -1,17 +1,19 @@
 //! The return board: words in the receiver's memory, one for each slot of the sender, by which it
 //! hands slots back.
 //!
-//! The word of a slot holds the lane position of the last message that lent it and was dropped, plus
-//! one. A slot that is held has one holder, so any thread may hand it back with one plain store:
-//! there is no index to claim, no lock to take, and nothing to overflow. And there is nothing to
-//! forge: a word can only give back the slot it stands for, and only the lending it names.
+//! The word of a slot holds the mark of the last message that lent it and was dropped. A slot that is
+//! held has one holder, so any thread may hand it back with one plain store: there is no index to
+//! claim, no lock to take, and nothing to overflow. And there is nothing to forge: a word can only
+//! give back the slot it stands for, and only the lending it names.
+
+use std::ops::Range;
 
 #[cfg(not(loom))]
 use zerocopy::FromBytes;
 
 use crate::{
     park::{Flag, Rang},
-    slot::SlotId,
+    slot::{Mark, SlotId},
     sync::{AtomicU64, Ordering},
 };
 
@@ -22,8 +24,8 @@ use crate::{
 pub struct BoardHead {
     /// The receiver's flag: parked, gone.
     pub flag: Flag,
-    /// Once the receiver is gone: how many lane entries it had read.
-    read: AtomicU64,
+    /// Once the receiver is gone: the number of the first message that it did not read.
+    next: AtomicU64,
     /// When the receiver rang last.
     pub rang: Rang,
 }
@@ -34,9 +36,9 @@ const _: () = assert!(size_of::<BoardHead>() == 128 && align_of::<BoardHead>() =
 #[cfg(all(test, not(loom)))]
 impl BoardHead {
     /// Writes any words, as a hostile peer would.
-    pub(crate) fn scribble(&self, flag: u64, read: u64) {
+    pub(crate) fn scribble(&self, flag: u64, next: u64) {
         self.flag.scribble(flag);
-        self.read.store(read, Ordering::Relaxed);
+        self.next.store(next, Ordering::Relaxed);
     }
 }
 
@@ -46,6 +48,8 @@ pub trait BoardMemory {
     fn head(&self) -> &BoardHead;
     /// The word of a slot.
     fn word(&self, slot: SlotId) -> &AtomicU64;
+    /// The words of slots one behind the other; none if there are not so many.
+    fn words(&self, slots: Range<usize>) -> &[AtomicU64];
 }
 
 /// A board between two processes.
@@ -61,6 +65,10 @@ impl BoardMemory for BoardTable {
     #[inline]
     fn word(&self, slot: SlotId) -> &AtomicU64 {
         self.at(slot.index())
+    }
+    #[inline]
+    fn words(&self, slots: Range<usize>) -> &[AtomicU64] {
+        self.slice(slots)
     }
 }
 
@@ -80,24 +88,24 @@ impl<M: BoardMemory> BoardWriter<M> {
         self.0.head()
     }
 
-    /// Hands back the slot that was lent by the entry at `position`. By its one holder.
+    /// Hands a slot back that came with the message of this mark. By its one holder.
     #[inline]
-    pub fn hand_back(&self, slot: SlotId, position: u64) {
+    pub fn hand_back(&self, slot: SlotId, mark: Mark) {
         // Release: partner is the Acquire load in `BoardReader::has`. All reading of the slot comes
         // before the sender writes it again.
-        self.0.word(slot).store(position + 1, Ordering::Release);
+        self.0.word(slot).store(mark.word(), Ordering::Release);
     }
 
-    /// Whether the slot, lent by the entry at `position`, was handed back by its holder.
-    pub fn is_back(&self, slot: SlotId, position: u64) -> bool {
+    /// Whether the slot was handed back by the holder of the message of this mark.
+    pub fn is_back(&self, slot: SlotId, mark: Mark) -> bool {
         // Relaxed: it is asked once the sender has lent the slot again, which it does only after it
         // has seen the word; that came with the entry.
-        self.0.word(slot).load(Ordering::Relaxed) == position + 1
+        self.0.word(slot).load(Ordering::Relaxed) == mark.word()
     }
 
-    /// Says that only the first `read` entries of the lane were ever read, and no more will be.
-    pub fn leave(&self, read: u64) {
-        self.head().read.store(read, Ordering::Relaxed);
+    /// Says that no message from this number on was ever read, nor will be.
+    pub fn leave(&self, next: u64) {
+        self.head().next.store(next, Ordering::Relaxed);
         self.head().flag.leave();
     }
 }
@@ -118,17 +126,32 @@ impl<M: BoardMemory> BoardReader<M> {
         self.0.head()
     }
 
-    /// Whether the slot, lent by the entry at `position`, is back.
+    /// Whether the slot that was lent with the message of this mark is back.
     #[inline]
-    pub fn has(&self, slot: SlotId, position: u64) -> bool {
-        // Acquire: partner is the Release store in `BoardWriter::hand_back`.
-        self.0.word(slot).load(Ordering::Acquire) == position + 1
+    pub fn has(&self, slot: SlotId, mark: Mark) -> bool {
+        is_back(self.0.word(slot), mark)
     }
 
-    /// If the receiver is gone: how many entries it has read. What it never read, it does not hold.
-    pub fn left_at(&self) -> Option<u64> {
-        self.head().flag.read().gone().then(|| self.head().read.load(Ordering::Relaxed))
+    /// Slots with these marks, one behind the other from a first one on: each with its mark, and whether it
+    /// is back.
+    #[inline]
+    pub fn look_through(&self, first: SlotId, marks: &[Mark]) -> impl Iterator<Item = (SlotId, Mark, bool)> {
+        let words = self.0.words(first.index()..first.index() + marks.len());
+        let looks = marks.iter().zip(words).enumerate();
+        looks.map(move |(index, (&mark, word))| (SlotId::new(first.number() + index as u32), mark, is_back(word, mark)))
     }
+
+    /// If the receiver is gone: the number of the first message that it never read, and so does not hold.
+    pub fn left_at(&self) -> Option<u64> {
+        self.head().flag.read().gone().then(|| self.head().next.load(Ordering::Relaxed))
+    }
+}
+
+/// Whether what a word stands for, lent with the message of this mark, is back.
+#[inline]
+fn is_back(word: &AtomicU64, mark: Mark) -> bool {
+    // Acquire: partner is the Release store in `BoardWriter::hand_back`.
+    word.load(Ordering::Acquire) == mark.word()
 }
 
 /// A board on the heap of one process, for tests and models.
@@ -147,7 +170,7 @@ pub(crate) mod heap {
 
     impl HeapBoard {
         pub(crate) fn new(slots: usize) -> Self {
-            let head = BoardHead { flag: Flag::new(), read: AtomicU64::new(0), rang: Rang::new() };
+            let head = BoardHead { flag: Flag::new(), next: AtomicU64::new(0), rang: Rang::new() };
             Self(Arc::new((head, Ring::new(slots, || AtomicU64::new(0)))))
         }
     }
@@ -158,6 +181,9 @@ pub(crate) mod heap {
         }
         fn word(&self, slot: SlotId) -> &AtomicU64 {
             self.0.1.at(slot.index())
+        }
+        fn words(&self, slots: Range<usize>) -> &[AtomicU64] {
+            self.0.1.slice(slots)
         }
     }
 }
@@ -170,11 +196,11 @@ mod tests {
     fn only_the_lending_that_was_handed_back_is_back() {
         let memory = HeapBoard::new(2);
         let (writer, reader) = (BoardWriter::new(memory.clone()), BoardReader::new(memory));
-        assert!(!reader.has(SlotId::new(0), 0));
-        writer.hand_back(SlotId::new(0), 0);
-        assert!(reader.has(SlotId::new(0), 0));
-        assert!(!reader.has(SlotId::new(0), 1), "an older return does not count for a newer lending");
-        assert!(!reader.has(SlotId::new(1), 0));
+        assert!(!reader.has(SlotId::new(0), Mark::of(0)));
+        writer.hand_back(SlotId::new(0), Mark::of(0));
+        assert!(reader.has(SlotId::new(0), Mark::of(0)));
+        assert!(!reader.has(SlotId::new(0), Mark::of(1)), "an older return does not count for a newer lending");
+        assert!(!reader.has(SlotId::new(1), Mark::of(0)));
     }
 
     #[test]
@@ -246,12 +272,12 @@ mod model {
                                 assert_eq!(u32::from(*p), index + 1)
                             }
                         });
-                        writer.hand_back(SlotId::new(index), u64::from(index) + 5);
+                        writer.hand_back(SlotId::new(index), Mark::of(index.into()));
                     })
                 })
                 .collect();
             for index in 0..2u32 {
-                while !reader.has(SlotId::new(index), u64::from(index) + 5) {
+                while !reader.has(SlotId::new(index), Mark::of(index.into())) {
                     thread::yield_now();
                 }
                 slots[index as usize].with_mut(|p| {

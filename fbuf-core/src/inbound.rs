@@ -14,13 +14,13 @@ use serde::{Deserialize, Serialize};
 use crate::{
     board::{BoardTable, BoardWriter},
     lane::{Entry, LaneHead, LaneMemory, LaneReader, LaneTable, Note, capacity_for},
-    limits::MAX_SEGMENTS,
+    limits::{MAX_SEGMENTS, MAX_SEQUENCE},
     link::{self, Hello, LinkEnd, LinkMessage, NewSegment, Welcome, fencing},
     loan::Received,
-    memory::{Address, Map, MemoryError},
+    memory::{Map, MemoryError},
     park::Fencing,
-    retire::{Held, Remains, Retired},
-    slot::{Geometry, SlotId},
+    retire::{Cell, Held, Remains, Retired},
+    slot::{Geometry, Mark, SlotId},
     socket::{Credentials, PacketSocket},
     violation::Violation,
     wire::Descriptor,
@@ -139,10 +139,10 @@ impl AsFd for Greeted {
 #[derive(Debug)]
 pub struct Inbound {
     reader: LaneReader<Arc<Returns>>,
-    /// Where the bytes of each slot are that is known.
-    places: Vec<Address>,
     geometry: Geometry,
-    /// The sequence number of a message, less its position in the lane.
+    /// How many slots are known.
+    known: u32,
+    /// The mark of a message, less its position in the lane.
     offset: u64,
     /// Entries that were no messages.
     gaps: u64,
@@ -152,12 +152,12 @@ pub struct Inbound {
     segments: Vec<Map>,
 }
 
-/// Bytes of a slot that was just taken, on their way to becoming a [`Received`].
+/// A slot that was just taken, on its way to becoming a [`Received`].
 pub(crate) struct Loan<'a> {
-    pub place: Address,
-    pub length: u32,
+    pub cell: &'a Cell,
     pub slot: SlotId,
-    pub position: u64,
+    pub length: u32,
+    pub mark: Mark,
     pub home: &'a Returns,
 }
 
@@ -166,6 +166,7 @@ impl Inbound {
         let Greeted { peer, socket, geometry, skips, board } = greeted;
         let slots = geometry.max_slots();
         let lane = LaneTable::attach(welcome.lane.as_fd(), capacity_for(slots, skips)).map_err(Violation::from)?;
+        let offset = check_sequence(Some(welcome.first_sequence))?;
         let board = board.take().ok_or(LinkEnd::HangUp)?;
         let returns = Returns {
             peer,
@@ -178,9 +179,9 @@ impl Inbound {
         };
         let mut inbound = Self {
             reader: LaneReader::new(Arc::new(returns)),
-            places: Vec::new(),
             geometry,
-            offset: welcome.first_sequence,
+            known: 0,
+            offset,
             gaps: 0,
             missed: 0,
             end: None,
@@ -193,8 +194,8 @@ impl Inbound {
     }
 
     fn add_segment(&mut self, new: &NewSegment) -> Result<(), Violation> {
-        let (known, stride) = (self.places.len() as u32, self.geometry.stride());
-        if self.segments.len() == MAX_SEGMENTS || new.slots == 0 || new.slots > self.geometry.max_slots() - known {
+        let (room, stride) = (self.geometry.max_slots() - self.known, self.geometry.stride());
+        if self.segments.len() == MAX_SEGMENTS || new.slots == 0 || new.slots > room {
             return Err(Violation::Terms {
                 what: "the number of slots of a new segment",
                 found: new.slots.into(),
@@ -202,7 +203,10 @@ impl Inbound {
             });
         }
         let map = Map::attach(new.memory.as_fd(), self.geometry.segment_bytes(new.slots)).map_err(Violation::from)?;
-        self.places.extend(map.pieces(0..new.slots, stride, self.geometry.slot_bytes()).into_iter().flatten());
+        for (number, bytes) in map.pieces(0..new.slots, stride, self.geometry.slot_bytes()).into_iter().flatten() {
+            self.returns().held.add(SlotId::new(self.known + number), bytes.pointer().as_ptr());
+        }
+        self.known += new.slots;
         self.segments.push(map);
         Ok(())
     }
@@ -221,7 +225,7 @@ impl Inbound {
     /// How many messages were taken.
     #[must_use]
     pub fn messages(&self) -> u64 {
-        self.reader.position() - self.gaps
+        self.reader.position() - 1 - self.gaps
     }
 
     /// How many messages were left out for this receiver.
@@ -239,12 +243,26 @@ impl Inbound {
     /// Takes what comes next, if it is a message that can be taken as it is.
     #[inline]
     pub fn take_simply(&mut self) -> Option<Received> {
-        let position = self.reader.position();
+        let (home, mark) = (&**self.returns(), self.next_mark());
         let (number, length) = self.reader.peek();
-        let loan = self.borrow(number, length, position, |home, slot| home.held.take(slot, position))?;
-        let received = loan.receive(position.wrapping_add(self.offset));
+        if !self.fits(length) {
+            return None;
+        }
+        let cell = home.held.take(number, mark)?;
+        let received = Loan { cell, slot: SlotId::new(number as u32), length: length as u32, mark, home }.receive();
         self.reader.advance();
         Some(received)
+    }
+
+    #[inline]
+    fn fits(&self, length: u64) -> bool {
+        length <= self.geometry.slot_bytes().into()
+    }
+
+    /// The mark of the next message, if that is what comes next.
+    #[inline]
+    fn next_mark(&self) -> Mark {
+        Mark::from_word(self.reader.position().wrapping_add(self.offset))
     }
 
     /// Takes the next message, if there is one. If the sender wrote something that it may not, the
@@ -253,44 +271,40 @@ impl Inbound {
         self.take_simply().or_else(|| self.take_other())
     }
 
-    /// Checks what a message names, and takes it; none if it may not be taken.
-    #[inline]
-    fn borrow(
-        &self,
-        number: u64,
-        length: u64,
-        position: u64,
-        take: impl FnOnce(&Returns, SlotId) -> bool,
-    ) -> Option<Loan<'_>> {
-        let place = *self.places.get(usize::try_from(number).ok()?)?;
-        let (slot, home) = (SlotId::new(number as u32), self.returns());
-        let allowed = length <= self.geometry.slot_bytes().into() && take(home, slot);
-        allowed.then_some(Loan { place, length: length as u32, slot, position, home })
-    }
-
     /// Whatever else may come next: nothing, a gap, a message of a new segment or one whose slot its
     /// last holder is just about to let go of, a violation.
     fn take_other(&mut self) -> Option<Received> {
         loop {
-            let position = self.reader.position();
-            match self.reader.take() {
+            match self.reader.look() {
                 Ok(None) => return None,
                 Ok(Some(Note::Gap(count))) => {
+                    let next = match check_sequence(self.next_mark().sequence().checked_add(count)) {
+                        Ok(next) => next,
+                        Err(violation) => return self.break_off(violation),
+                    };
                     self.gaps += 1;
                     self.missed = self.missed.saturating_add(count);
                     // The gap itself takes a place in the lane.
-                    self.offset = self.offset.wrapping_add(count).wrapping_sub(1);
+                    self.reader.advance();
+                    self.offset = Mark::of(next).word().wrapping_sub(self.reader.position());
                 }
                 Ok(Some(Note::Message(number, length))) => {
-                    if number as usize >= self.places.len() {
+                    if number >= self.known {
                         // It was announced before it was used.
                         self.attend();
                     }
-                    let take = |home: &Returns, slot| home.held.take_patiently(slot, position, &home.board);
-                    let Some(loan) = self.borrow(number.into(), length, position, take) else {
+                    let (home, mark) = (&**self.returns(), self.next_mark());
+                    let Some(cell) = self
+                        .fits(length)
+                        .then(|| home.held.take_patiently(number.into(), mark, &home.board))
+                        .flatten()
+                    else {
                         return self.break_off(self.objection(number, length));
                     };
-                    return Some(loan.receive(position.wrapping_add(self.offset)));
+                    let loan = Loan { cell, slot: SlotId::new(number), length: length as u32, mark, home };
+                    let received = loan.receive();
+                    self.reader.advance();
+                    return Some(received);
                 }
                 Err(violation) => return self.break_off(violation),
             }
@@ -299,10 +313,10 @@ impl Inbound {
 
     /// Why a message may not be taken.
     fn objection(&self, number: u32, length: u64) -> Violation {
-        let (known, slot_bytes) = (self.places.len(), self.geometry.slot_bytes());
-        if number as usize >= known {
+        let (known, slot_bytes) = (self.known, self.geometry.slot_bytes());
+        if number >= known {
             Violation::Slot { named: number, known }
-        } else if length > slot_bytes.into() {
+        } else if !self.fits(length) {
             Violation::Length { length, slot_bytes }
         } else {
             Violation::StillHeld(number)
@@ -412,11 +426,20 @@ impl AsFd for Inbound {
 impl Drop for Inbound {
     fn drop(&mut self) {
         let returns = self.returns().clone();
-        returns.board.leave(self.reader.position());
+        returns.board.leave(self.next_mark().sequence());
         let Retirement { among, fencing } = returns.retirement;
         returns.wake_sender(fencing);
         among.leave(Left { returns, _segments: std::mem::take(&mut self.segments) }, fencing);
     }
+}
+
+/// The number of a message, if it is one that there can be.
+fn check_sequence(number: Option<u64>) -> Result<u64, Violation> {
+    number.filter(|&number| number < MAX_SEQUENCE).ok_or(Violation::Terms {
+        what: "the number of the next message",
+        found: number.unwrap_or(u64::MAX),
+        allowed: "what a sender can count to, less than 2^62",
+    })
 }
 
 /// What a [`Received`] needs in order to go back, shared by all of a link.
@@ -459,14 +482,9 @@ impl Returns {
     /// Hands a slot back to its sender, and rings if that one sleeps. Its holder clears its mark
     /// afterwards.
     #[inline]
-    pub(crate) fn hand_back(&self, slot: SlotId, position: u64, fencing: Fencing) {
-        self.board.hand_back(slot, position);
+    pub(crate) fn hand_back(&self, slot: SlotId, mark: Mark, fencing: Fencing) {
+        self.board.hand_back(slot, mark);
         self.wake_sender(fencing);
-    }
-
-    #[inline]
-    pub(crate) fn mark(&self, slot: SlotId) -> &AtomicU64 {
-        self.held.mark(slot)
     }
 
     /// Rings if the sender sleeps, once for each sleep.

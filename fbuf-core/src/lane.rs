@@ -23,7 +23,7 @@ use crate::{
 pub struct LaneHead {
     /// The sender's flag: parked, gone.
     pub flag: Flag,
-    /// Zero while the sender sends; afterwards the position behind its last entry, plus one.
+    /// Zero while the sender sends; afterwards the position behind its last entry.
     closed: AtomicU64,
     /// Messages that were left out behind the last one, once it is closed.
     left_out: AtomicU64,
@@ -36,7 +36,7 @@ pub struct LaneHead {
 #[repr(C)]
 #[derive(Debug)]
 pub struct Entry {
-    /// `mark << 24 | kind << 20 | slot`, stored last. The mark is one more than the position.
+    /// `position << 24 | kind << 20 | slot`, stored last.
     head: AtomicU64,
     /// The length of a message in bytes; the number of messages left out, of a gap.
     body: AtomicU64,
@@ -61,15 +61,16 @@ impl Entry {
 /// How many bits of a head word name a slot, and how many say what kind of entry it is.
 const SLOT_BITS: u32 = 20;
 const KIND_BITS: u32 = 4;
-const MESSAGE: u64 = 1;
-const GAP: u64 = 2;
+const MESSAGE: u64 = 0;
+const GAP: u64 = 1;
 const _: () = assert!(crate::limits::MAX_SLOTS <= 1 << SLOT_BITS);
 
 /// The memory of a lane, as seen from either end.
 pub trait LaneMemory {
     /// Its head.
     fn head(&self) -> &LaneHead;
-    /// The entry that stands at a position of the endless sequence.
+    /// The entry that stands at a position of the endless sequence. Positions are counted from one, so that
+    /// the zeroes of fresh memory stand at none.
     fn entry(&self, position: u64) -> &Entry;
     /// How many entries there are: a power of two that never changes.
     fn capacity(&self) -> u64;
@@ -113,11 +114,11 @@ pub enum Note {
     Gap(u64),
 }
 
-/// The head word of an entry of some kind at a position, but for the slot. Marks are counted from one,
-/// so that the zeroes of fresh memory are none; one does not come again for 2⁴⁰ entries.
+/// The head word of an entry of some kind at a position, but for the slot. Its mark, the lower 40 bits of
+/// the position, does not come again for 2⁴⁰ entries.
 #[inline]
 fn head_of(position: u64, kind: u64) -> u64 {
-    (position.wrapping_add(1) << KIND_BITS | kind) << SLOT_BITS
+    (position << KIND_BITS | kind) << SLOT_BITS
 }
 
 /// The mark in a head word.
@@ -130,25 +131,19 @@ fn mark(head: u64) -> u64 {
 #[derive(Debug)]
 pub struct LaneWriter<M> {
     memory: M,
-    /// Entries that were written since the lane began.
+    /// Where the next entry will stand.
     position: u64,
 }
 
 impl<M: LaneMemory> LaneWriter<M> {
     /// Takes the writing end of fresh memory.
     pub fn new(memory: M) -> Self {
-        Self { memory, position: 0 }
+        Self { memory, position: 1 }
     }
 
     /// The head of this lane.
     pub fn head(&self) -> &LaneHead {
         self.memory.head()
-    }
-
-    /// Where the next entry will stand: so many entries were written before.
-    #[inline]
-    pub fn position(&self) -> u64 {
-        self.position
     }
 
     /// Publishes a message. The caller lends the slot in its ledger, which is what keeps the lane
@@ -177,7 +172,7 @@ impl<M: LaneMemory> LaneWriter<M> {
     pub fn close(&mut self, left_out: u64) {
         self.memory.head().left_out.store(left_out, Ordering::Relaxed);
         // Release: partner is the Acquire load in `LaneReader::ending`.
-        self.memory.head().closed.store(self.position + 1, Ordering::Release);
+        self.memory.head().closed.store(self.position, Ordering::Release);
     }
 }
 
@@ -185,14 +180,14 @@ impl<M: LaneMemory> LaneWriter<M> {
 #[derive(Debug)]
 pub struct LaneReader<M> {
     memory: M,
-    /// Entries that were read since the lane began.
+    /// Where the next entry stands.
     position: u64,
 }
 
 impl<M: LaneMemory> LaneReader<M> {
     /// Takes the reading end of a lane from which nothing was read yet.
     pub fn new(memory: M) -> Self {
-        Self { memory, position: 0 }
+        Self { memory, position: 1 }
     }
 
     /// The head of this lane.
@@ -206,7 +201,7 @@ impl<M: LaneMemory> LaneReader<M> {
         &self.memory
     }
 
-    /// How many entries were read.
+    /// Where the next entry stands: one more than were read.
     #[inline]
     pub fn position(&self) -> u64 {
         self.position
@@ -229,11 +224,11 @@ impl<M: LaneMemory> LaneReader<M> {
         self.position += 1;
     }
 
-    /// Takes the next entry, if there is one, whatever it is.
+    /// The next entry, if there is one, whatever it is.
     ///
     /// # Errors
     /// [`Violation`] if the entry is not one that a sender may write.
-    pub fn take(&mut self) -> Result<Option<Note>, Violation> {
+    pub fn look(&self) -> Result<Option<Note>, Violation> {
         let entry = self.memory.entry(self.position);
         // Acquire: partner is the Release store in `LaneWriter::publish`.
         let head = entry.head.load(Ordering::Acquire);
@@ -242,20 +237,18 @@ impl<M: LaneMemory> LaneReader<M> {
             return if found == self.mark_before() { Ok(None) } else { Err(Violation::Mark { found, expected }) };
         }
         let body = entry.body.load(Ordering::Relaxed);
-        let note = match head >> SLOT_BITS & ((1 << KIND_BITS) - 1) {
+        Ok(Some(match head >> SLOT_BITS & ((1 << KIND_BITS) - 1) {
             MESSAGE => Note::Message((head & ((1 << SLOT_BITS) - 1)) as u32, body),
             GAP if body == 0 => return Err(Violation::EmptyGap),
             GAP => Note::Gap(body),
             kind => return Err(Violation::Kind(kind as u8)),
-        };
-        self.position += 1;
-        Ok(Some(note))
+        }))
     }
 
     /// Whether something stands where the next entry would be.
     #[inline]
     pub fn is_ready(&self) -> bool {
-        // Relaxed: `peek` and `take` look again.
+        // Relaxed: `peek` and `look` do so again.
         mark(self.memory.entry(self.position).head.load(Ordering::Relaxed)) != self.mark_before()
     }
 
@@ -263,14 +256,14 @@ impl<M: LaneMemory> LaneReader<M> {
     #[inline]
     pub fn has(&self, count: u64) -> bool {
         let position = self.position + count;
-        // Relaxed: `peek` and `take` look at each.
+        // Relaxed: `peek` and `look` do so at each.
         mark(self.memory.entry(position).head.load(Ordering::Relaxed)) == mark(head_of(position, 0))
     }
 
     /// The mark that stands where the next entry will be, until it is there.
     #[inline]
     fn mark_before(&self) -> u64 {
-        self.position.checked_sub(self.memory.capacity()).map_or(0, |before| mark(head_of(before, 0)))
+        mark(head_of(self.position.saturating_sub(self.memory.capacity()), 0))
     }
 
     /// If the sender has said that nothing follows the entries read so far: how many messages it
@@ -280,7 +273,7 @@ impl<M: LaneMemory> LaneReader<M> {
         let head = self.memory.head();
         // Acquire: partner is the Release store in `LaneWriter::close`.
         let closed = head.closed.load(Ordering::Acquire);
-        (closed == self.position + 1).then(|| head.left_out.load(Ordering::Relaxed))
+        (closed == self.position).then(|| head.left_out.load(Ordering::Relaxed))
     }
 }
 
@@ -340,19 +333,20 @@ mod tests {
         let memory = HeapLane::new(4);
         let (mut writer, mut reader) = (LaneWriter::new(memory.clone()), LaneReader::new(memory));
         for n in 0..4 * 600 {
-            assert_eq!(reader.take(), Ok(None));
-            assert!(!reader.is_ready() && reader.peek().0 > crate::limits::MAX_SLOTS.into());
+            assert_eq!(reader.look(), Ok(None));
+            assert!(!reader.is_ready() && reader.peek().0 >= crate::limits::MAX_SLOTS.into());
             writer.message(SlotId::new(n), n + 1);
             assert!(reader.is_ready() && reader.has(0) && !reader.has(1));
             assert_eq!(reader.peek(), (n.into(), u64::from(n) + 1));
-            assert_eq!(reader.take(), Ok(Some(Note::Message(n, u64::from(n) + 1))));
+            assert_eq!(reader.look(), Ok(Some(Note::Message(n, u64::from(n) + 1))));
+            reader.advance();
         }
     }
 
     #[test]
     fn marks_begin_again_without_a_word_being_lost() {
         let memory = HeapLane::new(4);
-        let position = (1 << (u64::BITS - KIND_BITS - SLOT_BITS)) - 8;
+        let position = (1 << (u64::BITS - KIND_BITS - SLOT_BITS)) - 7;
         let mut writer = LaneWriter { memory: memory.clone(), position };
         let mut reader = LaneReader { memory, position };
         for n in 0..16 {
@@ -360,7 +354,8 @@ mod tests {
             writer.message(SlotId::new(n), n);
             assert!(reader.is_ready());
             assert_eq!(reader.peek(), (n.into(), n.into()));
-            assert_eq!(reader.take(), Ok(Some(Note::Message(n, n.into()))));
+            assert_eq!(reader.look(), Ok(Some(Note::Message(n, n.into()))));
+            reader.advance();
         }
     }
 
@@ -374,10 +369,11 @@ mod tests {
         writer.close(3);
         for n in 1..=8 {
             assert_eq!(reader.ending(), None);
-            assert!(reader.peek().0 > crate::limits::MAX_SLOTS.into(), "a gap is no message");
-            assert_eq!(reader.take(), Ok(Some(Note::Gap(n))));
+            assert!(reader.peek().0 >= crate::limits::MAX_SLOTS.into(), "a gap is no message");
+            assert_eq!(reader.look(), Ok(Some(Note::Gap(n))));
+            reader.advance();
         }
-        assert_eq!(reader.take(), Ok(None));
+        assert_eq!(reader.look(), Ok(None));
         assert_eq!(reader.ending(), Some(3));
     }
 
@@ -398,16 +394,17 @@ mod tests {
             let memory = HeapLane::new(8);
             for (index, (head, body)) in words.iter().enumerate() {
                 // Half of the runs keep near the marks and kinds that would be accepted.
-                let head = if small { head_of(index as u64, head & 3) + (head >> 60) } else { *head };
+                let head = if small { head_of(if index == 0 { 8 } else { index as u64 }, head & 3) + (head >> 60) } else { *head };
                 memory.scribble(index, head, *body);
             }
             let mut reader = LaneReader::new(memory);
             let mut taken = 0;
-            while let Ok(Some(_)) = reader.take() {
+            while let Ok(Some(_)) = reader.look() {
+                reader.advance();
                 taken += 1;
                 prop_assert!(taken <= 8, "one lap was written, more were read");
             }
-            prop_assert_eq!(reader.position(), taken);
+            prop_assert_eq!(reader.position(), taken + 1);
         }
     }
 }
@@ -444,14 +441,14 @@ mod model {
             while seen.len() < 2 {
                 // As a receiver does: messages the short way, the rest the long one.
                 let note = match reader.peek() {
-                    (slot @ 0..8, length) => {
-                        reader.advance();
-                        Some(Note::Message(slot as u32, length))
-                    }
-                    _ => reader.take().expect("an honest sender"),
+                    (slot @ 0..8, length) => Some(Note::Message(slot as u32, length)),
+                    _ => reader.look().expect("an honest sender"),
                 };
                 match note {
-                    Some(note) => seen.push(note),
+                    Some(note) => {
+                        seen.push(note);
+                        reader.advance();
+                    }
                     None => thread::yield_now(),
                 }
                 if seen.len() == 1 {

@@ -6,6 +6,8 @@ pub const MAX_SLOT_BYTES: u32 = 1 << 30;
 pub const MAX_SLOTS: u32 = 1 << 20;
 /// The most segments that one sender may have: the first one, and one for each growth.
 pub const MAX_SEGMENTS: usize = 24;
+/// The number beyond that of any message: at a thousand million a second, they last a century.
+pub const MAX_SEQUENCE: u64 = 1 << 62;
 /// The longest channel name, in bytes.
 pub const MAX_CHANNEL_NAME: usize = 255;
 /// The longest message on a control or link socket, in bytes.

@@ -16,12 +16,12 @@ use std::{
 use bytes::{BufMut, buf::UninitSlice};
 
 use crate::{
-    inbound::{Left, Loan, Peer, Retirement, Returns},
+    inbound::{Loan, Peer, Returns},
     memory::Address,
     park::Fencing,
     pool::{Pool, Shelf},
-    retire::{Held, Retired},
-    slot::SlotId,
+    retire::Cell,
+    slot::{Mark, SlotId},
 };
 
 /// A slot of this process's pool, held exclusively: fill it, then give it away.
@@ -251,12 +251,12 @@ fn put_back(home: NonNull<Shelf>, slot: SlotId) {
 /// sender sleeps. It stays readable after its sender, the receiver it came from, or the broker is
 /// gone.
 pub struct Received {
-    bytes: NonNull<u8>,
+    bytes: *const u8,
     length: u32,
     slot: SlotId,
-    position: u64,
-    sequence: u64,
+    mark: Mark,
     home: NonNull<Returns>,
+    cell: NonNull<Cell>,
 }
 
 // SAFETY: a `Received` is the only holder of its slot (`Held::take`), and `Returns` is Sync.
@@ -267,9 +267,9 @@ unsafe impl Sync for Received {}
 impl Loan<'_> {
     /// Makes a message of it.
     #[inline]
-    pub(crate) fn receive(self, sequence: u64) -> Received {
-        let Self { place, length, slot, position, home } = self;
-        Received { bytes: place.pointer(), length, slot, position, sequence, home: NonNull::from(home) }
+    pub(crate) fn receive(self) -> Received {
+        let Self { cell, slot, length, mark, home } = self;
+        Received { bytes: cell.bytes(), length, slot, mark, home: NonNull::from(home), cell: NonNull::from(cell) }
     }
 }
 
@@ -285,7 +285,7 @@ impl Received {
     #[must_use]
     #[inline]
     pub fn sequence(&self) -> u64 {
-        self.sequence
+        self.mark.sequence()
     }
 
     /// Who sent it.
@@ -302,7 +302,7 @@ impl Deref for Received {
         // SAFETY: a `Loan` is made only of bytes inside a slot that was just taken. At the level
         // "volatile" its sender's safe code cannot write them before the slot is handed back
         // (invariants 1 and 2); the trust rule says where that level may be used.
-        unsafe { slice::from_raw_parts(self.bytes.as_ptr(), self.length as usize) }
+        unsafe { slice::from_raw_parts(self.bytes, self.length as usize) }
     }
 }
 
@@ -316,7 +316,7 @@ impl fmt::Debug for Received {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Received")
             .field("len", &self.length)
-            .field("sequence", &self.sequence)
+            .field("sequence", &self.sequence())
             .field("sender", &self.sender())
             .finish_non_exhaustive()
     }
@@ -325,29 +325,30 @@ impl fmt::Debug for Received {
 impl Drop for Received {
     #[inline]
     fn drop(&mut self) {
-        let Retirement { among, fencing } = self.home().retirement();
-        match fencing {
-            Fencing::Asymmetric => hand_back(self.home, self.slot, self.position, among, Fencing::Asymmetric),
-            Fencing::Full => hand_back_fenced(self.home, self.slot, self.position, among),
+        let Self { slot, mark, home, cell, .. } = *self;
+        match self.home().retirement().fencing {
+            Fencing::Asymmetric => hand_back(home, cell, slot, mark, Fencing::Asymmetric),
+            Fencing::Full => hand_back_fenced(home, cell, slot, mark),
         }
     }
 }
 
 #[cold]
 #[inline(never)]
-fn hand_back_fenced(home: NonNull<Returns>, slot: SlotId, position: u64, among: &'static Retired<Left>) {
-    hand_back(home, slot, position, among, Fencing::Full);
+fn hand_back_fenced(home: NonNull<Returns>, cell: NonNull<Cell>, slot: SlotId, mark: Mark) {
+    hand_back(home, cell, slot, mark, Fencing::Full);
 }
 
 /// Hands a slot back, by its one holder.
 #[inline(always)]
-fn hand_back(home: NonNull<Returns>, slot: SlotId, position: u64, among: &'static Retired<Left>, fencing: Fencing) {
-    // SAFETY: `home` and the mappings live until the mark of this slot is cleared (`Remains`).
+fn hand_back(home: NonNull<Returns>, cell: NonNull<Cell>, slot: SlotId, mark: Mark, fencing: Fencing) {
+    // SAFETY: `home`, which has the cell, and the mappings live until the mark of this slot is cleared
+    // (`Remains`).
     let home = unsafe { home.as_ref() };
-    home.hand_back(slot, position, fencing);
-    let mark = NonNull::from(home.mark(slot));
+    let among = home.retirement().among;
+    home.hand_back(slot, mark, fencing);
     // SAFETY: they live until this very store. No reference to `home` is used after this line, and the
-    // one to the mark, a cell, promises nothing about its memory.
-    Held::clear(unsafe { mark.as_ref() });
+    // one to the cell, all atomics, promises nothing about its memory.
+    unsafe { cell.as_ref() }.clear();
     among.after_clear(fencing);
 }

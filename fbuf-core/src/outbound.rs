@@ -1,5 +1,5 @@
-//! The sender's half of a link: it writes the lane, reads the board, and keeps the ledger of what is
-//! lent over this link.
+//! The sender's half of a link: it writes the lane, reads the board, and knows what of the pool's ledger
+//! concerns this link.
 
 use std::{
     ops::Add,
@@ -14,7 +14,7 @@ use crate::{
     park::Fencing,
     pool::Pool,
     ring::Ring,
-    slot::SlotId,
+    slot::{Mark, SlotId},
     socket::PacketSocket,
     violation::Violation,
     wire::Descriptor,
@@ -73,9 +73,6 @@ impl AsFd for Expected {
     }
 }
 
-/// In the ledger: not lent.
-const HERE: u64 = 0;
-
 /// The sender's half of a link.
 #[derive(Debug)]
 pub struct Outbound {
@@ -84,13 +81,10 @@ pub struct Outbound {
     writer: LaneWriter<LaneTable>,
     board: BoardReader<BoardTable>,
     fencing: Fencing,
-    /// The ledger: for each slot, when it was sent last, the lane position that lent it over this link,
-    /// plus one; or [`HERE`]. It says nothing of slots that are free or fbufs.
-    ledger: Ring<u64>,
-    /// How many slots there may be.
-    slots: u32,
-    /// Once the receiver is gone: entries from here on it never read.
-    unread_from: u64,
+    /// The number of the first message that was sent over it.
+    first: u64,
+    /// Once the receiver is gone: the number of the first message that it never read.
+    unread_from: Option<u64>,
     /// Whether a message needs no more care than to be sent: the receiver is there, does not want to be
     /// skipped, and needs no fence.
     plain: bool,
@@ -108,13 +102,36 @@ pub struct Outbound {
 #[derive(Debug)]
 struct Skipping {
     most: u32,
-    /// What is lent, by slot and ledger entry, or was when it was last looked at.
-    lent: Vec<(SlotId, u64)>,
+    /// What is lent, or was when it was last looked at.
+    lent: Vec<(SlotId, Mark)>,
+    /// A ledger of its own: for each slot, when it was sent last, the mark if it was lent over this link.
+    ledger: Ring<Mark>,
 }
 
 impl Skipping {
-    fn new(most: u32) -> Self {
-        Self { most, lent: Vec::with_capacity(most as usize + 1) }
+    fn new(most: u32, slots: u32) -> Self {
+        let ledger = Ring::new(slots as usize, || Mark::NONE);
+        Self { most: most.min(slots), lent: Vec::with_capacity(most.min(slots) as usize + 1), ledger }
+    }
+
+    /// Enters a message, unless the receiver holds more than it wants to. If it seems so, looks again.
+    fn lend(&mut self, slot: SlotId, mark: Mark, board: &BoardReader<BoardTable>) -> bool {
+        let most = self.most as usize;
+        if self.lent.len() > most {
+            let ledger = &self.ledger;
+            self.lent.retain(|&(slot, mark)| *ledger.at(slot.index()) == mark && !board.has(slot, mark));
+        }
+        let lends = self.lent.len() <= most;
+        *self.ledger.at_mut(slot.index()) = if lends { mark } else { Mark::NONE };
+        if lends {
+            self.lent.push((slot, mark));
+        }
+        lends
+    }
+
+    /// Whether the message was not left out.
+    fn lends(&self, slot: SlotId, mark: Mark) -> bool {
+        *self.ledger.at(slot.index()) == mark
     }
 }
 
@@ -167,11 +184,10 @@ impl Outbound {
             writer: LaneWriter::new(lane),
             board: BoardReader::new(board),
             fencing,
-            slots,
-            ledger: Ring::new(slots as usize, || HERE),
-            unread_from: u64::MAX,
+            first: first_sequence,
+            unread_from: None,
             plain: hello.skip_above.is_none() && fencing == Fencing::Asymmetric,
-            skipping: hello.skip_above.map(|most| Skipping::new(most.min(slots))),
+            skipping: hello.skip_above.map(|most| Skipping::new(most, slots)),
             announced,
             gap: 0,
             rung: 0,
@@ -191,24 +207,18 @@ impl Outbound {
         self.counts
     }
 
-    /// Whether any slot is lent over it.
-    #[must_use]
-    pub fn lends(&self) -> bool {
-        (0..self.slots).any(|slot| self.has(SlotId::new(slot)))
-    }
-
     /// Whether the receiver may be sent anything.
     #[must_use]
     pub fn is_open(&self) -> bool {
-        self.unread_from == u64::MAX
+        self.unread_from.is_none()
     }
 
     /// Lends a slot to the receiver and tells it, unless it would rather skip.
-    pub fn offer(&mut self, slot: SlotId, length: u32) -> Offer {
-        if let Some(answer) = self.refuse(slot) {
+    pub fn offer(&mut self, slot: SlotId, length: u32, sequence: u64) -> Offer {
+        if let Some(answer) = self.refuse(slot, Mark::of(sequence)) {
             return answer;
         }
-        if self.lend(slot, length, self.fencing) { Offer::Lent } else { self.answer() }
+        if self.lend(slot, length, self.fencing) { Offer::Lent } else { self.answer(sequence) }
     }
 
     /// As [`Self::offer`], for a receiver to which nothing but sending is to be done: true if that was
@@ -221,30 +231,25 @@ impl Outbound {
     /// Lends and tells: false if there is something to [`Self::answer`].
     #[inline]
     fn lend(&mut self, slot: SlotId, length: u32, fencing: Fencing) -> bool {
-        *self.ledger.at_mut(slot.index()) = self.writer.position() + 1;
         self.writer.message(slot, length);
         fencing.after_publishing();
         self.board.head().flag.read().is_quiet()
     }
 
     /// Whether a message is not to be sent, and why.
-    fn refuse(&mut self, slot: SlotId) -> Option<Offer> {
+    fn refuse(&mut self, slot: SlotId, mark: Mark) -> Option<Offer> {
         if !self.is_open() {
             return Some(Offer::Gone);
         }
-        if self.skips() {
-            // What the ledger says of the slot is about an earlier message.
-            *self.ledger.at_mut(slot.index()) = HERE;
+        if let Some(skipping) = &mut self.skipping
+            && !skipping.lend(slot, mark, &self.board)
+        {
             self.gap += 1;
             self.counts.skipped += 1;
             return Some(Offer::Skipped);
         }
         if self.gap > 0 {
             self.writer.gap(std::mem::take(&mut self.gap));
-        }
-        let entry = self.writer.position() + 1;
-        if let Some(skipping) = &mut self.skipping {
-            skipping.lent.push((slot, entry));
         }
         None
     }
@@ -253,7 +258,7 @@ impl Outbound {
     /// before it left.
     #[cold]
     #[inline(never)]
-    pub fn answer(&mut self) -> Offer {
+    pub fn answer(&mut self, sequence: u64) -> Offer {
         if let Some(sleep) = self.board.head().flag.read().asleep()
             && self.rung != sleep
         {
@@ -263,46 +268,37 @@ impl Outbound {
                 self.counts.bells += 1;
             }
         }
-        self.notice_leaving();
-        if self.writer.position() <= self.unread_from { Offer::Lent } else { Offer::Gone }
+        self.notice_leaving(sequence + 1);
+        if self.unread_from.is_none_or(|unread| sequence < unread) { Offer::Lent } else { Offer::Gone }
     }
 
-    /// Whether the receiver holds more than it wants to. If it seems so, looks again.
-    fn skips(&mut self) -> bool {
-        let Some(mut skipping) = self.skipping.take() else { return false };
-        let most = skipping.most as usize;
-        if skipping.lent.len() > most {
-            skipping.lent.retain(|&(slot, entry)| *self.ledger.at(slot.index()) == entry && self.has(slot));
-        }
-        let skips = skipping.lent.len() > most;
-        self.skipping = Some(skipping);
-        skips
-    }
-
-    /// Whether the receiver has the slot: it was lent when it was sent last, and is not back.
+    /// Whether the receiver has the slot: it was lent with the message of this mark, and is not back.
     #[must_use]
     #[inline]
-    pub fn has(&self, slot: SlotId) -> bool {
-        self.count_back(std::iter::once(slot)) == 0
+    pub fn has(&self, slot: SlotId, mark: Mark) -> bool {
+        !self.board.has(slot, mark) && self.was_lent(slot, mark)
     }
 
-    /// How many of these slots, from the first on, the receiver does not have.
+    /// How many of these slots, from a first one on, are in the pool, or would be but for other links.
     #[inline]
-    pub fn count_back(&self, slots: impl Iterator<Item = SlotId>) -> usize {
-        let ledger = self.ledger.view();
-        slots
-            .take_while(|&slot| {
-                let entry = *ledger.at(slot.index());
-                entry == HERE || self.board.has(slot, entry - 1) || entry > self.unread_from
-            })
-            .count()
+    pub fn count_back(&self, first: SlotId, marks: &[Mark]) -> usize {
+        let looks = self.board.look_through(first, marks);
+        looks.take_while(|&(slot, mark, back)| mark != Mark::OUT && (back || !self.was_lent(slot, mark))).count()
+    }
+
+    /// Whether the message of this mark reached the receiver, as far as is known.
+    fn was_lent(&self, slot: SlotId, mark: Mark) -> bool {
+        !mark.is_before(self.first)
+            && self.unread_from.is_none_or(|unread| mark.is_before(unread))
+            && self.skipping.as_ref().is_none_or(|skipping| skipping.lends(slot, mark))
     }
 
     /// Looks whether the receiver has left. What it never read is back at once; what it holds on to
-    /// stays lent until it is handed back, or the link hangs up.
-    pub fn notice_leaving(&mut self) {
-        if let Some(read) = self.board.left_at() {
-            self.unread_from = self.unread_from.min(read);
+    /// stays lent until it is handed back, or the link hangs up. `sent` is the number of the message that
+    /// comes next: further than that nobody has read.
+    pub fn notice_leaving(&mut self, sent: u64) {
+        if let Some(next) = self.board.left_at() {
+            self.unread_from = Some(self.unread_from.unwrap_or(sent).min(next));
             self.plain = false;
         }
     }
@@ -324,11 +320,12 @@ impl Outbound {
         Ok(true)
     }
 
-    /// Reads what the receiver sent over the socket: bells, which need no answer but a look around.
+    /// Reads what the receiver sent over the socket: bells, which need no answer but a look around; and
+    /// looks whether it has left, as [`Self::notice_leaving`].
     ///
     /// # Errors
     /// [`LinkEnd`]: the link is over, and with its drop all that is lent over it is back.
-    pub fn attend(&mut self) -> Result<(), LinkEnd> {
+    pub fn attend(&mut self, sent: u64) -> Result<(), LinkEnd> {
         // A peer that never stops is not listened to for ever; what is left is reported again.
         for _ in 0..link::MAX_AT_ONCE {
             match link::receive(&self.socket) {
@@ -342,7 +339,7 @@ impl Outbound {
                 Err(end) => return Err(end),
             }
         }
-        self.notice_leaving();
+        self.notice_leaving(sent);
         Ok(())
     }
 

@@ -22,7 +22,7 @@ use crate::{
     memory::{Address, Map, MemoryError, Pieces},
     outbound::Outbound,
     ring::Ring,
-    slot::{Geometry, SlotId},
+    slot::{Geometry, Mark, SlotId},
     wire::Descriptor,
 };
 
@@ -34,13 +34,11 @@ const SEARCH: u32 = 256;
 pub struct Pool {
     geometry: Geometry,
     segments: Vec<Segment>,
-    /// The number of the slot that comes next.
-    hand: u32,
-    /// The bytes of that slot and of those behind it that are known to be free.
+    /// The hand: the slots that come next, as far as they are known to be free.
     free: Pieces,
-    /// Which slots are fbufs, or are among `free` and may become fbufs without a word: some of the
-    /// former may be on the shelf.
-    out: Ring<bool>,
+    /// The ledger: which message used each slot last. [`Mark::OUT`] for those that are fbufs, or are among
+    /// `free` and may become fbufs without a word: some of the former may be on the shelf.
+    ledger: Ring<Mark>,
     /// How many slots are in use: all but those of a segment that receivers do not know yet.
     used: u32,
     /// How many slots from the hand on were searched in vain.
@@ -80,9 +78,8 @@ impl Pool {
         let mut pool = Self {
             geometry,
             segments: Vec::new(),
-            hand: 0,
-            free: Pieces::none(),
-            out: Ring::new(geometry.max_slots() as usize, || false),
+            free: Pieces::none(0),
+            ledger: Ring::new(geometry.max_slots() as usize, || Mark::NONE),
             used: 0,
             searched: 0,
             shelf,
@@ -118,22 +115,28 @@ impl Pool {
     }
 
     fn count_out(&self) -> usize {
-        self.all().filter(|slot| *self.out.at(slot.index())).count() - self.free.len()
+        self.all().filter(|&slot| self.mark(slot) == Mark::OUT).count() - self.free.len()
     }
 
     /// The slot that the hand comes to after so many others; less than there are.
     fn ahead(&self, count: u32) -> SlotId {
-        let (slot, left) = (self.hand % self.used, self.used - count);
+        let (slot, left) = (self.free.next_number() % self.used, self.used - count);
         SlotId::new(if slot < left { slot + count } else { slot - left })
     }
 
+    #[inline]
+    fn mark(&self, slot: SlotId) -> Mark {
+        *self.ledger.at(slot.index())
+    }
+
     fn is_lent(&self, links: &[Outbound], slot: SlotId) -> bool {
-        // What a ledger says of a fbuf is of its past.
-        !self.out.at(slot.index()) && links.iter().any(|link| link.has(slot))
+        let mark = self.mark(slot);
+        mark != Mark::OUT && links.iter().any(|link| link.has(slot, mark))
     }
 
     fn is_free(&self, links: &[Outbound], slot: SlotId) -> bool {
-        !self.out.at(slot.index()) && !links.iter().any(|link| link.has(slot))
+        let mark = self.mark(slot);
+        mark != Mark::OUT && !links.iter().any(|link| link.has(slot, mark))
     }
 
     /// How many slots there are now.
@@ -168,8 +171,8 @@ impl Pool {
     /// Begins to use the new segment: its slots come next.
     pub fn use_segment(&mut self) {
         if self.is_growing() {
-            self.forget_free();
-            (self.hand, self.used, self.searched) = (self.used, self.slots(), 0);
+            self.move_to(SlotId::new(self.used));
+            (self.used, self.searched) = (self.slots(), 0);
         }
     }
 
@@ -187,24 +190,24 @@ impl Pool {
     /// Takes the slot whose turn it is, if it is known to be free: its name, and where its bytes are.
     #[inline]
     pub(crate) fn take_free(&mut self) -> Option<(SlotId, Address)> {
-        let bytes = self.free.next()?;
-        let slot = SlotId::new(self.hand);
-        self.hand += 1;
-        Some((slot, bytes))
+        let (number, bytes) = self.free.next()?;
+        Some((SlotId::new(number), bytes))
     }
 
     /// Takes a slot that was to be sent, and was lent to nobody.
     pub(crate) fn take_back(&mut self, slot: SlotId) -> Option<Address> {
-        let bytes = self.pieces(slot, 1).next()?;
-        *self.out.at_mut(slot.index()) = true;
+        let (_, bytes) = self.pieces(slot, 1).next()?;
+        *self.ledger.at_mut(slot.index()) = Mark::OUT;
         Some(bytes)
     }
 
     /// The bytes of so many slots, which lie in one segment.
     fn pieces(&self, first: SlotId, count: u32) -> Pieces {
-        let Some(segment) = self.segment_of(first) else { return Pieces::none() };
-        let (first, stride) = (first.number() - segment.first, self.geometry.stride());
-        segment.map.pieces(first..first + count, stride, self.geometry.slot_bytes()).unwrap_or(Pieces::none())
+        let pieces = self.segment_of(first).and_then(|segment| {
+            let begin = first.number() - segment.first;
+            segment.map.pieces(begin..begin + count, self.geometry.stride(), self.geometry.slot_bytes())
+        });
+        pieces.map_or(Pieces::none(first.number()), |pieces| pieces.numbered_from(first.number()))
     }
 
     fn segment_of(&self, slot: SlotId) -> Option<&Segment> {
@@ -217,17 +220,18 @@ impl Pool {
         NonNull::from(Arc::as_ref(&self.shelf))
     }
 
-    /// Takes a filled fbuf back in order to send it: its slot, and how many bytes are filled.
+    /// Takes a filled fbuf back in order to send it as message number `sequence`: its slot, and how many
+    /// bytes are filled.
     ///
     /// # Errors
     /// The fbuf, if it came from another pool.
     #[inline]
-    pub fn take(&mut self, fbuf: Fbuf) -> Result<(SlotId, u32), Fbuf> {
+    pub fn take(&mut self, fbuf: Fbuf, sequence: u64) -> Result<(SlotId, u32), Fbuf> {
         if fbuf.home() != self.shelf() {
             return Err(fbuf);
         }
         let (slot, length) = fbuf.into_slot();
-        *self.out.at_mut(slot.index()) = false;
+        *self.ledger.at_mut(slot.index()) = Mark::of(sequence);
         Ok((slot, length))
     }
 
@@ -239,21 +243,21 @@ impl Pool {
         let first = self.ahead(0);
         let Some(segment) = self.segment_of(first) else { return false };
         let end = (segment.first + segment.slots).min(first.number().saturating_add(most));
-        let out = self.out.view();
-        let next = (first.number()..end).map(SlotId::new).take_while(|slot| !*out.at(slot.index()));
+        let marks = self.ledger.slice(first.index()..end as usize);
         let count = match links {
-            [link] => link.count_back(next),
-            links => next.take_while(|&slot| !links.iter().any(|link| link.has(slot))).count(),
+            [link] => link.count_back(first, marks),
+            links => (first.number()..).zip(marks).take_while(|&(slot, _)| self.is_free(links, SlotId::new(slot))).count(),
         };
-        (self.hand, self.free) = (first.number(), self.pieces(first, count as u32));
-        self.out.fill(first.index()..first.index() + count, true);
+        self.free = self.pieces(first, count as u32);
+        self.ledger.fill(first.index()..first.index() + count, Mark::OUT);
         count > 0
     }
 
-    /// Forgets which slots are known to be free.
-    fn forget_free(&mut self) {
-        self.out.fill(self.hand as usize..self.hand as usize + self.free.len(), false);
-        self.free = Pieces::none();
+    /// Moves the hand; forgets which slots were known to be free.
+    fn move_to(&mut self, slot: SlotId) {
+        let begin = self.free.next_number() as usize;
+        self.ledger.fill(begin..begin + self.free.len(), Mark::NONE);
+        self.free = Pieces::none(slot.number());
     }
 
     /// Whether the slot is free that comes after so many others.
@@ -278,13 +282,13 @@ impl Pool {
 
     fn search_from(&mut self, from: u32, most: u32, links: &[Outbound]) -> bool {
         for slot in self.shelf.clear() {
-            *self.out.at_mut(slot.index()) = false;
+            *self.ledger.at_mut(slot.index()) = Mark::NONE;
         }
         let end = from.saturating_add(most).min(self.used);
         let found = (0..1).chain(from..end).map(|ahead| self.ahead(ahead)).find(|&slot| self.is_free(links, slot));
         if let Some(slot) = found {
-            self.forget_free();
-            (self.hand, self.searched) = (slot.number(), 0);
+            self.move_to(slot);
+            self.searched = 0;
         } else {
             self.searched = end;
         }
@@ -434,9 +438,9 @@ mod tests {
     fn slots_are_reused_first_in_first_out() {
         let mut pool = pool(4, 4);
         let mut order = Vec::new();
-        for _ in 0..8 {
+        for sequence in 0..8 {
             let fbuf = next(&mut pool).unwrap();
-            order.push(pool.take(fbuf).unwrap().0.index());
+            order.push(pool.take(fbuf, sequence).unwrap().0.index());
         }
         assert_eq!(order, [0, 1, 2, 3, 0, 1, 2, 3]);
     }
@@ -463,8 +467,8 @@ mod tests {
     fn a_fbuf_of_another_pool_is_handed_back() {
         let (mut one, mut other) = (pool(1, 1), pool(1, 1));
         let fbuf = next(&mut one).unwrap();
-        let fbuf = other.take(fbuf).unwrap_err();
-        assert!(one.take(fbuf).is_ok());
+        let fbuf = other.take(fbuf, 0).unwrap_err();
+        assert!(one.take(fbuf, 0).is_ok());
     }
 
     #[test]

@@ -9,70 +9,92 @@ use crate::{
     board::{BoardMemory, BoardWriter},
     park::Fencing,
     ring::Ring,
-    slot::SlotId,
-    sync::{AtomicU32, AtomicU64, Mutex, Ordering, yield_now},
+    slot::{Mark, SlotId},
+    sync::{AtomicPtr, AtomicU32, AtomicU64, Mutex, Ordering, yield_now},
 };
 
-/// The receiver's private ledger: which slots of a link it holds. The mark of a slot is zero, or the
-/// position of the entry that lent it, plus one.
+/// What a receiver knows of the slots of a link: where their bytes are, and which of them it holds.
 #[derive(Debug)]
-pub struct Held(Ring<AtomicU64>);
+pub struct Held(Ring<Cell>);
+
+/// One slot, as its receiver knows it.
+#[derive(Debug)]
+pub struct Cell {
+    /// Where its bytes are. Written and read by the receiver only.
+    bytes: AtomicPtr<u8>,
+    /// The mark of the message that is held in it, or [`FREE`], or [`UNKNOWN`].
+    mark: AtomicU64,
+}
+
+/// Nothing is held in the slot.
+const FREE: u64 = Mark::NONE.word();
+/// It was not announced yet.
+const UNKNOWN: u64 = Mark::OUT.word();
 
 impl Held {
-    /// Nothing is held of `slots` slots.
+    /// No slot is known of `slots` that there may be.
     pub fn new(slots: usize) -> Self {
-        Self(Ring::new(slots, || AtomicU64::new(0)))
+        Self(Ring::new(slots, || Cell { bytes: AtomicPtr::default(), mark: AtomicU64::new(UNKNOWN) }))
     }
 
-    /// Marks a slot as held since the entry at `position`; false if it is held already. By the
+    /// Enters a slot, and where its bytes are. By the receiver only.
+    pub fn add(&self, slot: SlotId, bytes: *mut u8) {
+        let cell = self.0.at(slot.index());
+        cell.bytes.store(bytes, Ordering::Relaxed);
+        cell.mark.store(FREE, Ordering::Relaxed);
+    }
+
+    /// Marks a slot as held with a message; none if there is no such slot, or it is held already. By the
     /// receiver only.
     #[inline]
-    pub fn take(&self, slot: SlotId, position: u64) -> bool {
-        let mark = self.mark(slot);
+    pub fn take(&self, number: u64, message: Mark) -> Option<&Cell> {
+        let cell = self.0.get(number)?;
         // Acquire: partner is the Release store in `clear`, by whichever thread held it last.
-        if mark.load(Ordering::Acquire) != 0 {
-            return false;
+        if cell.mark.load(Ordering::Acquire) != FREE {
+            return None;
         }
-        mark.store(position + 1, Ordering::Relaxed);
-        true
+        cell.mark.store(message.word(), Ordering::Relaxed);
+        Some(cell)
     }
 
     /// As [`Self::take`], for a slot that could not be taken. A holder hands its slot back and clears
-    /// the mark a moment later; the sender may have lent it again by then. Waits for that moment; false
+    /// the mark a moment later; the sender may have lent it again by then. Waits for that moment; none
     /// if the slot was not handed back, and so is held in earnest.
-    pub fn take_patiently<M: BoardMemory>(&self, slot: SlotId, position: u64, board: &BoardWriter<M>) -> bool {
-        let mark = self.mark(slot);
+    pub fn take_patiently<M: BoardMemory>(&self, number: u64, message: Mark, board: &BoardWriter<M>) -> Option<&Cell> {
+        let cell = self.0.get(number)?;
         loop {
             // Acquire: as in `take`.
-            let held = mark.load(Ordering::Acquire);
-            if held == 0 {
-                return self.take(slot, position);
+            let held = cell.mark.load(Ordering::Acquire);
+            if held == FREE {
+                return self.take(number, message);
             }
-            if !board.is_back(slot, held - 1) {
-                return false;
+            if !board.is_back(SlotId::new(number as u32), Mark::from_word(held)) {
+                return None;
             }
             yield_now();
         }
     }
 
-    /// The mark of a slot, for its holder to clear.
-    #[inline]
-    pub fn mark(&self, slot: SlotId) -> &AtomicU64 {
-        self.0.at(slot.index())
-    }
-
-    /// Marks a slot as no longer held, by its one holder. The holder touches nothing of the link
-    /// after this: it may be gone.
-    #[inline]
-    pub fn clear(mark: &AtomicU64) {
-        // Release: partners are the Acquire loads in `take` and `count`.
-        mark.store(0, Ordering::Release);
-    }
-
     /// How many are held.
     pub fn count(&self) -> usize {
         // Acquire: partner is the Release store in `clear`.
-        self.0.iter().filter(|mark| mark.load(Ordering::Acquire) != 0).count()
+        self.0.iter().filter(|cell| !matches!(cell.mark.load(Ordering::Acquire), FREE | UNKNOWN)).count()
+    }
+}
+
+impl Cell {
+    /// Where its bytes are.
+    #[inline]
+    pub fn bytes(&self) -> *mut u8 {
+        self.bytes.load(Ordering::Relaxed)
+    }
+
+    /// Marks the slot as no longer held, by its one holder. The holder touches nothing of the link
+    /// after this: it may be gone.
+    #[inline]
+    pub fn clear(&self) {
+        // Release: partners are the Acquire loads in `take` and `count`.
+        self.mark.store(FREE, Ordering::Release);
     }
 }
 
@@ -120,7 +142,7 @@ impl<T: Remains> Retired<T> {
         self.sweep();
     }
 
-    /// To be called after [`Held::clear`] by whoever held a slot of a link that is dealt to this.
+    /// To be called after [`Cell::clear`] by whoever held a slot of a link that is dealt to this.
     #[inline]
     pub fn after_clear(&self, fencing: Fencing) {
         // Partner: the fence in `leave`.
@@ -174,35 +196,52 @@ mod tests {
         }
     }
 
+    fn held(slots: u32) -> Arc<Held> {
+        let held = Held::new(slots as usize);
+        (0..slots).for_each(|slot| held.add(SlotId::new(slot), std::ptr::null_mut()));
+        Arc::new(held)
+    }
+
     #[test]
     fn a_slot_is_held_once() {
-        let (held, board) = (Held::new(3), BoardWriter::new(HeapBoard::new(3)));
-        assert!(held.take(SlotId::new(0), 0) && held.take(SlotId::new(2), 1));
-        assert!(!held.take(SlotId::new(0), 2) && !held.take_patiently(SlotId::new(0), 2, &board));
+        let (held, board) = (held(3), BoardWriter::new(HeapBoard::new(3)));
+        assert!(held.take(0, Mark::of(0)).is_some() && held.take(2, Mark::of(1)).is_some());
+        assert!(held.take(0, Mark::of(2)).is_none() && held.take_patiently(0, Mark::of(2), &board).is_none());
         assert_eq!(held.count(), 2);
     }
 
     #[test]
+    fn a_slot_that_is_not_known_is_not_taken() {
+        let (held, board) = (held(2), BoardWriter::new(HeapBoard::new(4)));
+        let more = Held::new(4);
+        for number in [2, 3, 4, u64::MAX] {
+            assert!(held.take(number, Mark::of(0)).is_none() && more.take(number, Mark::of(0)).is_none());
+            assert!(more.take_patiently(number, Mark::of(0), &board).is_none());
+        }
+        assert_eq!(held.count() + more.count(), 0);
+    }
+
+    #[test]
     fn a_slot_that_was_handed_back_is_waited_for() {
-        let (held, board) = (Arc::new(Held::new(1)), BoardWriter::new(HeapBoard::new(1)));
-        assert!(held.take(SlotId::new(0), 5));
-        board.hand_back(SlotId::new(0), 5);
+        let (held, board) = (held(1), BoardWriter::new(HeapBoard::new(1)));
+        assert!(held.take(0, Mark::of(5)).is_some());
+        board.hand_back(SlotId::new(0), Mark::of(5));
         let holder = held.clone();
-        let clearing = std::thread::spawn(move || Held::clear(holder.mark(SlotId::new(0))));
-        assert!(held.take_patiently(SlotId::new(0), 6, &board));
+        let clearing = std::thread::spawn(move || holder.0.at(0).clear());
+        assert!(held.take_patiently(0, Mark::of(6), &board).is_some());
         clearing.join().unwrap();
         assert_eq!(held.count(), 1);
     }
 
     #[test]
     fn remains_stay_until_the_last_slot_is_put() {
-        let (held, retired) = (Arc::new(Held::new(3)), Retired::new());
-        assert!(held.take(SlotId::new(0), 0) && held.take(SlotId::new(2), 1));
+        let (held, retired) = (held(3), Retired::new());
+        let (one, other) = (held.take(0, Mark::of(0)).unwrap(), held.take(2, Mark::of(1)).unwrap());
         retired.leave(Link(held.clone()), Fencing::Full);
-        Held::clear(held.mark(SlotId::new(0)));
+        one.clear();
         retired.after_clear(Fencing::Full);
         assert_eq!(Arc::strong_count(&held), 2);
-        Held::clear(held.mark(SlotId::new(2)));
+        other.clear();
         retired.after_clear(Fencing::Full);
         assert_eq!(Arc::strong_count(&held), 1, "the remains were not dropped");
         assert_eq!(retired.count.load(Ordering::Relaxed), 0);
@@ -210,7 +249,7 @@ mod tests {
 
     #[test]
     fn idle_remains_go_at_once() {
-        let (held, retired) = (Arc::new(Held::new(3)), Retired::new());
+        let (held, retired) = (held(3), Retired::new());
         retired.leave(Link(held.clone()), Fencing::Full);
         assert_eq!(Arc::strong_count(&held), 1);
     }
@@ -247,6 +286,12 @@ mod model {
         }
     }
 
+    fn held(slots: u32) -> Arc<Held> {
+        let held = Held::new(slots as usize);
+        (0..slots).for_each(|slot| held.add(SlotId::new(slot), std::ptr::null_mut()));
+        Arc::new(held)
+    }
+
     fn read(byte: &UnsafeCell<u8>) {
         byte.with(|p| {
             // SAFETY: held (invariant 2); loom checks just that.
@@ -276,14 +321,14 @@ mod model {
         model.check(|| {
             let gone = Arc::new(AtomicBool::new(false));
             let bytes = Arc::new([UnsafeCell::new(0), UnsafeCell::new(0)]);
-            let (held, retired) = (Arc::new(Held::new(2)), Arc::new(Retired::new()));
-            assert!(held.take(SlotId::new(0), 0) && held.take(SlotId::new(1), 1));
+            let (held, retired) = (held(2), Arc::new(Retired::new()));
+            assert!(held.take(0, Mark::of(0)).is_some() && held.take(1, Mark::of(1)).is_some());
             let holders: Vec<_> = (0..2u32)
                 .map(|index| {
                     let (held, retired, bytes) = (held.clone(), retired.clone(), bytes.clone());
                     thread::spawn(move || {
                         read(&bytes[index as usize]);
-                        Held::clear(held.mark(SlotId::new(index)));
+                        held.0.at(index as usize).clear();
                         retired.after_clear(Fencing::Full);
                     })
                 })
@@ -303,19 +348,19 @@ mod model {
         loom::model(|| {
             let memory = HeapBoard::new(1);
             let (board, sender) = (Arc::new(BoardWriter::new(memory.clone())), BoardReader::new(memory));
-            let held = Arc::new(Held::new(1));
-            assert!(held.take(SlotId::new(0), 0));
+            let held = held(1);
+            assert!(held.take(0, Mark::of(0)).is_some());
             let holder = {
                 let (board, held) = (board.clone(), held.clone());
                 thread::spawn(move || {
-                    board.hand_back(SlotId::new(0), 0);
-                    Held::clear(held.mark(SlotId::new(0)));
+                    board.hand_back(SlotId::new(0), Mark::of(0));
+                    held.0.at(0).clear();
                 })
             };
-            while !sender.has(SlotId::new(0), 0) {
+            while !sender.has(SlotId::new(0), Mark::of(0)) {
                 thread::yield_now();
             }
-            assert!(held.take_patiently(SlotId::new(0), 1, &board), "an honest sender was taken for another");
+            assert!(held.take_patiently(0, Mark::of(1), &board).is_some(), "an honest sender was taken for another");
             holder.join().unwrap();
             assert_eq!(held.count(), 1, "the mark of the second lending was lost");
         });
@@ -328,18 +373,18 @@ mod model {
         loom::model(|| {
             let gone = Arc::new(AtomicBool::new(false));
             let bytes = Arc::new([UnsafeCell::new(0), UnsafeCell::new(0)]);
-            let (held, retired) = (Arc::new(Held::new(1)), Arc::new(Retired::new()));
-            assert!(held.take(SlotId::new(0), 0));
+            let (held, retired) = (held(1), Arc::new(Retired::new()));
+            assert!(held.take(0, Mark::of(0)).is_some());
             let holder = {
                 let (held, retired, bytes) = (held.clone(), retired.clone(), bytes.clone());
                 thread::spawn(move || {
                     read(&bytes[0]);
-                    Held::clear(held.mark(SlotId::new(0)));
+                    held.0.at(0).clear();
                     retired.after_clear(Fencing::Full);
                 })
             };
-            if held.take(SlotId::new(0), 1) {
-                Held::clear(held.mark(SlotId::new(0)));
+            if let Some(cell) = held.take(0, Mark::of(1)) {
+                cell.clear();
             }
             retired.leave(Link { held, bytes, gone: gone.clone() }, Fencing::Full);
             holder.join().unwrap();

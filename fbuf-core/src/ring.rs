@@ -28,6 +28,12 @@ impl<T> Ring<T> {
         unsafe { self.cells.get_unchecked(index & self.mask) }
     }
 
+    /// The cell with this number, if there is one; no laps.
+    #[inline]
+    pub fn get(&self, number: u64) -> Option<&T> {
+        self.cells.get(usize::try_from(number).ok()?)
+    }
+
     /// As [`Self::at`].
     #[inline]
     pub fn at_mut(&mut self, index: usize) -> &mut T {
@@ -45,32 +51,15 @@ impl<T> Ring<T> {
         }
     }
 
-    /// The same cells, as a value: what is looked up in a loop beside atomics, which make compilers
-    /// forget what they have read, stays in registers.
+    /// Cells that lie one behind the other without the index wrapping; none if they do not.
     #[inline]
-    pub fn view(&self) -> View<'_, T> {
-        View { cells: &self.cells, mask: self.mask }
+    pub fn slice(&self, cells: Range<usize>) -> &[T] {
+        self.cells.get(cells).unwrap_or_default()
     }
 
     /// All cells.
     pub fn iter(&self) -> impl Iterator<Item = &T> {
         self.cells.iter()
-    }
-}
-
-/// The cells of a [`Ring`], to be read.
-#[derive(Debug, Clone, Copy)]
-pub struct View<'a, T> {
-    cells: &'a [T],
-    mask: usize,
-}
-
-impl<'a, T> View<'a, T> {
-    /// As [`Ring::at`].
-    #[inline]
-    pub fn at(self, index: usize) -> &'a T {
-        // SAFETY: as in `Ring`, whose cells and mask these are.
-        unsafe { self.cells.get_unchecked(index & self.mask) }
     }
 }
 
@@ -89,9 +78,11 @@ mod tests {
             let cells = ring.iter().count();
             assert!(cells >= least.max(1) && cells.is_power_of_two());
             for index in [0, 1, cells - 1, cells, 7 * cells + 5, usize::MAX] {
-                assert_eq!((*ring.at(index), *ring.view().at(index)), (index % cells, index % cells));
+                assert_eq!(*ring.at(index), index % cells);
                 assert_eq!(*ring.at_mut(index), index % cells);
+                assert_eq!(ring.get(index as u64).copied(), (index < cells).then_some(index));
             }
+            assert_eq!((ring.slice(0..cells).len(), ring.slice(1..cells + 1).len()), (cells, 0));
         }
     }
 }

@@ -27,6 +27,54 @@ impl SlotId {
     }
 }
 
+/// Which message used a slot last, as the ledger of a sender and the boards of its receivers have it: its
+/// sequence number, plus one.
+///
+/// One number for all links of a sender: a slot that is sent is entered once, however many receivers
+/// there are, and each hands back what that number names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Mark(u64);
+
+impl Mark {
+    /// No message: so is the memory of a fresh board.
+    pub const NONE: Self = Self(0);
+    /// In a ledger: a fbuf, or free and about to become one. Never the mark of a message.
+    pub(crate) const OUT: Self = Self(u64::MAX);
+
+    /// Of the message with this number, which is less than [`MAX_SEQUENCE`](crate::limits::MAX_SEQUENCE).
+    #[must_use]
+    #[inline]
+    pub const fn of(sequence: u64) -> Self {
+        Self(sequence + 1)
+    }
+
+    /// The number of the message.
+    #[must_use]
+    #[inline]
+    pub const fn sequence(self) -> u64 {
+        self.0.wrapping_sub(1)
+    }
+
+    /// Whether it is of a message before this one.
+    #[must_use]
+    #[inline]
+    pub fn is_before(self, sequence: u64) -> bool {
+        self.0 <= sequence
+    }
+
+    /// As it stands in shared memory.
+    #[inline]
+    pub(crate) const fn word(self) -> u64 {
+        self.0
+    }
+
+    /// The mark that a word is.
+    #[inline]
+    pub(crate) const fn from_word(word: u64) -> Self {
+        Self(word)
+    }
+}
+
 /// How big a sender's slots are and how many it may ever have. Checked: one that exists is allowed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Geometry {

@@ -5,7 +5,7 @@
 pub use std::{
     sync::{
         Mutex,
-        atomic::{AtomicU32, AtomicU64, Ordering, compiler_fence, fence},
+        atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering, compiler_fence, fence},
     },
     thread::yield_now,
 };
@@ -14,7 +14,7 @@ pub use std::{
 pub use loom::{
     sync::{
         Mutex,
-        atomic::{AtomicU32, AtomicU64, Ordering, fence},
+        atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering, fence},
     },
     thread::yield_now,
 };

@@ -27,7 +27,7 @@ pub enum Violation {
         /// The slot that was named.
         named: u32,
         /// How many are known.
-        known: usize,
+        known: u32,
     },
     /// More bytes than a slot has.
     #[error("a message claims {length} bytes in a slot of {slot_bytes}")]

@@ -80,13 +80,11 @@ impl Sender {
     /// None today; the type leaves room.
     #[inline(always)]
     pub fn allocate(&mut self) -> Result<Fbuf, AllocateError> {
-        match self.pool.allocate() {
-            Some(fbuf) => Ok(fbuf),
-            // Taken apart and put together, what is returned never has to be in memory above.
-            None => match self.collect_and_allocate(None) {
-                Ok(fbuf) => Ok(fbuf),
-                Err(error) => Err(error),
-            },
+        loop {
+            if let Some(fbuf) = self.pool.allocate() {
+                return Ok(fbuf);
+            }
+            self.provide(None)?;
         }
     }
 
@@ -96,34 +94,34 @@ impl Sender {
     /// [`AllocateError::TimedOut`]
     #[inline]
     pub fn allocate_timeout(&mut self, time: Duration) -> Result<Fbuf, AllocateError> {
-        match self.pool.allocate() {
-            Some(fbuf) => Ok(fbuf),
-            None => self.collect_and_allocate(Some(time)),
+        loop {
+            if let Some(fbuf) = self.pool.allocate() {
+                return Ok(fbuf);
+            }
+            self.provide(deadline(time))?;
         }
     }
 
     /// Takes a free slot, if there is one; grows, but never waits.
     #[inline]
     pub fn try_allocate(&mut self) -> Option<Fbuf> {
-        self.pool.allocate().or_else(|| self.collect_or_find())
+        self.pool.allocate().or_else(|| if self.collect_or_find() { self.pool.allocate() } else { None })
     }
 
-    /// Looks which slots are back, for a round of messages, and waits if none is.
+    /// Sees to it that the pool knows of a free slot; looks at a round of slots, and waits if none of any
+    /// is back.
     #[cold]
     #[inline(never)]
-    fn collect_and_allocate(&mut self, time: Option<Duration>) -> Result<Fbuf, AllocateError> {
-        match self.collect_or_find() {
-            Some(fbuf) => Ok(fbuf),
-            None => self.wait_for_slot(time.and_then(deadline)),
-        }
+    fn provide(&mut self, deadline: Option<Instant>) -> Result<(), AllocateError> {
+        if self.collect_or_find() { Ok(()) } else { self.wait_for_slot(deadline) }
     }
 
     #[cold]
     #[inline(never)]
-    fn collect_or_find(&mut self) -> Option<Fbuf> {
+    fn collect_or_find(&mut self) -> bool {
         // The rounds in which slots are collected are those in which the time is looked at.
         self.look_if_due();
-        self.take_slot().or_else(|| self.find_slot())
+        self.collect() || self.find_slot()
     }
 
     /// Gives a fbuf to every receiver: what is filled of it is the message (uf_write). From here on
@@ -135,9 +133,9 @@ impl Sender {
     pub fn write(&mut self, fbuf: Fbuf) -> Result<Sent, WriteError> {
         // All of this is inlined where messages are written; whatever is more goes through a call.
         if self.inbox.is_filled() {
-            return self.look_and_write(fbuf);
+            self.look_if_due();
         }
-        let (slot, length) = self.pool.take(fbuf).map_err(WriteError::OtherSender)?;
+        let (slot, length) = self.pool.take(fbuf, self.next_sequence).map_err(WriteError::OtherSender)?;
         if let [link] = &mut self.links[..] {
             match link.offer_simply(slot, length) {
                 Some(true) => return Ok(self.sent(length, 1)),
@@ -145,14 +143,6 @@ impl Sender {
                 None => {}
             }
         }
-        self.offer(slot, length)
-    }
-
-    #[cold]
-    #[inline(never)]
-    fn look_and_write(&mut self, fbuf: Fbuf) -> Result<Sent, WriteError> {
-        self.look_if_due();
-        let (slot, length) = self.pool.take(fbuf).map_err(WriteError::OtherSender)?;
         self.offer(slot, length)
     }
 
@@ -168,7 +158,7 @@ impl Sender {
     #[cold]
     #[inline(never)]
     fn answer(&mut self, slot: SlotId, length: u32) -> Result<Sent, WriteError> {
-        match self.links.first_mut().map(|link| link.answer()) {
+        match self.links.first_mut().map(|link| link.answer(self.next_sequence)) {
             Some(Offer::Lent) => Ok(self.sent(length, 1)),
             _ => self.write_to_nobody(slot, length),
         }
@@ -182,7 +172,8 @@ impl Sender {
     }
 
     fn offer_to_all(&mut self, slot: SlotId, length: u32) -> usize {
-        self.links.iter_mut().filter_map(|link| (link.offer(slot, length) == Offer::Lent).then_some(())).count()
+        let sequence = self.next_sequence;
+        self.links.iter_mut().map(|link| link.offer(slot, length, sequence)).filter(|offer| *offer == Offer::Lent).count()
     }
 
     /// No receiver took it. It was sent all the same if there is one that asked to be skipped.
@@ -304,23 +295,23 @@ impl Sender {
         }
     }
 
-    /// A slot that is free although it was not its turn, or is new.
-    fn find_slot(&mut self) -> Option<Fbuf> {
+    /// Looks for a slot that is free although it is not its turn, or is new.
+    fn find_slot(&mut self) -> bool {
         self.notice_leaving();
         if !self.pool.search(&self.links) {
             self.grow();
         }
-        self.take_slot()
+        self.collect()
     }
 
-    /// A slot that is free, or has come back to the head of the line.
-    fn take_slot(&mut self) -> Option<Fbuf> {
-        if self.pool.collect(&self.links, self.pace.round()) { self.pool.allocate() } else { None }
+    /// Looks whether the slots are free whose turn it is.
+    fn collect(&mut self) -> bool {
+        self.pool.collect(&self.links, self.pace.round())
     }
 
     fn notice_leaving(&mut self) {
         for link in &mut self.links {
-            link.notice_leaving();
+            link.notice_leaving(self.next_sequence);
         }
     }
 
@@ -351,7 +342,7 @@ impl Sender {
         }
     }
 
-    fn wait_for_slot(&mut self, deadline: Option<Instant>) -> Result<Fbuf, AllocateError> {
+    fn wait_for_slot(&mut self, deadline: Option<Instant>) -> Result<(), AllocateError> {
         self.counters.waits += 1;
         let mut waiting = Waiting::new(self.crowd.wait(self.wait, self.links.len()), self.patience, deadline);
         if waiting.looks() && self.gathering.is_worthwhile(self.next_sequence) {
@@ -362,8 +353,8 @@ impl Sender {
                 self.notice_leaving();
             }
             let look = waiting.is_thorough() && self.pool.search(&self.links) || self.pool.is_back(&self.links, 0);
-            if look && let Some(fbuf) = self.take_slot() {
-                return Ok(fbuf);
+            if look && self.collect() {
+                return Ok(());
             }
             match waiting.next() {
                 Next::Again => {}
@@ -416,6 +407,7 @@ impl Sender {
     /// Looks at the sockets, but not more often than every so many milliseconds: the number of
     /// system calls depends on time, not on messages.
     #[cold]
+    #[inline(never)]
     fn look_if_due(&mut self) {
         // A receiver is on its way, or there is none.
         let urgent = !self.expected.is_empty() || self.receivers() == 0;
@@ -431,7 +423,7 @@ impl Sender {
         self.pace.looked();
         for socket in ready.iter() {
             if let Some(index) = position(&self.links, socket) {
-                if let Err(end) = self.links[index].attend() {
+                if let Err(end) = self.links[index].attend(self.next_sequence) {
                     self.end(index, end);
                 }
             } else if let Some(index) = position(&self.expected, socket) {
@@ -475,7 +467,7 @@ impl Sender {
         self.crowd.remove(link.peer());
         self.sockets.remove(&link);
         self.past = self.past + link.counts();
-        link.notice_leaving();
+        link.notice_leaving(self.next_sequence);
         let farewell = match end {
             LinkEnd::HangUp if link.is_open() => Farewell::Died,
             LinkEnd::HangUp => Farewell::Left,
@@ -488,7 +480,7 @@ impl Sender {
     /// Ends the links of receivers that have closed and hold nothing any more.
     fn remove_departed(&mut self) {
         for index in (0..self.links.len()).rev() {
-            if !self.links[index].is_open() && !self.links[index].lends() {
+            if !self.links[index].is_open() && !self.pool.lends(&self.links[index..=index]) {
                 self.end(index, LinkEnd::HangUp);
             }
         }

@@ -11,6 +11,7 @@ use std::{
     ops::Range,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     ptr::NonNull,
+    slice,
 };
 
 use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap, mprotect, munmap};
@@ -84,14 +85,15 @@ impl Map {
         if last.checked_add(length.into())? > self.size as u64 {
             return None;
         }
-        Some(Pieces { base: self.base, stride: stride as usize, numbers })
+        Some(Pieces { origin: self.base.as_ptr(), stride: stride as usize, numbers })
     }
 }
 
 /// Addresses of pieces of a mapping.
 #[derive(Debug)]
 pub struct Pieces {
-    base: NonNull<u8>,
+    /// Where number 0 lies, or would lie.
+    origin: *mut u8,
     stride: usize,
     numbers: Range<u32>,
 }
@@ -102,10 +104,25 @@ unsafe impl Send for Pieces {}
 unsafe impl Sync for Pieces {}
 
 impl Pieces {
-    /// Of no mapping.
+    /// None, where number `next` would be the next.
     #[must_use]
-    pub const fn none() -> Self {
-        Self { base: NonNull::dangling(), stride: 0, numbers: 0..0 }
+    pub const fn none(next: u32) -> Self {
+        Self { origin: std::ptr::null_mut(), stride: 0, numbers: next..next }
+    }
+
+    /// The same pieces, with other numbers: the next is number `first`.
+    #[must_use]
+    pub fn numbered_from(self, first: u32) -> Self {
+        let Self { origin, stride, numbers } = self;
+        let step = (numbers.start as usize).wrapping_sub(first as usize).wrapping_mul(stride);
+        Self { origin: origin.wrapping_add(step), stride, numbers: first..first + (numbers.end - numbers.start) }
+    }
+
+    /// The number of the next, or of that which would come after the last.
+    #[must_use]
+    #[inline]
+    pub fn next_number(&self) -> u32 {
+        self.numbers.start
     }
 
     /// How many are left.
@@ -122,17 +139,19 @@ impl Pieces {
 }
 
 impl Iterator for Pieces {
-    type Item = Address;
+    type Item = (u32, Address);
 
     #[inline]
-    fn next(&mut self) -> Option<Address> {
+    fn next(&mut self) -> Option<(u32, Address)> {
         if self.is_empty() {
             return None;
         }
         let number = self.numbers.start;
         self.numbers.start += 1;
-        // SAFETY: all pieces with these numbers lie inside the mapping (`Map::pieces`).
-        Some(Address(unsafe { self.base.add(number as usize * self.stride) }))
+        let address = self.origin.wrapping_add(number as usize * self.stride);
+        // SAFETY: all pieces with these numbers lie inside the mapping (`Map::pieces`), which does not
+        // begin at address zero.
+        Some((number, Address(unsafe { NonNull::new_unchecked(address) })))
     }
 }
 
@@ -287,6 +306,14 @@ impl<H: FromBytes, C: FromBytes> Table<H, C> {
         // the rest is as for `head`.
         unsafe { self.map.base.add(size_of::<H>()).cast::<C>().add(index & self.mask).as_ref() }
     }
+
+    /// Cells that lie one behind the other without the index wrapping; none if they do not.
+    #[must_use]
+    pub fn slice(&self, cells: Range<usize>) -> &[C] {
+        // SAFETY: as for `at`; all of them.
+        let all = unsafe { slice::from_raw_parts(self.map.base.add(size_of::<H>()).cast().as_ptr(), self.capacity()) };
+        all.get(cells).unwrap_or_default()
+    }
 }
 
 #[cfg(test)]
@@ -327,9 +354,14 @@ mod tests {
         let (map, _fd) = Map::create("fbuf-test", 4096).unwrap();
         let pieces: Vec<_> = map.pieces(1..4, 1024, 1000).unwrap().collect();
         assert_eq!(pieces.len(), 3);
-        for (piece, offset) in pieces.iter().zip([1024, 2048, 3072]) {
+        for ((_, piece), offset) in pieces.iter().zip([1024, 2048, 3072]) {
             assert_eq!(piece.pointer().as_ptr() as usize, map.base.as_ptr() as usize + offset);
         }
+        let mut numbered = map.pieces(1..4, 1024, 1000).unwrap().numbered_from(7);
+        assert_eq!(numbered.next_number(), 7);
+        let again: Vec<_> = numbered.by_ref().collect();
+        assert!(again.iter().map(|(number, _)| *number).eq(7..10) && numbered.next_number() == 10);
+        assert!(again.iter().zip(&pieces).all(|((_, one), (_, other))| one == other));
         #[allow(clippy::reversed_empty_ranges)]
         for (numbers, stride, length) in [
             (0..4, 1024, 1025),
