@@ -110,8 +110,9 @@ type Letter = Result<Greeted, (Peer, GreetError)>;
 /// It belongs to one thread at a time; what it has received may go to others.
 #[derive(Debug)]
 pub struct Receiver {
+    /// The first is the one whose turn it is.
     links: Vec<Inbound>,
-    /// Whose turn it is.
+    /// Which of the others had its turn last.
     turn: usize,
     greeted: Vec<Greeted>,
     sockets: Sockets,
@@ -261,7 +262,7 @@ impl Receiver {
         if self.left == 0 {
             return None;
         }
-        let received = self.links.get_mut(self.turn)?.take_simply()?;
+        let received = self.links.first_mut()?.take_simply()?;
         self.left -= 1;
         self.bytes += received.len() as u64;
         Some(received)
@@ -291,17 +292,16 @@ impl Receiver {
     fn take(&mut self) -> Option<Received> {
         if self.left == 0 {
             // After so many messages it is the next sender's turn, and perhaps time to look around.
-            self.turn += 1;
+            self.pass_on();
             self.look_if_due(BUSY_LOOK_TIME);
             self.left = self.pace.round();
             if !self.troubles.is_empty() {
                 return None;
             }
         }
-        for step in 0..self.links.len() {
-            let index = (self.turn + step) % self.links.len();
+        for index in 0..self.links.len() {
             if let Some(received) = self.links[index].take() {
-                self.turn = index;
+                self.links.swap(0, index);
                 self.left -= 1;
                 self.bytes += received.len() as u64;
                 return Some(received);
@@ -311,8 +311,16 @@ impl Receiver {
                 return None;
             }
         }
-        self.turn = 0;
         None
+    }
+
+    /// Gives the turn to the next of the other senders. Each has it once while it goes round.
+    fn pass_on(&mut self) {
+        let others = self.links.len().saturating_sub(1);
+        if others > 0 {
+            self.turn = self.turn % others + 1;
+            self.links.swap(0, self.turn);
+        }
     }
 
     /// What there is to report or to take, in this order; the end, when all is over.
@@ -333,7 +341,7 @@ impl Receiver {
         let mut waiting = Waiting::new(self.crowd.wait(self.wait, self.links.len()), self.patience, deadline);
         if waiting.looks()
             && self.gathering.is_worthwhile(self.messages())
-            && let Some(link) = self.links.get(self.turn)
+            && let Some(link) = self.links.first()
         {
             self.gathering.wait(Gathering::RECEIVER_TIME, || match link.has_more_than(Gathering::MESSAGES) {
                 true => Sight::Enough,

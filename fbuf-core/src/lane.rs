@@ -160,12 +160,12 @@ impl<M: LaneMemory> LaneWriter<M> {
 
     #[inline]
     fn publish(&mut self, kind: u64, slot: u64, body: u64) {
-        let entry = self.memory.entry(self.position);
+        let (entry, position) = (self.memory.entry(self.position), self.position);
+        self.position += 1;
         entry.body.store(body, Ordering::Relaxed);
         // Release: partner is the Acquire load in `LaneReader::peek`. It carries the body, and the
         // bytes of the slot.
-        entry.head.store(head_of(self.position, kind) + slot, Ordering::Release);
-        self.position += 1;
+        entry.head.store(head_of(position, kind) + slot, Ordering::Release);
     }
 
     /// Says that nothing follows but messages that were left out.

@@ -196,18 +196,9 @@ impl Pool {
 
     /// Takes a slot that was to be sent, and was lent to nobody.
     pub(crate) fn take_back(&mut self, slot: SlotId) -> Option<Address> {
-        let (_, bytes) = self.pieces(slot, 1).next()?;
+        let (_, bytes) = self.segment_of(slot)?.pieces(self.geometry, slot, 1).next()?;
         *self.ledger.at_mut(slot.index()) = Mark::OUT;
         Some(bytes)
-    }
-
-    /// The bytes of so many slots, which lie in one segment.
-    fn pieces(&self, first: SlotId, count: u32) -> Pieces {
-        let pieces = self.segment_of(first).and_then(|segment| {
-            let begin = first.number() - segment.first;
-            segment.map.pieces(begin..begin + count, self.geometry.stride(), self.geometry.slot_bytes())
-        });
-        pieces.map_or(Pieces::none(first.number()), |pieces| pieces.numbered_from(first.number()))
     }
 
     fn segment_of(&self, slot: SlotId) -> Option<&Segment> {
@@ -248,7 +239,7 @@ impl Pool {
             [link] => link.count_back(first, marks),
             links => (first.number()..).zip(marks).take_while(|&(slot, _)| self.is_free(links, SlotId::new(slot))).count(),
         };
-        self.free = self.pieces(first, count as u32);
+        self.free = segment.pieces(self.geometry, first, count as u32);
         self.ledger.fill(first.index()..first.index() + count, Mark::OUT);
         count > 0
     }
@@ -310,6 +301,13 @@ impl Pool {
 }
 
 impl Segment {
+    /// The bytes of so many of its slots.
+    fn pieces(&self, geometry: Geometry, first: SlotId, count: u32) -> Pieces {
+        let begin = first.number() - self.first;
+        let pieces = self.map.pieces(begin..begin + count, geometry.stride(), geometry.slot_bytes());
+        pieces.unwrap_or(Pieces::none(begin)).numbered_from(first.number())
+    }
+
     fn announce(&self) -> NewSegment {
         NewSegment { memory: Descriptor::from(self.descriptor.clone()), slots: self.slots }
     }
