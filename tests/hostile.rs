@@ -76,12 +76,7 @@ fn a_hostile_sender_loses_its_link_and_its_neighbour_keeps_its_own() {
     let client = Client::connect_to(broker.address()).unwrap();
     let mut receiver = client.receiver("c").stay().open().unwrap();
     let welcome = |lane: Descriptor, memory: Descriptor, slots| {
-        LinkMessage::Welcome(Welcome {
-            lane,
-            first_sequence: 0,
-            asymmetric: true,
-            segments: vec![NewSegment { memory, slots }],
-        })
+        LinkMessage::Welcome(Welcome { lane, first_sequence: 0, segments: vec![NewSegment { memory, slots }] })
     };
     let attacks: [Attack; 6] = [
         ("garbage", Box::new(|hostile| garbage(&hostile.link))),
@@ -95,7 +90,7 @@ fn a_hostile_sender_loses_its_link_and_its_neighbour_keeps_its_own() {
         (
             "a hello",
             Box::new(|hostile| {
-                hostile.say(&LinkMessage::Hello(Hello { board: sealed(4096), skip_above: None, asymmetric: true }));
+                hostile.say(&LinkMessage::Hello(Hello { board: sealed(4096), skip_above: None, fences: false }));
             }),
         ),
     ];
@@ -140,7 +135,7 @@ fn a_hostile_receiver_loses_its_link_and_its_neighbour_keeps_its_own() {
     let broker = Embedded::start().unwrap();
     let client = Client::connect_to(broker.address()).unwrap();
     let mut sender = client.sender("c").slot_size(100).slots(4).open().unwrap();
-    let hello = |board| LinkMessage::Hello(Hello { board, skip_above: None, asymmetric: true });
+    let hello = |board| LinkMessage::Hello(Hello { board, skip_above: None, fences: false });
     let attacks: [Attack; 5] = [
         ("garbage", Box::new(|hostile| garbage(&hostile.link))),
         ("an unsealed board", Box::new(|hostile| hostile.say(&hello(unsealed(4096))))),

@@ -17,7 +17,7 @@ use crate::{
     limits::MAX_SEQUENCE,
     link::{Hello, LinkEnd, LinkMessage, NewSegment, Welcome},
     memory::{Map, Reserved},
-    outbound::{Arrived, Expected, Outbound},
+    outbound::{Arrived, Expected, Offer, Outbound},
     pool::Pool,
     slot::Geometry,
     socket::{Credentials, PacketSocket},
@@ -83,7 +83,7 @@ enum Packet {
     Garbage(Vec<u8>, Vec<Kind>),
     Bell,
     Hello(Kind, Option<u32>, bool),
-    Welcome(Kind, u64, bool, Vec<(Kind, u32)>),
+    Welcome(Kind, u64, Vec<(Kind, u32)>),
     Segment(Kind, u32),
 }
 
@@ -92,9 +92,10 @@ fn packet() -> impl Strategy<Value = Packet> {
     prop_oneof![
         (vec(any::<u8>(), 1..40), vec(kind(), 0..3)).prop_map(|(bytes, kinds)| Packet::Garbage(bytes, kinds)),
         Just(Packet::Bell),
-        (kind(), any::<Option<u32>>(), any::<bool>()).prop_map(|(board, skip, way)| Packet::Hello(board, skip, way)),
-        (kind(), any::<u64>(), any::<bool>(), vec((kind(), slots.clone()), 0..3))
-            .prop_map(|(lane, first, way, segments)| Packet::Welcome(lane, first, way, segments)),
+        (kind(), any::<Option<u32>>(), any::<bool>())
+            .prop_map(|(board, skip, fences)| Packet::Hello(board, skip, fences)),
+        (kind(), any::<u64>(), vec((kind(), slots.clone()), 0..3))
+            .prop_map(|(lane, first, segments)| Packet::Welcome(lane, first, segments)),
         (kind(), slots).prop_map(|(memory, slots)| Packet::Segment(memory, slots)),
     ]
 }
@@ -107,13 +108,12 @@ fn send(socket: &PacketSocket, packet: &Packet) {
             Letter { bytes: bytes.clone(), descriptors: kinds.iter().map(|kind| Arc::new(kind.make())).collect() }
         }
         Packet::Bell => wire::encode(&LinkMessage::Bell).unwrap(),
-        &Packet::Hello(board, skip_above, asymmetric) => {
-            wire::encode(&LinkMessage::Hello(Hello { board: descriptor(&board), skip_above, asymmetric })).unwrap()
+        &Packet::Hello(board, skip_above, fences) => {
+            wire::encode(&LinkMessage::Hello(Hello { board: descriptor(&board), skip_above, fences })).unwrap()
         }
-        Packet::Welcome(lane, first_sequence, asymmetric, segments) => {
-            let (first_sequence, asymmetric) = (*first_sequence, *asymmetric);
-            let segments = segments.iter().map(segment).collect();
-            let welcome = Welcome { lane: descriptor(lane), first_sequence, asymmetric, segments };
+        Packet::Welcome(lane, first_sequence, segments) => {
+            let (lane, segments) = (descriptor(lane), segments.iter().map(segment).collect());
+            let welcome = Welcome { lane, first_sequence: *first_sequence, segments };
             wire::encode(&LinkMessage::Welcome(welcome)).unwrap()
         }
         &Packet::Segment(memory, slots) => wire::encode(&LinkMessage::Segment(segment(&(memory, slots)))).unwrap(),
@@ -131,7 +131,6 @@ fn victim_receiver() -> (Inbound, PacketSocket, LaneTable, Vec<Map>) {
     let welcome = Welcome {
         lane: lane_fd.into(),
         first_sequence: 0,
-        asymmetric: true,
         segments: vec![NewSegment { memory: memory_fd.into(), slots: 2 }],
     };
     own.send(&wire::encode(&LinkMessage::Welcome(welcome)).unwrap()).unwrap();
@@ -148,7 +147,7 @@ fn sender_with(slots: u32) -> (Pool, Outbound, PacketSocket, BoardTable) {
     let (own, its) = sockets();
     let pool = Pool::new(geometry(), slots, Arc::new(EventFd::new().unwrap())).unwrap();
     let (board, descriptor) = BoardTable::create("fbuf-test", SLOTS as usize).unwrap();
-    let hello = Hello { board: descriptor.into(), skip_above: None, asymmetric: true };
+    let hello = Hello { board: descriptor.into(), skip_above: None, fences: false };
     own.send(&wire::encode(&LinkMessage::Hello(hello)).unwrap()).unwrap();
     let Ok(Arrived::Here(outbound)) = Expected::new(peer(), its).look(&pool, 0) else {
         panic!("an honest hello was refused")
@@ -208,7 +207,7 @@ proptest! {
             match greeted.look() {
                 // Only a lane and segments that hold to every rule.
                 Ok(Answered::Open(_)) => {
-                    prop_assert!(matches!(packets[0], Packet::Welcome(Kind::Sealed(_), ..MAX_SEQUENCE, _, _)));
+                    prop_assert!(matches!(packets[0], Packet::Welcome(Kind::Sealed(_), ..MAX_SEQUENCE, _)));
                 }
                 Ok(Answered::NotYet(_)) => prop_assert!(false, "a message was passed over"),
                 Err(LinkEnd::Violation(_)) => {}
@@ -284,9 +283,30 @@ fn a_socket_that_is_never_read_ends_the_link_when_it_matters() {
     // Bells fill it up; those that find no room are lost, silently: it has been rung often enough.
     let slot = crate::slot::SlotId::new(0);
     for sleep in 0..10_000 {
-        board.head().scribble(4 * sleep + 1, 0);
-        assert_eq!(outbound.offer(slot, 1, sleep), crate::outbound::Offer::Lent);
+        board.head().scribble(8 * sleep + 1, 0);
+        assert_eq!(outbound.offer(slot, 1, sleep), Offer::Lent);
     }
     pool.grow().unwrap();
     assert!(matches!(outbound.announce(&pool), Err(LinkEnd::Violation(Violation::SocketFull))));
+}
+
+#[test]
+fn a_receiver_that_left_claims_no_slot_that_is_used_later() {
+    let (mut pool, outbound, _socket, board) = victim_sender();
+    let mut links = [outbound];
+    let send = |pool: &mut Pool, links: &mut [Outbound], sequence| {
+        let found = pool.collect(links, 64) || pool.search(links) && pool.collect(links, 64);
+        assert!(found, "message {sequence} found no slot");
+        let fbuf = pool.allocate().unwrap();
+        let (slot, length) = pool.take(fbuf, sequence).unwrap();
+        links[0].offer(slot, length, sequence)
+    };
+    assert_eq!(send(&mut pool, &mut links, 0), Offer::Lent);
+    // It leaves, and says that it has read messages that were never sent.
+    board.head().scribble(2, u64::MAX);
+    links[0].notice_leaving(1);
+    for sequence in 1..20 {
+        assert_eq!(send(&mut pool, &mut links, sequence), Offer::Gone);
+    }
+    assert_eq!(pool.places(&links).lent, 1, "what it holds, it may hold");
 }

@@ -15,7 +15,7 @@ use crate::{
     board::{BoardTable, BoardWriter},
     lane::{Entry, LaneHead, LaneMemory, LaneReader, LaneTable, Note, capacity_for},
     limits::{MAX_SEGMENTS, MAX_SEQUENCE},
-    link::{self, Hello, LinkEnd, LinkMessage, NewSegment, Welcome, fencing},
+    link::{self, Hello, LinkEnd, LinkMessage, NewSegment, Welcome},
     loan::Received,
     memory::{Map, MemoryError},
     park::Fencing,
@@ -101,11 +101,11 @@ impl Greeted {
         skip_above: Option<u32>,
     ) -> Result<Self, GreetError> {
         let (board, descriptor) = BoardTable::create("fbuf-board", geometry.max_slots() as usize)?;
-        let hello = Hello {
-            board: Descriptor::from(descriptor),
-            skip_above,
-            asymmetric: Fencing::of_this_process() == Fencing::Asymmetric,
-        };
+        let fences = Fencing::of_this_process() == Fencing::Full;
+        if fences {
+            board.head().flag.ask_for_fences();
+        }
+        let hello = Hello { board: Descriptor::from(descriptor), skip_above, fences };
         link::send(&socket, &LinkMessage::Hello(hello)).map_err(|_| GreetError::Gone)?;
         Ok(Self { peer, socket, geometry, skips: skip_above.is_some(), board: UnusedBoard(Some(board)) })
     }
@@ -175,7 +175,7 @@ impl Inbound {
             held: Held::new(slots as usize),
             lane,
             rung: AtomicU64::new(0),
-            retirement: Retirement::next(Fencing::towards(fencing(welcome.asymmetric))),
+            among: next_retired(Fencing::of_this_process()),
         };
         let mut inbound = Self {
             reader: LaneReader::new(Arc::new(returns)),
@@ -294,10 +294,8 @@ impl Inbound {
                         self.attend();
                     }
                     let (home, mark) = (&**self.returns(), self.next_mark());
-                    let Some(cell) = self
-                        .fits(length)
-                        .then(|| home.held.take_patiently(number.into(), mark, &home.board))
-                        .flatten()
+                    let Some(cell) =
+                        self.fits(length).then(|| home.held.take_patiently(number.into(), mark, &home.board)).flatten()
                     else {
                         return self.break_off(self.objection(number, length));
                     };
@@ -427,9 +425,10 @@ impl Drop for Inbound {
     fn drop(&mut self) {
         let returns = self.returns().clone();
         returns.board.leave(self.next_mark().sequence());
-        let Retirement { among, fencing } = returns.retirement;
-        returns.wake_sender(fencing);
-        among.leave(Left { returns, _segments: std::mem::take(&mut self.segments) }, fencing);
+        Fencing::of_this_process().after_publishing();
+        returns.wake_sender();
+        let among = returns.among;
+        among.leave(Left { returns, _segments: std::mem::take(&mut self.segments) });
     }
 }
 
@@ -448,7 +447,8 @@ pub(crate) struct Returns {
     lane: LaneTable,
     board: BoardWriter<BoardTable>,
     held: Held,
-    retirement: Retirement,
+    /// Where the remains of this link will be put.
+    among: &'static Retired<Left>,
     peer: Peer,
     socket: PacketSocket,
     /// The sleep of the sender for which the bell was rung last.
@@ -475,30 +475,32 @@ impl Returns {
     }
 
     #[inline]
-    pub(crate) fn retirement(&self) -> Retirement {
-        self.retirement
+    pub(crate) fn among(&self) -> &'static Retired<Left> {
+        self.among
     }
 
     /// Hands a slot back to its sender, and rings if that one sleeps. Its holder clears its mark
     /// afterwards.
     #[inline]
-    pub(crate) fn hand_back(&self, slot: SlotId, mark: Mark, fencing: Fencing) {
+    pub(crate) fn hand_back(&self, slot: SlotId, mark: Mark) {
         self.board.hand_back(slot, mark);
-        self.wake_sender(fencing);
+        // In a process for which this is not enough, the flag asks for more.
+        Fencing::Asymmetric.after_publishing();
+        self.wake_sender();
     }
 
     /// Rings if the sender sleeps, once for each sleep.
     #[inline]
-    fn wake_sender(&self, fencing: Fencing) {
-        fencing.after_publishing();
-        if let Some(sleep) = self.lane.head().flag.read().asleep() {
-            self.ring(sleep);
+    fn wake_sender(&self) {
+        if !self.lane.head().flag.read().is_awake() {
+            self.ring_if_asleep();
         }
     }
 
     #[cold]
     #[inline(never)]
-    fn ring(&self, sleep: u64) {
+    fn ring_if_asleep(&self) {
+        let Some(sleep) = self.lane.head().flag.read_behind_fence().asleep() else { return };
         // Two threads may both ring; it does no harm.
         if self.rung.load(Ordering::Relaxed) != sleep {
             self.board.head().rang.note();
@@ -509,22 +511,16 @@ impl Returns {
     }
 }
 
-/// Where the remains of a link will be put, and how its holders fence.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Retirement {
-    pub(crate) among: &'static Retired<Left>,
-    /// Towards the sender: at least as strong as what the own process asks for.
-    pub(crate) fencing: Fencing,
-}
-
-impl Retirement {
-    /// Deals links out.
-    fn next(fencing: Fencing) -> Self {
-        /// Links that ended while some of their messages were held.
-        static RETIRED: [Retired<Left>; 16] = [const { Retired::new() }; 16];
-        static NEXT: AtomicUsize = AtomicUsize::new(0);
-        Self { among: &RETIRED[NEXT.fetch_add(1, Ordering::Relaxed) % RETIRED.len()], fencing }
+/// Deals links out.
+fn next_retired(fencing: Fencing) -> &'static Retired<Left> {
+    /// Links that ended while some of their messages were held.
+    static RETIRED: [Retired<Left>; 16] = [const { Retired::new() }; 16];
+    static NEXT: AtomicUsize = AtomicUsize::new(0);
+    let next = &RETIRED[NEXT.fetch_add(1, Ordering::Relaxed) % RETIRED.len()];
+    if fencing == Fencing::Full {
+        next.ask_for_fences();
     }
+    next
 }
 
 /// What is left of such a link: all that its messages point into.

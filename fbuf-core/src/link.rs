@@ -5,7 +5,6 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     limits::MAX_SEGMENTS,
-    park::Fencing,
     socket::{Arrival, PacketSocket, means_gone},
     violation::Violation,
     wire::{self, Descriptor},
@@ -31,8 +30,9 @@ pub struct Hello {
     pub board: Descriptor,
     /// It would rather miss messages than hold more than so many.
     pub skip_above: Option<u32>,
-    /// It runs membarrier before it sleeps.
-    pub asymmetric: bool,
+    /// It cannot do without fences: neither its own, when it hands slots back, nor, as its board says, the
+    /// sender's.
+    pub fences: bool,
 }
 
 /// How a sender lets a receiver in.
@@ -42,8 +42,6 @@ pub struct Welcome {
     pub lane: Descriptor,
     /// The number of the first message that will be sent over this link.
     pub first_sequence: u64,
-    /// It runs membarrier before it sleeps.
-    pub asymmetric: bool,
     /// The segments it has so far.
     pub segments: Vec<NewSegment>,
 }
@@ -97,11 +95,6 @@ impl From<Violation> for LinkEnd {
     }
 }
 
-/// How the fencing of a peer is called on the wire.
-pub(crate) fn fencing(asymmetric: bool) -> Fencing {
-    if asymmetric { Fencing::Asymmetric } else { Fencing::Full }
-}
-
 /// Sends a message that has to arrive. Between honest peers there is always room: what one of them
 /// may send is bounded, and each reads its socket whenever it has slept.
 pub(crate) fn send(socket: &PacketSocket, message: &LinkMessage) -> Result<(), LinkEnd> {
@@ -148,7 +141,7 @@ mod tests {
         let memory = || Descriptor::from(std::os::fd::OwnedFd::from(std::fs::File::open("/dev/null").unwrap()));
         let segment = || NewSegment { memory: memory(), slots: u32::MAX };
         let segments = std::iter::repeat_with(segment).take(crate::limits::MAX_SEGMENTS).collect();
-        let welcome = Welcome { lane: memory(), first_sequence: u64::MAX, asymmetric: true, segments };
+        let welcome = Welcome { lane: memory(), first_sequence: u64::MAX, segments };
         assert!(wire::encode(&LinkMessage::Welcome(welcome)).unwrap().bytes.len() <= LONGEST);
     }
 

@@ -18,7 +18,6 @@ use bytes::{BufMut, buf::UninitSlice};
 use crate::{
     inbound::{Loan, Peer, Returns},
     memory::Address,
-    park::Fencing,
     pool::{Pool, Shelf},
     retire::Cell,
     slot::{Mark, SlotId},
@@ -326,29 +325,21 @@ impl Drop for Received {
     #[inline]
     fn drop(&mut self) {
         let Self { slot, mark, home, cell, .. } = *self;
-        match self.home().retirement().fencing {
-            Fencing::Asymmetric => hand_back(home, cell, slot, mark, Fencing::Asymmetric),
-            Fencing::Full => hand_back_fenced(home, cell, slot, mark),
-        }
+        // By value: a message whose address nobody takes can live in registers.
+        hand_back(home, cell, slot, mark);
     }
-}
-
-#[cold]
-#[inline(never)]
-fn hand_back_fenced(home: NonNull<Returns>, cell: NonNull<Cell>, slot: SlotId, mark: Mark) {
-    hand_back(home, cell, slot, mark, Fencing::Full);
 }
 
 /// Hands a slot back, by its one holder.
 #[inline(always)]
-fn hand_back(home: NonNull<Returns>, cell: NonNull<Cell>, slot: SlotId, mark: Mark, fencing: Fencing) {
+fn hand_back(home: NonNull<Returns>, cell: NonNull<Cell>, slot: SlotId, mark: Mark) {
     // SAFETY: `home`, which has the cell, and the mappings live until the mark of this slot is cleared
     // (`Remains`).
     let home = unsafe { home.as_ref() };
-    let among = home.retirement().among;
-    home.hand_back(slot, mark, fencing);
+    let among = home.among();
+    home.hand_back(slot, mark);
     // SAFETY: they live until this very store. No reference to `home` is used after this line, and the
     // one to the cell, all atomics, promises nothing about its memory.
     unsafe { cell.as_ref() }.clear();
-    among.after_clear(fencing);
+    among.after_clear();
 }

@@ -10,7 +10,7 @@ use std::{
 use crate::{
     board::{BoardReader, BoardTable},
     lane::{LaneTable, LaneWriter, capacity_for},
-    link::{self, Hello, LinkEnd, LinkMessage, Welcome, fencing},
+    link::{self, Hello, LinkEnd, LinkMessage, Welcome},
     park::Fencing,
     pool::Pool,
     ring::Ring,
@@ -80,13 +80,12 @@ pub struct Outbound {
     socket: PacketSocket,
     writer: LaneWriter<LaneTable>,
     board: BoardReader<BoardTable>,
-    fencing: Fencing,
     /// The number of the first message that was sent over it.
     first: u64,
     /// Once the receiver is gone: the number of the first message that it never read.
     unread_from: Option<u64>,
-    /// Whether a message needs no more care than to be sent: the receiver is there, does not want to be
-    /// skipped, and needs no fence.
+    /// Whether a message needs no more care than to be sent: the receiver is there and does not want to be
+    /// skipped, and this process needs no fence.
     plain: bool,
     skipping: Option<Skipping>,
     /// How many segments the receiver was told of.
@@ -169,21 +168,20 @@ impl Outbound {
         let board = BoardTable::attach(hello.board.as_fd(), slots as usize).map_err(Violation::from)?;
         let (lane, descriptor) = LaneTable::create("fbuf-lane", capacity_for(slots, hello.skip_above.is_some()))
             .map_err(|error| LinkEnd::Exhausted(error.to_string()))?;
-        let welcome = Welcome {
-            lane: Descriptor::from(descriptor),
-            first_sequence,
-            asymmetric: Fencing::of_this_process() == Fencing::Asymmetric,
-            segments: pool.announce(0).collect(),
-        };
-        let fencing = Fencing::towards(fencing(hello.asymmetric));
+        let fencing = Fencing::of_this_process();
+        let writer = LaneWriter::new(lane);
+        if hello.fences || fencing == Fencing::Full {
+            writer.head().flag.ask_for_fences();
+        }
+        let segments = pool.announce(0).collect();
+        let welcome = Welcome { lane: Descriptor::from(descriptor), first_sequence, segments };
         let announced = welcome.segments.len();
         link::send(&socket, &LinkMessage::Welcome(welcome))?;
         Ok(Self {
             peer,
             socket,
-            writer: LaneWriter::new(lane),
+            writer,
             board: BoardReader::new(board),
-            fencing,
             first: first_sequence,
             unread_from: None,
             plain: hello.skip_above.is_none() && fencing == Fencing::Asymmetric,
@@ -218,7 +216,7 @@ impl Outbound {
         if let Some(answer) = self.refuse(slot, Mark::of(sequence)) {
             return answer;
         }
-        if self.lend(slot, length, self.fencing) { Offer::Lent } else { self.answer(sequence) }
+        if self.lend(slot, length, Fencing::of_this_process()) { Offer::Lent } else { self.answer(sequence) }
     }
 
     /// As [`Self::offer`], for a receiver to which nothing but sending is to be done: true if that was
@@ -254,12 +252,12 @@ impl Outbound {
         None
     }
 
-    /// After a message was sent to a receiver that sleeps, or leaves: it may have read even this one
-    /// before it left.
+    /// After a message was sent to a receiver that sleeps, leaves, or asks for a fence: it may have read
+    /// even this one before it left.
     #[cold]
     #[inline(never)]
     pub fn answer(&mut self, sequence: u64) -> Offer {
-        if let Some(sleep) = self.board.head().flag.read().asleep()
+        if let Some(sleep) = self.board.head().flag.read_behind_fence().asleep()
             && self.rung != sleep
         {
             self.writer.head().rang.note();

@@ -5,7 +5,8 @@
 //! it is up. That is Dekker's pattern: store mine, then load yours, on both sides, with a full fence
 //! between. The fence is needed only when somebody sleeps, so the sleeper pays for both: membarrier(2)
 //! makes every running processor execute one, and the publisher only keeps its compiler from
-//! reordering. Where a process cannot have that, its peers are told and fence in full.
+//! reordering. Where one of the two cannot have that, the flag itself asks for a fence, and the
+//! publisher reads it once more behind one: those who need none spend no instruction on the question.
 
 use std::sync::OnceLock;
 
@@ -36,13 +37,8 @@ impl Fencing {
         })
     }
 
-    /// What to do before looking at the flag of a peer that fences in the way `self`.
-    #[must_use]
-    pub fn towards(peer: Self) -> Self {
-        if peer == Self::Asymmetric { Self::of_this_process() } else { Self::Full }
-    }
-
-    /// Between publishing something and looking whether the other side sleeps.
+    /// Between publishing something and looking whether the other side sleeps, in a process that can do
+    /// this much.
     #[inline]
     pub fn after_publishing(self) {
         match self {
@@ -85,12 +81,14 @@ fn register() -> bool {
 
 const PARKED: u64 = 1;
 const GONE: u64 = 2;
-const EPOCH: u64 = 4;
+const FENCE: u64 = 4;
+const EPOCH: u64 = 8;
 
 /// Whether one side of a link sleeps, and whether it is gone. Written by that side only.
 ///
-/// Bit 0: asleep, or about to be. Bit 1: it will never look again. Above: how often it has slept,
-/// so that the other side rings once for each time.
+/// Bit 0: asleep, or about to be. Bit 1: it will never look again. Bit 2: who does not find bit 0 set
+/// has to look once more, behind a full fence. Above: how often it has slept, so that the other side
+/// rings once for each time.
 #[cfg_attr(not(loom), derive(zerocopy::FromBytes))]
 #[repr(transparent)]
 #[derive(Debug)]
@@ -106,6 +104,12 @@ impl Flag {
     #[cfg(all(test, not(loom)))]
     pub(crate) fn scribble(&self, word: u64) {
         self.0.store(word, Ordering::Relaxed);
+    }
+
+    /// Has the other side fence in full, from the first time it looks. Before the other side knows of the
+    /// flag.
+    pub fn ask_for_fences(&self) {
+        self.0.store(FENCE, Ordering::Relaxed);
     }
 
     /// Announces sleep. To be followed by [`Fencing::before_sleeping`] and one more look.
@@ -133,6 +137,17 @@ impl Flag {
         // Acquire: partner is the Release store in `leave`.
         Signal(self.0.load(Ordering::Acquire))
     }
+
+    /// What the other side says after something was published that it may wait for.
+    pub fn read_behind_fence(&self) -> Signal {
+        let signal = self.read();
+        if signal.0 & FENCE == 0 {
+            return signal;
+        }
+        // Partner: the fence in `before_sleeping`.
+        fence(Ordering::SeqCst);
+        self.read()
+    }
 }
 
 /// What a flag said, read once.
@@ -140,11 +155,18 @@ impl Flag {
 pub struct Signal(u64);
 
 impl Signal {
-    /// Nothing to do: awake and present.
+    /// Nothing to do: awake, present, and to be believed.
     #[inline]
     #[must_use]
     pub fn is_quiet(self) -> bool {
-        self.0 & (PARKED | GONE) == 0
+        self.0 & (PARKED | GONE | FENCE) == 0
+    }
+
+    /// Awake, and to be believed.
+    #[inline]
+    #[must_use]
+    pub fn is_awake(self) -> bool {
+        self.0 & (PARKED | FENCE) == 0
     }
 
     /// Asleep; the value tells one sleep from the next and is never zero.
@@ -225,15 +247,27 @@ mod tests {
         flag.leave();
         assert!(flag.read().gone() && !flag.read().is_quiet() && flag.read().asleep().is_none());
     }
+
+    #[test]
+    fn a_flag_that_asks_for_fences_is_never_quiet() {
+        let flag = Flag::new();
+        flag.ask_for_fences();
+        assert!(!flag.read().is_quiet() && !flag.read().is_awake());
+        assert_eq!(flag.read_behind_fence().asleep(), None);
+        flag.raise();
+        assert!(flag.read_behind_fence().asleep().is_some());
+        flag.lower();
+        assert!(flag.read_behind_fence().asleep().is_none() && !flag.read().is_awake());
+    }
 }
 
 #[cfg(all(test, loom))]
 mod model {
     use super::*;
     use crate::{
-        board::{BoardReader, BoardWriter, heap::HeapBoard},
+        board::{BoardMemory, BoardReader, BoardWriter, heap::HeapBoard},
         lane::{LaneMemory, LaneReader, LaneWriter, heap::HeapLane},
-        slot::SlotId,
+        slot::{Mark, SlotId},
     };
     use loom::{
         sync::{Arc, Condvar, Mutex},
@@ -277,31 +311,48 @@ mod model {
         }
     }
 
-    fn ring_if_asleep(flag: &Flag, bell: &Bell) {
-        Fencing::Full.after_publishing();
-        if flag.read().asleep().is_some() {
+    fn ring_if_asleep(flag: &Flag, bell: &Bell, fencing: Option<Fencing>) {
+        if let Some(fencing) = fencing {
+            fencing.after_publishing();
+        }
+        if flag.read_behind_fence().asleep().is_some() {
             bell.ring();
+        }
+    }
+
+    /// The two ways: the publisher fences, or what stands for it; or the flag asks for it.
+    fn both_ways(model: impl Fn(Option<Fencing>) + Sync + Send + Copy + 'static) {
+        for fencing in [Some(Fencing::Asymmetric), None] {
+            loom::model(move || model(fencing));
         }
     }
 
     /// A receiver that sleeps on an empty lane wakes for every message.
     #[test]
     fn no_message_is_slept_over() {
-        loom::model(|| {
+        both_ways(|fencing| {
             let (lane, board, bell) = (HeapLane::new(2), HeapBoard::new(1), Bell::new());
+            if fencing.is_none() {
+                board.head().flag.ask_for_fences();
+            }
             let (mut writer, mut reader) = (LaneWriter::new(lane.clone()), LaneReader::new(lane));
             let sender = {
                 let (board, bell) = (board.clone(), bell.clone());
                 thread::spawn(move || {
                     for length in 0..2 {
                         writer.message(SlotId::new(0), length);
-                        ring_if_asleep(&BoardReader::new(board.clone()).head().flag, &bell);
+                        ring_if_asleep(&board.head().flag, &bell, fencing);
                     }
                 })
             };
-            let own = BoardWriter::new(board);
             for _ in 0..2 {
-                sleep_until(&own.head().flag, &bell, || reader.take().expect("an honest sender").is_some());
+                sleep_until(&board.head().flag, &bell, || {
+                    let found = reader.look().expect("an honest sender").is_some();
+                    if found {
+                        reader.advance();
+                    }
+                    found
+                });
             }
             sender.join().unwrap();
         });
@@ -310,17 +361,20 @@ mod model {
     /// A sender that sleeps on an empty pool wakes when its slot is handed back.
     #[test]
     fn no_return_is_slept_over() {
-        loom::model(|| {
+        both_ways(|fencing| {
             let (lane, board, bell) = (HeapLane::new(2), HeapBoard::new(1), Bell::new());
+            if fencing.is_none() {
+                lane.head().flag.ask_for_fences();
+            }
             let returned = BoardReader::new(board.clone());
             let receiver = {
                 let (lane, bell) = (lane.clone(), bell.clone());
                 thread::spawn(move || {
-                    BoardWriter::new(board).hand_back(SlotId::new(0), 4);
-                    ring_if_asleep(&lane.head().flag, &bell);
+                    BoardWriter::new(board).hand_back(SlotId::new(0), Mark::of(4));
+                    ring_if_asleep(&lane.head().flag, &bell, fencing);
                 })
             };
-            sleep_until(&lane.head().flag, &bell, || returned.has(SlotId::new(0), 4));
+            sleep_until(&lane.head().flag, &bell, || returned.has(SlotId::new(0), Mark::of(4)));
             receiver.join().unwrap();
         });
     }

@@ -237,7 +237,9 @@ impl Pool {
         let marks = self.ledger.slice(first.index()..end as usize);
         let count = match links {
             [link] => link.count_back(first, marks),
-            links => (first.number()..).zip(marks).take_while(|&(slot, _)| self.is_free(links, SlotId::new(slot))).count(),
+            links => {
+                (first.number()..).zip(marks).take_while(|&(slot, _)| self.is_free(links, SlotId::new(slot))).count()
+            }
         };
         self.free = segment.pieces(self.geometry, first, count as u32);
         self.ledger.fill(first.index()..first.index() + count, Mark::OUT);

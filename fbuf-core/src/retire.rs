@@ -10,7 +10,7 @@ use crate::{
     park::Fencing,
     ring::Ring,
     slot::{Mark, SlotId},
-    sync::{AtomicPtr, AtomicU32, AtomicU64, Mutex, Ordering, yield_now},
+    sync::{AtomicPtr, AtomicU32, AtomicU64, Mutex, Ordering, fence, yield_now},
 };
 
 /// What a receiver knows of the slots of a link: where their bytes are, and which of them it holds.
@@ -104,11 +104,15 @@ pub trait Remains {
     fn is_idle(&self) -> bool;
 }
 
+/// In the count of [`Retired`]: it is to be looked at once more, behind a full fence.
+const FENCE: u32 = 1 << 31;
+
 /// Links that ended while some of their slots were held. A process has several of these and deals its
 /// links out among them, so that holders of most links need not look for the remains of others.
 #[derive(Debug)]
 pub struct Retired<T> {
-    /// How many there are, on a cache line that rarely changes. Written with `list` locked.
+    /// How many there are, and perhaps [`FENCE`], on a cache line that rarely changes. Written with `list`
+    /// locked.
     count: CachePadded<AtomicU32>,
     list: Mutex<Vec<T>>,
 }
@@ -127,38 +131,60 @@ impl<T: Remains> Retired<T> {
         Self { count: CachePadded::new(AtomicU32::new(0)), list: Mutex::new(Vec::new()) }
     }
 
+    /// Has holders fence in full, for a process that cannot do without.
+    pub fn ask_for_fences(&self) {
+        let list = self.lock();
+        self.count.store(list.len() as u32 | FENCE, Ordering::Relaxed);
+    }
+
+    /// Notes how many there are; with the list locked.
+    fn note(&self, count: usize) {
+        let fence = self.count.load(Ordering::Relaxed) & FENCE;
+        self.count.store(count as u32 | fence, Ordering::Relaxed);
+    }
+
     /// Ends a link: its remains are dropped as soon as nothing of it is held, possibly now.
-    pub fn leave(&self, remains: T, fencing: Fencing) {
+    pub fn leave(&self, remains: T) {
         {
             let mut list = self.lock();
             list.push(remains);
-            self.count.store(list.len() as u32, Ordering::Relaxed);
+            self.note(list.len());
         }
-        // Partner: the fence in `after_clear`. Either the sweep below sees the mark of a holder gone,
-        // or that holder sees the count and sweeps.
+        // Partner: the fence in `after_clear`, or `look`. Either the sweep below sees the mark of a holder
+        // gone, or that holder sees the count and sweeps.
         // Should the kernel refuse, the worst is that a holder that is dropping just now is missed
         // by both: then the mappings stay, as they do for a message that is never dropped.
-        let _ = fencing.before_sleeping();
+        let _ = Fencing::of_this_process().before_sleeping();
         self.sweep();
     }
 
     /// To be called after [`Cell::clear`] by whoever held a slot of a link that is dealt to this.
     #[inline]
-    pub fn after_clear(&self, fencing: Fencing) {
-        // Partner: the fence in `leave`.
-        fencing.after_publishing();
+    pub fn after_clear(&self) {
+        // Partner: the fence in `leave`. In a process for which this is not enough, the count asks for
+        // more.
+        Fencing::Asymmetric.after_publishing();
         if self.count.load(Ordering::Relaxed) != 0 {
+            self.look();
+        }
+    }
+
+    /// Sweeps if there is anything, as is seen behind a fence.
+    #[cold]
+    #[inline(never)]
+    fn look(&self) {
+        // Partner: the fence in `leave`.
+        fence(Ordering::SeqCst);
+        if self.count.load(Ordering::Relaxed) & !FENCE != 0 {
             self.sweep();
         }
     }
 
     /// Drops the remains of which nothing is held.
-    #[cold]
-    #[inline(never)]
     fn sweep(&self) {
         let mut list = self.lock();
         let idle: Vec<T> = list.extract_if(.., |remains| remains.is_idle()).collect();
-        self.count.store(list.len() as u32, Ordering::Relaxed);
+        self.note(list.len());
         drop(list);
         drop(idle);
     }
@@ -237,12 +263,12 @@ mod tests {
     fn remains_stay_until_the_last_slot_is_put() {
         let (held, retired) = (held(3), Retired::new());
         let (one, other) = (held.take(0, Mark::of(0)).unwrap(), held.take(2, Mark::of(1)).unwrap());
-        retired.leave(Link(held.clone()), Fencing::Full);
+        retired.leave(Link(held.clone()));
         one.clear();
-        retired.after_clear(Fencing::Full);
+        retired.after_clear();
         assert_eq!(Arc::strong_count(&held), 2);
         other.clear();
-        retired.after_clear(Fencing::Full);
+        retired.after_clear();
         assert_eq!(Arc::strong_count(&held), 1, "the remains were not dropped");
         assert_eq!(retired.count.load(Ordering::Relaxed), 0);
     }
@@ -250,7 +276,7 @@ mod tests {
     #[test]
     fn idle_remains_go_at_once() {
         let (held, retired) = (held(3), Retired::new());
-        retired.leave(Link(held.clone()), Fencing::Full);
+        retired.leave(Link(held.clone()));
         assert_eq!(Arc::strong_count(&held), 1);
     }
 }
@@ -329,11 +355,11 @@ mod model {
                     thread::spawn(move || {
                         read(&bytes[index as usize]);
                         held.0.at(index as usize).clear();
-                        retired.after_clear(Fencing::Full);
+                        retired.after_clear();
                     })
                 })
                 .collect();
-            retired.leave(Link { held, bytes, gone: gone.clone() }, Fencing::Full);
+            retired.leave(Link { held, bytes, gone: gone.clone() });
             for holder in holders {
                 holder.join().unwrap();
             }
@@ -380,15 +406,41 @@ mod model {
                 thread::spawn(move || {
                     read(&bytes[0]);
                     held.0.at(0).clear();
-                    retired.after_clear(Fencing::Full);
+                    retired.after_clear();
                 })
             };
             if let Some(cell) = held.take(0, Mark::of(1)) {
                 cell.clear();
             }
-            retired.leave(Link { held, bytes, gone: gone.clone() }, Fencing::Full);
+            retired.leave(Link { held, bytes, gone: gone.clone() });
             holder.join().unwrap();
             assert!(gone.load(Ordering::Relaxed), "the mappings were never dropped");
+        });
+    }
+
+    /// As a process does that cannot have others fence: nothing orders a holder but the fence that the
+    /// count asks for.
+    #[test]
+    fn remains_go_where_the_count_asks_for_fences() {
+        loom::model(|| {
+            let gone = Arc::new(AtomicBool::new(false));
+            let bytes = Arc::new([UnsafeCell::new(0), UnsafeCell::new(0)]);
+            let (held, retired) = (held(1), Arc::new(Retired::new()));
+            retired.ask_for_fences();
+            assert!(held.take(0, Mark::of(0)).is_some());
+            let holder = {
+                let (held, retired, bytes) = (held.clone(), retired.clone(), bytes.clone());
+                thread::spawn(move || {
+                    read(&bytes[0]);
+                    held.0.at(0).clear();
+                    assert_ne!(retired.count.load(Ordering::Relaxed), 0, "nothing asked for a fence");
+                    retired.look();
+                })
+            };
+            retired.leave(Link { held, bytes, gone: gone.clone() });
+            holder.join().unwrap();
+            assert!(gone.load(Ordering::Relaxed), "the mappings were never dropped");
+            assert_eq!(retired.count.load(Ordering::Relaxed), FENCE);
         });
     }
 }

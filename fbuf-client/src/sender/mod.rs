@@ -173,7 +173,11 @@ impl Sender {
 
     fn offer_to_all(&mut self, slot: SlotId, length: u32) -> usize {
         let sequence = self.next_sequence;
-        self.links.iter_mut().map(|link| link.offer(slot, length, sequence)).filter(|offer| *offer == Offer::Lent).count()
+        self.links
+            .iter_mut()
+            .map(|link| link.offer(slot, length, sequence))
+            .filter(|offer| *offer == Offer::Lent)
+            .count()
     }
 
     /// No receiver took it. It was sent all the same if there is one that asked to be skipped.
