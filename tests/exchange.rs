@@ -279,6 +279,35 @@ fn a_pool_grows_while_it_streams() {
 }
 
 #[test]
+fn a_sender_that_was_told_no_number_makes_more_slots_when_all_are_kept() {
+    let (_broker, client) = broker();
+    let mut receiver = client.receiver("c").open().unwrap();
+    let mut sender = client.sender("c").slot_size(8 << 20).open().unwrap();
+    sender.wait_for_receivers_timeout(1, SOON).unwrap();
+    for n in 0..100u8 {
+        send(&mut sender, &[n]);
+        assert_eq!(get(&mut receiver), [n]);
+    }
+    assert_eq!(
+        (sender.counters().growths, sender.counters().slots.free),
+        (0, 2),
+        "two do for a receiver that keeps up"
+    );
+    let kept: Vec<_> = (0..8u8)
+        .map(|n| {
+            send(&mut sender, &[n]);
+            receiver.get_timeout(SOON).unwrap()
+        })
+        .collect();
+    assert_eq!((sender.counters().growths, sender.counters().slots.lent), (2, 8));
+    let enough = sender.allocate_timeout(Duration::from_millis(50)).unwrap_err();
+    assert!(matches!(enough, AllocateError::TimedOut(8)), "{enough}");
+    assert!(kept.iter().zip(0..).all(|(message, n)| message[..] == [n]));
+    drop(kept);
+    sender.allocate_timeout(SOON).unwrap();
+}
+
+#[test]
 fn a_fbuf_of_another_sender_is_refused_and_handed_back() {
     let (_broker, client) = broker();
     let (mut one, mut two) = (client.sender("c").open().unwrap(), client.sender("c").open().unwrap());

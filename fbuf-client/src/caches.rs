@@ -1,10 +1,9 @@
 //! The caches of this machine, and how many slots suit them.
 //!
-//! What a sender writes has to leave its private cache for the shared one before its receiver reads it,
-//! or the receiver waits for each line to be fetched from there; and it should not leave the shared one.
-//! So the slots of a sender together are several times as large as a private cache. Measured with `fbuf
-//! bench depth`: a touched stream is slowest when they are just as large; far below, where all stays in
-//! one of the private caches, it is nearly as fast.
+//! A stream goes round all slots of its sender. As long as they fit into a private cache, what one side
+//! has written is still in a cache when the other side reads it, and the other way round; beyond that,
+//! all goes through the cache that both share, which may be as fast, or half as fast, by what else uses
+//! it. Measured with `fbuf bench depth`; with too little in flight, the two wait for each other.
 
 use std::{fs, path::Path, sync::OnceLock};
 
@@ -54,19 +53,22 @@ pub fn private(caches: &[Cache]) -> Option<u64> {
     caches.iter().filter(|cache| !cache.shared).map(|cache| cache.bytes).max()
 }
 
-/// How many bytes a sender's slots should have together.
+/// How many bytes a sender's slots should have together: half a private cache, which has other things to
+/// hold.
 #[must_use]
 pub fn in_flight(caches: &[Cache]) -> u64 {
-    private(caches).map_or(8 << 20, |bytes| 4 * bytes).clamp(1 << 20, 16 << 20)
+    (private(caches).unwrap_or(2 << 20) / 2).clamp(512 << 10, 8 << 20)
 }
 
 /// How many slots of this many bytes a sender has that is not told: as many as [`in_flight`] holds, but
-/// at least 8, and at most 16,384, beyond which what is known of each slot takes more of the caches than
-/// the slots.
+/// at least 2, and at most 16,384.
 #[must_use]
 pub fn default_slots(slot_bytes: u64, caches: &[Cache]) -> u64 {
-    (in_flight(caches) / slot_bytes.max(64)).clamp(8, 16384)
+    (in_flight(caches) / slot_bytes.max(64)).clamp(2, 16384)
 }
+
+/// To how many slots a sender grows that was not told how many to have, if receivers keep all it has.
+pub const ENOUGH_SLOTS: u64 = 8;
 
 /// The same, for this machine.
 pub(crate) fn default_slots_here(slot_bytes: u64) -> u64 {
@@ -79,15 +81,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn slots_are_more_than_a_private_cache() {
+    fn slots_fit_into_a_private_cache() {
         let cache = |level, bytes, shared| Cache { level, bytes, shared };
         let typical = [cache(1, 48 << 10, false), cache(2, 2 << 20, false), cache(3, 480 << 20, true)];
-        assert_eq!(in_flight(&typical), 8 << 20);
-        assert_eq!(default_slots(64 << 10, &typical), 128);
-        assert_eq!(default_slots(16 << 20, &typical), 8);
+        assert_eq!(in_flight(&typical), 1 << 20);
+        assert_eq!(default_slots(64 << 10, &typical), 16);
+        assert_eq!(default_slots(16 << 20, &typical), 2);
         assert_eq!(default_slots(1, &typical), 16384);
-        assert_eq!(in_flight(&[]), 8 << 20);
-        assert_eq!(in_flight(&typical[..1]), 1 << 20, "a core without a second level");
-        assert_eq!(in_flight(&[cache(3, 64 << 20, false)]), 16 << 20);
+        assert_eq!(in_flight(&[]), 1 << 20);
+        assert_eq!(in_flight(&typical[..1]), 512 << 10, "a core without a second level");
+        assert_eq!(in_flight(&[cache(3, 64 << 20, false)]), 8 << 20);
     }
 }

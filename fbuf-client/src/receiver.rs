@@ -19,7 +19,10 @@ use fbuf_core::{
 use crate::{
     client::{Client, OpenError, Registration},
     endpoint::{Inbox, Ready, Sockets, position},
-    wait::{BUSY_LOOK_TIME, Crowd, Gathering, LOOK_TIME, Next, Pace, Patience, Sight, Wait, Waiting, deadline, soon},
+    wait::{
+        BUSY_LOOK_TIME, Crowd, Gathering, LOOK_TIME, Next, Pace, Patience, Sight, UNSURE, Wait, Waiting, deadline,
+        within,
+    },
 };
 
 /// Prepares a [`Receiver`].
@@ -404,7 +407,7 @@ impl Receiver {
             self.sockets.look()
         } else {
             self.sleeps += 1;
-            self.sockets.sleep(if sure { deadline } else { soon(deadline) })
+            self.sockets.sleep(if sure { deadline } else { within(UNSURE, deadline) })
         };
         for link in &self.links {
             link.lower();

@@ -73,6 +73,7 @@ pub(crate) struct Waiting {
     rounds: u32,
     since: Option<Instant>,
     looked: Option<Instant>,
+    lasted: Duration,
 }
 
 /// What to do next.
@@ -90,12 +91,17 @@ pub(crate) enum Next {
 
 impl Waiting {
     pub(crate) fn new(how: Wait, patience: Patience, deadline: Option<Instant>) -> Self {
-        Self { how, patience, deadline, rounds: 0, since: None, looked: None }
+        Self { how, patience, deadline, rounds: 0, since: None, looked: None, lasted: Duration::ZERO }
     }
 
     /// Whether it looks before it sleeps.
     pub(crate) fn looks(&self) -> bool {
         self.how != Wait::Block
+    }
+
+    /// Whether it has lasted for so long, when the clock was last looked at.
+    pub(crate) fn has_lasted(&self, time: Duration) -> bool {
+        self.lasted >= time
     }
 
     /// Whether this look is one of those that are worth more effort.
@@ -124,9 +130,10 @@ impl Waiting {
             return Next::Expired;
         }
         let since = *self.since.get_or_insert(now);
+        self.lasted = now.duration_since(since);
         match self.how {
             Wait::Block => Next::Sleep,
-            Wait::Adaptive if now.duration_since(since) >= self.patience.looks_for() => Next::Sleep,
+            Wait::Adaptive if self.lasted >= self.patience.looks_for() => Next::Sleep,
             Wait::Adaptive => Next::Again,
             Wait::Spin => {
                 let looked = self.looked.get_or_insert(since);
@@ -264,9 +271,14 @@ impl Gathering {
     }
 }
 
-/// Until when to sleep, where a wake-up may be lost.
-pub(crate) fn soon(deadline: Option<Instant>) -> Option<Instant> {
-    let soon = Instant::now() + Duration::from_millis(10);
+/// For how long to sleep where a wake-up may be lost.
+pub(crate) const UNSURE: Duration = Duration::from_millis(10);
+/// For how long a sender that was not told how many slots to have waits before it makes more of them.
+pub(crate) const LATE: Duration = Duration::from_millis(20);
+
+/// Until when to sleep that shall not be longer than `time`.
+pub(crate) fn within(time: Duration, deadline: Option<Instant>) -> Option<Instant> {
+    let soon = Instant::now() + time;
     Some(deadline.map_or(soon, |deadline| deadline.min(soon)))
 }
 

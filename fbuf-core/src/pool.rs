@@ -120,7 +120,8 @@ impl Pool {
 
     /// The slot that the hand comes to after so many others; less than there are.
     fn ahead(&self, count: u32) -> SlotId {
-        let (slot, left) = (self.free.next_number() % self.used, self.used - count);
+        // The hand may stand behind the last slot; it is never further.
+        let (slot, left) = (self.free.next_number(), self.used - count);
         SlotId::new(if slot < left { slot + count } else { slot - left })
     }
 
@@ -224,6 +225,13 @@ impl Pool {
         let (slot, length) = fbuf.into_slot();
         *self.ledger.at_mut(slot.index()) = Mark::of(sequence);
         Ok((slot, length))
+    }
+
+    /// Whether no slot is known to be free.
+    #[must_use]
+    #[inline]
+    pub fn is_dry(&self) -> bool {
+        self.free.is_empty()
     }
 
     /// Looks which of the slots that come next are free, up to `most`: whether there is one.

@@ -74,7 +74,7 @@ fn describe_caches(caches: &[Cache]) -> String {
 fn advice(caches: &[Cache]) -> String {
     let (flight, slots) = (bytes(in_flight(caches)), default_slots(64 << 10, caches));
     let why = match private(caches) {
-        Some(private) => format!("four times one core's own {}", bytes(private)),
+        Some(private) => format!("half of one core's own {}", bytes(private)),
         None => "which is typical; the caches are not known".into(),
     };
     format!(
@@ -92,7 +92,7 @@ mod tests {
         let caches = [Cache { level: 2, bytes: 2 << 20, shared: false }];
         let text = advice(&caches).replace(TOGETHER, " ");
         assert!(
-            text.starts_with("8 MiB (slots times slot size), four times one core's own 2 MiB: 128 slots of 64 KiB"),
+            text.starts_with("1 MiB (slots times slot size), half of one core's own 2 MiB: 16 slots of 64 KiB"),
             "{text}"
         );
         assert!(advice(&[]).contains("not known"));

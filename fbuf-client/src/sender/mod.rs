@@ -24,7 +24,10 @@ use fbuf_core::{
 use crate::{
     client::Registration,
     endpoint::{Inbox, Ready, Sockets, position},
-    wait::{BUSY_LOOK_TIME, Crowd, Gathering, LOOK_TIME, Next, Pace, Patience, Sight, Wait, Waiting, deadline, soon},
+    wait::{
+        BUSY_LOOK_TIME, Crowd, Gathering, LATE, LOOK_TIME, Next, Pace, Patience, Sight, UNSURE, Wait, Waiting,
+        deadline, within,
+    },
 };
 
 pub use open::SenderBuilder;
@@ -46,6 +49,8 @@ pub struct Sender {
     patience: Patience,
     gathering: Gathering,
     crowd: Crowd,
+    /// Whether it grows only when receivers keep all slots for long: nobody told it how many to have.
+    grows_late: bool,
     next_sequence: u64,
     pace: Pace,
     departures: VecDeque<Departure>,
@@ -105,7 +110,7 @@ impl Sender {
     /// Takes a free slot, if there is one; grows, but never waits.
     #[inline]
     pub fn try_allocate(&mut self) -> Option<Fbuf> {
-        self.pool.allocate().or_else(|| if self.collect_or_find() { self.pool.allocate() } else { None })
+        self.pool.allocate().or_else(|| if self.collect_or_find(true) { self.pool.allocate() } else { None })
     }
 
     /// Sees to it that the pool knows of a free slot; looks at a round of slots, and waits if none of any
@@ -113,15 +118,15 @@ impl Sender {
     #[cold]
     #[inline(never)]
     fn provide(&mut self, deadline: Option<Instant>) -> Result<(), AllocateError> {
-        if self.collect_or_find() { Ok(()) } else { self.wait_for_slot(deadline) }
+        if self.collect_or_find(!self.grows_late) { Ok(()) } else { self.wait_for_slot(deadline) }
     }
 
     #[cold]
     #[inline(never)]
-    fn collect_or_find(&mut self) -> bool {
+    fn collect_or_find(&mut self, may_grow: bool) -> bool {
         // The rounds in which slots are collected are those in which the time is looked at.
         self.look_if_due();
-        self.collect() || self.find_slot()
+        self.collect() || self.find_slot(may_grow)
     }
 
     /// Gives a fbuf to every receiver: what is filled of it is the message (uf_write). From here on
@@ -138,12 +143,26 @@ impl Sender {
         let (slot, length) = self.pool.take(fbuf, self.next_sequence).map_err(WriteError::OtherSender)?;
         if let [link] = &mut self.links[..] {
             match link.offer_simply(slot, length) {
-                Some(true) => return Ok(self.sent(length, 1)),
+                Some(true) => {
+                    if self.pool.is_dry() {
+                        self.look_ahead();
+                    }
+                    return Ok(self.sent(length, 1));
+                }
                 Some(false) => return self.answer(slot, length),
                 None => {}
             }
         }
         self.offer(slot, length)
+    }
+
+    /// Looks which slots are back when the last one is sent that was known to be: now it waits for nobody,
+    /// and who allocates next need not wait for the memory of receivers.
+    #[cold]
+    #[inline(never)]
+    fn look_ahead(&mut self) {
+        self.look_if_due();
+        self.collect();
     }
 
     #[inline]
@@ -300,9 +319,9 @@ impl Sender {
     }
 
     /// Looks for a slot that is free although it is not its turn, or is new.
-    fn find_slot(&mut self) -> bool {
+    fn find_slot(&mut self, may_grow: bool) -> bool {
         self.notice_leaving();
-        if !self.pool.search(&self.links) {
+        if !self.pool.search(&self.links) && may_grow {
             self.grow();
         }
         self.collect()
@@ -360,10 +379,21 @@ impl Sender {
             if look && self.collect() {
                 return Ok(());
             }
-            match waiting.next() {
+            let next = waiting.next();
+            let grows = self.grows_late && (self.pool.can_grow() || self.pool.is_growing());
+            if grows && (next == Next::Expired || waiting.has_lasted(LATE)) {
+                self.grow();
+                if self.collect() {
+                    return Ok(());
+                }
+            }
+            match next {
                 Next::Again => {}
                 Next::Look => self.look(),
-                Next::Sleep => self.sleep(deadline, |sender| sender.pool.search_all(&sender.links)),
+                Next::Sleep => {
+                    let wake = if grows { within(LATE, deadline) } else { deadline };
+                    self.sleep(wake, |sender| sender.pool.search_all(&sender.links));
+                }
                 Next::Expired => return Err(AllocateError::TimedOut(self.pool.slots() as usize)),
             }
         }
@@ -394,7 +424,7 @@ impl Sender {
         self.notice_leaving();
         let ready = if !happened(self) && self.pool.await_fbufs() {
             self.counters.sleeps += 1;
-            let ready = self.sockets.sleep(if sure { deadline } else { soon(deadline) });
+            let ready = self.sockets.sleep(if sure { deadline } else { within(UNSURE, deadline) });
             // Whoever rang last has most likely woken it.
             self.patience.learn(self.links.iter().filter_map(Outbound::rang).min());
             ready

@@ -12,7 +12,7 @@ use fbuf_core::{
 
 use super::{Counts, Sender};
 use crate::{
-    caches::default_slots_here,
+    caches::{ENOUGH_SLOTS, default_slots_here},
     client::{Client, OpenError},
     endpoint::{Inbox, Sockets},
     wait::{Crowd, Gathering, Pace, Patience, Wait},
@@ -50,16 +50,19 @@ impl SenderBuilder {
         self
     }
 
-    /// With how many slots to start: 1 to 2²⁰. If not set, as many as suit the caches of this machine
-    /// ([`default_slots`](crate::caches::default_slots)), at least 8. Receivers that keep
-    /// messages while they wait for others need as many more.
+    /// With how many slots to start: 1 to 2²⁰. Receivers that keep messages while they wait for others
+    /// need as many more.
+    ///
+    /// If not set, as many as suit the caches of this machine
+    /// ([`default_slots`](crate::caches::default_slots)), at least 2; and if all have been in use for
+    /// 20 ms and none came back, more of them, up to [`ENOUGH_SLOTS`].
     pub fn slots(mut self, count: u64) -> Self {
         self.slots = Some(count);
         self
     }
 
-    /// To how many slots to grow, by doubling, rather than wait for receivers. If not set, the
-    /// number stays as it is at the start.
+    /// To how many slots to grow, by doubling, rather than wait for receivers. If not set, a number that
+    /// was set stays as it is.
     pub fn grow_to(mut self, count: u64) -> Self {
         self.grow_to = Some(count);
         self
@@ -77,9 +80,11 @@ impl SenderBuilder {
     /// [`OpenError`]; nothing is kept then.
     pub fn open(self) -> Result<Sender, OpenError> {
         let Self { client, channel, slot_size, slots, grow_to, wait } = self;
+        let untold = slots.is_none() && grow_to.is_none();
         let slots = slots.unwrap_or_else(|| default_slots_here(slot_size));
         let start = Geometry::new(slot_size, slots)?.max_slots();
-        let geometry = Geometry::new(slot_size, grow_to.unwrap_or(slots))?;
+        let limit = grow_to.unwrap_or(if untold { slots.max(ENOUGH_SLOTS) } else { slots });
+        let geometry = Geometry::new(slot_size, limit)?;
         if geometry.max_slots() < start {
             return Err(GeometryError::Growth { start, limit: geometry.max_slots() }.into());
         }
@@ -101,6 +106,7 @@ impl SenderBuilder {
             patience: Patience::new(),
             gathering: Gathering::default(),
             crowd: Crowd::default(),
+            grows_late: untold,
             next_sequence: 0,
             pace: Pace::new(),
             departures: VecDeque::new(),
