@@ -7,7 +7,8 @@
 //! [`loan::Received`] of it, whose drop writes the [`board`], where [`pool::Pool::collect`] finds it.
 //!
 //! Unsafe code lives in `memory/map.rs` (mappings), `ring.rs` (tables whose index wraps), `loan.rs`
-//! (slots as slices) and `sys.rs` (system calls), and nowhere else.
+//! (slots as slices), `guard.rs` (a signal handler, where one is asked for) and `sys.rs` (system calls),
+//! and nowhere else.
 
 pub mod board;
 pub mod lane;
@@ -30,6 +31,8 @@ pub mod address;
 pub mod channel;
 #[cfg(not(loom))]
 pub mod control;
+#[cfg(not(loom))]
+pub mod guard;
 #[cfg(not(loom))]
 pub mod inbound;
 #[cfg(not(loom))]

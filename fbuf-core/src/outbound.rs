@@ -9,6 +9,7 @@ use std::{
 
 use crate::{
     board::{BoardReader, BoardTable},
+    guard::LinkGuard,
     lane::{LaneTable, LaneWriter, capacity_for},
     link::{self, Hello, LinkEnd, LinkMessage, Welcome},
     park::Fencing,
@@ -85,9 +86,10 @@ pub struct Outbound {
     /// Once the receiver is gone: the number of the first message that it never read.
     unread_from: Option<u64>,
     /// Whether a message needs no more care than to be sent: the receiver is there and does not want to be
-    /// skipped, and this process needs no fence.
+    /// skipped, this process needs no fence, and nothing is guarded.
     plain: bool,
     skipping: Option<Skipping>,
+    guard: Option<LinkGuard>,
     /// How many segments the receiver was told of.
     announced: usize,
     /// Messages left out since the last one that was sent.
@@ -169,6 +171,13 @@ impl Outbound {
         let (lane, descriptor) = LaneTable::create("fbuf-lane", capacity_for(slots, hello.skip_above.is_some()))
             .map_err(|error| LinkEnd::Exhausted(error.to_string()))?;
         let fencing = Fencing::of_this_process();
+        let guard = match pool.guard() {
+            Some(guard) => {
+                let again = BoardTable::attach(hello.board.as_fd(), slots as usize).map_err(Violation::from)?;
+                Some(guard.add_link(again))
+            }
+            None => None,
+        };
         let writer = LaneWriter::new(lane);
         if hello.fences || fencing == Fencing::Full {
             writer.head().flag.ask_for_fences();
@@ -184,7 +193,8 @@ impl Outbound {
             board: BoardReader::new(board),
             first: first_sequence,
             unread_from: None,
-            plain: hello.skip_above.is_none() && fencing == Fencing::Asymmetric,
+            plain: hello.skip_above.is_none() && fencing == Fencing::Asymmetric && guard.is_none(),
+            guard,
             skipping: hello.skip_above.map(|most| Skipping::new(most, slots)),
             announced,
             gap: 0,
@@ -248,6 +258,9 @@ impl Outbound {
         }
         if self.gap > 0 {
             self.writer.gap(std::mem::take(&mut self.gap));
+        }
+        if let Some(guard) = &self.guard {
+            guard.lent(slot, mark);
         }
         None
     }

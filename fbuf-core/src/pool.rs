@@ -8,6 +8,7 @@
 //! when the hand comes by, and one that somebody keeps for long is passed over, once a round.
 
 use std::{
+    io,
     os::fd::OwnedFd,
     ptr::NonNull,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -16,6 +17,7 @@ use std::{
 use nix::sys::eventfd::EventFd;
 
 use crate::{
+    guard::Guard,
     limits::MAX_SEGMENTS,
     link::NewSegment,
     loan::Fbuf,
@@ -44,6 +46,9 @@ pub struct Pool {
     /// How many slots from the hand on were searched in vain.
     searched: u32,
     shelf: Arc<Shelf>,
+    guard: Option<Guard>,
+    /// Messages that were sent without being guarded, although they should have been.
+    unguarded: u64,
 }
 
 #[derive(Debug)]
@@ -73,8 +78,23 @@ impl Pool {
     /// # Errors
     /// [`MemoryError`]
     pub fn new(geometry: Geometry, slots: u32, wake: Arc<EventFd>) -> Result<Self, MemoryError> {
+        Self::with_guard(geometry, geometry.slot_bytes(), slots, wake, None)
+    }
+
+    /// As [`Self::new`], with a guard, and with fbufs that hold less than a slot does: slots that are
+    /// guarded fill whole pages.
+    ///
+    /// # Errors
+    /// [`MemoryError`]
+    pub fn with_guard(
+        geometry: Geometry,
+        capacity: u32,
+        slots: u32,
+        wake: Arc<EventFd>,
+        guard: Option<Guard>,
+    ) -> Result<Self, MemoryError> {
         let state = Mutex::new(Stored::Open { slots: Vec::new(), waited_for: false });
-        let shelf = Arc::new(Shelf { slot_bytes: geometry.slot_bytes(), state, wake });
+        let shelf = Arc::new(Shelf { slot_bytes: capacity.min(geometry.slot_bytes()), state, wake });
         let mut pool = Self {
             geometry,
             segments: Vec::new(),
@@ -83,10 +103,30 @@ impl Pool {
             used: 0,
             searched: 0,
             shelf,
+            guard,
+            unguarded: 0,
         };
         pool.add_segment(slots.min(geometry.max_slots()))?;
         pool.use_segment();
         Ok(pool)
+    }
+
+    /// How many bytes a fbuf holds.
+    #[must_use]
+    pub fn capacity(&self) -> u32 {
+        self.shelf.slot_bytes
+    }
+
+    /// The guard, if there is one.
+    #[must_use]
+    pub fn guard(&self) -> Option<&Guard> {
+        self.guard.as_ref()
+    }
+
+    /// Messages that were sent without being guarded, for lack of mappings, although there is a guard.
+    #[must_use]
+    pub fn unguarded(&self) -> u64 {
+        self.unguarded
     }
 
     /// The size and number of its slots.
@@ -179,6 +219,9 @@ impl Pool {
 
     fn add_segment(&mut self, slots: u32) -> Result<(), MemoryError> {
         let (map, descriptor) = Map::create("fbuf-segment", self.geometry.segment_bytes(slots))?;
+        if let Some(guard) = &self.guard {
+            guard.add_segment(&map, self.slots());
+        }
         self.segments.push(Segment { map, descriptor: Arc::new(descriptor), slots, first: self.slots() });
         Ok(())
     }
@@ -197,9 +240,33 @@ impl Pool {
 
     /// Takes a slot that was to be sent, and was lent to nobody.
     pub(crate) fn take_back(&mut self, slot: SlotId) -> Option<Address> {
+        self.release(slot, 1).ok()?;
         let (_, bytes) = self.segment_of(slot)?.pieces(self.geometry, slot, 1).next()?;
         *self.ledger.at_mut(slot.index()) = Mark::OUT;
         Some(bytes)
+    }
+
+    /// Before a slot is lent with a message: has nobody write it any more, in a pool with a guard.
+    pub fn seal(&mut self, slot: SlotId, sequence: u64) {
+        let Some(guard) = &self.guard else { return };
+        guard.sent(slot, Mark::of(sequence));
+        if self.protect(slot, 1, false).is_err() {
+            self.unguarded += 1;
+        }
+    }
+
+    /// Lets the owner write slots of one segment again.
+    fn release(&self, first: SlotId, count: u32) -> io::Result<()> {
+        let Some(guard) = &self.guard else { return Ok(()) };
+        self.protect(first, count, true)?;
+        (first.number()..first.number() + count).for_each(|slot| guard.sent(SlotId::new(slot), Mark::NONE));
+        Ok(())
+    }
+
+    fn protect(&self, first: SlotId, count: u32, writable: bool) -> io::Result<()> {
+        let Some(segment) = self.segment_of(first) else { return Ok(()) };
+        let (begin, stride) = ((first.number() - segment.first) as usize, self.geometry.stride() as usize);
+        segment.map.protect(begin * stride..(begin + count as usize) * stride, writable)
     }
 
     fn segment_of(&self, slot: SlotId) -> Option<&Segment> {
@@ -249,6 +316,10 @@ impl Pool {
                 (first.number()..).zip(marks).take_while(|&(slot, _)| self.is_free(links, SlotId::new(slot))).count()
             }
         };
+        if self.guard.is_some() && count > 0 && self.release(first, count as u32).is_err() {
+            // The kernel has no mapping left that this would take; slots come back, and with them mappings.
+            return false;
+        }
         self.free = segment.pieces(self.geometry, first, count as u32);
         self.ledger.fill(first.index()..first.index() + count, Mark::OUT);
         count > 0

@@ -73,7 +73,7 @@ impl Sender {
     /// How many bytes a fbuf holds.
     #[must_use]
     pub fn slot_size(&self) -> usize {
-        self.pool.geometry().slot_bytes() as usize
+        self.pool.capacity() as usize
     }
 
     /// Takes a free slot; waits while all are in use (uf_allocate).
@@ -186,6 +186,7 @@ impl Sender {
     /// Gives a slot to every receiver that takes it.
     #[inline(never)]
     fn offer(&mut self, slot: SlotId, length: u32) -> Result<Sent, WriteError> {
+        self.pool.seal(slot, self.next_sequence);
         let receivers = self.offer_to_all(slot, length);
         if receivers == 0 { self.write_to_nobody(slot, length) } else { Ok(self.sent(length, receivers)) }
     }
@@ -313,6 +314,7 @@ impl Sender {
             bells: links.bells,
             growths,
             growth_refused,
+            unguarded: self.pool.unguarded(),
             receivers: self.receivers(),
             slots: self.pool.places(&self.links),
         }

@@ -24,6 +24,8 @@ pub struct SenderCounters {
     pub growths: u64,
     /// Segments that could not be added, for lack of memory.
     pub growth_refused: u64,
+    /// Messages that a guarded sender could not guard, for lack of mappings (vm.max_map_count).
+    pub unguarded: u64,
     /// Receivers that are linked now.
     pub receivers: usize,
     /// Where the slots are. Those that have come back since the last look count as lent.

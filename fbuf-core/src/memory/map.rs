@@ -74,6 +74,28 @@ impl Map {
         let _ = unsafe { libc::madvise(self.base.as_ptr().cast(), self.size, advice) };
     }
 
+    /// Where it lies.
+    pub(crate) fn addresses(&self) -> Range<usize> {
+        let base = self.base.as_ptr() as usize;
+        base..base + self.size
+    }
+
+    /// Makes whole pages of a map that this process made read-only for this process too, or writable again
+    /// as they were.
+    ///
+    /// # Errors
+    /// What mprotect(2) says: ENOMEM beyond vm.max_map_count.
+    pub(crate) fn protect(&self, bytes: Range<usize>, writable: bool) -> io::Result<()> {
+        let length = bytes.len();
+        if bytes.end > self.size || length == 0 {
+            return Err(io::Error::other("no part of the mapping"));
+        }
+        let protection = if writable { ProtFlags::PROT_READ | ProtFlags::PROT_WRITE } else { ProtFlags::PROT_READ };
+        // SAFETY: the pages lie inside this mapping. Nobody has a reference through which they would be
+        // written while they are read-only (invariant 2); who writes all the same is to trap.
+        Ok(unsafe { mprotect(self.base.add(bytes.start).cast(), length, protection) }?)
+    }
+
     /// The addresses of pieces of `length` bytes each, by their numbers, number 0 at the beginning, each
     /// `stride` bytes behind the one before; none if they do not all lie inside.
     #[must_use]
