@@ -6,7 +6,7 @@ use std::{
     os::fd::{AsFd, OwnedFd},
 };
 
-use fbuf_broker::{Listener, serve};
+use fbuf_broker::{Listener, Users, serve};
 use fbuf_client::Address;
 use listenfd::ListenFd;
 use nix::{
@@ -24,6 +24,20 @@ use crate::{Broker, Failure};
 pub(crate) struct Arguments {
     #[command(flatten)]
     broker: Broker,
+    /// Serve this user too, by number; what users send to each other is sealed
+    #[arg(long, value_name = "UID")]
+    allow: Vec<u32>,
+    /// Serve this user too, and let others read its messages without sealing them
+    #[arg(long, value_name = "UID")]
+    trust: Vec<u32>,
+}
+
+impl Arguments {
+    fn users(&self) -> Users {
+        let own = Users::only(nix::unistd::geteuid().as_raw());
+        let allowed = self.allow.iter().fold(own, |users, &uid| users.allow(uid));
+        self.trust.iter().fold(allowed, |users, &uid| users.trust(uid))
+    }
 }
 
 pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
@@ -32,6 +46,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
     let colours = stderr().is_terminal();
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(stderr).with_ansi(colours).init();
     allow_descriptors();
+    let users = arguments.users();
     let (listener, place) = match inherited()? {
         Some(listener) => (listener, "the socket that was handed over".to_owned()),
         None => {
@@ -40,6 +55,9 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
             (Listener::bind(&address)?, address.to_string())
         }
     };
+    if users.are_several() {
+        listener.open_to_all()?;
+    }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let mut terminate = signal(SignalKind::terminate())?;
@@ -55,7 +73,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
             tell(&[NotifyState::Stopping]);
             info!("stopping; links that exist go on");
         };
-        serve(&listener, until).await
+        serve(&listener, users, until).await
     })?;
     Ok(())
 }

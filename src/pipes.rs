@@ -8,7 +8,7 @@ use std::{
 };
 
 use bytesize::ByteSize;
-use fbuf_client::{Farewell, GetError, Sender};
+use fbuf_client::{Farewell, GetError, Protection, Sender};
 
 use crate::{Broker, Failure, WaitArgument};
 
@@ -24,6 +24,9 @@ pub(crate) struct SendArguments {
     /// How many messages may be under way [default: as many as suit the caches of this machine]
     #[arg(long, value_name = "COUNT")]
     slots: Option<u64>,
+    /// Make it impossible to change messages after they were sent
+    #[arg(long)]
+    sealed: bool,
     /// How many receivers to wait for
     #[arg(long, value_name = "COUNT", default_value_t = 1)]
     receivers: usize,
@@ -40,6 +43,9 @@ pub(crate) struct RecvArguments {
     channel: String,
     /// Where to write [default: standard output]
     file: Option<PathBuf>,
+    /// Refuse senders that could change what they have sent
+    #[arg(long)]
+    sealed: bool,
     /// What to do while there is no message
     #[arg(long, value_enum, default_value = "adaptive")]
     wait: WaitArgument,
@@ -57,6 +63,9 @@ pub(crate) fn send(arguments: &SendArguments) -> Result<(), Failure> {
         client.sender(&arguments.channel).slot_size(arguments.slot_size.as_u64()).wait(arguments.wait.into());
     if let Some(slots) = arguments.slots {
         builder = builder.slots(slots);
+    }
+    if arguments.sealed {
+        builder = builder.protection(Protection::Sealed);
     }
     let mut sender = builder.open()?;
     sender.wait_for_receivers(arguments.receivers)?;
@@ -92,7 +101,8 @@ fn complain(sender: &mut Sender) -> Result<(), Failure> {
 
 pub(crate) fn receive(arguments: &RecvArguments) -> Result<(), Failure> {
     let client = arguments.broker.connect()?;
-    let mut receiver = client.receiver(&arguments.channel).wait(arguments.wait.into()).open()?;
+    let require = if arguments.sealed { Protection::Sealed } else { Protection::Volatile };
+    let mut receiver = client.receiver(&arguments.channel).wait(arguments.wait.into()).require(require).open()?;
     let mut output = match &arguments.file {
         Some(path) => File::create(path).map_err(|error| Failure::new(format!("{}: {error}", path.display())))?,
         None => File::from(stdout().as_fd().try_clone_to_owned()?),

@@ -1,14 +1,16 @@
 //! Messages between endpoints of this process, through a real broker: what is promised to somebody
 //! who links the library.
 
+mod support;
+
 use std::{io::Write, thread, time::Duration};
 
 use fbuf_broker::Embedded;
 use fbuf_client::{
-    AllocateError, Client, Farewell, GetError, OpenError, Receiver, Sender, Wait, WaitError, WriteError,
+    AllocateError, Client, Farewell, GetError, Mechanism, OpenError, Protection, Receiver, Sender, Wait, WaitError,
+    WriteError,
 };
-
-const SOON: Duration = Duration::from_secs(20);
+use support::SOON;
 
 fn broker() -> (Embedded, Client) {
     let broker = Embedded::start().unwrap();
@@ -305,6 +307,35 @@ fn a_sender_that_was_told_no_number_makes_more_slots_when_all_are_kept() {
     assert!(kept.iter().zip(0..).all(|(message, n)| message[..] == [n]));
     drop(kept);
     sender.allocate_timeout(SOON).unwrap();
+}
+
+#[test]
+fn sealed_messages_arrive_whole_and_are_kept_while_the_sender_goes_on() {
+    let (_broker, client) = broker();
+    let mut one = client.receiver("c").require(Protection::Sealed).open().unwrap();
+    let mut sender =
+        client.sender("c").slot_size(5001).slots(2).grow_to(20).protection(Protection::Sealed).open().unwrap();
+    sender.wait_for_receivers_timeout(1, SOON).unwrap();
+    let mut random = support::Random(1);
+    let mut kept = Vec::new();
+    for n in 0..2000 {
+        let length =
+            if n % 10 == 0 { [0, 1, 7, 8, 9, 4096, 5000, 5001][n / 10 % 8] } else { random.below(5002) as usize };
+        let message = random.bytes(length);
+        send(&mut sender, &message);
+        let received = one.get_timeout(SOON).unwrap();
+        assert_eq!(received.mechanism(), Mechanism::Copy);
+        assert!(received[..] == message, "message {n} of {length} bytes");
+        if kept.len() < 12 {
+            kept.push((message, received));
+        } else {
+            let (message, received) = std::mem::replace(&mut kept[n % 12], (message, received));
+            assert!(received[..] == message, "a message that was kept has changed");
+        }
+    }
+    assert_eq!(sender.counters().growths, 3);
+    drop((one, sender));
+    assert!(kept.iter().all(|(message, received)| received[..] == message[..]), "they outlive both ends");
 }
 
 #[test]

@@ -11,6 +11,7 @@ use fbuf_core::{
     control::{ClientTransport, ControlClient, Greeting, Open, Role, VERSION, Verdict},
     link::{Hello, LinkMessage, NewSegment, Welcome},
     memory::{Map, Reserved},
+    protection::{Mechanism, Protection},
     socket::{Arrival, PacketSocket},
     sys,
     wire::{self, Descriptor, Letter},
@@ -54,7 +55,7 @@ impl Hostile {
 /// What a hostile client does, and how it is called.
 type Attack<'a> = (&'static str, Box<dyn Fn(&Hostile) + 'a>);
 
-const SENDER: Role = Role::Sender { slot_bytes: 100, max_slots: 4 };
+const SENDER: Role = Role::Sender { slot_bytes: 100, max_slots: 4, mechanism: Mechanism::Shared };
 
 fn sealed(size: u64) -> Descriptor {
     Map::create("fbuf-test", size).unwrap().1.into()
@@ -150,7 +151,7 @@ fn a_hostile_receiver_loses_its_link_and_its_neighbour_keeps_its_own() {
         ),
     ];
     for (name, attack) in attacks {
-        let hostile = Hostile::join(&broker, "c", Role::Receiver);
+        let hostile = Hostile::join(&broker, "c", Role::Receiver { require: Protection::Volatile });
         attack(&hostile);
         let farewell = loop {
             // Looks around until the attack was seen.

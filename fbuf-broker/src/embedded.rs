@@ -6,7 +6,7 @@ use std::{io, thread};
 use fbuf_core::address::Address;
 use tokio::sync::oneshot;
 
-use crate::{Listener, serve};
+use crate::{Listener, Users, serve};
 
 /// A broker that runs on a thread of this process until it is dropped.
 ///
@@ -43,7 +43,18 @@ impl Embedded {
     /// # Errors
     /// As [`Listener::bind`] and [`Self::start`].
     pub fn start_at(address: Address) -> io::Result<Self> {
+        Self::start_for(address, Users::only(nix::unistd::geteuid().as_raw()))
+    }
+
+    /// As [`Self::start_at`], for these users.
+    ///
+    /// # Errors
+    /// As [`Self::start_at`].
+    pub fn start_for(address: Address, users: Users) -> io::Result<Self> {
         let listener = Listener::bind(&address).map_err(io::Error::other)?;
+        if users.are_several() {
+            listener.open_to_all()?;
+        }
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let (stop, stopped) = oneshot::channel();
         let thread = thread::Builder::new().name("fbuf-broker".into()).spawn(move || {
@@ -51,7 +62,7 @@ impl Embedded {
                 // An error is a handle that was dropped, which means the same.
                 let _ = stopped.await;
             };
-            if let Err(error) = runtime.block_on(serve(&listener, until)) {
+            if let Err(error) = runtime.block_on(serve(&listener, users, until)) {
                 tracing::error!(%error, "the embedded broker ends");
             }
         })?;

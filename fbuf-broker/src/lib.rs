@@ -13,3 +13,4 @@ pub mod state;
 pub use embedded::Embedded;
 pub use listener::{BindError, Listener};
 pub use server::serve;
+pub use state::Users;

@@ -5,7 +5,7 @@ use std::{
     io,
     os::{
         fd::{AsFd, AsRawFd, OwnedFd},
-        unix::fs::{FileTypeExt, MetadataExt},
+        unix::fs::{FileTypeExt, MetadataExt, PermissionsExt},
     },
     path::{Path, PathBuf},
     time::Duration,
@@ -78,6 +78,15 @@ impl Listener {
             Address::Abstract(_) => None,
         };
         Ok(Self { socket, file })
+    }
+
+    /// Lets processes of every user connect; which of them are served is decided when they do.
+    ///
+    /// # Errors
+    /// What chmod(2) says.
+    pub fn open_to_all(&self) -> io::Result<()> {
+        let Some((path, _)) = &self.file else { return Ok(()) };
+        fs::set_permissions(path, fs::Permissions::from_mode(0o666))
     }
 
     /// Takes over a socket that listens already, as systemd hands it over. Its file stays at the end.

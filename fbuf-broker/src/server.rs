@@ -11,9 +11,7 @@ use std::{
 };
 
 use fbuf_core::{
-    control::{
-        Control, Greeting, Introduction, MAX_INTRODUCTIONS, Open, Refusal, Role, ServerTransport, VERSION, Verdict,
-    },
+    control::{Control, Greeting, Introduction, MAX_INTRODUCTIONS, Open, Refusal, ServerTransport, VERSION, Verdict},
     socket::{Arrival, Credentials, PacketSocket},
     sys,
     wire::Descriptor,
@@ -29,7 +27,7 @@ use tracing::{debug, info, warn};
 
 use crate::{
     Listener,
-    state::{ClientId, Pair, Party, State},
+    state::{ClientId, Pair, Party, State, Users},
 };
 
 /// How long a client has for its greeting.
@@ -41,12 +39,12 @@ const MAX_REQUESTS: usize = 16;
 /// How many introductions may wait for one client; a client that does not fetch them is sent away.
 const MAX_WAITING: usize = 1024;
 
-/// Serves clients until `until` is ready. What was introduced goes on afterwards.
+/// Serves clients of these users until `until` is ready. What was introduced goes on afterwards.
 ///
 /// # Errors
 /// When the socket cannot be polled.
-pub async fn serve(listener: &Listener, until: impl Future<Output = ()>) -> io::Result<()> {
-    let broker = Broker::new();
+pub async fn serve(listener: &Listener, users: Users, until: impl Future<Output = ()>) -> io::Result<()> {
+    let broker = Broker::new(users);
     let socket = sys::watch_listener(listener.as_fd().try_clone_to_owned()?)?;
     let mut clients = JoinSet::new();
     let accepting = async {
@@ -111,9 +109,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Broker {
-    fn new() -> Self {
-        let state = State::new(nix::unistd::geteuid().as_raw());
-        Self(Arc::new(Mutex::new(Inner { state, mailboxes: HashMap::new() })))
+    fn new(users: Users) -> Self {
+        Self(Arc::new(Mutex::new(Inner { state: State::new(users), mailboxes: HashMap::new() })))
     }
 
     /// One client, from its connection to its end.
@@ -192,6 +189,7 @@ impl Broker {
             peer: other.peer,
             slot_bytes: pair.geometry.slot_bytes().into(),
             max_slots: pair.geometry.max_slots().into(),
+            mechanism: pair.mechanism,
             socket: Descriptor::from(socket),
         };
         let Pair { sender, receiver, .. } = pair;
@@ -233,8 +231,7 @@ struct Desk {
 impl Control for Desk {
     async fn open(self, _: Context, endpoint: u64, open: Open) -> Result<(), Refusal> {
         let mut inner = lock(&self.broker.0);
-        let role = if open.role == Role::Receiver { "receiver" } else { "sender" };
-        let channel = open.channel.clone();
+        let (role, channel) = (open.role.name(), open.channel.clone());
         let pairs = inner.state.open(self.client, endpoint, open).inspect_err(|refusal| {
             warn!(client = ?self.client, channel, role, %refusal, "refused");
         })?;

@@ -8,6 +8,7 @@ use fbuf_core::{
     control::{Open, Refusal, Role, Verdict},
     inbound::Peer,
     limits::MAX_ENDPOINTS,
+    protection::{Mechanism, Protection},
     slot::Geometry,
     socket::Credentials,
 };
@@ -39,13 +40,57 @@ pub struct Pair {
     pub receiver: Party,
     /// The slots of the sender.
     pub geometry: Geometry,
+    /// How messages are protected.
+    pub mechanism: Mechanism,
+}
+
+/// Which users a broker serves, and which of them others trust.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Users {
+    /// By id: whether receivers of other users may read its messages while it could change them.
+    trusted: BTreeMap<u32, bool>,
+}
+
+impl Users {
+    /// One user, by id.
+    #[must_use]
+    pub fn only(uid: u32) -> Self {
+        Self { trusted: BTreeMap::from([(uid, false)]) }
+    }
+
+    /// One more. What it sends to others, and others send to it, is sealed.
+    #[must_use]
+    pub fn allow(mut self, uid: u32) -> Self {
+        self.trusted.entry(uid).or_insert(false);
+        self
+    }
+
+    /// One more, whose messages others get as it sends them, volatile if it likes.
+    #[must_use]
+    pub fn trust(mut self, uid: u32) -> Self {
+        self.trusted.insert(uid, true);
+        self
+    }
+
+    /// Whether there is more than one.
+    #[must_use]
+    pub fn are_several(&self) -> bool {
+        self.trusted.len() > 1
+    }
+
+    fn include(&self, uid: u32) -> bool {
+        self.trusted.contains_key(&uid)
+    }
+
+    fn trust_in(&self, uid: u32) -> bool {
+        self.trusted.get(&uid).is_some_and(|&trusted| trusted)
+    }
 }
 
 /// All that the broker knows.
 #[derive(Debug)]
 pub struct State {
-    /// The user that this broker serves.
-    uid: u32,
+    users: Users,
     last: u64,
     clients: HashMap<ClientId, Client>,
     channels: HashMap<ChannelName, Channel>,
@@ -61,15 +106,28 @@ struct Client {
 /// The ends of one channel, by the numbers that are given only once, and so in the order of opening.
 #[derive(Debug, Default)]
 struct Channel {
-    senders: BTreeMap<u64, (Party, Geometry)>,
-    receivers: BTreeMap<u64, Party>,
+    senders: BTreeMap<u64, Sender>,
+    receivers: BTreeMap<u64, Receiver>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Sender {
+    party: Party,
+    geometry: Geometry,
+    mechanism: Mechanism,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Receiver {
+    party: Party,
+    require: Protection,
 }
 
 impl State {
-    /// A broker for one user: the one with this id.
+    /// A broker for these users.
     #[must_use]
-    pub fn new(uid: u32) -> Self {
-        Self { uid, last: 0, clients: HashMap::new(), channels: HashMap::new() }
+    pub fn new(users: Users) -> Self {
+        Self { users, last: 0, clients: HashMap::new(), channels: HashMap::new() }
     }
 
     /// A process wants to be a client.
@@ -77,7 +135,7 @@ impl State {
     /// # Errors
     /// The [`Verdict`] to send it away with.
     pub fn join(&mut self, process: Credentials) -> Result<ClientId, Verdict> {
-        if process.uid != self.uid {
+        if !self.users.include(process.uid) {
             return Err(Verdict::NotPermitted);
         }
         if self.clients.len() == MAX_CLIENTS {
@@ -94,31 +152,69 @@ impl State {
     /// [`Refusal`], and nothing has changed.
     pub fn open(&mut self, id: ClientId, endpoint: u64, open: Open) -> Result<Vec<Pair>, Refusal> {
         let name = ChannelName::new(open.channel)?;
-        let geometry = match open.role {
-            Role::Sender { slot_bytes, max_slots } => Some(Geometry::new(slot_bytes, max_slots)?),
-            Role::Receiver => None,
-        };
         let number = self.next();
-        let Some(client) = self.clients.get_mut(&id) else { return Ok(Vec::new()) };
+        let Some(client) = self.clients.get(&id) else { return Ok(Vec::new()) };
         if client.endpoints.contains_key(&endpoint) {
             return Err(Refusal::Taken(endpoint));
         }
         if client.endpoints.len() == MAX_ENDPOINTS {
             return Err(Refusal::TooManyEndpoints);
         }
-        client.endpoints.insert(endpoint, (name.clone(), number));
-        let own = Party { client: id, endpoint, peer: Peer { endpoint: number, process: client.process } };
-        let channel = self.channels.entry(name).or_default();
-        Ok(match geometry {
-            Some(geometry) => {
-                channel.senders.insert(number, (own, geometry));
-                channel.receivers.values().map(|&receiver| Pair { sender: own, receiver, geometry }).collect()
+        let party = Party { client: id, endpoint, peer: Peer { endpoint: number, process: client.process } };
+        let none = Channel::default();
+        let channel = self.channels.get(&name).unwrap_or(&none);
+        let pairs = match open.role {
+            Role::Sender { slot_bytes, max_slots, mechanism } => {
+                let own = Sender { party, geometry: Geometry::new(slot_bytes, max_slots)?, mechanism };
+                let pair = |receiver: &Receiver| {
+                    self.pair(&own, receiver).map_err(|found| Refusal::ReceiverRequiresMore {
+                        receiver: receiver.party.peer,
+                        required: receiver.require,
+                        found,
+                    })
+                };
+                let pairs = channel.receivers.values().map(pair).collect::<Result<_, _>>()?;
+                self.channels.entry(name.clone()).or_default().senders.insert(number, own);
+                pairs
             }
-            None => {
-                channel.receivers.insert(number, own);
-                channel.senders.values().map(|&(sender, geometry)| Pair { sender, receiver: own, geometry }).collect()
+            Role::Receiver { require } => {
+                let own = Receiver { party, require };
+                let pair = |sender: &Sender| {
+                    self.pair(sender, &own).map_err(|found| Refusal::SenderGivesLess {
+                        sender: sender.party.peer,
+                        required: require,
+                        found,
+                    })
+                };
+                let pairs = channel.senders.values().map(pair).collect::<Result<_, _>>()?;
+                self.channels.entry(name.clone()).or_default().receivers.insert(number, own);
+                pairs
             }
-        })
+        };
+        if let Some(client) = self.clients.get_mut(&id) {
+            client.endpoints.insert(endpoint, (name, number));
+        }
+        Ok(pairs)
+    }
+
+    /// The link between two ends; or what it would give, if that is less than the receiver requires.
+    fn pair(&self, sender: &Sender, receiver: &Receiver) -> Result<Pair, Protection> {
+        let mechanism = self.mechanism(sender, receiver);
+        if mechanism.protection() < receiver.require {
+            return Err(mechanism.protection());
+        }
+        Ok(Pair { sender: sender.party, receiver: receiver.party, geometry: sender.geometry, mechanism })
+    }
+
+    /// The rule of trust. Processes of one user can write each other's memory anyway (ptrace(2)), so
+    /// between them volatile messages lose nothing; whoever receives from another user gets them sealed,
+    /// unless that user is trusted.
+    fn mechanism(&self, sender: &Sender, receiver: &Receiver) -> Mechanism {
+        let (from, to) = (sender.party.peer.process.uid, receiver.party.peer.process.uid);
+        match sender.mechanism {
+            Mechanism::Shared if from != to && !self.users.trust_in(from) => Mechanism::Copy,
+            mechanism => mechanism,
+        }
     }
 
     /// A client closes an endpoint. One that is not open is closed already.
@@ -168,24 +264,60 @@ mod tests {
     const OWN: Credentials = Credentials { pid: 1, uid: 1000, gid: 1000 };
 
     fn sender(channel: &str) -> Open {
-        Open { channel: channel.into(), role: Role::Sender { slot_bytes: 64, max_slots: 4 } }
+        let role = Role::Sender { slot_bytes: 64, max_slots: 4, mechanism: Mechanism::Shared };
+        Open { channel: channel.into(), role }
     }
 
     fn receiver(channel: &str) -> Open {
-        Open { channel: channel.into(), role: Role::Receiver }
+        Open { channel: channel.into(), role: Role::Receiver { require: Protection::Volatile } }
     }
 
     #[test]
     fn other_users_are_sent_away() {
-        let mut state = State::new(1000);
+        let mut state = State::new(Users::only(1000));
         assert_eq!(state.join(Credentials { uid: 1001, ..OWN }), Err(Verdict::NotPermitted));
         assert_eq!(state.join(Credentials { uid: 0, ..OWN }), Err(Verdict::NotPermitted));
         assert!(state.is_empty());
     }
 
     #[test]
+    fn messages_of_another_user_are_sealed_unless_that_user_is_trusted() {
+        let users = Users::only(1000).allow(1001).trust(1002);
+        let mut state = State::new(users);
+        let [own, other, trusted] = [1000, 1001, 1002].map(|uid| state.join(Credentials { uid, ..OWN }).unwrap());
+        for (client, channel) in [(own, "own"), (other, "other"), (trusted, "trusted")] {
+            state.open(client, 0, sender(channel)).unwrap();
+        }
+        let mut mechanism =
+            |client, channel, endpoint| state.open(client, endpoint, receiver(channel)).unwrap()[0].mechanism;
+        assert_eq!(mechanism(own, "own", 1), Mechanism::Shared);
+        assert_eq!(mechanism(other, "own", 1), Mechanism::Copy);
+        assert_eq!(mechanism(own, "other", 2), Mechanism::Copy);
+        assert_eq!(mechanism(other, "other", 2), Mechanism::Shared);
+        assert_eq!(mechanism(own, "trusted", 3), Mechanism::Shared);
+    }
+
+    #[test]
+    fn less_than_is_required_is_refused_whoever_comes_first() {
+        let mut state = State::new(Users::only(1000));
+        let client = state.join(OWN).unwrap();
+        let demanding =
+            |channel: &str| Open { channel: channel.into(), role: Role::Receiver { require: Protection::Sealed } };
+        state.open(client, 1, sender("a")).unwrap();
+        assert!(matches!(state.open(client, 2, demanding("a")), Err(Refusal::SenderGivesLess { .. })));
+        state.open(client, 3, demanding("b")).unwrap();
+        assert!(matches!(state.open(client, 4, sender("b")), Err(Refusal::ReceiverRequiresMore { .. })));
+        let role = Role::Sender { slot_bytes: 64, max_slots: 4, mechanism: Mechanism::Copy };
+        let pairs = state.open(client, 4, Open { channel: "b".into(), role }).unwrap();
+        assert!(matches!(pairs[..], [Pair { mechanism: Mechanism::Copy, .. }]));
+        // What was refused has left nothing.
+        assert_eq!(state.open(client, 2, receiver("c")), Ok(vec![]));
+        assert_eq!(state.open(client, 5, sender("d")), Ok(vec![]));
+    }
+
+    #[test]
     fn the_client_that_is_too_many_is_sent_away() {
-        let mut state = State::new(1000);
+        let mut state = State::new(Users::only(1000));
         for _ in 0..MAX_CLIENTS {
             state.join(OWN).unwrap();
         }
@@ -194,7 +326,7 @@ mod tests {
 
     #[test]
     fn the_endpoint_that_is_too_many_is_refused() {
-        let mut state = State::new(1000);
+        let mut state = State::new(Users::only(1000));
         let client = state.join(OWN).unwrap();
         for endpoint in 0..MAX_ENDPOINTS as u64 {
             state.open(client, endpoint, receiver("c")).unwrap();
@@ -205,10 +337,11 @@ mod tests {
 
     #[test]
     fn what_cannot_be_is_refused_and_leaves_nothing() {
-        let mut state = State::new(1000);
+        let mut state = State::new(Users::only(1000));
         let client = state.join(OWN).unwrap();
         assert!(matches!(state.open(client, 1, receiver("")), Err(Refusal::Channel(_))));
-        let open = Open { channel: "c".into(), role: Role::Sender { slot_bytes: 0, max_slots: 1 } };
+        let role = Role::Sender { slot_bytes: 0, max_slots: 1, mechanism: Mechanism::Shared };
+        let open = Open { channel: "c".into(), role };
         assert!(matches!(state.open(client, 1, open), Err(Refusal::Geometry(_))));
         assert!(state.channels.is_empty());
         assert_eq!(state.open(client, 1, receiver("c")), Ok(vec![]), "the number is still free");
@@ -238,7 +371,7 @@ mod tests {
         /// role on the same channel, each once, and when all have left nothing is known.
         #[test]
         fn everybody_who_belongs_together_is_introduced_once(steps in steps()) {
-            let mut state = State::new(1000);
+            let mut state = State::new(Users::only(1000));
             let mut clients: Vec<ClientId> = Vec::new();
             let mut open: Vec<(ClientId, u64, u8, bool)> = Vec::new();
             for step in steps {

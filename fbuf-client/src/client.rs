@@ -22,6 +22,7 @@ use fbuf_core::{
     },
     inbound::Peer,
     memory::MemoryError,
+    protection::Mechanism,
     slot::{Geometry, GeometryError},
     socket::{Arrival, PacketSocket},
     sys,
@@ -146,7 +147,7 @@ struct Connection {
 }
 
 /// Where introductions for one endpoint go.
-pub(crate) type Introduced = Box<dyn Fn(Peer, PacketSocket, Geometry) + Send>;
+pub(crate) type Introduced = Box<dyn Fn(Peer, PacketSocket, Geometry, Mechanism) + Send>;
 
 enum Command {
     Open { endpoint: u64, open: Open, introduced: Introduced, answer: mpsc::SyncSender<Result<(), OpenError>> },
@@ -328,14 +329,14 @@ async fn post(client: ControlClient, boxes: Arc<Mutex<HashMap<u64, Introduced>>>
             Err(_) => return,
         };
         let boxes = boxes.lock().unwrap_or_else(PoisonError::into_inner);
-        for Introduction { endpoint, peer, slot_bytes, max_slots, socket } in introductions {
+        for Introduction { endpoint, peer, slot_bytes, max_slots, mechanism, socket } in introductions {
             // Of an endpoint that was closed meanwhile; or out of descriptors, which the peer sees
             // as a hang-up.
             let Some(introduced) = boxes.get(&endpoint) else { continue };
             let Ok(socket) = socket.into_owned().and_then(PacketSocket::new) else { continue };
             // The broker has checked it; one that has not is no better than none.
             let Ok(geometry) = Geometry::new(slot_bytes, max_slots) else { continue };
-            introduced(peer, socket, geometry);
+            introduced(peer, socket, geometry, mechanism);
         }
     }
 }

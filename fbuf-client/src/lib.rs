@@ -48,6 +48,7 @@ pub use fbuf_core::{
     loan::{Fbuf, Received, TooLarge},
     memory::MemoryError,
     pool::Places,
+    protection::{Mechanism, Protection},
     slot::GeometryError,
     socket::Credentials,
     violation::{Unsuitable, Violation},

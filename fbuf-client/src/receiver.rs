@@ -13,6 +13,7 @@ use fbuf_core::{
     link::LinkEnd,
     loan::Received,
     park::Fencing,
+    protection::Protection,
     violation::Violation,
 };
 
@@ -34,11 +35,13 @@ pub struct ReceiverBuilder {
     wait: Wait,
     skip_above: Option<u32>,
     stay: bool,
+    require: Protection,
 }
 
 impl ReceiverBuilder {
     pub(crate) fn new(client: Client, channel: &str) -> Self {
-        Self { client, channel: channel.to_owned(), wait: Wait::default(), skip_above: None, stay: false }
+        let (channel, require) = (channel.to_owned(), Protection::default());
+        Self { client, channel, wait: Wait::default(), skip_above: None, stay: false, require }
     }
 
     /// How [`Receiver::get`] passes the time while there is no message.
@@ -61,26 +64,35 @@ impl ReceiverBuilder {
         self
     }
 
+    /// Refuse senders whose messages are protected less than this. If not set, whatever the rule of trust
+    /// allows: volatile messages come only from the own user, and from those whom the broker was told to
+    /// trust.
+    pub fn require(mut self, protection: Protection) -> Self {
+        self.require = protection;
+        self
+    }
+
     /// Opens the receiver. It gets what is written from the moment it is linked with a sender; a
     /// sender can wait for that.
     ///
     /// # Errors
     /// [`OpenError`]; nothing is kept then.
     pub fn open(self) -> Result<Receiver, OpenError> {
-        let Self { client, channel, wait, skip_above, stay } = self;
+        let Self { client, channel, wait, skip_above, stay, require } = self;
         fbuf_core::channel::ChannelName::new(channel.as_str())?;
         let inbox = Arc::new(Inbox::new()?);
         let sockets = Sockets::new(inbox.wake().clone())?;
         let post = inbox.clone();
         // Senders are greeted on the control thread, so that they find this receiver ready even
         // while it does something else.
-        let introduced =
-            Box::new(move |peer, socket, geometry| match Greeted::new(peer, socket, geometry, skip_above) {
+        let introduced = Box::new(move |peer, socket, geometry, mechanism| {
+            match Greeted::new(peer, socket, geometry, mechanism, skip_above) {
                 Ok(greeted) => post.post(Ok(greeted)),
                 Err(GreetError::Gone) => {}
                 Err(error) => post.post(Err((peer, error))),
-            });
-        let registration = client.open(&channel, Role::Receiver, introduced)?;
+            }
+        });
+        let registration = client.open(&channel, Role::Receiver { require }, introduced)?;
         Ok(Receiver {
             links: Vec::new(),
             turn: 0,

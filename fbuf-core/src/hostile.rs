@@ -19,6 +19,7 @@ use crate::{
     memory::{Map, Reserved},
     outbound::{Arrived, Expected, Offer, Outbound},
     pool::Pool,
+    protection::Mechanism,
     slot::Geometry,
     socket::{Credentials, PacketSocket},
     violation::Violation,
@@ -123,9 +124,9 @@ fn send(socket: &PacketSocket, packet: &Packet) {
 }
 
 /// A receiver, linked with a sender whose memory is in our hands.
-fn victim_receiver() -> (Inbound, PacketSocket, LaneTable, Vec<Map>) {
+fn victim_receiver(mechanism: Mechanism) -> (Inbound, PacketSocket, LaneTable, Vec<Map>) {
     let (own, its) = sockets();
-    let greeted = Greeted::new(peer(), its, geometry(), None).unwrap();
+    let greeted = Greeted::new(peer(), its, geometry(), mechanism, None).unwrap();
     let (lane, lane_fd) = LaneTable::create("fbuf-test", capacity_for(SLOTS, false)).unwrap();
     let (memory, memory_fd) = Map::create("fbuf-test", geometry().segment_bytes(2)).unwrap();
     let welcome = Welcome {
@@ -155,12 +156,19 @@ fn sender_with(slots: u32) -> (Pool, Outbound, PacketSocket, BoardTable) {
     (pool, *outbound, own, board)
 }
 
+fn mechanism() -> impl Strategy<Value = Mechanism> {
+    prop_oneof![Just(Mechanism::Shared), Just(Mechanism::Copy)]
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(2000))]
 
     #[test]
-    fn a_receiver_survives_any_lane(words in vec((any::<Index>(), any::<u64>(), any::<u64>(), 0..4u8), 1..40)) {
-        let (mut inbound, _socket, lane, _memory) = victim_receiver();
+    fn a_receiver_survives_any_lane(
+        words in vec((any::<Index>(), any::<u64>(), any::<u64>(), 0..4u8), 1..40),
+        mechanism in mechanism(),
+    ) {
+        let (mut inbound, _socket, lane, _memory) = victim_receiver(mechanism);
         let mut held = Vec::new();
         for (at, head, body, near) in words {
             // Most words keep near to what would be accepted: this lap, a message, few slots.
@@ -188,9 +196,9 @@ proptest! {
     }
 
     #[test]
-    fn a_receiver_survives_any_link_message(packets in vec(packet(), 1..6), linked: bool) {
+    fn a_receiver_survives_any_link_message(packets in vec(packet(), 1..6), linked: bool, mechanism in mechanism()) {
         if linked {
-            let (mut inbound, socket, _lane, _memory) = victim_receiver();
+            let (mut inbound, socket, _lane, _memory) = victim_receiver(mechanism);
             for packet in packets {
                 send(&socket, &packet);
                 inbound.attend();
@@ -202,7 +210,7 @@ proptest! {
             }
         } else {
             let (own, its) = sockets();
-            let greeted = Greeted::new(peer(), its, geometry(), None).unwrap();
+            let greeted = Greeted::new(peer(), its, geometry(), mechanism, None).unwrap();
             send(&own, &packets[0]);
             match greeted.look() {
                 // Only a lane and segments that hold to every rule.

@@ -19,6 +19,7 @@ use crate::{
     loan::Received,
     memory::{Map, MemoryError},
     park::Fencing,
+    protection::Mechanism,
     retire::{Cell, Held, Remains, Retired},
     slot::{Geometry, Mark, SlotId},
     socket::{Credentials, PacketSocket},
@@ -43,6 +44,7 @@ pub struct Greeted {
     socket: PacketSocket,
     peer: Peer,
     geometry: Geometry,
+    mechanism: Mechanism,
     /// Whether the sender was asked to leave messages out.
     skips: bool,
 }
@@ -87,7 +89,7 @@ pub enum GreetError {
 }
 
 impl Greeted {
-    /// Says hello to a sender with slots of this geometry.
+    /// Says hello to a sender with slots of this geometry, whose messages are protected by these means.
     ///
     /// With `skip_above`, the sender leaves messages out rather than have more than so many of its
     /// slots held here.
@@ -98,6 +100,7 @@ impl Greeted {
         peer: Peer,
         socket: PacketSocket,
         geometry: Geometry,
+        mechanism: Mechanism,
         skip_above: Option<u32>,
     ) -> Result<Self, GreetError> {
         let (board, descriptor) = BoardTable::create("fbuf-board", geometry.max_slots() as usize)?;
@@ -107,7 +110,8 @@ impl Greeted {
         }
         let hello = Hello { board: Descriptor::from(descriptor), skip_above, fences };
         link::send(&socket, &LinkMessage::Hello(hello)).map_err(|_| GreetError::Gone)?;
-        Ok(Self { peer, socket, geometry, skips: skip_above.is_some(), board: UnusedBoard(Some(board)) })
+        let skips = skip_above.is_some();
+        Ok(Self { peer, socket, geometry, mechanism, skips, board: UnusedBoard(Some(board)) })
     }
 
     /// Who it is.
@@ -140,6 +144,8 @@ impl AsFd for Greeted {
 pub struct Inbound {
     reader: LaneReader<Arc<Returns>>,
     geometry: Geometry,
+    /// A message that is no longer than this is taken as it is; one that has to be copied never is.
+    plain_bytes: u32,
     /// How many slots are known.
     known: u32,
     /// The mark of a message, less its position in the lane.
@@ -149,7 +155,16 @@ pub struct Inbound {
     missed: u64,
     /// How it ended, if it did not end in order.
     end: Option<LinkEnd>,
-    segments: Vec<Map>,
+    segments: Vec<Segment>,
+}
+
+#[derive(Debug)]
+struct Segment {
+    map: Map,
+    /// Where its messages are copied to, if they are.
+    copies: Option<Map>,
+    /// The number of its first slot.
+    first: u32,
 }
 
 /// A slot that was just taken, on its way to becoming a [`Received`].
@@ -163,13 +178,14 @@ pub(crate) struct Loan<'a> {
 
 impl Inbound {
     fn open(greeted: Greeted, welcome: Welcome) -> Result<Self, LinkEnd> {
-        let Greeted { peer, socket, geometry, skips, board } = greeted;
+        let Greeted { peer, socket, geometry, mechanism, skips, board } = greeted;
         let slots = geometry.max_slots();
         let lane = LaneTable::attach(welcome.lane.as_fd(), capacity_for(slots, skips)).map_err(Violation::from)?;
         let offset = check_sequence(Some(welcome.first_sequence))?;
         let board = board.take().ok_or(LinkEnd::HangUp)?;
         let returns = Returns {
             peer,
+            mechanism,
             socket,
             board: BoardWriter::new(board),
             held: Held::new(slots as usize),
@@ -180,6 +196,7 @@ impl Inbound {
         let mut inbound = Self {
             reader: LaneReader::new(Arc::new(returns)),
             geometry,
+            plain_bytes: if mechanism == Mechanism::Shared { geometry.slot_bytes() } else { 0 },
             known: 0,
             offset,
             gaps: 0,
@@ -193,21 +210,28 @@ impl Inbound {
         Ok(inbound)
     }
 
-    fn add_segment(&mut self, new: &NewSegment) -> Result<(), Violation> {
+    fn add_segment(&mut self, new: &NewSegment) -> Result<(), LinkEnd> {
         let (room, stride) = (self.geometry.max_slots() - self.known, self.geometry.stride());
         if self.segments.len() == MAX_SEGMENTS || new.slots == 0 || new.slots > room {
             return Err(Violation::Terms {
                 what: "the number of slots of a new segment",
                 found: new.slots.into(),
                 allowed: "at least one, and all together no more than were announced",
-            });
+            }
+            .into());
         }
-        let map = Map::attach(new.memory.as_fd(), self.geometry.segment_bytes(new.slots)).map_err(Violation::from)?;
-        for (number, bytes) in map.pieces(0..new.slots, stride, self.geometry.slot_bytes()).into_iter().flatten() {
+        let size = self.geometry.segment_bytes(new.slots);
+        let map = Map::attach(new.memory.as_fd(), size).map_err(Violation::from)?;
+        let copies = match self.returns().mechanism {
+            Mechanism::Shared => None,
+            Mechanism::Copy => Some(Map::private(size).map_err(|error| LinkEnd::Exhausted(error.to_string()))?),
+        };
+        let read = copies.as_ref().unwrap_or(&map);
+        for (number, bytes) in read.pieces(0..new.slots, stride, self.geometry.slot_bytes()).into_iter().flatten() {
             self.returns().held.add(SlotId::new(self.known + number), bytes.pointer().as_ptr());
         }
+        self.segments.push(Segment { map, copies, first: self.known });
         self.known += new.slots;
-        self.segments.push(map);
         Ok(())
     }
 
@@ -245,7 +269,7 @@ impl Inbound {
     pub fn take_simply(&mut self) -> Option<Received> {
         let (home, mark) = (&**self.returns(), self.next_mark());
         let (number, length) = self.reader.peek();
-        if !self.fits(length) {
+        if length > self.plain_bytes.into() {
             return None;
         }
         let cell = home.held.take(number, mark)?;
@@ -299,6 +323,7 @@ impl Inbound {
                     else {
                         return self.break_off(self.objection(number, length));
                     };
+                    self.copy(number, length);
                     let loan = Loan { cell, slot: SlotId::new(number), length: length as u32, mark, home };
                     let received = loan.receive();
                     self.reader.advance();
@@ -306,6 +331,14 @@ impl Inbound {
                 }
                 Err(violation) => return self.break_off(violation),
             }
+        }
+    }
+
+    /// Copies a message that was just taken, if messages are copied.
+    fn copy(&self, number: u32, length: u64) {
+        let segment = self.segments.iter().rfind(|segment| segment.first <= number);
+        if let Some(Segment { map, copies: Some(copies), first }) = segment {
+            copies.copy_from(map, (number - first) as usize * self.geometry.stride() as usize, length as usize);
         }
     }
 
@@ -450,6 +483,7 @@ pub(crate) struct Returns {
     /// Where the remains of this link will be put.
     among: &'static Retired<Left>,
     peer: Peer,
+    mechanism: Mechanism,
     socket: PacketSocket,
     /// The sleep of the sender for which the bell was rung last.
     rung: AtomicU64,
@@ -472,6 +506,10 @@ impl LaneMemory for Arc<Returns> {
 impl Returns {
     pub(crate) fn peer(&self) -> Peer {
         self.peer
+    }
+
+    pub(crate) fn mechanism(&self) -> Mechanism {
+        self.mechanism
     }
 
     #[inline]
@@ -527,7 +565,7 @@ fn next_retired(fencing: Fencing) -> &'static Retired<Left> {
 #[derive(Debug)]
 pub(crate) struct Left {
     returns: Arc<Returns>,
-    _segments: Vec<Map>,
+    _segments: Vec<Segment>,
 }
 
 impl Remains for Left {

@@ -46,6 +46,8 @@ pub mod outbound;
 #[cfg(not(loom))]
 pub mod pool;
 #[cfg(not(loom))]
+pub mod protection;
+#[cfg(not(loom))]
 pub mod socket;
 #[cfg(not(loom))]
 pub mod sys;

@@ -19,6 +19,7 @@ use crate::{
     inbound::{Loan, Peer, Returns},
     memory::Address,
     pool::{Pool, Shelf},
+    protection::Mechanism,
     retire::Cell,
     slot::{Mark, SlotId},
 };
@@ -292,15 +293,22 @@ impl Received {
     pub fn sender(&self) -> Peer {
         self.home().peer()
     }
+
+    /// By which means it is protected, and so whether its bytes can change while it is held:
+    /// [`Mechanism::protection`].
+    #[must_use]
+    pub fn mechanism(&self) -> Mechanism {
+        self.home().mechanism()
+    }
 }
 
 impl Deref for Received {
     type Target = [u8];
     #[inline]
     fn deref(&self) -> &[u8] {
-        // SAFETY: a `Loan` is made only of bytes inside a slot that was just taken. At the level
-        // "volatile" its sender's safe code cannot write them before the slot is handed back
-        // (invariants 1 and 2); the trust rule says where that level may be used.
+        // SAFETY: a `Loan` is made only of bytes inside a slot that was just taken. Copies nobody writes
+        // before the slot is handed back; bytes that are shared, no safe code of the sender (invariants 1
+        // and 2), and the broker says for which senders that is enough (`State::mechanism`).
         unsafe { slice::from_raw_parts(self.bytes, self.length as usize) }
     }
 }

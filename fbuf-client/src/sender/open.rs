@@ -8,6 +8,7 @@ use fbuf_core::{
     guard::{Guard, page_bytes},
     outbound::{Expected, LinkCounts},
     pool::Pool,
+    protection::{Mechanism, Protection},
     slot::{Geometry, GeometryError},
 };
 
@@ -32,6 +33,7 @@ pub struct SenderBuilder {
     grow_to: Option<u64>,
     wait: Wait,
     guard: Option<bool>,
+    protection: Protection,
 }
 
 impl SenderBuilder {
@@ -44,6 +46,7 @@ impl SenderBuilder {
             grow_to: None,
             wait: Wait::default(),
             guard: None,
+            protection: Protection::default(),
         }
     }
 
@@ -77,6 +80,16 @@ impl SenderBuilder {
         self
     }
 
+    /// What receivers may rely on; [`Protection::Volatile`] if not set. With [`Protection::Sealed`] the
+    /// bytes of a message cannot change while a receiver holds it, whatever this process does.
+    ///
+    /// Receivers of other users are never given less than that, unless the broker was told to trust this
+    /// one.
+    pub fn protection(mut self, protection: Protection) -> Self {
+        self.protection = protection;
+        self
+    }
+
     /// Finds stray writes: whoever writes into a message after it was sent, through a pointer that was kept,
     /// traps at that instruction. A report on standard error names the channel, the message and who still
     /// holds it, and the process dies of SIGSEGV as if it had written to memory that does not exist.
@@ -94,7 +107,7 @@ impl SenderBuilder {
     /// # Errors
     /// [`OpenError`]; nothing is kept then.
     pub fn open(self) -> Result<Sender, OpenError> {
-        let Self { client, channel, slot_size, slots, grow_to, wait, guard } = self;
+        let Self { client, channel, slot_size, slots, grow_to, wait, guard, protection } = self;
         let guarded = guard.unwrap_or_else(|| env::var_os("FBUF_GUARD").is_some_and(|value| value == "1"));
         let capacity = Geometry::new(slot_size, 1)?.slot_bytes();
         let slot_size = if guarded { slot_size.next_multiple_of(page_bytes()) } else { slot_size };
@@ -112,9 +125,13 @@ impl SenderBuilder {
         let guard = guarded.then(|| Guard::new(&channel, slots, geometry.stride())).transpose()?;
         let pool = Pool::with_guard(geometry, capacity, start, inbox.wake().clone(), guard)?;
         let sockets = Sockets::new(inbox.wake().clone())?;
-        let role = Role::Sender { slot_bytes: slot_size, max_slots: geometry.max_slots().into() };
+        let mechanism = match protection {
+            Protection::Sealed => Mechanism::Copy,
+            _ => Mechanism::Shared,
+        };
+        let role = Role::Sender { slot_bytes: slot_size, max_slots: geometry.max_slots().into(), mechanism };
         let post = inbox.clone();
-        let introduced = Box::new(move |peer, socket, _| post.post(Expected::new(peer, socket)));
+        let introduced = Box::new(move |peer, socket, _, _| post.post(Expected::new(peer, socket)));
         let registration = client.open(&channel, role, introduced)?;
         Ok(Sender {
             pool,

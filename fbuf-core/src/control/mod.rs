@@ -10,6 +10,7 @@ use crate::{
     channel::ChannelNameError,
     inbound::Peer,
     limits::{MAX_DESCRIPTORS, MAX_ENDPOINTS},
+    protection::{Mechanism, Protection},
     slot::GeometryError,
     wire::Descriptor,
 };
@@ -46,9 +47,25 @@ pub enum Role {
         slot_bytes: u64,
         /// The most slots it will ever have.
         max_slots: u64,
+        /// How it protects what it sends.
+        mechanism: Mechanism,
     },
     /// It receives.
-    Receiver,
+    Receiver {
+        /// What it will not do without.
+        require: Protection,
+    },
+}
+
+impl Role {
+    /// In words.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Sender { .. } => "sender",
+            Self::Receiver { .. } => "receiver",
+        }
+    }
 }
 
 /// A link that is to be made: a sender and a receiver get one each.
@@ -62,6 +79,8 @@ pub struct Introduction {
     pub slot_bytes: u64,
     /// The most slots the sender will ever have.
     pub max_slots: u64,
+    /// How messages are protected on this link.
+    pub mechanism: Mechanism,
     /// This end of the link socket.
     pub socket: Descriptor,
 }
@@ -79,6 +98,32 @@ pub enum Refusal {
     /// The slots cannot be like that.
     #[error("{0}")]
     Geometry(String),
+    /// A receiver requires more than a sender of the channel gives.
+    #[error(
+        "a receiver was to be opened that requires {required} messages, and those of sender {} (process {}) are {found}: open that sender with protection({required:?}), or require less",
+        sender.endpoint, sender.process.pid
+    )]
+    SenderGivesLess {
+        /// Which sender.
+        sender: Peer,
+        /// What is required.
+        required: Protection,
+        /// What there is.
+        found: Protection,
+    },
+    /// A sender gives less than a receiver of the channel requires.
+    #[error(
+        "a sender of {found} messages was to be opened, and receiver {} (process {}) of the channel requires {required} ones: open it with protection({required:?})",
+        receiver.endpoint, receiver.process.pid
+    )]
+    ReceiverRequiresMore {
+        /// Which receiver.
+        receiver: Peer,
+        /// What it requires.
+        required: Protection,
+        /// What there would be.
+        found: Protection,
+    },
     /// The number is taken.
     #[error("endpoint {0} was to be opened, and is open already")]
     Taken(u64),

@@ -12,12 +12,13 @@ use std::{
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     ptr::NonNull,
     slice,
+    sync::atomic::{AtomicU64, Ordering},
 };
 
-use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap, mprotect, munmap};
+use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap, mmap_anonymous, mprotect, munmap};
 use zerocopy::FromBytes;
 
-use super::{MemoryError, Reserved, verify};
+use super::{MemoryError, Reserved, room, verify};
 use crate::violation::Unsuitable;
 
 /// A shared mapping of a whole memfd, writable only in the process that made the memfd.
@@ -65,6 +66,48 @@ impl Map {
         // SAFETY: a fresh mapping at an address of the kernel's choice touches no existing memory.
         let base = unsafe { mmap(None, length, protection, MapFlags::MAP_SHARED, fd, 0) }?;
         Ok(Self { base: base.cast(), size })
+    }
+
+    /// Memory of this process alone, of zeroes.
+    ///
+    /// # Errors
+    /// [`MemoryError`]: not enough memory.
+    pub fn private(size: u64) -> Result<Self, MemoryError> {
+        room::check(size)?;
+        let refused = |source| MemoryError::Refused { call: "mmap", asked: size, source };
+        let length = usize::try_from(size).ok().and_then(NonZeroUsize::new);
+        let length = length.ok_or_else(|| refused(io::Error::other("nothing to map")))?;
+        // SAFETY: a fresh mapping at an address of the kernel's choice touches no existing memory.
+        let base = unsafe {
+            mmap_anonymous(None, length, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE, MapFlags::MAP_PRIVATE)
+        }
+        .map_err(|error| refused(error.into()))?;
+        let map = Self { base: base.cast(), size: length.get() };
+        map.populate(libc::MADV_POPULATE_WRITE);
+        Ok(map)
+    }
+
+    /// Copies so many bytes from a mapping that a peer may write meanwhile to the same place of this one,
+    /// which is [private](Self::private): what arrives may be a mixture, and does not change any more.
+    /// False, and nothing is copied, if they do not lie inside both.
+    ///
+    /// Nobody else may look at the place meanwhile, which the caller sees to: its slot is held by nobody
+    /// (invariant 2).
+    pub(crate) fn copy_from(&self, other: &Self, begin: usize, length: usize) -> bool {
+        let words = length.div_ceil(8);
+        let inside = begin.checked_add(8 * words).is_some_and(|end| end <= self.size && end <= other.size);
+        if !inside || !begin.is_multiple_of(8) {
+            return false;
+        }
+        // SAFETY: inside the mapping, aligned, and atomics, which another process may write meanwhile.
+        let from = unsafe { slice::from_raw_parts(other.base.add(begin).cast::<AtomicU64>().as_ptr(), words) };
+        // SAFETY: inside the mapping, aligned, of this process alone, and nobody looks at it (see above).
+        let to = unsafe { slice::from_raw_parts_mut(self.base.add(begin).cast::<u64>().as_ptr(), words) };
+        for (to, from) in to.iter_mut().zip(from) {
+            // Relaxed: the entry that named the slot was read with Acquire.
+            *to = from.load(Ordering::Relaxed);
+        }
+        true
     }
 
     /// Enters the pages into this process's page table, so that none faults later. Only advice:
@@ -341,7 +384,6 @@ impl<H: FromBytes, C: FromBytes> Table<H, C> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::atomic::{AtomicU64, Ordering};
 
     #[test]
     fn the_reader_sees_what_the_writer_stores() {

@@ -1,0 +1,58 @@
+//! What a receiver may rely on, and by which means.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+/// What a receiver may rely on, of a message that it holds.
+///
+/// After the fbufs of Druschel and Peterson (SOSP 1993), which could be volatile or secure.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize)]
+#[non_exhaustive]
+pub enum Protection {
+    /// Nobody but its sender can write it, and the sender's safe code cannot.
+    #[default]
+    Volatile,
+    /// Its bytes cannot change, whoever the sender is, and whatever it does.
+    Sealed,
+}
+
+/// By which means the messages of a link are protected.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[non_exhaustive]
+pub enum Mechanism {
+    /// They are read where they were written: [`Protection::Volatile`].
+    #[default]
+    Shared,
+    /// Each is copied when it is received: [`Protection::Sealed`].
+    Copy,
+}
+
+impl Mechanism {
+    /// What it amounts to.
+    #[must_use]
+    pub fn protection(self) -> Protection {
+        match self {
+            Self::Shared => Protection::Volatile,
+            Self::Copy => Protection::Sealed,
+        }
+    }
+}
+
+impl fmt::Display for Protection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Volatile => "volatile",
+            Self::Sealed => "sealed",
+        })
+    }
+}
+
+impl fmt::Display for Mechanism {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Shared => "shared",
+            Self::Copy => "sealed by copying",
+        })
+    }
+}
