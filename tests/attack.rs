@@ -12,7 +12,7 @@ use std::{
 };
 
 use fbuf_broker::{Embedded, Users};
-use fbuf_client::{Address, Client, Mechanism, OpenError, Protection, Received};
+use fbuf_client::{Address, Client, GetError, Mechanism, OpenError, Protection, Received, WriteError};
 use support::{Process, SOON};
 
 /// The bytes of a message.
@@ -27,18 +27,28 @@ const LOOKS: usize = 10_000;
 fn role() {
     let Ok(attack) = env::var("FBUF_TEST_ATTACK") else { return };
     let client = Client::connect().unwrap();
-    let sealed = env::var("FBUF_TEST_SEALED").is_ok();
-    let protection = if sealed { Protection::Sealed } else { Protection::Volatile };
-    let mut sender = client.sender("prey").slot_size(SIZE as u64).slots(4).protection(protection).open().unwrap();
+    let mechanism = MECHANISMS[env::var("FBUF_TEST_MECHANISM").unwrap().parse::<usize>().unwrap()];
+    let mut sender = client.sender("prey").slot_size(SIZE as u64).slots(4).mechanism(mechanism).open().unwrap();
     sender.wait_for_receivers_timeout(1, SOON).unwrap();
     let mut fbuf = sender.allocate().unwrap();
     fbuf.resize(SIZE).unwrap();
     fbuf.fill(7);
     let kept = fbuf.as_mut_ptr();
-    sender.write(fbuf).unwrap();
+    if attack == "a child that was forked before" {
+        // SAFETY: the child does nothing but write to memory until it is killed.
+        if unsafe { nix::unistd::fork() }.unwrap().is_child() {
+            scribble(kept);
+        }
+    }
+    if let Err(WriteError::NotSealed { .. }) = sender.write(fbuf) {
+        std::process::exit(NOT_SEALED);
+    }
     match &*attack {
         "a kept pointer" => scribble(kept),
-        "a child that kept the mapping" => {
+        "a child that was forked before" => loop {
+            std::thread::park();
+        },
+        "a child that was forked after" => {
             // SAFETY: the child does nothing but write to memory until it is killed.
             if unsafe { nix::unistd::fork() }.unwrap().is_child() {
                 scribble(kept);
@@ -71,7 +81,7 @@ fn broker() -> Embedded {
 }
 
 /// Starts the attacker, as this user or another.
-fn attacker(broker: &Embedded, attack: &str, sealed: bool, uid: Option<u32>) -> (Process, tempfile::TempDir) {
+fn attacker(broker: &Embedded, attack: &str, mechanism: Mechanism, uid: Option<u32>) -> (Process, tempfile::TempDir) {
     let folder = tempfile::tempdir().unwrap();
     fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
     let program = folder.path().join("attacker");
@@ -79,13 +89,12 @@ fn attacker(broker: &Embedded, attack: &str, sealed: bool, uid: Option<u32>) -> 
     let mut command = Command::new(program);
     command.args(["--exact", "role", "--nocapture", "--test-threads=1"]).current_dir("/");
     command.env("FBUF_TEST_ATTACK", attack).env("FBUF_BROKER", broker.address().to_string());
-    if sealed {
-        command.env("FBUF_TEST_SEALED", "1");
-    }
+    let mechanism = MECHANISMS.iter().position(|&other| other == mechanism).unwrap();
+    command.env("FBUF_TEST_MECHANISM", mechanism.to_string());
     if let Some(uid) = uid {
         command.uid(uid).gid(uid);
     }
-    (Process::start(command.stdin(Stdio::null()).stdout(Stdio::null())), folder)
+    (Process::start(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null())), folder)
 }
 
 /// Looks at a message again and again: how many looks found it changed.
@@ -95,7 +104,10 @@ fn changes(message: &Received) -> usize {
     (0..LOOKS).filter(|_| xxhash_rust::xxh3::xxh3_64(message) != first).count()
 }
 
-const ATTACKS: [&str; 2] = ["a kept pointer", "a child that kept the mapping"];
+const ATTACKS: [&str; 3] = ["a kept pointer", "a child that was forked before", "a child that was forked after"];
+const MECHANISMS: [Mechanism; 3] = [Mechanism::Shared, Mechanism::Copy, Mechanism::OneShot];
+/// How an attacker ends that could not seal what it was about to change.
+const NOT_SEALED: i32 = 3;
 
 #[test]
 fn volatile_messages_can_be_changed_by_unsafe_code_of_their_sender() {
@@ -103,7 +115,7 @@ fn volatile_messages_can_be_changed_by_unsafe_code_of_their_sender() {
         let broker = broker();
         let client = Client::connect_to(broker.address()).unwrap();
         let mut receiver = client.receiver("prey").open().unwrap();
-        let (_attacker, _folder) = attacker(&broker, attack, false, None);
+        let (_attacker, _folder) = attacker(&broker, attack, Mechanism::Shared, None);
         let message = receiver.get_timeout(SOON).unwrap();
         assert_eq!(message.mechanism(), Mechanism::Shared);
         let start = Instant::now();
@@ -115,14 +127,22 @@ fn volatile_messages_can_be_changed_by_unsafe_code_of_their_sender() {
 
 #[test]
 fn sealed_messages_do_not_change() {
-    for attack in ATTACKS {
+    for (attack, mechanism) in
+        ATTACKS.iter().flat_map(|attack| [(attack, Mechanism::Copy), (attack, Mechanism::OneShot)])
+    {
         let broker = broker();
         let client = Client::connect_to(broker.address()).unwrap();
         let mut receiver = client.receiver("prey").require(Protection::Sealed).open().unwrap();
-        let (_attacker, _folder) = attacker(&broker, attack, true, None);
+        let (mut attacker, _folder) = attacker(&broker, attack, mechanism, None);
+        if (*attack, mechanism) == ("a child that was forked before", Mechanism::OneShot) {
+            // The kernel does not seal what a child can write, so it is not even sent.
+            assert_eq!(attacker.end().code(), Some(NOT_SEALED));
+            assert!(matches!(receiver.get_timeout(SOON), Err(GetError::Disconnected(_) | GetError::TimedOut)));
+            continue;
+        }
         let message = receiver.get_timeout(SOON).unwrap();
-        assert_eq!(message.mechanism(), Mechanism::Copy);
-        assert_eq!(changes(&message), 0, "{attack}");
+        assert_eq!(message.mechanism(), mechanism);
+        assert_eq!(changes(&message), 0, "{attack} against {mechanism}");
     }
 }
 
@@ -137,7 +157,7 @@ fn messages_of_another_user_do_not_change() {
         let client = Client::connect_to(broker.address()).unwrap();
         // Nobody asked for it on either side.
         let mut receiver = client.receiver("prey").open().unwrap();
-        let (_attacker, _folder) = attacker(&broker, attack, false, Some(OTHER));
+        let (_attacker, _folder) = attacker(&broker, attack, Mechanism::Shared, Some(OTHER));
         let message = receiver.get_timeout(SOON).unwrap();
         assert_eq!((message.sender().process.uid, message.mechanism()), (OTHER, Mechanism::Copy));
         assert_eq!(changes(&message), 0, "{attack}");

@@ -228,7 +228,7 @@ fn a_sender_without_receivers_is_told_so_and_keeps_its_fbuf() {
     fbuf.write_all(b"kept").unwrap();
     let error = sender.write(fbuf).unwrap_err();
     assert!(matches!(error, WriteError::NoReceiver(_)), "{error}");
-    assert_eq!(&error.into_fbuf()[..], b"kept");
+    assert_eq!(&error.into_fbuf().unwrap()[..], b"kept");
     let wanted = sender.wait_for_receivers_timeout(2, Duration::from_millis(1)).unwrap_err();
     assert_eq!(wanted, WaitError::TimedOut { wanted: 2, linked: 0 });
 }
@@ -347,7 +347,7 @@ fn a_fbuf_of_another_sender_is_refused_and_handed_back() {
     two.wait_for_receivers_timeout(1, SOON).unwrap();
     let error = two.write(one.allocate().unwrap()).unwrap_err();
     assert!(matches!(error, WriteError::OtherSender(_)), "{error}");
-    one.write(error.into_fbuf()).unwrap();
+    one.write(error.into_fbuf().unwrap()).unwrap();
 }
 
 #[test]

@@ -175,7 +175,7 @@ fn a_guarded_stream_is_a_stream_and_leaves_no_handler_behind() {
     while other.try_get().unwrap().is_some() {}
     // One that was sent to nobody is a fbuf again, and may be written.
     let fbuf = second.allocate().unwrap();
-    let mut fbuf = second.write(fbuf).unwrap_err().into_fbuf();
+    let mut fbuf = second.write(fbuf).unwrap_err().into_fbuf().unwrap();
     fbuf.resize(10).unwrap();
     fbuf.fill(1);
     drop((one, other, sender));

@@ -46,7 +46,7 @@ pub use fbuf_core::{
     channel::{ChannelName, ChannelNameError},
     inbound::Peer,
     loan::{Fbuf, Received, TooLarge},
-    memory::MemoryError,
+    memory::{MemoryError, Sealed},
     pool::Places,
     protection::{Mechanism, Protection},
     slot::GeometryError,

@@ -13,14 +13,14 @@ use proptest::{collection::vec, prelude::*, sample::Index};
 use crate::{
     board::BoardTable,
     inbound::{Answered, Greeted, Inbound, Peer},
-    lane::{LaneTable, capacity_for},
+    lane::{LaneTable, LaneWriter, capacity_for},
     limits::MAX_SEQUENCE,
-    link::{Hello, LinkEnd, LinkMessage, NewSegment, Welcome},
+    link::{Hello, LinkEnd, LinkMessage, NewSegment, OneShot, Welcome},
     memory::{Map, Reserved},
     outbound::{Arrived, Expected, Offer, Outbound},
     pool::Pool,
     protection::Mechanism,
-    slot::Geometry,
+    slot::{Geometry, SlotId},
     socket::{Credentials, PacketSocket},
     violation::Violation,
     wire::{self, Descriptor, Letter},
@@ -86,6 +86,7 @@ enum Packet {
     Hello(Kind, Option<u32>, bool),
     Welcome(Kind, u64, Vec<(Kind, u32)>),
     Segment(Kind, u32),
+    OneShot(Kind, u64),
 }
 
 fn packet() -> impl Strategy<Value = Packet> {
@@ -98,6 +99,7 @@ fn packet() -> impl Strategy<Value = Packet> {
         (kind(), any::<u64>(), vec((kind(), slots.clone()), 0..3))
             .prop_map(|(lane, first, segments)| Packet::Welcome(lane, first, segments)),
         (kind(), slots).prop_map(|(memory, slots)| Packet::Segment(memory, slots)),
+        (kind(), 0..3u64).prop_map(|(memory, sequence)| Packet::OneShot(memory, sequence)),
     ]
 }
 
@@ -118,6 +120,9 @@ fn send(socket: &PacketSocket, packet: &Packet) {
             wire::encode(&LinkMessage::Welcome(welcome)).unwrap()
         }
         &Packet::Segment(memory, slots) => wire::encode(&LinkMessage::Segment(segment(&(memory, slots)))).unwrap(),
+        &Packet::OneShot(memory, sequence) => {
+            wire::encode(&LinkMessage::OneShot(OneShot { memory: descriptor(&memory), sequence })).unwrap()
+        }
     };
     // The victim may have hung up already.
     let _ = socket.send(&letter);
@@ -129,11 +134,11 @@ fn victim_receiver(mechanism: Mechanism) -> (Inbound, PacketSocket, LaneTable, V
     let greeted = Greeted::new(peer(), its, geometry(), mechanism, None).unwrap();
     let (lane, lane_fd) = LaneTable::create("fbuf-test", capacity_for(SLOTS, false)).unwrap();
     let (memory, memory_fd) = Map::create("fbuf-test", geometry().segment_bytes(2)).unwrap();
-    let welcome = Welcome {
-        lane: lane_fd.into(),
-        first_sequence: 0,
-        segments: vec![NewSegment { memory: memory_fd.into(), slots: 2 }],
-    };
+    let mut segments = vec![NewSegment { memory: memory_fd.into(), slots: 2 }];
+    if mechanism == Mechanism::OneShot {
+        segments.clear();
+    }
+    let welcome = Welcome { lane: lane_fd.into(), first_sequence: 0, segments };
     own.send(&wire::encode(&LinkMessage::Welcome(welcome)).unwrap()).unwrap();
     let Ok(Answered::Open(inbound)) = greeted.look() else { panic!("an honest welcome was refused") };
     (*inbound, own, lane, vec![memory])
@@ -157,7 +162,7 @@ fn sender_with(slots: u32) -> (Pool, Outbound, PacketSocket, BoardTable) {
 }
 
 fn mechanism() -> impl Strategy<Value = Mechanism> {
-    prop_oneof![Just(Mechanism::Shared), Just(Mechanism::Copy)]
+    prop_oneof![Just(Mechanism::Shared), Just(Mechanism::Copy), Just(Mechanism::OneShot)]
 }
 
 proptest! {
@@ -245,7 +250,7 @@ proptest! {
             prop_assert_eq!(starts.len(), fbufs.len(), "one slot was allocated twice");
             if let Some(fbuf) = fbufs.pop() {
                 let (slot, length) = pool.take(fbuf, sequence).unwrap();
-                links[0].offer(slot, length, sequence);
+                links[0].offer(slot, length, sequence, None);
             }
             links[0].notice_leaving(sequence + 1);
             pool.search(&links);
@@ -289,10 +294,10 @@ fn a_socket_that_is_never_read_ends_the_link_when_it_matters() {
     let (pool, outbound, _socket, board) = sender_with(SLOTS / 2);
     let (mut pool, mut outbound) = (pool, outbound);
     // Bells fill it up; those that find no room are lost, silently: it has been rung often enough.
-    let slot = crate::slot::SlotId::new(0);
+    let slot = SlotId::new(0);
     for sleep in 0..10_000 {
         board.head().scribble(8 * sleep + 1, 0);
-        assert_eq!(outbound.offer(slot, 1, sleep), Offer::Lent);
+        assert_eq!(outbound.offer(slot, 1, sleep, None), Offer::Lent);
     }
     pool.grow().unwrap();
     assert!(matches!(outbound.announce(&pool), Err(LinkEnd::Violation(Violation::SocketFull))));
@@ -307,7 +312,7 @@ fn a_receiver_that_left_claims_no_slot_that_is_used_later() {
         assert!(found, "message {sequence} found no slot");
         let fbuf = pool.allocate().unwrap();
         let (slot, length) = pool.take(fbuf, sequence).unwrap();
-        links[0].offer(slot, length, sequence)
+        links[0].offer(slot, length, sequence, None)
     };
     assert_eq!(send(&mut pool, &mut links, 0), Offer::Lent);
     // It leaves, and says that it has read messages that were never sent.
@@ -317,4 +322,74 @@ fn a_receiver_that_left_claims_no_slot_that_is_used_later() {
         assert_eq!(send(&mut pool, &mut links, sequence), Offer::Gone);
     }
     assert_eq!(pool.places(&links).lent, 1, "what it holds, it may hold");
+}
+
+/// Sends a descriptor as message 0 of five bytes, and its entry.
+fn shoot(memory: OwnedFd, sequence: u64) -> Result<Vec<u8>, Violation> {
+    let (mut inbound, socket, lane, _memory) = victim_receiver(Mechanism::OneShot);
+    let shot = OneShot { memory: memory.into(), sequence };
+    socket.send(&wire::encode(&LinkMessage::OneShot(shot)).unwrap()).unwrap();
+    LaneWriter::new(lane).message(SlotId::new(0), 5);
+    match (inbound.take(), inbound.end()) {
+        (Some(received), None) => Ok(received.to_vec()),
+        (None, Some(LinkEnd::Violation(violation))) => Err(violation),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_message_of_its_own_must_be_sealed_for_good() {
+    use nix::fcntl::{FallocateFlags, FcntlArg, SealFlag, fallocate, fcntl};
+    let (write, shrink, grow) = (SealFlag::F_SEAL_WRITE, SealFlag::F_SEAL_SHRINK, SealFlag::F_SEAL_GROW);
+    let size = geometry().segment_bytes(1);
+    let with = |seals: SealFlag, punch: bool| {
+        let memory = Reserved::new("fbuf-test", size).unwrap().as_fd().try_clone_to_owned().unwrap();
+        if punch {
+            let hole = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+            fallocate(&memory, hole, 0, 4096).unwrap();
+        }
+        fcntl(&memory, FcntlArg::F_ADD_SEALS(seals)).unwrap();
+        memory
+    };
+    let all = write | shrink | grow | SealFlag::F_SEAL_SEAL;
+    let good = || with(all, false);
+    assert_eq!(shoot(good(), 0), Ok(vec![0; 5]));
+    let out_of_turn = shoot(good(), 1).unwrap_err();
+    assert!(matches!(out_of_turn, Violation::OutOfTurn { .. }), "{out_of_turn}");
+    let shared = std::path::Path::new("/dev/shm").join(format!("fbuf-test-{}", std::process::id()));
+    std::fs::write(&shared, vec![0; size as usize]).unwrap();
+    let file = File::open(&shared).unwrap();
+    std::fs::remove_file(&shared).unwrap();
+    let bad: [(&str, OwnedFd); 10] = [
+        ("no seals", Kind::Unsealed(size).make()),
+        ("seals against other writers", Kind::Sealed(size).make()),
+        ("no seal against writing", with(shrink | grow | SealFlag::F_SEAL_SEAL, false)),
+        ("no seal against shrinking", with(write | grow | SealFlag::F_SEAL_SEAL, false)),
+        ("seals that can be added to", with(write | shrink | grow, false)),
+        ("a hole", with(all, true)),
+        ("a file in /dev/shm", file.into()),
+        ("a file", Kind::Regular.make()),
+        ("a pipe", Kind::Pipe.make()),
+        ("a socket", Kind::Socket.make()),
+    ];
+    for (name, memory) in bad {
+        let violation = shoot(memory, 0).unwrap_err();
+        assert!(matches!(violation, Violation::Descriptor(_)), "{name}: {violation}");
+    }
+    // Shorter than the message claims to be.
+    let short = Reserved::new("fbuf-test", 4096).unwrap().seal_for_good().unwrap();
+    let (mut inbound, socket, lane, _memory) = victim_receiver(Mechanism::OneShot);
+    let shot = OneShot { memory: short.into(), sequence: 0 };
+    socket.send(&wire::encode(&LinkMessage::OneShot(shot)).unwrap()).unwrap();
+    LaneWriter::new(lane).message(SlotId::new(0), SLOT_BYTES + 1);
+    assert!(inbound.take().is_none());
+    assert!(matches!(inbound.end(), Some(LinkEnd::Violation(Violation::Length { .. }))));
+}
+
+#[test]
+fn an_entry_without_its_message_ends_the_link() {
+    let (mut inbound, _socket, lane, _memory) = victim_receiver(Mechanism::OneShot);
+    LaneWriter::new(lane).message(SlotId::new(0), 5);
+    assert!(inbound.take().is_none());
+    assert!(matches!(inbound.end(), Some(LinkEnd::Violation(Violation::OutOfTurn { .. }))));
 }

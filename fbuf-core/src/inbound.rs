@@ -1,7 +1,8 @@
 //! The receiver's half of a link: it reads the lane, checks what it finds, and writes the board.
 
 use std::{
-    os::fd::{AsFd, BorrowedFd},
+    collections::VecDeque,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
     sync::{
         Arc,
         atomic::{AtomicU64, AtomicUsize, Ordering},
@@ -17,7 +18,7 @@ use crate::{
     limits::{MAX_SEGMENTS, MAX_SEQUENCE},
     link::{self, Hello, LinkEnd, LinkMessage, NewSegment, Welcome},
     loan::Received,
-    memory::{Map, MemoryError},
+    memory::{Map, MemoryError, SealedMemory},
     park::Fencing,
     protection::Mechanism,
     retire::{Cell, Held, Remains, Retired},
@@ -144,8 +145,9 @@ impl AsFd for Greeted {
 pub struct Inbound {
     reader: LaneReader<Arc<Returns>>,
     geometry: Geometry,
-    /// A message that is no longer than this is taken as it is; one that has to be copied never is.
-    plain_bytes: u32,
+    /// A message that is shorter than this is taken as it is; none, if messages are copied or come over the
+    /// socket.
+    plain_below: u64,
     /// How many slots are known.
     known: u32,
     /// The mark of a message, less its position in the lane.
@@ -156,6 +158,8 @@ pub struct Inbound {
     /// How it ended, if it did not end in order.
     end: Option<LinkEnd>,
     segments: Vec<Segment>,
+    /// Messages that are memory of their own, by number: those that came and were not taken yet.
+    shots: VecDeque<(u64, OwnedFd)>,
 }
 
 #[derive(Debug)]
@@ -196,14 +200,20 @@ impl Inbound {
         let mut inbound = Self {
             reader: LaneReader::new(Arc::new(returns)),
             geometry,
-            plain_bytes: if mechanism == Mechanism::Shared { geometry.slot_bytes() } else { 0 },
+            plain_below: if mechanism == Mechanism::Shared { u64::from(geometry.slot_bytes()) + 1 } else { 0 },
             known: 0,
             offset,
             gaps: 0,
             missed: 0,
             end: None,
             segments: Vec::new(),
+            shots: VecDeque::new(),
         };
+        if mechanism == Mechanism::OneShot {
+            // Slots are only numbers.
+            (0..slots).for_each(|slot| inbound.returns().held.add(SlotId::new(slot), std::ptr::null_mut()));
+            inbound.known = slots;
+        }
         for segment in welcome.segments {
             inbound.add_segment(&segment)?;
         }
@@ -223,7 +233,7 @@ impl Inbound {
         let size = self.geometry.segment_bytes(new.slots);
         let map = Map::attach(new.memory.as_fd(), size).map_err(Violation::from)?;
         let copies = match self.returns().mechanism {
-            Mechanism::Shared => None,
+            Mechanism::Shared | Mechanism::OneShot => None,
             Mechanism::Copy => Some(Map::private(size).map_err(|error| LinkEnd::Exhausted(error.to_string()))?),
         };
         let read = copies.as_ref().unwrap_or(&map);
@@ -269,7 +279,7 @@ impl Inbound {
     pub fn take_simply(&mut self) -> Option<Received> {
         let (home, mark) = (&**self.returns(), self.next_mark());
         let (number, length) = self.reader.peek();
-        if length > self.plain_bytes.into() {
+        if length >= self.plain_below {
             return None;
         }
         let cell = home.held.take(number, mark)?;
@@ -323,15 +333,44 @@ impl Inbound {
                     else {
                         return self.break_off(self.objection(number, length));
                     };
-                    self.copy(number, length);
                     let loan = Loan { cell, slot: SlotId::new(number), length: length as u32, mark, home };
                     let received = loan.receive();
+                    let received = if home.mechanism == Mechanism::OneShot {
+                        match self.take_shot(mark.sequence(), length as usize) {
+                            Ok(sealed) => received.with(sealed),
+                            Err(end) => {
+                                self.end_with(end);
+                                return None;
+                            }
+                        }
+                    } else {
+                        self.copy(number, length);
+                        received
+                    };
                     self.reader.advance();
                     return Some(received);
                 }
                 Err(violation) => return self.break_off(violation),
             }
         }
+    }
+
+    /// The bytes of a message that came over the socket, which they did before its entry came.
+    fn take_shot(&mut self, sequence: u64, length: usize) -> Result<SealedMemory, LinkEnd> {
+        if self.shots.is_empty() {
+            self.read_socket()?;
+        }
+        let memory = match self.shots.pop_front() {
+            Some((number, memory)) if number == sequence => memory,
+            _ => {
+                return Err(Violation::OutOfTurn {
+                    found: "the entry of a message",
+                    wanted: "the message itself, over the socket",
+                }
+                .into());
+            }
+        };
+        Ok(SealedMemory::new(memory, self.geometry.segment_bytes(1), length).map_err(Violation::from)?)
     }
 
     /// Copies a message that was just taken, if messages are copied.
@@ -423,6 +462,13 @@ impl Inbound {
                 None => break,
                 Some(LinkMessage::Bell) => {}
                 Some(LinkMessage::Segment(segment)) => self.add_segment(&segment)?,
+                Some(LinkMessage::OneShot(shot))
+                    if self.returns().mechanism == Mechanism::OneShot
+                        && self.shots.len() < self.geometry.max_slots() as usize =>
+                {
+                    let memory = shot.memory.into_owned().map_err(|error| LinkEnd::Exhausted(error.to_string()))?;
+                    self.shots.push_back((shot.sequence, memory));
+                }
                 Some(other) => {
                     return Err(Violation::OutOfTurn { found: other.name(), wanted: "a bell or a new segment" }.into());
                 }

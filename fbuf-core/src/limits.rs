@@ -4,6 +4,8 @@
 pub const MAX_SLOT_BYTES: u32 = 1 << 30;
 /// The most slots that one sender may have, over all its segments.
 pub const MAX_SLOTS: u32 = 1 << 20;
+/// The most messages under way that carry a descriptor each: they have to find room on a socket.
+pub const MAX_ONE_SHOTS: u32 = 128;
 /// The most segments that one sender may have: the first one, and one for each growth.
 pub const MAX_SEGMENTS: usize = 24;
 /// The number beyond that of any message: at a thousand million a second, they last a century.

@@ -4,7 +4,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    limits::MAX_SEGMENTS,
+    limits::{MAX_ONE_SHOTS, MAX_SEGMENTS},
     socket::{Arrival, PacketSocket, means_gone},
     violation::Violation,
     wire::{self, Descriptor},
@@ -21,6 +21,17 @@ pub enum LinkMessage {
     Welcome(Welcome),
     /// The sender has one more segment.
     Segment(NewSegment),
+    /// The bytes of a message, sent before its entry in the lane.
+    OneShot(OneShot),
+}
+
+/// A message that is memory of its own.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct OneShot {
+    /// The memory.
+    pub memory: Descriptor,
+    /// Which message.
+    pub sequence: u64,
 }
 
 /// How a receiver joins.
@@ -64,6 +75,7 @@ impl LinkMessage {
             Self::Hello(_) => "a receiver's hello",
             Self::Welcome(_) => "a sender's welcome",
             Self::Segment(_) => "a new segment",
+            Self::OneShot(_) => "a message of its own",
         }
     }
 }
@@ -72,8 +84,8 @@ impl LinkMessage {
 const LONGEST: usize = 1024;
 
 /// How many messages one look at a link socket reads: more than an honest peer ever has waiting there,
-/// which is one announcement for each segment and one bell for each sleep.
-pub(crate) const MAX_AT_ONCE: usize = 2 * MAX_SEGMENTS;
+/// which is one announcement for each segment, one bell for each sleep, and messages of their own.
+pub(crate) const MAX_AT_ONCE: usize = 2 * MAX_SEGMENTS + MAX_ONE_SHOTS as usize;
 
 /// The encoding of [`LinkMessage::Bell`].
 const BELL: [u8; 1] = [0];

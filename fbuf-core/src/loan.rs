@@ -8,6 +8,7 @@ use std::{
     fmt,
     io::{self, Read},
     ops::{Deref, DerefMut},
+    os::fd::OwnedFd,
     ptr::NonNull,
     slice,
     sync::Arc,
@@ -17,7 +18,7 @@ use bytes::{BufMut, buf::UninitSlice};
 
 use crate::{
     inbound::{Loan, Peer, Returns},
-    memory::Address,
+    memory::{Address, Sealed, SealedMemory},
     pool::{Pool, Shelf},
     protection::Mechanism,
     retire::Cell,
@@ -257,6 +258,8 @@ pub struct Received {
     mark: Mark,
     home: NonNull<Returns>,
     cell: NonNull<Cell>,
+    /// The bytes, if they are memory of their own.
+    sealed: Option<Box<SealedMemory>>,
 }
 
 // SAFETY: a `Received` is the only holder of its slot (`Held::take`), and `Returns` is Sync.
@@ -269,7 +272,15 @@ impl Loan<'_> {
     #[inline]
     pub(crate) fn receive(self) -> Received {
         let Self { cell, slot, length, mark, home } = self;
-        Received { bytes: cell.bytes(), length, slot, mark, home: NonNull::from(home), cell: NonNull::from(cell) }
+        Received {
+            bytes: cell.bytes(),
+            length,
+            slot,
+            mark,
+            home: NonNull::from(home),
+            cell: NonNull::from(cell),
+            sealed: None,
+        }
     }
 }
 
@@ -294,6 +305,38 @@ impl Received {
         self.home().peer()
     }
 
+    /// The same message, which is memory of its own.
+    pub(crate) fn with(mut self, sealed: SealedMemory) -> Self {
+        self.bytes = sealed.bytes.as_ptr();
+        self.sealed = Some(Box::new(sealed));
+        self
+    }
+
+    /// The bytes, to keep, clone and pass on, if they were sealed for good ([`Mechanism::OneShot`]): the
+    /// sender gets its place in the line back, and the bytes stay.
+    ///
+    /// # Errors
+    /// The message, if it was not.
+    pub fn into_sealed(mut self) -> Result<Sealed, Self> {
+        match self.sealed.take() {
+            Some(sealed) => Ok((*sealed).into()),
+            None => Err(self),
+        }
+    }
+
+    /// The descriptor of the memory, if it was sealed for good: the message is its first
+    /// [`len`](slice::len) bytes. sendfile(2) and splice(2) may have it, which read on after they have
+    /// returned.
+    ///
+    /// # Errors
+    /// The message, if it was not.
+    pub fn into_fd(mut self) -> Result<OwnedFd, Self> {
+        match self.sealed.take() {
+            Some(sealed) => Ok(sealed.memory),
+            None => Err(self),
+        }
+    }
+
     /// By which means it is protected, and so whether its bytes can change while it is held:
     /// [`Mechanism::protection`].
     #[must_use]
@@ -306,7 +349,7 @@ impl Deref for Received {
     type Target = [u8];
     #[inline]
     fn deref(&self) -> &[u8] {
-        // SAFETY: a `Loan` is made only of bytes inside a slot that was just taken. Copies nobody writes
+        // SAFETY: a `Loan` is made only of bytes inside a slot that was just taken, or points to `sealed`. Copies nobody writes
         // before the slot is handed back; bytes that are shared, no safe code of the sender (invariants 1
         // and 2), and the broker says for which senders that is enough (`State::mechanism`).
         unsafe { slice::from_raw_parts(self.bytes, self.length as usize) }

@@ -3,7 +3,8 @@
 
 use std::{
     ops::Add,
-    os::fd::{AsFd, BorrowedFd},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    sync::Arc,
     time::Duration,
 };
 
@@ -11,7 +12,7 @@ use crate::{
     board::{BoardReader, BoardTable},
     guard::LinkGuard,
     lane::{LaneTable, LaneWriter, capacity_for},
-    link::{self, Hello, LinkEnd, LinkMessage, Welcome},
+    link::{self, Hello, LinkEnd, LinkMessage, OneShot, Welcome},
     park::Fencing,
     pool::Pool,
     ring::Ring,
@@ -86,10 +87,11 @@ pub struct Outbound {
     /// Once the receiver is gone: the number of the first message that it never read.
     unread_from: Option<u64>,
     /// Whether a message needs no more care than to be sent: the receiver is there and does not want to be
-    /// skipped, this process needs no fence, and nothing is guarded.
+    /// skipped, this process needs no fence, nothing is guarded, and nothing goes over the socket.
     plain: bool,
     skipping: Option<Skipping>,
     guard: Option<LinkGuard>,
+    lost: Option<LinkEnd>,
     /// How many segments the receiver was told of.
     announced: usize,
     /// Messages left out since the last one that was sent.
@@ -193,8 +195,12 @@ impl Outbound {
             board: BoardReader::new(board),
             first: first_sequence,
             unread_from: None,
-            plain: hello.skip_above.is_none() && fencing == Fencing::Asymmetric && guard.is_none(),
+            plain: hello.skip_above.is_none()
+                && fencing == Fencing::Asymmetric
+                && guard.is_none()
+                && !pool.sends_for_good(),
             guard,
+            lost: None,
             skipping: hello.skip_above.map(|most| Skipping::new(most, slots)),
             announced,
             gap: 0,
@@ -221,12 +227,32 @@ impl Outbound {
         self.unread_from.is_none()
     }
 
-    /// Lends a slot to the receiver and tells it, unless it would rather skip.
-    pub fn offer(&mut self, slot: SlotId, length: u32, sequence: u64) -> Offer {
+    /// Lends a slot to the receiver and tells it, unless it would rather skip. A message that is memory of
+    /// its own goes before, over the socket.
+    pub fn offer(&mut self, slot: SlotId, length: u32, sequence: u64, own: Option<&Arc<OwnedFd>>) -> Offer {
         if let Some(answer) = self.refuse(slot, Mark::of(sequence)) {
             return answer;
         }
+        if let Some(memory) = own {
+            let shot = OneShot { memory: Descriptor::from(memory.clone()), sequence };
+            if let Err(end) = link::send(&self.socket, &LinkMessage::OneShot(shot)) {
+                return self.lose(sequence, end);
+            }
+        }
         if self.lend(slot, length, Fencing::of_this_process()) { Offer::Lent } else { self.answer(sequence) }
+    }
+
+    /// The link is over before this message was sent over it.
+    fn lose(&mut self, sequence: u64, end: LinkEnd) -> Offer {
+        self.unread_from = Some(self.unread_from.unwrap_or(sequence).min(sequence));
+        self.plain = false;
+        self.lost = Some(end);
+        Offer::Gone
+    }
+
+    /// Why the link is over, if that was found out while something was sent.
+    pub fn lost(&mut self) -> Option<LinkEnd> {
+        self.lost.take()
     }
 
     /// As [`Self::offer`], for a receiver to which nothing but sending is to be done: true if that was

@@ -17,6 +17,7 @@ use std::{
 use nix::sys::eventfd::EventFd;
 
 use crate::{
+    drafts::Drafts,
     guard::Guard,
     limits::MAX_SEGMENTS,
     link::NewSegment,
@@ -36,6 +37,10 @@ const SEARCH: u32 = 256;
 pub struct Pool {
     geometry: Geometry,
     segments: Vec<Segment>,
+    /// Instead of segments, in a pool of buffers that are sent once.
+    drafts: Option<Drafts>,
+    /// Whether there was no memory for a buffer when it was last asked for.
+    exhausted: bool,
     /// The hand: the slots that come next, as far as they are known to be free.
     free: Pieces,
     /// The ledger: which message used each slot last. [`Mark::OUT`] for those that are fbufs, or are among
@@ -78,7 +83,16 @@ impl Pool {
     /// # Errors
     /// [`MemoryError`]
     pub fn new(geometry: Geometry, slots: u32, wake: Arc<EventFd>) -> Result<Self, MemoryError> {
-        Self::with_guard(geometry, geometry.slot_bytes(), slots, wake, None)
+        Self::with(geometry, geometry.slot_bytes(), slots, wake, None, None)
+    }
+
+    /// As [`Self::new`], of buffers that are sent once.
+    ///
+    /// # Errors
+    /// [`MemoryError`]
+    pub fn of_one_shots(geometry: Geometry, slots: u32, wake: Arc<EventFd>) -> Result<Self, MemoryError> {
+        let drafts = Drafts::new(geometry.segment_bytes(1));
+        Self::with(geometry, geometry.slot_bytes(), slots, wake, None, Some(drafts))
     }
 
     /// As [`Self::new`], with a guard, and with fbufs that hold less than a slot does: slots that are
@@ -93,11 +107,24 @@ impl Pool {
         wake: Arc<EventFd>,
         guard: Option<Guard>,
     ) -> Result<Self, MemoryError> {
+        Self::with(geometry, capacity, slots, wake, guard, None)
+    }
+
+    fn with(
+        geometry: Geometry,
+        capacity: u32,
+        slots: u32,
+        wake: Arc<EventFd>,
+        guard: Option<Guard>,
+        drafts: Option<Drafts>,
+    ) -> Result<Self, MemoryError> {
         let state = Mutex::new(Stored::Open { slots: Vec::new(), waited_for: false });
         let shelf = Arc::new(Shelf { slot_bytes: capacity.min(geometry.slot_bytes()), state, wake });
         let mut pool = Self {
             geometry,
             segments: Vec::new(),
+            drafts,
+            exhausted: false,
             free: Pieces::none(0),
             ledger: Ring::new(geometry.max_slots() as usize, || Mark::NONE),
             used: 0,
@@ -183,7 +210,10 @@ impl Pool {
     /// How many slots there are now.
     #[must_use]
     pub fn slots(&self) -> u32 {
-        self.segments.last().map_or(0, |segment| segment.first + segment.slots)
+        match &self.drafts {
+            Some(drafts) => drafts.slots(),
+            None => self.segments.last().map_or(0, |segment| segment.first + segment.slots),
+        }
     }
 
     /// Whether [`Self::grow`] could add any.
@@ -218,6 +248,10 @@ impl Pool {
     }
 
     fn add_segment(&mut self, slots: u32) -> Result<(), MemoryError> {
+        if let Some(drafts) = &mut self.drafts {
+            drafts.add(slots);
+            return Ok(());
+        }
         let (map, descriptor) = Map::create("fbuf-segment", self.geometry.segment_bytes(slots))?;
         if let Some(guard) = &self.guard {
             guard.add_segment(&map, self.slots());
@@ -241,7 +275,11 @@ impl Pool {
     /// Takes a slot that was to be sent, and was lent to nobody.
     pub(crate) fn take_back(&mut self, slot: SlotId) -> Option<Address> {
         self.release(slot, 1).ok()?;
-        let (_, bytes) = self.segment_of(slot)?.pieces(self.geometry, slot, 1).next()?;
+        let mut pieces = match &mut self.drafts {
+            Some(drafts) => drafts.draft(slot).ok()?,
+            None => self.segment_of(slot)?.pieces(self.geometry, slot, 1),
+        };
+        let (_, bytes) = pieces.next()?;
         *self.ledger.at_mut(slot.index()) = Mark::OUT;
         Some(bytes)
     }
@@ -307,6 +345,9 @@ impl Pool {
             return true;
         }
         let first = self.ahead(0);
+        if self.drafts.is_some() {
+            return self.collect_draft(links, first);
+        }
         let Some(segment) = self.segment_of(first) else { return false };
         let end = (segment.first + segment.slots).min(first.number().saturating_add(most));
         let marks = self.ledger.slice(first.index()..end as usize);
@@ -323,6 +364,38 @@ impl Pool {
         self.free = segment.pieces(self.geometry, first, count as u32);
         self.ledger.fill(first.index()..first.index() + count, Mark::OUT);
         count > 0
+    }
+
+    fn collect_draft(&mut self, links: &[Outbound], slot: SlotId) -> bool {
+        if !self.is_free(links, slot) {
+            return false;
+        }
+        let draft = self.drafts.as_mut().map(|drafts| drafts.draft(slot));
+        self.exhausted = matches!(draft, Some(Err(_)));
+        let Some(Ok(pieces)) = draft else { return false };
+        self.free = pieces;
+        *self.ledger.at_mut(slot.index()) = Mark::OUT;
+        true
+    }
+
+    /// Whether the last look found a slot free, but no memory for what is to be written.
+    #[must_use]
+    pub fn is_exhausted(&self) -> bool {
+        self.exhausted
+    }
+
+    /// Seals the buffer that was taken to be sent, in a pool of buffers that are sent once: its memory.
+    ///
+    /// # Errors
+    /// [`MemoryError::Refused`] while somebody else can write it, such as a child that was forked.
+    pub fn seal_for_good(&mut self, slot: SlotId) -> Result<Option<OwnedFd>, MemoryError> {
+        self.drafts.as_mut().map_or(Ok(None), |drafts| drafts.seal(slot))
+    }
+
+    /// Whether this is a pool of buffers that are sent once.
+    #[must_use]
+    pub fn sends_for_good(&self) -> bool {
+        self.drafts.is_some()
     }
 
     /// Moves the hand; forgets which slots were known to be free.
@@ -402,7 +475,8 @@ impl Drop for Pool {
         let put_back = if let Stored::Open { slots, .. } = &*state { slots.len() } else { 0 };
         let outstanding = out - put_back;
         if outstanding > 0 {
-            *state = Stored::Closed { outstanding, kept: Kept { _shelf: self.shelf.clone(), _segments: segments } };
+            let kept = Kept { _shelf: self.shelf.clone(), _segments: segments, _drafts: self.drafts.take() };
+            *state = Stored::Closed { outstanding, kept };
         }
     }
 }
@@ -430,6 +504,7 @@ enum Stored {
 pub(crate) struct Kept {
     _shelf: Arc<Shelf>,
     _segments: Vec<Segment>,
+    _drafts: Option<Drafts>,
 }
 
 impl Shelf {

@@ -26,6 +26,9 @@ pub enum Mechanism {
     Shared,
     /// Each is copied when it is received: [`Protection::Sealed`].
     Copy,
+    /// Each is memory of its own that is sealed for good and given away: [`Protection::Sealed`], and for
+    /// ever.
+    OneShot,
 }
 
 impl Mechanism {
@@ -34,7 +37,7 @@ impl Mechanism {
     pub fn protection(self) -> Protection {
         match self {
             Self::Shared => Protection::Volatile,
-            Self::Copy => Protection::Sealed,
+            Self::Copy | Self::OneShot => Protection::Sealed,
         }
     }
 }
@@ -53,6 +56,7 @@ impl fmt::Display for Mechanism {
         f.write_str(match self {
             Self::Shared => "shared",
             Self::Copy => "sealed by copying",
+            Self::OneShot => "sealed for good",
         })
     }
 }

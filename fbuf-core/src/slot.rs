@@ -1,6 +1,6 @@
 //! Names for memory: which slot, and how slots lie in a segment.
 
-use crate::limits::{MAX_SLOT_BYTES, MAX_SLOTS, SLOT_ALIGNMENT};
+use crate::limits::{MAX_ONE_SHOTS, MAX_SLOT_BYTES, MAX_SLOTS, SLOT_ALIGNMENT};
 
 /// A slot of a sender, by its number among all slots of that sender.
 ///
@@ -92,6 +92,9 @@ pub enum GeometryError {
     /// No slots, or too many.
     #[error("{0} slots were asked for: 1 to {MAX_SLOTS} are possible")]
     Slots(u64),
+    /// More buffers that are sent once than can be under way.
+    #[error("{0} slots were asked for of messages that are sealed for good: 1 to {MAX_ONE_SHOTS} are possible")]
+    OneShots(u32),
     /// More slots at the start than at the end.
     #[error(
         "{start} slots were asked for to start with, and growth to {limit}: the limit cannot be less than the start"

@@ -6,6 +6,7 @@ mod report;
 use std::{
     collections::VecDeque,
     ops::Add,
+    os::fd::OwnedFd,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -186,16 +187,51 @@ impl Sender {
     /// Gives a slot to every receiver that takes it.
     #[inline(never)]
     fn offer(&mut self, slot: SlotId, length: u32) -> Result<Sent, WriteError> {
+        if self.pool.sends_for_good() {
+            return self.give_away(slot, length);
+        }
         self.pool.seal(slot, self.next_sequence);
-        let receivers = self.offer_to_all(slot, length);
+        let receivers = self.offer_to_all(slot, length, None);
         if receivers == 0 { self.write_to_nobody(slot, length) } else { Ok(self.sent(length, receivers)) }
     }
 
-    fn offer_to_all(&mut self, slot: SlotId, length: u32) -> usize {
+    /// Seals a buffer for good and gives it to every receiver that takes it.
+    fn give_away(&mut self, slot: SlotId, length: u32) -> Result<Sent, WriteError> {
+        if self.receivers() == 0 {
+            self.look_if_due();
+        }
+        // Once it is sealed, there is no way back.
+        if self.receivers() == 0 {
+            let fbuf = self.pool.recall(slot, length).ok_or(WriteError::Lost)?;
+            return Err(WriteError::NoReceiver(fbuf));
+        }
+        match self.pool.seal_for_good(slot) {
+            Ok(memory) => {
+                let receivers = self.offer_to_all(slot, length, memory.map(Arc::new).as_ref());
+                self.end_lost();
+                Ok(self.sent(length, receivers))
+            }
+            Err(error) => {
+                let fbuf = self.pool.recall(slot, length).ok_or(WriteError::Lost)?;
+                Err(WriteError::NotSealed { fbuf, error })
+            }
+        }
+    }
+
+    /// Ends links over which nothing could be sent.
+    fn end_lost(&mut self) {
+        for index in (0..self.links.len()).rev() {
+            if let Some(end) = self.links[index].lost() {
+                self.end(index, end);
+            }
+        }
+    }
+
+    fn offer_to_all(&mut self, slot: SlotId, length: u32, own: Option<&Arc<OwnedFd>>) -> usize {
         let sequence = self.next_sequence;
         self.links
             .iter_mut()
-            .map(|link| link.offer(slot, length, sequence))
+            .map(|link| link.offer(slot, length, sequence, own))
             .filter(|offer| *offer == Offer::Lent)
             .count()
     }
@@ -207,7 +243,7 @@ impl Sender {
         let mut receivers = 0;
         if self.receivers() == 0 {
             self.look_if_due();
-            receivers = self.offer_to_all(slot, length);
+            receivers = self.offer_to_all(slot, length, None);
         }
         if self.receivers() == 0
             && let Some(fbuf) = self.pool.recall(slot, length)
@@ -388,6 +424,9 @@ impl Sender {
                 if self.collect() {
                     return Ok(());
                 }
+            }
+            if self.pool.is_exhausted() {
+                return Err(AllocateError::NoMemory(self.pool.capacity() as usize));
             }
             match next {
                 Next::Again => {}

@@ -6,6 +6,7 @@ use fbuf_core::{
     channel::ChannelName,
     control::Role,
     guard::{Guard, page_bytes},
+    limits::MAX_ONE_SHOTS,
     outbound::{Expected, LinkCounts},
     pool::Pool,
     protection::{Mechanism, Protection},
@@ -33,7 +34,7 @@ pub struct SenderBuilder {
     grow_to: Option<u64>,
     wait: Wait,
     guard: Option<bool>,
-    protection: Protection,
+    mechanism: Mechanism,
 }
 
 impl SenderBuilder {
@@ -46,7 +47,7 @@ impl SenderBuilder {
             grow_to: None,
             wait: Wait::default(),
             guard: None,
-            protection: Protection::default(),
+            mechanism: Mechanism::default(),
         }
     }
 
@@ -85,8 +86,21 @@ impl SenderBuilder {
     ///
     /// Receivers of other users are never given less than that, unless the broker was told to trust this
     /// one.
-    pub fn protection(mut self, protection: Protection) -> Self {
-        self.protection = protection;
+    pub fn protection(self, protection: Protection) -> Self {
+        self.mechanism(match protection {
+            Protection::Sealed => Mechanism::Copy,
+            _ => Mechanism::Shared,
+        })
+    }
+
+    /// As [`Self::protection`], by these means.
+    ///
+    /// With [`Mechanism::OneShot`] each message is memory of its own, which is made, sealed for good and
+    /// given away: receivers may keep it for ever, clone it and pass it on
+    /// ([`Received::into_sealed`](crate::Received::into_sealed)). It is not used again, and so costs more
+    /// than a copy below some megabytes; at most 128 messages are under way.
+    pub fn mechanism(mut self, mechanism: Mechanism) -> Self {
+        self.mechanism = mechanism;
         self
     }
 
@@ -107,28 +121,33 @@ impl SenderBuilder {
     /// # Errors
     /// [`OpenError`]; nothing is kept then.
     pub fn open(self) -> Result<Sender, OpenError> {
-        let Self { client, channel, slot_size, slots, grow_to, wait, guard, protection } = self;
-        let guarded = guard.unwrap_or_else(|| env::var_os("FBUF_GUARD").is_some_and(|value| value == "1"));
+        let Self { client, channel, slot_size, slots, grow_to, wait, guard, mechanism } = self;
+        let one_shot = mechanism == Mechanism::OneShot;
+        // What was given away can be guarded no better than the kernel does.
+        let guarded = !one_shot && guard.unwrap_or_else(|| env::var_os("FBUF_GUARD").is_some_and(|value| value == "1"));
         let capacity = Geometry::new(slot_size, 1)?.slot_bytes();
         let slot_size = if guarded { slot_size.next_multiple_of(page_bytes()) } else { slot_size };
         let untold = slots.is_none() && grow_to.is_none();
-        let slots = slots.unwrap_or_else(|| default_slots_here(slot_size));
+        let slots = slots.unwrap_or_else(|| default_slots_here(slot_size).min(if one_shot { 16 } else { u64::MAX }));
         let start = Geometry::new(slot_size, slots)?.max_slots();
         let limit = grow_to.unwrap_or(if untold { slots.max(ENOUGH_SLOTS) } else { slots });
         let geometry = Geometry::new(slot_size, limit)?;
         if geometry.max_slots() < start {
             return Err(GeometryError::Growth { start, limit: geometry.max_slots() }.into());
         }
+        if one_shot && geometry.max_slots() > MAX_ONE_SHOTS {
+            return Err(GeometryError::OneShots(geometry.max_slots()).into());
+        }
         ChannelName::new(channel.as_str())?;
         let inbox = Arc::new(Inbox::new()?);
         let slots = geometry.max_slots() as usize;
         let guard = guarded.then(|| Guard::new(&channel, slots, geometry.stride())).transpose()?;
-        let pool = Pool::with_guard(geometry, capacity, start, inbox.wake().clone(), guard)?;
-        let sockets = Sockets::new(inbox.wake().clone())?;
-        let mechanism = match protection {
-            Protection::Sealed => Mechanism::Copy,
-            _ => Mechanism::Shared,
+        let wake = inbox.wake().clone();
+        let pool = match mechanism {
+            Mechanism::OneShot => Pool::of_one_shots(geometry, start, wake)?,
+            _ => Pool::with_guard(geometry, capacity, start, wake, guard)?,
         };
+        let sockets = Sockets::new(inbox.wake().clone())?;
         let role = Role::Sender { slot_bytes: slot_size, max_slots: geometry.max_slots().into(), mechanism };
         let post = inbox.clone();
         let introduced = Box::new(move |peer, socket, _, _| post.post(Expected::new(peer, socket)));

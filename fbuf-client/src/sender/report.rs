@@ -2,7 +2,7 @@
 
 use std::io;
 
-use fbuf_core::{inbound::Peer, loan::Fbuf, pool::Places, violation::Violation};
+use fbuf_core::{inbound::Peer, loan::Fbuf, memory::MemoryError, pool::Places, violation::Violation};
 
 /// What a sender has done so far, and where its slots are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,14 +52,30 @@ pub enum WriteError {
     /// It belongs to somebody else.
     #[error("a fbuf was written to a sender that did not allocate it: write it to its own, or copy it")]
     OtherSender(Fbuf),
+    /// It could not be sealed for good.
+    #[error(
+        "a fbuf was to be sealed for good, and somebody else can write it still: {error}; is there a child that was forked?"
+    )]
+    NotSealed {
+        /// The fbuf.
+        fbuf: Fbuf,
+        /// What the kernel says.
+        error: MemoryError,
+    },
+    /// Neither was there a receiver, nor memory to take the fbuf back.
+    #[error(
+        "a message was written, the channel has no receiver, and there is no memory to map the fbuf again: it is lost"
+    )]
+    Lost,
 }
 
 impl WriteError {
-    /// The fbuf, to be written again or dropped.
+    /// The fbuf, to be written again or dropped; none if it is [lost](Self::Lost).
     #[must_use]
-    pub fn into_fbuf(self) -> Fbuf {
+    pub fn into_fbuf(self) -> Option<Fbuf> {
         match self {
-            Self::NoReceiver(fbuf) | Self::OtherSender(fbuf) => fbuf,
+            Self::NoReceiver(fbuf) | Self::OtherSender(fbuf) | Self::NotSealed { fbuf, .. } => Some(fbuf),
+            Self::Lost => None,
         }
     }
 }
@@ -73,6 +89,11 @@ pub enum AllocateError {
         "a slot was asked for, and all {0} are in use: let receivers drop what they hold, open with more slots, or let receivers be skipped"
     )]
     TimedOut(usize),
+    /// There is no memory for a message that is to be sealed for good.
+    #[error(
+        "a buffer of {0} bytes was asked for, and there is no memory: let receivers drop what they keep, or free some"
+    )]
+    NoMemory(usize),
 }
 
 /// Receivers did not come, or did not finish.

@@ -8,7 +8,7 @@ use std::{
     io,
     marker::PhantomData,
     num::NonZeroUsize,
-    ops::Range,
+    ops::{Deref, Range},
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     ptr::NonNull,
     slice,
@@ -18,7 +18,7 @@ use std::{
 use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap, mmap_anonymous, mprotect, munmap};
 use zerocopy::FromBytes;
 
-use super::{MemoryError, Reserved, room, verify};
+use super::{MemoryError, Reserved, Seals, room, verify};
 use crate::violation::Unsuitable;
 
 /// A shared mapping of a whole memfd, writable only in the process that made the memfd.
@@ -42,8 +42,7 @@ impl Map {
     /// [`MemoryError`]: not enough memory, or a kernel that lacks what this needs.
     pub fn create(name: &str, size: u64) -> Result<(Self, OwnedFd), MemoryError> {
         let memory = Reserved::new(name, size)?;
-        let map = Self::new(memory.as_fd(), size, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE)
-            .map_err(|source| MemoryError::Refused { call: "mmap", asked: size, source })?;
+        let map = Self::writable(&memory)?;
         map.populate(libc::MADV_POPULATE_WRITE);
         Ok((map, memory.seal()?))
     }
@@ -53,11 +52,25 @@ impl Map {
     /// # Errors
     /// [`Unsuitable`]: it is not what a peer may send.
     pub fn attach(fd: BorrowedFd<'_>, size: u64) -> Result<Self, Unsuitable> {
-        verify(fd, size)?;
+        Self::attach_sealed(fd, size, Seals::OneWriter)
+    }
+
+    fn attach_sealed(fd: BorrowedFd<'_>, size: u64, seals: Seals) -> Result<Self, Unsuitable> {
+        verify(fd, size, seals)?;
         let map =
             Self::new(fd, size, ProtFlags::PROT_READ).map_err(|error| Unsuitable::Unmappable(error.to_string()))?;
         map.populate(libc::MADV_POPULATE_READ);
         Ok(map)
+    }
+
+    /// Maps memory that was reserved, to be written.
+    ///
+    /// # Errors
+    /// [`MemoryError`]
+    pub fn writable(memory: &Reserved) -> Result<Self, MemoryError> {
+        let size = memory.size();
+        Self::new(memory.as_fd(), size, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE)
+            .map_err(|source| MemoryError::Refused { call: "mmap", asked: size, source })
     }
 
     fn new(fd: BorrowedFd<'_>, size: u64, protection: ProtFlags) -> io::Result<Self> {
@@ -154,6 +167,29 @@ impl Map {
     }
 }
 
+/// A mapping of memory that was sealed for good: bytes that do not change.
+#[derive(Debug)]
+pub struct Frozen(Map);
+
+impl Frozen {
+    /// Maps it, once it has been verified.
+    ///
+    /// # Errors
+    /// [`Unsuitable`]: it is not sealed for good, not of this size, or not all there.
+    pub fn attach(fd: BorrowedFd<'_>, size: u64) -> Result<Self, Unsuitable> {
+        Ok(Self(Map::attach_sealed(fd, size, Seals::ForGood)?))
+    }
+}
+
+impl Deref for Frozen {
+    type Target = [u8];
+    fn deref(&self) -> &[u8] {
+        // SAFETY: exactly this mapping; all its pages exist, and no process can write or remove them any
+        // more (`attach`).
+        unsafe { slice::from_raw_parts(self.0.base.as_ptr(), self.0.size) }
+    }
+}
+
 /// Addresses of pieces of a mapping.
 #[derive(Debug)]
 pub struct Pieces {
@@ -173,6 +209,12 @@ impl Pieces {
     #[must_use]
     pub const fn none(next: u32) -> Self {
         Self { origin: std::ptr::null_mut(), stride: 0, numbers: next..next }
+    }
+
+    /// The beginning of a mapping, as number `number`.
+    #[must_use]
+    pub fn one(map: &Map, number: u32) -> Self {
+        Self { origin: map.base.as_ptr(), stride: 0, numbers: number..number + 1 }
     }
 
     /// The same pieces, with other numbers: the next is number `first`.

@@ -18,6 +18,8 @@ use crate::violation::Unsuitable;
 /// What every shared memfd carries when it leaves the process that writes it: nobody can map it
 /// writable any more (the mapping of its writer stays), resize it, or lift a seal.
 const SEALS: [FileSeal; 4] = [FileSeal::SealFutureWrite, FileSeal::SealShrink, FileSeal::SealGrow, FileSeal::SealSeal];
+/// Seals of memory that nobody writes any more.
+const FOR_GOOD: [FileSeal; 4] = [FileSeal::SealWrite, FileSeal::SealShrink, FileSeal::SealGrow, FileSeal::SealSeal];
 
 /// Shared memory could not be had.
 #[derive(Debug, thiserror::Error)]
@@ -99,6 +101,44 @@ impl Reserved {
         memfd.add_seals(&SEALS).map_err(|error| refused(io::Error::other(error)))?;
         Ok(memfd.into_file().into())
     }
+
+    /// Seals it for good: from here on nobody writes it, through whatever mapping or descriptor.
+    ///
+    /// # Errors
+    /// The memory, as it was, and [`MemoryError::Refused`]: `EBUSY` while it is mapped for writing anywhere,
+    /// be it in a child that was forked meanwhile.
+    pub fn seal_for_good(self) -> Result<OwnedFd, (Self, MemoryError)> {
+        let refused = |source| MemoryError::Refused { call: "F_ADD_SEALS", asked: self.size, source };
+        match ::memfd::Memfd::try_from_file(self.file) {
+            Ok(memfd) => match memfd.add_seals(&FOR_GOOD) {
+                Ok(()) => Ok(memfd.into_file().into()),
+                Err(error) => {
+                    let error = refused(io::Error::other(error));
+                    Err((Self { file: memfd.into_file(), size: self.size }, error))
+                }
+            },
+            Err(file) => Err((Self { file, size: self.size }, refused(io::Error::other("it cannot be sealed")))),
+        }
+    }
+}
+
+/// What the seals of memory that a peer sent have to say of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Seals {
+    /// Only who has it mapped already can write it.
+    OneWriter,
+    /// Nobody can.
+    ForGood,
+}
+
+impl Seals {
+    fn wanted(self) -> SealFlag {
+        let writing = match self {
+            Self::OneWriter => SealFlag::F_SEAL_FUTURE_WRITE,
+            Self::ForGood => SealFlag::F_SEAL_WRITE,
+        };
+        writing | SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL
+    }
 }
 
 impl AsFd for Reserved {
@@ -107,14 +147,13 @@ impl AsFd for Reserved {
     }
 }
 
-/// Checks what a peer sent before it is mapped: a memfd with exactly the seals that leave its
-/// sender the only writer, exactly `size` bytes, all of them reserved.
+/// Checks what a peer sent before it is mapped: a memfd with exactly these seals, exactly `size` bytes,
+/// all of them reserved.
 ///
 /// # Errors
 /// [`Unsuitable`], naming the first rule it breaks.
-pub fn verify(fd: BorrowedFd<'_>, size: u64) -> Result<(), Unsuitable> {
-    let wanted =
-        SealFlag::F_SEAL_FUTURE_WRITE | SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL;
+pub fn verify(fd: BorrowedFd<'_>, size: u64, seals: Seals) -> Result<(), Unsuitable> {
+    let wanted = seals.wanted();
     let found = fcntl(fd, FcntlArg::F_GET_SEALS).map_err(|_| Unsuitable::NotSealable)?;
     // F_SEAL_EXEC, which says nothing about writing, comes unasked where vm.memfd_noexec is set.
     if found & !SEAL_EXEC != wanted.bits() {
@@ -145,29 +184,32 @@ mod tests {
 
     #[test]
     fn what_is_sealed_verifies() {
-        assert_eq!(verify(sealed(8192).as_fd(), 8192), Ok(()));
+        assert_eq!(verify(sealed(8192).as_fd(), 8192, Seals::OneWriter), Ok(()));
     }
 
     #[test]
     fn another_size_is_refused() {
-        assert_eq!(verify(sealed(8192).as_fd(), 4096), Err(Unsuitable::Size { found: 8192, wanted: 4096 }));
+        assert_eq!(
+            verify(sealed(8192).as_fd(), 4096, Seals::OneWriter),
+            Err(Unsuitable::Size { found: 8192, wanted: 4096 })
+        );
     }
 
     #[test]
     fn missing_seals_are_refused() {
         let open = Reserved::new("fbuf-test", 4096).unwrap();
-        assert!(matches!(verify(open.as_fd(), 4096), Err(Unsuitable::Seals { found: 0, .. })));
+        assert!(matches!(verify(open.as_fd(), 4096, Seals::OneWriter), Err(Unsuitable::Seals { found: 0, .. })));
         let memfd = ::memfd::Memfd::try_from_file(open.file).unwrap();
         memfd.add_seals(&[FileSeal::SealShrink, FileSeal::SealGrow, FileSeal::SealSeal]).unwrap();
-        assert!(matches!(verify(memfd.as_file().as_fd(), 4096), Err(Unsuitable::Seals { .. })));
+        assert!(matches!(verify(memfd.as_file().as_fd(), 4096, Seals::OneWriter), Err(Unsuitable::Seals { .. })));
     }
 
     #[test]
     fn other_kinds_of_files_are_refused() {
         let file = File::open("/proc/self/exe").unwrap();
-        assert_eq!(verify(file.as_fd(), 4096), Err(Unsuitable::NotSealable));
+        assert_eq!(verify(file.as_fd(), 4096, Seals::OneWriter), Err(Unsuitable::NotSealable));
         let (reader, _writer) = nix::unistd::pipe().unwrap();
-        assert_eq!(verify(reader.as_fd(), 4096), Err(Unsuitable::NotSealable));
+        assert_eq!(verify(reader.as_fd(), 4096, Seals::OneWriter), Err(Unsuitable::NotSealable));
     }
 
     #[test]
@@ -175,7 +217,10 @@ mod tests {
         let memfd = MemfdOptions::new().allow_sealing(true).create("fbuf-test").unwrap();
         memfd.as_file().set_len(1 << 40).unwrap();
         memfd.add_seals(&SEALS).unwrap();
-        assert_eq!(verify(memfd.as_file().as_fd(), 1 << 40), Err(Unsuitable::Holes { reserved: 0, size: 1 << 40 }));
+        assert_eq!(
+            verify(memfd.as_file().as_fd(), 1 << 40, Seals::OneWriter),
+            Err(Unsuitable::Holes { reserved: 0, size: 1 << 40 })
+        );
     }
 
     #[test]

@@ -4,7 +4,10 @@
 mod map;
 mod memfd;
 mod room;
+mod sealed;
 
 pub use map::{Address, Map, Pieces, Table, Trial, try_page};
-pub use memfd::{MemoryError, Reserved, verify};
+pub use memfd::{MemoryError, Reserved, Seals, verify};
 pub use room::available;
+pub use sealed::Sealed;
+pub(crate) use sealed::SealedMemory;
