@@ -6,7 +6,10 @@ mod support;
 
 use std::{
     env, fs,
-    os::unix::{fs::PermissionsExt, process::CommandExt},
+    os::unix::{
+        fs::PermissionsExt,
+        process::{CommandExt, ExitStatusExt},
+    },
     process::{Command, Stdio},
     time::Instant,
 };
@@ -82,6 +85,16 @@ fn broker() -> Embedded {
 
 /// Starts the attacker, as this user or another.
 fn attacker(broker: &Embedded, attack: &str, mechanism: Mechanism, uid: Option<u32>) -> (Process, tempfile::TempDir) {
+    attacker_with(broker, attack, mechanism, uid, false)
+}
+
+fn attacker_with(
+    broker: &Embedded,
+    attack: &str,
+    mechanism: Mechanism,
+    uid: Option<u32>,
+    guard: bool,
+) -> (Process, tempfile::TempDir) {
     let folder = tempfile::tempdir().unwrap();
     fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
     let program = folder.path().join("attacker");
@@ -91,6 +104,7 @@ fn attacker(broker: &Embedded, attack: &str, mechanism: Mechanism, uid: Option<u
     command.env("FBUF_TEST_ATTACK", attack).env("FBUF_BROKER", broker.address().to_string());
     let mechanism = MECHANISMS.iter().position(|&other| other == mechanism).unwrap();
     command.env("FBUF_TEST_MECHANISM", mechanism.to_string());
+    command.env("FBUF_GUARD", if guard { "1" } else { "0" });
     if let Some(uid) = uid {
         command.uid(uid).gid(uid);
     }
@@ -121,6 +135,25 @@ fn volatile_messages_can_be_changed_by_unsafe_code_of_their_sender() {
         let start = Instant::now();
         while changes(&message) == 0 {
             assert!(start.elapsed() < SOON, "{attack}: the attacker did not attack");
+        }
+    }
+}
+
+#[test]
+fn a_guard_stops_who_has_the_mapping_from_its_sender_when_it_is_read_only() {
+    for attack in ATTACKS {
+        let broker = broker();
+        let client = Client::connect_to(broker.address()).unwrap();
+        let mut receiver = client.receiver("prey").open().unwrap();
+        let (mut attacker, _folder) = attacker_with(&broker, attack, Mechanism::Shared, None, true);
+        let message = receiver.get_timeout(SOON).unwrap();
+        match attack {
+            "a child that was forked before" => support::until("it writes", || changes(&message) > 0),
+            "a child that was forked after" => assert_eq!(changes(&message), 0),
+            _ => {
+                assert_eq!(attacker.end().signal(), Some(nix::libc::SIGSEGV));
+                assert_eq!(changes(&message), 0);
+            }
         }
     }
 }

@@ -45,7 +45,7 @@ pub use fbuf_core::{
     address::Address,
     channel::{ChannelName, ChannelNameError},
     inbound::Peer,
-    loan::{Fbuf, Received, TooLarge},
+    loan::{Fbuf, Received, Retained, TooLarge},
     memory::{MemoryError, Sealed},
     pool::Places,
     protection::{Mechanism, Protection},
@@ -68,6 +68,8 @@ const _: () = {
     send::<Sender>();
     send::<Receiver>();
     send::<Fbuf>();
+    send::<Retained>();
+    sync::<Retained>();
     send::<Received>();
     sync::<Received>();
 };

@@ -19,6 +19,7 @@ use bytes::{BufMut, buf::UninitSlice};
 use crate::{
     inbound::{Loan, Peer, Returns},
     memory::{Address, Sealed, SealedMemory},
+    outbound::Outbound,
     pool::{Pool, Shelf},
     protection::Mechanism,
     retire::Cell,
@@ -232,7 +233,7 @@ impl Drop for Fbuf {
     }
 }
 
-/// Puts a slot back that was not sent.
+/// Puts a slot back that was not sent, or lets go of one that was sent and kept.
 #[cold]
 #[inline(never)]
 fn put_back(home: NonNull<Shelf>, slot: SlotId) {
@@ -244,6 +245,102 @@ fn put_back(home: NonNull<Shelf>, slot: SlotId) {
     };
     // The mappings, if this was the last fbuf of a sender that is gone.
     drop(shelf.put_back(slot));
+}
+
+/// A message that was sent, and that its sender may still read: [`Deref`] to its bytes. Its slot is not used
+/// again before this is dropped, from any thread, or becomes a [`Fbuf`] once more.
+pub struct Retained(Kind);
+
+enum Kind {
+    /// It lies in a slot.
+    Slot { bytes: Address, length: u32, slot: SlotId, message: Mark, home: NonNull<Shelf> },
+    /// It was given away.
+    Sealed(Sealed),
+}
+
+// SAFETY: nobody writes the bytes of a slot that is retained, and `Shelf` is Sync.
+unsafe impl Send for Retained {}
+// SAFETY: as above.
+unsafe impl Sync for Retained {}
+
+impl Pool {
+    /// Keeps a slot that was taken to be sent, for its sender to read on. To be dropped, or [given
+    /// up](Self::give_up), if it is not sent.
+    pub fn retain(&mut self, slot: SlotId, length: u32, sequence: u64) -> Option<Retained> {
+        let bytes = self.address(slot)?;
+        self.keep(slot);
+        Some(Retained(Kind::Slot { bytes, length, slot, message: Mark::of(sequence), home: self.shelf() }))
+    }
+
+    /// Forgets that a slot was retained: it was not sent.
+    pub fn give_up(&mut self, retained: Retained) {
+        if let Some((slot, ..)) = self.own_slot(&retained) {
+            self.let_go(slot);
+            std::mem::forget(retained);
+        }
+    }
+
+    /// The same slot, to be written again, if every receiver has handed it back.
+    ///
+    /// # Errors
+    /// What was given, if not.
+    pub fn rewrite(&mut self, links: &[Outbound], retained: Retained) -> Result<Fbuf, Retained> {
+        let Some((slot, message, length)) = self.own_slot(&retained) else { return Err(retained) };
+        match self.reclaim(links, slot, message) {
+            Some(bytes) => {
+                std::mem::forget(retained);
+                Ok(self.fbuf(slot, bytes, length))
+            }
+            None => Err(retained),
+        }
+    }
+
+    fn own_slot(&self, retained: &Retained) -> Option<(SlotId, Mark, u32)> {
+        match retained.0 {
+            Kind::Slot { length, slot, message, home, .. } if home == self.shelf() => Some((slot, message, length)),
+            _ => None,
+        }
+    }
+}
+
+impl From<Sealed> for Retained {
+    fn from(sealed: Sealed) -> Self {
+        Self(Kind::Sealed(sealed))
+    }
+}
+
+impl Deref for Retained {
+    type Target = [u8];
+    fn deref(&self) -> &[u8] {
+        match &self.0 {
+            // SAFETY: they were filled, nobody writes them before the slot is used again, and it is not
+            // while this lives (`Pool::retained`), nor do its mappings go (`Drop for Pool`).
+            Kind::Slot { bytes, length, .. } => unsafe {
+                slice::from_raw_parts(bytes.pointer().as_ptr(), *length as usize)
+            },
+            Kind::Sealed(sealed) => sealed,
+        }
+    }
+}
+
+impl AsRef<[u8]> for Retained {
+    fn as_ref(&self) -> &[u8] {
+        self
+    }
+}
+
+impl fmt::Debug for Retained {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Retained").field("len", &self.len()).finish_non_exhaustive()
+    }
+}
+
+impl Drop for Retained {
+    fn drop(&mut self) {
+        if let Kind::Slot { slot, home, .. } = self.0 {
+            put_back(home, slot);
+        }
+    }
 }
 
 /// A message: bytes in the sender's memory, which this process may read until it drops it.

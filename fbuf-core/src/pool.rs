@@ -46,6 +46,8 @@ pub struct Pool {
     /// The ledger: which message used each slot last. [`Mark::OUT`] for those that are fbufs, or are among
     /// `free` and may become fbufs without a word: some of the former may be on the shelf.
     ledger: Ring<Mark>,
+    /// Slots that were sent and whose handle the sender has kept: they are used again when it lets go.
+    retained: Vec<SlotId>,
     /// How many slots are in use: all but those of a segment that receivers do not know yet.
     used: u32,
     /// How many slots from the hand on were searched in vain.
@@ -127,6 +129,7 @@ impl Pool {
             exhausted: false,
             free: Pieces::none(0),
             ledger: Ring::new(geometry.max_slots() as usize, || Mark::NONE),
+            retained: Vec::new(),
             used: 0,
             searched: 0,
             shelf,
@@ -165,9 +168,11 @@ impl Pool {
     /// Where its slots are. Goes through all of them.
     #[must_use]
     pub fn places(&self, links: &[Outbound]) -> Places {
-        let (put_back, out) = (self.shelf.count(), self.count_out());
+        let put_back = self.shelf.slots();
         let lent = self.all().filter(|&slot| self.is_lent(links, slot)).count();
-        Places { free: self.used as usize - out - lent + put_back, held: out - put_back, lent }
+        let idle = self.retained.iter().filter(|slot| !put_back.contains(slot) && !self.is_lent(links, **slot)).count();
+        let out = self.count_out() - put_back.iter().filter(|slot| !self.retained.contains(slot)).count();
+        Places { free: self.used as usize - out - lent - idle, held: out + idle, lent }
     }
 
     /// Whether any slot is lent.
@@ -204,7 +209,7 @@ impl Pool {
 
     fn is_free(&self, links: &[Outbound], slot: SlotId) -> bool {
         let mark = self.mark(slot);
-        mark != Mark::OUT && !links.iter().any(|link| link.has(slot, mark))
+        mark != Mark::OUT && !self.retained.contains(&slot) && !links.iter().any(|link| link.has(slot, mark))
     }
 
     /// How many slots there are now.
@@ -307,6 +312,11 @@ impl Pool {
         segment.map.protect(begin * stride..(begin + count as usize) * stride, writable)
     }
 
+    /// Where the bytes of a slot are.
+    pub(crate) fn address(&self, slot: SlotId) -> Option<Address> {
+        self.segment_of(slot)?.pieces(self.geometry, slot, 1).next().map(|(_, bytes)| bytes)
+    }
+
     fn segment_of(&self, slot: SlotId) -> Option<&Segment> {
         self.segments.iter().rfind(|segment| segment.first <= slot.number())
     }
@@ -344,6 +354,9 @@ impl Pool {
         if !self.free.is_empty() {
             return true;
         }
+        if !self.retained.is_empty() {
+            self.clear_shelf();
+        }
         let first = self.ahead(0);
         if self.drafts.is_some() {
             return self.collect_draft(links, first);
@@ -352,7 +365,7 @@ impl Pool {
         let end = (segment.first + segment.slots).min(first.number().saturating_add(most));
         let marks = self.ledger.slice(first.index()..end as usize);
         let count = match links {
-            [link] => link.count_back(first, marks),
+            [link] if self.retained.is_empty() => link.count_back(first, marks),
             links => {
                 (first.number()..).zip(marks).take_while(|&(slot, _)| self.is_free(links, SlotId::new(slot))).count()
             }
@@ -426,9 +439,7 @@ impl Pool {
     }
 
     fn search_from(&mut self, from: u32, most: u32, links: &[Outbound]) -> bool {
-        for slot in self.shelf.clear() {
-            *self.ledger.at_mut(slot.index()) = Mark::NONE;
-        }
+        self.clear_shelf();
         let end = from.saturating_add(most).min(self.used);
         let found = (0..1).chain(from..end).map(|ahead| self.ahead(ahead)).find(|&slot| self.is_free(links, slot));
         if let Some(slot) = found {
@@ -438,6 +449,36 @@ impl Pool {
             self.searched = end;
         }
         found.is_some()
+    }
+
+    fn clear_shelf(&mut self) {
+        for slot in self.shelf.clear() {
+            match self.retained.iter().position(|&retained| retained == slot) {
+                // It was sent, and may still be lent.
+                Some(index) => drop(self.retained.swap_remove(index)),
+                None => *self.ledger.at_mut(slot.index()) = Mark::NONE,
+            }
+        }
+    }
+
+    /// Keeps a slot from being used again once it is sent, until its handle is dropped.
+    pub(crate) fn keep(&mut self, slot: SlotId) {
+        self.retained.push(slot);
+    }
+
+    /// As if it had never been kept.
+    pub(crate) fn let_go(&mut self, slot: SlotId) {
+        self.retained.retain(|&retained| retained != slot);
+    }
+
+    /// The bytes of a slot that was sent and kept, to be written again: none while any receiver has it.
+    pub(crate) fn reclaim(&mut self, links: &[Outbound], slot: SlotId, message: Mark) -> Option<Address> {
+        if links.iter().any(|link| link.has(slot, message)) {
+            return None;
+        }
+        let bytes = self.take_back(slot)?;
+        self.let_go(slot);
+        Some(bytes)
     }
 
     /// Before the sender sleeps: have [`Fbuf`]s that are dropped from now on wake it. False if some
@@ -469,7 +510,7 @@ impl Segment {
 
 impl Drop for Pool {
     fn drop(&mut self) {
-        let out = self.count_out();
+        let out = self.count_out() + self.retained.len();
         let segments = std::mem::take(&mut self.segments);
         let mut state = self.shelf.lock();
         let put_back = if let Stored::Open { slots, .. } = &*state { slots.len() } else { 0 };
@@ -544,8 +585,8 @@ impl Shelf {
         }
     }
 
-    fn count(&self) -> usize {
-        if let Stored::Open { slots, .. } = &*self.lock() { slots.len() } else { 0 }
+    fn slots(&self) -> Vec<SlotId> {
+        if let Stored::Open { slots, .. } = &*self.lock() { slots.clone() } else { Vec::new() }
     }
 
     fn clear(&self) -> Vec<SlotId> {

@@ -6,7 +6,7 @@ mod report;
 use std::{
     collections::VecDeque,
     ops::Add,
-    os::fd::OwnedFd,
+    os::fd::{AsFd, OwnedFd},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -15,7 +15,8 @@ use fbuf_core::{
     inbound::Peer,
     limits::MAX_DEPARTURES,
     link::LinkEnd,
-    loan::Fbuf,
+    loan::{Fbuf, Retained},
+    memory::Sealed,
     outbound::{Arrived, Expected, LinkCounts, Offer, Outbound},
     park::Fencing,
     pool::Pool,
@@ -166,6 +167,52 @@ impl Sender {
         self.collect();
     }
 
+    /// As [`Self::write`], but keeps a handle through which the message can be read here too, and later
+    /// [written again](Self::make_mut). Its slot is not used for anything else before that is dropped.
+    ///
+    /// # Errors
+    /// [`WriteError`], with the fbuf in it.
+    pub fn write_keep(&mut self, fbuf: Fbuf) -> Result<(Sent, Retained), WriteError> {
+        if self.inbox.is_filled() {
+            self.look_if_due();
+        }
+        let (slot, length) = self.pool.take(fbuf, self.next_sequence).map_err(WriteError::OtherSender)?;
+        if self.pool.sends_for_good() {
+            let (sent, memory) = self.give_away(slot, length)?;
+            let sealed =
+                memory.as_fd().try_clone_to_owned().ok().and_then(|own| Sealed::new(own, length as usize).ok());
+            return Ok((sent, sealed.ok_or(WriteError::Lost)?.into()));
+        }
+        let retained = self.pool.retain(slot, length, self.next_sequence).ok_or(WriteError::Lost)?;
+        match self.offer(slot, length) {
+            Ok(sent) => Ok((sent, retained)),
+            Err(error) => {
+                self.pool.give_up(retained);
+                Err(error)
+            }
+        }
+    }
+
+    /// A fbuf with the content of a message that was sent and kept, to be changed: in the same slot, if
+    /// every receiver has handed it back; or else in a fresh one, where the content is copied, as in
+    /// [`Arc::make_mut`]. Receivers that still read see nothing of it. Never waits.
+    ///
+    /// # Errors
+    /// What was given, if no slot is free, or if its sender was another one whose messages are longer.
+    pub fn make_mut(&mut self, retained: Retained) -> Result<Fbuf, Retained> {
+        self.notice_leaving();
+        let retained = match self.pool.rewrite(&self.links, retained) {
+            Ok(fbuf) => return Ok(fbuf),
+            Err(retained) => retained,
+        };
+        let Some(mut fbuf) = self.try_allocate() else { return Err(retained) };
+        if fbuf.resize(retained.len()).is_err() {
+            return Err(retained);
+        }
+        fbuf.copy_from_slice(&retained);
+        Ok(fbuf)
+    }
+
     #[inline]
     fn sent(&mut self, length: u32, receivers: usize) -> Sent {
         let sequence = self.next_sequence;
@@ -188,7 +235,7 @@ impl Sender {
     #[inline(never)]
     fn offer(&mut self, slot: SlotId, length: u32) -> Result<Sent, WriteError> {
         if self.pool.sends_for_good() {
-            return self.give_away(slot, length);
+            return self.give_away(slot, length).map(|(sent, _)| sent);
         }
         self.pool.seal(slot, self.next_sequence);
         let receivers = self.offer_to_all(slot, length, None);
@@ -196,7 +243,7 @@ impl Sender {
     }
 
     /// Seals a buffer for good and gives it to every receiver that takes it.
-    fn give_away(&mut self, slot: SlotId, length: u32) -> Result<Sent, WriteError> {
+    fn give_away(&mut self, slot: SlotId, length: u32) -> Result<(Sent, Arc<OwnedFd>), WriteError> {
         if self.receivers() == 0 {
             self.look_if_due();
         }
@@ -207,9 +254,10 @@ impl Sender {
         }
         match self.pool.seal_for_good(slot) {
             Ok(memory) => {
-                let receivers = self.offer_to_all(slot, length, memory.map(Arc::new).as_ref());
+                let memory = Arc::new(memory.ok_or(WriteError::Lost)?);
+                let receivers = self.offer_to_all(slot, length, Some(&memory));
                 self.end_lost();
-                Ok(self.sent(length, receivers))
+                Ok((self.sent(length, receivers), memory))
             }
             Err(error) => {
                 let fbuf = self.pool.recall(slot, length).ok_or(WriteError::Lost)?;
