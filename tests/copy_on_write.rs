@@ -115,3 +115,56 @@ fn what_is_kept_outlives_its_sender_and_is_not_kept_if_nobody_got_it() {
     // What another sender has kept is only copied.
     assert_eq!(&sender.make_mut(kept).unwrap()[..], b"alone");
 }
+
+#[test]
+fn a_private_view_is_written_and_nobody_sees_it() {
+    for mechanism in MECHANISMS {
+        let (_broker, client, mut sender, mut one) = pair(mechanism, 3);
+        let mut two = client.receiver("c").open().unwrap();
+        sender.wait_for_receivers_timeout(2, SOON).unwrap();
+        // The second and third message begin in the middle of a page.
+        for length in [20_000, 19_999, 1, 0, 4096] {
+            let fbuf = fill(&mut sender, &vec![5; length]);
+            let (_, kept) = sender.write_keep(fbuf).unwrap();
+            let other = two.get_timeout(SOON).unwrap();
+            let mut private = one.get_timeout(SOON).unwrap().make_private().unwrap();
+            assert!(private.len() == length && private.iter().all(|&byte| byte == 5));
+            assert_eq!(private.is_shared(), mechanism != Mechanism::Copy && length > 0);
+            for place in (0..length).step_by(5000) {
+                private[place] = 6;
+            }
+            let written = length.div_ceil(5000);
+            assert_eq!(private.iter().filter(|&&byte| byte == 6).count(), written);
+            assert!(kept.iter().chain(other.iter()).all(|&byte| byte == 5), "{mechanism}: it shows elsewhere");
+            assert_eq!(private.sequence(), other.sequence());
+            drop((kept, other));
+            if mechanism != Mechanism::OneShot {
+                assert_eq!(sender.counters().slots.lent, 1, "the view keeps its slot");
+            }
+            std::thread::spawn(move || drop(private)).join().unwrap();
+            assert_eq!(sender.counters().slots.lent, 0);
+        }
+    }
+}
+
+#[test]
+fn only_pages_that_are_written_are_copied() {
+    let (_broker, _client, mut sender, mut receiver) = pair(Mechanism::Shared, 1);
+    let fbuf = fill(&mut sender, &[1; 20_000]);
+    sender.write(fbuf).unwrap();
+    let mut private = receiver.get_timeout(SOON).unwrap().make_private().unwrap();
+    let start = private.as_ptr() as usize;
+    let own = |start: usize| -> u64 {
+        let maps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+        let begin = format!("{:x}-", start / 4096 * 4096);
+        let lines = maps.lines().skip_while(|line| !line.starts_with(&begin)).skip(1);
+        let line = lines.take(30).find(|line| line.starts_with("Anonymous:")).unwrap();
+        line.split_whitespace().nth(1).unwrap().parse().unwrap()
+    };
+    assert!(private.iter().all(|&byte| byte == 1));
+    assert_eq!(own(start), 0, "reading copies nothing");
+    private[10_000] = 2;
+    assert_eq!(own(start), 4, "one page, in KiB");
+    private[0] = 2;
+    assert_eq!(own(start), 8);
+}

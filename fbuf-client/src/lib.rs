@@ -45,7 +45,7 @@ pub use fbuf_core::{
     address::Address,
     channel::{ChannelName, ChannelNameError},
     inbound::Peer,
-    loan::{Fbuf, Received, Retained, TooLarge},
+    loan::{Fbuf, Private, Received, Retained, TooLarge},
     memory::{MemoryError, Sealed},
     pool::Places,
     protection::{Mechanism, Protection},
@@ -71,5 +71,7 @@ const _: () = {
     send::<Retained>();
     sync::<Retained>();
     send::<Received>();
+    send::<Private>();
+    sync::<Private>();
     sync::<Received>();
 };

@@ -2,9 +2,11 @@
 
 use std::{
     collections::VecDeque,
+    io,
+    ops::Range,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     sync::{
-        Arc,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
@@ -14,6 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     board::{BoardTable, BoardWriter},
+    guard::page_bytes,
     lane::{Entry, LaneHead, LaneMemory, LaneReader, LaneTable, Note, capacity_for},
     limits::{MAX_SEGMENTS, MAX_SEQUENCE},
     link::{self, Hello, LinkEnd, LinkMessage, NewSegment, Welcome},
@@ -191,6 +194,7 @@ impl Inbound {
             peer,
             mechanism,
             socket,
+            memory: Mutex::new(Vec::new()),
             board: BoardWriter::new(board),
             held: Held::new(slots as usize),
             lane,
@@ -240,6 +244,7 @@ impl Inbound {
         for (number, bytes) in read.pieces(0..new.slots, stride, self.geometry.slot_bytes()).into_iter().flatten() {
             self.returns().held.add(SlotId::new(self.known + number), bytes.pointer().as_ptr());
         }
+        self.returns().memory().push((map.addresses(), new.memory.clone()));
         self.segments.push(Segment { map, copies, first: self.known });
         self.known += new.slots;
         Ok(())
@@ -531,6 +536,8 @@ pub(crate) struct Returns {
     peer: Peer,
     mechanism: Mechanism,
     socket: PacketSocket,
+    /// The segments, by address, for views of messages that may be written.
+    memory: Mutex<Vec<(Range<usize>, Descriptor)>>,
     /// The sleep of the sender for which the bell was rung last.
     rung: AtomicU64,
 }
@@ -556,6 +563,26 @@ impl Returns {
 
     pub(crate) fn mechanism(&self) -> Mechanism {
         self.mechanism
+    }
+
+    fn memory(&self) -> MutexGuard<'_, Vec<(Range<usize>, Descriptor)>> {
+        // A panic while it was locked cannot have left it half changed.
+        self.memory.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A view of so many bytes at an address in a segment, to be written by this process alone: the
+    /// mapping, and where they begin in it.
+    pub(crate) fn copy_on_write(&self, address: usize, length: usize) -> Result<(Map, usize), MemoryError> {
+        let memory = self.memory();
+        let found = memory.iter().find(|(addresses, _)| addresses.contains(&address));
+        let Some((addresses, memory)) = found else {
+            let source = io::Error::other("the message is in no segment");
+            return Err(MemoryError::Refused { call: "mmap", asked: length as u64, source });
+        };
+        let page = page_bytes() as usize;
+        let begin = address - addresses.start;
+        let (first, end) = (begin / page * page, begin + length);
+        Ok((Map::copy_on_write(memory.as_fd(), first as u64, (end - first) as u64)?, begin - first))
     }
 
     #[inline]

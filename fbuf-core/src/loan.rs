@@ -8,7 +8,7 @@ use std::{
     fmt,
     io::{self, Read},
     ops::{Deref, DerefMut},
-    os::fd::OwnedFd,
+    os::fd::{AsFd, OwnedFd},
     ptr::NonNull,
     slice,
     sync::Arc,
@@ -18,7 +18,7 @@ use bytes::{BufMut, buf::UninitSlice};
 
 use crate::{
     inbound::{Loan, Peer, Returns},
-    memory::{Address, Sealed, SealedMemory},
+    memory::{Address, Map, MemoryError, Sealed, SealedMemory},
     outbound::Outbound,
     pool::{Pool, Shelf},
     protection::Mechanism,
@@ -409,6 +409,38 @@ impl Received {
         self
     }
 
+    /// The same bytes, to be written by this process: each page that is written is copied first, the others
+    /// stay shared, and neither the sender nor other receivers see anything of it. The slot goes back
+    /// when the view is dropped.
+    ///
+    /// # Errors
+    /// The message, and why the kernel gives no such view.
+    pub fn make_private(self) -> Result<Private, (Self, MemoryError)> {
+        let length = self.length as usize;
+        let view = match (&self.sealed, self.mechanism()) {
+            _ if length == 0 => Ok(None),
+            (Some(sealed), _) => Map::copy_on_write(sealed.memory.as_fd(), 0, length as u64).map(|map| Some((map, 0))),
+            // What was copied is this process's own already.
+            (None, Mechanism::Copy) => Ok(None),
+            (None, _) => self.home().copy_on_write(self.bytes as usize, length).map(Some),
+        };
+        match view {
+            Ok(None) => Ok(Private { bytes: self.bytes.cast_mut(), map: None, received: self }),
+            Ok(Some((map, begin))) => match map.place(begin, length) {
+                Some(bytes) => Ok(Private { bytes, map: Some(map), received: self }),
+                None => Err((
+                    self,
+                    MemoryError::Refused {
+                        call: "mmap",
+                        asked: length as u64,
+                        source: io::Error::other("the view is too short"),
+                    },
+                )),
+            },
+            Err(error) => Err((self, error)),
+        }
+    }
+
     /// The bytes, to keep, clone and pass on, if they were sealed for good ([`Mechanism::OneShot`]): the
     /// sender gets its place in the line back, and the bytes stay.
     ///
@@ -439,6 +471,68 @@ impl Received {
     #[must_use]
     pub fn mechanism(&self) -> Mechanism {
         self.home().mechanism()
+    }
+}
+
+/// A message that this process may write, without anybody else seeing it: [`Received::make_private`].
+pub struct Private {
+    bytes: *mut u8,
+    /// Dropped before the message is handed back.
+    map: Option<Map>,
+    received: Received,
+}
+
+// SAFETY: it is the only view of this process that is written, and the rest is as for `Received`.
+unsafe impl Send for Private {}
+// SAFETY: through `&Private` one can only read.
+unsafe impl Sync for Private {}
+
+impl Private {
+    /// As [`Received::sequence`].
+    #[must_use]
+    pub fn sequence(&self) -> u64 {
+        self.received.sequence()
+    }
+
+    /// As [`Received::sender`].
+    #[must_use]
+    pub fn sender(&self) -> Peer {
+        self.received.sender()
+    }
+
+    /// Whether unwritten pages are shared with the sender still. Those of a message that was copied when it
+    /// came are not.
+    #[must_use]
+    pub fn is_shared(&self) -> bool {
+        self.map.is_some()
+    }
+}
+
+impl Deref for Private {
+    type Target = [u8];
+    fn deref(&self) -> &[u8] {
+        if self.received.is_empty() {
+            return &[];
+        }
+        // SAFETY: so many bytes of the view (`make_private`), or of a copy that nobody else sees; pages that
+        // were not written yet are as those of the message.
+        unsafe { slice::from_raw_parts(self.bytes, self.received.len()) }
+    }
+}
+
+impl DerefMut for Private {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        if self.received.is_empty() {
+            return &mut [];
+        }
+        // SAFETY: as above; nobody looks at the message through `received` any more.
+        unsafe { slice::from_raw_parts_mut(self.bytes, self.received.len()) }
+    }
+}
+
+impl fmt::Debug for Private {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Private").field("len", &self.len()).field("sequence", &self.sequence()).finish_non_exhaustive()
     }
 }
 

@@ -100,6 +100,28 @@ impl Map {
         Ok(map)
     }
 
+    /// A view of part of some memory for this process alone: it may be written, and each page that is
+    /// written is copied first. `begin` is a multiple of the page size.
+    ///
+    /// # Errors
+    /// [`MemoryError`]: the kernel does not map it.
+    pub fn copy_on_write(memory: BorrowedFd<'_>, begin: u64, size: u64) -> Result<Self, MemoryError> {
+        let refused = |source| MemoryError::Refused { call: "mmap", asked: size, source };
+        let length = usize::try_from(size).ok().and_then(NonZeroUsize::new);
+        let length = length.ok_or_else(|| refused(io::Error::other("nothing to map")))?;
+        let begin = begin.try_into().map_err(|_| refused(io::Error::other("beyond any file")))?;
+        let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+        // SAFETY: a fresh mapping at an address of the kernel's choice touches no existing memory.
+        let base = unsafe { mmap(None, length, protection, MapFlags::MAP_PRIVATE, memory, begin) }
+            .map_err(|error| refused(error.into()))?;
+        Ok(Self { base: base.cast(), size: length.get() })
+    }
+
+    /// Where so many bytes from `begin` on lie, if they do lie inside.
+    pub(crate) fn place(&self, begin: usize, length: usize) -> Option<*mut u8> {
+        (begin.checked_add(length)? <= self.size).then(|| self.base.as_ptr().wrapping_add(begin))
+    }
+
     /// Copies so many bytes from a mapping that a peer may write meanwhile to the same place of this one,
     /// which is [private](Self::private): what arrives may be a mixture, and does not change any more.
     /// False, and nothing is copied, if they do not lie inside both.
