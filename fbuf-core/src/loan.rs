@@ -7,6 +7,7 @@
 use std::{
     fmt,
     io::{self, Read},
+    mem::ManuallyDrop,
     ops::{Deref, DerefMut},
     os::fd::{AsFd, OwnedFd},
     ptr::NonNull,
@@ -355,8 +356,8 @@ pub struct Received {
     mark: Mark,
     home: NonNull<Returns>,
     cell: NonNull<Cell>,
-    /// The bytes, if they are memory of their own.
-    sealed: Option<Box<SealedMemory>>,
+    /// The bytes, if they are memory of their own. Dropped by hand, so that the others need no call.
+    sealed: ManuallyDrop<Option<Box<SealedMemory>>>,
 }
 
 // SAFETY: a `Received` is the only holder of its slot (`Held::take`), and `Returns` is Sync.
@@ -376,7 +377,7 @@ impl Loan<'_> {
             mark,
             home: NonNull::from(home),
             cell: NonNull::from(cell),
-            sealed: None,
+            sealed: ManuallyDrop::new(None),
         }
     }
 }
@@ -405,7 +406,7 @@ impl Received {
     /// The same message, which is memory of its own.
     pub(crate) fn with(mut self, sealed: SealedMemory) -> Self {
         self.bytes = sealed.bytes.as_ptr();
-        self.sealed = Some(Box::new(sealed));
+        *self.sealed = Some(Box::new(sealed));
         self
     }
 
@@ -417,7 +418,7 @@ impl Received {
     /// The message, and why the kernel gives no such view.
     pub fn make_private(self) -> Result<Private, (Self, MemoryError)> {
         let length = self.length as usize;
-        let view = match (&self.sealed, self.mechanism()) {
+        let view = match (&*self.sealed, self.mechanism()) {
             _ if length == 0 => Ok(None),
             (Some(sealed), _) => Map::copy_on_write(sealed.memory.as_fd(), 0, length as u64).map(|map| Some((map, 0))),
             // What was copied is this process's own already.
@@ -569,7 +570,16 @@ impl Drop for Received {
         let Self { slot, mark, home, cell, .. } = *self;
         // By value: a message whose address nobody takes can live in registers.
         hand_back(home, cell, slot, mark);
+        if let Some(sealed) = self.sealed.take() {
+            drop_sealed(sealed);
+        }
     }
+}
+
+#[cold]
+#[inline(never)]
+fn drop_sealed(sealed: Box<SealedMemory>) {
+    drop(sealed);
 }
 
 /// Hands a slot back, by its one holder.
