@@ -8,7 +8,7 @@ use std::{io::Write, os::fd::OwnedFd, time::Duration};
 use fbuf_broker::Embedded;
 use fbuf_client::{Client, Farewell, GetError};
 use fbuf_core::{
-    control::{ClientTransport, ControlClient, Greeting, Open, Role, VERSION, Verdict},
+    control::{ClientTransport, ControlClient, Greeting, Open, Role, Slots, VERSION, Verdict},
     link::{Hello, LinkMessage, NewSegment, Welcome},
     memory::{Map, Reserved},
     protection::{Mechanism, Protection},
@@ -55,7 +55,8 @@ impl Hostile {
 /// What a hostile client does, and how it is called.
 type Attack<'a> = (&'static str, Box<dyn Fn(&Hostile) + 'a>);
 
-const SENDER: Role = Role::Sender { slot_bytes: 100, max_slots: 4, mechanism: Mechanism::Shared };
+const SENDER: Role =
+    Role::Sender { slot_bytes: 100, max_slots: 4, mechanism: Mechanism::Shared, slots: Slots::Segments };
 
 fn sealed(size: u64) -> Descriptor {
     Map::create("fbuf-test", size).unwrap().1.into()

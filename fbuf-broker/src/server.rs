@@ -11,7 +11,13 @@ use std::{
 };
 
 use fbuf_core::{
-    control::{Control, Greeting, Introduction, MAX_INTRODUCTIONS, Open, Refusal, ServerTransport, VERSION, Verdict},
+    control::{
+        Control, Greeting, Introduction, Lodging, MAX_INTRODUCTIONS, Open, Opened, Refusal, Role, ServerTransport,
+        Slots, VERSION, Verdict,
+    },
+    limits::MAX_DESCRIPTORS,
+    memory::{Leasable, MemoryError},
+    slot::Geometry,
     socket::{Arrival, Credentials, PacketSocket},
     sys,
     wire::Descriptor,
@@ -76,6 +82,15 @@ struct Broker(Arc<Mutex<Inner>>);
 struct Inner {
     state: State,
     mailboxes: HashMap<ClientId, Arc<Mailbox>>,
+    /// The slots that were made for senders, by client and endpoint.
+    slots: HashMap<(ClientId, u64), Vec<Arc<OwnedFd>>>,
+}
+
+impl Inner {
+    fn close(&mut self, client: ClientId, endpoint: u64) {
+        self.state.close(client, endpoint);
+        self.slots.remove(&(client, endpoint));
+    }
 }
 
 /// A client that has joined. It leaves when this is dropped, however its connection ends.
@@ -91,6 +106,7 @@ impl Drop for Member {
         let mut inner = lock(&self.broker.0);
         inner.state.leave(self.client);
         inner.mailboxes.remove(&self.client);
+        inner.slots.retain(|(client, _), _| *client != self.client);
     }
 }
 
@@ -110,7 +126,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Broker {
     fn new(users: Users) -> Self {
-        Self(Arc::new(Mutex::new(Inner { state: State::new(users), mailboxes: HashMap::new() })))
+        Self(Arc::new(Mutex::new(Inner { state: State::new(users), mailboxes: HashMap::new(), slots: HashMap::new() })))
     }
 
     /// One client, from its connection to its end.
@@ -157,7 +173,7 @@ impl Broker {
     async fn talk(self, member: &Member, socket: AsyncFd<PacketSocket>) {
         let (client, mailbox) = (member.client, Arc::new(Mailbox::default()));
         lock(&self.0).mailboxes.insert(client, mailbox.clone());
-        let desk = Desk { broker: self, client, mailbox: mailbox.clone() };
+        let desk = Desk { broker: self, client, process: member.process, mailbox: mailbox.clone() };
         let channel = BaseChannel::with_defaults(ServerTransport::new(socket));
         let mut requests = std::pin::pin!(channel.max_concurrent_requests(MAX_REQUESTS).requests());
         let mut running = JoinSet::new();
@@ -184,18 +200,26 @@ impl Broker {
     /// Makes the link socket of a pair and posts both ends.
     fn introduce(inner: &Inner, pair: Pair) -> io::Result<()> {
         let (to_sender, to_receiver) = PacketSocket::pair()?;
-        let introduction = |own: Party, other: Party, socket: OwnedFd| Introduction {
+        let introduction = |own: Party, other: Party, lodging: Lodging, socket: OwnedFd| Introduction {
             endpoint: own.endpoint,
             peer: other.peer,
             slot_bytes: pair.geometry.slot_bytes().into(),
             max_slots: pair.geometry.max_slots().into(),
             mechanism: pair.mechanism,
+            lodging,
             socket: Descriptor::from(socket),
         };
         let Pair { sender, receiver, .. } = pair;
-        for (own, other, socket) in [(receiver, sender, to_receiver), (sender, receiver, to_sender)] {
+        let slots = inner.slots.get(&(sender.client, sender.endpoint)).into_iter().flatten();
+        let lodging = match pair.slots {
+            Slots::Segments => Lodging::Segments,
+            Slots::Broker { .. } => Lodging::Given(slots.cloned().map(Descriptor::from).collect()),
+            Slots::Receiver => Lodging::Yours,
+        };
+        let ends = [(receiver, sender, lodging, to_receiver), (sender, receiver, Lodging::Segments, to_sender)];
+        for (own, other, lodging, socket) in ends {
             if let Some(mailbox) = inner.mailboxes.get(&own.client) {
-                mailbox.post(introduction(own, other, socket));
+                mailbox.post(introduction(own, other, lodging, socket));
             }
         }
         Ok(())
@@ -215,7 +239,12 @@ impl Mailbox {
 
     fn fetch(&self) -> Vec<Introduction> {
         let mut waiting = lock(&self.waiting);
-        let count = waiting.len().min(MAX_INTRODUCTIONS);
+        let mut descriptors = 0;
+        let fits = |introduction: &&Introduction| {
+            descriptors += introduction.descriptors();
+            descriptors <= MAX_DESCRIPTORS
+        };
+        let count = waiting.iter().take(MAX_INTRODUCTIONS).take_while(fits).count();
         waiting.drain(..count).collect()
     }
 }
@@ -225,30 +254,54 @@ impl Mailbox {
 struct Desk {
     broker: Broker,
     client: ClientId,
+    process: Credentials,
     mailbox: Arc<Mailbox>,
 }
 
+/// Makes the slots of a sender, each of which its user may lease. They cost nothing before that one uses
+/// them.
+fn make_slots(geometry: Geometry, huge: bool, owner: u32) -> Result<Vec<Arc<OwnedFd>>, MemoryError> {
+    let make = |_| Ok(Arc::new(Leasable::create("fbuf-slot", geometry.slot_bytes().into(), huge, owner)?.into()));
+    (0..geometry.max_slots()).map(make).collect()
+}
+
 impl Control for Desk {
-    async fn open(self, _: Context, endpoint: u64, open: Open) -> Result<(), Refusal> {
+    async fn open(self, _: Context, endpoint: u64, open: Open) -> Result<Opened, Refusal> {
         let mut inner = lock(&self.broker.0);
-        let (role, channel) = (open.role.name(), open.channel.clone());
+        let (role, channel) = (open.role, open.channel.clone());
+        let name = role.name();
         let pairs = inner.state.open(self.client, endpoint, open).inspect_err(|refusal| {
-            warn!(client = ?self.client, channel, role, %refusal, "refused");
+            warn!(client = ?self.client, channel, role = name, %refusal, "refused");
         })?;
-        info!(client = ?self.client, channel, role, links = pairs.len(), "opened");
+        let mut opened = Opened::default();
+        if let Role::Sender { slot_bytes, max_slots, slots: Slots::Broker { huge }, .. } = role {
+            let geometry = Geometry::new(slot_bytes, max_slots)?;
+            match make_slots(geometry, huge, self.process.uid) {
+                Ok(slots) => {
+                    opened.slots = slots.iter().cloned().map(Descriptor::from).collect();
+                    inner.slots.insert((self.client, endpoint), slots);
+                }
+                Err(error) => {
+                    inner.state.close(self.client, endpoint);
+                    warn!(client = ?self.client, channel, %error, "no slots to be leased");
+                    return Err(Refusal::NoSlots(error.to_string()));
+                }
+            }
+        }
+        info!(client = ?self.client, channel, role = name, links = pairs.len(), "opened");
         for pair in pairs {
             if let Err(error) = Broker::introduce(&inner, pair) {
-                inner.state.close(self.client, endpoint);
-                warn!(client = ?self.client, channel, role, %error, "no socket for a link");
+                inner.close(self.client, endpoint);
+                warn!(client = ?self.client, channel, role = name, %error, "no socket for a link");
                 return Err(Refusal::Exhausted(error.to_string()));
             }
         }
-        Ok(())
+        Ok(opened)
     }
 
     async fn close(self, _: Context, endpoint: u64) {
         debug!(client = ?self.client, endpoint, "closed");
-        lock(&self.broker.0).state.close(self.client, endpoint);
+        lock(&self.broker.0).close(self.client, endpoint);
     }
 
     async fn introductions(self, _: Context) -> Vec<Introduction> {

@@ -5,11 +5,11 @@ use std::collections::{BTreeMap, HashMap};
 
 use fbuf_core::{
     channel::ChannelName,
-    control::{Open, Refusal, Role, Verdict},
+    control::{Open, Refusal, Role, Slots, Verdict},
     inbound::Peer,
-    limits::MAX_ENDPOINTS,
+    limits::{MAX_ENDPOINTS, MAX_LEASED},
     protection::{Mechanism, Protection},
-    slot::Geometry,
+    slot::{Geometry, GeometryError},
     socket::Credentials,
 };
 
@@ -42,6 +42,8 @@ pub struct Pair {
     pub geometry: Geometry,
     /// How messages are protected.
     pub mechanism: Mechanism,
+    /// Where the slots come from.
+    pub slots: Slots,
 }
 
 /// Which users a broker serves, and which of them others trust.
@@ -115,6 +117,7 @@ struct Sender {
     party: Party,
     geometry: Geometry,
     mechanism: Mechanism,
+    slots: Slots,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -164,8 +167,21 @@ impl State {
         let none = Channel::default();
         let channel = self.channels.get(&name).unwrap_or(&none);
         let pairs = match open.role {
-            Role::Sender { slot_bytes, max_slots, mechanism } => {
-                let own = Sender { party, geometry: Geometry::new(slot_bytes, max_slots)?, mechanism };
+            Role::Sender { slot_bytes, max_slots, mechanism, slots } => {
+                let geometry = Geometry::new(slot_bytes, max_slots)?;
+                let (mechanism, slots) = match (mechanism, slots) {
+                    (_, Slots::Segments) if mechanism != Mechanism::Lease => (mechanism, slots),
+                    // What comes from a receiver, or in pieces, is leased.
+                    (_, Slots::Segments) => (Mechanism::Copy, slots),
+                    (_, slots) => (Mechanism::Lease, slots),
+                };
+                if slots != Slots::Segments && geometry.max_slots() > MAX_LEASED {
+                    return Err(GeometryError::Leased(geometry.max_slots()).into());
+                }
+                if slots == Slots::Receiver && channel.receivers.len() > 1 {
+                    return Err(Refusal::SeveralReceivers { receivers: channel.receivers.len() });
+                }
+                let own = Sender { party, geometry, mechanism, slots };
                 let pair = |receiver: &Receiver| {
                     self.pair(&own, receiver).map_err(|found| Refusal::ReceiverRequiresMore {
                         receiver: receiver.party.peer,
@@ -178,6 +194,10 @@ impl State {
                 pairs
             }
             Role::Receiver { require } => {
+                let alone = channel.senders.values().find(|sender| sender.slots == Slots::Receiver);
+                if let Some(sender) = alone.filter(|_| !channel.receivers.is_empty()) {
+                    return Err(Refusal::OneReceiver { sender: sender.party.peer });
+                }
                 let own = Receiver { party, require };
                 let pair = |sender: &Sender| {
                     self.pair(sender, &own).map_err(|found| Refusal::SenderGivesLess {
@@ -203,7 +223,8 @@ impl State {
         if mechanism.protection() < receiver.require {
             return Err(mechanism.protection());
         }
-        Ok(Pair { sender: sender.party, receiver: receiver.party, geometry: sender.geometry, mechanism })
+        let Sender { party, geometry, slots, .. } = *sender;
+        Ok(Pair { sender: party, receiver: receiver.party, geometry, mechanism, slots })
     }
 
     /// The rule of trust. Processes of one user can write each other's memory anyway (ptrace(2)), so
@@ -213,6 +234,8 @@ impl State {
         let (from, to) = (sender.party.peer.process.uid, receiver.party.peer.process.uid);
         match sender.mechanism {
             Mechanism::Shared if from != to && !self.users.trust_in(from) => Mechanism::Copy,
+            // The slots are the sender's user's, and nobody else can lease them.
+            Mechanism::Lease if from != to && sender.slots != Slots::Receiver => Mechanism::Copy,
             mechanism => mechanism,
         }
     }
@@ -264,7 +287,7 @@ mod tests {
     const OWN: Credentials = Credentials { pid: 1, uid: 1000, gid: 1000 };
 
     fn sender(channel: &str) -> Open {
-        let role = Role::Sender { slot_bytes: 64, max_slots: 4, mechanism: Mechanism::Shared };
+        let role = Role::Sender { slot_bytes: 64, max_slots: 4, mechanism: Mechanism::Shared, slots: Slots::Segments };
         Open { channel: channel.into(), role }
     }
 
@@ -307,7 +330,7 @@ mod tests {
         assert!(matches!(state.open(client, 2, demanding("a")), Err(Refusal::SenderGivesLess { .. })));
         state.open(client, 3, demanding("b")).unwrap();
         assert!(matches!(state.open(client, 4, sender("b")), Err(Refusal::ReceiverRequiresMore { .. })));
-        let role = Role::Sender { slot_bytes: 64, max_slots: 4, mechanism: Mechanism::Copy };
+        let role = Role::Sender { slot_bytes: 64, max_slots: 4, mechanism: Mechanism::Copy, slots: Slots::Segments };
         let pairs = state.open(client, 4, Open { channel: "b".into(), role }).unwrap();
         assert!(matches!(pairs[..], [Pair { mechanism: Mechanism::Copy, .. }]));
         // What was refused has left nothing.
@@ -340,7 +363,7 @@ mod tests {
         let mut state = State::new(Users::only(1000));
         let client = state.join(OWN).unwrap();
         assert!(matches!(state.open(client, 1, receiver("")), Err(Refusal::Channel(_))));
-        let role = Role::Sender { slot_bytes: 0, max_slots: 1, mechanism: Mechanism::Shared };
+        let role = Role::Sender { slot_bytes: 0, max_slots: 1, mechanism: Mechanism::Shared, slots: Slots::Segments };
         let open = Open { channel: "c".into(), role };
         assert!(matches!(state.open(client, 1, open), Err(Refusal::Geometry(_))));
         assert!(state.channels.is_empty());

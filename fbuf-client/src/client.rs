@@ -17,8 +17,8 @@ use fbuf_core::{
     address::{Address, VARIABLE},
     channel::ChannelNameError,
     control::{
-        ClientTransport, ControlClient, ControlRequest, ControlResponse, Greeting, Introduction, Open, Refusal, Role,
-        VERSION, Verdict,
+        ClientTransport, ControlClient, ControlRequest, ControlResponse, Greeting, Introduction, Lodging, Open, Opened,
+        Refusal, Role, VERSION, Verdict,
     },
     inbound::Peer,
     memory::MemoryError,
@@ -147,10 +147,10 @@ struct Connection {
 }
 
 /// Where introductions for one endpoint go.
-pub(crate) type Introduced = Box<dyn Fn(Peer, PacketSocket, Geometry, Mechanism) + Send>;
+pub(crate) type Introduced = Box<dyn Fn(Peer, PacketSocket, Geometry, Mechanism, Lodging) + Send>;
 
 enum Command {
-    Open { endpoint: u64, open: Open, introduced: Introduced, answer: mpsc::SyncSender<Result<(), OpenError>> },
+    Open { endpoint: u64, open: Open, introduced: Introduced, answer: mpsc::SyncSender<Result<Opened, OpenError>> },
     Close { endpoint: u64 },
 }
 
@@ -193,15 +193,20 @@ impl Client {
     }
 
     /// Opens an endpoint at the broker.
-    pub(crate) fn open(&self, channel: &str, role: Role, introduced: Introduced) -> Result<Registration, OpenError> {
+    pub(crate) fn open(
+        &self,
+        channel: &str,
+        role: Role,
+        introduced: Introduced,
+    ) -> Result<(Registration, Opened), OpenError> {
         let endpoint = self.0.next.fetch_add(1, Ordering::Relaxed);
         let registration = Registration { client: self.clone(), endpoint };
         let (answer, answered) = mpsc::sync_channel(1);
         let open = Open { channel: channel.to_owned(), role };
         self.0.command(Command::Open { endpoint, open, introduced, answer })?;
         // The control thread answers each command, and the channel is closed if it ends.
-        answered.recv().unwrap_or(Err(OpenError::BrokerGone))?;
-        Ok(registration)
+        let opened = answered.recv().unwrap_or(Err(OpenError::BrokerGone))?;
+        Ok((registration, opened))
     }
 }
 
@@ -329,14 +334,14 @@ async fn post(client: ControlClient, boxes: Arc<Mutex<HashMap<u64, Introduced>>>
             Err(_) => return,
         };
         let boxes = boxes.lock().unwrap_or_else(PoisonError::into_inner);
-        for Introduction { endpoint, peer, slot_bytes, max_slots, mechanism, socket } in introductions {
+        for Introduction { endpoint, peer, slot_bytes, max_slots, mechanism, lodging, socket } in introductions {
             // Of an endpoint that was closed meanwhile; or out of descriptors, which the peer sees
             // as a hang-up.
             let Some(introduced) = boxes.get(&endpoint) else { continue };
             let Ok(socket) = socket.into_owned().and_then(PacketSocket::new) else { continue };
             // The broker has checked it; one that has not is no better than none.
             let Ok(geometry) = Geometry::new(slot_bytes, max_slots) else { continue };
-            introduced(peer, socket, geometry, mechanism);
+            introduced(peer, socket, geometry, mechanism, lodging);
         }
     }
 }

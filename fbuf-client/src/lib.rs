@@ -46,7 +46,7 @@ pub use fbuf_core::{
     channel::{ChannelName, ChannelNameError},
     inbound::Peer,
     loan::{Fbuf, Private, Received, Retained, TooLarge},
-    memory::{MemoryError, Sealed},
+    memory::{MemoryError, Pages, Sealed},
     pool::Places,
     protection::{Mechanism, Protection},
     slot::GeometryError,
@@ -55,7 +55,7 @@ pub use fbuf_core::{
 };
 pub use receiver::{GetError, Receiver, ReceiverBuilder, ReceiverCounters};
 pub use sender::{
-    AllocateError, Departure, Farewell, Sender, SenderBuilder, SenderCounters, Sent, WaitError, WriteError,
+    AllocateError, Departure, Farewell, Granted, Sender, SenderBuilder, SenderCounters, Sent, WaitError, WriteError,
 };
 pub use wait::Wait;
 

@@ -85,14 +85,14 @@ impl ReceiverBuilder {
         let post = inbox.clone();
         // Senders are greeted on the control thread, so that they find this receiver ready even
         // while it does something else.
-        let introduced = Box::new(move |peer, socket, geometry, mechanism| {
-            match Greeted::new(peer, socket, geometry, mechanism, skip_above) {
+        let introduced = Box::new(move |peer, socket, geometry, mechanism, lodging| {
+            match Greeted::new(peer, socket, geometry, mechanism, lodging, skip_above) {
                 Ok(greeted) => post.post(Ok(greeted)),
                 Err(GreetError::Gone) => {}
                 Err(error) => post.post(Err((peer, error))),
             }
         });
-        let registration = client.open(&channel, Role::Receiver { require }, introduced)?;
+        let (registration, _) = client.open(&channel, Role::Receiver { require }, introduced)?;
         Ok(Receiver {
             links: Vec::new(),
             turn: 0,
@@ -168,6 +168,9 @@ pub struct ReceiverCounters {
     pub held: usize,
     /// Times that it slept while it waited.
     pub sleeps: u64,
+    /// Messages that were to be leased, and were copied because the kernel refused, of senders that are
+    /// linked: somebody could write them still.
+    pub leases_refused: u64,
     /// Senders that are linked now.
     pub senders: usize,
 }
@@ -200,6 +203,18 @@ pub enum GetError {
         peer: Peer,
         /// What was missing.
         what: Box<str>,
+    },
+    /// Messages may have changed while they were held, since the kernel took their leases away. Reported
+    /// when they are dropped; [`Received::is_intact`] tells before.
+    #[error(
+        "{messages} messages of sender {} (process {}) may have changed while they were held: somebody opened them for writing, and this process did not run for as long as fs.lease-break-time",
+        peer.endpoint, peer.process.pid
+    )]
+    SealLost {
+        /// Whose.
+        peer: Peer,
+        /// How many.
+        messages: u64,
     },
     /// No message came in time.
     #[error("no message came in time")]
@@ -261,6 +276,7 @@ impl Receiver {
             bytes: self.bytes,
             missed: self.links.iter().map(Inbound::missed).fold(self.past_missed, u64::saturating_add),
             held: self.links.iter().map(Inbound::held).sum(),
+            leases_refused: self.links.iter().map(Inbound::refused_leases).sum(),
             sleeps: self.sleeps,
             senders: self.links.len(),
         }
@@ -451,6 +467,9 @@ impl Receiver {
     /// Reads what came over these sockets, and the post.
     fn attend(&mut self, ready: &Ready) {
         self.pace.looked();
+        for link in &self.links {
+            self.troubles.extend(seal_lost(link));
+        }
         for socket in ready.iter() {
             if let Some(index) = position(&self.links, socket) {
                 self.links[index].attend();
@@ -497,6 +516,7 @@ impl Receiver {
 
     fn remove(&mut self, index: usize) -> Inbound {
         let link = self.links.swap_remove(index);
+        self.troubles.extend(seal_lost(&link));
         self.crowd.remove(link.peer());
         self.sockets.remove(&link);
         self.past_missed = self.past_missed.saturating_add(link.missed());
@@ -512,6 +532,11 @@ impl Drop for Receiver {
             self.sockets.remove(link);
         }
     }
+}
+
+fn seal_lost(link: &Inbound) -> Option<GetError> {
+    let messages = link.lost_leases();
+    (messages > 0).then(|| GetError::SealLost { peer: link.peer(), messages })
 }
 
 fn trouble(peer: Peer, end: LinkEnd) -> GetError {

@@ -7,16 +7,17 @@ use std::{
     sync::{Arc, atomic::Ordering},
 };
 
-use nix::sys::eventfd::EventFd;
+use nix::{sys::eventfd::EventFd, unistd::geteuid};
 use proptest::{collection::vec, prelude::*, sample::Index};
 
 use crate::{
     board::BoardTable,
+    control::Lodging,
     inbound::{Answered, Greeted, Inbound, Peer},
     lane::{LaneTable, LaneWriter, capacity_for},
     limits::MAX_SEQUENCE,
-    link::{Hello, LinkEnd, LinkMessage, NewSegment, OneShot, Welcome},
-    memory::{Map, Reserved},
+    link::{Hello, LinkEnd, LinkMessage, NewSegment, OneShot, Right, Welcome},
+    memory::{Leasable, Map, Reserved},
     outbound::{Arrived, Expected, Offer, Outbound},
     pool::Pool,
     protection::Mechanism,
@@ -51,6 +52,7 @@ enum Kind {
     Regular,
     Unsealed(u64),
     Sealed(u64),
+    Writable(u64),
 }
 
 impl Kind {
@@ -62,6 +64,9 @@ impl Kind {
             Self::Regular => File::open("/proc/self/exe").unwrap().into(),
             Self::Unsealed(size) => Reserved::new("fbuf-test", size).unwrap().as_fd().try_clone_to_owned().unwrap(),
             Self::Sealed(size) => Map::create("fbuf-test", size).unwrap().1,
+            Self::Writable(size) => {
+                Leasable::create("fbuf-test", size, false, geteuid().as_raw()).unwrap().open_writer().unwrap()
+            }
         }
     }
 }
@@ -74,7 +79,8 @@ fn kind() -> impl Strategy<Value = Kind> {
         Just(Kind::Socket),
         Just(Kind::Regular),
         size.clone().prop_map(Kind::Unsealed),
-        size.prop_map(Kind::Sealed),
+        size.clone().prop_map(Kind::Sealed),
+        size.prop_map(Kind::Writable),
     ]
 }
 
@@ -87,6 +93,7 @@ enum Packet {
     Welcome(Kind, u64, Vec<(Kind, u32)>),
     Segment(Kind, u32),
     OneShot(Kind, u64),
+    Right(Kind, Option<Kind>, u32),
 }
 
 fn packet() -> impl Strategy<Value = Packet> {
@@ -100,7 +107,13 @@ fn packet() -> impl Strategy<Value = Packet> {
             .prop_map(|(lane, first, segments)| Packet::Welcome(lane, first, segments)),
         (kind(), slots).prop_map(|(memory, slots)| Packet::Segment(memory, slots)),
         (kind(), 0..3u64).prop_map(|(memory, sequence)| Packet::OneShot(memory, sequence)),
+        right(),
     ]
+}
+
+fn right() -> impl Strategy<Value = Packet> {
+    let slot = prop_oneof![4 => 0..SLOTS, 1 => any::<u32>()];
+    (kind(), proptest::option::of(kind()), slot).prop_map(|(writer, reader, slot)| Packet::Right(writer, reader, slot))
 }
 
 fn send(socket: &PacketSocket, packet: &Packet) {
@@ -123,19 +136,33 @@ fn send(socket: &PacketSocket, packet: &Packet) {
         &Packet::OneShot(memory, sequence) => {
             wire::encode(&LinkMessage::OneShot(OneShot { memory: descriptor(&memory), sequence })).unwrap()
         }
+        Packet::Right(writer, reader, slot) => {
+            let (writer, reader) = (descriptor(writer), reader.as_ref().map(descriptor));
+            wire::encode(&LinkMessage::Right(Right { slot: *slot, writer, reader })).unwrap()
+        }
     };
     // The victim may have hung up already.
     let _ = socket.send(&letter);
 }
 
+/// The slots that an honest broker gives.
+fn lodging(mechanism: Mechanism) -> Lodging {
+    let slot = |_| {
+        let memory = Leasable::create("fbuf-test", SLOT_BYTES.into(), false, geteuid().as_raw()).unwrap();
+        memory.reserve().unwrap();
+        Descriptor::from(OwnedFd::from(memory))
+    };
+    if mechanism == Mechanism::Lease { Lodging::Given((0..SLOTS).map(slot).collect()) } else { Lodging::Segments }
+}
+
 /// A receiver, linked with a sender whose memory is in our hands.
 fn victim_receiver(mechanism: Mechanism) -> (Inbound, PacketSocket, LaneTable, Vec<Map>) {
     let (own, its) = sockets();
-    let greeted = Greeted::new(peer(), its, geometry(), mechanism, None).unwrap();
+    let greeted = Greeted::new(peer(), its, geometry(), mechanism, lodging(mechanism), None).unwrap();
     let (lane, lane_fd) = LaneTable::create("fbuf-test", capacity_for(SLOTS, false)).unwrap();
     let (memory, memory_fd) = Map::create("fbuf-test", geometry().segment_bytes(2)).unwrap();
     let mut segments = vec![NewSegment { memory: memory_fd.into(), slots: 2 }];
-    if mechanism == Mechanism::OneShot {
+    if matches!(mechanism, Mechanism::Lease | Mechanism::OneShot) {
         segments.clear();
     }
     let welcome = Welcome { lane: lane_fd.into(), first_sequence: 0, segments };
@@ -161,8 +188,13 @@ fn sender_with(slots: u32) -> (Pool, Outbound, PacketSocket, BoardTable) {
     (pool, *outbound, own, board)
 }
 
+fn offer(link: &mut Outbound, slot: SlotId, length: u32, sequence: u64) -> Offer {
+    link.admit(slot, sequence);
+    link.offer(slot, length, sequence, None)
+}
+
 fn mechanism() -> impl Strategy<Value = Mechanism> {
-    prop_oneof![Just(Mechanism::Shared), Just(Mechanism::Copy), Just(Mechanism::OneShot)]
+    prop_oneof![Just(Mechanism::Shared), Just(Mechanism::Copy), Just(Mechanism::Lease), Just(Mechanism::OneShot)]
 }
 
 proptest! {
@@ -188,7 +220,8 @@ proptest! {
                 prop_assert!(received.len() <= SLOT_BYTES as usize);
                 prop_assert!(received.iter().all(|&byte| byte == 0), "bytes from elsewhere");
                 held.push(received);
-                prop_assert!(held.len() <= 2, "one slot was lent twice");
+                let slots = if mechanism == Mechanism::Lease { 4 } else { 2 };
+                prop_assert!(held.len() <= slots, "one slot was lent twice");
             }
             if inbound.is_over() {
                 prop_assert!(matches!(inbound.end(), Some(LinkEnd::Violation(_))));
@@ -215,7 +248,7 @@ proptest! {
             }
         } else {
             let (own, its) = sockets();
-            let greeted = Greeted::new(peer(), its, geometry(), mechanism, None).unwrap();
+            let greeted = Greeted::new(peer(), its, geometry(), mechanism, lodging(mechanism), None).unwrap();
             send(&own, &packets[0]);
             match greeted.look() {
                 // Only a lane and segments that hold to every rule.
@@ -250,7 +283,7 @@ proptest! {
             prop_assert_eq!(starts.len(), fbufs.len(), "one slot was allocated twice");
             if let Some(fbuf) = fbufs.pop() {
                 let (slot, length) = pool.take(fbuf, sequence).unwrap();
-                links[0].offer(slot, length, sequence, None);
+                offer(&mut links[0], slot, length, sequence);
             }
             links[0].notice_leaving(sequence + 1);
             pool.search(&links);
@@ -261,6 +294,38 @@ proptest! {
         drop(fbufs);
         prop_assert!(pool.search(&[]));
         prop_assert_eq!(std::iter::from_fn(|| pool.collect(&[], 64).then(|| pool.allocate())?).count(), SLOTS as usize);
+    }
+
+    #[test]
+    fn a_sender_survives_any_right_to_write(rights in vec(right(), 1..12)) {
+        let (own, its) = sockets();
+        let mut pool = Pool::of_receiver(geometry(), Arc::new(EventFd::new().unwrap())).unwrap();
+        let (_board, descriptor) = BoardTable::create("fbuf-test", SLOTS as usize).unwrap();
+        let hello = Hello { board: descriptor.into(), skip_above: None, fences: false };
+        own.send(&wire::encode(&LinkMessage::Hello(hello)).unwrap()).unwrap();
+        let Ok(Arrived::Here(mut link)) = Expected::new(peer(), its).look(&pool, 0) else {
+            panic!("an honest hello was refused")
+        };
+        for (right, sequence) in rights.iter().zip(0..) {
+            send(&own, right);
+            link.attend(0).unwrap();
+            let given = link.gifts().into_iter().try_for_each(|gift| pool.give(gift, peer()));
+            let Packet::Right(writer, reader, _) = right else { continue };
+            let good = |kind: &Kind| matches!(kind, Kind::Sealed(_) | Kind::Writable(_));
+            prop_assert!(given.is_err() || good(writer) && reader.as_ref().is_none_or(good));
+            if given.is_err() {
+                return Ok(());
+            }
+            while (pool.collect(&[], 64) || pool.search(&[]) && pool.collect(&[], 64))
+                && let Some(mut fbuf) = pool.allocate()
+            {
+                // All of it can be written.
+                fbuf.resize(SLOT_BYTES as usize).unwrap();
+                fbuf.fill(1);
+                let (slot, length) = pool.take(fbuf, sequence).unwrap();
+                prop_assert!(pool.vacate(slot, length));
+            }
+        }
     }
 
     #[test]
@@ -297,7 +362,7 @@ fn a_socket_that_is_never_read_ends_the_link_when_it_matters() {
     let slot = SlotId::new(0);
     for sleep in 0..10_000 {
         board.head().scribble(8 * sleep + 1, 0);
-        assert_eq!(outbound.offer(slot, 1, sleep, None), Offer::Lent);
+        assert_eq!(offer(&mut outbound, slot, 1, sleep), Offer::Lent);
     }
     pool.grow().unwrap();
     assert!(matches!(outbound.announce(&pool), Err(LinkEnd::Violation(Violation::SocketFull))));
@@ -312,7 +377,7 @@ fn a_receiver_that_left_claims_no_slot_that_is_used_later() {
         assert!(found, "message {sequence} found no slot");
         let fbuf = pool.allocate().unwrap();
         let (slot, length) = pool.take(fbuf, sequence).unwrap();
-        links[0].offer(slot, length, sequence, None)
+        offer(&mut links[0], slot, length, sequence)
     };
     assert_eq!(send(&mut pool, &mut links, 0), Offer::Lent);
     // It leaves, and says that it has read messages that were never sent.

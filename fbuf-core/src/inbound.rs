@@ -16,18 +16,20 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     board::{BoardTable, BoardWriter},
+    control::Lodging,
     guard::page_bytes,
     lane::{Entry, LaneHead, LaneMemory, LaneReader, LaneTable, Note, capacity_for},
+    lease::{self, Rooms, Tenant},
     limits::{MAX_SEGMENTS, MAX_SEQUENCE},
     link::{self, Hello, LinkEnd, LinkMessage, NewSegment, Welcome},
-    loan::Received,
+    loan::{Kept, Received},
     memory::{Map, MemoryError, SealedMemory},
     park::Fencing,
     protection::Mechanism,
     retire::{Cell, Held, Remains, Retired},
     slot::{Geometry, Mark, SlotId},
     socket::{Credentials, PacketSocket},
-    violation::Violation,
+    violation::{Unsuitable, Violation},
     wire::Descriptor,
 };
 
@@ -51,6 +53,7 @@ pub struct Greeted {
     mechanism: Mechanism,
     /// Whether the sender was asked to leave messages out.
     skips: bool,
+    rooms: Option<Rooms>,
 }
 
 /// A board over which nothing was received yet. Dropped as such, it says that nothing ever will be.
@@ -87,6 +90,9 @@ pub enum GreetError {
     /// No memory for the return board.
     #[error(transparent)]
     Memory(#[from] MemoryError),
+    /// The broker gave slots that are none.
+    #[error("what the broker gave is no memory of slots: {0}")]
+    Unsuitable(#[from] Unsuitable),
     /// The sender was gone before.
     #[error("the sender has gone")]
     Gone,
@@ -105,6 +111,7 @@ impl Greeted {
         socket: PacketSocket,
         geometry: Geometry,
         mechanism: Mechanism,
+        lodging: Lodging,
         skip_above: Option<u32>,
     ) -> Result<Self, GreetError> {
         let (board, descriptor) = BoardTable::create("fbuf-board", geometry.max_slots() as usize)?;
@@ -115,7 +122,22 @@ impl Greeted {
         let hello = Hello { board: Descriptor::from(descriptor), skip_above, fences };
         link::send(&socket, &LinkMessage::Hello(hello)).map_err(|_| GreetError::Gone)?;
         let skips = skip_above.is_some();
-        Ok(Self { peer, socket, geometry, mechanism, skips, board: UnusedBoard(Some(board)) })
+        let rooms = match lodging {
+            Lodging::Segments => None,
+            Lodging::Given(memory) => {
+                let own = |memory: Descriptor| memory.into_owned();
+                let memory: io::Result<_> = memory.into_iter().map(own).collect();
+                let memory = memory.map_err(|source| MemoryError::Refused { call: "recvmsg", asked: 0, source })?;
+                Some(Rooms::given(memory, geometry, mechanism == Mechanism::Lease)?)
+            }
+            Lodging::Yours => {
+                let same_user = peer.process.uid == nix::unistd::geteuid().as_raw();
+                let rooms = Rooms::make(geometry, same_user)?;
+                rooms.give_all(&socket).map_err(|_| GreetError::Gone)?;
+                Some(rooms)
+            }
+        };
+        Ok(Self { peer, socket, geometry, mechanism, skips, rooms, board: UnusedBoard(Some(board)) })
     }
 
     /// Who it is.
@@ -161,6 +183,8 @@ pub struct Inbound {
     /// How it ended, if it did not end in order.
     end: Option<LinkEnd>,
     segments: Vec<Segment>,
+    /// The slots, if each is memory of its own.
+    rooms: Option<Rooms>,
     /// Messages that are memory of their own, by number: those that came and were not taken yet.
     shots: VecDeque<(u64, OwnedFd)>,
 }
@@ -185,7 +209,7 @@ pub(crate) struct Loan<'a> {
 
 impl Inbound {
     fn open(greeted: Greeted, welcome: Welcome) -> Result<Self, LinkEnd> {
-        let Greeted { peer, socket, geometry, mechanism, skips, board } = greeted;
+        let Greeted { peer, socket, geometry, mechanism, skips, rooms, board } = greeted;
         let slots = geometry.max_slots();
         let lane = LaneTable::attach(welcome.lane.as_fd(), capacity_for(slots, skips)).map_err(Violation::from)?;
         let offset = check_sequence(Some(welcome.first_sequence))?;
@@ -200,20 +224,33 @@ impl Inbound {
             lane,
             rung: AtomicU64::new(0),
             among: next_retired(Fencing::of_this_process()),
+            returns_rights: rooms.as_ref().is_some_and(Rooms::are_made_here),
+            owed: Mutex::new(Vec::new()),
+            refused: AtomicU64::new(0),
+            lost: AtomicU64::new(0),
         };
         let mut inbound = Self {
             reader: LaneReader::new(Arc::new(returns)),
             geometry,
-            plain_below: if mechanism == Mechanism::Shared { u64::from(geometry.slot_bytes()) + 1 } else { 0 },
+            plain_below: if mechanism == Mechanism::Shared && rooms.is_none() {
+                u64::from(geometry.slot_bytes()) + 1
+            } else {
+                0
+            },
             known: 0,
             offset,
             gaps: 0,
             missed: 0,
             end: None,
             segments: Vec::new(),
+            rooms,
             shots: VecDeque::new(),
         };
-        if mechanism == Mechanism::OneShot {
+        if let Some(rooms) = &mut inbound.rooms {
+            // Their memory exists by now.
+            rooms.furnish().map_err(Violation::from)?;
+        }
+        if inbound.rooms.is_some() || mechanism == Mechanism::OneShot {
             // Slots are only numbers.
             (0..slots).for_each(|slot| inbound.returns().held.add(SlotId::new(slot), std::ptr::null_mut()));
             inbound.known = slots;
@@ -237,7 +274,7 @@ impl Inbound {
         let size = self.geometry.segment_bytes(new.slots);
         let map = Map::attach(new.memory.as_fd(), size).map_err(Violation::from)?;
         let copies = match self.returns().mechanism {
-            Mechanism::Shared | Mechanism::OneShot => None,
+            Mechanism::Shared | Mechanism::Lease | Mechanism::OneShot => None,
             Mechanism::Copy => Some(Map::private(size).map_err(|error| LinkEnd::Exhausted(error.to_string()))?),
         };
         let read = copies.as_ref().unwrap_or(&map);
@@ -340,17 +377,21 @@ impl Inbound {
                     };
                     let loan = Loan { cell, slot: SlotId::new(number), length: length as u32, mark, home };
                     let received = loan.receive();
-                    let received = if home.mechanism == Mechanism::OneShot {
-                        match self.take_shot(mark.sequence(), length as usize) {
-                            Ok(sealed) => received.with(sealed),
-                            Err(end) => {
-                                self.end_with(end);
-                                return None;
-                            }
-                        }
+                    let kept = if home.mechanism == Mechanism::OneShot {
+                        self.take_shot(mark.sequence(), length as usize).map(|sealed| Some(Kept::Sealed(sealed)))
+                    } else if let Some(rooms) = &self.rooms {
+                        self.read_room(rooms, number, length as usize).map(Some)
                     } else {
                         self.copy(number, length);
-                        received
+                        Ok(None)
+                    };
+                    let received = match kept {
+                        Ok(None) => received,
+                        Ok(Some(kept)) => received.with(kept),
+                        Err(end) => {
+                            self.end_with(end);
+                            return None;
+                        }
                     };
                     self.reader.advance();
                     return Some(received);
@@ -376,6 +417,29 @@ impl Inbound {
             }
         };
         Ok(SealedMemory::new(memory, self.geometry.segment_bytes(1), length).map_err(Violation::from)?)
+    }
+
+    /// A message in a slot that is memory of its own: leased, or else copied.
+    fn read_room(&self, rooms: &Rooms, number: u32, length: usize) -> Result<Kept, LinkEnd> {
+        let reading = rooms.read(SlotId::new(number), length);
+        let reading = reading.map_err(|error| LinkEnd::Exhausted(error.to_string()))?;
+        if matches!(reading, Kept::Copied(_)) {
+            self.returns().refused.fetch_add(1, Ordering::Relaxed);
+        }
+        Ok(reading)
+    }
+
+    /// How many messages were to be leased, and the kernel refused: they were copied.
+    #[must_use]
+    pub fn refused_leases(&self) -> u64 {
+        if self.returns().mechanism == Mechanism::Lease { self.returns().refused.load(Ordering::Relaxed) } else { 0 }
+    }
+
+    /// How many leases the kernel took away before there was a copy, since the last time: what was read
+    /// may have changed.
+    #[must_use]
+    pub fn lost_leases(&self) -> u64 {
+        self.returns().lost.swap(0, Ordering::Relaxed)
     }
 
     /// Copies a message that was just taken, if messages are copied.
@@ -540,6 +604,14 @@ pub(crate) struct Returns {
     memory: Mutex<Vec<(Range<usize>, Descriptor)>>,
     /// The sleep of the sender for which the bell was rung last.
     rung: AtomicU64,
+    /// Whether the slots are this process's, and the right to write one goes back with each message.
+    returns_rights: bool,
+    /// Slots whose right to write is still to be sent.
+    owed: Mutex<Vec<(SlotId, Arc<Tenant>)>>,
+    /// Leases that were refused.
+    refused: AtomicU64,
+    /// Leases that were taken away, and not reported yet.
+    lost: AtomicU64,
 }
 
 impl LaneMemory for Arc<Returns> {
@@ -583,6 +655,20 @@ impl Returns {
         let begin = address - addresses.start;
         let (first, end) = (begin / page * page, begin + length);
         Ok((Map::copy_on_write(memory.as_fd(), first as u64, (end - first) as u64)?, begin - first))
+    }
+
+    /// Ends the reading of a slot, before it is handed back.
+    pub(crate) fn release(&self, slot: SlotId, tenant: Arc<Tenant>) {
+        if !tenant.release() {
+            self.lost.fetch_add(1, Ordering::Relaxed);
+        }
+        if self.returns_rights {
+            // A panic while it was locked cannot have left it half changed.
+            let mut owed = self.owed.lock().unwrap_or_else(PoisonError::into_inner);
+            owed.push((slot, tenant));
+            // What cannot be sent now, for lack of descriptors, goes with a later one.
+            owed.retain(|(slot, tenant)| lease::give(&self.socket, *slot, tenant).is_err());
+        }
     }
 
     #[inline]

@@ -38,6 +38,8 @@ pub mod guard;
 #[cfg(not(loom))]
 pub mod inbound;
 #[cfg(not(loom))]
+pub mod lease;
+#[cfg(not(loom))]
 pub mod link;
 #[cfg(not(loom))]
 pub mod loan;

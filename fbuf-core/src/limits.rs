@@ -6,6 +6,8 @@ pub const MAX_SLOT_BYTES: u32 = 1 << 30;
 pub const MAX_SLOTS: u32 = 1 << 20;
 /// The most messages under way that carry a descriptor each: they have to find room on a socket.
 pub const MAX_ONE_SHOTS: u32 = 128;
+/// The most slots of a sender whose messages are leased: each is a descriptor in every process.
+pub const MAX_LEASED: u32 = 32;
 /// The most segments that one sender may have: the first one, and one for each growth.
 pub const MAX_SEGMENTS: usize = 24;
 /// The number beyond that of any message: at a thousand million a second, they last a century.
@@ -15,7 +17,7 @@ pub const MAX_CHANNEL_NAME: usize = 255;
 /// The longest message on a control or link socket, in bytes.
 pub const MAX_MESSAGE: usize = 16 * 1024;
 /// The most descriptors that one message may carry (the kernel's own limit is 253).
-pub const MAX_DESCRIPTORS: usize = 32;
+pub const MAX_DESCRIPTORS: usize = 64;
 /// Slots begin at multiples of this many bytes: one cache line.
 pub const SLOT_ALIGNMENT: u64 = 64;
 /// The most endpoints that one client may have open at the broker.
@@ -23,4 +25,4 @@ pub const MAX_ENDPOINTS: usize = 4096;
 /// The most departed links that a sender remembers until it is asked about them.
 pub const MAX_DEPARTURES: usize = 64;
 
-const _: () = assert!(MAX_SEGMENTS + 2 <= MAX_DESCRIPTORS);
+const _: () = assert!(MAX_SEGMENTS + 2 <= MAX_DESCRIPTORS && (MAX_LEASED as usize) < MAX_DESCRIPTORS);

@@ -1,6 +1,8 @@
 //! What travels over a link socket: greetings with the descriptors of lanes, boards and segments,
 //! the announcements of growth, and the bell.
 
+use std::{io, os::fd::OwnedFd};
+
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -23,6 +25,41 @@ pub enum LinkMessage {
     Segment(NewSegment),
     /// The bytes of a message, sent before its entry in the lane.
     OneShot(OneShot),
+    /// From the receiver, whose pool it is: the right to write a slot.
+    Right(Right),
+}
+
+/// The right to write a slot of the receiver's pool.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Right {
+    /// Which slot.
+    pub slot: u32,
+    /// The memory, open for writing.
+    pub writer: Descriptor,
+    /// The first time: the same, open for reading.
+    pub reader: Option<Descriptor>,
+}
+
+/// A [`Right`] that arrived.
+#[derive(Debug)]
+pub struct Gift {
+    /// Which slot.
+    pub slot: u32,
+    /// The memory, open for writing.
+    pub writer: OwnedFd,
+    /// The first time: the same, open for reading.
+    pub reader: Option<OwnedFd>,
+}
+
+impl Right {
+    /// Takes it.
+    ///
+    /// # Errors
+    /// This process has no descriptor left.
+    pub(crate) fn take(self) -> io::Result<Gift> {
+        let Self { slot, writer, reader } = self;
+        Ok(Gift { slot, writer: writer.into_owned()?, reader: reader.map(Descriptor::into_owned).transpose()? })
+    }
 }
 
 /// A message that is memory of its own.
@@ -76,6 +113,7 @@ impl LinkMessage {
             Self::Welcome(_) => "a sender's welcome",
             Self::Segment(_) => "a new segment",
             Self::OneShot(_) => "a message of its own",
+            Self::Right(_) => "the right to write a slot",
         }
     }
 }
@@ -84,7 +122,8 @@ impl LinkMessage {
 const LONGEST: usize = 1024;
 
 /// How many messages one look at a link socket reads: more than an honest peer ever has waiting there,
-/// which is one announcement for each segment, one bell for each sleep, and messages of their own.
+/// which is one announcement for each segment, one bell for each sleep, and messages of their own or the
+/// right to write a slot.
 pub(crate) const MAX_AT_ONCE: usize = 2 * MAX_SEGMENTS + MAX_ONE_SHOTS as usize;
 
 /// The encoding of [`LinkMessage::Bell`].
@@ -113,7 +152,7 @@ pub(crate) fn send(socket: &PacketSocket, message: &LinkMessage) -> Result<(), L
     let letter = wire::encode(message).map_err(|error| Violation::Garbage(error.to_string()))?;
     socket.send(&letter).map_err(|error| match error.kind() {
         _ if means_gone(&error) => LinkEnd::HangUp,
-        std::io::ErrorKind::WouldBlock => Violation::SocketFull.into(),
+        io::ErrorKind::WouldBlock => Violation::SocketFull.into(),
         // Too many descriptors of this user are under way, or the kernel has no memory.
         _ => LinkEnd::Exhausted(error.to_string()),
     })
@@ -124,7 +163,7 @@ pub(crate) fn send(socket: &PacketSocket, message: &LinkMessage) -> Result<(), L
 pub(crate) fn ring(socket: &PacketSocket) -> bool {
     match socket.send_bytes(&BELL) {
         Ok(()) => true,
-        Err(error) => error.kind() == std::io::ErrorKind::WouldBlock || means_gone(&error),
+        Err(error) => error.kind() == io::ErrorKind::WouldBlock || means_gone(&error),
     }
 }
 

@@ -12,7 +12,8 @@ use crate::{
     board::{BoardReader, BoardTable},
     guard::LinkGuard,
     lane::{LaneTable, LaneWriter, capacity_for},
-    link::{self, Hello, LinkEnd, LinkMessage, OneShot, Welcome},
+    limits::MAX_LEASED,
+    link::{self, Gift, Hello, LinkEnd, LinkMessage, OneShot, Welcome},
     park::Fencing,
     pool::Pool,
     ring::Ring,
@@ -94,6 +95,12 @@ pub struct Outbound {
     lost: Option<LinkEnd>,
     /// How many segments the receiver was told of.
     announced: usize,
+    /// Whether the slot that is being sent will be lent over this link.
+    admitted: bool,
+    /// Whether the slots are the receiver's.
+    takes_rights: bool,
+    /// What the receiver gave and the pool has not yet.
+    gifts: Vec<Gift>,
     /// Messages left out since the last one that was sent.
     gap: u64,
     /// The sleep of the receiver for which the bell was rung last.
@@ -198,11 +205,15 @@ impl Outbound {
             plain: hello.skip_above.is_none()
                 && fencing == Fencing::Asymmetric
                 && guard.is_none()
-                && !pool.sends_for_good(),
+                && !pool.sends_for_good()
+                && !pool.is_leased(),
             guard,
             lost: None,
             skipping: hello.skip_above.map(|most| Skipping::new(most, slots)),
             announced,
+            admitted: false,
+            takes_rights: pool.is_receivers(),
+            gifts: Vec::new(),
             gap: 0,
             rung: 0,
             counts: LinkCounts::default(),
@@ -227,11 +238,18 @@ impl Outbound {
         self.unread_from.is_none()
     }
 
-    /// Lends a slot to the receiver and tells it, unless it would rather skip. A message that is memory of
-    /// its own goes before, over the socket.
+    /// Whether a slot that is to be sent will be lent to this receiver: it is there, and would not rather
+    /// skip. To be followed by [`Self::offer`].
+    pub fn admit(&mut self, slot: SlotId, sequence: u64) -> bool {
+        self.admitted = self.refuse(slot, Mark::of(sequence)).is_none();
+        self.admitted
+    }
+
+    /// Lends a slot to the receiver and tells it, if it was [admitted](Self::admit). A message that is
+    /// memory of its own goes before, over the socket.
     pub fn offer(&mut self, slot: SlotId, length: u32, sequence: u64, own: Option<&Arc<OwnedFd>>) -> Offer {
-        if let Some(answer) = self.refuse(slot, Mark::of(sequence)) {
-            return answer;
+        if !std::mem::take(&mut self.admitted) {
+            return if self.is_open() { Offer::Skipped } else { Offer::Gone };
         }
         if let Some(memory) = own {
             let shot = OneShot { memory: Descriptor::from(memory.clone()), sequence };
@@ -370,6 +388,9 @@ impl Outbound {
                 // for then slots would be written that the receiver still reads.
                 Ok(None) | Err(LinkEnd::Exhausted(_)) => break,
                 Ok(Some(LinkMessage::Bell)) => {}
+                Ok(Some(LinkMessage::Right(right))) if self.takes_rights && self.gifts.len() < MAX_LEASED as usize => {
+                    self.gifts.push(right.take().map_err(|error| LinkEnd::Exhausted(error.to_string()))?);
+                }
                 Ok(Some(other)) => {
                     return Err(Violation::OutOfTurn { found: other.name(), wanted: "a bell" }.into());
                 }
@@ -378,6 +399,11 @@ impl Outbound {
         }
         self.notice_leaving(sent);
         Ok(())
+    }
+
+    /// What the receiver gave since the last time.
+    pub fn gifts(&mut self) -> Vec<Gift> {
+        std::mem::take(&mut self.gifts)
     }
 
     /// How long ago the receiver rang.

@@ -19,13 +19,16 @@ use nix::sys::eventfd::EventFd;
 use crate::{
     drafts::Drafts,
     guard::Guard,
+    inbound::Peer,
+    lease::{LeasedSlots, View},
     limits::MAX_SEGMENTS,
-    link::NewSegment,
+    link::{Gift, NewSegment},
     loan::Fbuf,
-    memory::{Address, Map, MemoryError, Pieces},
+    memory::{Address, Leasable, Map, MemoryError, Pages, Pieces},
     outbound::Outbound,
     ring::Ring,
     slot::{Geometry, Mark, SlotId},
+    violation::{Unsuitable, Violation},
     wire::Descriptor,
 };
 
@@ -37,8 +40,8 @@ const SEARCH: u32 = 256;
 pub struct Pool {
     geometry: Geometry,
     segments: Vec<Segment>,
-    /// Instead of segments, in a pool of buffers that are sent once.
-    drafts: Option<Drafts>,
+    /// Instead of segments, if each slot is memory of its own.
+    own: Option<Own>,
     /// Whether there was no memory for a buffer when it was last asked for.
     exhausted: bool,
     /// The hand: the slots that come next, as far as they are known to be free.
@@ -56,6 +59,38 @@ pub struct Pool {
     guard: Option<Guard>,
     /// Messages that were sent without being guarded, although they should have been.
     unguarded: u64,
+}
+
+/// Slots that are memory of their own.
+#[derive(Debug)]
+enum Own {
+    /// Each is sent once, and given away.
+    Shots(Drafts),
+    /// Each is read under leases, and comes back.
+    Leased(LeasedSlots),
+}
+
+impl Own {
+    fn slots(&self) -> u32 {
+        match self {
+            Self::Shots(drafts) => drafts.slots(),
+            Self::Leased(slots) => slots.len(),
+        }
+    }
+
+    fn is_available(&self, slot: SlotId) -> bool {
+        match self {
+            Self::Shots(_) => true,
+            Self::Leased(slots) => slots.is_available(slot),
+        }
+    }
+
+    fn draft(&mut self, slot: SlotId) -> Result<Option<Pieces>, MemoryError> {
+        match self {
+            Self::Shots(drafts) => drafts.draft(slot).map(Some),
+            Self::Leased(slots) => slots.draft(slot),
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -94,7 +129,40 @@ impl Pool {
     /// [`MemoryError`]
     pub fn of_one_shots(geometry: Geometry, slots: u32, wake: Arc<EventFd>) -> Result<Self, MemoryError> {
         let drafts = Drafts::new(geometry.segment_bytes(1));
-        Self::with(geometry, geometry.slot_bytes(), slots, wake, None, Some(drafts))
+        Self::with(geometry, geometry.slot_bytes(), slots, wake, None, Some(Own::Shots(drafts)))
+    }
+
+    /// As [`Self::new`], of slots that receivers lease, each in one of these pieces of memory, which belong
+    /// to this user: and in which pages they lie.
+    ///
+    /// # Errors
+    /// [`MemoryError`]
+    pub fn of_leases(
+        geometry: Geometry,
+        memory: Vec<OwnedFd>,
+        wake: Arc<EventFd>,
+    ) -> Result<(Self, Pages), MemoryError> {
+        let refused = |error: Unsuitable| MemoryError::Refused {
+            call: "what the broker gave",
+            asked: geometry.slot_bytes().into(),
+            source: io::Error::other(error),
+        };
+        let given = |memory| Leasable::given(memory, geometry.slot_bytes().into()).map_err(refused);
+        let memory: Vec<_> = memory.into_iter().map(given).collect::<Result<_, _>>()?;
+        let slots = memory.len() as u32;
+        let (leased, pages) = LeasedSlots::own(memory, geometry.slot_bytes())?;
+        let own = Own::Leased(leased);
+        Ok((Self::with(geometry, geometry.slot_bytes(), slots, wake, None, Some(own))?, pages))
+    }
+
+    /// As [`Self::of_leases`], of slots that a receiver gives when it is linked.
+    ///
+    /// # Errors
+    /// [`MemoryError`]
+    pub fn of_receiver(geometry: Geometry, wake: Arc<EventFd>) -> Result<Self, MemoryError> {
+        let slots = geometry.max_slots();
+        let own = Own::Leased(LeasedSlots::of_receiver(slots, geometry.slot_bytes()));
+        Self::with(geometry, geometry.slot_bytes(), slots, wake, None, Some(own))
     }
 
     /// As [`Self::new`], with a guard, and with fbufs that hold less than a slot does: slots that are
@@ -118,14 +186,14 @@ impl Pool {
         slots: u32,
         wake: Arc<EventFd>,
         guard: Option<Guard>,
-        drafts: Option<Drafts>,
+        own: Option<Own>,
     ) -> Result<Self, MemoryError> {
         let state = Mutex::new(Stored::Open { slots: Vec::new(), waited_for: false });
         let shelf = Arc::new(Shelf { slot_bytes: capacity.min(geometry.slot_bytes()), state, wake });
         let mut pool = Self {
             geometry,
             segments: Vec::new(),
-            drafts,
+            own,
             exhausted: false,
             free: Pieces::none(0),
             ledger: Ring::new(geometry.max_slots() as usize, || Mark::NONE),
@@ -209,14 +277,17 @@ impl Pool {
 
     fn is_free(&self, links: &[Outbound], slot: SlotId) -> bool {
         let mark = self.mark(slot);
-        mark != Mark::OUT && !self.retained.contains(&slot) && !links.iter().any(|link| link.has(slot, mark))
+        mark != Mark::OUT
+            && !self.retained.contains(&slot)
+            && !links.iter().any(|link| link.has(slot, mark))
+            && self.own.as_ref().is_none_or(|own| own.is_available(slot))
     }
 
     /// How many slots there are now.
     #[must_use]
     pub fn slots(&self) -> u32 {
-        match &self.drafts {
-            Some(drafts) => drafts.slots(),
+        match &self.own {
+            Some(own) => own.slots(),
             None => self.segments.last().map_or(0, |segment| segment.first + segment.slots),
         }
     }
@@ -253,9 +324,13 @@ impl Pool {
     }
 
     fn add_segment(&mut self, slots: u32) -> Result<(), MemoryError> {
-        if let Some(drafts) = &mut self.drafts {
-            drafts.add(slots);
-            return Ok(());
+        match &mut self.own {
+            Some(Own::Shots(drafts)) => {
+                drafts.add(slots);
+                return Ok(());
+            }
+            Some(Own::Leased(_)) => return Ok(()),
+            None => {}
         }
         let (map, descriptor) = Map::create("fbuf-segment", self.geometry.segment_bytes(slots))?;
         if let Some(guard) = &self.guard {
@@ -280,8 +355,9 @@ impl Pool {
     /// Takes a slot that was to be sent, and was lent to nobody.
     pub(crate) fn take_back(&mut self, slot: SlotId) -> Option<Address> {
         self.release(slot, 1).ok()?;
-        let mut pieces = match &mut self.drafts {
-            Some(drafts) => drafts.draft(slot).ok()?,
+        let mut pieces = match &mut self.own {
+            Some(Own::Shots(drafts)) => drafts.draft(slot).ok()?,
+            Some(Own::Leased(slots)) => slots.recall(slot).ok()??,
             None => self.segment_of(slot)?.pieces(self.geometry, slot, 1),
         };
         let (_, bytes) = pieces.next()?;
@@ -358,7 +434,7 @@ impl Pool {
             self.clear_shelf();
         }
         let first = self.ahead(0);
-        if self.drafts.is_some() {
+        if self.own.is_some() {
             return self.collect_draft(links, first);
         }
         let Some(segment) = self.segment_of(first) else { return false };
@@ -383,9 +459,9 @@ impl Pool {
         if !self.is_free(links, slot) {
             return false;
         }
-        let draft = self.drafts.as_mut().map(|drafts| drafts.draft(slot));
+        let draft = self.own.as_mut().map(|own| own.draft(slot));
         self.exhausted = matches!(draft, Some(Err(_)));
-        let Some(Ok(pieces)) = draft else { return false };
+        let Some(Ok(Some(pieces))) = draft else { return false };
         self.free = pieces;
         *self.ledger.at_mut(slot.index()) = Mark::OUT;
         true
@@ -402,13 +478,86 @@ impl Pool {
     /// # Errors
     /// [`MemoryError::Refused`] while somebody else can write it, such as a child that was forked.
     pub fn seal_for_good(&mut self, slot: SlotId) -> Result<Option<OwnedFd>, MemoryError> {
-        self.drafts.as_mut().map_or(Ok(None), |drafts| drafts.seal(slot))
+        match &mut self.own {
+            Some(Own::Shots(drafts)) => drafts.seal(slot),
+            _ => Ok(None),
+        }
     }
 
     /// Whether this is a pool of buffers that are sent once.
     #[must_use]
     pub fn sends_for_good(&self) -> bool {
-        self.drafts.is_some()
+        matches!(self.own, Some(Own::Shots(_)))
+    }
+
+    fn leased(&self) -> Option<&LeasedSlots> {
+        match &self.own {
+            Some(Own::Leased(slots)) => Some(slots),
+            _ => None,
+        }
+    }
+
+    fn leased_mut(&mut self) -> Option<&mut LeasedSlots> {
+        match &mut self.own {
+            Some(Own::Leased(slots)) => Some(slots),
+            _ => None,
+        }
+    }
+
+    /// Whether receivers lease what is sent.
+    #[must_use]
+    pub fn is_leased(&self) -> bool {
+        self.leased().is_some()
+    }
+
+    /// Whether the slots are those of a receiver, who hands the right to write them back over its socket.
+    #[must_use]
+    pub fn is_receivers(&self) -> bool {
+        self.leased().is_some_and(LeasedSlots::are_given)
+    }
+
+    /// Gives up the right to write a slot that was taken to be sent, in a pool whose slots are leased: whether
+    /// it can be sent.
+    pub fn vacate(&mut self, slot: SlotId, length: u32) -> bool {
+        self.leased_mut().is_none_or(|slots| slots.vacate(slot, length as usize).is_ok())
+    }
+
+    /// Whether a slot that was to be sent lies in memory of a receiver that has gone.
+    #[must_use]
+    pub fn is_homeless(&self, slot: SlotId) -> bool {
+        self.leased().is_some_and(|slots| slots.is_homeless(slot))
+    }
+
+    /// Takes what a receiver gives to a pool of such slots.
+    ///
+    /// # Errors
+    /// [`Violation`]
+    pub fn give(&mut self, gift: Gift, giver: Peer) -> Result<(), Violation> {
+        let Some(slots) = self.leased_mut() else { return Ok(()) };
+        slots.give(gift, giver)
+    }
+
+    /// A receiver has gone. What it gave is of no use any more.
+    pub fn forget_gifts(&mut self, giver: Peer) {
+        if let Some(slots) = self.leased_mut() {
+            slots.forget_giver(giver);
+        }
+    }
+
+    /// Whether a slot that was handed back cannot be had, for a reason that passes without a word.
+    #[must_use]
+    pub fn is_blocked(&self) -> bool {
+        self.leased().is_some_and(LeasedSlots::is_blocked)
+    }
+
+    /// A slot that was taken to be sent, to be read on, where that takes another mapping.
+    pub(crate) fn view(&self, slot: SlotId) -> Option<View> {
+        self.leased()?.view(slot)
+    }
+
+    /// Whether a slot is still that which such a view shows.
+    pub(crate) fn is_seen(&self, slot: SlotId, view: Option<&View>) -> bool {
+        view.is_none_or(|view| self.leased().is_some_and(|slots| slots.is_seen(slot, view)))
     }
 
     /// Moves the hand; forgets which slots were known to be free.
@@ -516,7 +665,7 @@ impl Drop for Pool {
         let put_back = if let Stored::Open { slots, .. } = &*state { slots.len() } else { 0 };
         let outstanding = out - put_back;
         if outstanding > 0 {
-            let kept = Kept { _shelf: self.shelf.clone(), _segments: segments, _drafts: self.drafts.take() };
+            let kept = Kept { _shelf: self.shelf.clone(), _segments: segments, _own: self.own.take() };
             *state = Stored::Closed { outstanding, kept };
         }
     }
@@ -545,7 +694,7 @@ enum Stored {
 pub(crate) struct Kept {
     _shelf: Arc<Shelf>,
     _segments: Vec<Segment>,
-    _drafts: Option<Drafts>,
+    _own: Option<Own>,
 }
 
 impl Shelf {

@@ -26,6 +26,9 @@ pub enum Mechanism {
     Shared,
     /// Each is copied when it is received: [`Protection::Sealed`].
     Copy,
+    /// Each is read where it was written, under a lease of the kernel, in a slot that is memory of its own:
+    /// [`Protection::Sealed`]. One that cannot be leased is copied.
+    Lease,
     /// Each is memory of its own that is sealed for good and given away: [`Protection::Sealed`], and for
     /// ever.
     OneShot,
@@ -37,7 +40,7 @@ impl Mechanism {
     pub fn protection(self) -> Protection {
         match self {
             Self::Shared => Protection::Volatile,
-            Self::Copy | Self::OneShot => Protection::Sealed,
+            Self::Copy | Self::Lease | Self::OneShot => Protection::Sealed,
         }
     }
 }
@@ -56,6 +59,7 @@ impl fmt::Display for Mechanism {
         f.write_str(match self {
             Self::Shared => "shared",
             Self::Copy => "sealed by copying",
+            Self::Lease => "sealed by a lease",
             Self::OneShot => "sealed for good",
         })
     }

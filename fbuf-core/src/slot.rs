@@ -1,6 +1,6 @@
 //! Names for memory: which slot, and how slots lie in a segment.
 
-use crate::limits::{MAX_ONE_SHOTS, MAX_SLOT_BYTES, MAX_SLOTS, SLOT_ALIGNMENT};
+use crate::limits::{MAX_LEASED, MAX_ONE_SHOTS, MAX_SLOT_BYTES, MAX_SLOTS, SLOT_ALIGNMENT};
 
 /// A slot of a sender, by its number among all slots of that sender.
 ///
@@ -95,6 +95,9 @@ pub enum GeometryError {
     /// More buffers that are sent once than can be under way.
     #[error("{0} slots were asked for of messages that are sealed for good: 1 to {MAX_ONE_SHOTS} are possible")]
     OneShots(u32),
+    /// More slots that are leased than can be.
+    #[error("{0} slots were asked for of messages that are leased: 1 to {MAX_LEASED} are possible")]
+    Leased(u32),
     /// More slots at the start than at the end.
     #[error(
         "{start} slots were asked for to start with, and growth to {limit}: the limit cannot be less than the start"

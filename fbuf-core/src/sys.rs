@@ -1,4 +1,4 @@
-//! The calls for which there is no safe wrapper: membarrier(2), leases (fcntl(2)), accepting
+//! The calls for which there is no safe wrapper: membarrier(2), accepting
 //! descriptors from recvmsg(2) and accept4(2), and having tokio watch a descriptor.
 //!
 //! One of the files of this crate that may be `unsafe`.
@@ -30,55 +30,6 @@ pub enum Membarrier {
 pub fn membarrier(command: Membarrier) -> io::Result<()> {
     // SAFETY: neither command takes a pointer or touches memory of this process.
     let result = unsafe { libc::syscall(libc::SYS_membarrier, command as libc::c_int, 0, 0) };
-    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
-}
-
-/// A request to the lease of a file (F_SETLEASE in fcntl(2)).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[repr(i32)]
-pub enum Lease {
-    /// Be told before anybody opens the file for writing, and hold that opening up.
-    Read = libc::F_RDLCK,
-    /// Give the lease up.
-    Release = libc::F_UNLCK,
-}
-
-/// Takes or gives up a lease on the file behind a read-only descriptor.
-///
-/// The holder of a lease is told of its end by a signal that kills by default: call
-/// [`signal_this_thread`] before each [`Lease::Read`], in a thread that blocks SIGIO.
-///
-/// # Errors
-/// `WouldBlock` while the file is open for writing anywhere (the descriptor that memfd_create(2)
-/// returned and its mappings are not counted, although they write); what else fcntl(2) says.
-pub fn lease(file: BorrowedFd<'_>, request: Lease) -> io::Result<()> {
-    // SAFETY: F_SETLEASE takes a number, and changes no memory of this process.
-    let result = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETLEASE, request as libc::c_int) };
-    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
-}
-
-/// F_SETOWN_EX and F_OWNER_TID of linux/fcntl.h, which the libc crate has for few machines.
-const SET_OWNER: libc::c_int = 15;
-const THREAD: libc::c_int = 0;
-
-/// `struct f_owner_ex` of linux/fcntl.h.
-#[repr(C)]
-struct Owner {
-    kind: libc::c_int,
-    id: libc::pid_t,
-}
-
-/// Sends the signals of an open file (SIGIO, unless F_SETSIG says otherwise) to this thread only,
-/// where a process as a whole gets them otherwise, in whichever thread does not block them.
-///
-/// The kernel forgets it whenever a lease on that descriptor is given up.
-///
-/// # Errors
-/// What fcntl(2) says of F_SETOWN_EX.
-pub fn signal_this_thread(file: BorrowedFd<'_>) -> io::Result<()> {
-    let owner = Owner { kind: THREAD, id: nix::unistd::gettid().as_raw() };
-    // SAFETY: F_SETOWN_EX only reads the structure, which lives here and is laid out as it wants.
-    let result = unsafe { libc::fcntl(file.as_raw_fd(), SET_OWNER, &raw const owner) };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 

@@ -1,8 +1,8 @@
 //! Read leases on memfds, by which the sealed level recycles large slots: granted only where nobody
 //! can write, and heard of before anybody will.
 //!
-//! The kernel tells a lease's holder of its end by SIGIO, which kills a process by default. So all of
-//! this happens in a thread of its own, which blocks SIGIO and has it sent to itself alone; what is
+//! The kernel tells a lease's holder of its end by a signal, which kills a process by default. So all of
+//! this happens in a thread of its own, which blocks signals and has this one sent to itself alone; what is
 //! left pending ends with the thread. The rest of the process never hears of it.
 
 use std::{
@@ -15,15 +15,8 @@ use std::{
     thread,
 };
 
-use fbuf_core::sys::{Lease, lease, signal_this_thread};
-use nix::{
-    errno::Errno,
-    fcntl::OFlag,
-    sys::{
-        signal::{SigSet, Signal},
-        signalfd::{SfdFlags, SignalFd},
-    },
-};
+use fbuf_core::lease::calls::{Breaks, Lease, lease};
+use nix::{errno::Errno, fcntl::OFlag};
 
 use super::{
     finding::{Consequence, Finding, Section, Setback, first, refused, works},
@@ -38,7 +31,7 @@ const NO_LEASE: Consequence = Consequence {
 
 /// The group.
 pub fn section() -> Section {
-    let trials: [(_, fn() -> _); 3] = [
+    let trials: [(_, Trial); 3] = [
         ("lease beside a writer", beside_a_writer),
         ("lease without a writer", without_a_writer),
         ("opening a leased one", opening_a_leased_one),
@@ -60,24 +53,19 @@ pub fn section() -> Section {
     Section { title: "Leases", findings }
 }
 
-/// Runs a trial in a thread that cannot be hit by SIGIO.
-fn apart(trial: fn() -> Result<String, Setback>) -> Result<String, Setback> {
-    let blocked = move || {
-        first("blocking SIGIO", break_signal().thread_block())?;
-        trial()
-    };
+type Trial = fn(&Breaks) -> Result<String, Setback>;
+
+/// Runs a trial in a thread that no signal hits.
+fn apart(trial: Trial) -> Result<String, Setback> {
+    let blocked = move || trial(&first("signalfd", Breaks::here())?);
     let thread = first("starting a thread", thread::Builder::new().spawn(blocked))?;
     thread.join().unwrap_or_else(|_| Err(Setback::Untried("the probing thread ended early".into())))
 }
 
-fn break_signal() -> SigSet {
-    SigSet::from(Signal::SIGIO)
-}
-
 /// Takes a read lease whose end is told to this thread. The kernel forgets whom to tell when a lease
 /// is given up, so it is said anew each time.
-fn take(reader: &File) -> io::Result<()> {
-    signal_this_thread(reader.as_fd())?;
+fn take(reader: &File, breaks: &Breaks) -> io::Result<()> {
+    Breaks::are_for(breaks.thread(), reader.as_fd())?;
     lease(reader.as_fd(), Lease::Read)
 }
 
@@ -89,34 +77,32 @@ fn reopened() -> Result<(File, File), Setback> {
     Ok((reader, writer))
 }
 
-fn beside_a_writer() -> Result<String, Setback> {
+fn beside_a_writer(breaks: &Breaks) -> Result<String, Setback> {
     let (reader, _writer) = reopened()?;
-    refused("a lease beside a writer", take(&reader), &[Errno::EAGAIN])?;
+    refused("a lease beside a writer", take(&reader, breaks), &[Errno::EAGAIN])?;
     Ok("refused while a descriptor is open that was reopened for writing".into())
 }
 
-fn without_a_writer() -> Result<String, Setback> {
+fn without_a_writer(breaks: &Breaks) -> Result<String, Setback> {
     let (reader, writer) = reopened()?;
     drop(writer);
-    works("F_SETLEASE", take(&reader))?;
+    works("F_SETLEASE", take(&reader, breaks))?;
     works("giving it up", lease(reader.as_fd(), Lease::Release))?;
     works("opening it for writing afterwards", open_for_writing(&reader))?;
     Ok("granted once that is closed, and given up again".into())
 }
 
-fn opening_a_leased_one() -> Result<String, Setback> {
+fn opening_a_leased_one(breaks: &Breaks) -> Result<String, Setback> {
     let (reader, writer) = reopened()?;
     drop(writer);
-    let told =
-        first("signalfd", SignalFd::with_flags(&break_signal(), SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK))?;
-    first("F_SETLEASE", take(&reader))?;
+    first("F_SETLEASE", take(&reader, breaks))?;
     let opened = open_for_writing(&reader);
-    let heard = told.read_signal();
+    let heard = breaks.next();
     works("giving it up", lease(reader.as_fd(), Lease::Release))?;
     refused("opening it for writing", opened, &[Errno::EWOULDBLOCK])?;
     match heard {
-        Ok(Some(_)) => Ok("opening it for writing has to wait, and the holder was told before".into()),
-        _ => Err(Setback::WorksNot("opening it for writing has to wait, but the holder was not told".into())),
+        Some(_) => Ok("opening it for writing has to wait, and the holder was told before".into()),
+        None => Err(Setback::WorksNot("opening it for writing has to wait, but the holder was not told".into())),
     }
 }
 
@@ -125,10 +111,10 @@ fn open_for_writing(reader: &File) -> io::Result<File> {
     reopen(reader, File::options().write(true).custom_flags(OFlag::O_NONBLOCK.bits()))
 }
 
-fn makers_descriptor() -> Result<String, Setback> {
+fn makers_descriptor(breaks: &Breaks) -> Result<String, Setback> {
     let made = small()?;
     let reader = first("opening it read-only", reopen(&made, File::options().read(true)))?;
-    match take(&reader) {
+    match take(&reader, breaks) {
         Ok(()) => {
             let writes = if made.write_at(b"x", 0).is_ok() { "and writes while one is held" } else { "but is held up" };
             Ok(format!(
@@ -152,7 +138,8 @@ mod tests {
         let _alone = DESCRIPTORS.lock();
         let seen = apart(opening_a_leased_one).unwrap();
         assert!(seen.contains("the holder was told"), "{seen}");
-        assert!(!SigSet::thread_get_mask().unwrap().contains(Signal::SIGIO), "SIGIO stayed blocked");
+        let blocked = nix::sys::signal::SigSet::thread_get_mask().unwrap();
+        assert!(!blocked.contains(nix::sys::signal::Signal::SIGIO), "SIGIO stayed blocked");
     }
 
     #[test]

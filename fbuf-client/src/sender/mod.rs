@@ -1,5 +1,6 @@
 //! The sending end of a channel.
 
+mod grant;
 mod open;
 mod report;
 
@@ -32,6 +33,7 @@ use crate::{
     },
 };
 
+pub use grant::Granted;
 pub use open::SenderBuilder;
 pub use report::{AllocateError, Departure, Farewell, SenderCounters, Sent, WaitError, WriteError};
 
@@ -59,6 +61,7 @@ pub struct Sender {
     /// The counts of links that are over.
     past: LinkCounts,
     counters: Counts,
+    granted: Granted,
     _registration: Registration,
 }
 
@@ -76,6 +79,13 @@ impl Sender {
     #[must_use]
     pub fn slot_size(&self) -> usize {
         self.pool.capacity() as usize
+    }
+
+    /// By which means what it sends is protected, and why by these. Receivers of other users may have it
+    /// [copied](crate::Mechanism::Copy) all the same; each message says ([`Received::mechanism`](crate::Received::mechanism)).
+    #[must_use]
+    pub fn granted(&self) -> &Granted {
+        &self.granted
     }
 
     /// Takes a free slot; waits while all are in use (uf_allocate).
@@ -277,6 +287,11 @@ impl Sender {
 
     fn offer_to_all(&mut self, slot: SlotId, length: u32, own: Option<&Arc<OwnedFd>>) -> usize {
         let sequence = self.next_sequence;
+        let admitted = self.links.iter_mut().filter_map(|link| link.admit(slot, sequence).then_some(())).count();
+        // Before anybody hears of it.
+        if admitted == 0 || !self.pool.vacate(slot, length) {
+            return 0;
+        }
         self.links
             .iter_mut()
             .map(|link| link.offer(slot, length, sequence, own))
@@ -293,10 +308,8 @@ impl Sender {
             self.look_if_due();
             receivers = self.offer_to_all(slot, length, None);
         }
-        if self.receivers() == 0
-            && let Some(fbuf) = self.pool.recall(slot, length)
-        {
-            return Err(WriteError::NoReceiver(fbuf));
+        if self.receivers() == 0 || receivers == 0 && self.pool.is_homeless(slot) {
+            return Err(self.pool.recall(slot, length).map_or(WriteError::Lost, WriteError::NoReceiver));
         }
         Ok(self.sent(length, receivers))
     }
@@ -381,6 +394,7 @@ impl Sender {
     pub fn look(&mut self) {
         let ready = self.sockets.look();
         self.attend(&ready);
+        self.notice_leaving();
         self.remove_departed();
     }
 
@@ -407,6 +421,7 @@ impl Sender {
     /// Looks for a slot that is free although it is not its turn, or is new.
     fn find_slot(&mut self, may_grow: bool) -> bool {
         self.notice_leaving();
+        self.fetch_rights();
         if !self.pool.search(&self.links) && may_grow {
             self.grow();
         }
@@ -416,6 +431,13 @@ impl Sender {
     /// Looks whether the slots are free whose turn it is.
     fn collect(&mut self) -> bool {
         self.pool.collect(&self.links, self.pace.round())
+    }
+
+    /// Reads from the socket what a receiver hands back whose slots these are.
+    fn fetch_rights(&mut self) {
+        if self.pool.is_receivers() {
+            (0..self.links.len()).rev().for_each(|index| self.attend_to(index));
+        }
     }
 
     fn notice_leaving(&mut self) {
@@ -460,6 +482,7 @@ impl Sender {
         loop {
             if waiting.is_thorough() {
                 self.notice_leaving();
+                self.fetch_rights();
             }
             let look = waiting.is_thorough() && self.pool.search(&self.links) || self.pool.is_back(&self.links, 0);
             if look && self.collect() {
@@ -480,7 +503,7 @@ impl Sender {
                 Next::Again => {}
                 Next::Look => self.look(),
                 Next::Sleep => {
-                    let wake = if grows { within(LATE, deadline) } else { deadline };
+                    let wake = if grows || self.pool.is_blocked() { within(LATE, deadline) } else { deadline };
                     self.sleep(wake, |sender| sender.pool.search_all(&sender.links));
                 }
                 Next::Expired => return Err(AllocateError::TimedOut(self.pool.slots() as usize)),
@@ -546,15 +569,24 @@ impl Sender {
         self.pace.looked();
         for socket in ready.iter() {
             if let Some(index) = position(&self.links, socket) {
-                if let Err(end) = self.links[index].attend(self.next_sequence) {
-                    self.end(index, end);
-                }
+                self.attend_to(index);
             } else if let Some(index) = position(&self.expected, socket) {
                 let expected = self.expected.swap_remove(index);
                 self.look_for(expected);
             }
         }
         self.read_post();
+    }
+
+    /// Reads what came from one receiver.
+    fn attend_to(&mut self, index: usize) {
+        let link = &mut self.links[index];
+        let end = link.attend(self.next_sequence);
+        let peer = link.peer();
+        let given = link.gifts().into_iter().try_for_each(|gift| self.pool.give(gift, peer));
+        if let Err(end) = end.and(given.map_err(LinkEnd::from)) {
+            self.end(index, end);
+        }
     }
 
     fn read_post(&mut self) {
@@ -576,6 +608,10 @@ impl Sender {
             Ok(Arrived::Here(link)) => {
                 self.crowd.add(peer);
                 self.links.push(*link);
+                if self.pool.is_leased() {
+                    // It may have given its slots already.
+                    self.attend_to(self.links.len() - 1);
+                }
             }
             Ok(Arrived::NotYet(expected)) => self.expected.push(expected),
             Err(LinkEnd::HangUp) => {}
@@ -590,6 +626,7 @@ impl Sender {
         self.crowd.remove(link.peer());
         self.sockets.remove(&link);
         self.past = self.past + link.counts();
+        self.pool.forget_gifts(link.peer());
         link.notice_leaving(self.next_sequence);
         let farewell = match end {
             LinkEnd::HangUp if link.is_open() => Farewell::Died,

@@ -1,28 +1,34 @@
 //! How a sender is opened.
 
-use std::{collections::VecDeque, env, sync::Arc};
+use std::{collections::VecDeque, env};
 
 use fbuf_core::{
     channel::ChannelName,
-    control::Role,
-    guard::{Guard, page_bytes},
-    limits::MAX_ONE_SHOTS,
-    outbound::{Expected, LinkCounts},
-    pool::Pool,
+    guard::page_bytes,
+    limits::{MAX_LEASED, MAX_ONE_SHOTS},
+    outbound::LinkCounts,
     protection::{Mechanism, Protection},
     slot::{Geometry, GeometryError},
 };
 
-use super::{Counts, Sender};
+use super::{
+    Counts, Sender,
+    grant::{Place, Terms, Wanted},
+};
 use crate::{
     caches::{ENOUGH_SLOTS, default_slots_here},
     client::{Client, OpenError},
-    endpoint::{Inbox, Sockets},
+    endpoint::Sockets,
     wait::{Crowd, Gathering, Pace, Patience, Wait},
 };
 
 /// The slot size if none is given.
 const DEFAULT_SLOT_SIZE: u64 = 64 << 10;
+/// How many slots if none is given, of those that are memory of their own.
+const FEW_SLOTS: u64 = 4;
+/// The most messages that are given away and under way, if none is given.
+const MOST_SHOTS: u64 = 16;
+
 /// Prepares a [`Sender`].
 #[derive(Debug, Clone)]
 #[must_use]
@@ -34,7 +40,7 @@ pub struct SenderBuilder {
     grow_to: Option<u64>,
     wait: Wait,
     guard: Option<bool>,
-    mechanism: Mechanism,
+    wanted: Wanted,
 }
 
 impl SenderBuilder {
@@ -47,7 +53,7 @@ impl SenderBuilder {
             grow_to: None,
             wait: Wait::default(),
             guard: None,
-            mechanism: Mechanism::default(),
+            wanted: Wanted::Level(Protection::default()),
         }
     }
 
@@ -82,25 +88,42 @@ impl SenderBuilder {
     }
 
     /// What receivers may rely on; [`Protection::Volatile`] if not set. With [`Protection::Sealed`] the
-    /// bytes of a message cannot change while a receiver holds it, whatever this process does.
+    /// bytes of a message cannot change while a receiver holds it, whatever this process does: messages of
+    /// slots of 2 MiB and more are leased if there are huge pages for them, others are copied.
+    /// [`Sender::granted`] tells which, and why.
     ///
     /// Receivers of other users are never given less than that, unless the broker was told to trust this
     /// one.
-    pub fn protection(self, protection: Protection) -> Self {
-        self.mechanism(match protection {
-            Protection::Sealed => Mechanism::Copy,
-            _ => Mechanism::Shared,
-        })
+    pub fn protection(mut self, protection: Protection) -> Self {
+        self.wanted = Wanted::Level(protection);
+        self
     }
 
     /// As [`Self::protection`], by these means.
+    ///
+    /// With [`Mechanism::Lease`] each slot is memory of its own, which this process maps to write a message
+    /// and unmaps when it sends it; there are at most 32, and no more are added. Receivers of the same user
+    /// read it under a lease of the kernel, and those of other users copy it. Where there are no leases to
+    /// be had, all copy it.
     ///
     /// With [`Mechanism::OneShot`] each message is memory of its own, which is made, sealed for good and
     /// given away: receivers may keep it for ever, clone it and pass it on
     /// ([`Received::into_sealed`](crate::Received::into_sealed)). It is not used again, and so costs more
     /// than a copy below some megabytes; at most 128 messages are under way.
     pub fn mechanism(mut self, mechanism: Mechanism) -> Self {
-        self.mechanism = mechanism;
+        self.wanted = Wanted::Means(mechanism);
+        self
+    }
+
+    /// Allocates from the pool of the channel's receiver, of which there can be only one (uf_allocb): the
+    /// slots are memory that the receiver makes and owns, and so it can lease them ([`Mechanism::Lease`])
+    /// also if it is another user's. With each message the right to write its slot goes to the receiver,
+    /// and it comes back over the socket of the link.
+    ///
+    /// [`Sender::allocate`] waits until there is a receiver. What was allocated from one that goes can be
+    /// sent to the next.
+    pub fn from_receiver(mut self) -> Self {
+        self.wanted = Wanted::FromReceiver;
         self
     }
 
@@ -121,53 +144,54 @@ impl SenderBuilder {
     /// # Errors
     /// [`OpenError`]; nothing is kept then.
     pub fn open(self) -> Result<Sender, OpenError> {
-        let Self { client, channel, slot_size, slots, grow_to, wait, guard, mechanism } = self;
-        let one_shot = mechanism == Mechanism::OneShot;
-        // What was given away can be guarded no better than the kernel does.
-        let guarded = !one_shot && guard.unwrap_or_else(|| env::var_os("FBUF_GUARD").is_some_and(|value| value == "1"));
+        let Self { client, channel, slot_size, slots, grow_to, wait, guard, wanted } = self;
+        ChannelName::new(channel.as_str())?;
+        let one_shot = matches!(wanted, Wanted::Means(Mechanism::OneShot));
+        let few = one_shot || wanted.may_lease(slot_size);
+        // What was given away, or is unmapped, can be guarded no better than the kernel does.
+        let guarded = !few && guard.unwrap_or_else(|| env::var_os("FBUF_GUARD").is_some_and(|value| value == "1"));
         let capacity = Geometry::new(slot_size, 1)?.slot_bytes();
         let slot_size = if guarded { slot_size.next_multiple_of(page_bytes()) } else { slot_size };
         let untold = slots.is_none() && grow_to.is_none();
-        let slots = slots.unwrap_or_else(|| default_slots_here(slot_size).min(if one_shot { 16 } else { u64::MAX }));
+        let most = if one_shot {
+            MOST_SHOTS
+        } else if few {
+            FEW_SLOTS
+        } else {
+            u64::MAX
+        };
+        let slots =
+            slots.unwrap_or_else(|| default_slots_here(slot_size).max(if few { FEW_SLOTS } else { 1 }).min(most));
         let start = Geometry::new(slot_size, slots)?.max_slots();
-        let limit = grow_to.unwrap_or(if untold { slots.max(ENOUGH_SLOTS) } else { slots });
+        let limit = grow_to.unwrap_or(if untold && !few { slots.max(ENOUGH_SLOTS) } else { slots });
         let geometry = Geometry::new(slot_size, limit)?;
         if geometry.max_slots() < start {
             return Err(GeometryError::Growth { start, limit: geometry.max_slots() }.into());
         }
-        if one_shot && geometry.max_slots() > MAX_ONE_SHOTS {
-            return Err(GeometryError::OneShots(geometry.max_slots()).into());
+        match geometry.max_slots() {
+            count if one_shot && count > MAX_ONE_SHOTS => return Err(GeometryError::OneShots(count).into()),
+            count if !one_shot && few && count > MAX_LEASED => return Err(GeometryError::Leased(count).into()),
+            _ => {}
         }
-        ChannelName::new(channel.as_str())?;
-        let inbox = Arc::new(Inbox::new()?);
-        let slots = geometry.max_slots() as usize;
-        let guard = guarded.then(|| Guard::new(&channel, slots, geometry.stride())).transpose()?;
-        let wake = inbox.wake().clone();
-        let pool = match mechanism {
-            Mechanism::OneShot => Pool::of_one_shots(geometry, start, wake)?,
-            _ => Pool::with_guard(geometry, capacity, start, wake, guard)?,
-        };
-        let sockets = Sockets::new(inbox.wake().clone())?;
-        let role = Role::Sender { slot_bytes: slot_size, max_slots: geometry.max_slots().into(), mechanism };
-        let post = inbox.clone();
-        let introduced = Box::new(move |peer, socket, _, _| post.post(Expected::new(peer, socket)));
-        let registration = client.open(&channel, role, introduced)?;
+        let terms = Terms { client: &client, channel: &channel, wanted, geometry, start, capacity, guarded };
+        let Place { pool, inbox, registration, granted } = terms.open()?;
         Ok(Sender {
             pool,
             links: Vec::new(),
             expected: Vec::new(),
-            sockets,
+            sockets: Sockets::new(inbox.wake().clone())?,
             inbox,
             wait,
             patience: Patience::new(),
             gathering: Gathering::default(),
             crowd: Crowd::default(),
-            grows_late: untold,
+            grows_late: untold && !few,
             next_sequence: 0,
             pace: Pace::new(),
             departures: VecDeque::new(),
             past: LinkCounts::default(),
             counters: Counts::default(),
+            granted,
             _registration: registration,
         })
     }

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     channel::ChannelNameError,
     inbound::Peer,
-    limits::{MAX_DESCRIPTORS, MAX_ENDPOINTS},
+    limits::MAX_ENDPOINTS,
     protection::{Mechanism, Protection},
     slot::GeometryError,
     wire::Descriptor,
@@ -22,7 +22,7 @@ pub use transport::{ClientTransport, Packets, ServerTransport};
 #[tarpc::service]
 pub trait Control {
     /// Opens an endpoint on a channel. The client chooses the number by which both sides speak of it.
-    async fn open(endpoint: u64, open: Open) -> Result<(), Refusal>;
+    async fn open(endpoint: u64, open: Open) -> Result<Opened, Refusal>;
     /// Closes an endpoint. Its links are not touched.
     async fn close(endpoint: u64);
     /// Waits until there are introductions for this client, and takes them; none after a while.
@@ -49,6 +49,8 @@ pub enum Role {
         max_slots: u64,
         /// How it protects what it sends.
         mechanism: Mechanism,
+        /// Where its slots come from.
+        slots: Slots,
     },
     /// It receives.
     Receiver {
@@ -68,6 +70,38 @@ impl Role {
     }
 }
 
+/// Where the slots of a sender come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Slots {
+    /// It makes segments of them.
+    Segments,
+    /// Each is memory of its own that the broker makes, for [`Mechanism::Lease`].
+    Broker {
+        /// Whether in huge pages.
+        huge: bool,
+    },
+    /// Each is memory of its own that its one receiver makes, for [`Mechanism::Lease`].
+    Receiver,
+}
+
+/// What was opened.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub struct Opened {
+    /// The slots, if the broker makes them: without a page yet, and to be opened for writing by this user.
+    pub slots: Vec<Descriptor>,
+}
+
+/// The slots of a link, as its receiver hears of them.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum Lodging {
+    /// In segments, which the sender tells of.
+    Segments,
+    /// Each is memory of its own. It is the word of the broker, who made them, that they can be leased.
+    Given(Vec<Descriptor>),
+    /// Each is memory of its own, which the receiver is to make.
+    Yours,
+}
+
 /// A link that is to be made: a sender and a receiver get one each.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Introduction {
@@ -81,12 +115,25 @@ pub struct Introduction {
     pub max_slots: u64,
     /// How messages are protected on this link.
     pub mechanism: Mechanism,
+    /// Where its slots are.
+    pub lodging: Lodging,
     /// This end of the link socket.
     pub socket: Descriptor,
 }
 
 /// The most introductions in one answer.
-pub const MAX_INTRODUCTIONS: usize = MAX_DESCRIPTORS;
+pub const MAX_INTRODUCTIONS: usize = 32;
+
+impl Introduction {
+    /// How many descriptors it carries.
+    #[must_use]
+    pub fn descriptors(&self) -> usize {
+        match &self.lodging {
+            Lodging::Given(slots) => 1 + slots.len(),
+            Lodging::Segments | Lodging::Yours => 1,
+        }
+    }
+}
 
 /// Why the broker will not do what was asked.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
@@ -123,6 +170,28 @@ pub enum Refusal {
         required: Protection,
         /// What there would be.
         found: Protection,
+    },
+    /// The slots cannot be made.
+    #[error("slots to be leased were asked for, and the broker cannot make them: {0}")]
+    NoSlots(String),
+    /// A sender's slots come from its one receiver.
+    #[error(
+        "one more receiver was to be opened, and the slots of sender {} (process {}) come from the one receiver that there is: \
+         open the sender without from_receiver(), or close that receiver",
+        sender.endpoint, sender.process.pid
+    )]
+    OneReceiver {
+        /// Which sender.
+        sender: Peer,
+    },
+    /// There are too many for one sender.
+    #[error(
+        "a sender was to be opened whose slots come from its one receiver, and the channel has {receivers}: \
+         open it without from_receiver()"
+    )]
+    SeveralReceivers {
+        /// How many.
+        receivers: usize,
     },
     /// The number is taken.
     #[error("endpoint {0} was to be opened, and is open already")]

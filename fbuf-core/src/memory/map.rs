@@ -15,7 +15,13 @@ use std::{
     sync::atomic::{AtomicU64, Ordering},
 };
 
-use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap, mmap_anonymous, mprotect, munmap};
+use nix::{
+    errno::Errno,
+    sys::{
+        mman::{MRemapFlags, MapFlags, MmapAdvise, ProtFlags, madvise, mmap, mmap_anonymous, mprotect, mremap, munmap},
+        uio::pread,
+    },
+};
 use zerocopy::FromBytes;
 
 use super::{MemoryError, Reserved, Seals, room, verify};
@@ -43,7 +49,7 @@ impl Map {
     pub fn create(name: &str, size: u64) -> Result<(Self, OwnedFd), MemoryError> {
         let memory = Reserved::new(name, size)?;
         let map = Self::writable(&memory)?;
-        map.populate(libc::MADV_POPULATE_WRITE);
+        map.advise(libc::MADV_POPULATE_WRITE);
         Ok((map, memory.seal()?))
     }
 
@@ -59,7 +65,7 @@ impl Map {
         verify(fd, size, seals)?;
         let map =
             Self::new(fd, size, ProtFlags::PROT_READ).map_err(|error| Unsuitable::Unmappable(error.to_string()))?;
-        map.populate(libc::MADV_POPULATE_READ);
+        map.advise(libc::MADV_POPULATE_READ);
         Ok(map)
     }
 
@@ -71,6 +77,109 @@ impl Map {
         let size = memory.size();
         Self::new(memory.as_fd(), size, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE)
             .map_err(|source| MemoryError::Refused { call: "mmap", asked: size, source })
+    }
+
+    /// Maps memory that will be leased to others once it is not mapped like this any more, in huge pages if
+    /// they can be had; all that can be had of it exists then.
+    ///
+    /// # Errors
+    /// [`MemoryError`]
+    pub(crate) fn of_writer(writer: BorrowedFd<'_>, size: u64) -> Result<Self, MemoryError> {
+        let map = Self::new(writer, size, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE)
+            .map_err(|source| MemoryError::Refused { call: "mmap", asked: size, source })?;
+        map.advise(libc::MADV_HUGEPAGE);
+        map.advise(libc::MADV_POPULATE_WRITE);
+        Ok(map)
+    }
+
+    /// Maps such memory, to read it.
+    pub(crate) fn of_reader(reader: BorrowedFd<'_>, size: u64) -> io::Result<Self> {
+        let map = Self::new(reader, size, ProtFlags::PROT_READ)?;
+        map.advise(libc::MADV_HUGEPAGE);
+        map.advise(libc::MADV_POPULATE_READ);
+        Ok(map)
+    }
+
+    /// Whether the kernel says that some of it lies in transparent huge pages.
+    pub(crate) fn is_in_huge_pages(&self) -> bool {
+        let Ok(text) = std::fs::read_to_string("/proc/self/smaps") else { return false };
+        let begin = format!("{:x}-", self.base.as_ptr() as usize);
+        let mut lines = text.lines().skip_while(|line| !line.starts_with(&begin)).skip(1);
+        let mapped = lines.find_map(|line| line.strip_prefix("ShmemPmdMapped:"));
+        mapped.and_then(|value| value.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()).is_some_and(|kb| kb > 0)
+    }
+
+    /// Where it begins.
+    pub(crate) fn beginning(&self) -> *mut u8 {
+        self.base.as_ptr()
+    }
+
+    /// Puts a copy of it, of this process alone, in its place: whoever reads it meanwhile reads the same
+    /// bytes at the same addresses. They must not change while this is done.
+    ///
+    /// # Errors
+    /// What the kernel says; nothing has changed then.
+    pub(crate) fn detach(&self) -> io::Result<()> {
+        let copy = Self::private(self.size as u64).map_err(io::Error::other)?;
+        if !copy.copy_from(self, 0, self.size) {
+            return Err(io::Error::other("the copy is shorter"));
+        }
+        let flags = MRemapFlags::MREMAP_MAYMOVE | MRemapFlags::MREMAP_FIXED;
+        // SAFETY: both ranges are exactly these mappings and of one size. What is replaced is replaced by
+        // the same bytes, at once: who faults on it waits until that is done.
+        unsafe { mremap(copy.base.cast(), copy.size, self.size, flags, Some(self.base.cast())) }?;
+        // It lies here now.
+        std::mem::forget(copy);
+        Ok(())
+    }
+
+    /// Puts the memory behind a descriptor back in its place, which nobody reads.
+    ///
+    /// # Errors
+    /// What the kernel says; nothing has changed then.
+    pub(crate) fn reattach(&self, reader: BorrowedFd<'_>) -> io::Result<()> {
+        let length = NonZeroUsize::new(self.size).ok_or_else(|| io::Error::other("nothing to map"))?;
+        let address = NonZeroUsize::new(self.base.as_ptr() as usize);
+        let flags = MapFlags::MAP_SHARED | MapFlags::MAP_FIXED;
+        // SAFETY: the range is exactly this mapping, and nobody has a reference into it (see above).
+        unsafe { mmap(address, length, ProtFlags::PROT_READ, flags, reader, 0) }?;
+        self.advise(libc::MADV_HUGEPAGE);
+        self.advise(libc::MADV_POPULATE_READ);
+        Ok(())
+    }
+
+    /// Has every page of a [copy-on-write](Self::copy_on_write) map be a copy already.
+    ///
+    /// # Errors
+    /// What madvise(2) says: there is no memory, or the kernel is older than 5.14.
+    pub(crate) fn separate(addresses: &Range<usize>) -> io::Result<()> {
+        let begin = std::ptr::without_provenance_mut::<libc::c_void>(addresses.start);
+        // SAFETY: it changes no byte of any mapping, whatever lies there.
+        let result = unsafe { libc::madvise(begin, addresses.len(), libc::MADV_POPULATE_WRITE) };
+        if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    }
+
+    /// Reads the first bytes of a file to the beginning of this map, which is [private](Self::private) and
+    /// which nobody else looks at.
+    ///
+    /// # Errors
+    /// What pread(2) says, or that the file is shorter.
+    pub(crate) fn fill_from(&self, file: BorrowedFd<'_>, length: usize) -> io::Result<()> {
+        if length > self.size {
+            return Err(io::Error::other("more than the map holds"));
+        }
+        // SAFETY: inside the mapping, writable, and nobody else looks at it (see above).
+        let bytes = unsafe { slice::from_raw_parts_mut(self.base.as_ptr(), length) };
+        let mut done = 0;
+        while done < length {
+            match pread(file, &mut bytes[done..], done as i64) {
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(count) => done += count,
+                Err(Errno::EINTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
     }
 
     fn new(fd: BorrowedFd<'_>, size: u64, protection: ProtFlags) -> io::Result<Self> {
@@ -96,7 +205,7 @@ impl Map {
         }
         .map_err(|error| refused(error.into()))?;
         let map = Self { base: base.cast(), size: length.get() };
-        map.populate(libc::MADV_POPULATE_WRITE);
+        map.advise(libc::MADV_POPULATE_WRITE);
         Ok(map)
     }
 
@@ -145,9 +254,9 @@ impl Map {
         true
     }
 
-    /// Enters the pages into this process's page table, so that none faults later. Only advice:
-    /// kernels before 5.14 do not know it, and then the first touches are a little slower.
-    fn populate(&self, advice: i32) {
+    /// Asks for huge pages, or enters the pages into this process's page table, so that none faults later.
+    /// Only advice: kernels before 5.14 do not know it, and then the first touches are a little slower.
+    fn advise(&self, advice: i32) {
         // SAFETY: the range is exactly this mapping, and populating changes no byte of it.
         let _ = unsafe { libc::madvise(self.base.as_ptr().cast(), self.size, advice) };
     }

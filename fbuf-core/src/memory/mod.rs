@@ -1,11 +1,14 @@
 //! Shared memory with one writer (invariant 1): a memfd is created and reserved, mapped by the
 //! process that writes it, sealed by it, and verified by everybody else before they map it.
 
+mod leasable;
 mod map;
 mod memfd;
 mod room;
 mod sealed;
 
+pub use leasable::{HUGE_PAGE, Leasable, Pages, free_huge_pages, has_transparent_pages};
+pub(crate) use leasable::{is_huge, size_of};
 pub use map::{Address, Map, Pieces, Table, Trial, try_page};
 pub use memfd::{MemoryError, Reserved, Seals, verify};
 pub use room::available;

@@ -1,0 +1,189 @@
+//! By which means a sender protects its messages: what was asked for, what this machine gives, and why.
+
+use std::{fmt, sync::Arc};
+
+use fbuf_core::{
+    control::{Opened, Refusal, Role, Slots},
+    guard::Guard,
+    memory::{HUGE_PAGE, MemoryError, Pages, free_huge_pages, has_transparent_pages},
+    outbound::Expected,
+    pool::Pool,
+    protection::{Mechanism, Protection},
+    slot::Geometry,
+};
+
+use crate::{
+    client::{Client, OpenError, Registration},
+    endpoint::Inbox,
+};
+
+/// From how many bytes on leasing a slot in huge pages costs less than copying it. `fbuf doctor` measures
+/// where it is on a machine.
+pub(crate) const LEASE_FROM: u64 = HUGE_PAGE;
+
+/// What was asked for.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Wanted {
+    Level(Protection),
+    Means(Mechanism),
+    /// Out of the receiver's pool.
+    FromReceiver,
+}
+
+impl Wanted {
+    /// Whether slots may be leased, of which there are few.
+    pub(crate) fn may_lease(self, slot_size: u64) -> bool {
+        match self {
+            Self::Level(level) => level == Protection::Sealed && slot_size >= LEASE_FROM,
+            Self::Means(mechanism) => mechanism == Mechanism::Lease,
+            Self::FromReceiver => true,
+        }
+    }
+}
+
+/// By which means a sender protects what it sends.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Granted {
+    /// The means.
+    pub mechanism: Mechanism,
+    /// In which pages its slots lie, if each is memory of its own and of this process.
+    pub pages: Option<Pages>,
+    /// Why, in words.
+    pub reason: String,
+}
+
+impl fmt::Display for Granted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.mechanism)?;
+        if let Some(pages) = self.pages {
+            write!(f, " in {pages}")?;
+        }
+        write!(f, ": {}", self.reason)
+    }
+}
+
+/// A pool, and the place at the broker to which its receivers come.
+pub(crate) struct Place {
+    pub pool: Pool,
+    pub inbox: Arc<Inbox<Expected>>,
+    pub registration: Registration,
+    pub granted: Granted,
+}
+
+/// How slots are to be had.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Plan {
+    Segments(Mechanism),
+    Leased { huge: bool },
+    Receiver,
+}
+
+/// What a pool is made of.
+pub(crate) struct Terms<'a> {
+    pub client: &'a Client,
+    pub channel: &'a str,
+    pub wanted: Wanted,
+    pub geometry: Geometry,
+    /// Slots to start with.
+    pub start: u32,
+    /// How many bytes a fbuf holds.
+    pub capacity: u32,
+    pub guarded: bool,
+}
+
+impl Terms<'_> {
+    /// Opens the sender by the best means that can be had of those that were asked for.
+    pub(crate) fn open(&self) -> Result<Place, OpenError> {
+        let (plan, mut reason) = match self.wanted {
+            Wanted::Level(Protection::Sealed) if u64::from(self.capacity) < LEASE_FROM => {
+                let what = format!("slots of {} bytes are copied sooner than leased", self.capacity);
+                (Plan::Segments(Mechanism::Copy), what)
+            }
+            Wanted::Level(Protection::Sealed) | Wanted::Means(Mechanism::Lease) => return self.lease(),
+            Wanted::Level(level) => (Plan::Segments(Mechanism::Shared), format!("{level} was asked for")),
+            Wanted::Means(mechanism) => (Plan::Segments(mechanism), "asked for".to_owned()),
+            Wanted::FromReceiver => (Plan::Receiver, "the slots are the receiver's".to_owned()),
+        };
+        if self.guarded {
+            reason += ", with a guard";
+        }
+        self.attempt(plan, reason)
+    }
+
+    /// By leases, or else by copying.
+    fn lease(&self) -> Result<Place, OpenError> {
+        let asked = matches!(self.wanted, Wanted::Means(_));
+        let size = u64::from(self.capacity);
+        let needed = size.div_ceil(HUGE_PAGE) * u64::from(self.geometry.max_slots());
+        let mut why = format!("{} of {needed} huge pages are free (vm.nr_hugepages)", free_huge_pages());
+        if size >= HUGE_PAGE && free_huge_pages() >= needed {
+            match self.attempt(Plan::Leased { huge: true }, "huge pages were free".to_owned()) {
+                Err(error) => why = reason_to_go_on(error)?,
+                place => return place,
+            }
+        }
+        if !asked && !has_transparent_pages() {
+            let reason =
+                format!("leasing base pages costs more than copying them: {why}, and shmem_enabled is `never`");
+            return self.attempt(Plan::Segments(Mechanism::Copy), reason);
+        }
+        match self.attempt(Plan::Leased { huge: false }, why) {
+            Ok(place) if !asked && place.granted.pages == Some(Pages::Base) => {
+                let reason = "leasing base pages costs more than copying them, and no huge ones were had".to_owned();
+                drop(place);
+                self.attempt(Plan::Segments(Mechanism::Copy), reason)
+            }
+            Err(error) => {
+                let reason = reason_to_go_on(error)?;
+                self.attempt(Plan::Segments(Mechanism::Copy), reason)
+            }
+            place => place,
+        }
+    }
+
+    fn attempt(&self, plan: Plan, reason: String) -> Result<Place, OpenError> {
+        let inbox = Arc::new(Inbox::new()?);
+        let (mechanism, slots) = match plan {
+            Plan::Segments(mechanism) => (mechanism, Slots::Segments),
+            Plan::Leased { huge } => (Mechanism::Lease, Slots::Broker { huge }),
+            Plan::Receiver => (Mechanism::Lease, Slots::Receiver),
+        };
+        let (geometry, wake) = (self.geometry, inbox.wake().clone());
+        // What needs nothing of the broker comes first: it may not be possible.
+        let pool = match plan {
+            Plan::Segments(Mechanism::OneShot) => Some(Pool::of_one_shots(geometry, self.start, wake.clone())?),
+            Plan::Segments(_) => {
+                let slots = geometry.max_slots() as usize;
+                let guard = self.guarded.then(|| Guard::new(self.channel, slots, geometry.stride())).transpose()?;
+                Some(Pool::with_guard(geometry, self.capacity, self.start, wake.clone(), guard)?)
+            }
+            Plan::Receiver => Some(Pool::of_receiver(geometry, wake.clone())?),
+            Plan::Leased { .. } => None,
+        };
+        let (slot_bytes, max_slots) = (geometry.slot_bytes().into(), geometry.max_slots().into());
+        let role = Role::Sender { slot_bytes, max_slots, mechanism, slots };
+        let post = inbox.clone();
+        let introduced = Box::new(move |peer, socket, _, _, _| post.post(Expected::new(peer, socket)));
+        let (registration, Opened { slots }) = self.client.open(self.channel, role, introduced)?;
+        let (pool, pages) = match pool {
+            Some(pool) => (pool, None),
+            None => {
+                let slots: Result<Vec<_>, _> = slots.into_iter().map(|memory| memory.into_owned()).collect();
+                let (pool, pages) = Pool::of_leases(geometry, slots?, wake)?;
+                (pool, Some(pages))
+            }
+        };
+        Ok(Place { pool, inbox, registration, granted: Granted { mechanism, pages, reason } })
+    }
+}
+
+/// Whether something else can be tried, and in words why.
+fn reason_to_go_on(error: OpenError) -> Result<String, OpenError> {
+    match error {
+        OpenError::Memory(error @ MemoryError::Refused { .. }) => Ok(error.to_string()),
+        OpenError::Memory(error @ MemoryError::NotEnough { .. }) => Ok(error.to_string()),
+        OpenError::Refused(Refusal::NoSlots(what)) => Ok(what),
+        other => Err(other),
+    }
+}

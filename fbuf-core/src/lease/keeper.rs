@@ -1,0 +1,121 @@
+//! The thread of a process that hears when a lease is about to be broken, and serves it.
+
+use std::{
+    collections::HashMap,
+    io,
+    os::fd::{AsFd, RawFd},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak, mpsc},
+    thread::{self, JoinHandle},
+};
+
+use nix::{
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    sys::eventfd::{EfdFlags, EventFd},
+    unistd::Pid,
+};
+
+use super::{calls::Breaks, tenant::Tenant};
+
+/// How often it looks at all leases, because a signal may have found no room in the kernel's queue
+/// (RLIMIT_SIGPENDING), in milliseconds: well below fs.lease-break-time.
+const ROUND: u16 = 1000;
+/// How soon it tries again to make a copy for which there was no memory, in milliseconds.
+const AGAIN: u16 = 20;
+
+/// The slots whose leases it keeps, by descriptor.
+type Register = Arc<Mutex<HashMap<RawFd, Weak<Tenant>>>>;
+
+/// There while any slot is.
+#[derive(Debug)]
+pub(super) struct Keeper {
+    thread: Pid,
+    register: Register,
+    stop: Arc<EventFd>,
+    handle: Option<JoinHandle<()>>,
+}
+
+/// The one of this process, while there is one.
+static CURRENT: Mutex<Weak<Keeper>> = Mutex::new(Weak::new());
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // A panic while it was locked cannot have left it half changed.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Keeper {
+    /// The one of this process, which is started if there is none.
+    pub(super) fn of_this_process() -> io::Result<Arc<Self>> {
+        let mut current = lock(&CURRENT);
+        if let Some(keeper) = current.upgrade() {
+            return Ok(keeper);
+        }
+        let keeper = Arc::new(Self::start()?);
+        *current = Arc::downgrade(&keeper);
+        Ok(keeper)
+    }
+
+    fn start() -> io::Result<Self> {
+        let stop = Arc::new(EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?);
+        let register = Register::default();
+        let (started, start) = mpsc::sync_channel(1);
+        let (stopped, slots) = (stop.clone(), register.clone());
+        let handle = thread::Builder::new().name("fbuf-leases".into()).spawn(move || match Breaks::here() {
+            Ok(breaks) => {
+                // Whoever started it waits for it.
+                let _ = started.send(Ok(breaks.thread()));
+                keep(&breaks, &stopped, &slots);
+            }
+            Err(error) => {
+                let _ = started.send(Err(error));
+            }
+        })?;
+        let thread = start.recv().map_err(io::Error::other)??;
+        Ok(Self { thread, register, stop, handle: Some(handle) })
+    }
+
+    /// The thread that hears of broken leases.
+    pub(super) fn thread(&self) -> Pid {
+        self.thread
+    }
+
+    /// Keeps the lease of a slot from now on.
+    pub(super) fn add(&self, descriptor: RawFd, slot: Weak<Tenant>) {
+        lock(&self.register).insert(descriptor, slot);
+    }
+
+    /// Forgets a slot, before its descriptor is closed.
+    pub(super) fn remove(&self, descriptor: RawFd) {
+        lock(&self.register).remove(&descriptor);
+    }
+}
+
+impl Drop for Keeper {
+    fn drop(&mut self) {
+        // A counter that is full wakes as well.
+        let _ = self.stop.write(1);
+        // It may be the thread itself that had the last slot in its hands.
+        if let Some(handle) = self.handle.take().filter(|handle| handle.thread().id() != thread::current().id()) {
+            let _ = handle.join();
+        }
+    }
+}
+
+fn keep(breaks: &Breaks, stop: &EventFd, register: &Register) {
+    let mut patience = ROUND;
+    loop {
+        let mut polled = [PollFd::new(breaks.as_fd(), PollFlags::POLLIN), PollFd::new(stop.as_fd(), PollFlags::POLLIN)];
+        let heard = poll(&mut polled, PollTimeout::from(patience));
+        if polled[1].any() == Some(true) {
+            return;
+        }
+        let slots: Vec<_> = if matches!(heard, Ok(1..)) {
+            std::iter::from_fn(|| breaks.next()).filter_map(|raw| lock(register).get(&raw)?.upgrade()).collect()
+        } else {
+            // The slots must not go while the register is locked, which they are removed from.
+            let all: Vec<_> = lock(register).values().cloned().collect();
+            all.iter().filter_map(Weak::upgrade).collect()
+        };
+        let unserved = slots.iter().filter(|slot| !slot.serve()).count();
+        patience = if unserved == 0 { ROUND } else { AGAIN };
+    }
+}

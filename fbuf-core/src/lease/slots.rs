@@ -1,0 +1,269 @@
+//! The sender's side: slots that it can write until it sends them.
+
+use std::{
+    io,
+    os::fd::{AsFd, OwnedFd},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use nix::unistd::geteuid;
+
+use crate::{
+    inbound::Peer,
+    link::Gift,
+    memory::{Leasable, Map, MemoryError, Pages, Pieces, is_huge, size_of},
+    slot::SlotId,
+    violation::{Unsuitable, Violation},
+};
+
+/// How soon a slot is tried again that somebody holds a lease on without saying so.
+const AGAIN: Duration = Duration::from_millis(10);
+
+/// Slots that are memory of their own. What takes the place of segments in the pool of a sender whose
+/// messages are leased.
+#[derive(Debug)]
+pub(crate) struct LeasedSlots {
+    slot_bytes: u32,
+    slots: Vec<Slot>,
+    /// Whether a receiver gives them.
+    given: bool,
+    /// The receiver that gave them, if one did; its number is greater than those of others before it.
+    giver: Option<u64>,
+}
+
+#[derive(Debug, Default)]
+struct Slot {
+    /// None before a receiver has given it.
+    memory: Option<Arc<Leasable>>,
+    right: Right,
+    /// While it may be written.
+    draft: Option<Draft>,
+}
+
+/// How the right to write a slot is had.
+#[derive(Debug, Default)]
+enum Right {
+    /// By opening it: it is this user's. Not before this time, when somebody stands in the way.
+    Own(Option<Instant>),
+    /// From its receiver, who hands the right back with each message. None: that one has it.
+    #[default]
+    Away,
+    Here {
+        writer: OwnedFd,
+        size: u64,
+    },
+}
+
+#[derive(Debug)]
+struct Draft {
+    map: Map,
+    /// What is mapped.
+    memory: Arc<Leasable>,
+}
+
+/// A slot that its sender reads on.
+#[derive(Debug)]
+pub(crate) struct View {
+    map: Map,
+    memory: Arc<Leasable>,
+}
+
+impl View {
+    /// Where its bytes are.
+    pub(crate) fn bytes(&self) -> *const u8 {
+        self.map.beginning()
+    }
+}
+
+/// What was written of a slot that was given by a receiver who has gone, and there is no other yet.
+#[derive(Debug)]
+pub(crate) struct Homeless;
+
+impl LeasedSlots {
+    /// Slots of this user, all of whose memory is made to exist: and in which pages it lies.
+    ///
+    /// # Errors
+    /// [`MemoryError`]
+    pub(crate) fn own(memory: Vec<Leasable>, slot_bytes: u32) -> Result<(Self, Pages), MemoryError> {
+        let pages = memory.iter().map(Leasable::reserve).collect::<Result<Vec<_>, _>>()?;
+        // What some of them lack, the pool lacks.
+        let pages = pages.into_iter().min_by_key(|pages| *pages as u8).unwrap_or(Pages::Base);
+        let slot = |memory| Slot { memory: Some(Arc::new(memory)), right: Right::Own(None), draft: None };
+        Ok((Self { slot_bytes, slots: memory.into_iter().map(slot).collect(), given: false, giver: None }, pages))
+    }
+
+    /// Slots that the receiver will give.
+    pub(crate) fn of_receiver(slots: u32, slot_bytes: u32) -> Self {
+        Self { slot_bytes, slots: (0..slots).map(|_| Slot::default()).collect(), given: true, giver: None }
+    }
+
+    /// Whether a receiver gives them.
+    pub(crate) fn are_given(&self) -> bool {
+        self.given
+    }
+
+    /// How many there are.
+    pub(crate) fn len(&self) -> u32 {
+        self.slots.len() as u32
+    }
+
+    /// A receiver gives the right to write a slot, and before the first time the slot. Memory that another
+    /// user could take away under this process's hands is not accepted.
+    ///
+    /// # Errors
+    /// [`Violation`]
+    pub(crate) fn give(&mut self, gift: Gift, giver: Peer) -> Result<(), Violation> {
+        let Gift { slot, writer, reader } = gift;
+        if self.giver.is_some_and(|current| giver.endpoint < current) {
+            // It has gone, and what it had sent before is of no use.
+            return Ok(());
+        }
+        if self.giver != Some(giver.endpoint) {
+            self.forget();
+            self.giver = Some(giver.endpoint);
+        }
+        let same_user = giver.process.uid == geteuid().as_raw();
+        let wanted = u64::from(self.slot_bytes);
+        let found = size_of(writer.as_fd())?;
+        if found < wanted {
+            return Err(Unsuitable::Size { found, wanted }.into());
+        }
+        if !same_user && is_huge(writer.as_fd()) {
+            return Err(Unsuitable::Unmappable("it lies in huge pages that its owner can take away".into()).into());
+        }
+        let known = self.len();
+        let Some(slot) = self.slots.get_mut(slot as usize) else { return Err(Violation::Slot { named: slot, known }) };
+        if let Some(reader) = reader {
+            slot.memory = Some(Arc::new(Leasable::given(reader, wanted)?));
+        }
+        slot.right = Right::Here { writer, size: found };
+        Ok(())
+    }
+
+    /// A receiver is gone: forgets what it gave.
+    pub(crate) fn forget_giver(&mut self, giver: Peer) {
+        if self.giver == Some(giver.endpoint) {
+            self.forget();
+        }
+    }
+
+    fn forget(&mut self) {
+        for slot in &mut self.slots {
+            if !matches!(slot.right, Right::Own(_)) {
+                (slot.memory, slot.right) = (None, Right::Away);
+            }
+        }
+    }
+
+    /// Whether a slot that receivers have handed back can be had now.
+    pub(crate) fn is_available(&self, slot: SlotId) -> bool {
+        self.slots.get(slot.index()).is_some_and(|slot| match &slot.right {
+            Right::Own(None) | Right::Here { .. } => true,
+            Right::Own(Some(time)) => *time <= Instant::now(),
+            Right::Away => slot.is_current_draft(),
+        })
+    }
+
+    /// Whether somebody holds a lease on some slot without saying so: time will tell, and nothing else.
+    pub(crate) fn is_blocked(&self) -> bool {
+        self.slots.iter().any(|slot| matches!(slot.right, Right::Own(Some(_))))
+    }
+
+    /// The bytes of a slot, to be written; none if they cannot be had now.
+    ///
+    /// # Errors
+    /// [`MemoryError`]
+    pub(crate) fn draft(&mut self, number: SlotId) -> Result<Option<Pieces>, MemoryError> {
+        let Some(slot) = self.slots.get_mut(number.index()) else { return Ok(None) };
+        if !slot.is_current_draft() {
+            slot.draft = None;
+            match slot.open()? {
+                Some(draft) => slot.draft = Some(draft),
+                None => return Ok(None),
+            }
+        }
+        Ok(slot.draft.as_ref().map(|draft| Pieces::one(&draft.map, number.number())))
+    }
+
+    /// The bytes of a slot that was not sent after all.
+    ///
+    /// # Errors
+    /// [`MemoryError`]
+    pub(crate) fn recall(&mut self, number: SlotId) -> Result<Option<Pieces>, MemoryError> {
+        match self.slots.get(number.index()).and_then(|slot| slot.draft.as_ref()) {
+            // Be it that of a receiver who has gone.
+            Some(draft) => Ok(Some(Pieces::one(&draft.map, number.number()))),
+            None => self.draft(number),
+        }
+    }
+
+    /// Whether what was written of a slot lies in memory of a receiver that has gone.
+    pub(crate) fn is_homeless(&self, slot: SlotId) -> bool {
+        self.slots.get(slot.index()).is_some_and(|slot| slot.draft.is_some() && !slot.is_current_draft())
+    }
+
+    /// Gives up the right to write a slot that is about to be sent, of which so many bytes are filled.
+    ///
+    /// # Errors
+    /// [`Homeless`]: it stays as it is.
+    pub(crate) fn vacate(&mut self, slot: SlotId, length: usize) -> Result<(), Homeless> {
+        let Some(slot) = self.slots.get_mut(slot.index()) else { return Err(Homeless) };
+        if !slot.is_current_draft() {
+            // It was written in memory of a receiver that has gone, and another has come since.
+            let (Ok(Some(new)), Some(old)) = (slot.open(), &slot.draft) else { return Err(Homeless) };
+            if !new.map.copy_from(&old.map, 0, length) {
+                return Err(Homeless);
+            }
+        }
+        slot.draft = None;
+        Ok(())
+    }
+
+    /// A slot, to be read on by its sender once it is sent.
+    pub(crate) fn view(&self, slot: SlotId) -> Option<View> {
+        let memory = self.slots.get(slot.index())?.memory.clone()?;
+        Some(View { map: Map::of_reader(memory.as_fd(), memory.size()).ok()?, memory })
+    }
+
+    /// Whether a slot is still that which is read on here.
+    pub(crate) fn is_seen(&self, slot: SlotId, view: &View) -> bool {
+        let memory = self.slots.get(slot.index()).and_then(|slot| slot.memory.as_ref());
+        memory.is_some_and(|memory| Arc::ptr_eq(memory, &view.memory))
+    }
+}
+
+impl Slot {
+    /// Whether what may be written is the slot as receivers know it.
+    fn is_current_draft(&self) -> bool {
+        match (&self.draft, &self.memory) {
+            (Some(draft), Some(memory)) => Arc::ptr_eq(&draft.memory, memory),
+            _ => false,
+        }
+    }
+
+    fn open(&mut self) -> Result<Option<Draft>, MemoryError> {
+        let Some(memory) = self.memory.clone() else { return Ok(None) };
+        let refused =
+            |source| MemoryError::Refused { call: "opening a slot for writing", asked: memory.size(), source };
+        let (writer, size) = match &mut self.right {
+            Right::Own(when) => match memory.open_writer() {
+                Ok(writer) => {
+                    *when = None;
+                    (writer, memory.size())
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    *when = Some(Instant::now() + AGAIN);
+                    return Ok(None);
+                }
+                Err(error) => return Err(refused(error)),
+            },
+            right => match std::mem::take(right) {
+                Right::Here { writer, size } => (writer, size),
+                _ => return Ok(None),
+            },
+        };
+        // The mapping keeps the file open for writing until it goes.
+        Ok(Some(Draft { map: Map::of_writer(writer.as_fd(), size)?, memory }))
+    }
+}

@@ -1,0 +1,266 @@
+//! The receiver's side: slots that it reads under leases.
+
+use std::{
+    io,
+    ops::Range,
+    os::fd::{AsFd, AsRawFd, OwnedFd},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use super::{
+    calls::{Breaks, Lease, is_leased, lease},
+    keeper::Keeper,
+};
+use crate::{
+    link::{self, LinkEnd, LinkMessage, Right},
+    loan::Kept,
+    memory::{HUGE_PAGE, Leasable, Map, MemoryError},
+    slot::{Geometry, SlotId},
+    socket::PacketSocket,
+    violation::Unsuitable,
+    wire::Descriptor,
+};
+
+/// One slot, as its receiver has it.
+#[derive(Debug)]
+pub(crate) struct Tenant {
+    memory: Leasable,
+    /// Where it is read, always at the same address.
+    view: Map,
+    standing: Mutex<Standing>,
+    keeper: Arc<Keeper>,
+}
+
+/// How it stands with a slot.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Standing {
+    /// Nobody reads it.
+    Idle,
+    /// It is read under a lease. A view that is written for itself may be there as well: its pages that
+    /// were not written yet are those of the slot.
+    Leased(Option<Range<usize>>),
+    /// The lease was broken, and a copy is read at the same address.
+    Copied,
+    /// The kernel took the lease away before there was a copy: what is read may have changed.
+    Lost,
+    /// The slot could not be put back in the place of the copy: it cannot be leased any more.
+    Closed,
+}
+
+impl Tenant {
+    /// Takes a slot whose memory exists, and of which the maker can be trusted.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub(crate) fn new(memory: Leasable) -> io::Result<Arc<Self>> {
+        let keeper = Keeper::of_this_process()?;
+        let view = Map::of_reader(memory.as_fd(), memory.size())?;
+        let tenant = Arc::new(Self { memory, view, standing: Mutex::new(Standing::Idle), keeper });
+        tenant.keeper.add(tenant.memory.as_fd().as_raw_fd(), Arc::downgrade(&tenant));
+        Ok(tenant)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Standing> {
+        // A panic while it was locked cannot have left it half changed.
+        self.standing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Where its bytes are.
+    pub(crate) fn bytes(&self) -> *mut u8 {
+        self.view.beginning()
+    }
+
+    /// Takes the lease: from here on the bytes do not change, until it is released.
+    ///
+    /// # Errors
+    /// `WouldBlock`: somebody can write the slot; what else the kernel says. Nothing is taken then.
+    pub(crate) fn take(&self) -> io::Result<()> {
+        // Locked all the while: it may be broken at once.
+        let mut standing = self.lock();
+        if *standing != Standing::Idle {
+            return Err(io::Error::other("the slot is read already"));
+        }
+        Breaks::are_for(self.keeper.thread(), self.memory.as_fd())?;
+        lease(self.memory.as_fd(), Lease::Read)?;
+        // A page that somebody has removed could be missing for good.
+        if !self.memory.is_whole() {
+            lease(self.memory.as_fd(), Lease::Release)?;
+            return Err(io::Error::other("pages of the slot were removed"));
+        }
+        *standing = Standing::Leased(None);
+        Ok(())
+    }
+
+    /// Ends the reading: whether the bytes were the same all the while.
+    pub(crate) fn release(&self) -> bool {
+        let mut standing = self.lock();
+        let (copied, intact) = match *standing {
+            Standing::Idle | Standing::Closed => return true,
+            // That there was a lease to give up is what shows that it was there all the while.
+            Standing::Leased(_) => (false, lease(self.memory.as_fd(), Lease::Release).is_ok()),
+            Standing::Copied => (true, true),
+            Standing::Lost => (true, false),
+        };
+        *standing = match copied && self.view.reattach(self.memory.as_fd()).is_err() {
+            true => Standing::Closed,
+            false => Standing::Idle,
+        };
+        intact
+    }
+
+    /// Whether the bytes have been the same since the lease was taken.
+    pub(crate) fn is_intact(&self) -> bool {
+        // If somebody breaks it just now, what follows tells whether it came to that.
+        self.serve();
+        matches!(*self.lock(), Standing::Leased(_) | Standing::Copied)
+    }
+
+    /// If the lease is about to be broken, puts a copy in the place of the slot and lets go. False if
+    /// there was no memory for it yet.
+    pub(super) fn serve(&self) -> bool {
+        let mut standing = self.lock();
+        let Standing::Leased(private) = &*standing else { return true };
+        if is_leased(self.memory.as_fd()) {
+            return true;
+        }
+        let separated = private.as_ref().is_none_or(|range| Map::separate(range).is_ok());
+        if !separated || self.view.detach().is_err() {
+            return false;
+        }
+        // It was there until here, and so nothing has changed before it was copied; or it was not.
+        *standing = match lease(self.memory.as_fd(), Lease::Release) {
+            Ok(()) => Standing::Copied,
+            Err(_) => Standing::Lost,
+        };
+        true
+    }
+
+    /// A view of the first bytes, while they are read, that this process may write for itself; none if
+    /// what is read is a copy, which it may write as it is.
+    pub(crate) fn make_private(&self, length: usize) -> Result<Option<Map>, MemoryError> {
+        let mut standing = self.lock();
+        let Standing::Leased(private) = &mut *standing else { return Ok(None) };
+        let map = Map::copy_on_write(self.memory.as_fd(), 0, length as u64)?;
+        *private = Some(map.addresses());
+        Ok(Some(map))
+    }
+
+    /// Forgets such a view, which is about to be unmapped.
+    pub(crate) fn end_private(&self) {
+        if let Standing::Leased(private) = &mut *self.lock() {
+            *private = None;
+        }
+    }
+}
+
+impl Drop for Tenant {
+    fn drop(&mut self) {
+        self.keeper.remove(self.memory.as_fd().as_raw_fd());
+    }
+}
+
+/// The slots of one link, each of which is memory of its own.
+#[derive(Debug)]
+pub(crate) struct Rooms {
+    memory: Vec<Leasable>,
+    /// The same, once they can be leased.
+    tenants: Vec<Arc<Tenant>>,
+    leases: bool,
+    made_here: bool,
+}
+
+impl Rooms {
+    /// Takes slots that the broker gave; to lease them, if `leases`.
+    ///
+    /// # Errors
+    /// [`Unsuitable`]
+    pub(crate) fn given(memory: Vec<OwnedFd>, geometry: Geometry, leases: bool) -> Result<Self, Unsuitable> {
+        let given = |reader| Leasable::given(reader, geometry.slot_bytes().into());
+        let memory: Vec<_> = memory.into_iter().map(given).collect::<Result<_, _>>()?;
+        let leases = leases && memory.iter().all(Leasable::is_own);
+        Ok(Self { memory, tenants: Vec::new(), leases, made_here: false })
+    }
+
+    /// Makes slots for a sender, in huge pages that were set aside only for one of the same user.
+    ///
+    /// # Errors
+    /// [`MemoryError`]
+    pub(crate) fn make(geometry: Geometry, same_user: bool) -> Result<Self, MemoryError> {
+        let huge = same_user && geometry.slot_bytes() as u64 >= HUGE_PAGE;
+        let memory = if huge { Self::make_in(geometry, true) } else { Self::make_in(geometry, false) };
+        let memory = memory.or_else(|error| if huge { Self::make_in(geometry, false) } else { Err(error) })?;
+        Ok(Self { memory, tenants: Vec::new(), leases: true, made_here: true })
+    }
+
+    fn make_in(geometry: Geometry, huge: bool) -> Result<Vec<Leasable>, MemoryError> {
+        let owner = nix::unistd::geteuid().as_raw();
+        let make = |_| {
+            let memory = Leasable::create("fbuf-slot", geometry.slot_bytes().into(), huge, owner)?;
+            memory.reserve().map(|_| memory)
+        };
+        (0..geometry.max_slots()).map(make).collect()
+    }
+
+    /// Whether this process made them, for a sender who has to be given the right to write each.
+    pub(crate) fn are_made_here(&self) -> bool {
+        self.made_here
+    }
+
+    /// Gives them all to the sender.
+    ///
+    /// # Errors
+    /// [`LinkEnd`]
+    pub(crate) fn give_all(&self, socket: &PacketSocket) -> Result<(), LinkEnd> {
+        let mut numbered = (0..).zip(&self.memory);
+        numbered.try_for_each(|(slot, memory)| send_right(socket, SlotId::new(slot), memory, true))
+    }
+
+    /// Maps those that can be leased, once their memory exists.
+    ///
+    /// # Errors
+    /// [`Unsuitable`]
+    pub(crate) fn furnish(&mut self) -> Result<(), Unsuitable> {
+        if self.leases {
+            let tenants: io::Result<_> = std::mem::take(&mut self.memory).into_iter().map(Tenant::new).collect();
+            self.tenants = tenants.map_err(|error| Unsuitable::Unmappable(error.to_string()))?;
+        }
+        Ok(())
+    }
+
+    /// Begins to read a message: under a lease, or else as a copy.
+    ///
+    /// # Errors
+    /// [`MemoryError`]: there is no memory for a copy.
+    pub(crate) fn read(&self, slot: SlotId, length: usize) -> Result<Kept, MemoryError> {
+        let refused = |source| MemoryError::Refused { call: "pread", asked: length as u64, source };
+        let memory = match (self.tenants.get(slot.index()), self.memory.get(slot.index())) {
+            (Some(tenant), _) if tenant.take().is_ok() => return Ok(Kept::Leased(tenant.clone())),
+            (Some(tenant), _) => tenant.memory.as_fd(),
+            (None, Some(memory)) => memory.as_fd(),
+            (None, None) => return Err(refused(io::ErrorKind::NotFound.into())),
+        };
+        let map = Map::private((length as u64).max(1))?;
+        // Not through a mapping: pages may be missing.
+        map.fill_from(memory, length).map_err(refused)?;
+        Ok(Kept::Copied(map))
+    }
+}
+
+/// Gives the sender the right to write a slot that nobody reads any more.
+///
+/// # Errors
+/// [`LinkEnd::Exhausted`]: not now. A sender that is gone needs nothing.
+pub(crate) fn give(socket: &PacketSocket, slot: SlotId, tenant: &Tenant) -> Result<(), LinkEnd> {
+    match send_right(socket, slot, &tenant.memory, false) {
+        Err(end @ LinkEnd::Exhausted(_)) => Err(end),
+        _ => Ok(()),
+    }
+}
+
+fn send_right(socket: &PacketSocket, slot: SlotId, memory: &Leasable, first: bool) -> Result<(), LinkEnd> {
+    let exhausted = |error: io::Error| LinkEnd::Exhausted(error.to_string());
+    let writer = Descriptor::from(memory.open_writer().map_err(exhausted)?);
+    // An open file of its own: a lease goes by those.
+    let reader = if first { Some(Descriptor::from(memory.open_reader().map_err(exhausted)?)) } else { None };
+    link::send(socket, &LinkMessage::Right(Right { slot: slot.number(), writer, reader }))
+}

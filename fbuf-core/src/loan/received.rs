@@ -1,0 +1,234 @@
+//! A message that was received.
+
+use std::{fmt, mem::ManuallyDrop, ops::Deref, os::fd::OwnedFd, ptr::NonNull, slice, sync::Arc};
+
+use crate::{
+    inbound::{Loan, Peer, Returns},
+    lease::Tenant,
+    memory::{Map, MemoryError, Sealed, SealedMemory},
+    protection::{Mechanism, Protection},
+    retire::Cell,
+    slot::{Mark, SlotId},
+};
+
+/// A message: bytes in the sender's memory, which this process may read until it drops it.
+///
+/// Dropping hands the slot back to its sender, from any thread, without a system call unless the
+/// sender sleeps. It stays readable after its sender, the receiver it came from, or the broker is
+/// gone.
+pub struct Received {
+    bytes: *const u8,
+    length: u32,
+    slot: SlotId,
+    mark: Mark,
+    home: NonNull<Returns>,
+    cell: NonNull<Cell>,
+    /// What has the bytes, if they are not simply read where they were written. Dropped by hand, so that
+    /// the others need no call.
+    kept: ManuallyDrop<Option<Box<Kept>>>,
+}
+
+/// What has the bytes of a message.
+#[derive(Debug)]
+pub(crate) enum Kept {
+    /// Memory that was given away.
+    Sealed(SealedMemory),
+    /// A slot, under a lease.
+    Leased(Arc<Tenant>),
+    /// A copy of a slot that could not be leased.
+    Copied(Map),
+}
+
+impl Kept {
+    fn bytes(&self) -> *const u8 {
+        match self {
+            Self::Sealed(sealed) => sealed.bytes.as_ptr(),
+            Self::Leased(tenant) => tenant.bytes(),
+            Self::Copied(map) => map.beginning(),
+        }
+    }
+}
+
+// SAFETY: a `Received` is the only holder of its slot (`Held::take`), and `Returns` is Sync.
+unsafe impl Send for Received {}
+// SAFETY: through `&Received` one can only read.
+unsafe impl Sync for Received {}
+
+impl Loan<'_> {
+    /// Makes a message of it.
+    #[inline]
+    pub(crate) fn receive(self) -> Received {
+        let Self { cell, slot, length, mark, home } = self;
+        Received {
+            bytes: cell.bytes(),
+            length,
+            slot,
+            mark,
+            home: NonNull::from(home),
+            cell: NonNull::from(cell),
+            kept: ManuallyDrop::new(None),
+        }
+    }
+}
+
+impl Received {
+    #[inline]
+    fn home(&self) -> &Returns {
+        // SAFETY: `home` and the mappings live until this slot is put (`Remains`), which only `drop` does.
+        unsafe { self.home.as_ref() }
+    }
+
+    /// The number its sender gave it: 0, 1, 2 … A step of more than one means messages that were
+    /// left out, because this receiver asked to be skipped.
+    #[must_use]
+    #[inline]
+    pub fn sequence(&self) -> u64 {
+        self.mark.sequence()
+    }
+
+    /// Who sent it.
+    #[must_use]
+    pub fn sender(&self) -> Peer {
+        self.home().peer()
+    }
+
+    /// The same message, whose bytes are elsewhere.
+    pub(crate) fn with(mut self, kept: Kept) -> Self {
+        self.bytes = kept.bytes();
+        *self.kept = Some(Box::new(kept));
+        self
+    }
+
+    /// What has the bytes, if they are not simply read where they were written.
+    pub(super) fn kept(&self) -> Option<&Kept> {
+        self.kept.as_deref()
+    }
+
+    /// A view of them, to be written by this process alone: the mapping, and where they begin in it.
+    pub(super) fn copy_on_write(&self) -> Result<(Map, usize), MemoryError> {
+        self.home().copy_on_write(self.bytes as usize, self.len())
+    }
+
+    /// Where the bytes are.
+    pub(super) fn bytes(&self) -> *const u8 {
+        self.bytes
+    }
+
+    /// The bytes, to keep, clone and pass on, if they were sealed for good ([`Mechanism::OneShot`]): the
+    /// sender gets its place in the line back, and the bytes stay.
+    ///
+    /// # Errors
+    /// The message, if it was not.
+    pub fn into_sealed(self) -> Result<Sealed, Self> {
+        self.take_sealed().map(Sealed::from)
+    }
+
+    fn take_sealed(mut self) -> Result<SealedMemory, Self> {
+        match self.kept.take().map(|kept| *kept) {
+            Some(Kept::Sealed(sealed)) => Ok(sealed),
+            other => {
+                *self.kept = other.map(Box::new);
+                Err(self)
+            }
+        }
+    }
+
+    /// The descriptor of the memory, if it was sealed for good: the message is its first
+    /// [`len`](slice::len) bytes. sendfile(2) and splice(2) may have it, which read on after they have
+    /// returned.
+    ///
+    /// # Errors
+    /// The message, if it was not.
+    pub fn into_fd(self) -> Result<OwnedFd, Self> {
+        self.take_sealed().map(|sealed| sealed.memory)
+    }
+
+    /// By which means it is protected, and so whether its bytes can change while it is held:
+    /// [`Mechanism::protection`].
+    #[must_use]
+    pub fn mechanism(&self) -> Mechanism {
+        match self.kept() {
+            None => self.home().mechanism(),
+            Some(Kept::Sealed(_)) => Mechanism::OneShot,
+            Some(Kept::Leased(_)) => Mechanism::Lease,
+            Some(Kept::Copied(_)) => Mechanism::Copy,
+        }
+    }
+
+    /// Whether its bytes are those that arrived, for certain: not if it is volatile, nor if its lease was
+    /// taken away by the kernel, because this process was stopped for longer than fs.lease-break-time while
+    /// somebody was about to write.
+    #[must_use]
+    pub fn is_intact(&self) -> bool {
+        match self.kept() {
+            None => self.mechanism().protection() == Protection::Sealed,
+            Some(Kept::Leased(tenant)) => tenant.is_intact(),
+            Some(_) => true,
+        }
+    }
+}
+
+impl Deref for Received {
+    type Target = [u8];
+    #[inline]
+    fn deref(&self) -> &[u8] {
+        // SAFETY: a `Loan` is made only of bytes inside a slot that was just taken, or lies
+        // in `kept`, which says why nobody changes it. Copies nobody writes
+        // before the slot is handed back; bytes that are shared, no safe code of the sender (invariants 1
+        // and 2), and the broker says for which senders that is enough (`State::mechanism`).
+        unsafe { slice::from_raw_parts(self.bytes, self.length as usize) }
+    }
+}
+
+impl AsRef<[u8]> for Received {
+    fn as_ref(&self) -> &[u8] {
+        self
+    }
+}
+
+impl fmt::Debug for Received {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Received")
+            .field("len", &self.length)
+            .field("sequence", &self.sequence())
+            .field("sender", &self.sender())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Drop for Received {
+    #[inline]
+    fn drop(&mut self) {
+        let Self { slot, mark, home, cell, .. } = *self;
+        if let Some(kept) = self.kept.take() {
+            let_go(kept, home, slot);
+        }
+        // By value: a message whose address nobody takes can live in registers.
+        hand_back(home, cell, slot, mark);
+    }
+}
+
+/// Lets go of what has the bytes, before the slot is handed back.
+#[cold]
+#[inline(never)]
+#[expect(clippy::boxed_local, reason = "opened here, and not wherever a message is dropped")]
+fn let_go(kept: Box<Kept>, home: NonNull<Returns>, slot: SlotId) {
+    if let Kept::Leased(tenant) = *kept {
+        // SAFETY: `home` lives until the mark of this slot is cleared (`Remains`), which comes after.
+        unsafe { home.as_ref() }.release(slot, tenant);
+    }
+}
+
+/// Hands a slot back, by its one holder.
+#[inline(always)]
+fn hand_back(home: NonNull<Returns>, cell: NonNull<Cell>, slot: SlotId, mark: Mark) {
+    // SAFETY: `home`, which has the cell, and the mappings live until the mark of this slot is cleared
+    // (`Remains`).
+    let home = unsafe { home.as_ref() };
+    let among = home.among();
+    home.hand_back(slot, mark);
+    // SAFETY: they live until this very store. No reference to `home` is used after this line, and the
+    // one to the cell, all atomics, promises nothing about its memory.
+    unsafe { cell.as_ref() }.clear();
+    among.after_clear();
+}

@@ -1,0 +1,262 @@
+//! Memory of which the kernel knows every writer, so that a read lease on it says something: nobody can
+//! write it, and nobody will before the holder of the lease has been told (F_SETLEASE in fcntl(2)).
+
+use std::{
+    fs::{self, File, Permissions},
+    io,
+    os::{
+        fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+        unix::fs::{OpenOptionsExt, PermissionsExt},
+    },
+};
+
+use ::memfd::{FileSeal, HugetlbSize, MemfdOptions};
+use nix::{
+    errno::Errno,
+    fcntl::{FallocateFlags, FcntlArg, OFlag, SealFlag, fallocate, fcntl},
+    sys::{
+        stat::fstat,
+        statfs::{HUGETLBFS_MAGIC, fstatfs},
+    },
+    unistd::{Uid, fchown, geteuid},
+};
+use serde::{Deserialize, Serialize};
+
+use super::{Map, MemoryError, room};
+use crate::violation::Unsuitable;
+
+/// The size of a huge page.
+pub const HUGE_PAGE: u64 = 2 << 20;
+
+/// Its size cannot change. That it could still be written is the point of it.
+const SEALS: [FileSeal; 3] = [FileSeal::SealShrink, FileSeal::SealGrow, FileSeal::SealSeal];
+
+/// In which pages memory lies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub enum Pages {
+    /// Those of the machine, 4 KiB most often.
+    Base,
+    /// Huge ones, which the kernel made up when it was asked to (`MADV_HUGEPAGE` in madvise(2)).
+    Transparent,
+    /// Huge ones out of those that were set aside (`MFD_HUGETLB` in memfd_create(2), vm.nr_hugepages).
+    Huge,
+}
+
+impl std::fmt::Display for Pages {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Base => "base pages",
+            Self::Transparent => "transparent huge pages",
+            Self::Huge => "huge pages",
+        })
+    }
+}
+
+/// A memfd that can be leased, and a descriptor of it that only reads.
+///
+/// What memfd_create(2) returns writes without being counted as a writer. So whoever relies on leases has
+/// to know who made the memory: its broker, or itself.
+#[derive(Debug)]
+pub struct Leasable {
+    reader: OwnedFd,
+    size: u64,
+    /// Whether no other process has the same open file: leases go by those.
+    own: bool,
+}
+
+impl Leasable {
+    /// Makes one of `size` bytes, or somewhat more, of which no page exists yet; `owner` is the user who
+    /// may lease it, and open it again for writing. The one descriptor of it is that which is returned.
+    ///
+    /// # Errors
+    /// [`MemoryError::Refused`]: another owner, by who is not root; no huge pages on this kernel; no /proc.
+    pub fn create(name: &str, size: u64, huge: bool, owner: u32) -> Result<Self, MemoryError> {
+        let size = size.max(1).next_multiple_of(if huge { HUGE_PAGE } else { crate::guard::page_bytes() });
+        let refused = |call, source| MemoryError::Refused { call, asked: size, source };
+        let options = MemfdOptions::new().allow_sealing(true).hugetlb(huge.then_some(HugetlbSize::Huge2MB));
+        let made = options.create(name).map_err(|error| refused("memfd_create", io::Error::other(error)))?;
+        made.as_file().set_len(size).map_err(|error| refused("ftruncate", error))?;
+        made.as_file().set_permissions(Permissions::from_mode(0o600)).map_err(|error| refused("fchmod", error))?;
+        made.add_seals(&SEALS).map_err(|error| refused("F_ADD_SEALS", io::Error::other(error)))?;
+        // While this user can still open it.
+        let reader = reopen(made.as_file().as_fd(), File::options().read(true));
+        let reader = reader.map_err(|error| refused("opening a memfd of /proc/self/fd", error))?;
+        if owner != geteuid().as_raw() {
+            let chowned = fchown(made.as_file(), Some(Uid::from_raw(owner)), None);
+            chowned.map_err(|error| refused("fchown", error.into()))?;
+        }
+        Ok(Self { reader, size, own: true })
+    }
+
+    /// Takes what was made by somebody whose word counts, if it has at least so many bytes. The descriptor
+    /// is replaced by one of this process alone, if the kernel permits, since a lease goes by that.
+    ///
+    /// # Errors
+    /// [`Unsuitable`]: it is shorter, or need not stay as long as it is.
+    pub fn given(reader: OwnedFd, size: u64) -> Result<Self, Unsuitable> {
+        let found = size_of(reader.as_fd())?;
+        if found < size {
+            return Err(Unsuitable::Size { found, wanted: size });
+        }
+        Ok(match reopen(reader.as_fd(), File::options().read(true)) {
+            Ok(reader) => Self { reader, size: found, own: true },
+            Err(_) => Self { reader, size: found, own: false },
+        })
+    }
+
+    /// Whether it can be leased through this descriptor without another process meddling with it.
+    #[must_use]
+    pub fn is_own(&self) -> bool {
+        self.own
+    }
+
+    /// Its size in bytes.
+    #[must_use]
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// Opens it for writing, if this user owns it.
+    ///
+    /// # Errors
+    /// `WouldBlock` while anybody has a lease on it, who is told.
+    pub fn open_writer(&self) -> io::Result<OwnedFd> {
+        reopen(self.reader.as_fd(), File::options().read(true).write(true).custom_flags(OFlag::O_NONBLOCK.bits()))
+    }
+
+    /// Opens it for reading once more.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn open_reader(&self) -> io::Result<OwnedFd> {
+        reopen(self.reader.as_fd(), File::options().read(true))
+    }
+
+    /// Has all of its pages exist, in huge ones if they can be had.
+    ///
+    /// # Errors
+    /// [`MemoryError`]: there are not so many.
+    pub fn reserve(&self) -> Result<Pages, MemoryError> {
+        let refused = |call, source| MemoryError::Refused { call, asked: self.size, source };
+        let writer = self.open_writer().map_err(|error| refused("opening a memfd of /proc/self/fd", error))?;
+        let huge = is_huge(writer.as_fd());
+        if !huge {
+            room::check(self.size)?;
+        }
+        // A file of huge pages that are set aside gets them when it is mapped.
+        let none_left = || MemoryError::NotEnough { asked: self.size, available: 0, bound: "free huge pages" };
+        let map = match Map::of_writer(writer.as_fd(), self.size) {
+            Err(MemoryError::Refused { source, .. }) if huge && source.raw_os_error() == Some(Errno::ENOMEM as i32) => {
+                return Err(none_left());
+            }
+            other => other?,
+        };
+        let length = i64::try_from(self.size).map_err(|error| refused("fallocate", io::Error::other(error)))?;
+        loop {
+            match fallocate(&writer, FallocateFlags::empty(), 0, length) {
+                Ok(()) if huge => return Ok(Pages::Huge),
+                Ok(()) => return Ok(if map.is_in_huge_pages() { Pages::Transparent } else { Pages::Base }),
+                Err(Errno::EINTR) => {}
+                Err(Errno::ENOSPC | Errno::ENOMEM) if huge => return Err(none_left()),
+                Err(Errno::ENOSPC | Errno::ENOMEM) => return Err(room::none_left(self.size)),
+                Err(error) => return Err(refused("fallocate", error.into())),
+            }
+        }
+    }
+
+    /// Whether all of its pages exist: a page that does not could be had for reading only while there is
+    /// memory.
+    pub(crate) fn is_whole(&self) -> bool {
+        fstat(&self.reader).is_ok_and(|stat| (stat.st_blocks.max(0) as u64).saturating_mul(512) >= self.size)
+    }
+}
+
+impl From<Leasable> for OwnedFd {
+    fn from(memory: Leasable) -> Self {
+        memory.reader
+    }
+}
+
+impl AsFd for Leasable {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.reader.as_fd()
+    }
+}
+
+/// How many huge pages there are that were set aside and that nobody has.
+#[must_use]
+pub fn free_huge_pages() -> u64 {
+    let read = |name: &str| fs::read_to_string(format!("/sys/kernel/mm/hugepages/hugepages-2048kB/{name}")).ok();
+    let count = |name| read(name).and_then(|text| text.trim().parse::<u64>().ok()).unwrap_or(0);
+    count("free_hugepages").saturating_sub(count("resv_hugepages"))
+}
+
+/// Whether the kernel makes up huge pages for memfds that ask for them.
+#[must_use]
+pub fn has_transparent_pages() -> bool {
+    let text = fs::read_to_string("/sys/kernel/mm/transparent_hugepage/shmem_enabled").unwrap_or_default();
+    !text.is_empty() && !text.contains("[never]") && !text.contains("[deny]")
+}
+
+/// The size of a memfd that nobody can resize.
+pub(crate) fn size_of(memory: BorrowedFd<'_>) -> Result<u64, Unsuitable> {
+    let wanted = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW;
+    let found = fcntl(memory, FcntlArg::F_GET_SEALS).map_err(|_| Unsuitable::NotSealable)?;
+    if found & wanted.bits() != wanted.bits() {
+        return Err(Unsuitable::Seals { found, wanted: wanted.bits() });
+    }
+    let stat = fstat(memory).map_err(|error| Unsuitable::Unmappable(error.to_string()))?;
+    Ok(stat.st_size.max(0) as u64)
+}
+
+/// Whether it lies in huge pages that were set aside. Who owns such a file can take them away from those
+/// who have it mapped, and there may be no others.
+pub(crate) fn is_huge(memory: BorrowedFd<'_>) -> bool {
+    fstatfs(memory).is_ok_and(|stat| stat.filesystem_type() == HUGETLBFS_MAGIC)
+}
+
+/// Opens a file once more.
+fn reopen(file: BorrowedFd<'_>, options: &fs::OpenOptions) -> io::Result<OwnedFd> {
+    Ok(options.open(format!("/proc/self/fd/{}", file.as_raw_fd()))?.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn own() -> u32 {
+        geteuid().as_raw()
+    }
+
+    #[test]
+    fn it_can_be_written_by_its_owner_and_keeps_its_size() {
+        let memory = Leasable::create("fbuf-test", 5000, false, own()).unwrap();
+        assert_eq!((memory.size(), memory.is_whole()), (8192, false));
+        assert!(memory.reserve().is_ok() && memory.is_whole());
+        let writer = memory.open_writer().unwrap();
+        nix::sys::uio::pwrite(&writer, b"x", 5000).unwrap();
+        assert!(nix::unistd::ftruncate(&writer, 0).is_err());
+        let mode = fs::metadata(format!("/proc/self/fd/{}", memory.as_fd().as_raw_fd())).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+    }
+
+    #[test]
+    fn what_is_given_is_looked_at() {
+        let memory = Leasable::create("fbuf-test", 4096, false, own()).unwrap();
+        let reader = || memory.as_fd().try_clone_to_owned().unwrap();
+        assert_eq!(Leasable::given(reader(), 4096).unwrap().size(), 4096);
+        assert_eq!(Leasable::given(reader(), 4097).unwrap_err(), Unsuitable::Size { found: 4096, wanted: 4097 });
+        let loose = MemfdOptions::new().allow_sealing(true).create("fbuf-test").unwrap().into_file();
+        loose.set_len(4096).unwrap();
+        assert!(matches!(Leasable::given(loose.into(), 4096), Err(Unsuitable::Seals { found: 0, .. })));
+        let file = File::open("/proc/self/exe").unwrap();
+        assert_eq!(Leasable::given(file.into(), 1).unwrap_err(), Unsuitable::NotSealable);
+    }
+
+    #[test]
+    fn more_than_there_is_is_an_error() {
+        let memory = Leasable::create("fbuf-test", 1 << 50, false, own()).unwrap();
+        assert!(matches!(memory.reserve(), Err(MemoryError::NotEnough { .. })));
+    }
+}

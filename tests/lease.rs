@@ -1,0 +1,275 @@
+//! Messages that are read under leases: they do not change, and their slots are used again.
+
+mod support;
+
+use std::{
+    fs::{self, File},
+    io::Write,
+    os::unix::fs::{FileExt, OpenOptionsExt},
+    path::PathBuf,
+    sync::{Mutex, MutexGuard, PoisonError},
+    thread,
+    time::Duration,
+};
+
+use fbuf_broker::Embedded;
+use fbuf_client::{Client, Fbuf, Mechanism, OpenError, Protection, Receiver, Sender, SenderBuilder, WriteError};
+use support::{SOON, until};
+
+/// The bytes of a slot: some pages, and a part of one.
+const SIZE: usize = 70_000;
+
+/// One test at a time: they look at what this process holds.
+fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn broker() -> (Embedded, Client) {
+    let broker = Embedded::start().unwrap();
+    let client = Client::connect_to(broker.address()).unwrap();
+    (broker, client)
+}
+
+fn builder(client: &Client, slots: u64) -> SenderBuilder {
+    client.sender("c").slot_size(SIZE as u64).slots(slots).mechanism(Mechanism::Lease)
+}
+
+fn pair(client: &Client, slots: u64) -> (Sender, Receiver) {
+    let receiver = client.receiver("c").require(Protection::Sealed).open().unwrap();
+    let mut sender = builder(client, slots).open().unwrap();
+    assert_eq!(sender.granted().mechanism, Mechanism::Lease, "{}", sender.granted());
+    sender.wait_for_receivers_timeout(1, SOON).unwrap();
+    (sender, receiver)
+}
+
+fn filled(sender: &mut Sender, value: u8) -> Fbuf {
+    let mut fbuf = sender.allocate_timeout(SOON).unwrap();
+    fbuf.resize(SIZE).unwrap();
+    fbuf.fill(value);
+    fbuf
+}
+
+fn send(sender: &mut Sender, value: u8) {
+    let fbuf = filled(sender, value);
+    sender.write(fbuf).unwrap();
+}
+
+fn is_all(bytes: &[u8], value: u8) -> bool {
+    bytes.len() == SIZE && bytes.iter().all(|&byte| byte == value)
+}
+
+/// The slots of this process, as files that can be opened.
+fn slots() -> Vec<PathBuf> {
+    let entries = fs::read_dir("/proc/self/fd").unwrap().flatten();
+    let is_slot = |path: &PathBuf| fs::read_link(path).is_ok_and(|to| to.starts_with("/memfd:fbuf-slot (deleted)"));
+    entries.map(|entry| entry.path()).filter(is_slot).collect()
+}
+
+/// Opens all slots for writing and scribbles, from a thread, since whoever does that is held up.
+fn scribble() -> thread::JoinHandle<Vec<File>> {
+    let slots = slots();
+    thread::spawn(move || {
+        let open = |path: &PathBuf| File::options().read(true).write(true).open(path);
+        // One that was closed meanwhile is no slot any more.
+        let files: Vec<_> = slots.iter().filter_map(|path| open(path).ok()).collect();
+        files.iter().for_each(|file| file.write_all_at(&[0xEE; SIZE], 0).unwrap());
+        files
+    })
+}
+
+#[test]
+fn they_arrive_in_order_to_all_and_their_slots_are_used_again() {
+    let (_alone, (_broker, client)) = (alone(), broker());
+    let (mut sender, mut receiver) = pair(&client, 3);
+    let mut other = client.receiver("c").open().unwrap();
+    sender.wait_for_receivers_timeout(2, SOON).unwrap();
+    let (mut random, mut counts) = (support::Random(7), None);
+    for n in 0..300 {
+        let message = random.bytes([0, 1, 4096, 69_999, SIZE][n % 5]);
+        let mut fbuf = sender.allocate_timeout(SOON).unwrap();
+        fbuf.write_all(&message).unwrap();
+        sender.write(fbuf).unwrap();
+        let [one, two] = [&mut receiver, &mut other].map(|receiver| receiver.get_timeout(SOON).unwrap());
+        for received in [&one, &two] {
+            assert_eq!((received.sequence(), received.mechanism()), (n as u64, Mechanism::Lease));
+            assert!(received[..] == message[..] && received.is_intact());
+        }
+        // Both hold it at once, where it lies.
+        drop((one, two));
+        if n > 2 {
+            let count = (support::descriptors(), support::mappings());
+            assert_eq!(*counts.get_or_insert(count), count, "after {n} messages");
+        }
+    }
+    assert_eq!((receiver.counters().leases_refused, other.counters().leases_refused), (0, 0));
+    assert_eq!(sender.counters().slots.free + sender.counters().slots.held, 3);
+}
+
+#[test]
+fn nothing_is_left() {
+    let _alone = alone();
+    let counts = || (support::descriptors(), support::mappings(), support::threads());
+    drop(broker());
+    let before = counts();
+    {
+        let (_broker, client) = broker();
+        let (mut sender, mut receiver) = pair(&client, 3);
+        send(&mut sender, 1);
+        let held = receiver.get_timeout(SOON).unwrap();
+        drop((sender, receiver));
+        assert!(is_all(&held, 1) && held.is_intact());
+    }
+    until("all is gone", || counts() == before);
+}
+
+#[test]
+fn who_opens_a_message_for_writing_waits_until_there_is_a_copy() {
+    let (_alone, (_broker, client)) = (alone(), broker());
+    let (mut sender, mut receiver) = pair(&client, 2);
+    send(&mut sender, 1);
+    let held = receiver.get_timeout(SOON).unwrap();
+    let address = held.as_ptr();
+    // Held up by the lease, and let through once the message is elsewhere.
+    let writers = scribble().join().unwrap();
+    assert!(!writers.is_empty() && is_all(&held, 1) && held.is_intact());
+    assert_eq!((held.as_ptr(), held.mechanism()), (address, Mechanism::Lease));
+    drop(held);
+    // As long as somebody can write a slot, what comes in it is copied.
+    for value in 2..6 {
+        send(&mut sender, value);
+        let held = receiver.get_timeout(SOON).unwrap();
+        assert_eq!(held.mechanism(), Mechanism::Copy);
+        writers.iter().for_each(|file| file.write_all_at(&[0xEE; SIZE], 0).unwrap());
+        assert!(is_all(&held, value) && held.is_intact());
+    }
+    assert_eq!(receiver.counters().leases_refused, 4);
+    drop(writers);
+    for value in 6..10 {
+        send(&mut sender, value);
+        let held = receiver.get_timeout(SOON).unwrap();
+        assert!(is_all(&held, value) && held.mechanism() == Mechanism::Lease);
+    }
+}
+
+#[test]
+fn a_slot_with_a_hole_is_copied() {
+    let (_alone, (_broker, client)) = (alone(), broker());
+    let (mut sender, mut receiver) = pair(&client, 1);
+    send(&mut sender, 0);
+    drop(receiver.get_timeout(SOON).unwrap());
+    let fbuf = filled(&mut sender, 1);
+    let writer = File::options().write(true).custom_flags(nix::libc::O_NONBLOCK).open(&slots()[0]).unwrap();
+    let hole = nix::fcntl::FallocateFlags::FALLOC_FL_PUNCH_HOLE | nix::fcntl::FallocateFlags::FALLOC_FL_KEEP_SIZE;
+    nix::fcntl::fallocate(&writer, hole, 0, 4096).unwrap();
+    drop(writer);
+    sender.write(fbuf).unwrap();
+    let held = receiver.get_timeout(SOON).unwrap();
+    assert_eq!(held.mechanism(), Mechanism::Copy);
+    assert!(held[..4096].iter().all(|&byte| byte == 0) && held[4096..].iter().all(|&byte| byte == 1));
+}
+
+#[test]
+fn a_view_to_be_written_stays_what_it_is_when_the_lease_is_broken() {
+    let (_alone, (_broker, client)) = (alone(), broker());
+    let (mut sender, mut receiver) = pair(&client, 2);
+    send(&mut sender, 1);
+    send(&mut sender, 2);
+    let mut view = receiver.get_timeout(SOON).unwrap().make_private().unwrap();
+    assert!(view.is_shared());
+    view[5000] = 77;
+    let late = receiver.get_timeout(SOON).unwrap();
+    let _writers = scribble().join().unwrap();
+    assert!((0..SIZE).all(|at| view[at] == if at == 5000 { 77 } else { 1 }));
+    // A copy already: it is written as it is.
+    let mut late = late.make_private().unwrap();
+    late[SIZE - 1] = 78;
+    assert!(late[..SIZE - 1].iter().all(|&byte| byte == 2) && late[SIZE - 1] == 78);
+    drop((view, late));
+    send(&mut sender, 3);
+    assert!(is_all(&receiver.get_timeout(SOON).unwrap(), 3));
+}
+
+#[test]
+fn what_was_sent_and_kept_can_be_read_and_written_again() {
+    let (_alone, (_broker, client)) = (alone(), broker());
+    let (mut sender, mut receiver) = pair(&client, 2);
+    let fbuf = filled(&mut sender, 1);
+    let (_, kept) = sender.write_keep(fbuf).unwrap();
+    let held = receiver.get_timeout(SOON).unwrap();
+    assert!(is_all(&kept, 1) && held.mechanism() == Mechanism::Lease);
+    // Still held: the other slot.
+    let mut copy = sender.make_mut(kept).unwrap();
+    assert!(is_all(&copy, 1));
+    copy.fill(2);
+    assert!(is_all(&held, 1));
+    let (_, kept) = sender.write_keep(copy).unwrap();
+    drop(held);
+    drop(receiver.get_timeout(SOON).unwrap());
+    // Handed back: the same slot, and there is no third.
+    let filler = filled(&mut sender, 3);
+    let same = sender.make_mut(kept).unwrap();
+    assert!(is_all(&same, 2));
+    drop((filler, same));
+}
+
+#[test]
+fn slots_can_be_the_receivers() {
+    let (_alone, (_broker, client)) = (alone(), broker());
+    let mut sender = builder(&client, 3).from_receiver().open().unwrap();
+    assert!(sender.allocate_timeout(Duration::from_millis(20)).is_err(), "there is no receiver");
+    let mut receiver = client.receiver("c").open().unwrap();
+    for n in 0..200u8 {
+        send(&mut sender, n);
+        let held = receiver.get_timeout(SOON).unwrap();
+        assert!(is_all(&held, n) && held.mechanism() == Mechanism::Lease, "message {n}");
+    }
+    let refused = client.receiver("c").open().unwrap_err();
+    assert!(refused.to_string().contains("come from the one receiver"), "{refused}");
+
+    // What was allocated from one that goes is sent to the next.
+    let (orphan, kept) = (filled(&mut sender, 201), filled(&mut sender, 202));
+    let (_, kept) = sender.write_keep(kept).unwrap();
+    let held = receiver.get_timeout(SOON).unwrap();
+    drop(receiver);
+    until("it has left", || {
+        sender.look();
+        sender.receivers() == 0
+    });
+    let Err(WriteError::NoReceiver(orphan)) = sender.write(orphan) else { panic!("it was written to nobody") };
+    assert!(is_all(&orphan, 201) && is_all(&held, 202));
+    let mut receiver = client.receiver("c").open().unwrap();
+    sender.wait_for_receivers_timeout(1, SOON).unwrap();
+    let fresh = filled(&mut sender, 203);
+    sender.write(orphan).unwrap();
+    sender.write(fresh).unwrap();
+    for value in [201, 203] {
+        let got = receiver.get_timeout(SOON).unwrap();
+        assert!(is_all(&got, value) && got.mechanism() == Mechanism::Lease);
+    }
+    // Its slot was the other one's.
+    let again = sender.make_mut(kept).unwrap();
+    assert!(is_all(&again, 202));
+    drop((held, again));
+    send(&mut sender, 204);
+    assert!(is_all(&receiver.get_timeout(SOON).unwrap(), 204));
+}
+
+#[test]
+fn a_sender_is_told_what_it_got_and_why() {
+    let (_alone, (_broker, client)) = (alone(), broker());
+    let granted = |builder: SenderBuilder| builder.open().unwrap().granted().clone();
+    let small = granted(client.sender("a").slot_size(1 << 20).protection(Protection::Sealed));
+    assert_eq!(small.mechanism, Mechanism::Copy);
+    assert!(small.to_string().starts_with("sealed by copying: slots of 1048576 bytes"), "{small}");
+    let large = granted(client.sender("b").slot_size(2 << 20).protection(Protection::Sealed));
+    match large.mechanism {
+        Mechanism::Lease => assert!(large.pages.is_some(), "{large}"),
+        Mechanism::Copy => assert!(large.reason.contains("huge pages"), "{large}"),
+        _ => panic!("{large}"),
+    }
+    let asked = granted(client.sender("d").slot_size(4096).mechanism(Mechanism::Lease));
+    assert_eq!(asked.mechanism, Mechanism::Lease, "{asked}");
+    let too_many = client.sender("e").slots(33).mechanism(Mechanism::Lease).open();
+    assert!(matches!(too_many, Err(OpenError::Geometry(_))));
+}
