@@ -47,7 +47,7 @@ fn latency_is_measured_for_every_peer() {
 
 #[test]
 fn streams_are_measured_in_every_mode_and_way_of_waiting() {
-    let modes = ["untouched", "written", "touched"];
+    let modes = ["untouched", "paged", "written", "touched"];
     for wait in ["spin", "adaptive", "block"] {
         let lines = lines(&["stream", "--size", "4KiB", "--mode", &modes.join(","), "--wait", wait, "--slots", "8"]);
         for line in &lines {
@@ -76,6 +76,30 @@ fn wakeups_depths_and_fans_are_measured() {
     for line in wakeups.iter().chain(&depths).chain(&fans) {
         assert_has(line, &RUN);
     }
+}
+
+#[test]
+fn what_protection_costs_is_measured() {
+    let out = tempfile::tempdir().unwrap();
+    let folder = out.path().to_str().unwrap();
+    let lines = lines(&["protection", "--size", "4KiB,2MiB", "--out", folder]);
+    for line in &lines {
+        assert_has(line, &RUN);
+        assert_has(line, &LATENCY);
+        assert_eq!((&line["workload"], &line["mode"]), (&"protection".into(), &"paged".into()));
+    }
+    for size in [4096, 2 << 20] {
+        let of_size: Vec<_> = lines.iter().filter(|line| line["size"] == size).collect();
+        let means: Vec<_> = of_size.iter().filter_map(|line| line["means"].as_str()).collect();
+        for wanted in ["guarded", "copy", "lease", "one-shot", "copy-on-write"] {
+            assert!(means.contains(&wanted), "{wanted} is missing in {means:?}");
+        }
+        for peer in ["pipe", "memcpy"] {
+            assert!(of_size.iter().any(|line| line["peer"] == peer), "{peer} is missing");
+        }
+    }
+    let page = std::fs::read_to_string(out.path().join("fbuf-protection.html")).unwrap();
+    assert!(page.contains("<svg") && page.contains("Table 1 of SOSP 1993"));
 }
 
 #[test]

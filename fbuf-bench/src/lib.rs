@@ -11,6 +11,7 @@ mod pair;
 mod payload;
 mod peers;
 pub mod processors;
+mod protection;
 mod report;
 mod suite;
 mod table;

@@ -52,6 +52,23 @@ enum What {
         #[command(flatten)]
         common: Common,
     },
+    /// What each level of protection costs, beside copying: a message there, a word of each page written
+    /// and read, half of a round trip
+    Protection {
+        /// Bytes of a message
+        #[arg(
+            long,
+            value_name = "BYTES",
+            value_delimiter = ',',
+            default_value = "4KiB,64KiB,256KiB,1MiB,2MiB,4MiB,16MiB,64MiB"
+        )]
+        size: Vec<ByteSize>,
+        /// In which folder to write fbuf-protection.html, with a plot [default: none is written]
+        #[arg(long, value_name = "FOLDER")]
+        out: Option<PathBuf>,
+        #[command(flatten)]
+        common: Common,
+    },
     /// How many instructions a message takes, both sides together, as valgrind counts them
     Instructions {
         /// Bytes of a message
@@ -135,6 +152,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         What::Depth(settings) => Suite::new(settings.common)?.depth(settings),
         What::Fan { count, common } => Suite::new(*common)?.fan(count),
         What::Once { common } => Suite::new(*common)?.once(),
+        What::Protection { size, out, common } => Suite::new(*common)?.protection(&checked(size)?, out.as_deref()),
         What::All { out, common } => Suite::new(*common)?.all(out),
 
         What::Instructions { size, peer, most, json } => {
@@ -164,15 +182,20 @@ impl Settings {
         if self.size.is_empty() {
             return Ok(default.to_vec());
         }
-        let checked = |size: &ByteSize| {
-            let bytes = usize::try_from(size.as_u64())?;
-            if bytes == 0 || !bytes.is_multiple_of(NUMBER) {
-                return Err(format!("messages of {bytes} bytes were asked for: they must be a multiple of 8").into());
-            }
-            Ok(bytes)
-        };
-        self.size.iter().map(checked).collect()
+        checked(&self.size)
     }
+}
+
+/// Sizes that a message can have.
+fn checked(sizes: &[ByteSize]) -> Result<Vec<usize>> {
+    let checked = |size: &ByteSize| {
+        let bytes = usize::try_from(size.as_u64())?;
+        if bytes == 0 || !bytes.is_multiple_of(NUMBER) {
+            return Err(format!("messages of {bytes} bytes were asked for: they must be a multiple of 8").into());
+        }
+        Ok(bytes)
+    };
+    sizes.iter().map(checked).collect()
 }
 
 impl Common {

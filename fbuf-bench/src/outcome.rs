@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use crate::{
     peers::Peer,
-    terms::{Mode, Terms, Wait, Work},
+    terms::{Means, Mode, Terms, Wait, Work},
     work::{Figures, Run},
 };
 
@@ -20,6 +20,8 @@ pub(crate) struct Outcome {
     pub(crate) wait: Wait,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) slots: Option<u32>,
+    #[serde(skip_serializing_if = "is_default")]
+    pub(crate) means: Means,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) rate_per_s: Option<f64>,
     /// How many processes are at the other end.
@@ -39,6 +41,11 @@ pub(crate) struct Outcome {
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks for it")]
 fn is_one(count: &u32) -> bool {
     *count == 1
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks for it")]
+fn is_default(means: &Means) -> bool {
+    *means == Means::default()
 }
 
 /// What was measured.
@@ -66,6 +73,7 @@ impl Outcome {
             mode: terms.mode,
             wait: terms.wait,
             slots: terms.slots,
+            means: terms.means,
             rate_per_s,
             others: terms.others,
             run,
@@ -90,7 +98,8 @@ impl Outcome {
 
     /// In which line of a table it belongs.
     pub(crate) fn row(&self) -> Row {
-        Row { peer: self.peer, wait: self.wait, slots: self.slots, others: self.others, rate: self.rate_per_s }
+        let Self { peer, wait, means, slots, others, rate_per_s: rate, .. } = *self;
+        Row { peer, wait, means, slots, others, rate }
     }
 
     /// The figure by which peers are compared.
@@ -115,6 +124,7 @@ pub(crate) struct Once {
 pub(crate) struct Row {
     pub(crate) peer: Peer,
     pub(crate) wait: Wait,
+    pub(crate) means: Means,
     pub(crate) slots: Option<u32>,
     pub(crate) others: u32,
     pub(crate) rate: Option<f64>,

@@ -9,6 +9,8 @@ pub(crate) const NUMBER: usize = 8;
 pub(crate) const LAST: u64 = 1 << 63;
 /// The bit of a number that says that from this message on everything is measured.
 pub(crate) const MEASURED: u64 = 1 << 62;
+/// Bytes of a page, of which [`Mode::Paged`] writes and reads the first word.
+pub(crate) const PAGE: usize = 4096;
 const MARKS: u64 = LAST | MEASURED;
 
 /// Writes message `number`.
@@ -17,10 +19,11 @@ pub(crate) fn write(bytes: &mut [u8], number: u64, mode: Mode) {
     if let Some(first) = bytes.first_chunk_mut() {
         *first = number.to_ne_bytes();
     }
-    if mode != Mode::Untouched {
-        let word = number.to_ne_bytes();
-        let (words, _) = bytes.as_chunks_mut::<NUMBER>();
-        words.fill(word);
+    let word = number.to_ne_bytes();
+    match mode {
+        Mode::Untouched => {}
+        Mode::Paged => bytes.chunks_mut(PAGE).filter_map(|page| page.first_chunk_mut()).for_each(|first| *first = word),
+        Mode::Written | Mode::Touched => bytes.as_chunks_mut::<NUMBER>().0.fill(word),
     }
 }
 
@@ -29,9 +32,11 @@ pub(crate) fn write(bytes: &mut [u8], number: u64, mode: Mode) {
 pub(crate) fn read(bytes: &[u8], mode: Mode) -> Read {
     let Some(&first) = bytes.first_chunk() else { return Read { number: 0, whole: false } };
     let number = u64::from_ne_bytes(first);
-    let whole = mode != Mode::Touched || {
-        let (words, _) = bytes.as_chunks::<NUMBER>();
-        words.iter().fold(0, |all, word| all | (u64::from_ne_bytes(*word) ^ number)) == 0
+    let differs = |all: u64, word: &[u8; NUMBER]| all | (u64::from_ne_bytes(*word) ^ number);
+    let whole = match mode {
+        Mode::Untouched | Mode::Written => true,
+        Mode::Paged => bytes.chunks(PAGE).filter_map(|page| page.first_chunk()).fold(0, differs) == 0,
+        Mode::Touched => bytes.as_chunks().0.iter().fold(0, differs) == 0,
     };
     Read { number, whole }
 }
@@ -92,7 +97,7 @@ mod tests {
 
     #[test]
     fn what_is_written_reads_as_whole() {
-        for mode in [Mode::Untouched, Mode::Written, Mode::Touched] {
+        for mode in [Mode::Untouched, Mode::Paged, Mode::Written, Mode::Touched] {
             let (mut bytes, mut checker) = ([0; 72], Checker::default());
             for number in 0..3 {
                 write(&mut bytes, number, mode);

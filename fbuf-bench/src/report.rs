@@ -25,9 +25,9 @@ pub(crate) struct Report<'a> {
 }
 
 /// One curve: its name, and its points.
-struct Curve {
-    label: String,
-    points: Vec<(f64, f64)>,
+pub(crate) struct Curve {
+    pub(crate) label: String,
+    pub(crate) points: Vec<(f64, f64)>,
 }
 
 impl Report<'_> {
@@ -141,14 +141,14 @@ fn plot(workload: &str, mode: Mode, runs: &[&Outcome]) -> Result<String> {
 }
 
 /// What stands at the axes, and where the names of the curves stand.
-struct Axes {
-    x: &'static str,
-    y: fn(f64) -> String,
-    legend: SeriesLabelPosition,
+pub(crate) struct Axes {
+    pub(crate) x: &'static str,
+    pub(crate) y: fn(f64) -> String,
+    pub(crate) legend: SeriesLabelPosition,
 }
 
 /// Both axes are logarithmic; sizes are told as powers of two.
-fn draw(caption: &str, axes: Axes, curves: &[Curve]) -> Result<String> {
+pub(crate) fn draw(caption: &str, axes: Axes, curves: &[Curve]) -> Result<String> {
     let values = |of: fn(&(f64, f64)) -> f64| curves.iter().flat_map(|curve| curve.points.iter()).map(of);
     let range = |of: fn(&(f64, f64)) -> f64| {
         values(of).fold(f64::INFINITY, f64::min)..values(of).fold(f64::NEG_INFINITY, f64::max)

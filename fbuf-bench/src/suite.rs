@@ -12,10 +12,10 @@ use crate::{
     options::{Common, Settings},
     outcome::{Once, Outcome, Spread},
     peers::Peer,
-    processors,
+    processors, protection,
     report::Report,
     table,
-    terms::{Mode, Terms, Wait, Work, name},
+    terms::{Means, Mode, Terms, Wait, Work, name},
     work::{self, once},
 };
 
@@ -52,6 +52,7 @@ impl Suite {
             mode: Mode::Untouched,
             wait: Wait::Spin,
             slots: None,
+            means: Means::Volatile,
             others: 1,
             time: self.time,
             processors: self.processors,
@@ -185,6 +186,44 @@ impl Suite {
         Ok(())
     }
 
+    /// What the levels of protection cost, beside copying; and a report, if a folder for it is given.
+    pub(crate) fn protection(&mut self, sizes: &[usize], out: Option<&Path>) -> Result<()> {
+        let first = self.outcomes.len();
+        let mut missing = Vec::new();
+        for &size in sizes {
+            let (sorts, others) = protection::sorts(size);
+            missing.extend(others);
+            for run in 0..self.common.runs {
+                for &(peer, means) in &sorts {
+                    let work = Work::Echo { every: Duration::ZERO };
+                    let slots = peer.takes_slots().then_some(protection::SLOTS);
+                    let terms = Terms { mode: Mode::Paged, means, slots, ..self.terms(peer, work, size) };
+                    let result = work::run(&terms).map_err(|error| format!("{}: {error}", name(means)))?;
+                    self.outcomes.push(Outcome { workload: "protection", ..Outcome::new(&terms, run, &result) });
+                }
+                let terms = self.terms(Peer::Memcpy, Work::Echo { every: Duration::ZERO }, size);
+                let result = protection::copy(&terms)?;
+                self.outcomes.push(Outcome { workload: "protection", ..Outcome::new(&terms, run, &result) });
+            }
+        }
+        let outcomes = &self.outcomes[first..];
+        if self.common.json {
+            for outcome in outcomes {
+                println!("{}", serde_json::to_string(outcome)?);
+            }
+        } else {
+            print!("{}", protection::tables(outcomes));
+            missing.iter().for_each(|why| println!("not measured: {why}"));
+        }
+        if let Some(out) = out {
+            protection::write(outcomes, out)?;
+            if !self.common.json {
+                println!("\nwritten to {}", out.join("fbuf-protection.html").display());
+            }
+        }
+        Ok(())
+    }
+
     /// Everything, and the report.
     pub(crate) fn all(&mut self, out: &Path) -> Result<()> {
         let settings = Settings::default_with(self.common);
@@ -272,6 +311,7 @@ pub(crate) fn lockstep(peer: Peer, size: usize, bursts: u64) -> Result<()> {
         mode: Mode::Untouched,
         wait: Wait::Spin,
         slots: peer.takes_slots().then_some(1024),
+        means: Means::Volatile,
         others: 1,
         time: Duration::ZERO,
         processors: [None; 2],

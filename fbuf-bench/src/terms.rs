@@ -18,6 +18,8 @@ pub(crate) struct Terms {
     pub(crate) wait: Wait,
     /// How many messages may be on their way, where a peer lets one choose. Its default if not given.
     pub(crate) slots: Option<u32>,
+    /// How fbuf protects messages.
+    pub(crate) means: Means,
     /// How many processes are at the other end.
     pub(crate) others: u32,
     /// For how long to measure, after a tenth of that to warm up.
@@ -46,10 +48,35 @@ pub(crate) enum Work {
 pub enum Mode {
     /// Eight bytes are written and read
     Untouched,
+    /// Eight bytes of each page are written and read
+    Paged,
     /// Every byte is written, eight are read
     Written,
     /// Every byte is written, every byte is read
     Touched,
+}
+
+/// How fbuf protects messages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Means {
+    /// Not at all: nobody but the sender can write them
+    #[default]
+    Volatile,
+    /// They are read-only in the sender too
+    Guarded,
+    /// They are copied when they are received
+    Copy,
+    /// They are leased, in base pages
+    Lease,
+    /// They are leased, in transparent huge pages
+    LeaseTransparent,
+    /// They are leased, in huge pages that were set aside
+    LeaseHuge,
+    /// They are sealed for good and given away
+    OneShot,
+    /// Volatile, and the receiver writes a word of each page of a view that is its own
+    CopyOnWrite,
 }
 
 /// What a side does while there is nothing to do.

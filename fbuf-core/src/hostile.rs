@@ -17,7 +17,7 @@ use crate::{
     lane::{LaneTable, LaneWriter, capacity_for},
     limits::MAX_SEQUENCE,
     link::{Hello, LinkEnd, LinkMessage, NewSegment, OneShot, Right, Welcome},
-    memory::{Leasable, Map, Reserved},
+    memory::{Leasable, Map, Pages, Reserved},
     outbound::{Arrived, Expected, Offer, Outbound},
     pool::Pool,
     protection::Mechanism,
@@ -149,7 +149,7 @@ fn send(socket: &PacketSocket, packet: &Packet) {
 fn lodging(mechanism: Mechanism) -> Lodging {
     let slot = |_| {
         let memory = Leasable::create("fbuf-test", SLOT_BYTES.into(), false, geteuid().as_raw()).unwrap();
-        memory.reserve().unwrap();
+        memory.reserve(Pages::Base).unwrap();
         Descriptor::from(OwnedFd::from(memory))
     };
     if mechanism == Mechanism::Lease { Lodging::Given((0..SLOTS).map(slot).collect()) } else { Lodging::Segments }

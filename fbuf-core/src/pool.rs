@@ -133,13 +133,14 @@ impl Pool {
     }
 
     /// As [`Self::new`], of slots that receivers lease, each in one of these pieces of memory, which belong
-    /// to this user: and in which pages they lie.
+    /// to this user, in such pages if they can be had: and in which they lie.
     ///
     /// # Errors
     /// [`MemoryError`]
     pub fn of_leases(
         geometry: Geometry,
         memory: Vec<OwnedFd>,
+        pages: Pages,
         wake: Arc<EventFd>,
     ) -> Result<(Self, Pages), MemoryError> {
         let refused = |error: Unsuitable| MemoryError::Refused {
@@ -150,7 +151,7 @@ impl Pool {
         let given = |memory| Leasable::given(memory, geometry.slot_bytes().into()).map_err(refused);
         let memory: Vec<_> = memory.into_iter().map(given).collect::<Result<_, _>>()?;
         let slots = memory.len() as u32;
-        let (leased, pages) = LeasedSlots::own(memory, geometry.slot_bytes())?;
+        let (leased, pages) = LeasedSlots::own(memory, geometry.slot_bytes(), pages)?;
         let own = Own::Leased(leased);
         Ok((Self::with(geometry, geometry.slot_bytes(), slots, wake, None, Some(own))?, pages))
     }

@@ -6,6 +6,7 @@
 //! Gathering (one file for each group of probes) knows nothing of printing (`report.rs`).
 
 mod broker;
+mod crossover;
 mod fences;
 mod finding;
 mod leases;
@@ -41,6 +42,7 @@ fn gather() -> Vec<Section> {
         memfd::reopening(),
         leases::section(),
         pages::section(),
+        crossover::section(),
         fences::section(),
         sockets::section(),
         limits::section(),
@@ -78,6 +80,8 @@ mod tests {
     #[test]
     fn nothing_is_left_behind() {
         let _alone = DESCRIPTORS.lock();
+        // What tokio keeps for as long as a process lives is there afterwards.
+        gather();
         let before = open_descriptors();
         let blocked = nix::sys::signal::SigSet::thread_get_mask().unwrap();
         gather();

@@ -5,10 +5,14 @@ use std::{
     time::Duration,
 };
 
-use fbuf_client::{Address, Client, Receiver, Sender};
+use fbuf_client::{Address, Client, Mechanism, Pages, Receiver, Sender};
 
 use super::{End, Handle, Receiving, Sending, Way};
-use crate::{Result, terms::Terms};
+use crate::{
+    Result,
+    payload::PAGE,
+    terms::{Means, Terms},
+};
 
 pub(crate) struct Fbuf;
 
@@ -37,9 +41,23 @@ impl FbufSender {
     fn open(terms: &Terms, channel: &str, receivers: usize) -> Result<Self> {
         let sender = connect(terms)?.sender(channel).slot_size(terms.size as u64).wait(terms.wait.into());
         let sender = match terms.slots {
-            Some(slots) => sender.slots(slots.into()).open()?,
-            None => sender.open()?,
+            Some(slots) => sender.slots(slots.into()),
+            None => sender,
         };
+        let lease = |pages| (sender.clone().mechanism(Mechanism::Lease).pages(pages), Some(pages));
+        let (sender, pages) = match terms.means {
+            Means::Volatile | Means::CopyOnWrite => (sender, None),
+            Means::Guarded => (sender.guard(true), None),
+            Means::Copy => (sender.mechanism(Mechanism::Copy), None),
+            Means::OneShot => (sender.mechanism(Mechanism::OneShot), None),
+            Means::Lease => lease(Pages::Base),
+            Means::LeaseTransparent => lease(Pages::Transparent),
+            Means::LeaseHuge => lease(Pages::Huge),
+        };
+        let sender = sender.open()?;
+        if sender.granted().pages != pages {
+            return Err(format!("{pages:?} were asked for, and this is what there is: {}", sender.granted()).into());
+        }
         Ok(Self { sender, size: terms.size, receivers })
     }
 }
@@ -93,5 +111,46 @@ impl Receiving for Receiver {
     #[inline]
     fn receive<T>(&mut self, read: impl FnOnce(&[u8]) -> T) -> Result<T> {
         Ok(read(&self.get()?))
+    }
+}
+
+/// The same, by any means of protection.
+pub(crate) struct Protected;
+
+impl Way for Protected {
+    type Sender = FbufSender;
+    type Receiver = ProtectedReceiver;
+}
+
+pub(crate) struct ProtectedReceiver {
+    receiver: Receiver,
+    means: Means,
+}
+
+impl End for ProtectedReceiver {
+    fn offer(terms: &Terms) -> Result<(Self, Handle)> {
+        let (receiver, handle) = Receiver::offer(terms)?;
+        Ok((Self { receiver, means: terms.means }, handle))
+    }
+
+    fn join(terms: &Terms, handle: Handle) -> Result<Self> {
+        Ok(Self { receiver: Receiver::join(terms, handle)?, means: terms.means })
+    }
+}
+
+impl Receiving for ProtectedReceiver {
+    fn receive<T>(&mut self, read: impl FnOnce(&[u8]) -> T) -> Result<T> {
+        let received = self.receiver.get()?;
+        match self.means {
+            Means::CopyOnWrite => {
+                let mut own = received.make_private().map_err(|(_, error)| error)?;
+                own.chunks_mut(PAGE).filter_map(|page| page.last_mut()).for_each(|byte| *byte ^= 1);
+                Ok(read(&own))
+            }
+            Means::Lease | Means::LeaseTransparent | Means::LeaseHuge if received.mechanism() != Mechanism::Lease => {
+                Err(format!("a message was not leased but {}", received.mechanism()).into())
+            }
+            _ => Ok(read(&received)),
+        }
     }
 }

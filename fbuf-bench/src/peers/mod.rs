@@ -23,7 +23,7 @@ use crate::{
 
 pub(crate) use bytes::{Pipe, Tcp, Uds};
 pub(crate) use eventfd::Eventfd;
-pub(crate) use fbuf::{Fbuf, receive_from};
+pub(crate) use fbuf::{Fbuf, Protected, receive_from};
 pub(crate) use futex::Futex;
 #[cfg(feature = "peers")]
 pub(crate) use iceoryx2::Iceoryx2;
@@ -52,6 +52,9 @@ pub enum Peer {
     Eventfd,
     /// A futex beside the number of the message, and nothing else
     Futex,
+    /// One copy of the bytes, and nothing else
+    #[value(skip)]
+    Memcpy,
     /// iceoryx2
     #[cfg(feature = "peers")]
     #[serde(rename = "iceoryx2")]
@@ -69,6 +72,7 @@ impl Peer {
             Self::Fbuf | Self::Pipe | Self::Uds | Self::Tcp => &[Wait::Spin, Wait::Adaptive, Wait::Block],
             Self::Limit | Self::SharedMemory => &[Wait::Spin],
             Self::Eventfd | Self::Futex => &[Wait::Block],
+            Self::Memcpy => &[],
             #[cfg(feature = "peers")]
             Self::Iceoryx2 | Self::IpcChannel => &[Wait::Spin, Wait::Block],
         }

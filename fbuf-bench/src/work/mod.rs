@@ -13,9 +13,9 @@ use nix::time::{ClockId, clock_gettime};
 use crate::{
     Result,
     pair::{Begin, Done, First, Second},
-    peers::{Eventfd, Fbuf, Futex, Limit, Peer, Pipe, SharedMemory, Tcp, Uds, Way},
+    peers::{Eventfd, Fbuf, Futex, Limit, Peer, Pipe, Protected, SharedMemory, Tcp, Uds, Way},
     processors::Spent,
-    terms::{Terms, Work},
+    terms::{Means, Terms, Work},
 };
 
 pub(crate) use echo::Latency;
@@ -42,7 +42,8 @@ pub(crate) enum Figures {
 pub(crate) fn run(terms: &Terms) -> Result<Run> {
     let others = (0..terms.others).map(|_| Second::start()).collect::<Result<Vec<_>>>()?;
     match terms.peer {
-        Peer::Fbuf => first::<Fbuf>(terms, others),
+        Peer::Fbuf if terms.means == Means::Volatile => first::<Fbuf>(terms, others),
+        Peer::Fbuf => first::<Protected>(terms, others),
         Peer::Limit => first::<Limit>(terms, others),
         Peer::Pipe => first::<Pipe>(terms, others),
         Peer::Uds => first::<Uds>(terms, others),
@@ -54,6 +55,7 @@ pub(crate) fn run(terms: &Terms) -> Result<Run> {
         Peer::IpcChannel => first::<crate::peers::IpcChannel>(terms, others),
         Peer::Eventfd => first::<Eventfd>(terms, others),
         Peer::Futex => first::<Futex>(terms, others),
+        Peer::Memcpy => Err("a copy takes one process".into()),
     }
 }
 
@@ -70,7 +72,7 @@ pub(crate) fn run_in_lockstep(terms: &Terms, bursts: u64) -> Result<()> {
         Peer::Iceoryx2 => lockstep::run::<crate::peers::Iceoryx2>(terms, bursts),
         #[cfg(feature = "peers")]
         Peer::IpcChannel => lockstep::run::<crate::peers::IpcChannel>(terms, bursts),
-        Peer::Eventfd | Peer::Futex => Err("one message at a time is all that it carries".into()),
+        Peer::Eventfd | Peer::Futex | Peer::Memcpy => Err("one message at a time is all that it carries".into()),
     }
 }
 
@@ -92,7 +94,8 @@ fn first<W: Way>(terms: &Terms, mut others: Vec<Second>) -> Result<Run> {
 /// Is the second process of a run.
 pub(crate) fn second(begin: Begin, first: &First) -> Result<Done> {
     match begin.terms.peer {
-        Peer::Fbuf => answer::<Fbuf>(begin, first),
+        Peer::Fbuf if begin.terms.means == Means::Volatile => answer::<Fbuf>(begin, first),
+        Peer::Fbuf => answer::<Protected>(begin, first),
         Peer::Limit => answer::<Limit>(begin, first),
         Peer::Pipe => answer::<Pipe>(begin, first),
         Peer::Uds => answer::<Uds>(begin, first),
@@ -104,6 +107,7 @@ pub(crate) fn second(begin: Begin, first: &First) -> Result<Done> {
         Peer::IpcChannel => answer::<crate::peers::IpcChannel>(begin, first),
         Peer::Eventfd => answer::<Eventfd>(begin, first),
         Peer::Futex => answer::<Futex>(begin, first),
+        Peer::Memcpy => Err("a copy takes one process".into()),
     }
 }
 

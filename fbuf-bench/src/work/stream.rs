@@ -63,6 +63,7 @@ pub(super) fn send_for(sender: &mut impl Sending, next: &mut u64, time: Duration
         match terms.mode {
             // Each mode a loop of its own: in one loop, the choice would cost as much as a short message.
             Mode::Untouched => send_some(sender, next, batch, Mode::Untouched)?,
+            Mode::Paged => send_some(sender, next, batch, Mode::Paged)?,
             Mode::Written => send_some(sender, next, batch, Mode::Written)?,
             Mode::Touched => send_some(sender, next, batch, Mode::Touched)?,
         }
@@ -100,6 +101,7 @@ pub(super) fn receive<W: Way>(begin: Begin, first: &First) -> Result<Done> {
 fn receive_until(receiver: &mut impl Receiving, checker: &mut Checker, mark: u64, mode: Mode) -> Result<()> {
     match mode {
         Mode::Untouched => receive_all(receiver, checker, mark, Mode::Untouched),
+        Mode::Paged => receive_all(receiver, checker, mark, Mode::Paged),
         Mode::Written => receive_all(receiver, checker, mark, Mode::Written),
         Mode::Touched => receive_all(receiver, checker, mark, Mode::Touched),
     }

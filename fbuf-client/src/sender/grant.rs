@@ -17,9 +17,11 @@ use crate::{
     endpoint::Inbox,
 };
 
-/// From how many bytes on leasing a slot in huge pages costs less than copying it. `fbuf doctor` measures
-/// where it is on a machine.
-pub(crate) const LEASE_FROM: u64 = HUGE_PAGE;
+/// From how many bytes on messages are leased rather than copied if they lie in huge pages. `fbuf doctor`
+/// measures from where on that costs less on a machine.
+pub const LEASE_FROM: u64 = HUGE_PAGE;
+/// The same in base pages, each of which is mapped and unmapped by itself.
+pub const LEASE_BASE_FROM: u64 = 8 << 20;
 
 /// What was asked for.
 #[derive(Debug, Clone, Copy)]
@@ -75,7 +77,7 @@ pub(crate) struct Place {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Plan {
     Segments(Mechanism),
-    Leased { huge: bool },
+    Leased(Pages),
     Receiver,
 }
 
@@ -90,6 +92,8 @@ pub(crate) struct Terms<'a> {
     /// How many bytes a fbuf holds.
     pub capacity: u32,
     pub guarded: bool,
+    /// In which pages at most slots are leased.
+    pub pages: Pages,
 }
 
 impl Terms<'_> {
@@ -116,23 +120,27 @@ impl Terms<'_> {
         let asked = matches!(self.wanted, Wanted::Means(_));
         let size = u64::from(self.capacity);
         let needed = size.div_ceil(HUGE_PAGE) * u64::from(self.geometry.max_slots());
-        let mut why = format!("{} of {needed} huge pages are free (vm.nr_hugepages)", free_huge_pages());
-        if size >= HUGE_PAGE && free_huge_pages() >= needed {
-            match self.attempt(Plan::Leased { huge: true }, "huge pages were free".to_owned()) {
+        let mut why = match self.pages {
+            Pages::Huge => format!("{} of {needed} huge pages are free (vm.nr_hugepages)", free_huge_pages()),
+            pages => format!("no more than {pages} were asked for"),
+        };
+        if self.pages == Pages::Huge && size >= HUGE_PAGE && free_huge_pages() >= needed {
+            match self.attempt(Plan::Leased(Pages::Huge), "huge pages were free".to_owned()) {
                 Err(error) => why = reason_to_go_on(error)?,
                 place => return place,
             }
         }
-        if !asked && !has_transparent_pages() {
-            let reason =
-                format!("leasing base pages costs more than copying them: {why}, and shmem_enabled is `never`");
-            return self.attempt(Plan::Segments(Mechanism::Copy), reason);
+        let transparent = self.pages != Pages::Base && has_transparent_pages();
+        let pays_in_base = size >= LEASE_BASE_FROM;
+        let too_small = || format!("slots of {size} bytes in base pages are copied sooner than leased");
+        if !asked && !transparent && !pays_in_base {
+            return self.attempt(Plan::Segments(Mechanism::Copy), format!("{}, and {why}", too_small()));
         }
-        match self.attempt(Plan::Leased { huge: false }, why) {
-            Ok(place) if !asked && place.granted.pages == Some(Pages::Base) => {
-                let reason = "leasing base pages costs more than copying them, and no huge ones were had".to_owned();
+        let pages = if transparent { Pages::Transparent } else { Pages::Base };
+        match self.attempt(Plan::Leased(pages), why) {
+            Ok(place) if !asked && !pays_in_base && place.granted.pages == Some(Pages::Base) => {
                 drop(place);
-                self.attempt(Plan::Segments(Mechanism::Copy), reason)
+                self.attempt(Plan::Segments(Mechanism::Copy), format!("{}, and no others were had", too_small()))
             }
             Err(error) => {
                 let reason = reason_to_go_on(error)?;
@@ -146,7 +154,7 @@ impl Terms<'_> {
         let inbox = Arc::new(Inbox::new()?);
         let (mechanism, slots) = match plan {
             Plan::Segments(mechanism) => (mechanism, Slots::Segments),
-            Plan::Leased { huge } => (Mechanism::Lease, Slots::Broker { huge }),
+            Plan::Leased(pages) => (Mechanism::Lease, Slots::Broker { huge: pages == Pages::Huge }),
             Plan::Receiver => (Mechanism::Lease, Slots::Receiver),
         };
         let (geometry, wake) = (self.geometry, inbox.wake().clone());
@@ -159,7 +167,7 @@ impl Terms<'_> {
                 Some(Pool::with_guard(geometry, self.capacity, self.start, wake.clone(), guard)?)
             }
             Plan::Receiver => Some(Pool::of_receiver(geometry, wake.clone())?),
-            Plan::Leased { .. } => None,
+            Plan::Leased(_) => None,
         };
         let (slot_bytes, max_slots) = (geometry.slot_bytes().into(), geometry.max_slots().into());
         let role = Role::Sender { slot_bytes, max_slots, mechanism, slots };
@@ -170,7 +178,8 @@ impl Terms<'_> {
             Some(pool) => (pool, None),
             None => {
                 let slots: Result<Vec<_>, _> = slots.into_iter().map(|memory| memory.into_owned()).collect();
-                let (pool, pages) = Pool::of_leases(geometry, slots?, wake)?;
+                let pages = if let Plan::Leased(pages) = plan { pages } else { Pages::Base };
+                let (pool, pages) = Pool::of_leases(geometry, slots?, pages, wake)?;
                 (pool, Some(pages))
             }
         };

@@ -33,7 +33,7 @@ use crate::{
     },
 };
 
-pub use grant::Granted;
+pub use grant::{Granted, LEASE_BASE_FROM, LEASE_FROM};
 pub use open::SenderBuilder;
 pub use report::{AllocateError, Departure, Farewell, SenderCounters, Sent, WaitError, WriteError};
 

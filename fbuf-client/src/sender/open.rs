@@ -6,6 +6,7 @@ use fbuf_core::{
     channel::ChannelName,
     guard::page_bytes,
     limits::{MAX_LEASED, MAX_ONE_SHOTS},
+    memory::Pages,
     outbound::LinkCounts,
     protection::{Mechanism, Protection},
     slot::{Geometry, GeometryError},
@@ -41,6 +42,7 @@ pub struct SenderBuilder {
     wait: Wait,
     guard: Option<bool>,
     wanted: Wanted,
+    pages: Pages,
 }
 
 impl SenderBuilder {
@@ -54,6 +56,7 @@ impl SenderBuilder {
             wait: Wait::default(),
             guard: None,
             wanted: Wanted::Level(Protection::default()),
+            pages: Pages::Huge,
         }
     }
 
@@ -89,7 +92,8 @@ impl SenderBuilder {
 
     /// What receivers may rely on; [`Protection::Volatile`] if not set. With [`Protection::Sealed`] the
     /// bytes of a message cannot change while a receiver holds it, whatever this process does: messages of
-    /// slots of 2 MiB and more are leased if there are huge pages for them, others are copied.
+    /// slots of [`LEASE_FROM`](crate::LEASE_FROM) bytes (2 MiB) and more are leased if there are huge pages
+    /// for them, and from [`LEASE_BASE_FROM`](crate::LEASE_BASE_FROM) (8 MiB) on without; others are copied.
     /// [`Sender::granted`] tells which, and why.
     ///
     /// Receivers of other users are never given less than that, unless the broker was told to trust this
@@ -112,6 +116,13 @@ impl SenderBuilder {
     /// than a copy below some megabytes; at most 128 messages are under way.
     pub fn mechanism(mut self, mechanism: Mechanism) -> Self {
         self.wanted = Wanted::Means(mechanism);
+        self
+    }
+
+    /// Slots that are leased lie in these pages, or in smaller ones; if not set, in the largest that can be
+    /// had.
+    pub fn pages(mut self, pages: Pages) -> Self {
+        self.pages = pages;
         self
     }
 
@@ -144,7 +155,7 @@ impl SenderBuilder {
     /// # Errors
     /// [`OpenError`]; nothing is kept then.
     pub fn open(self) -> Result<Sender, OpenError> {
-        let Self { client, channel, slot_size, slots, grow_to, wait, guard, wanted } = self;
+        let Self { client, channel, slot_size, slots, grow_to, wait, guard, wanted, pages } = self;
         ChannelName::new(channel.as_str())?;
         let one_shot = matches!(wanted, Wanted::Means(Mechanism::OneShot));
         let few = one_shot || wanted.may_lease(slot_size);
@@ -173,7 +184,7 @@ impl SenderBuilder {
             count if !one_shot && few && count > MAX_LEASED => return Err(GeometryError::Leased(count).into()),
             _ => {}
         }
-        let terms = Terms { client: &client, channel: &channel, wanted, geometry, start, capacity, guarded };
+        let terms = Terms { client: &client, channel: &channel, wanted, geometry, start, capacity, guarded, pages };
         let Place { pool, inbox, registration, granted } = terms.open()?;
         Ok(Sender {
             pool,

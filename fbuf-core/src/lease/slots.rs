@@ -25,6 +25,7 @@ const AGAIN: Duration = Duration::from_millis(10);
 #[derive(Debug)]
 pub(crate) struct LeasedSlots {
     slot_bytes: u32,
+    pages: Pages,
     slots: Vec<Slot>,
     /// Whether a receiver gives them.
     given: bool,
@@ -85,17 +86,26 @@ impl LeasedSlots {
     ///
     /// # Errors
     /// [`MemoryError`]
-    pub(crate) fn own(memory: Vec<Leasable>, slot_bytes: u32) -> Result<(Self, Pages), MemoryError> {
-        let pages = memory.iter().map(Leasable::reserve).collect::<Result<Vec<_>, _>>()?;
+    pub(crate) fn own(memory: Vec<Leasable>, slot_bytes: u32, pages: Pages) -> Result<(Self, Pages), MemoryError> {
+        let found = memory.iter().map(|memory| memory.reserve(pages)).collect::<Result<Vec<_>, _>>()?;
         // What some of them lack, the pool lacks.
-        let pages = pages.into_iter().min_by_key(|pages| *pages as u8).unwrap_or(Pages::Base);
+        let pages = found.into_iter().min().unwrap_or(Pages::Base);
         let slot = |memory| Slot { memory: Some(Arc::new(memory)), right: Right::Own(None), draft: None };
-        Ok((Self { slot_bytes, slots: memory.into_iter().map(slot).collect(), given: false, giver: None }, pages))
+        Ok((
+            Self { slot_bytes, pages, slots: memory.into_iter().map(slot).collect(), given: false, giver: None },
+            pages,
+        ))
     }
 
     /// Slots that the receiver will give.
     pub(crate) fn of_receiver(slots: u32, slot_bytes: u32) -> Self {
-        Self { slot_bytes, slots: (0..slots).map(|_| Slot::default()).collect(), given: true, giver: None }
+        Self {
+            slot_bytes,
+            pages: Pages::Transparent,
+            slots: (0..slots).map(|_| Slot::default()).collect(),
+            given: true,
+            giver: None,
+        }
     }
 
     /// Whether a receiver gives them.
@@ -175,10 +185,11 @@ impl LeasedSlots {
     /// # Errors
     /// [`MemoryError`]
     pub(crate) fn draft(&mut self, number: SlotId) -> Result<Option<Pieces>, MemoryError> {
+        let huge = self.pages != Pages::Base;
         let Some(slot) = self.slots.get_mut(number.index()) else { return Ok(None) };
         if !slot.is_current_draft() {
             slot.draft = None;
-            match slot.open()? {
+            match slot.open(huge)? {
                 Some(draft) => slot.draft = Some(draft),
                 None => return Ok(None),
             }
@@ -208,10 +219,11 @@ impl LeasedSlots {
     /// # Errors
     /// [`Homeless`]: it stays as it is.
     pub(crate) fn vacate(&mut self, slot: SlotId, length: usize) -> Result<(), Homeless> {
+        let huge = self.pages != Pages::Base;
         let Some(slot) = self.slots.get_mut(slot.index()) else { return Err(Homeless) };
         if !slot.is_current_draft() {
             // It was written in memory of a receiver that has gone, and another has come since.
-            let (Ok(Some(new)), Some(old)) = (slot.open(), &slot.draft) else { return Err(Homeless) };
+            let (Ok(Some(new)), Some(old)) = (slot.open(huge), &slot.draft) else { return Err(Homeless) };
             if !new.map.copy_from(&old.map, 0, length) {
                 return Err(Homeless);
             }
@@ -242,7 +254,7 @@ impl Slot {
         }
     }
 
-    fn open(&mut self) -> Result<Option<Draft>, MemoryError> {
+    fn open(&mut self, huge: bool) -> Result<Option<Draft>, MemoryError> {
         let Some(memory) = self.memory.clone() else { return Ok(None) };
         let refused =
             |source| MemoryError::Refused { call: "opening a slot for writing", asked: memory.size(), source };
@@ -264,6 +276,6 @@ impl Slot {
             },
         };
         // The mapping keeps the file open for writing until it goes.
-        Ok(Some(Draft { map: Map::of_writer(writer.as_fd(), size)?, memory }))
+        Ok(Some(Draft { map: Map::of_writer(writer.as_fd(), size, huge)?, memory }))
     }
 }

@@ -14,7 +14,7 @@ use super::{
 use crate::{
     link::{self, LinkEnd, LinkMessage, Right},
     loan::Kept,
-    memory::{HUGE_PAGE, Leasable, Map, MemoryError},
+    memory::{HUGE_PAGE, Leasable, Map, MemoryError, Pages},
     slot::{Geometry, SlotId},
     socket::PacketSocket,
     violation::Unsuitable,
@@ -196,7 +196,7 @@ impl Rooms {
         let owner = nix::unistd::geteuid().as_raw();
         let make = |_| {
             let memory = Leasable::create("fbuf-slot", geometry.slot_bytes().into(), huge, owner)?;
-            memory.reserve().map(|_| memory)
+            memory.reserve(Pages::Transparent).map(|_| memory)
         };
         (0..geometry.max_slots()).map(make).collect()
     }

@@ -32,7 +32,7 @@ pub const HUGE_PAGE: u64 = 2 << 20;
 const SEALS: [FileSeal; 3] = [FileSeal::SealShrink, FileSeal::SealGrow, FileSeal::SealSeal];
 
 /// In which pages memory lies.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum Pages {
     /// Those of the machine, 4 KiB most often.
@@ -133,11 +133,11 @@ impl Leasable {
         reopen(self.reader.as_fd(), File::options().read(true))
     }
 
-    /// Has all of its pages exist, in huge ones if they can be had.
+    /// Has all of its pages exist, in such ones if they can be had.
     ///
     /// # Errors
     /// [`MemoryError`]: there are not so many.
-    pub fn reserve(&self) -> Result<Pages, MemoryError> {
+    pub fn reserve(&self, pages: Pages) -> Result<Pages, MemoryError> {
         let refused = |call, source| MemoryError::Refused { call, asked: self.size, source };
         let writer = self.open_writer().map_err(|error| refused("opening a memfd of /proc/self/fd", error))?;
         let huge = is_huge(writer.as_fd());
@@ -146,7 +146,7 @@ impl Leasable {
         }
         // A file of huge pages that are set aside gets them when it is mapped.
         let none_left = || MemoryError::NotEnough { asked: self.size, available: 0, bound: "free huge pages" };
-        let map = match Map::of_writer(writer.as_fd(), self.size) {
+        let map = match Map::of_writer(writer.as_fd(), self.size, pages != Pages::Base) {
             Err(MemoryError::Refused { source, .. }) if huge && source.raw_os_error() == Some(Errno::ENOMEM as i32) => {
                 return Err(none_left());
             }
@@ -233,7 +233,7 @@ mod tests {
     fn it_can_be_written_by_its_owner_and_keeps_its_size() {
         let memory = Leasable::create("fbuf-test", 5000, false, own()).unwrap();
         assert_eq!((memory.size(), memory.is_whole()), (8192, false));
-        assert!(memory.reserve().is_ok() && memory.is_whole());
+        assert!(memory.reserve(Pages::Base).is_ok() && memory.is_whole());
         let writer = memory.open_writer().unwrap();
         nix::sys::uio::pwrite(&writer, b"x", 5000).unwrap();
         assert!(nix::unistd::ftruncate(&writer, 0).is_err());
@@ -257,6 +257,6 @@ mod tests {
     #[test]
     fn more_than_there_is_is_an_error() {
         let memory = Leasable::create("fbuf-test", 1 << 50, false, own()).unwrap();
-        assert!(matches!(memory.reserve(), Err(MemoryError::NotEnough { .. })));
+        assert!(matches!(memory.reserve(Pages::Base), Err(MemoryError::NotEnough { .. })));
     }
 }

@@ -80,14 +80,16 @@ impl Map {
     }
 
     /// Maps memory that will be leased to others once it is not mapped like this any more, in huge pages if
-    /// they can be had; all that can be had of it exists then.
+    /// they are asked for and can be had; all that can be had of it exists then.
     ///
     /// # Errors
     /// [`MemoryError`]
-    pub(crate) fn of_writer(writer: BorrowedFd<'_>, size: u64) -> Result<Self, MemoryError> {
+    pub(crate) fn of_writer(writer: BorrowedFd<'_>, size: u64, huge: bool) -> Result<Self, MemoryError> {
         let map = Self::new(writer, size, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE)
             .map_err(|source| MemoryError::Refused { call: "mmap", asked: size, source })?;
-        map.advise(libc::MADV_HUGEPAGE);
+        if huge {
+            map.advise(libc::MADV_HUGEPAGE);
+        }
         map.advise(libc::MADV_POPULATE_WRITE);
         Ok(map)
     }
