@@ -356,6 +356,7 @@ impl Receiver {
 
     /// What there is to report or to take, in this order; the end, when all is over.
     fn next(&mut self) -> Option<Result<Received, GetError>> {
+        self.troubles.extend(self.links.iter().filter_map(seal_lost));
         self.bury();
         if let Some(trouble) = self.troubles.pop_front() {
             return Some(Err(trouble));
@@ -454,7 +455,8 @@ impl Receiver {
     fn look_if_due(&mut self, time: Duration) {
         if self.pace.is_due(time) || self.inbox.is_filled() {
             self.look();
-            // Of one that died, others hear even while they are busy.
+            // Of one that died, or of a lease that was lost, others hear even while they are busy.
+            self.troubles.extend(self.links.iter().filter_map(seal_lost));
             self.bury();
         }
     }
@@ -467,9 +469,6 @@ impl Receiver {
     /// Reads what came over these sockets, and the post.
     fn attend(&mut self, ready: &Ready) {
         self.pace.looked();
-        for link in &self.links {
-            self.troubles.extend(seal_lost(link));
-        }
         for socket in ready.iter() {
             if let Some(index) = position(&self.links, socket) {
                 self.links[index].attend();

@@ -439,7 +439,8 @@ impl Inbound {
     /// may have changed.
     #[must_use]
     pub fn lost_leases(&self) -> u64 {
-        self.returns().lost.swap(0, Ordering::Relaxed)
+        let lost = &self.returns().lost;
+        if lost.load(Ordering::Relaxed) == 0 { 0 } else { lost.swap(0, Ordering::Relaxed) }
     }
 
     /// Copies a message that was just taken, if messages are copied.
