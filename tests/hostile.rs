@@ -1,56 +1,24 @@
 //! Clients that speak to the broker in order and to their peers out of order: their link ends, with a
 //! name for what they did, and their neighbours go on.
 
+#[path = "support/hostile.rs"]
+mod client;
 mod support;
 
 use std::{io::Write, os::fd::OwnedFd, time::Duration};
 
+use client::Hostile;
 use fbuf_broker::Embedded;
 use fbuf_client::{Client, Farewell, GetError};
 use fbuf_core::{
-    control::{ClientTransport, ControlClient, Greeting, Open, Role, Slots, VERSION, Verdict},
+    control::{Greeting, Role, Slots, VERSION, Verdict},
     link::{Hello, LinkMessage, NewSegment, Welcome},
     memory::{Map, Reserved},
     protection::{Mechanism, Protection},
-    socket::{Arrival, PacketSocket},
-    sys,
-    wire::{self, Descriptor, Letter},
+    socket::PacketSocket,
+    wire::{Descriptor, Letter},
 };
 use support::SOON;
-use tarpc::context;
-
-/// A client that does as it likes, introduced to the only other endpoint of the channel.
-struct Hostile {
-    _runtime: tokio::runtime::Runtime,
-    _control: ControlClient,
-    link: PacketSocket,
-}
-
-impl Hostile {
-    fn join(broker: &Embedded, channel: &str, role: Role) -> Self {
-        let socket = PacketSocket::connect(&broker.address().to_kernel().unwrap(), SOON).unwrap();
-        socket.send_bytes(&Greeting { version: VERSION, verdict: Verdict::Welcome }.to_bytes()).unwrap();
-        while !matches!(socket.receive::<64>().unwrap(), Arrival::Message(..)) {
-            std::thread::yield_now();
-        }
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-        let channel = channel.to_owned();
-        let (control, link) = runtime.block_on(async {
-            let transport = ClientTransport::new(sys::watch(socket).unwrap());
-            let control = ControlClient::new(tarpc::client::Config::default(), transport).spawn();
-            control.open(context::current(), 1, Open { channel, role }).await.unwrap().unwrap();
-            let mut introductions = control.introductions(context::current()).await.unwrap();
-            assert_eq!(introductions.len(), 1);
-            let socket = introductions.remove(0).socket.into_owned().unwrap();
-            (control, PacketSocket::new(socket).unwrap())
-        });
-        Self { _runtime: runtime, _control: control, link }
-    }
-
-    fn say(&self, message: &LinkMessage) {
-        self.link.send(&wire::encode(message).unwrap()).unwrap();
-    }
-}
 
 /// What a hostile client does, and how it is called.
 type Attack<'a> = (&'static str, Box<dyn Fn(&Hostile) + 'a>);
@@ -97,7 +65,7 @@ fn a_hostile_sender_loses_its_link_and_its_neighbour_keeps_its_own() {
         ),
     ];
     for (name, attack) in attacks {
-        let hostile = Hostile::join(&broker, "c", SENDER);
+        let hostile = Hostile::join(broker.address(), "c", SENDER);
         attack(&hostile);
         match receiver.get_timeout(SOON) {
             Err(GetError::PeerViolation { peer, violation }) => {
@@ -109,7 +77,7 @@ fn a_hostile_sender_loses_its_link_and_its_neighbour_keeps_its_own() {
         let mut neighbour = client.sender("c").open().unwrap();
         neighbour.wait_for_receivers_timeout(1, SOON).unwrap();
         // While a link is being broken, its neighbour streams.
-        let other = Hostile::join(&broker, "c", SENDER);
+        let other = Hostile::join(broker.address(), "c", SENDER);
         let mut fbuf = neighbour.allocate().unwrap();
         fbuf.write_all(name.as_bytes()).unwrap();
         neighbour.write(fbuf).unwrap();
@@ -152,7 +120,7 @@ fn a_hostile_receiver_loses_its_link_and_its_neighbour_keeps_its_own() {
         ),
     ];
     for (name, attack) in attacks {
-        let hostile = Hostile::join(&broker, "c", Role::Receiver { require: Protection::Volatile });
+        let hostile = Hostile::join(broker.address(), "c", Role::Receiver { require: Protection::Volatile });
         attack(&hostile);
         let farewell = loop {
             // Looks around until the attack was seen.

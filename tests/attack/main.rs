@@ -1,114 +1,194 @@
 //! A sender that means harm: a process of its own, this one run again in that role, that does what it can
-//! to change a message after it was sent. What each level of protection stops is shown here.
+//! to change a message after it was sent. What each level of protection stops is shown here, and the
+//! table of the README is this one.
 #![allow(unsafe_code, reason = "attackers write where they may not")]
 
+mod attacker;
+#[path = "../support/hostile.rs"]
+mod client;
+#[path = "../support/mod.rs"]
 mod support;
 
 use std::{
     env, fs,
+    io::{BufRead, BufReader},
     os::unix::{
         fs::PermissionsExt,
         process::{CommandExt, ExitStatusExt},
     },
     process::{Command, Stdio},
-    time::Instant,
+    thread,
+    time::{Duration, Instant},
 };
 
+use attacker::{ATTEMPT, Attack, BEGIN, NOT_SEALED};
 use fbuf_broker::{Embedded, Users};
-use fbuf_client::{Address, Client, GetError, Mechanism, OpenError, Protection, Received, WriteError};
+use fbuf_client::{Address, Client, GetError, Mechanism, OpenError, Protection, Received, Receiver};
+use nix::{
+    libc,
+    sys::{
+        signal::Signal,
+        wait::{WaitPidFlag, WaitStatus, waitpid},
+    },
+    unistd::{Pid, geteuid},
+};
 use support::{Process, SOON};
 
 /// The bytes of a message.
 const SIZE: usize = 4096;
-/// The user that tests as another one.
+/// Users that tests as other ones.
 const OTHER: u32 = 65_534;
+const ANOTHER: u32 = 65_533;
 /// How often a receiver looks whether what it holds is still the same.
 const LOOKS: usize = 10_000;
 
-/// What the attacker does; nothing in the process that tests.
+/// How a sender protects what it sends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Level {
+    Volatile,
+    Guarded,
+    Copy,
+    Lease,
+    OneShot,
+}
+
+impl Level {
+    const ALL: [Self; 5] = [Self::Volatile, Self::Guarded, Self::Copy, Self::Lease, Self::OneShot];
+
+    fn require(self) -> Protection {
+        if matches!(self, Self::Volatile | Self::Guarded) { Protection::Volatile } else { Protection::Sealed }
+    }
+}
+
+/// What comes of an attack.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Outcome {
+    /// The message changes.
+    Changes,
+    /// It does not, and the attacker goes on trying.
+    Holds,
+    /// It does not, and the attacker dies of SIGSEGV.
+    Traps,
+    /// It is not even sent.
+    NotSent,
+    /// The receiver does not take it, and ends the link.
+    Refused,
+}
+
+use Outcome::{Changes, Holds, NotSent, Refused, Traps};
+
+/// What each attack comes to at each level.
+const TABLE: [(Attack, [Outcome; 5]); 15] = [
+    //                        volatile  guarded  copy     lease    one-shot
+    (Attack::KeptPointer, [Changes, Traps, Holds, Traps, Traps]),
+    (Attack::Alias, [Changes, Changes, Holds, Holds, NotSent]),
+    (Attack::MadeWritable, [Changes, Changes, Holds, Traps, Traps]),
+    (Attack::ChildBefore, [Changes, Changes, Holds, Holds, NotSent]),
+    (Attack::ChildAfter, [Changes, Holds, Holds, Holds, Holds]),
+    (Attack::KeptDescriptor, [Holds, Holds, Holds, Holds, Holds]),
+    (Attack::InFlight, [Holds, Holds, Holds, Holds, Holds]),
+    (Attack::Reopened, [Holds, Holds, Holds, Holds, Holds]),
+    (Attack::ReopenedAtOnce, [Holds, Holds, Holds, Holds, Holds]),
+    (Attack::Truncated, [Holds, Holds, Holds, Holds, Holds]),
+    (Attack::Punched, [Holds, Holds, Holds, Holds, Holds]),
+    (Attack::Unsealed, [Refused, Refused, Refused, Refused, Refused]),
+    (Attack::TooFewSeals, [Refused, Refused, Refused, Refused, Refused]),
+    (Attack::TooShort, [Refused, Refused, Refused, Refused, Refused]),
+    (Attack::RegularFile, [Refused, Refused, Refused, Refused, Refused]),
+];
+
+/// What this program does when it is run again; nothing in the process that tests.
 #[test]
 fn role() {
-    let Ok(attack) = env::var("FBUF_TEST_ATTACK") else { return };
-    let client = Client::connect().unwrap();
-    let mechanism = MECHANISMS[env::var("FBUF_TEST_MECHANISM").unwrap().parse::<usize>().unwrap()];
-    let mut sender = client.sender("prey").slot_size(SIZE as u64).slots(4).mechanism(mechanism).open().unwrap();
-    sender.wait_for_receivers_timeout(1, SOON).unwrap();
-    let mut fbuf = sender.allocate().unwrap();
-    fbuf.resize(SIZE).unwrap();
-    fbuf.fill(7);
-    let kept = fbuf.as_mut_ptr();
-    if attack == "a child that was forked before" {
-        // SAFETY: the child does nothing but write to memory until it is killed.
-        if unsafe { nix::unistd::fork() }.unwrap().is_child() {
-            scribble(kept);
-        }
-    }
-    if let Err(WriteError::NotSealed { .. }) = sender.write(fbuf) {
-        std::process::exit(NOT_SEALED);
-    }
-    match &*attack {
-        "a kept pointer" => scribble(kept),
-        "a child that was forked before" => loop {
-            std::thread::park();
-        },
-        "a child that was forked after" => {
-            // SAFETY: the child does nothing but write to memory until it is killed.
-            if unsafe { nix::unistd::fork() }.unwrap().is_child() {
-                scribble(kept);
-            }
-            loop {
-                std::thread::park();
-            }
-        }
-        other => panic!("no such attack: {other}"),
+    let Ok(role) = env::var("FBUF_TEST_ROLE") else { return };
+    let number = |name| env::var(name).unwrap().parse::<usize>().unwrap();
+    match &*role {
+        "attacker" => attacker::attack(
+            Attack::ALL[number("FBUF_TEST_ATTACK")],
+            Level::ALL[number("FBUF_TEST_LEVEL")],
+            env::var_os("FBUF_TEST_FROM_RECEIVER").is_some(),
+        ),
+        "victim" => victim(),
+        "sender" => send_some(number("FBUF_TEST_FROM_RECEIVER") == 1),
+        "receiver" => receive_some(),
+        other => panic!("no such role: {other}"),
     }
 }
 
-fn scribble(at: *mut u8) -> ! {
-    // Its parent may be gone, and nobody else would end it.
-    // SAFETY: it sets a flag of this process.
-    unsafe { nix::libc::prctl(nix::libc::PR_SET_PDEATHSIG, nix::libc::SIGKILL) };
-    for value in 0.. {
-        // SAFETY: none. It is mapped, and it is somebody else's now.
-        unsafe { at.add(value % SIZE).write_volatile((value / SIZE) as u8) };
-    }
-    unreachable!()
-}
-
-/// A broker that serves this user and another.
+/// A broker that serves this user and others.
 fn broker() -> Embedded {
     let mut random = [0; 8];
     std::io::Read::read_exact(&mut fs::File::open("/dev/urandom").unwrap(), &mut random).unwrap();
     let name = format!("@fbuf-attack-{:x}", u64::from_ne_bytes(random));
-    Embedded::start_for(Address::new(name), Users::only(nix::unistd::geteuid().as_raw()).allow(OTHER)).unwrap()
+    let users = Users::only(geteuid().as_raw()).allow(OTHER).allow(ANOTHER);
+    Embedded::start_for(Address::new(name), users).unwrap()
 }
 
-/// Starts the attacker, as this user or another.
-fn attacker(broker: &Embedded, attack: &str, mechanism: Mechanism, uid: Option<u32>) -> (Process, tempfile::TempDir) {
-    attacker_with(broker, attack, mechanism, uid, false)
+/// This program in another role, and what it prints.
+struct Other {
+    process: Process,
+    output: BufReader<std::process::ChildStdout>,
+    _folder: tempfile::TempDir,
 }
 
-fn attacker_with(
-    broker: &Embedded,
-    attack: &str,
-    mechanism: Mechanism,
-    uid: Option<u32>,
-    guard: bool,
-) -> (Process, tempfile::TempDir) {
-    let folder = tempfile::tempdir().unwrap();
-    fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
-    let program = folder.path().join("attacker");
-    fs::copy(env::current_exe().unwrap(), &program).unwrap();
-    let mut command = Command::new(program);
-    command.args(["--exact", "role", "--nocapture", "--test-threads=1"]).current_dir("/");
-    command.env("FBUF_TEST_ATTACK", attack).env("FBUF_BROKER", broker.address().to_string());
-    let mechanism = MECHANISMS.iter().position(|&other| other == mechanism).unwrap();
-    command.env("FBUF_TEST_MECHANISM", mechanism.to_string());
-    command.env("FBUF_GUARD", if guard { "1" } else { "0" });
-    if let Some(uid) = uid {
-        command.uid(uid).gid(uid);
+impl Other {
+    fn start(broker: &Embedded, role: &str, uid: Option<u32>, settings: &[(&str, String)]) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        let program = folder.path().join("other");
+        fs::copy(env::current_exe().unwrap(), &program).unwrap();
+        let mut command = Command::new(program);
+        command.args(["--exact", "role", "--nocapture", "--test-threads=1"]).current_dir("/");
+        command.env("FBUF_TEST_ROLE", role).env("FBUF_BROKER", broker.address().to_string()).env("FBUF_GUARD", "0");
+        command.envs(settings.iter().map(|(name, value)| (name, value)));
+        if let Some(uid) = uid {
+            command.uid(uid).gid(uid);
+        }
+        let mut process = Process::start(command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()));
+        let output = BufReader::new(process.0.stdout.take().unwrap());
+        Self { process, output, _folder: folder }
     }
-    (Process::start(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null())), folder)
+
+    fn attacker(broker: &Embedded, attack: Attack, level: Level, uid: Option<u32>, from_receiver: bool) -> Self {
+        let number = |found: Option<usize>| found.unwrap().to_string();
+        let mut settings = vec![
+            ("FBUF_TEST_ATTACK", number(Attack::ALL.iter().position(|&other| other == attack))),
+            ("FBUF_TEST_LEVEL", number(Level::ALL.iter().position(|&other| other == level))),
+        ];
+        if from_receiver {
+            settings.push(("FBUF_TEST_FROM_RECEIVER", "1".to_owned()));
+        }
+        Self::start(broker, "attacker", uid, &settings)
+    }
+
+    /// The next line that has this in it; nothing, if it ends before.
+    fn next_with(&mut self, text: &str) -> String {
+        let mut line = String::new();
+        while !line.contains(text) {
+            line.clear();
+            if self.output.read_line(&mut line).unwrap() == 0 {
+                break;
+            }
+        }
+        line
+    }
+
+    /// Waits until it prints this, somewhere in a line; or ends.
+    fn wait_for(&mut self, text: &str) -> bool {
+        !self.next_with(text).is_empty()
+    }
+
+    /// Lets an attacker attack, who has stopped itself before.
+    fn let_go(&mut self) {
+        let pid = Pid::from_raw(self.process.pid() as i32);
+        assert!(self.wait_for(BEGIN), "the attack did not begin");
+        assert!(matches!(waitpid(pid, Some(WaitPidFlag::WUNTRACED)), Ok(WaitStatus::Stopped(..))));
+        self.process.signal(Signal::SIGCONT);
+    }
+
+    fn is_alive(&mut self) -> bool {
+        self.process.0.try_wait().unwrap().is_none()
+    }
 }
 
 /// Looks at a message again and again: how many looks found it changed.
@@ -118,83 +198,227 @@ fn changes(message: &Received) -> usize {
     (0..LOOKS).filter(|_| xxhash_rust::xxh3::xxh3_64(message) != first).count()
 }
 
-const ATTACKS: [&str; 3] = ["a kept pointer", "a child that was forked before", "a child that was forked after"];
-const MECHANISMS: [Mechanism; 3] = [Mechanism::Shared, Mechanism::Copy, Mechanism::OneShot];
-/// How an attacker ends that could not seal what it was about to change.
-const NOT_SEALED: i32 = 3;
+/// Lets an attack go on against what a receiver gets: what comes of it.
+fn suffer(attack: Attack, attacker: &mut Other, receiver: &mut Receiver) -> (Outcome, Option<Mechanism>) {
+    use Attack::{InFlight, KeptDescriptor, Punched, Reopened, ReopenedAtOnce, Truncated};
+    let expects_attempt = matches!(attack, KeptDescriptor | InFlight | Reopened | ReopenedAtOnce | Truncated | Punched);
+    let message = match receiver.get_timeout(SOON) {
+        Ok(message) => message,
+        Err(GetError::PeerViolation { .. }) => return (Refused, None),
+        Err(GetError::Disconnected(_) | GetError::TimedOut | GetError::Ended) => {
+            return match attacker.process.end().code() {
+                Some(NOT_SEALED) => (NotSent, None),
+                code => panic!("it did not even send: {code:?}"),
+            };
+        }
+        Err(error) => panic!("{error}"),
+    };
+    let mechanism = message.mechanism();
+    attacker.let_go();
+    if expects_attempt {
+        let nothing = attacker.next_with(ATTEMPT).ends_with("nothing\n");
+        assert!(!nothing || mechanism == Mechanism::OneShot || message.sender().process.uid != geteuid().as_raw());
+    }
+    let start = Instant::now();
+    // Longer than the attacker needs for its first attempt, if nothing tells.
+    while start.elapsed() < Duration::from_millis(20) {
+        if changes(&message) > 0 {
+            return (Changes, Some(mechanism));
+        }
+    }
+    assert!(mechanism.protection() == Protection::Volatile || message.is_intact());
+    match attacker.process.0.try_wait().unwrap() {
+        None => (Holds, Some(mechanism)),
+        Some(status) if status.signal() == Some(libc::SIGSEGV) => (Traps, Some(mechanism)),
+        Some(status) => panic!("the attacker ended: {status}"),
+    }
+}
 
-#[test]
-fn volatile_messages_can_be_changed_by_unsafe_code_of_their_sender() {
-    for attack in ATTACKS {
-        let broker = broker();
-        let client = Client::connect_to(broker.address()).unwrap();
-        let mut receiver = client.receiver("prey").open().unwrap();
-        let (_attacker, _folder) = attacker(&broker, attack, Mechanism::Shared, None);
-        let message = receiver.get_timeout(SOON).unwrap();
-        assert_eq!(message.mechanism(), Mechanism::Shared);
+fn run(level: Level) {
+    let column = Level::ALL.iter().position(|&other| other == level).unwrap();
+    for (attack, outcomes) in TABLE {
+        let expected = outcomes[column];
+        // An attack that succeeds may take a moment longer on a busy machine.
         let start = Instant::now();
-        while changes(&message) == 0 {
-            assert!(start.elapsed() < SOON, "{attack}: the attacker did not attack");
-        }
-    }
-}
-
-#[test]
-fn a_guard_stops_who_has_the_mapping_from_its_sender_when_it_is_read_only() {
-    for attack in ATTACKS {
-        let broker = broker();
-        let client = Client::connect_to(broker.address()).unwrap();
-        let mut receiver = client.receiver("prey").open().unwrap();
-        let (mut attacker, _folder) = attacker_with(&broker, attack, Mechanism::Shared, None, true);
-        let message = receiver.get_timeout(SOON).unwrap();
-        match attack {
-            "a child that was forked before" => support::until("it writes", || changes(&message) > 0),
-            "a child that was forked after" => assert_eq!(changes(&message), 0),
-            _ => {
-                assert_eq!(attacker.end().signal(), Some(nix::libc::SIGSEGV));
-                assert_eq!(changes(&message), 0);
+        loop {
+            let broker = broker();
+            let client = Client::connect_to(broker.address()).unwrap();
+            let mut receiver = client.receiver("prey").require(level.require()).open().unwrap();
+            let mut attacker = Other::attacker(&broker, attack, level, None, false);
+            let (found, mechanism) = suffer(attack, &mut attacker, &mut receiver);
+            if found == expected {
+                if level == Level::Lease && found != Refused {
+                    // Whoever can write already when it is received is no reason to refuse it.
+                    let writable = matches!(
+                        attack,
+                        Attack::Alias | Attack::ChildBefore | Attack::KeptDescriptor | Attack::InFlight
+                    );
+                    let means = if writable { Mechanism::Copy } else { Mechanism::Lease };
+                    assert_eq!(mechanism, Some(means), "{attack:?}");
+                }
+                println!("{attack:?} against {level:?}: {found:?} ({mechanism:?})");
+                break;
             }
+            let late = matches!((found, expected), (Holds, Changes | Traps));
+            assert!(late && start.elapsed() < SOON, "{attack:?} against {level:?}: {found:?}, and not {expected:?}");
         }
     }
 }
 
 #[test]
-fn sealed_messages_do_not_change() {
-    for (attack, mechanism) in
-        ATTACKS.iter().flat_map(|attack| [(attack, Mechanism::Copy), (attack, Mechanism::OneShot)])
-    {
-        let broker = broker();
-        let client = Client::connect_to(broker.address()).unwrap();
-        let mut receiver = client.receiver("prey").require(Protection::Sealed).open().unwrap();
-        let (mut attacker, _folder) = attacker(&broker, attack, mechanism, None);
-        if (*attack, mechanism) == ("a child that was forked before", Mechanism::OneShot) {
-            // The kernel does not seal what a child can write, so it is not even sent.
-            assert_eq!(attacker.end().code(), Some(NOT_SEALED));
-            assert!(matches!(receiver.get_timeout(SOON), Err(GetError::Disconnected(_) | GetError::TimedOut)));
-            continue;
-        }
-        let message = receiver.get_timeout(SOON).unwrap();
-        assert_eq!(message.mechanism(), mechanism);
-        assert_eq!(changes(&message), 0, "{attack} against {mechanism}");
+fn every_attack_is_in_the_table() {
+    assert!(Attack::ALL.iter().all(|attack| TABLE.iter().filter(|(other, _)| other == attack).count() == 1));
+}
+
+#[test]
+fn attacks_on_volatile_messages() {
+    run(Level::Volatile);
+}
+
+#[test]
+fn attacks_on_guarded_messages() {
+    run(Level::Guarded);
+}
+
+#[test]
+fn attacks_on_messages_that_are_copied() {
+    run(Level::Copy);
+}
+
+#[test]
+fn attacks_on_messages_that_are_leased() {
+    run(Level::Lease);
+}
+
+#[test]
+fn attacks_on_messages_that_are_sealed_for_good() {
+    run(Level::OneShot);
+}
+
+fn is_root() -> bool {
+    let root = geteuid().is_root();
+    if !root {
+        println!("not tested: it takes root to start a process as another user");
     }
+    root
+}
+
+/// Attacks of memory that is as it should be.
+fn attacks_on_memory() -> impl Iterator<Item = Attack> {
+    TABLE.into_iter().filter(|(_, outcomes)| outcomes[0] != Refused).map(|(attack, _)| attack)
 }
 
 #[test]
 fn messages_of_another_user_do_not_change() {
-    if !nix::unistd::geteuid().is_root() {
-        println!("not tested: it takes root to start a process as another user");
+    if !is_root() {
         return;
     }
-    for attack in ATTACKS {
+    for (attack, from_receiver) in attacks_on_memory().flat_map(|attack| [(attack, false), (attack, true)]) {
         let broker = broker();
         let client = Client::connect_to(broker.address()).unwrap();
-        // Nobody asked for it on either side.
+        // Nobody asked for it on either side, or the slots are the receiver's.
         let mut receiver = client.receiver("prey").open().unwrap();
-        let (_attacker, _folder) = attacker(&broker, attack, Mechanism::Shared, Some(OTHER));
-        let message = receiver.get_timeout(SOON).unwrap();
-        assert_eq!((message.sender().process.uid, message.mechanism()), (OTHER, Mechanism::Copy));
-        assert_eq!(changes(&message), 0, "{attack}");
+        let level = if from_receiver { Level::Lease } else { Level::Volatile };
+        let mut attacker = Other::attacker(&broker, attack, level, Some(OTHER), from_receiver);
+        let (found, mechanism) = suffer(attack, &mut attacker, &mut receiver);
+        assert!(matches!(found, Holds | Traps), "{attack:?}, {from_receiver}: {found:?}");
+        // Nobody but the receiver can open it again.
+        let writable = matches!(attack, Attack::Alias | Attack::ChildBefore);
+        let expected = if from_receiver && !writable { Mechanism::Lease } else { Mechanism::Copy };
+        assert_eq!(mechanism, Some(expected), "{attack:?}, {from_receiver}");
     }
+}
+
+/// How many messages other users exchange.
+const SOME: u8 = 200;
+
+fn send_some(from_receiver: bool) {
+    let client = Client::connect().unwrap();
+    let sender = client.sender("users").slot_size(SIZE as u64).slots(3);
+    let sender = if from_receiver { sender.from_receiver() } else { sender.mechanism(Mechanism::Lease) };
+    let mut sender = sender.open().unwrap();
+    assert_eq!(sender.granted().mechanism, Mechanism::Lease, "{}", sender.granted());
+    sender.wait_for_receivers_timeout(1, SOON).unwrap();
+    for n in 0..SOME {
+        let mut fbuf = sender.allocate_timeout(SOON).unwrap();
+        fbuf.resize(SIZE).unwrap();
+        fbuf.fill(n);
+        sender.write(fbuf).unwrap();
+    }
+    sender.wait_for_returns_timeout(SOON).unwrap();
+}
+
+fn receive_some() {
+    let client = Client::connect().unwrap();
+    let mut receiver = client.receiver("users").require(Protection::Sealed).open().unwrap();
+    println!("it is there");
+    for n in 0..SOME {
+        let message = receiver.get_timeout(SOON).unwrap();
+        assert_eq!(message.mechanism(), Mechanism::Lease, "message {n}");
+        assert!(message.iter().all(|&byte| byte == n) && message.is_intact());
+    }
+    assert_eq!(receiver.counters().leases_refused, 0);
+    println!("all were leased");
+}
+
+#[test]
+fn other_users_lease_what_the_broker_made_for_them_and_what_is_the_receivers() {
+    if !is_root() {
+        return;
+    }
+    // Two processes of one other user; and of two, neither of which is the broker's.
+    for (sender, receiver, from_receiver) in [(OTHER, OTHER, 0), (OTHER, ANOTHER, 1), (OTHER, OTHER, 1)] {
+        let broker = broker();
+        let mut receiver = Other::start(&broker, "receiver", Some(receiver), &[]);
+        assert!(receiver.wait_for("it is there"));
+        let setting = [("FBUF_TEST_FROM_RECEIVER", from_receiver.to_string())];
+        let mut sender = Other::start(&broker, "sender", Some(sender), &setting);
+        assert!(receiver.wait_for("all were leased"), "{from_receiver}");
+        assert!(sender.process.end().success());
+    }
+}
+
+/// Holds a message while it is stopped, and looks at it afterwards.
+fn victim() {
+    let client = Client::connect().unwrap();
+    let mut receiver = client.receiver("prey").open().unwrap();
+    let message = receiver.get_timeout(SOON).unwrap();
+    assert_eq!(message.mechanism(), Mechanism::Lease);
+    println!("it is held");
+    let first = xxhash_rust::xxh3::xxh3_64(&message);
+    while xxhash_rust::xxh3::xxh3_64(&message) == first {
+        thread::yield_now();
+    }
+    assert!(!message.is_intact());
+    drop(message);
+    // At once: nothing else has to happen first.
+    let start = Instant::now();
+    let told = receiver.get_timeout(SOON);
+    assert!(start.elapsed() < SOON);
+    match told {
+        Err(GetError::SealLost { messages: 1, .. }) => println!("it was told"),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_receiver_that_was_stopped_for_longer_than_a_lease_lasts_is_told() {
+    let time = fs::read_to_string("/proc/sys/fs/lease-break-time").unwrap().trim().parse::<u64>().unwrap();
+    if time > 60 {
+        println!("not tested: fs.lease-break-time is {time} s");
+        return;
+    }
+    let broker = broker();
+    let mut victim = Other::start(&broker, "victim", None, &[]);
+    let mut attacker = Other::attacker(&broker, Attack::Reopened, Level::Lease, None, false);
+    assert!(victim.wait_for("it is held"));
+    victim.process.signal(Signal::SIGSTOP);
+    attacker.let_go();
+    thread::sleep(Duration::from_secs(time + 2));
+    assert!(attacker.is_alive());
+    victim.process.signal(Signal::SIGCONT);
+    assert!(victim.wait_for("it was told"));
+    assert!(victim.process.end().success());
 }
 
 #[test]
