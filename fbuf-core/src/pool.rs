@@ -477,7 +477,8 @@ impl Pool {
     /// Seals the buffer that was taken to be sent, in a pool of buffers that are sent once: its memory.
     ///
     /// # Errors
-    /// [`MemoryError::Refused`] while somebody else can write it, such as a child that was forked.
+    /// [`MemoryError`]: somebody else can write it, such as a child that was forked, and there is no memory
+    /// for a copy.
     pub fn seal_for_good(&mut self, slot: SlotId) -> Result<Option<OwnedFd>, MemoryError> {
         match &mut self.own {
             Some(Own::Shots(drafts)) => drafts.seal(slot),

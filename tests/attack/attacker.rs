@@ -12,7 +12,7 @@ use std::{
     process, ptr,
 };
 
-use fbuf_client::{Address, Client, Mechanism, WriteError};
+use fbuf_client::{Address, Client, Mechanism};
 use fbuf_core::{
     control::{Role, Slots},
     lane::{LaneTable, LaneWriter, capacity_for},
@@ -30,8 +30,6 @@ use nix::{
 
 use crate::{Level, SIZE, client::Hostile, support::SOON};
 
-/// How an attacker ends that could not seal what it was about to change.
-pub const NOT_SEALED: i32 = 3;
 /// What it prints when it begins.
 pub const BEGIN: &str = "the attack begins";
 
@@ -123,14 +121,16 @@ pub fn attack(attack: Attack, level: Level, from_receiver: bool) -> ! {
             alias = unsafe { libc::mremap(kept.cast(), 0, SIZE, libc::MREMAP_MAYMOVE) };
             assert_ne!(alias, libc::MAP_FAILED, "{}", io::Error::last_os_error());
         }
-        Attack::ChildBefore => fork(|| scribble(kept)),
+        Attack::ChildBefore => {
+            // SAFETY: it changes what children see, and nothing here.
+            unsafe { libc::madvise(kept.cast(), SIZE, libc::MADV_DOFORK) };
+            fork(|| scribble(kept));
+        }
         Attack::KeptDescriptor => files = open_all(0),
         Attack::InFlight => flying = Some(in_flight(open_all(0))),
         _ => {}
     }
-    if let Err(WriteError::NotSealed { .. }) = sender.write(fbuf) {
-        process::exit(NOT_SEALED);
-    }
+    sender.write(fbuf).unwrap();
     begin();
     // Until the message is held.
     nix::sys::signal::raise(nix::sys::signal::Signal::SIGSTOP).unwrap();

@@ -21,7 +21,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use attacker::{ATTEMPT, Attack, BEGIN, NOT_SEALED};
+use attacker::{ATTEMPT, Attack, BEGIN};
 use fbuf_broker::{Embedded, Users};
 use fbuf_client::{Address, Client, GetError, Mechanism, OpenError, Protection, Received, Receiver};
 use nix::{
@@ -69,21 +69,19 @@ enum Outcome {
     Holds,
     /// It does not, and the attacker dies of SIGSEGV.
     Traps,
-    /// It is not even sent.
-    NotSent,
     /// The receiver does not take it, and ends the link.
     Refused,
 }
 
-use Outcome::{Changes, Holds, NotSent, Refused, Traps};
+use Outcome::{Changes, Holds, Refused, Traps};
 
 /// What each attack comes to at each level.
 const TABLE: [(Attack, [Outcome; 5]); 15] = [
     //                        volatile  guarded  copy     lease    one-shot
     (Attack::KeptPointer, [Changes, Traps, Holds, Traps, Traps]),
-    (Attack::Alias, [Changes, Changes, Holds, Holds, NotSent]),
+    (Attack::Alias, [Changes, Changes, Holds, Holds, Holds]),
     (Attack::MadeWritable, [Changes, Changes, Holds, Traps, Traps]),
-    (Attack::ChildBefore, [Changes, Changes, Holds, Holds, NotSent]),
+    (Attack::ChildBefore, [Changes, Changes, Holds, Holds, Holds]),
     (Attack::ChildAfter, [Changes, Holds, Holds, Holds, Holds]),
     (Attack::KeptDescriptor, [Holds, Holds, Holds, Holds, Holds]),
     (Attack::InFlight, [Holds, Holds, Holds, Holds, Holds]),
@@ -205,13 +203,7 @@ fn suffer(attack: Attack, attacker: &mut Other, receiver: &mut Receiver) -> (Out
     let message = match receiver.get_timeout(SOON) {
         Ok(message) => message,
         Err(GetError::PeerViolation { .. }) => return (Refused, None),
-        Err(GetError::Disconnected(_) | GetError::TimedOut | GetError::Ended) => {
-            return match attacker.process.end().code() {
-                Some(NOT_SEALED) => (NotSent, None),
-                code => panic!("it did not even send: {code:?}"),
-            };
-        }
-        Err(error) => panic!("{error}"),
+        Err(error) => panic!("{error}; the attacker: {:?}", attacker.process.end()),
     };
     let mechanism = message.mechanism();
     attacker.let_go();

@@ -52,10 +52,9 @@ pub enum WriteError {
     /// It belongs to somebody else.
     #[error("a fbuf was written to a sender that did not allocate it: write it to its own, or copy it")]
     OtherSender(Fbuf),
-    /// It could not be sealed for good.
-    #[error(
-        "a fbuf was to be sealed for good, and somebody else can write it still: {error}; is there a child that was forked?"
-    )]
+    /// It could not be sealed for good: somebody else can write it, such as a child that was forked, and there
+    /// is no memory for a copy.
+    #[error("a fbuf was to be sealed for good, and neither can it be nor a copy of it: {error}")]
     NotSealed {
         /// The fbuf.
         fbuf: Fbuf,

@@ -79,6 +79,17 @@ impl Map {
             .map_err(|source| MemoryError::Refused { call: "mmap", asked: size, source })
     }
 
+    /// Not in children that are forked: who reads or writes it there gets a SIGSEGV.
+    pub(crate) fn kept_from_children(self) -> Self {
+        self.advise(libc::MADV_DONTFORK);
+        self
+    }
+
+    /// Has the kernel map all its pages now, if it can, rather than each when it is written.
+    pub(crate) fn populate(&self) {
+        self.advise(libc::MADV_POPULATE_WRITE);
+    }
+
     /// Maps memory that will be leased to others once it is not mapped like this any more, in huge pages if
     /// they are asked for and can be had; all that can be had of it exists then.
     ///
@@ -161,8 +172,8 @@ impl Map {
         if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
     }
 
-    /// Reads the first bytes of a file to the beginning of this map, which is [private](Self::private) and
-    /// which nobody else looks at.
+    /// Reads the first bytes of a file to the beginning of this map, which this process may write and which
+    /// nobody else looks at.
     ///
     /// # Errors
     /// What pread(2) says, or that the file is shorter.
