@@ -32,8 +32,6 @@ pub mod channel;
 #[cfg(not(loom))]
 pub mod control;
 #[cfg(not(loom))]
-mod drafts;
-#[cfg(not(loom))]
 pub mod guard;
 #[cfg(not(loom))]
 pub mod inbound;

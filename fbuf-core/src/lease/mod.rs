@@ -1,10 +1,10 @@
 //! Slots that are memory of their own and are read under leases: their bytes cannot change while they are
 //! read, whoever the sender is, and they are used again.
 //!
-//! A sender writes such a slot through a mapping that it makes for one message ([`slots`]) and unmaps before
+//! A sender writes such a slot through a mapping that it makes for one message (`slots`) and unmaps before
 //! it sends. Its receiver takes a read lease, which the kernel grants only if nobody can write the memory
-//! any more ([`tenant`]). Whoever opens it for writing later is held up, and a thread of this process, the
-//! [`keeper`], is told: it puts a copy in the place of the slot and then lets go. A lease that is not
+//! any more (`tenant`). Whoever opens it for writing later is held up, and a thread of this process, the
+//! `keeper`, is told: it puts a copy in the place of the slot and then lets go. A lease that is not
 //! granted is no harm: the message is copied.
 //!
 //! Leases of fcntl(2); revocable ones as an answer to Druschel and Peterson's "secure" fbufs, whose

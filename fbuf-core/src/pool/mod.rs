@@ -7,29 +7,31 @@
 //! no fetch of dirty lines. There is no list of free slots: whether a slot has come back is looked up
 //! when the hand comes by, and one that somebody keeps for long is passed over, once a round.
 
-use std::{
-    io,
-    os::fd::OwnedFd,
-    ptr::NonNull,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-};
+mod drafts;
+mod memory;
+mod shelf;
+
+use std::{io, os::fd::OwnedFd, ptr::NonNull, sync::Arc};
 
 use nix::sys::eventfd::EventFd;
 
-use crate::{
+pub use self::shelf::Shelf;
+use self::{
     drafts::Drafts,
+    memory::{Memory, Segment},
+};
+use crate::{
     guard::Guard,
     inbound::Peer,
     lease::{LeasedSlots, View},
     limits::MAX_SEGMENTS,
     link::{Gift, NewSegment},
     loan::Fbuf,
-    memory::{Address, Leasable, Map, MemoryError, Pages, Pieces},
+    memory::{Address, Leasable, MemoryError, Pages, Pieces},
     outbound::Outbound,
     ring::Ring,
     slot::{Geometry, Mark, SlotId},
     violation::{Unsuitable, Violation},
-    wire::Descriptor,
 };
 
 /// How many slots one look goes through in search of one that is back.
@@ -39,9 +41,7 @@ const SEARCH: u32 = 256;
 #[derive(Debug)]
 pub struct Pool {
     geometry: Geometry,
-    segments: Vec<Segment>,
-    /// Instead of segments, if each slot is memory of its own.
-    own: Option<Own>,
+    memory: Memory,
     /// Whether there was no memory for a buffer when it was last asked for.
     exhausted: bool,
     /// The hand: the slots that come next, as far as they are known to be free.
@@ -59,47 +59,6 @@ pub struct Pool {
     guard: Option<Guard>,
     /// Messages that were sent without being guarded, although they should have been.
     unguarded: u64,
-}
-
-/// Slots that are memory of their own.
-#[derive(Debug)]
-enum Own {
-    /// Each is sent once, and given away.
-    Shots(Drafts),
-    /// Each is read under leases, and comes back.
-    Leased(LeasedSlots),
-}
-
-impl Own {
-    fn slots(&self) -> u32 {
-        match self {
-            Self::Shots(drafts) => drafts.slots(),
-            Self::Leased(slots) => slots.len(),
-        }
-    }
-
-    fn is_available(&self, slot: SlotId) -> bool {
-        match self {
-            Self::Shots(_) => true,
-            Self::Leased(slots) => slots.is_available(slot),
-        }
-    }
-
-    fn draft(&mut self, slot: SlotId) -> Result<Option<Pieces>, MemoryError> {
-        match self {
-            Self::Shots(drafts) => drafts.draft(slot).map(Some),
-            Self::Leased(slots) => slots.draft(slot),
-        }
-    }
-}
-
-#[derive(Debug)]
-struct Segment {
-    map: Map,
-    descriptor: Arc<OwnedFd>,
-    slots: u32,
-    /// The number of its first slot.
-    first: u32,
 }
 
 /// Where a sender's slots are.
@@ -120,7 +79,7 @@ impl Pool {
     /// # Errors
     /// [`MemoryError`]
     pub fn new(geometry: Geometry, slots: u32, wake: Arc<EventFd>) -> Result<Self, MemoryError> {
-        Self::with(geometry, geometry.slot_bytes(), slots, wake, None, None)
+        Self::with(geometry, geometry.slot_bytes(), slots, wake, None, Memory::Segments(Vec::new()))
     }
 
     /// As [`Self::new`], of buffers that are sent once.
@@ -128,8 +87,8 @@ impl Pool {
     /// # Errors
     /// [`MemoryError`]
     pub fn of_one_shots(geometry: Geometry, slots: u32, wake: Arc<EventFd>) -> Result<Self, MemoryError> {
-        let drafts = Drafts::new(geometry.segment_bytes(1));
-        Self::with(geometry, geometry.slot_bytes(), slots, wake, None, Some(Own::Shots(drafts)))
+        let memory = Memory::Shots(Drafts::new(geometry.segment_bytes(1)));
+        Self::with(geometry, geometry.slot_bytes(), slots, wake, None, memory)
     }
 
     /// As [`Self::new`], of slots that receivers lease, each in one of these pieces of memory, which belong
@@ -152,8 +111,7 @@ impl Pool {
         let memory: Vec<_> = memory.into_iter().map(given).collect::<Result<_, _>>()?;
         let slots = memory.len() as u32;
         let (leased, pages) = LeasedSlots::own(memory, geometry.slot_bytes(), pages)?;
-        let own = Own::Leased(leased);
-        Ok((Self::with(geometry, geometry.slot_bytes(), slots, wake, None, Some(own))?, pages))
+        Ok((Self::with(geometry, geometry.slot_bytes(), slots, wake, None, Memory::Leased(leased))?, pages))
     }
 
     /// As [`Self::of_leases`], of slots that a receiver gives when it is linked.
@@ -162,8 +120,8 @@ impl Pool {
     /// [`MemoryError`]
     pub fn of_receiver(geometry: Geometry, wake: Arc<EventFd>) -> Result<Self, MemoryError> {
         let slots = geometry.max_slots();
-        let own = Own::Leased(LeasedSlots::of_receiver(slots, geometry.slot_bytes()));
-        Self::with(geometry, geometry.slot_bytes(), slots, wake, None, Some(own))
+        let memory = Memory::Leased(LeasedSlots::of_receiver(slots, geometry.slot_bytes()));
+        Self::with(geometry, geometry.slot_bytes(), slots, wake, None, memory)
     }
 
     /// As [`Self::new`], with a guard, and with fbufs that hold less than a slot does: slots that are
@@ -178,7 +136,7 @@ impl Pool {
         wake: Arc<EventFd>,
         guard: Option<Guard>,
     ) -> Result<Self, MemoryError> {
-        Self::with(geometry, capacity, slots, wake, guard, None)
+        Self::with(geometry, capacity, slots, wake, guard, Memory::Segments(Vec::new()))
     }
 
     fn with(
@@ -187,14 +145,12 @@ impl Pool {
         slots: u32,
         wake: Arc<EventFd>,
         guard: Option<Guard>,
-        own: Option<Own>,
+        memory: Memory,
     ) -> Result<Self, MemoryError> {
-        let state = Mutex::new(Stored::Open { slots: Vec::new(), waited_for: false });
-        let shelf = Arc::new(Shelf { slot_bytes: capacity.min(geometry.slot_bytes()), state, wake });
+        let shelf = Shelf::new(capacity.min(geometry.slot_bytes()), wake);
         let mut pool = Self {
             geometry,
-            segments: Vec::new(),
-            own,
+            memory,
             exhausted: false,
             free: Pieces::none(0),
             ledger: Ring::new(geometry.max_slots() as usize, || Mark::NONE),
@@ -213,7 +169,7 @@ impl Pool {
     /// How many bytes a fbuf holds.
     #[must_use]
     pub fn capacity(&self) -> u32 {
-        self.shelf.slot_bytes
+        self.shelf.slot_bytes()
     }
 
     /// The guard, if there is one.
@@ -281,22 +237,19 @@ impl Pool {
         mark != Mark::OUT
             && !self.retained.contains(&slot)
             && !links.iter().any(|link| link.has(slot, mark))
-            && self.own.as_ref().is_none_or(|own| own.is_available(slot))
+            && self.memory.is_available(slot)
     }
 
     /// How many slots there are now.
     #[must_use]
     pub fn slots(&self) -> u32 {
-        match &self.own {
-            Some(own) => own.slots(),
-            None => self.segments.last().map_or(0, |segment| segment.first + segment.slots),
-        }
+        self.memory.slots()
     }
 
     /// Whether [`Self::grow`] could add any.
     #[must_use]
     pub fn can_grow(&self) -> bool {
-        self.slots() < self.geometry.max_slots() && self.segments.len() < MAX_SEGMENTS
+        self.slots() < self.geometry.max_slots() && self.memory.segments().len() < MAX_SEGMENTS
     }
 
     /// Doubles the number of slots, or reaches the limit. The new slots can be had once every receiver
@@ -306,7 +259,7 @@ impl Pool {
     /// [`MemoryError`], and nothing has changed.
     pub fn grow(&mut self) -> Result<(), MemoryError> {
         let room = self.geometry.max_slots() - self.slots();
-        let slots = if self.segments.len() + 1 == MAX_SEGMENTS { room } else { self.slots().min(room) };
+        let slots = if self.memory.segments().len() + 1 == MAX_SEGMENTS { room } else { self.slots().min(room) };
         self.add_segment(slots)
     }
 
@@ -325,25 +278,12 @@ impl Pool {
     }
 
     fn add_segment(&mut self, slots: u32) -> Result<(), MemoryError> {
-        match &mut self.own {
-            Some(Own::Shots(drafts)) => {
-                drafts.add(slots);
-                return Ok(());
-            }
-            Some(Own::Leased(_)) => return Ok(()),
-            None => {}
-        }
-        let (map, descriptor) = Map::create("fbuf-segment", self.geometry.segment_bytes(slots))?;
-        if let Some(guard) = &self.guard {
-            guard.add_segment(&map, self.slots());
-        }
-        self.segments.push(Segment { map, descriptor: Arc::new(descriptor), slots, first: self.slots() });
-        Ok(())
+        self.memory.add(self.geometry, slots, self.guard.as_ref())
     }
 
     /// The segments there are, but for the first `known`.
     pub fn announce(&self, known: usize) -> impl Iterator<Item = NewSegment> {
-        self.segments.iter().skip(known).map(Segment::announce)
+        self.memory.segments().iter().skip(known).map(Segment::announce)
     }
 
     /// Takes the slot whose turn it is, if it is known to be free: its name, and where its bytes are.
@@ -356,11 +296,7 @@ impl Pool {
     /// Takes a slot that was to be sent, and was lent to nobody.
     pub(crate) fn take_back(&mut self, slot: SlotId) -> Option<Address> {
         self.release(slot, 1).ok()?;
-        let mut pieces = match &mut self.own {
-            Some(Own::Shots(drafts)) => drafts.draft(slot).ok()?,
-            Some(Own::Leased(slots)) => slots.recall(slot).ok()??,
-            None => self.segment_of(slot)?.pieces(self.geometry, slot, 1),
-        };
+        let mut pieces = self.memory.recall(self.geometry, slot).ok()??;
         let (_, bytes) = pieces.next()?;
         *self.ledger.at_mut(slot.index()) = Mark::OUT;
         Some(bytes)
@@ -384,18 +320,13 @@ impl Pool {
     }
 
     fn protect(&self, first: SlotId, count: u32, writable: bool) -> io::Result<()> {
-        let Some(segment) = self.segment_of(first) else { return Ok(()) };
-        let (begin, stride) = ((first.number() - segment.first) as usize, self.geometry.stride() as usize);
-        segment.map.protect(begin * stride..(begin + count as usize) * stride, writable)
+        let Some(segment) = self.memory.segment_of(first) else { return Ok(()) };
+        segment.protect(self.geometry, first, count, writable)
     }
 
     /// Where the bytes of a slot are.
     pub(crate) fn address(&self, slot: SlotId) -> Option<Address> {
-        self.segment_of(slot)?.pieces(self.geometry, slot, 1).next().map(|(_, bytes)| bytes)
-    }
-
-    fn segment_of(&self, slot: SlotId) -> Option<&Segment> {
-        self.segments.iter().rfind(|segment| segment.first <= slot.number())
+        self.memory.segment_of(slot)?.pieces(self.geometry, slot, 1).next().map(|(_, bytes)| bytes)
     }
 
     /// Where fbufs of this pool go that are dropped: the inside of an Arc.
@@ -435,10 +366,10 @@ impl Pool {
             self.clear_shelf();
         }
         let first = self.ahead(0);
-        if self.own.is_some() {
+        if !matches!(self.memory, Memory::Segments(_)) {
             return self.collect_draft(links, first);
         }
-        let Some(segment) = self.segment_of(first) else { return false };
+        let Some(segment) = self.memory.segment_of(first) else { return false };
         let end = (segment.first + segment.slots).min(first.number().saturating_add(most));
         let marks = self.ledger.slice(first.index()..end as usize);
         let count = match links {
@@ -460,9 +391,9 @@ impl Pool {
         if !self.is_free(links, slot) {
             return false;
         }
-        let draft = self.own.as_mut().map(|own| own.draft(slot));
-        self.exhausted = matches!(draft, Some(Err(_)));
-        let Some(Ok(Some(pieces))) = draft else { return false };
+        let draft = self.memory.draft(self.geometry, slot);
+        self.exhausted = draft.is_err();
+        let Ok(Some(pieces)) = draft else { return false };
         self.free = pieces;
         *self.ledger.at_mut(slot.index()) = Mark::OUT;
         true
@@ -480,54 +411,37 @@ impl Pool {
     /// [`MemoryError`]: somebody else can write it, such as a child that was forked, and there is no memory
     /// for a copy.
     pub fn seal_for_good(&mut self, slot: SlotId) -> Result<Option<OwnedFd>, MemoryError> {
-        match &mut self.own {
-            Some(Own::Shots(drafts)) => drafts.seal(slot),
-            _ => Ok(None),
-        }
+        if let Memory::Shots(drafts) = &mut self.memory { drafts.seal(slot) } else { Ok(None) }
     }
 
     /// Whether this is a pool of buffers that are sent once.
     #[must_use]
     pub fn sends_for_good(&self) -> bool {
-        matches!(self.own, Some(Own::Shots(_)))
-    }
-
-    fn leased(&self) -> Option<&LeasedSlots> {
-        match &self.own {
-            Some(Own::Leased(slots)) => Some(slots),
-            _ => None,
-        }
-    }
-
-    fn leased_mut(&mut self) -> Option<&mut LeasedSlots> {
-        match &mut self.own {
-            Some(Own::Leased(slots)) => Some(slots),
-            _ => None,
-        }
+        matches!(self.memory, Memory::Shots(_))
     }
 
     /// Whether receivers lease what is sent.
     #[must_use]
     pub fn is_leased(&self) -> bool {
-        self.leased().is_some()
+        self.memory.leased().is_some()
     }
 
     /// Whether the slots are those of a receiver, who hands the right to write them back over its socket.
     #[must_use]
     pub fn is_receivers(&self) -> bool {
-        self.leased().is_some_and(LeasedSlots::are_given)
+        self.memory.leased().is_some_and(LeasedSlots::are_given)
     }
 
     /// Gives up the right to write a slot that was taken to be sent, in a pool whose slots are leased: whether
     /// it can be sent.
     pub fn vacate(&mut self, slot: SlotId, length: u32) -> bool {
-        self.leased_mut().is_none_or(|slots| slots.vacate(slot, length as usize).is_ok())
+        self.memory.leased_mut().is_none_or(|slots| slots.vacate(slot, length as usize).is_ok())
     }
 
     /// Whether a slot that was to be sent lies in memory of a receiver that has gone.
     #[must_use]
     pub fn is_homeless(&self, slot: SlotId) -> bool {
-        self.leased().is_some_and(|slots| slots.is_homeless(slot))
+        self.memory.leased().is_some_and(|slots| slots.is_homeless(slot))
     }
 
     /// Takes what a receiver gives to a pool of such slots.
@@ -535,13 +449,13 @@ impl Pool {
     /// # Errors
     /// [`Violation`]
     pub fn give(&mut self, gift: Gift, giver: Peer) -> Result<(), Violation> {
-        let Some(slots) = self.leased_mut() else { return Ok(()) };
+        let Some(slots) = self.memory.leased_mut() else { return Ok(()) };
         slots.give(gift, giver)
     }
 
     /// A receiver has gone. What it gave is of no use any more.
     pub fn forget_gifts(&mut self, giver: Peer) {
-        if let Some(slots) = self.leased_mut() {
+        if let Some(slots) = self.memory.leased_mut() {
             slots.forget_giver(giver);
         }
     }
@@ -549,17 +463,17 @@ impl Pool {
     /// Whether a slot that was handed back cannot be had, for a reason that passes without a word.
     #[must_use]
     pub fn is_blocked(&self) -> bool {
-        self.leased().is_some_and(LeasedSlots::is_blocked)
+        self.memory.leased().is_some_and(LeasedSlots::is_blocked)
     }
 
     /// A slot that was taken to be sent, to be read on, where that takes another mapping.
     pub(crate) fn view(&self, slot: SlotId) -> Option<View> {
-        self.leased()?.view(slot)
+        self.memory.leased()?.view(slot)
     }
 
     /// Whether a slot is still that which such a view shows.
     pub(crate) fn is_seen(&self, slot: SlotId, view: Option<&View>) -> bool {
-        view.is_none_or(|view| self.leased().is_some_and(|slots| slots.is_seen(slot, view)))
+        view.is_none_or(|view| self.memory.leased().is_some_and(|slots| slots.is_seen(slot, view)))
     }
 
     /// Moves the hand; forgets which slots were known to be free.
@@ -636,228 +550,16 @@ impl Pool {
     /// were dropped already.
     #[must_use]
     pub fn await_fbufs(&self) -> bool {
-        match &mut *self.shelf.lock() {
-            Stored::Open { slots, waited_for } if slots.is_empty() => {
-                *waited_for = true;
-                true
-            }
-            _ => false,
-        }
-    }
-}
-
-impl Segment {
-    /// The bytes of so many of its slots.
-    fn pieces(&self, geometry: Geometry, first: SlotId, count: u32) -> Pieces {
-        let begin = first.number() - self.first;
-        let pieces = self.map.pieces(begin..begin + count, geometry.stride(), geometry.slot_bytes());
-        pieces.unwrap_or(Pieces::none(begin)).numbered_from(first.number())
-    }
-
-    fn announce(&self) -> NewSegment {
-        NewSegment { memory: Descriptor::from(self.descriptor.clone()), slots: self.slots }
+        self.shelf.await_next()
     }
 }
 
 impl Drop for Pool {
     fn drop(&mut self) {
-        let out = self.count_out() + self.retained.len();
-        let segments = std::mem::take(&mut self.segments);
-        let mut state = self.shelf.lock();
-        let put_back = if let Stored::Open { slots, .. } = &*state { slots.len() } else { 0 };
-        let outstanding = out - put_back;
-        if outstanding > 0 {
-            let kept = Kept { _shelf: self.shelf.clone(), _segments: segments, _own: self.own.take() };
-            *state = Stored::Closed { outstanding, kept };
-        }
-    }
-}
-
-/// Where fbufs go that are dropped unsent. Outlives its pool for as long as fbufs are out.
-#[derive(Debug)]
-pub struct Shelf {
-    slot_bytes: u32,
-    state: Mutex<Stored>,
-    wake: Arc<EventFd>,
-}
-
-#[derive(Debug)]
-enum Stored {
-    /// The pool takes them from here.
-    Open { slots: Vec<SlotId>, waited_for: bool },
-    /// The pool is gone; the last fbuf frees what is kept.
-    Closed { outstanding: usize, kept: Kept },
-    /// The last fbuf is gone too.
-    Empty,
-}
-
-/// What fbufs need, after their pool is gone. Dropped with the last of them.
-#[derive(Debug)]
-pub(crate) struct Kept {
-    _shelf: Arc<Shelf>,
-    _segments: Vec<Segment>,
-    _own: Option<Own>,
-}
-
-impl Shelf {
-    /// The size of the slots that belong here.
-    #[inline]
-    pub(crate) fn slot_bytes(&self) -> u32 {
-        self.slot_bytes
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Stored> {
-        // A panic while it was locked cannot have left it half changed.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Puts a slot here; what to drop afterwards, if this was the last one.
-    pub(crate) fn put_back(&self, slot: SlotId) -> Option<Kept> {
-        let mut state = self.lock();
-        match &mut *state {
-            Stored::Open { slots, waited_for } => {
-                slots.push(slot);
-                if std::mem::take(waited_for) {
-                    // A counter that is full wakes as well.
-                    let _ = self.wake.write(1);
-                }
-                None
-            }
-            Stored::Closed { outstanding: 2.., .. } => {
-                if let Stored::Closed { outstanding, .. } = &mut *state {
-                    *outstanding -= 1;
-                }
-                None
-            }
-            _ => match std::mem::replace(&mut *state, Stored::Empty) {
-                Stored::Closed { kept, .. } => Some(kept),
-                _ => None,
-            },
-        }
-    }
-
-    fn slots(&self) -> Vec<SlotId> {
-        if let Stored::Open { slots, .. } = &*self.lock() { slots.clone() } else { Vec::new() }
-    }
-
-    fn clear(&self) -> Vec<SlotId> {
-        match &mut *self.lock() {
-            Stored::Open { slots, waited_for } => {
-                *waited_for = false;
-                std::mem::take(slots)
-            }
-            _ => Vec::new(),
-        }
+        let memory = std::mem::replace(&mut self.memory, Memory::Segments(Vec::new()));
+        self.shelf.clone().close(self.count_out() + self.retained.len(), memory);
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn next(pool: &mut Pool) -> Option<Fbuf> {
-        pool.allocate().or_else(|| pool.collect(&[], 64).then(|| pool.allocate())?)
-    }
-
-    fn pool(slots: u32, limit: u64) -> Pool {
-        let wake = Arc::new(EventFd::new().unwrap());
-        Pool::new(Geometry::new(100, limit).unwrap(), slots, wake).unwrap()
-    }
-
-    #[test]
-    fn a_slot_is_in_one_place() {
-        let mut pool = pool(3, 3);
-        let all: Vec<_> = std::iter::from_fn(|| next(&mut pool)).collect();
-        assert_eq!(all.len(), 3);
-        assert_eq!(pool.places(&[]), Places { free: 0, held: 3, lent: 0 });
-        let mut starts: Vec<_> = all.iter().map(|fbuf| fbuf.as_ptr() as usize).collect();
-        starts.sort_unstable();
-        assert!(starts.windows(2).all(|pair| pair[1] - pair[0] >= 100), "slots overlap");
-        drop(all);
-        assert_eq!(pool.places(&[]), Places { free: 3, held: 0, lent: 0 });
-        assert!(pool.search(&[]));
-        assert_eq!(pool.places(&[]), Places { free: 3, held: 0, lent: 0 });
-        assert_eq!(std::iter::from_fn(|| next(&mut pool)).count(), 3);
-    }
-
-    #[test]
-    fn slots_are_reused_first_in_first_out() {
-        let mut pool = pool(4, 4);
-        let mut order = Vec::new();
-        for sequence in 0..8 {
-            let fbuf = next(&mut pool).unwrap();
-            order.push(pool.take(fbuf, sequence).unwrap().0.index());
-        }
-        assert_eq!(order, [0, 1, 2, 3, 0, 1, 2, 3]);
-    }
-
-    #[test]
-    fn growth_doubles_up_to_the_limit() {
-        let mut pool = pool(2, 7);
-        pool.grow().unwrap();
-        assert!(pool.is_growing());
-        assert_eq!(
-            pool.places(&[]),
-            Places { free: 2, held: 0, lent: 0 },
-            "slots are free before receivers know of them"
-        );
-        pool.use_segment();
-        pool.grow().unwrap();
-        pool.use_segment();
-        assert!(!pool.can_grow() && !pool.is_growing());
-        assert_eq!(pool.announce(0).map(|segment| segment.slots).collect::<Vec<_>>(), [2, 2, 3]);
-        assert_eq!(std::iter::from_fn(|| next(&mut pool)).count(), 7);
-    }
-
-    #[test]
-    fn a_fbuf_of_another_pool_is_handed_back() {
-        let (mut one, mut other) = (pool(1, 1), pool(1, 1));
-        let fbuf = next(&mut one).unwrap();
-        let fbuf = other.take(fbuf, 0).unwrap_err();
-        assert!(one.take(fbuf, 0).is_ok());
-    }
-
-    #[test]
-    fn fbufs_outlive_their_pool_and_take_its_memory_with_them() {
-        let mut pool = pool(2, 2);
-        let shelf = Arc::downgrade(&pool.shelf);
-        let (mut one, two) = (next(&mut pool).unwrap(), next(&mut pool).unwrap());
-        drop(pool);
-        one.resize(100).unwrap();
-        one.fill(7);
-        assert!(one.iter().all(|&byte| byte == 7));
-        std::thread::spawn(move || drop(one)).join().unwrap();
-        assert!(shelf.upgrade().is_some(), "the memory went while a fbuf was out");
-        drop(two);
-        assert!(shelf.upgrade().is_none(), "the memory stayed");
-    }
-
-    #[test]
-    fn a_dropped_fbuf_wakes_who_waits_for_it() {
-        let mut pool = pool(1, 1);
-        let fbuf = next(&mut pool).unwrap();
-        assert!(pool.await_fbufs());
-        drop(fbuf);
-        assert_eq!(pool.shelf.wake.read(), Ok(1));
-        assert!(!pool.await_fbufs(), "there is one already");
-    }
-
-    #[test]
-    fn filling_is_bounded_by_the_slot() {
-        use bytes::BufMut;
-        use std::io::Write;
-        let mut pool = pool(1, 1);
-        let mut fbuf = next(&mut pool).unwrap();
-        assert!(fbuf.is_empty());
-        fbuf.put_u16(0x0102);
-        fbuf.write_all(b"abc").unwrap();
-        assert_eq!(&fbuf[..], b"\x01\x02abc");
-        assert_eq!(fbuf.read_from(&mut &[9u8; 200][..]).unwrap(), 95);
-        assert_eq!(fbuf.read_from(&mut &[9u8; 200][..]).unwrap(), 0);
-        assert_eq!(fbuf.write(b"x").unwrap(), 0);
-        assert_eq!(fbuf.remaining_mut(), 0);
-        assert!(fbuf.resize(101).is_err());
-        fbuf.resize(3).unwrap();
-        assert_eq!(&fbuf[..], b"\x01\x02a");
-    }
-}
+mod tests;
