@@ -1,12 +1,11 @@
-//! Mappings of shared memory, and the tables of atomic words laid over them.
+//! Mappings of shared memory.
 //!
 //! One of the files of this crate that may be `unsafe`: everything that says which bytes of
-//! another process may be looked at, and as what, is decided here.
+//! another process may be looked at is decided here.
 #![allow(unsafe_code)]
 
 use std::{
     io,
-    marker::PhantomData,
     num::NonZeroUsize,
     ops::{Deref, Range},
     os::fd::{AsFd, BorrowedFd, OwnedFd},
@@ -22,9 +21,8 @@ use nix::{
         uio::pread,
     },
 };
-use zerocopy::FromBytes;
 
-use super::{MemoryError, Reserved, Seals, room, verify};
+use super::{MemoryError, Pieces, Reserved, Seals, room, verify};
 use crate::violation::Unsuitable;
 
 /// A shared mapping of a whole memfd, writable only in the process that made the memfd.
@@ -120,6 +118,10 @@ impl Map {
         let mut lines = text.lines().skip_while(|line| !line.starts_with(&begin)).skip(1);
         let mapped = lines.find_map(|line| line.strip_prefix("ShmemPmdMapped:"));
         mapped.and_then(|value| value.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()).is_some_and(|kb| kb > 0)
+    }
+
+    pub(super) fn base(&self) -> NonNull<u8> {
+        self.base
     }
 
     /// Where it begins.
@@ -334,95 +336,6 @@ impl Deref for Frozen {
     }
 }
 
-/// Addresses of pieces of a mapping.
-#[derive(Debug)]
-pub struct Pieces {
-    /// Where number 0 lies, or would lie.
-    origin: *mut u8,
-    stride: usize,
-    numbers: Range<u32>,
-}
-
-// SAFETY: as for `Map`.
-unsafe impl Send for Pieces {}
-// SAFETY: as for `Map`.
-unsafe impl Sync for Pieces {}
-
-impl Pieces {
-    /// None, where number `next` would be the next.
-    #[must_use]
-    pub const fn none(next: u32) -> Self {
-        Self { origin: std::ptr::null_mut(), stride: 0, numbers: next..next }
-    }
-
-    /// The beginning of a mapping, as number `number`.
-    #[must_use]
-    pub fn one(map: &Map, number: u32) -> Self {
-        Self { origin: map.base.as_ptr(), stride: 0, numbers: number..number + 1 }
-    }
-
-    /// The same pieces, with other numbers: the next is number `first`.
-    #[must_use]
-    pub fn numbered_from(self, first: u32) -> Self {
-        let Self { origin, stride, numbers } = self;
-        let step = (numbers.start as usize).wrapping_sub(first as usize).wrapping_mul(stride);
-        Self { origin: origin.wrapping_add(step), stride, numbers: first..first + (numbers.end - numbers.start) }
-    }
-
-    /// The number of the next, or of that which would come after the last.
-    #[must_use]
-    #[inline]
-    pub fn next_number(&self) -> u32 {
-        self.numbers.start
-    }
-
-    /// How many are left.
-    #[must_use]
-    pub fn len(&self) -> usize {
-        self.numbers.len()
-    }
-
-    /// Whether none is left.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.numbers.start == self.numbers.end
-    }
-}
-
-impl Iterator for Pieces {
-    type Item = (u32, Address);
-
-    #[inline]
-    fn next(&mut self) -> Option<(u32, Address)> {
-        if self.is_empty() {
-            return None;
-        }
-        let number = self.numbers.start;
-        self.numbers.start += 1;
-        let address = self.origin.wrapping_add(number as usize * self.stride);
-        // SAFETY: all pieces with these numbers lie inside the mapping (`Map::pieces`), which does not
-        // begin at address zero.
-        Some((number, Address(unsafe { NonNull::new_unchecked(address) })))
-    }
-}
-
-/// Where something lies in a mapping. Who may follow it is settled where that is done.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Address(NonNull<u8>);
-
-// SAFETY: a number; see there.
-unsafe impl Send for Address {}
-// SAFETY: as above.
-unsafe impl Sync for Address {}
-
-impl Address {
-    /// The pointer.
-    #[inline]
-    pub(crate) fn pointer(self) -> NonNull<u8> {
-        self.0
-    }
-}
-
 impl Drop for Map {
     fn drop(&mut self) {
         // SAFETY: the range is exactly what `new` mapped. Pointers into it live in `Fbuf` and
@@ -480,113 +393,9 @@ pub fn try_page(file: BorrowedFd<'_>, trial: Trial) -> io::Result<()> {
     Ok(result.and(unmapped)?)
 }
 
-/// A header `H` followed by cells `C`, as many as a power of two, in shared memory. Both consist of
-/// atomics only: the other side may change them at any time.
-#[derive(Debug)]
-pub struct Table<H, C> {
-    map: Map,
-    /// One less than there are cells.
-    mask: usize,
-    layout: PhantomData<(H, C)>,
-}
-
-// SAFETY: all that is ever reached through a table is `&H` and `&C`.
-unsafe impl<H: Sync, C: Sync> Send for Table<H, C> {}
-// SAFETY: as above.
-unsafe impl<H: Sync, C: Sync> Sync for Table<H, C> {}
-
-impl<H: FromBytes, C: FromBytes> Table<H, C> {
-    /// Fails to compile for layouts whose cells would not be aligned behind the header.
-    const LAID_OUT: () = assert!(
-        align_of::<H>() <= 4096 && align_of::<C>() <= align_of::<H>() && size_of::<H>().is_multiple_of(align_of::<C>())
-    );
-
-    /// The bytes that a table with at least so many cells takes, in whole pages.
-    #[must_use]
-    pub fn size(least: usize) -> u64 {
-        let () = Self::LAID_OUT;
-        let cells = least.next_power_of_two() as u64;
-        let bytes = (size_of::<C>() as u64).saturating_mul(cells).saturating_add(size_of::<H>() as u64);
-        bytes.div_ceil(4096).saturating_mul(4096)
-    }
-
-    /// Makes a table of at least so many cells, of zeroes, that this process writes; the descriptor is
-    /// for its reader.
-    ///
-    /// # Errors
-    /// [`MemoryError`] as in [`Map::create`].
-    pub fn create(name: &str, least: usize) -> Result<(Self, OwnedFd), MemoryError> {
-        let (map, fd) = Map::create(name, Self::size(least))?;
-        Ok((Self::over(map, least), fd))
-    }
-
-    /// Maps a table that a peer writes.
-    ///
-    /// # Errors
-    /// [`Unsuitable`] as in [`Map::attach`].
-    pub fn attach(fd: BorrowedFd<'_>, least: usize) -> Result<Self, Unsuitable> {
-        Ok(Self::over(Map::attach(fd, Self::size(least))?, least))
-    }
-
-    /// Over a mapping of `size(least)` bytes.
-    fn over(map: Map, least: usize) -> Self {
-        Self { map, mask: least.next_power_of_two() - 1, layout: PhantomData }
-    }
-
-    /// The header.
-    #[must_use]
-    #[inline]
-    pub fn head(&self) -> &H {
-        // SAFETY: the mapping is page-aligned and `size` ≥ size_of::<H>() long, any bytes are a valid
-        // `H` (FromBytes), and it consists of atomics, which is why another process may write it
-        // meanwhile (invariant 1 says which one).
-        unsafe { self.map.base.cast::<H>().as_ref() }
-    }
-
-    /// How many cells there are.
-    #[must_use]
-    pub fn capacity(&self) -> usize {
-        self.mask + 1
-    }
-
-    /// The cell at `index`, or at what is left of it after so many laps.
-    #[must_use]
-    #[inline]
-    pub fn at(&self, index: usize) -> &C {
-        // SAFETY: there are `mask + 1` cells behind the header (`size`), `LAID_OUT` aligns them, and
-        // the rest is as for `head`.
-        unsafe { self.map.base.add(size_of::<H>()).cast::<C>().add(index & self.mask).as_ref() }
-    }
-
-    /// Cells that lie one behind the other without the index wrapping; none if they do not.
-    #[must_use]
-    pub fn slice(&self, cells: Range<usize>) -> &[C] {
-        // SAFETY: as for `at`; all of them.
-        let all = unsafe { slice::from_raw_parts(self.map.base.add(size_of::<H>()).cast().as_ptr(), self.capacity()) };
-        all.get(cells).unwrap_or_default()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_reader_sees_what_the_writer_stores() {
-        let (written, fd) = Table::<AtomicU64, AtomicU64>::create("fbuf-test", 1000).unwrap();
-        let read = Table::<AtomicU64, AtomicU64>::attach(fd.as_fd(), 1000).unwrap();
-        written.head().store(7, Ordering::Release);
-        written.at(999).store(8, Ordering::Release);
-        assert_eq!(read.head().load(Ordering::Acquire), 7);
-        assert_eq!(read.at(999 + 3 * read.capacity()).load(Ordering::Acquire), 8);
-    }
-
-    #[test]
-    fn a_table_of_another_size_is_not_mapped() {
-        let (_written, fd) = Table::<AtomicU64, AtomicU64>::create("fbuf-test", 10).unwrap();
-        let error = Table::<AtomicU64, AtomicU64>::attach(fd.as_fd(), 1000).unwrap_err();
-        assert_eq!(error, Unsuitable::Size { found: 4096, wanted: 12288 });
-    }
 
     #[test]
     fn a_sealed_page_can_be_tried_for_reading_only() {

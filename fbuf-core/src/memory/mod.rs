@@ -4,13 +4,17 @@
 mod leasable;
 mod map;
 mod memfd;
+mod pieces;
 mod room;
 mod sealed;
+mod table;
 
 pub use leasable::{HUGE_PAGE, Leasable, Pages, free_huge_pages, has_transparent_pages};
 pub(crate) use leasable::{is_huge, size_of};
-pub use map::{Address, Map, Pieces, Table, Trial, try_page};
+pub use map::{Map, Trial, try_page};
 pub use memfd::{MemoryError, Reserved, Seals, verify};
+pub use pieces::{Address, Pieces};
 pub use room::available;
 pub use sealed::Sealed;
 pub(crate) use sealed::SealedMemory;
+pub use table::Table;

@@ -1,36 +1,37 @@
 //! The receiver's half of a link: it reads the lane, checks what it finds, and writes the board.
 
+mod greeted;
+mod returns;
+
 use std::{
     collections::VecDeque,
-    io,
-    ops::Range,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, AtomicUsize, Ordering},
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering},
     },
     time::Duration,
 };
 
 use serde::{Deserialize, Serialize};
 
+pub use self::greeted::{Answered, GreetError, Greeted};
+use self::returns::next_retired;
+pub(crate) use self::returns::{Left, Returns};
 use crate::{
-    board::{BoardTable, BoardWriter},
-    control::Lodging,
-    guard::page_bytes,
-    lane::{Entry, LaneHead, LaneMemory, LaneReader, LaneTable, Note, capacity_for},
-    lease::{self, Rooms, Tenant},
+    board::BoardWriter,
+    lane::{LaneReader, LaneTable, Note, capacity_for},
+    lease::Rooms,
     limits::{MAX_SEGMENTS, MAX_SEQUENCE},
-    link::{self, Hello, LinkEnd, LinkMessage, NewSegment, Welcome},
+    link::{self, LinkEnd, LinkMessage, NewSegment, Welcome},
     loan::{Kept, Received},
-    memory::{Map, MemoryError, SealedMemory},
+    memory::{Map, SealedMemory},
     park::Fencing,
     protection::Mechanism,
-    retire::{Cell, Held, Remains, Retired},
+    retire::{Cell, Held},
     slot::{Geometry, Mark, SlotId},
-    socket::{Credentials, PacketSocket},
-    violation::{Unsuitable, Violation},
-    wire::Descriptor,
+    socket::Credentials,
+    violation::Violation,
 };
 
 /// Who is at the other end of a link.
@@ -40,129 +41,6 @@ pub struct Peer {
     pub endpoint: u64,
     /// The process, as the kernel told the broker.
     pub process: Credentials,
-}
-
-/// A sender that was greeted and has not yet answered.
-#[derive(Debug)]
-pub struct Greeted {
-    /// Dropped first: that this side leaves is said before the socket hangs up.
-    board: UnusedBoard,
-    socket: PacketSocket,
-    peer: Peer,
-    geometry: Geometry,
-    mechanism: Mechanism,
-    /// Whether the sender was asked to leave messages out.
-    skips: bool,
-    rooms: Option<Rooms>,
-}
-
-/// A board over which nothing was received yet. Dropped as such, it says that nothing ever will be.
-#[derive(Debug)]
-struct UnusedBoard(Option<BoardTable>);
-
-impl UnusedBoard {
-    fn take(mut self) -> Option<BoardTable> {
-        self.0.take()
-    }
-}
-
-impl Drop for UnusedBoard {
-    fn drop(&mut self) {
-        if let Some(board) = self.0.take() {
-            BoardWriter::new(board).leave(0);
-        }
-    }
-}
-
-/// What a look at the socket of a greeted sender found.
-#[derive(Debug)]
-pub enum Answered {
-    /// The link is open.
-    Open(Box<Inbound>),
-    /// Not yet.
-    NotYet(Greeted),
-}
-
-/// Why a sender could not be greeted.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum GreetError {
-    /// No memory for the return board.
-    #[error(transparent)]
-    Memory(#[from] MemoryError),
-    /// The broker gave slots that are none.
-    #[error("what the broker gave is no memory of slots: {0}")]
-    Unsuitable(#[from] Unsuitable),
-    /// The sender was gone before.
-    #[error("the sender has gone")]
-    Gone,
-}
-
-impl Greeted {
-    /// Says hello to a sender with slots of this geometry, whose messages are protected by these means.
-    ///
-    /// With `skip_above`, the sender leaves messages out rather than have more than so many of its
-    /// slots held here.
-    ///
-    /// # Errors
-    /// [`GreetError`]: there will be no link.
-    pub fn new(
-        peer: Peer,
-        socket: PacketSocket,
-        geometry: Geometry,
-        mechanism: Mechanism,
-        lodging: Lodging,
-        skip_above: Option<u32>,
-    ) -> Result<Self, GreetError> {
-        let (board, descriptor) = BoardTable::create("fbuf-board", geometry.max_slots() as usize)?;
-        let fences = Fencing::of_this_process() == Fencing::Full;
-        if fences {
-            board.head().flag.ask_for_fences();
-        }
-        let hello = Hello { board: Descriptor::from(descriptor), skip_above, fences };
-        link::send(&socket, &LinkMessage::Hello(hello)).map_err(|_| GreetError::Gone)?;
-        let skips = skip_above.is_some();
-        let rooms = match lodging {
-            Lodging::Segments => None,
-            Lodging::Given(memory) => {
-                let own = |memory: Descriptor| memory.into_owned();
-                let memory: io::Result<_> = memory.into_iter().map(own).collect();
-                let memory = memory.map_err(|source| MemoryError::Refused { call: "recvmsg", asked: 0, source })?;
-                Some(Rooms::given(memory, geometry, mechanism == Mechanism::Lease)?)
-            }
-            Lodging::Yours => {
-                let same_user = peer.process.uid == nix::unistd::geteuid().as_raw();
-                let rooms = Rooms::make(geometry, same_user)?;
-                rooms.give_all(&socket).map_err(|_| GreetError::Gone)?;
-                Some(rooms)
-            }
-        };
-        Ok(Self { peer, socket, geometry, mechanism, skips, rooms, board: UnusedBoard(Some(board)) })
-    }
-
-    /// Who it is.
-    #[must_use]
-    pub fn peer(&self) -> Peer {
-        self.peer
-    }
-
-    /// Looks for the sender's answer.
-    ///
-    /// # Errors
-    /// [`LinkEnd`]: there will be no link.
-    pub fn look(self) -> Result<Answered, LinkEnd> {
-        match link::receive(&self.socket)? {
-            None => Ok(Answered::NotYet(self)),
-            Some(LinkMessage::Welcome(welcome)) => Ok(Answered::Open(Box::new(Inbound::open(self, welcome)?))),
-            Some(other) => Err(Violation::OutOfTurn { found: other.name(), wanted: "a sender's welcome" }.into()),
-        }
-    }
-}
-
-impl AsFd for Greeted {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.socket.as_fd()
-    }
 }
 
 /// The receiver's half of a link.
@@ -588,148 +466,4 @@ fn check_sequence(number: Option<u64>) -> Result<u64, Violation> {
         found: number.unwrap_or(u64::MAX),
         allowed: "what a sender can count to, less than 2^62",
     })
-}
-
-/// What a [`Received`] needs in order to go back, shared by all of a link.
-#[derive(Debug)]
-pub(crate) struct Returns {
-    lane: LaneTable,
-    board: BoardWriter<BoardTable>,
-    held: Held,
-    /// Where the remains of this link will be put.
-    among: &'static Retired<Left>,
-    peer: Peer,
-    mechanism: Mechanism,
-    socket: PacketSocket,
-    /// The segments, by address, for views of messages that may be written.
-    memory: Mutex<Vec<(Range<usize>, Descriptor)>>,
-    /// The sleep of the sender for which the bell was rung last.
-    rung: AtomicU64,
-    /// Whether the slots are this process's, and the right to write one goes back with each message.
-    returns_rights: bool,
-    /// Slots whose right to write is still to be sent.
-    owed: Mutex<Vec<(SlotId, Arc<Tenant>)>>,
-    /// Leases that were refused.
-    refused: AtomicU64,
-    /// Leases that were taken away, and not reported yet.
-    lost: AtomicU64,
-}
-
-impl LaneMemory for Arc<Returns> {
-    #[inline]
-    fn head(&self) -> &LaneHead {
-        self.lane.head()
-    }
-    #[inline]
-    fn entry(&self, position: u64) -> &Entry {
-        self.lane.entry(position)
-    }
-    fn capacity(&self) -> u64 {
-        LaneMemory::capacity(&self.lane)
-    }
-}
-
-impl Returns {
-    pub(crate) fn peer(&self) -> Peer {
-        self.peer
-    }
-
-    pub(crate) fn mechanism(&self) -> Mechanism {
-        self.mechanism
-    }
-
-    fn memory(&self) -> MutexGuard<'_, Vec<(Range<usize>, Descriptor)>> {
-        // A panic while it was locked cannot have left it half changed.
-        self.memory.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// A view of so many bytes at an address in a segment, to be written by this process alone: the
-    /// mapping, and where they begin in it.
-    pub(crate) fn copy_on_write(&self, address: usize, length: usize) -> Result<(Map, usize), MemoryError> {
-        let memory = self.memory();
-        let found = memory.iter().find(|(addresses, _)| addresses.contains(&address));
-        let Some((addresses, memory)) = found else {
-            let source = io::Error::other("the message is in no segment");
-            return Err(MemoryError::Refused { call: "mmap", asked: length as u64, source });
-        };
-        let page = page_bytes() as usize;
-        let begin = address - addresses.start;
-        let (first, end) = (begin / page * page, begin + length);
-        Ok((Map::copy_on_write(memory.as_fd(), first as u64, (end - first) as u64)?, begin - first))
-    }
-
-    /// Ends the reading of a slot, before it is handed back.
-    pub(crate) fn release(&self, slot: SlotId, tenant: Arc<Tenant>) {
-        if !tenant.release() {
-            self.lost.fetch_add(1, Ordering::Relaxed);
-        }
-        if self.returns_rights {
-            // A panic while it was locked cannot have left it half changed.
-            let mut owed = self.owed.lock().unwrap_or_else(PoisonError::into_inner);
-            owed.push((slot, tenant));
-            // What cannot be sent now, for lack of descriptors, goes with a later one.
-            owed.retain(|(slot, tenant)| lease::give(&self.socket, *slot, tenant).is_err());
-        }
-    }
-
-    #[inline]
-    pub(crate) fn among(&self) -> &'static Retired<Left> {
-        self.among
-    }
-
-    /// Hands a slot back to its sender, and rings if that one sleeps. Its holder clears its mark
-    /// afterwards.
-    #[inline]
-    pub(crate) fn hand_back(&self, slot: SlotId, mark: Mark) {
-        self.board.hand_back(slot, mark);
-        // In a process for which this is not enough, the flag asks for more.
-        Fencing::Asymmetric.after_publishing();
-        self.wake_sender();
-    }
-
-    /// Rings if the sender sleeps, once for each sleep.
-    #[inline]
-    fn wake_sender(&self) {
-        if !self.lane.head().flag.read().is_awake() {
-            self.ring_if_asleep();
-        }
-    }
-
-    #[cold]
-    #[inline(never)]
-    fn ring_if_asleep(&self) {
-        let Some(sleep) = self.lane.head().flag.read_behind_fence().asleep() else { return };
-        // Two threads may both ring; it does no harm.
-        if self.rung.load(Ordering::Relaxed) != sleep {
-            self.board.head().rang.note();
-            if link::ring(&self.socket) {
-                self.rung.store(sleep, Ordering::Relaxed);
-            }
-        }
-    }
-}
-
-/// Deals links out.
-fn next_retired(fencing: Fencing) -> &'static Retired<Left> {
-    /// Links that ended while some of their messages were held.
-    static RETIRED: [Retired<Left>; 16] = [const { Retired::new() }; 16];
-    static NEXT: AtomicUsize = AtomicUsize::new(0);
-    let next = &RETIRED[NEXT.fetch_add(1, Ordering::Relaxed) % RETIRED.len()];
-    if fencing == Fencing::Full {
-        next.ask_for_fences();
-    }
-    next
-}
-
-/// What is left of such a link: all that its messages point into.
-#[derive(Debug)]
-pub(crate) struct Left {
-    returns: Arc<Returns>,
-    _segments: Vec<Segment>,
-}
-
-impl Remains for Left {
-    fn is_idle(&self) -> bool {
-        self.returns.held.count() == 0
-    }
 }

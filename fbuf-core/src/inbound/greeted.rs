@@ -1,0 +1,144 @@
+//! A sender that was greeted and has not yet answered.
+
+use std::{
+    io,
+    os::fd::{AsFd, BorrowedFd},
+};
+
+use super::{Inbound, Peer};
+use crate::{
+    board::{BoardTable, BoardWriter},
+    control::Lodging,
+    lease::Rooms,
+    link::{self, Hello, LinkEnd, LinkMessage},
+    memory::MemoryError,
+    park::Fencing,
+    protection::Mechanism,
+    slot::Geometry,
+    socket::PacketSocket,
+    violation::{Unsuitable, Violation},
+    wire::Descriptor,
+};
+
+/// A sender that was greeted and has not yet answered.
+#[derive(Debug)]
+pub struct Greeted {
+    /// Dropped first: that this side leaves is said before the socket hangs up.
+    pub(super) board: UnusedBoard,
+    pub(super) socket: PacketSocket,
+    pub(super) peer: Peer,
+    pub(super) geometry: Geometry,
+    pub(super) mechanism: Mechanism,
+    /// Whether the sender was asked to leave messages out.
+    pub(super) skips: bool,
+    pub(super) rooms: Option<Rooms>,
+}
+
+/// A board over which nothing was received yet. Dropped as such, it says that nothing ever will be.
+#[derive(Debug)]
+pub(super) struct UnusedBoard(Option<BoardTable>);
+
+impl UnusedBoard {
+    pub(super) fn take(mut self) -> Option<BoardTable> {
+        self.0.take()
+    }
+}
+
+impl Drop for UnusedBoard {
+    fn drop(&mut self) {
+        if let Some(board) = self.0.take() {
+            BoardWriter::new(board).leave(0);
+        }
+    }
+}
+
+/// What a look at the socket of a greeted sender found.
+#[derive(Debug)]
+pub enum Answered {
+    /// The link is open.
+    Open(Box<Inbound>),
+    /// Not yet.
+    NotYet(Greeted),
+}
+
+/// Why a sender could not be greeted.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum GreetError {
+    /// No memory for the return board.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    /// The broker gave slots that are none.
+    #[error("what the broker gave is no memory of slots: {0}")]
+    Unsuitable(#[from] Unsuitable),
+    /// The sender was gone before.
+    #[error("the sender has gone")]
+    Gone,
+}
+
+impl Greeted {
+    /// Says hello to a sender with slots of this geometry, whose messages are protected by these means.
+    ///
+    /// With `skip_above`, the sender leaves messages out rather than have more than so many of its
+    /// slots held here.
+    ///
+    /// # Errors
+    /// [`GreetError`]: there will be no link.
+    pub fn new(
+        peer: Peer,
+        socket: PacketSocket,
+        geometry: Geometry,
+        mechanism: Mechanism,
+        lodging: Lodging,
+        skip_above: Option<u32>,
+    ) -> Result<Self, GreetError> {
+        let (board, descriptor) = BoardTable::create("fbuf-board", geometry.max_slots() as usize)?;
+        let fences = Fencing::of_this_process() == Fencing::Full;
+        if fences {
+            board.head().flag.ask_for_fences();
+        }
+        let hello = Hello { board: Descriptor::from(descriptor), skip_above, fences };
+        link::send(&socket, &LinkMessage::Hello(hello)).map_err(|_| GreetError::Gone)?;
+        let skips = skip_above.is_some();
+        let rooms = match lodging {
+            Lodging::Segments => None,
+            Lodging::Given(memory) => {
+                let own = |memory: Descriptor| memory.into_owned();
+                let memory: io::Result<_> = memory.into_iter().map(own).collect();
+                let memory = memory.map_err(|source| MemoryError::Refused { call: "recvmsg", asked: 0, source })?;
+                Some(Rooms::given(memory, geometry, mechanism == Mechanism::Lease)?)
+            }
+            Lodging::Yours => {
+                let same_user = peer.process.uid == nix::unistd::geteuid().as_raw();
+                let rooms = Rooms::make(geometry, same_user)?;
+                rooms.give_all(&socket).map_err(|_| GreetError::Gone)?;
+                Some(rooms)
+            }
+        };
+        Ok(Self { peer, socket, geometry, mechanism, skips, rooms, board: UnusedBoard(Some(board)) })
+    }
+
+    /// Who it is.
+    #[must_use]
+    pub fn peer(&self) -> Peer {
+        self.peer
+    }
+
+    /// Looks for the sender's answer.
+    ///
+    /// # Errors
+    /// [`LinkEnd`]: there will be no link.
+    pub fn look(self) -> Result<Answered, LinkEnd> {
+        match link::receive(&self.socket)? {
+            None => Ok(Answered::NotYet(self)),
+            Some(LinkMessage::Welcome(welcome)) => Ok(Answered::Open(Box::new(Inbound::open(self, welcome)?))),
+            Some(other) => Err(Violation::OutOfTurn { found: other.name(), wanted: "a sender's welcome" }.into()),
+        }
+    }
+}
+
+impl AsFd for Greeted {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}

@@ -1,0 +1,171 @@
+//! What messages need in order to go back, for as long as any of them is held.
+
+use std::{
+    io,
+    ops::Range,
+    os::fd::AsFd,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
+    },
+};
+
+use super::{Peer, Segment};
+use crate::{
+    board::{BoardTable, BoardWriter},
+    guard::page_bytes,
+    lane::{Entry, LaneHead, LaneMemory, LaneTable},
+    lease::{self, Tenant},
+    link,
+    memory::{Map, MemoryError},
+    park::Fencing,
+    protection::Mechanism,
+    retire::{Held, Remains, Retired},
+    slot::{Mark, SlotId},
+    socket::PacketSocket,
+    wire::Descriptor,
+};
+
+/// What a [`Received`](crate::loan::Received) needs in order to go back, shared by all of a link.
+#[derive(Debug)]
+pub(crate) struct Returns {
+    pub(super) lane: LaneTable,
+    pub(super) board: BoardWriter<BoardTable>,
+    pub(super) held: Held,
+    /// Where the remains of this link will be put.
+    pub(super) among: &'static Retired<Left>,
+    pub(super) peer: Peer,
+    pub(super) mechanism: Mechanism,
+    pub(super) socket: PacketSocket,
+    /// The segments, by address, for views of messages that may be written.
+    pub(super) memory: Mutex<Vec<(Range<usize>, Descriptor)>>,
+    /// The sleep of the sender for which the bell was rung last.
+    pub(super) rung: AtomicU64,
+    /// Whether the slots are this process's, and the right to write one goes back with each message.
+    pub(super) returns_rights: bool,
+    /// Slots whose right to write is still to be sent.
+    pub(super) owed: Mutex<Vec<(SlotId, Arc<Tenant>)>>,
+    /// Leases that were refused.
+    pub(super) refused: AtomicU64,
+    /// Leases that were taken away, and not reported yet.
+    pub(super) lost: AtomicU64,
+}
+
+impl LaneMemory for Arc<Returns> {
+    #[inline]
+    fn head(&self) -> &LaneHead {
+        self.lane.head()
+    }
+    #[inline]
+    fn entry(&self, position: u64) -> &Entry {
+        self.lane.entry(position)
+    }
+    fn capacity(&self) -> u64 {
+        LaneMemory::capacity(&self.lane)
+    }
+}
+
+impl Returns {
+    pub(crate) fn peer(&self) -> Peer {
+        self.peer
+    }
+
+    pub(crate) fn mechanism(&self) -> Mechanism {
+        self.mechanism
+    }
+
+    pub(super) fn memory(&self) -> MutexGuard<'_, Vec<(Range<usize>, Descriptor)>> {
+        // A panic while it was locked cannot have left it half changed.
+        self.memory.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A view of so many bytes at an address in a segment, to be written by this process alone: the
+    /// mapping, and where they begin in it.
+    pub(crate) fn copy_on_write(&self, address: usize, length: usize) -> Result<(Map, usize), MemoryError> {
+        let memory = self.memory();
+        let found = memory.iter().find(|(addresses, _)| addresses.contains(&address));
+        let Some((addresses, memory)) = found else {
+            let source = io::Error::other("the message is in no segment");
+            return Err(MemoryError::Refused { call: "mmap", asked: length as u64, source });
+        };
+        let page = page_bytes() as usize;
+        let begin = address - addresses.start;
+        let (first, end) = (begin / page * page, begin + length);
+        Ok((Map::copy_on_write(memory.as_fd(), first as u64, (end - first) as u64)?, begin - first))
+    }
+
+    /// Ends the reading of a slot, before it is handed back.
+    pub(crate) fn release(&self, slot: SlotId, tenant: Arc<Tenant>) {
+        if !tenant.release() {
+            self.lost.fetch_add(1, Ordering::Relaxed);
+        }
+        if self.returns_rights {
+            // A panic while it was locked cannot have left it half changed.
+            let mut owed = self.owed.lock().unwrap_or_else(PoisonError::into_inner);
+            owed.push((slot, tenant));
+            // What cannot be sent now, for lack of descriptors, goes with a later one.
+            owed.retain(|(slot, tenant)| lease::give(&self.socket, *slot, tenant).is_err());
+        }
+    }
+
+    #[inline]
+    pub(crate) fn among(&self) -> &'static Retired<Left> {
+        self.among
+    }
+
+    /// Hands a slot back to its sender, and rings if that one sleeps. Its holder clears its mark
+    /// afterwards.
+    #[inline]
+    pub(crate) fn hand_back(&self, slot: SlotId, mark: Mark) {
+        self.board.hand_back(slot, mark);
+        // In a process for which this is not enough, the flag asks for more.
+        Fencing::Asymmetric.after_publishing();
+        self.wake_sender();
+    }
+
+    /// Rings if the sender sleeps, once for each sleep.
+    #[inline]
+    pub(super) fn wake_sender(&self) {
+        if !self.lane.head().flag.read().is_awake() {
+            self.ring_if_asleep();
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn ring_if_asleep(&self) {
+        let Some(sleep) = self.lane.head().flag.read_behind_fence().asleep() else { return };
+        // Two threads may both ring; it does no harm.
+        if self.rung.load(Ordering::Relaxed) != sleep {
+            self.board.head().rang.note();
+            if link::ring(&self.socket) {
+                self.rung.store(sleep, Ordering::Relaxed);
+            }
+        }
+    }
+}
+
+/// Deals links out.
+pub(super) fn next_retired(fencing: Fencing) -> &'static Retired<Left> {
+    /// Links that ended while some of their messages were held.
+    static RETIRED: [Retired<Left>; 16] = [const { Retired::new() }; 16];
+    static NEXT: AtomicUsize = AtomicUsize::new(0);
+    let next = &RETIRED[NEXT.fetch_add(1, Ordering::Relaxed) % RETIRED.len()];
+    if fencing == Fencing::Full {
+        next.ask_for_fences();
+    }
+    next
+}
+
+/// What is left of such a link: all that its messages point into.
+#[derive(Debug)]
+pub(crate) struct Left {
+    pub(super) returns: Arc<Returns>,
+    pub(super) _segments: Vec<Segment>,
+}
+
+impl Remains for Left {
+    fn is_idle(&self) -> bool {
+        self.returns.held.count() == 0
+    }
+}

@@ -1,0 +1,95 @@
+//! Where pieces of a mapping lie.
+#![allow(unsafe_code)]
+
+use std::{ops::Range, ptr::NonNull};
+
+use super::Map;
+
+/// Addresses of pieces of a mapping.
+#[derive(Debug)]
+pub struct Pieces {
+    /// Where number 0 lies, or would lie.
+    pub(super) origin: *mut u8,
+    pub(super) stride: usize,
+    pub(super) numbers: Range<u32>,
+}
+
+// SAFETY: as for `Map`.
+unsafe impl Send for Pieces {}
+// SAFETY: as for `Map`.
+unsafe impl Sync for Pieces {}
+
+impl Pieces {
+    /// None, where number `next` would be the next.
+    #[must_use]
+    pub const fn none(next: u32) -> Self {
+        Self { origin: std::ptr::null_mut(), stride: 0, numbers: next..next }
+    }
+
+    /// The beginning of a mapping, as number `number`.
+    #[must_use]
+    pub fn one(map: &Map, number: u32) -> Self {
+        Self { origin: map.beginning(), stride: 0, numbers: number..number + 1 }
+    }
+
+    /// The same pieces, with other numbers: the next is number `first`.
+    #[must_use]
+    pub fn numbered_from(self, first: u32) -> Self {
+        let Self { origin, stride, numbers } = self;
+        let step = (numbers.start as usize).wrapping_sub(first as usize).wrapping_mul(stride);
+        Self { origin: origin.wrapping_add(step), stride, numbers: first..first + (numbers.end - numbers.start) }
+    }
+
+    /// The number of the next, or of that which would come after the last.
+    #[must_use]
+    #[inline]
+    pub fn next_number(&self) -> u32 {
+        self.numbers.start
+    }
+
+    /// How many are left.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.numbers.len()
+    }
+
+    /// Whether none is left.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.numbers.start == self.numbers.end
+    }
+}
+
+impl Iterator for Pieces {
+    type Item = (u32, Address);
+
+    #[inline]
+    fn next(&mut self) -> Option<(u32, Address)> {
+        if self.is_empty() {
+            return None;
+        }
+        let number = self.numbers.start;
+        self.numbers.start += 1;
+        let address = self.origin.wrapping_add(number as usize * self.stride);
+        // SAFETY: all pieces with these numbers lie inside the mapping (`Map::pieces`), which does not
+        // begin at address zero.
+        Some((number, Address(unsafe { NonNull::new_unchecked(address) })))
+    }
+}
+
+/// Where something lies in a mapping. Who may follow it is settled where that is done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Address(NonNull<u8>);
+
+// SAFETY: a number; see there.
+unsafe impl Send for Address {}
+// SAFETY: as above.
+unsafe impl Sync for Address {}
+
+impl Address {
+    /// The pointer.
+    #[inline]
+    pub(crate) fn pointer(self) -> NonNull<u8> {
+        self.0
+    }
+}

@@ -1,0 +1,129 @@
+//! Tables of atomic words in shared memory.
+#![allow(unsafe_code)]
+
+use std::{
+    marker::PhantomData,
+    ops::Range,
+    os::fd::{BorrowedFd, OwnedFd},
+    slice,
+};
+
+use zerocopy::FromBytes;
+
+use super::{Map, MemoryError};
+use crate::violation::Unsuitable;
+
+/// A header `H` followed by cells `C`, as many as a power of two, in shared memory. Both consist of
+/// atomics only: the other side may change them at any time.
+#[derive(Debug)]
+pub struct Table<H, C> {
+    map: Map,
+    /// One less than there are cells.
+    mask: usize,
+    layout: PhantomData<(H, C)>,
+}
+
+// SAFETY: all that is ever reached through a table is `&H` and `&C`.
+unsafe impl<H: Sync, C: Sync> Send for Table<H, C> {}
+// SAFETY: as above.
+unsafe impl<H: Sync, C: Sync> Sync for Table<H, C> {}
+
+impl<H: FromBytes, C: FromBytes> Table<H, C> {
+    /// Fails to compile for layouts whose cells would not be aligned behind the header.
+    const LAID_OUT: () = assert!(
+        align_of::<H>() <= 4096 && align_of::<C>() <= align_of::<H>() && size_of::<H>().is_multiple_of(align_of::<C>())
+    );
+
+    /// The bytes that a table with at least so many cells takes, in whole pages.
+    #[must_use]
+    pub fn size(least: usize) -> u64 {
+        let () = Self::LAID_OUT;
+        let cells = least.next_power_of_two() as u64;
+        let bytes = (size_of::<C>() as u64).saturating_mul(cells).saturating_add(size_of::<H>() as u64);
+        bytes.div_ceil(4096).saturating_mul(4096)
+    }
+
+    /// Makes a table of at least so many cells, of zeroes, that this process writes; the descriptor is
+    /// for its reader.
+    ///
+    /// # Errors
+    /// [`MemoryError`] as in [`Map::create`].
+    pub fn create(name: &str, least: usize) -> Result<(Self, OwnedFd), MemoryError> {
+        let (map, fd) = Map::create(name, Self::size(least))?;
+        Ok((Self::over(map, least), fd))
+    }
+
+    /// Maps a table that a peer writes.
+    ///
+    /// # Errors
+    /// [`Unsuitable`] as in [`Map::attach`].
+    pub fn attach(fd: BorrowedFd<'_>, least: usize) -> Result<Self, Unsuitable> {
+        Ok(Self::over(Map::attach(fd, Self::size(least))?, least))
+    }
+
+    /// Over a mapping of `size(least)` bytes.
+    fn over(map: Map, least: usize) -> Self {
+        Self { map, mask: least.next_power_of_two() - 1, layout: PhantomData }
+    }
+
+    /// The header.
+    #[must_use]
+    #[inline]
+    pub fn head(&self) -> &H {
+        // SAFETY: the mapping is page-aligned and `size` ≥ size_of::<H>() long, any bytes are a valid
+        // `H` (FromBytes), and it consists of atomics, which is why another process may write it
+        // meanwhile (invariant 1 says which one).
+        unsafe { self.map.base().cast::<H>().as_ref() }
+    }
+
+    /// How many cells there are.
+    #[must_use]
+    pub fn capacity(&self) -> usize {
+        self.mask + 1
+    }
+
+    /// The cell at `index`, or at what is left of it after so many laps.
+    #[must_use]
+    #[inline]
+    pub fn at(&self, index: usize) -> &C {
+        // SAFETY: there are `mask + 1` cells behind the header (`size`), `LAID_OUT` aligns them, and
+        // the rest is as for `head`.
+        unsafe { self.map.base().add(size_of::<H>()).cast::<C>().add(index & self.mask).as_ref() }
+    }
+
+    /// Cells that lie one behind the other without the index wrapping; none if they do not.
+    #[must_use]
+    pub fn slice(&self, cells: Range<usize>) -> &[C] {
+        // SAFETY: as for `at`; all of them.
+        let all =
+            unsafe { slice::from_raw_parts(self.map.base().add(size_of::<H>()).cast().as_ptr(), self.capacity()) };
+        all.get(cells).unwrap_or_default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        os::fd::AsFd,
+        sync::atomic::{AtomicU64, Ordering},
+    };
+
+    use super::*;
+
+    #[test]
+    fn the_reader_sees_what_the_writer_stores() {
+        let (written, fd) = Table::<AtomicU64, AtomicU64>::create("fbuf-test", 1000).unwrap();
+        let read = Table::<AtomicU64, AtomicU64>::attach(fd.as_fd(), 1000).unwrap();
+        written.head().store(7, Ordering::Release);
+        written.at(999).store(8, Ordering::Release);
+        assert_eq!(read.head().load(Ordering::Acquire), 7);
+        assert_eq!(read.at(999 + 3 * read.capacity()).load(Ordering::Acquire), 8);
+    }
+
+    #[test]
+    fn a_table_of_another_size_is_not_mapped() {
+        let (_written, fd) = Table::<AtomicU64, AtomicU64>::create("fbuf-test", 10).unwrap();
+        let error = Table::<AtomicU64, AtomicU64>::attach(fd.as_fd(), 1000).unwrap_err();
+        assert_eq!(error, Unsuitable::Size { found: 4096, wanted: 12288 });
+    }
+}
