@@ -1,8 +1,10 @@
 //! The sending end of a channel.
 
 mod grant;
+mod links;
 mod open;
 mod report;
+mod slots;
 
 use std::{
     collections::VecDeque,
@@ -13,24 +15,17 @@ use std::{
 };
 
 use fbuf_core::{
-    inbound::Peer,
-    limits::MAX_DEPARTURES,
-    link::LinkEnd,
     loan::{Fbuf, Retained},
     memory::Sealed,
-    outbound::{Arrived, Expected, LinkCounts, Offer, Outbound},
-    park::Fencing,
+    outbound::{Expected, LinkCounts, Offer, Outbound},
     pool::Pool,
     slot::SlotId,
 };
 
 use crate::{
     client::Registration,
-    endpoint::{Inbox, Ready, Sockets, position},
-    wait::{
-        BUSY_LOOK_TIME, Crowd, Gathering, LATE, LOOK_TIME, Next, Pace, Patience, Sight, UNSURE, Wait, Waiting,
-        deadline, within,
-    },
+    endpoint::{Inbox, Sockets},
+    wait::{Crowd, Gathering, Next, Pace, Patience, Wait, Waiting, deadline},
 };
 
 pub use grant::{Granted, LEASE_BASE_FROM, LEASE_FROM};
@@ -416,241 +411,6 @@ impl Sender {
             receivers: self.receivers(),
             slots: self.pool.places(&self.links),
         }
-    }
-
-    /// Looks for a slot that is free although it is not its turn, or is new.
-    fn find_slot(&mut self, may_grow: bool) -> bool {
-        self.notice_leaving();
-        self.fetch_rights();
-        if !self.pool.search(&self.links) && may_grow {
-            self.grow();
-        }
-        self.collect()
-    }
-
-    /// Looks whether the slots are free whose turn it is.
-    fn collect(&mut self) -> bool {
-        self.pool.collect(&self.links, self.pace.round())
-    }
-
-    /// Reads from the socket what a receiver hands back whose slots these are.
-    fn fetch_rights(&mut self) {
-        if self.pool.is_receivers() {
-            (0..self.links.len()).rev().for_each(|index| self.attend_to(index));
-        }
-    }
-
-    fn notice_leaving(&mut self) {
-        for link in &mut self.links {
-            link.notice_leaving(self.next_sequence);
-        }
-    }
-
-    /// Adds a segment, or goes on adding the last one: its slots are used once every receiver knows
-    /// of it. That it cannot be is no error: there are slots, and they come back.
-    fn grow(&mut self) {
-        if !self.pool.is_growing() {
-            if !self.pool.can_grow() {
-                return;
-            }
-            if self.pool.grow().is_err() {
-                self.counters.growth_refused += 1;
-                return;
-            }
-        }
-        let mut known = true;
-        for index in (0..self.links.len()).rev() {
-            match self.links[index].announce(&self.pool) {
-                Ok(announced) => known &= announced,
-                Err(end) => self.end(index, end),
-            }
-        }
-        if known {
-            self.pool.use_segment();
-            self.counters.growths += 1;
-        } else {
-            self.counters.growth_refused += 1;
-        }
-    }
-
-    fn wait_for_slot(&mut self, deadline: Option<Instant>) -> Result<(), AllocateError> {
-        self.counters.waits += 1;
-        let mut waiting = Waiting::new(self.crowd.wait(self.wait, self.links.len()), self.patience, deadline);
-        if waiting.looks() && self.gathering.is_worthwhile(self.next_sequence) {
-            self.gather_slots();
-        }
-        loop {
-            if waiting.is_thorough() {
-                self.notice_leaving();
-                self.fetch_rights();
-            }
-            let look = waiting.is_thorough() && self.pool.search(&self.links) || self.pool.is_back(&self.links, 0);
-            if look && self.collect() {
-                return Ok(());
-            }
-            let next = waiting.next();
-            let grows = self.grows_late && (self.pool.can_grow() || self.pool.is_growing());
-            if grows && (next == Next::Expired || waiting.has_lasted(LATE)) {
-                self.grow();
-                if self.collect() {
-                    return Ok(());
-                }
-            }
-            if self.pool.is_exhausted() {
-                return Err(AllocateError::NoMemory(self.pool.capacity() as usize));
-            }
-            match next {
-                Next::Again => {}
-                Next::Look => self.look(),
-                Next::Sleep => {
-                    let wake = if grows || self.pool.is_blocked() { within(LATE, deadline) } else { deadline };
-                    self.sleep(wake, |sender| sender.pool.search_all(&sender.links));
-                }
-                Next::Expired => return Err(AllocateError::TimedOut(self.pool.slots() as usize)),
-            }
-        }
-    }
-
-    /// Waits until half of the slots are back, as long as they keep coming.
-    fn gather_slots(&mut self) {
-        let half = self.pool.slots() / 2;
-        let (step, mut next) = ((half / 16).max(1), 0);
-        self.gathering.wait(Gathering::SENDER_TIME, || {
-            if self.pool.is_back(&self.links, half) {
-                Sight::Enough
-            } else if self.pool.is_back(&self.links, next) {
-                next = (next + step).min(half);
-                Sight::More
-            } else {
-                Sight::Nothing
-            }
-        });
-    }
-
-    /// Sleeps until something happens, unless what is waited for has happened already.
-    fn sleep(&mut self, deadline: Option<Instant>, happened: impl Fn(&mut Self) -> bool) {
-        for link in &self.links {
-            link.raise();
-        }
-        let sure = Fencing::of_this_process().before_sleeping();
-        self.notice_leaving();
-        let ready = if !happened(self) && self.pool.await_fbufs() {
-            self.counters.sleeps += 1;
-            let ready = self.sockets.sleep(if sure { deadline } else { within(UNSURE, deadline) });
-            // Whoever rang last has most likely woken it.
-            self.patience.learn(self.links.iter().filter_map(Outbound::rang).min());
-            ready
-        } else {
-            self.sockets.look()
-        };
-        for link in &self.links {
-            link.lower();
-        }
-        self.attend(&ready);
-        self.remove_departed();
-    }
-
-    /// Looks at the sockets, but not more often than every so many milliseconds: the number of
-    /// system calls depends on time, not on messages.
-    #[cold]
-    #[inline(never)]
-    fn look_if_due(&mut self) {
-        // A receiver is on its way, or there is none.
-        let urgent = !self.expected.is_empty() || self.receivers() == 0;
-        if self.pace.is_due(if urgent { LOOK_TIME } else { BUSY_LOOK_TIME }) {
-            self.look();
-        } else if self.inbox.is_filled() {
-            self.read_post();
-        }
-    }
-
-    /// Reads what came over these sockets, and the post.
-    fn attend(&mut self, ready: &Ready) {
-        self.pace.looked();
-        for socket in ready.iter() {
-            if let Some(index) = position(&self.links, socket) {
-                self.attend_to(index);
-            } else if let Some(index) = position(&self.expected, socket) {
-                let expected = self.expected.swap_remove(index);
-                self.look_for(expected);
-            }
-        }
-        self.read_post();
-    }
-
-    /// Reads what came from one receiver.
-    fn attend_to(&mut self, index: usize) {
-        let link = &mut self.links[index];
-        let end = link.attend(self.next_sequence);
-        let peer = link.peer();
-        let given = link.gifts().into_iter().try_for_each(|gift| self.pool.give(gift, peer));
-        if let Err(end) = end.and(given.map_err(LinkEnd::from)) {
-            self.end(index, end);
-        }
-    }
-
-    fn read_post(&mut self) {
-        for expected in self.inbox.empty() {
-            match self.sockets.add(&expected) {
-                Ok(()) => self.look_for(expected),
-                Err(error) => self.depart(expected.peer(), Farewell::Exhausted(error.to_string())),
-            }
-        }
-        if !self.expected.is_empty() {
-            // Until they are here, each message looks.
-            self.inbox.remind();
-        }
-    }
-
-    fn look_for(&mut self, expected: Expected) {
-        let peer = expected.peer();
-        match expected.look(&self.pool, self.next_sequence) {
-            Ok(Arrived::Here(link)) => {
-                self.crowd.add(peer);
-                self.links.push(*link);
-                if self.pool.is_leased() {
-                    // It may have given its slots already.
-                    self.attend_to(self.links.len() - 1);
-                }
-            }
-            Ok(Arrived::NotYet(expected)) => self.expected.push(expected),
-            Err(LinkEnd::HangUp) => {}
-            Err(LinkEnd::Violation(violation)) => self.depart(peer, Farewell::Violation(violation)),
-            Err(LinkEnd::Exhausted(what)) => self.depart(peer, Farewell::Exhausted(what)),
-        }
-    }
-
-    /// Ends a link. All that was lent over it alone is back.
-    fn end(&mut self, index: usize, end: LinkEnd) {
-        let mut link = self.links.swap_remove(index);
-        self.crowd.remove(link.peer());
-        self.sockets.remove(&link);
-        self.past = self.past + link.counts();
-        self.pool.forget_gifts(link.peer());
-        link.notice_leaving(self.next_sequence);
-        let farewell = match end {
-            LinkEnd::HangUp if link.is_open() => Farewell::Died,
-            LinkEnd::HangUp => Farewell::Left,
-            LinkEnd::Violation(violation) => Farewell::Violation(violation),
-            LinkEnd::Exhausted(what) => Farewell::Exhausted(what),
-        };
-        self.depart(link.peer(), farewell);
-    }
-
-    /// Ends the links of receivers that have closed and hold nothing any more.
-    fn remove_departed(&mut self) {
-        for index in (0..self.links.len()).rev() {
-            if !self.links[index].is_open() && !self.pool.lends(&self.links[index..=index]) {
-                self.end(index, LinkEnd::HangUp);
-            }
-        }
-    }
-
-    fn depart(&mut self, peer: Peer, farewell: Farewell) {
-        if self.departures.len() == MAX_DEPARTURES {
-            self.departures.pop_front();
-        }
-        self.departures.push_back(Departure { peer, farewell });
     }
 }
 

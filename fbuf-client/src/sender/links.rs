@@ -1,0 +1,125 @@
+//! Who is linked to a sender: receivers that come, say something, and go.
+
+use fbuf_core::{
+    inbound::Peer,
+    limits::MAX_DEPARTURES,
+    link::LinkEnd,
+    outbound::{Arrived, Expected},
+};
+
+use super::{Departure, Farewell, Sender};
+use crate::{
+    endpoint::{Ready, position},
+    wait::{BUSY_LOOK_TIME, LOOK_TIME},
+};
+
+impl Sender {
+    pub(super) fn notice_leaving(&mut self) {
+        for link in &mut self.links {
+            link.notice_leaving(self.next_sequence);
+        }
+    }
+
+    /// Looks at the sockets, but not more often than every so many milliseconds: the number of
+    /// system calls depends on time, not on messages.
+    #[cold]
+    #[inline(never)]
+    pub(super) fn look_if_due(&mut self) {
+        // A receiver is on its way, or there is none.
+        let urgent = !self.expected.is_empty() || self.receivers() == 0;
+        if self.pace.is_due(if urgent { LOOK_TIME } else { BUSY_LOOK_TIME }) {
+            self.look();
+        } else if self.inbox.is_filled() {
+            self.read_post();
+        }
+    }
+
+    /// Reads what came over these sockets, and the post.
+    pub(super) fn attend(&mut self, ready: &Ready) {
+        self.pace.looked();
+        for socket in ready.iter() {
+            if let Some(index) = position(&self.links, socket) {
+                self.attend_to(index);
+            } else if let Some(index) = position(&self.expected, socket) {
+                let expected = self.expected.swap_remove(index);
+                self.look_for(expected);
+            }
+        }
+        self.read_post();
+    }
+
+    /// Reads what came from one receiver.
+    pub(super) fn attend_to(&mut self, index: usize) {
+        let link = &mut self.links[index];
+        let end = link.attend(self.next_sequence);
+        let peer = link.peer();
+        let given = link.gifts().into_iter().try_for_each(|gift| self.pool.give(gift, peer));
+        if let Err(end) = end.and(given.map_err(LinkEnd::from)) {
+            self.end(index, end);
+        }
+    }
+
+    pub(super) fn read_post(&mut self) {
+        for expected in self.inbox.empty() {
+            match self.sockets.add(&expected) {
+                Ok(()) => self.look_for(expected),
+                Err(error) => self.depart(expected.peer(), Farewell::Exhausted(error.to_string())),
+            }
+        }
+        if !self.expected.is_empty() {
+            // Until they are here, each message looks.
+            self.inbox.remind();
+        }
+    }
+
+    pub(super) fn look_for(&mut self, expected: Expected) {
+        let peer = expected.peer();
+        match expected.look(&self.pool, self.next_sequence) {
+            Ok(Arrived::Here(link)) => {
+                self.crowd.add(peer);
+                self.links.push(*link);
+                if self.pool.is_leased() {
+                    // It may have given its slots already.
+                    self.attend_to(self.links.len() - 1);
+                }
+            }
+            Ok(Arrived::NotYet(expected)) => self.expected.push(expected),
+            Err(LinkEnd::HangUp) => {}
+            Err(LinkEnd::Violation(violation)) => self.depart(peer, Farewell::Violation(violation)),
+            Err(LinkEnd::Exhausted(what)) => self.depart(peer, Farewell::Exhausted(what)),
+        }
+    }
+
+    /// Ends a link. All that was lent over it alone is back.
+    pub(super) fn end(&mut self, index: usize, end: LinkEnd) {
+        let mut link = self.links.swap_remove(index);
+        self.crowd.remove(link.peer());
+        self.sockets.remove(&link);
+        self.past = self.past + link.counts();
+        self.pool.forget_gifts(link.peer());
+        link.notice_leaving(self.next_sequence);
+        let farewell = match end {
+            LinkEnd::HangUp if link.is_open() => Farewell::Died,
+            LinkEnd::HangUp => Farewell::Left,
+            LinkEnd::Violation(violation) => Farewell::Violation(violation),
+            LinkEnd::Exhausted(what) => Farewell::Exhausted(what),
+        };
+        self.depart(link.peer(), farewell);
+    }
+
+    /// Ends the links of receivers that have closed and hold nothing any more.
+    pub(super) fn remove_departed(&mut self) {
+        for index in (0..self.links.len()).rev() {
+            if !self.links[index].is_open() && !self.pool.lends(&self.links[index..=index]) {
+                self.end(index, LinkEnd::HangUp);
+            }
+        }
+    }
+
+    pub(super) fn depart(&mut self, peer: Peer, farewell: Farewell) {
+        if self.departures.len() == MAX_DEPARTURES {
+            self.departures.pop_front();
+        }
+        self.departures.push_back(Departure { peer, farewell });
+    }
+}

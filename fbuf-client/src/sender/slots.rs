@@ -1,0 +1,136 @@
+//! How a sender comes by a free slot when it knows of none: it looks, grows, waits, sleeps.
+
+use std::time::Instant;
+
+use fbuf_core::{outbound::Outbound, park::Fencing};
+
+use super::{AllocateError, Sender};
+use crate::wait::{Gathering, LATE, Next, Sight, UNSURE, Waiting, within};
+
+impl Sender {
+    /// Looks for a slot that is free although it is not its turn, or is new.
+    pub(super) fn find_slot(&mut self, may_grow: bool) -> bool {
+        self.notice_leaving();
+        self.fetch_rights();
+        if !self.pool.search(&self.links) && may_grow {
+            self.grow();
+        }
+        self.collect()
+    }
+
+    /// Looks whether the slots are free whose turn it is.
+    pub(super) fn collect(&mut self) -> bool {
+        self.pool.collect(&self.links, self.pace.round())
+    }
+
+    /// Adds a segment, or goes on adding the last one: its slots are used once every receiver knows
+    /// of it. That it cannot be is no error: there are slots, and they come back.
+    fn grow(&mut self) {
+        if !self.pool.is_growing() {
+            if !self.pool.can_grow() {
+                return;
+            }
+            if self.pool.grow().is_err() {
+                self.counters.growth_refused += 1;
+                return;
+            }
+        }
+        let mut known = true;
+        for index in (0..self.links.len()).rev() {
+            match self.links[index].announce(&self.pool) {
+                Ok(announced) => known &= announced,
+                Err(end) => self.end(index, end),
+            }
+        }
+        if known {
+            self.pool.use_segment();
+            self.counters.growths += 1;
+        } else {
+            self.counters.growth_refused += 1;
+        }
+    }
+
+    pub(super) fn wait_for_slot(&mut self, deadline: Option<Instant>) -> Result<(), AllocateError> {
+        self.counters.waits += 1;
+        let mut waiting = Waiting::new(self.crowd.wait(self.wait, self.links.len()), self.patience, deadline);
+        if waiting.looks() && self.gathering.is_worthwhile(self.next_sequence) {
+            self.gather_slots();
+        }
+        loop {
+            if waiting.is_thorough() {
+                self.notice_leaving();
+                self.fetch_rights();
+            }
+            let look = waiting.is_thorough() && self.pool.search(&self.links) || self.pool.is_back(&self.links, 0);
+            if look && self.collect() {
+                return Ok(());
+            }
+            let next = waiting.next();
+            let grows = self.grows_late && (self.pool.can_grow() || self.pool.is_growing());
+            if grows && (next == Next::Expired || waiting.has_lasted(LATE)) {
+                self.grow();
+                if self.collect() {
+                    return Ok(());
+                }
+            }
+            if self.pool.is_exhausted() {
+                return Err(AllocateError::NoMemory(self.pool.capacity() as usize));
+            }
+            match next {
+                Next::Again => {}
+                Next::Look => self.look(),
+                Next::Sleep => {
+                    let wake = if grows || self.pool.is_blocked() { within(LATE, deadline) } else { deadline };
+                    self.sleep(wake, |sender| sender.pool.search_all(&sender.links));
+                }
+                Next::Expired => return Err(AllocateError::TimedOut(self.pool.slots() as usize)),
+            }
+        }
+    }
+
+    /// Waits until half of the slots are back, as long as they keep coming.
+    fn gather_slots(&mut self) {
+        let half = self.pool.slots() / 2;
+        let (step, mut next) = ((half / 16).max(1), 0);
+        self.gathering.wait(Gathering::SENDER_TIME, || {
+            if self.pool.is_back(&self.links, half) {
+                Sight::Enough
+            } else if self.pool.is_back(&self.links, next) {
+                next = (next + step).min(half);
+                Sight::More
+            } else {
+                Sight::Nothing
+            }
+        });
+    }
+
+    /// Reads from the socket what a receiver hands back whose slots these are.
+    pub(super) fn fetch_rights(&mut self) {
+        if self.pool.is_receivers() {
+            (0..self.links.len()).rev().for_each(|index| self.attend_to(index));
+        }
+    }
+
+    /// Sleeps until something happens, unless what is waited for has happened already.
+    pub(super) fn sleep(&mut self, deadline: Option<Instant>, happened: impl Fn(&mut Self) -> bool) {
+        for link in &self.links {
+            link.raise();
+        }
+        let sure = Fencing::of_this_process().before_sleeping();
+        self.notice_leaving();
+        let ready = if !happened(self) && self.pool.await_fbufs() {
+            self.counters.sleeps += 1;
+            let ready = self.sockets.sleep(if sure { deadline } else { within(UNSURE, deadline) });
+            // Whoever rang last has most likely woken it.
+            self.patience.learn(self.links.iter().filter_map(Outbound::rang).min());
+            ready
+        } else {
+            self.sockets.look()
+        };
+        for link in &self.links {
+            link.lower();
+        }
+        self.attend(&ready);
+        self.remove_departed();
+    }
+}
