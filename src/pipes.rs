@@ -68,6 +68,9 @@ pub(crate) fn send(arguments: &SendArguments) -> Result<(), Failure> {
         builder = builder.protection(Protection::Sealed);
     }
     let mut sender = builder.open()?;
+    if arguments.sealed {
+        eprintln!("fbuf: messages are {}", sender.granted());
+    }
     sender.wait_for_receivers(arguments.receivers)?;
     loop {
         let mut fbuf = sender.allocate()?;

@@ -79,6 +79,22 @@ fn scribble() -> thread::JoinHandle<Vec<File>> {
 }
 
 #[test]
+fn a_child_that_was_forked_keeps_nothing_from_being_leased() {
+    let (_alone, (_broker, client)) = (alone(), broker());
+    let (mut sender, mut receiver) = pair(&client, 3);
+    let fbuf = filled(&mut sender, 1);
+    let _child = support::Fork::here();
+    sender.write(fbuf).unwrap();
+    for value in 1..10 {
+        let received = receiver.get_timeout(SOON).unwrap();
+        assert_eq!(received.mechanism(), Mechanism::Lease);
+        assert!(is_all(&received, value));
+        drop(received);
+        send(&mut sender, value + 1);
+    }
+}
+
+#[test]
 fn they_arrive_in_order_to_all_and_their_slots_are_used_again() {
     let (_alone, (_broker, client)) = (alone(), broker());
     let (mut sender, mut receiver) = pair(&client, 3);

@@ -1,5 +1,4 @@
 //! Messages that are sealed for good: kept, cloned, passed on, and never changed.
-#![allow(unsafe_code, reason = "fork(2)")]
 
 mod support;
 
@@ -105,22 +104,13 @@ fn a_child_that_was_forked_keeps_nothing_from_being_sealed() {
     let (mut sender, mut receiver) = pair(&client, 4);
     let mut fbuf = sender.allocate_timeout(SOON).unwrap();
     fbuf.write_all(b"written before").unwrap();
-    // It lives while all of this is sent, with all that this process has.
-    // SAFETY: the child does nothing but wait until it is killed.
-    let child = match unsafe { nix::unistd::fork() }.unwrap() {
-        nix::unistd::ForkResult::Child => loop {
-            nix::unistd::pause();
-        },
-        nix::unistd::ForkResult::Parent { child } => child,
-    };
+    let _child = support::Fork::here();
     sender.write(fbuf).unwrap();
     assert_eq!(&receiver.get_timeout(SOON).unwrap()[..], b"written before");
     for n in 0..20u8 {
         send(&mut sender, &[n; 100]);
         assert_eq!(receiver.get_timeout(SOON).unwrap()[..], [n; 100]);
     }
-    nix::sys::signal::kill(child, nix::sys::signal::Signal::SIGKILL).unwrap();
-    nix::sys::wait::waitpid(child, None).unwrap();
 }
 
 #[test]

@@ -58,6 +58,31 @@ impl Drop for Process {
     }
 }
 
+/// A copy of this process that has all that this one has, and does nothing until this is dropped.
+#[derive(Debug)]
+pub struct Fork(nix::unistd::Pid);
+
+impl Fork {
+    #[allow(unsafe_code, reason = "fork(2)")]
+    pub fn here() -> Self {
+        // SAFETY: the child does nothing but wait until it is killed.
+        match unsafe { nix::unistd::fork() }.expect("a child") {
+            nix::unistd::ForkResult::Child => loop {
+                nix::unistd::pause();
+            },
+            nix::unistd::ForkResult::Parent { child } => Self(child),
+        }
+    }
+}
+
+impl Drop for Fork {
+    fn drop(&mut self) {
+        // It waits to be killed.
+        let _ = nix::sys::signal::kill(self.0, nix::sys::signal::Signal::SIGKILL);
+        let _ = nix::sys::wait::waitpid(self.0, None);
+    }
+}
+
 /// A `fbuf broker` in a folder, as a process of its own, and its log.
 #[derive(Debug)]
 pub struct BrokerProcess {

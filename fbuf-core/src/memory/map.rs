@@ -96,10 +96,12 @@ impl Map {
     pub(crate) fn of_writer(writer: BorrowedFd<'_>, size: u64, huge: bool) -> Result<Self, MemoryError> {
         let map = Self::new(writer, size, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE)
             .map_err(|source| MemoryError::Refused { call: "mmap", asked: size, source })?;
+        // While a child could write it, it could not be leased.
+        let map = map.kept_from_children();
         if huge {
             map.advise(libc::MADV_HUGEPAGE);
         }
-        map.advise(libc::MADV_POPULATE_WRITE);
+        map.populate();
         Ok(map)
     }
 
