@@ -201,7 +201,9 @@ impl Suite {
                     let result = work::run(&terms).map_err(|error| format!("{}: {error}", name(means)))?;
                     self.outcomes.push(Outcome { workload: "protection", ..Outcome::new(&terms, run, &result) });
                 }
-                let terms = self.terms(Peer::Memcpy, Work::Echo { every: Duration::ZERO }, size);
+                // It reads and writes all of it.
+                let work = Work::Echo { every: Duration::ZERO };
+                let terms = Terms { mode: Mode::Touched, ..self.terms(Peer::Memcpy, work, size) };
                 let result = protection::copy(&terms)?;
                 self.outcomes.push(Outcome { workload: "protection", ..Outcome::new(&terms, run, &result) });
             }
