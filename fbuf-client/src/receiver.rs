@@ -357,6 +357,7 @@ impl Receiver {
     /// What there is to report or to take, in this order; the end, when all is over.
     fn next(&mut self) -> Option<Result<Received, GetError>> {
         self.troubles.extend(self.links.iter().filter_map(seal_lost));
+        self.settle();
         self.bury();
         if let Some(trouble) = self.troubles.pop_front() {
             return Some(Err(trouble));
@@ -430,7 +431,8 @@ impl Receiver {
         for link in &self.links {
             link.raise();
         }
-        let sure = Fencing::of_this_process().before_sleeping();
+        let settled = self.settle();
+        let sure = Fencing::of_this_process().before_sleeping() && settled;
         let slept = !self.links.iter().any(|link| link.is_ready() || link.is_over());
         let ready = if !slept {
             self.sockets.look()
@@ -449,6 +451,11 @@ impl Receiver {
             Some(_) => {}
             None => self.attend(&ready),
         }
+    }
+
+    /// Gives back what could not be given back before: whether nothing is left of it.
+    fn settle(&self) -> bool {
+        self.links.iter().fold(true, |settled, link| link.settle() && settled)
     }
 
     #[cold]

@@ -100,17 +100,18 @@ impl Greeted {
         let hello = Hello { board: Descriptor::from(descriptor), skip_above, fences };
         link::send(&socket, &LinkMessage::Hello(hello)).map_err(|_| GreetError::Gone)?;
         let skips = skip_above.is_some();
+        let leases = mechanism == Mechanism::Lease;
         let rooms = match lodging {
             Lodging::Segments => None,
             Lodging::Given(memory) => {
                 let own = |memory: Descriptor| memory.into_owned();
                 let memory: io::Result<_> = memory.into_iter().map(own).collect();
                 let memory = memory.map_err(|source| MemoryError::Refused { call: "recvmsg", asked: 0, source })?;
-                Some(Rooms::given(memory, geometry, mechanism == Mechanism::Lease)?)
+                Some(Rooms::given(memory, geometry, leases)?)
             }
             Lodging::Yours => {
                 let same_user = peer.process.uid == nix::unistd::geteuid().as_raw();
-                let rooms = Rooms::make(geometry, same_user)?;
+                let rooms = Rooms::make(geometry, leases, same_user)?;
                 rooms.give_all(&socket).map_err(|_| GreetError::Gone)?;
                 Some(rooms)
             }

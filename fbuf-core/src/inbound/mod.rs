@@ -303,8 +303,19 @@ impl Inbound {
         let reading = reading.map_err(|error| LinkEnd::Exhausted(error.to_string()))?;
         if matches!(reading, Kept::Copied(_)) {
             self.returns().refused.fetch_add(1, Ordering::Relaxed);
+            // It is not read any more, though it is handed back only when the copy is dropped.
+            if let Some(memory) = rooms.memory(SlotId::new(number)) {
+                self.returns().return_right(SlotId::new(number), memory);
+            }
         }
         Ok(reading)
+    }
+
+    /// Gives rights to write back that could not be given before, for lack of descriptors: whether all are
+    /// given now.
+    #[must_use]
+    pub fn settle(&self) -> bool {
+        self.returns().settle()
     }
 
     /// How many messages were to be leased, and the kernel refused: they were copied.

@@ -17,7 +17,7 @@ use crate::{
     lane::{Entry, LaneHead, LaneMemory, LaneTable},
     lease::{self, Tenant},
     link,
-    memory::{Map, MemoryError},
+    memory::{Leasable, Map, MemoryError},
     park::Fencing,
     protection::Mechanism,
     retire::{Held, Remains, Retired},
@@ -44,7 +44,7 @@ pub(crate) struct Returns {
     /// Whether the slots are this process's, and the right to write one goes back with each message.
     pub(super) returns_rights: bool,
     /// Slots whose right to write is still to be sent.
-    pub(super) owed: Mutex<Vec<(SlotId, Arc<Tenant>)>>,
+    pub(super) owed: Mutex<Vec<(SlotId, Arc<Leasable>)>>,
     /// Leases that were refused.
     pub(super) refused: AtomicU64,
     /// Leases that were taken away, and not reported yet.
@@ -94,18 +94,35 @@ impl Returns {
         Ok((Map::copy_on_write(memory.as_fd(), first as u64, (end - first) as u64)?, begin - first))
     }
 
-    /// Ends the reading of a slot, before it is handed back.
-    pub(crate) fn release(&self, slot: SlotId, tenant: Arc<Tenant>) {
+    /// Ends the reading of a slot under a lease, before it is handed back.
+    pub(crate) fn release(&self, slot: SlotId, tenant: &Tenant) {
         if !tenant.release() {
             self.lost.fetch_add(1, Ordering::Relaxed);
         }
+        self.return_right(slot, tenant.memory());
+    }
+
+    /// Gives the right to write a slot back, which nobody here reads any more, if it is one of this process.
+    pub(super) fn return_right(&self, slot: SlotId, memory: &Arc<Leasable>) {
         if self.returns_rights {
-            // A panic while it was locked cannot have left it half changed.
-            let mut owed = self.owed.lock().unwrap_or_else(PoisonError::into_inner);
-            owed.push((slot, tenant));
-            // What cannot be sent now, for lack of descriptors, goes with a later one.
-            owed.retain(|(slot, tenant)| lease::give(&self.socket, *slot, tenant).is_err());
+            self.owed().push((slot, memory.clone()));
+            self.settle();
         }
+    }
+
+    /// Gives the rights back that could not be sent before, for lack of descriptors: whether all could.
+    pub(super) fn settle(&self) -> bool {
+        if !self.returns_rights {
+            return true;
+        }
+        let mut owed = self.owed();
+        owed.retain(|(slot, memory)| lease::give(&self.socket, *slot, memory).is_err());
+        owed.is_empty()
+    }
+
+    fn owed(&self) -> MutexGuard<'_, Vec<(SlotId, Arc<Leasable>)>> {
+        // A panic while it was locked cannot have left it half changed.
+        self.owed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     #[inline]

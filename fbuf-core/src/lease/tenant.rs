@@ -24,7 +24,7 @@ use crate::{
 /// One slot, as its receiver has it.
 #[derive(Debug)]
 pub(crate) struct Tenant {
-    memory: Leasable,
+    memory: Arc<Leasable>,
     /// Where it is read, always at the same address.
     view: Map,
     standing: Mutex<Standing>,
@@ -52,7 +52,7 @@ impl Tenant {
     ///
     /// # Errors
     /// What the kernel says.
-    pub(crate) fn new(memory: Leasable) -> io::Result<Arc<Self>> {
+    pub(crate) fn new(memory: Arc<Leasable>) -> io::Result<Arc<Self>> {
         let keeper = Keeper::of_this_process()?;
         let view = Map::of_reader(memory.as_fd(), memory.size())?;
         let tenant = Arc::new(Self { memory, view, standing: Mutex::new(Standing::Idle), keeper });
@@ -63,6 +63,11 @@ impl Tenant {
     fn lock(&self) -> MutexGuard<'_, Standing> {
         // A panic while it was locked cannot have left it half changed.
         self.standing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The slot.
+    pub(crate) fn memory(&self) -> &Arc<Leasable> {
+        &self.memory
     }
 
     /// Where its bytes are.
@@ -162,8 +167,8 @@ impl Drop for Tenant {
 /// The slots of one link, each of which is memory of its own.
 #[derive(Debug)]
 pub(crate) struct Rooms {
-    memory: Vec<Leasable>,
-    /// The same, once they can be leased.
+    memory: Vec<Arc<Leasable>>,
+    /// The same, once they can be leased; none, if they are copied.
     tenants: Vec<Arc<Tenant>>,
     leases: bool,
     made_here: bool,
@@ -175,28 +180,29 @@ impl Rooms {
     /// # Errors
     /// [`Unsuitable`]
     pub(crate) fn given(memory: Vec<OwnedFd>, geometry: Geometry, leases: bool) -> Result<Self, Unsuitable> {
-        let given = |reader| Leasable::given(reader, geometry.slot_bytes().into());
+        let given = |reader| Leasable::given(reader, geometry.slot_bytes().into()).map(Arc::new);
         let memory: Vec<_> = memory.into_iter().map(given).collect::<Result<_, _>>()?;
-        let leases = leases && memory.iter().all(Leasable::is_own);
+        let leases = leases && memory.iter().all(|memory| memory.is_own());
         Ok(Self { memory, tenants: Vec::new(), leases, made_here: false })
     }
 
-    /// Makes slots for a sender, in huge pages that were set aside only for one of the same user.
+    /// Makes slots for a sender, to lease them, if `leases`; in huge pages that were set aside only for one of
+    /// the same user.
     ///
     /// # Errors
     /// [`MemoryError`]
-    pub(crate) fn make(geometry: Geometry, same_user: bool) -> Result<Self, MemoryError> {
+    pub(crate) fn make(geometry: Geometry, leases: bool, same_user: bool) -> Result<Self, MemoryError> {
         let huge = same_user && geometry.slot_bytes() as u64 >= HUGE_PAGE;
         let memory = if huge { Self::make_in(geometry, true) } else { Self::make_in(geometry, false) };
         let memory = memory.or_else(|error| if huge { Self::make_in(geometry, false) } else { Err(error) })?;
-        Ok(Self { memory, tenants: Vec::new(), leases: true, made_here: true })
+        Ok(Self { memory, tenants: Vec::new(), leases, made_here: true })
     }
 
-    fn make_in(geometry: Geometry, huge: bool) -> Result<Vec<Leasable>, MemoryError> {
+    fn make_in(geometry: Geometry, huge: bool) -> Result<Vec<Arc<Leasable>>, MemoryError> {
         let owner = nix::unistd::geteuid().as_raw();
         let make = |_| {
             let memory = Leasable::create("fbuf-slot", geometry.slot_bytes().into(), huge, owner)?;
-            memory.reserve(Pages::Transparent).map(|_| memory)
+            memory.reserve(Pages::Transparent).map(|_| Arc::new(memory))
         };
         (0..geometry.max_slots()).map(make).collect()
     }
@@ -221,7 +227,7 @@ impl Rooms {
     /// [`Unsuitable`]
     pub(crate) fn furnish(&mut self) -> Result<(), Unsuitable> {
         if self.leases {
-            let tenants: io::Result<_> = std::mem::take(&mut self.memory).into_iter().map(Tenant::new).collect();
+            let tenants: io::Result<_> = self.memory.iter().cloned().map(Tenant::new).collect();
             self.tenants = tenants.map_err(|error| Unsuitable::Unmappable(error.to_string()))?;
         }
         Ok(())
@@ -232,17 +238,22 @@ impl Rooms {
     /// # Errors
     /// [`MemoryError`]: there is no memory for a copy.
     pub(crate) fn read(&self, slot: SlotId, length: usize) -> Result<Kept, MemoryError> {
+        if let Some(tenant) = self.tenants.get(slot.index())
+            && tenant.take().is_ok()
+        {
+            return Ok(Kept::Leased(tenant.clone()));
+        }
         let refused = |source| MemoryError::Refused { call: "pread", asked: length as u64, source };
-        let memory = match (self.tenants.get(slot.index()), self.memory.get(slot.index())) {
-            (Some(tenant), _) if tenant.take().is_ok() => return Ok(Kept::Leased(tenant.clone())),
-            (Some(tenant), _) => tenant.memory.as_fd(),
-            (None, Some(memory)) => memory.as_fd(),
-            (None, None) => return Err(refused(io::ErrorKind::NotFound.into())),
-        };
+        let memory = self.memory(slot).ok_or_else(|| refused(io::ErrorKind::NotFound.into()))?;
         let map = Map::private((length as u64).max(1))?;
         // Not through a mapping: pages may be missing.
-        map.fill_from(memory, length).map_err(refused)?;
+        map.fill_from(memory.as_fd(), length).map_err(refused)?;
         Ok(Kept::Copied(map))
+    }
+
+    /// A slot.
+    pub(crate) fn memory(&self, slot: SlotId) -> Option<&Arc<Leasable>> {
+        self.memory.get(slot.index())
     }
 }
 
@@ -250,8 +261,8 @@ impl Rooms {
 ///
 /// # Errors
 /// [`LinkEnd::Exhausted`]: not now. A sender that is gone needs nothing.
-pub(crate) fn give(socket: &PacketSocket, slot: SlotId, tenant: &Tenant) -> Result<(), LinkEnd> {
-    match send_right(socket, slot, &tenant.memory, false) {
+pub(crate) fn give(socket: &PacketSocket, slot: SlotId, memory: &Leasable) -> Result<(), LinkEnd> {
+    match send_right(socket, slot, memory, false) {
         Err(end @ LinkEnd::Exhausted(_)) => Err(end),
         _ => Ok(()),
     }

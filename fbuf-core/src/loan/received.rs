@@ -215,7 +215,7 @@ impl Drop for Received {
 fn let_go(kept: Box<Kept>, home: NonNull<Returns>, slot: SlotId) {
     if let Kept::Leased(tenant) = *kept {
         // SAFETY: `home` lives until the mark of this slot is cleared (`Remains`), which comes after.
-        unsafe { home.as_ref() }.release(slot, tenant);
+        unsafe { home.as_ref() }.release(slot, &tenant);
     }
 }
 
