@@ -27,7 +27,7 @@ pub(crate) struct Arguments {
     /// Serve this user too, by number; what users send to each other is sealed
     #[arg(long, value_name = "UID")]
     allow: Vec<u32>,
-    /// Serve this user too, and let others read its messages without sealing them
+    /// Serve this user too, and let others get its messages volatile or leased, as it sends them
     #[arg(long, value_name = "UID")]
     trust: Vec<u32>,
 }

@@ -24,9 +24,9 @@ pub(crate) struct SendArguments {
     /// How many messages may be under way [default: as many as suit the caches of this machine]
     #[arg(long, value_name = "COUNT")]
     slots: Option<u64>,
-    /// Make it impossible to change messages after they were sent
-    #[arg(long)]
-    sealed: bool,
+    /// What receivers may rely on
+    #[arg(long, value_name = "LEVEL", value_enum, default_value = "volatile")]
+    protection: Level,
     /// How many receivers to wait for
     #[arg(long, value_name = "COUNT", default_value_t = 1)]
     receivers: usize,
@@ -43,14 +43,35 @@ pub(crate) struct RecvArguments {
     channel: String,
     /// Where to write [default: standard output]
     file: Option<PathBuf>,
-    /// Refuse senders that could change what they have sent
-    #[arg(long)]
-    sealed: bool,
+    /// Refuse senders whose messages are protected less than this
+    #[arg(long, value_name = "LEVEL", value_enum, default_value = "volatile")]
+    require: Level,
     /// What to do while there is no message
     #[arg(long, value_enum, default_value = "adaptive")]
     wait: WaitArgument,
     #[command(flatten)]
     broker: Broker,
+}
+
+/// What a receiver may rely on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Level {
+    /// The sender's safe code does not change messages that it has sent
+    Volatile,
+    /// No code can change them; I/O into memory that was pinned before could
+    Leased,
+    /// Nothing can change them
+    Sealed,
+}
+
+impl From<Level> for Protection {
+    fn from(level: Level) -> Self {
+        match level {
+            Level::Volatile => Self::Volatile,
+            Level::Leased => Self::Leased,
+            Level::Sealed => Self::Sealed,
+        }
+    }
 }
 
 pub(crate) fn send(arguments: &SendArguments) -> Result<(), Failure> {
@@ -64,11 +85,8 @@ pub(crate) fn send(arguments: &SendArguments) -> Result<(), Failure> {
     if let Some(slots) = arguments.slots {
         builder = builder.slots(slots);
     }
-    if arguments.sealed {
-        builder = builder.protection(Protection::Sealed);
-    }
-    let mut sender = builder.open()?;
-    if arguments.sealed {
+    let mut sender = builder.protection(arguments.protection.into()).open()?;
+    if arguments.protection != Level::Volatile {
         eprintln!("fbuf: messages are {}", sender.granted());
     }
     sender.wait_for_receivers(arguments.receivers)?;
@@ -104,8 +122,8 @@ fn complain(sender: &mut Sender) -> Result<(), Failure> {
 
 pub(crate) fn receive(arguments: &RecvArguments) -> Result<(), Failure> {
     let client = arguments.broker.connect()?;
-    let require = if arguments.sealed { Protection::Sealed } else { Protection::Volatile };
-    let mut receiver = client.receiver(&arguments.channel).wait(arguments.wait.into()).require(require).open()?;
+    let builder = client.receiver(&arguments.channel).wait(arguments.wait.into());
+    let mut receiver = builder.require(arguments.require.into()).open()?;
     let mut output = match &arguments.file {
         Some(path) => File::create(path).map_err(|error| Failure::new(format!("{}: {error}", path.display())))?,
         None => File::from(stdout().as_fd().try_clone_to_owned()?),

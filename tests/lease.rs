@@ -14,6 +14,7 @@ use std::{
 
 use fbuf_broker::Embedded;
 use fbuf_client::{Client, Fbuf, Mechanism, OpenError, Protection, Receiver, Sender, SenderBuilder, WriteError};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use support::{SOON, until};
 
 /// The bytes of a slot: some pages, and a part of one.
@@ -36,7 +37,7 @@ fn builder(client: &Client, slots: u64) -> SenderBuilder {
 }
 
 fn pair(client: &Client, slots: u64) -> (Sender, Receiver) {
-    let receiver = client.receiver("c").require(Protection::Sealed).open().unwrap();
+    let receiver = client.receiver("c").require(Protection::Leased).open().unwrap();
     let mut sender = builder(client, slots).open().unwrap();
     assert_eq!(sender.granted().mechanism, Mechanism::Lease, "{}", sender.granted());
     sender.wait_for_receivers_timeout(1, SOON).unwrap();
@@ -272,18 +273,63 @@ fn slots_can_be_the_receivers() {
 }
 
 #[test]
+fn slots_of_the_receiver_that_are_copied_are_used_again() {
+    let (_alone, (_broker, client)) = (alone(), broker());
+    // A lease is not enough for this receiver.
+    let mut receiver = client.receiver("c").require(Protection::Sealed).open().unwrap();
+    let mut sender = builder(&client, 2).from_receiver().open().unwrap();
+    let mut exchange = |values: std::ops::Range<u8>, receiver: &mut Receiver| {
+        for value in values {
+            send(&mut sender, value);
+            let held = receiver.get_timeout(SOON).unwrap();
+            assert!(is_all(&held, value) && held.is_intact());
+            assert_eq!(held.mechanism(), Mechanism::Copy);
+        }
+    };
+    exchange(0..50, &mut receiver);
+    assert_eq!(receiver.counters().leases_refused, 0);
+    drop(receiver);
+    // For this one it is, and there is none, because somebody can write the slots.
+    let mut receiver = client.receiver("c").open().unwrap();
+    until("there are slots", || slots().len() >= 2);
+    let _writers = scribble().join().unwrap();
+    exchange(50..100, &mut receiver);
+    assert_eq!(receiver.counters().leases_refused, 50);
+}
+
+#[test]
+fn a_right_that_cannot_be_given_back_for_lack_of_descriptors_is_given_later() {
+    let (_alone, (_broker, client)) = (alone(), broker());
+    let mut sender = builder(&client, 1).from_receiver().open().unwrap();
+    let mut receiver = client.receiver("c").open().unwrap();
+    send(&mut sender, 1);
+    let held = receiver.get_timeout(SOON).unwrap();
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+    setrlimit(Resource::RLIMIT_NOFILE, 0, hard).unwrap();
+    drop(held);
+    setrlimit(Resource::RLIMIT_NOFILE, soft, hard).unwrap();
+    assert!(sender.try_allocate().is_none());
+    // While it sleeps, with nothing else to wake it.
+    let sleeper = thread::spawn(move || receiver.get_timeout(SOON).unwrap().to_vec());
+    send(&mut sender, 2);
+    assert!(is_all(&sleeper.join().unwrap(), 2));
+}
+
+#[test]
 fn a_sender_is_told_what_it_got_and_why() {
     let (_alone, (_broker, client)) = (alone(), broker());
     let granted = |builder: SenderBuilder| builder.open().unwrap().granted().clone();
-    let small = granted(client.sender("a").slot_size(1 << 20).protection(Protection::Sealed));
+    let small = granted(client.sender("a").slot_size(1 << 20).protection(Protection::Leased));
     assert_eq!(small.mechanism, Mechanism::Copy);
     assert!(small.to_string().starts_with("sealed by copying: slots of 1048576 bytes"), "{small}");
-    let large = granted(client.sender("b").slot_size(2 << 20).protection(Protection::Sealed));
+    let large = granted(client.sender("b").slot_size(2 << 20).protection(Protection::Leased));
     match large.mechanism {
         Mechanism::Lease => assert!(large.pages.is_some(), "{large}"),
         Mechanism::Copy => assert!(large.reason.contains("huge pages"), "{large}"),
         _ => panic!("{large}"),
     }
+    let sealed = granted(client.sender("c").slot_size(64 << 20).slots(1).protection(Protection::Sealed));
+    assert_eq!(sealed.to_string(), "sealed by copying: sealed was asked for");
     let asked = granted(client.sender("d").slot_size(4096).mechanism(Mechanism::Lease));
     assert_eq!(asked.mechanism, Mechanism::Lease, "{asked}");
     let too_many = client.sender("e").slots(33).mechanism(Mechanism::Lease).open();

@@ -67,7 +67,7 @@ impl Users {
         self
     }
 
-    /// One more, whose messages others get as it sends them, volatile if it likes.
+    /// One more, whose messages others get as it sends them, volatile or leased if it likes.
     #[must_use]
     pub fn trust(mut self, uid: u32) -> Self {
         self.trusted.insert(uid, true);
@@ -232,10 +232,13 @@ impl State {
     /// unless that user is trusted.
     fn mechanism(&self, sender: &Sender, receiver: &Receiver) -> Mechanism {
         let (from, to) = (sender.party.peer.process.uid, receiver.party.peer.process.uid);
+        let distrusted = from != to && !self.users.trust_in(from);
         match sender.mechanism {
-            Mechanism::Shared if from != to && !self.users.trust_in(from) => Mechanism::Copy,
-            // The slots are the sender's user's, and nobody else can lease them.
+            Mechanism::Shared | Mechanism::Lease if distrusted => Mechanism::Copy,
+            // A slot of the sender's user nobody else can lease.
             Mechanism::Lease if from != to && sender.slots != Slots::Receiver => Mechanism::Copy,
+            // What can be leased can be copied as well.
+            Mechanism::Lease if receiver.require == Protection::Sealed => Mechanism::Copy,
             mechanism => mechanism,
         }
     }
@@ -318,6 +321,32 @@ mod tests {
         assert_eq!(mechanism(own, "other", 2), Mechanism::Copy);
         assert_eq!(mechanism(other, "other", 2), Mechanism::Shared);
         assert_eq!(mechanism(own, "trusted", 3), Mechanism::Shared);
+    }
+
+    #[test]
+    fn a_lease_is_for_those_who_can_have_one_and_for_whom_it_is_enough() {
+        use Protection::{Sealed, Volatile};
+        let mut state = State::new(Users::only(1000).allow(1001).trust(1002));
+        let [own, other, trusted] = [1000, 1001, 1002].map(|uid| state.join(Credentials { uid, ..OWN }).unwrap());
+        let given = Slots::Broker { huge: false };
+        let mut next = 0;
+        let mut mechanism = |from, slots, to, require| {
+            next += 2;
+            let role = Role::Sender { slot_bytes: 64, max_slots: 4, mechanism: Mechanism::Lease, slots };
+            let channel = next.to_string();
+            state.open(from, next, Open { channel: channel.clone(), role }).unwrap();
+            let role = Role::Receiver { require };
+            state.open(to, next + 1, Open { channel, role }).unwrap()[0].mechanism
+        };
+        for slots in [given, Slots::Receiver] {
+            assert_eq!(mechanism(own, slots, own, Volatile), Mechanism::Lease);
+            assert_eq!(mechanism(own, slots, own, Protection::Leased), Mechanism::Lease);
+            assert_eq!(mechanism(own, slots, own, Sealed), Mechanism::Copy);
+            assert_eq!(mechanism(other, slots, own, Volatile), Mechanism::Copy);
+        }
+        assert_eq!(mechanism(trusted, given, own, Volatile), Mechanism::Copy);
+        assert_eq!(mechanism(trusted, Slots::Receiver, own, Volatile), Mechanism::Lease);
+        assert_eq!(mechanism(trusted, Slots::Receiver, own, Sealed), Mechanism::Copy);
     }
 
     #[test]

@@ -210,7 +210,7 @@ pub enum GetError {
         "{messages} messages of sender {} (process {}) may have changed while they were held: somebody opened them for writing, and this process did not run for as long as fs.lease-break-time",
         peer.endpoint, peer.process.pid
     )]
-    SealLost {
+    LeaseLost {
         /// Whose.
         peer: Peer,
         /// How many.
@@ -356,7 +356,7 @@ impl Receiver {
 
     /// What there is to report or to take, in this order; the end, when all is over.
     fn next(&mut self) -> Option<Result<Received, GetError>> {
-        self.troubles.extend(self.links.iter().filter_map(seal_lost));
+        self.troubles.extend(self.links.iter().filter_map(lease_lost));
         self.settle();
         self.bury();
         if let Some(trouble) = self.troubles.pop_front() {
@@ -455,7 +455,7 @@ impl Receiver {
 
     /// Gives back what could not be given back before: whether nothing is left of it.
     fn settle(&self) -> bool {
-        self.links.iter().fold(true, |settled, link| link.settle() && settled)
+        self.links.iter().filter(|link| !link.settle()).count() == 0
     }
 
     #[cold]
@@ -463,7 +463,7 @@ impl Receiver {
         if self.pace.is_due(time) || self.inbox.is_filled() {
             self.look();
             // Of one that died, or of a lease that was lost, others hear even while they are busy.
-            self.troubles.extend(self.links.iter().filter_map(seal_lost));
+            self.troubles.extend(self.links.iter().filter_map(lease_lost));
             self.bury();
         }
     }
@@ -522,7 +522,7 @@ impl Receiver {
 
     fn remove(&mut self, index: usize) -> Inbound {
         let link = self.links.swap_remove(index);
-        self.troubles.extend(seal_lost(&link));
+        self.troubles.extend(lease_lost(&link));
         self.crowd.remove(link.peer());
         self.sockets.remove(&link);
         self.past_missed = self.past_missed.saturating_add(link.missed());
@@ -540,9 +540,9 @@ impl Drop for Receiver {
     }
 }
 
-fn seal_lost(link: &Inbound) -> Option<GetError> {
+fn lease_lost(link: &Inbound) -> Option<GetError> {
     let messages = link.lost_leases();
-    (messages > 0).then(|| GetError::SealLost { peer: link.peer(), messages })
+    (messages > 0).then(|| GetError::LeaseLost { peer: link.peer(), messages })
 }
 
 fn trouble(peer: Peer, end: LinkEnd) -> GetError {

@@ -13,6 +13,10 @@ pub enum Protection {
     /// Nobody but its sender can write it, and the sender's safe code cannot.
     #[default]
     Volatile,
+    /// Nobody can write it, in any mapping or through any descriptor: the kernel says so. There is one way
+    /// round it, for a sender that means it: I/O into memory that it has pinned before it sent
+    /// (`IORING_REGISTER_BUFFERS`, `O_DIRECT`, RDMA), for which the kernel needs neither.
+    Leased,
     /// Its bytes cannot change, whoever the sender is, and whatever it does.
     Sealed,
 }
@@ -26,8 +30,8 @@ pub enum Mechanism {
     Shared,
     /// Each is copied when it is received: [`Protection::Sealed`].
     Copy,
-    /// Each is read where it was written, under a lease of the kernel, in a slot that is memory of its own:
-    /// [`Protection::Sealed`]. One that cannot be leased is copied.
+    /// Each is read where it was written, under a read lease of the kernel (fcntl(2), `F_SETLEASE`), in a slot
+    /// that is memory of its own: [`Protection::Leased`]. One that cannot be leased is copied.
     Lease,
     /// Each is memory of its own that is sealed for good and given away: [`Protection::Sealed`], and for
     /// ever.
@@ -40,7 +44,8 @@ impl Mechanism {
     pub fn protection(self) -> Protection {
         match self {
             Self::Shared => Protection::Volatile,
-            Self::Copy | Self::Lease | Self::OneShot => Protection::Sealed,
+            Self::Lease => Protection::Leased,
+            Self::Copy | Self::OneShot => Protection::Sealed,
         }
     }
 }
@@ -49,6 +54,7 @@ impl fmt::Display for Protection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Volatile => "volatile",
+            Self::Leased => "leased",
             Self::Sealed => "sealed",
         })
     }
@@ -59,7 +65,7 @@ impl fmt::Display for Mechanism {
         f.write_str(match self {
             Self::Shared => "shared",
             Self::Copy => "sealed by copying",
-            Self::Lease => "sealed by a lease",
+            Self::Lease => "leased",
             Self::OneShot => "sealed for good",
         })
     }

@@ -1,4 +1,4 @@
-//! Read leases on memfds, by which the sealed level recycles large slots: granted only where nobody
+//! Read leases on memfds, by which the leased level recycles large slots: granted only where nobody
 //! can write, and heard of before anybody will.
 //!
 //! The kernel tells a lease's holder of its end by a signal, which kills a process by default. So all of
@@ -24,7 +24,7 @@ use super::{
 };
 
 const NO_LEASE: Consequence = Consequence {
-    follows: "Large slots of the sealed level are copied, or passed on for good, instead of leased.",
+    follows: "Large slots of the leased level are copied instead.",
     remedy: "Allow F_SETLEASE, F_SETOWN_EX and signalfd in the seccomp filter; else, a kernel with \
              CONFIG_FILE_LOCKING.",
 };

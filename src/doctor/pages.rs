@@ -29,7 +29,7 @@ pub fn section() -> Section {
             huge(),
             Consequence {
                 follows: "Slots lie in small pages; leasing large ones then costs more than copying them.",
-                remedy: "`sysctl vm.nr_hugepages=64` reserves 64 of them, if you send megabytes at the sealed level.",
+                remedy: "`sysctl vm.nr_hugepages=64` reserves 64 of them, if you send megabytes at the leased level.",
             },
         ),
         Finding::tried(

@@ -22,6 +22,7 @@ use fbuf_core::{
     slot::{Geometry, SlotId},
     wire::{self, Descriptor},
 };
+use io_uring::{IoUring, opcode, types};
 use nix::{
     fcntl::{FallocateFlags, FcntlArg, SealFlag, fallocate, fcntl},
     libc,
@@ -49,6 +50,9 @@ pub enum Attack {
     ChildBefore,
     /// Forks after it has sent, and the child writes.
     ChildAfter,
+    /// Has the kernel pin the page for I/O before it sends (`IORING_REGISTER_BUFFERS`), and then read into it
+    /// from a pipe.
+    Pinned,
     /// Opens the memory for writing once more before it sends, through /proc/self/fd, and writes.
     KeptDescriptor,
     /// The same, but the descriptor is on its way between two sockets while it sends.
@@ -72,12 +76,13 @@ pub enum Attack {
 }
 
 impl Attack {
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::KeptPointer,
         Self::Alias,
         Self::MadeWritable,
         Self::ChildBefore,
         Self::ChildAfter,
+        Self::Pinned,
         Self::KeptDescriptor,
         Self::InFlight,
         Self::Reopened,
@@ -114,7 +119,7 @@ pub fn attack(attack: Attack, level: Level, from_receiver: bool) -> ! {
     fbuf.resize(SIZE).unwrap();
     fbuf.fill(7);
     let kept = fbuf.as_mut_ptr();
-    let (mut alias, mut files, mut flying) = (ptr::null_mut(), Vec::new(), None);
+    let (mut alias, mut pin, mut files, mut flying) = (ptr::null_mut(), None, Vec::new(), None);
     match attack {
         Attack::Alias => {
             // SAFETY: it makes a mapping where nothing is.
@@ -126,6 +131,7 @@ pub fn attack(attack: Attack, level: Level, from_receiver: bool) -> ! {
             unsafe { libc::madvise(kept.cast(), SIZE, libc::MADV_DOFORK) };
             fork(|| scribble(kept));
         }
+        Attack::Pinned => pin = Some(Pin::new(kept)),
         Attack::KeptDescriptor => files = open_all(0),
         Attack::InFlight => flying = Some(in_flight(open_all(0))),
         _ => {}
@@ -142,6 +148,7 @@ pub fn attack(attack: Attack, level: Level, from_receiver: bool) -> ! {
             unsafe { libc::mprotect(kept.cast(), SIZE, libc::PROT_READ | libc::PROT_WRITE) };
             scribble(kept)
         }
+        Attack::Pinned => pin.into_iter().for_each(Pin::scribble),
         Attack::ChildAfter => fork(|| scribble(kept)),
         Attack::InFlight => files = flying.map(landed).unwrap_or_default(),
         _ => {}
@@ -196,6 +203,34 @@ fn scribble(at: *mut u8) -> ! {
         unsafe { at.add(value % SIZE).write_volatile((value / SIZE) as u8) };
     }
     unreachable!()
+}
+
+/// A page that the kernel keeps for I/O, whatever becomes of the mappings of it.
+struct Pin {
+    ring: IoUring,
+    page: *mut u8,
+}
+
+impl Pin {
+    fn new(page: *mut u8) -> Self {
+        let ring = IoUring::new(1).unwrap();
+        let buffer = libc::iovec { iov_base: page.cast(), iov_len: SIZE };
+        // SAFETY: none. That it is written when it is somebody else's is the point of it.
+        unsafe { ring.submitter().register_buffers(&[buffer]) }.unwrap();
+        Self { ring, page }
+    }
+
+    fn scribble(mut self) {
+        let (from, to) = nix::unistd::pipe().unwrap();
+        for value in 0.. {
+            nix::unistd::write(&to, &[value as u8; SIZE]).unwrap();
+            let read = opcode::ReadFixed::new(types::Fd(from.as_raw_fd()), self.page, SIZE as u32, 0).build();
+            // SAFETY: none, as above.
+            unsafe { self.ring.submission().push(&read) }.unwrap();
+            self.ring.submit_and_wait(1).unwrap();
+            assert_eq!(self.ring.completion().next().unwrap().result(), SIZE as i32);
+        }
+    }
 }
 
 /// Opens for writing all memory that this process has a descriptor of, as far as it may.

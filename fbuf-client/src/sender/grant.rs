@@ -36,7 +36,7 @@ impl Wanted {
     /// Whether slots may be leased, of which there are few.
     pub(crate) fn may_lease(self, slot_size: u64) -> bool {
         match self {
-            Self::Level(level) => level == Protection::Sealed && slot_size >= LEASE_FROM,
+            Self::Level(level) => level == Protection::Leased && slot_size >= LEASE_FROM,
             Self::Means(mechanism) => mechanism == Mechanism::Lease,
             Self::FromReceiver => true,
         }
@@ -100,11 +100,14 @@ impl Terms<'_> {
     /// Opens the sender by the best means that can be had of those that were asked for.
     pub(crate) fn open(&self) -> Result<Place, OpenError> {
         let (plan, mut reason) = match self.wanted {
-            Wanted::Level(Protection::Sealed) if u64::from(self.capacity) < LEASE_FROM => {
+            Wanted::Level(Protection::Leased) if u64::from(self.capacity) < LEASE_FROM => {
                 let what = format!("slots of {} bytes are copied sooner than leased", self.capacity);
                 (Plan::Segments(Mechanism::Copy), what)
             }
-            Wanted::Level(Protection::Sealed) | Wanted::Means(Mechanism::Lease) => return self.lease(),
+            Wanted::Level(Protection::Leased) | Wanted::Means(Mechanism::Lease) => return self.lease(),
+            Wanted::Level(level @ Protection::Sealed) => {
+                (Plan::Segments(Mechanism::Copy), format!("{level} was asked for"))
+            }
             Wanted::Level(level) => (Plan::Segments(Mechanism::Shared), format!("{level} was asked for")),
             Wanted::Means(mechanism) => (Plan::Segments(mechanism), "asked for".to_owned()),
             Wanted::FromReceiver => (Plan::Receiver, "the slots are the receiver's".to_owned()),

@@ -90,14 +90,15 @@ impl SenderBuilder {
         self
     }
 
-    /// What receivers may rely on; [`Protection::Volatile`] if not set. With [`Protection::Sealed`] the
-    /// bytes of a message cannot change while a receiver holds it, whatever this process does: messages of
-    /// slots of [`LEASE_FROM`](crate::LEASE_FROM) bytes (2 MiB) and more are leased if there are huge pages
-    /// for them, and from [`LEASE_BASE_FROM`](crate::LEASE_BASE_FROM) (8 MiB) on without; others are copied.
-    /// [`Sender::granted`] tells which, and why.
+    /// What receivers may rely on; [`Protection::Volatile`] if not set. With [`Protection::Leased`] no code can
+    /// change a message while a receiver holds it: those of slots of [`LEASE_FROM`](crate::LEASE_FROM) bytes
+    /// (2 MiB) and more are leased if there are huge pages for them, and from
+    /// [`LEASE_BASE_FROM`](crate::LEASE_BASE_FROM) (8 MiB) on without; others are copied. With
+    /// [`Protection::Sealed`] not even I/O that was begun before can, and all are copied; or they are given away
+    /// ([`Mechanism::OneShot`]). [`Sender::granted`] tells which, and why.
     ///
-    /// Receivers of other users are never given less than that, unless the broker was told to trust this
-    /// one.
+    /// Receivers of other users are never given less than sealed messages, unless the broker was told to trust
+    /// this one.
     pub fn protection(mut self, protection: Protection) -> Self {
         self.wanted = Wanted::Level(protection);
         self
@@ -107,8 +108,8 @@ impl SenderBuilder {
     ///
     /// With [`Mechanism::Lease`] each slot is memory of its own, which this process maps to write a message
     /// and unmaps when it sends it; there are at most 32, and no more are added. Receivers of the same user
-    /// read it under a lease of the kernel, and those of other users copy it. Where there are no leases to
-    /// be had, all copy it.
+    /// read it under a lease of the kernel, and those of other users, or who require sealed messages, copy it.
+    /// Where there are no leases to be had, all copy it.
     ///
     /// With [`Mechanism::OneShot`] each message is memory of its own, which is made, sealed for good and
     /// given away: receivers may keep it for ever, clone it and pass it on
@@ -130,7 +131,7 @@ impl SenderBuilder {
 
     /// Allocates from the pool of the channel's receiver, of which there can be only one (uf_allocb): the
     /// slots are memory that the receiver makes and owns, and so it can lease them ([`Mechanism::Lease`])
-    /// also if it is another user's. With each message the right to write its slot goes to the receiver,
+    /// also if it is another user's, whom the broker was told to trust; otherwise it copies them. With each message the right to write its slot goes to the receiver,
     /// and it comes back over the socket of the link.
     ///
     /// [`Sender::allocate`] waits until there is a receiver. What was allocated from one that goes can be

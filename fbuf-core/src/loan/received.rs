@@ -155,13 +155,13 @@ impl Received {
         }
     }
 
-    /// Whether its bytes are those that arrived, for certain: not if it is volatile, nor if its lease was
-    /// taken away by the kernel, because this process was stopped for longer than fs.lease-break-time while
-    /// somebody was about to write.
+    /// Whether its bytes are those that arrived, as far as [`Self::mechanism`] can tell: not if it is volatile,
+    /// nor if its lease was taken away by the kernel, because this process was stopped for longer than
+    /// fs.lease-break-time while somebody was about to write.
     #[must_use]
     pub fn is_intact(&self) -> bool {
         match self.kept() {
-            None => self.mechanism().protection() == Protection::Sealed,
+            None => self.mechanism().protection() > Protection::Volatile,
             Some(Kept::Leased(tenant)) => tenant.is_intact(),
             Some(_) => true,
         }
