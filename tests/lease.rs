@@ -273,6 +273,15 @@ fn slots_can_be_the_receivers() {
 }
 
 #[test]
+fn a_receiver_that_was_dropped_is_not_in_the_way_of_the_next() {
+    let (_alone, (_broker, client)) = (alone(), broker());
+    let _sender = builder(&client, 1).from_receiver().open().unwrap();
+    for _ in 0..200 {
+        drop(client.receiver("c").open().unwrap());
+    }
+}
+
+#[test]
 fn slots_of_the_receiver_that_are_copied_are_used_again() {
     let (_alone, (_broker, client)) = (alone(), broker());
     // A lease is not enough for this receiver.

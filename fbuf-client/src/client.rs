@@ -35,6 +35,7 @@ use tokio::{
         Semaphore,
         mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel},
     },
+    task::JoinSet,
 };
 
 use crate::{receiver::ReceiverBuilder, sender::SenderBuilder};
@@ -287,12 +288,15 @@ async fn control(socket: AsyncFd<PacketSocket>, mut commands: UnboundedReceiver<
     let boxes: Arc<Mutex<HashMap<u64, Introduced>>> = Arc::default();
     let posts = tokio::spawn(post(client.clone(), boxes.clone()));
     let places = Arc::new(Semaphore::new(MAX_CLOSING));
+    let mut closing = JoinSet::new();
     let lock = || boxes.lock().unwrap_or_else(PoisonError::into_inner);
     while let Some(command) = commands.recv().await {
         match command {
             Command::Open { endpoint, open, introduced, answer } => {
                 // Before it is open, so that no introduction can come too early.
                 lock().insert(endpoint, introduced);
+                // Nor does it find an endpoint in its way that was dropped before.
+                while closing.join_next().await.is_some() {}
                 let result = match client.open(context::current(), endpoint, open).await {
                     Ok(opened) => opened.map_err(OpenError::Refused),
                     Err(RpcError::DeadlineExceeded | RpcError::Server(_)) => Err(OpenError::NoAnswer),
@@ -310,10 +314,11 @@ async fn control(socket: AsyncFd<PacketSocket>, mut commands: UnboundedReceiver<
                 // hears of this, closes the endpoint by itself. A few at a time, since it does not
                 // answer everything at once.
                 let (client, places) = (client.clone(), places.clone());
-                tokio::spawn(async move {
+                closing.spawn(async move {
                     let _place = places.acquire().await;
-                    client.close(context::current(), endpoint).await
+                    let _ = client.close(context::current(), endpoint).await;
                 });
+                while closing.try_join_next().is_some() {}
             }
         }
     }
