@@ -154,10 +154,14 @@ pub fn attack(attack: Attack, level: Level, from_receiver: bool) -> ! {
         _ => {}
     }
     for attempt in 0.. {
-        match attack {
-            Attack::Reopened => files = open_all(0),
-            Attack::ReopenedAtOnce | Attack::Truncated | Attack::Punched => files = open_all(libc::O_NONBLOCK),
-            _ => {}
+        if let Some(flags) = match attack {
+            Attack::Reopened => Some(0),
+            Attack::ReopenedAtOnce | Attack::Truncated | Attack::Punched => Some(libc::O_NONBLOCK),
+            _ => None,
+        } {
+            // Not those that it has already.
+            files.clear();
+            files = open_all(flags);
         }
         for file in &files {
             // None of it has to succeed.
