@@ -138,8 +138,6 @@ pub fn attack(attack: Attack, level: Level, from_receiver: bool) -> ! {
     }
     sender.write(fbuf).unwrap();
     begin();
-    // Until the message is held.
-    nix::sys::signal::raise(nix::sys::signal::Signal::SIGSTOP).unwrap();
     match attack {
         Attack::KeptPointer => scribble(kept),
         Attack::Alias => scribble(alias.cast()),
@@ -183,9 +181,11 @@ pub fn attack(attack: Attack, level: Level, from_receiver: bool) -> ! {
     unreachable!()
 }
 
+/// Stops until the message is held.
 fn begin() {
     println!("{BEGIN}");
     io::stdout().flush().unwrap();
+    nix::sys::signal::raise(nix::sys::signal::Signal::SIGSTOP).unwrap();
 }
 
 fn die_with_parent() {
