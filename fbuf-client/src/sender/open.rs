@@ -131,8 +131,8 @@ impl SenderBuilder {
 
     /// Allocates from the pool of the channel's receiver, of which there can be only one (uf_allocb): the
     /// slots are memory that the receiver makes and owns, and so it can lease them ([`Mechanism::Lease`])
-    /// also if it is another user's, whom the broker was told to trust; otherwise it copies them. With each message the right to write its slot goes to the receiver,
-    /// and it comes back over the socket of the link.
+    /// also if the sender is another user, whom the broker was told to trust; if not, it copies them. With each
+    /// message the right to write its slot goes to the receiver, and it comes back over the socket of the link.
     ///
     /// [`Sender::allocate`] waits until there is a receiver. What was allocated from one that goes can be
     /// sent to the next.

@@ -172,10 +172,9 @@ impl Deref for Received {
     type Target = [u8];
     #[inline]
     fn deref(&self) -> &[u8] {
-        // SAFETY: a `Loan` is made only of bytes inside a slot that was just taken, or lies
-        // in `kept`, which says why nobody changes it. Copies nobody writes
-        // before the slot is handed back; bytes that are shared, no safe code of the sender (invariants 1
-        // and 2), and the broker says for which senders that is enough (`State::mechanism`).
+        // SAFETY: they lie in a slot that was just taken, or in `kept`, which says why nobody changes them.
+        // Nobody writes a copy before the slot is handed back; nor, of what is shared, safe code of the sender
+        // (invariants 1 and 2), and the broker says for whom that is enough (`State::mechanism`).
         unsafe { slice::from_raw_parts(self.bytes, self.length as usize) }
     }
 }
