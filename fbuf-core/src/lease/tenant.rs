@@ -193,8 +193,8 @@ impl Rooms {
     /// [`MemoryError`]
     pub(crate) fn make(geometry: Geometry, leases: bool, same_user: bool) -> Result<Self, MemoryError> {
         let huge = same_user && geometry.slot_bytes() as u64 >= HUGE_PAGE;
-        let memory = if huge { Self::make_in(geometry, true) } else { Self::make_in(geometry, false) };
-        let memory = memory.or_else(|error| if huge { Self::make_in(geometry, false) } else { Err(error) })?;
+        let in_huge = if huge { Self::make_in(geometry, true).ok() } else { None };
+        let memory = in_huge.map_or_else(|| Self::make_in(geometry, false), Ok)?;
         Ok(Self { memory, tenants: Vec::new(), leases, made_here: true })
     }
 
