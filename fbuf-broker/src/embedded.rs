@@ -32,10 +32,18 @@ impl Embedded {
     /// # Errors
     /// When there is no descriptor, thread or socket to be had.
     pub fn start() -> io::Result<Self> {
+        Self::start_for(own_user())
+    }
+
+    /// As [`Self::start`], for these users.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn start_for(users: Users) -> io::Result<Self> {
         let mut random = [0u8; 8];
         io::Read::read_exact(&mut std::fs::File::open("/dev/urandom")?, &mut random)?;
         let name = format!("@fbuf-{}-{:016x}", std::process::id(), u64::from_ne_bytes(random));
-        Self::start_at(Address::new(name))
+        Self::run(Address::new(name), users)
     }
 
     /// Starts a broker at this address. It accepts clients when this returns.
@@ -43,14 +51,10 @@ impl Embedded {
     /// # Errors
     /// As [`Listener::bind`] and [`Self::start`].
     pub fn start_at(address: Address) -> io::Result<Self> {
-        Self::start_for(address, Users::only(nix::unistd::geteuid().as_raw()))
+        Self::run(address, own_user())
     }
 
-    /// As [`Self::start_at`], for these users.
-    ///
-    /// # Errors
-    /// As [`Self::start_at`].
-    pub fn start_for(address: Address, users: Users) -> io::Result<Self> {
+    fn run(address: Address, users: Users) -> io::Result<Self> {
         let listener = Listener::bind(&address).map_err(io::Error::other)?;
         if users.are_several() {
             listener.open_to_all()?;
@@ -74,6 +78,10 @@ impl Embedded {
     pub fn address(&self) -> &Address {
         &self.address
     }
+}
+
+fn own_user() -> Users {
+    Users::only(nix::unistd::geteuid().as_raw())
 }
 
 impl Drop for Embedded {

@@ -31,8 +31,8 @@ use nix::{
 
 use crate::{Level, SIZE, client::Hostile, support::SOON};
 
-/// What it prints when it begins.
-pub const BEGIN: &str = "the attack begins";
+/// What it prints before it stops.
+pub const BEGIN: &str = "it is about to begin";
 
 /// What it prints when it has tried for the first time, and whether it had anything to try it on.
 pub const ATTEMPT: &str = "tried on";
@@ -181,8 +181,8 @@ pub fn attack(attack: Attack, level: Level, from_receiver: bool) -> ! {
     unreachable!()
 }
 
-/// Stops until the message is held.
-fn begin() {
+/// Stops until it is told to go on.
+pub fn begin() {
     println!("{BEGIN}");
     io::stdout().flush().unwrap();
     nix::sys::signal::raise(nix::sys::signal::Signal::SIGSTOP).unwrap();
