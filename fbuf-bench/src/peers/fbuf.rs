@@ -79,7 +79,7 @@ impl End for FbufSender {
 }
 
 impl Sending for FbufSender {
-    #[inline]
+    #[inline(always)]
     fn send(&mut self, write: impl FnOnce(&mut [u8])) -> Result<()> {
         let mut fbuf = self.sender.allocate()?;
         fbuf.resize(self.size)?;
@@ -108,7 +108,7 @@ pub(crate) fn receive_from<T>(receiver: &mut Receiver, read: impl FnOnce(&[u8]) 
 }
 
 impl Receiving for Receiver {
-    #[inline]
+    #[inline(always)]
     fn receive<T>(&mut self, read: impl FnOnce(&[u8]) -> T) -> Result<T> {
         Ok(read(&self.get()?))
     }
@@ -139,6 +139,7 @@ impl End for ProtectedReceiver {
 }
 
 impl Receiving for ProtectedReceiver {
+    #[inline(always)]
     fn receive<T>(&mut self, read: impl FnOnce(&[u8]) -> T) -> Result<T> {
         let received = self.receiver.get()?;
         match self.means {

@@ -116,6 +116,7 @@ impl End for Publishing {
 }
 
 impl Sending for Publishing {
+    #[inline(always)]
     fn send(&mut self, write: impl FnOnce(&mut [u8])) -> Result<()> {
         let mut sample = self.publisher.loan_slice_uninit(self.size)?;
         let bytes: &mut [MaybeUninit<u8>] = sample.payload_mut();
@@ -170,6 +171,7 @@ impl End for Subscribing {
 }
 
 impl Receiving for Subscribing {
+    #[inline(always)]
     fn receive<T>(&mut self, read: impl FnOnce(&[u8]) -> T) -> Result<T> {
         let mut patience = Patience::default();
         loop {

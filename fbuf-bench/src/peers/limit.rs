@@ -153,7 +153,7 @@ impl End for LimitSender {
 }
 
 impl Sending for LimitSender {
-    #[inline]
+    #[inline(always)]
     fn send(&mut self, write: impl FnOnce(&mut [u8])) -> Result<()> {
         let slot = self.take()?;
         // SAFETY: never sent, or handed back.
@@ -189,7 +189,7 @@ impl End for LimitReceiver {
 }
 
 impl Receiving for LimitReceiver {
-    #[inline]
+    #[inline(always)]
     fn receive<T>(&mut self, read: impl FnOnce(&[u8]) -> T) -> Result<T> {
         let mut patience = Patience::default();
         let slot = loop {

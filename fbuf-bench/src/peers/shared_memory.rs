@@ -63,6 +63,7 @@ impl End for Copying {
 }
 
 impl Sending for Copying {
+    #[inline(always)]
     fn send(&mut self, write: impl FnOnce(&mut [u8])) -> Result<()> {
         write(&mut self.buffer);
         let mut patience = Patience::default();
@@ -81,6 +82,7 @@ impl Sending for Copying {
 }
 
 impl Receiving for Copying {
+    #[inline(always)]
     fn receive<T>(&mut self, read: impl FnOnce(&[u8]) -> T) -> Result<T> {
         let mut patience = Patience::default();
         // Acquire: partner is the Release store in `send`.
