@@ -311,7 +311,8 @@ impl Map {
         if last.checked_add(length.into())? > self.size as u64 {
             return None;
         }
-        Some(Pieces { origin: self.base.as_ptr(), stride: stride as usize, numbers })
+        let next = self.base.as_ptr().wrapping_add(numbers.start as usize * stride as usize);
+        Some(Pieces { next, stride: stride as usize, numbers })
     }
 }
 
