@@ -107,11 +107,10 @@ impl ReceiverBuilder {
             gathering: Gathering::default(),
             unread: false,
             pace: Pace::new(),
-            left: 0,
             troubles: VecDeque::new(),
             past_missed: 0,
             past_messages: 0,
-            bytes: 0,
+            past_bytes: 0,
             sleeps: 0,
             _registration: registration,
         })
@@ -141,15 +140,14 @@ pub struct Receiver {
     /// Whether there is something on the sockets that has woken it and was not read.
     unread: bool,
     pace: Pace,
-    /// Messages left of this round.
-    left: u32,
     /// What is to be reported by the next calls.
     troubles: VecDeque<GetError>,
     /// Messages that were left out on links that are over.
     past_missed: u64,
     /// Messages that were received over links that are over.
     past_messages: u64,
-    bytes: u64,
+    /// Bytes in them.
+    past_bytes: u64,
     sleeps: u64,
     _registration: Registration,
 }
@@ -273,7 +271,7 @@ impl Receiver {
     pub fn counters(&self) -> ReceiverCounters {
         ReceiverCounters {
             messages: self.messages(),
-            bytes: self.bytes,
+            bytes: self.links.iter().map(Inbound::bytes).sum::<u64>() + self.past_bytes,
             missed: self.links.iter().map(Inbound::missed).fold(self.past_missed, u64::saturating_add),
             held: self.links.iter().map(Inbound::held).sum(),
             leases_refused: self.links.iter().map(Inbound::refused_leases).sum(),
@@ -290,13 +288,7 @@ impl Receiver {
     /// of this is inlined where messages are taken; whatever is more goes through a call.
     #[inline(always)]
     fn take_simply(&mut self) -> Option<Received> {
-        if self.left == 0 {
-            return None;
-        }
-        let received = self.links.first_mut()?.take_simply()?;
-        self.left -= 1;
-        self.bytes += received.len() as u64;
-        Some(received)
+        self.links.first_mut()?.take_simply()
     }
 
     #[cold]
@@ -321,11 +313,13 @@ impl Receiver {
     /// Takes the next message of the sender whose turn it is, or else of whoever has one. None also if
     /// there is something to report first.
     fn take(&mut self) -> Option<Received> {
-        if self.left == 0 {
+        let mut left = self.links.first().map_or(0, Inbound::left_of_round);
+        if left == 0 {
             // After so many messages it is the next sender's turn, and perhaps time to look around.
             self.pass_on();
             self.look_if_due(BUSY_LOOK_TIME);
-            self.left = self.pace.round();
+            left = self.pace.round();
+            self.begin_round(left);
             if !self.troubles.is_empty() {
                 return None;
             }
@@ -333,8 +327,7 @@ impl Receiver {
         for index in 0..self.links.len() {
             if let Some(received) = self.links[index].take() {
                 self.links.swap(0, index);
-                self.left -= 1;
-                self.bytes += received.len() as u64;
+                self.begin_round(left - 1);
                 return Some(received);
             }
             if self.links[index].is_broken() {
@@ -343,6 +336,13 @@ impl Receiver {
             }
         }
         None
+    }
+
+    /// Of the sender whose turn it is.
+    fn begin_round(&mut self, messages: u32) {
+        if let Some(link) = self.links.first_mut() {
+            link.begin_round(messages);
+        }
     }
 
     /// Gives the turn to the next of the other senders. Each has it once while it goes round.
@@ -527,6 +527,7 @@ impl Receiver {
         self.sockets.remove(&link);
         self.past_missed = self.past_missed.saturating_add(link.missed());
         self.past_messages += link.messages();
+        self.past_bytes += link.bytes();
         link
     }
 }

@@ -162,7 +162,7 @@ pub(crate) struct Pace {
 
 impl Pace {
     /// The most messages of a round.
-    const ROUND: u32 = 64;
+    const ROUND: u32 = 128;
     /// The most messages between two looks at the clock.
     const LONGEST: u32 = 4096;
 

@@ -55,6 +55,10 @@ pub struct Inbound {
     known: u32,
     /// The mark of a message, less its position in the lane.
     offset: u64,
+    /// The position at which the round ends: messages are taken as they are only before.
+    until: u64,
+    /// Bytes in the messages that were taken.
+    bytes: u64,
     /// Entries that were no messages.
     gaps: u64,
     missed: u64,
@@ -117,6 +121,8 @@ impl Inbound {
             },
             known: 0,
             offset,
+            until: 0,
+            bytes: 0,
             gaps: 0,
             missed: 0,
             end: None,
@@ -182,6 +188,23 @@ impl Inbound {
         self.reader.position() - 1 - self.gaps
     }
 
+    /// How many bytes were in them.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Begins a round: so many entries of the lane may be [taken simply](Self::take_simply).
+    pub fn begin_round(&mut self, entries: u32) {
+        self.until = self.reader.position() + u64::from(entries);
+    }
+
+    /// How many entries the round has left.
+    #[must_use]
+    pub fn left_of_round(&self) -> u32 {
+        self.until.saturating_sub(self.reader.position()) as u32
+    }
+
     /// How many messages were left out for this receiver.
     #[must_use]
     pub fn missed(&self) -> u64 {
@@ -194,9 +217,12 @@ impl Inbound {
         self.returns().held.count()
     }
 
-    /// Takes what comes next, if it is a message that can be taken as it is.
+    /// Takes what comes next, if it is a message that can be taken as it is, and the round is not over.
     #[inline]
     pub fn take_simply(&mut self) -> Option<Received> {
+        if self.reader.position() >= self.until {
+            return None;
+        }
         let (home, mark) = (&**self.returns(), self.next_mark());
         let (number, length) = self.reader.peek();
         if length >= self.plain_below {
@@ -205,6 +231,7 @@ impl Inbound {
         let cell = home.held.take(number, mark)?;
         let received = Loan { cell, slot: SlotId::new(number as u32), length: length as u32, mark, home }.receive();
         self.reader.advance();
+        self.bytes += length;
         Some(received)
     }
 
@@ -219,15 +246,10 @@ impl Inbound {
         Mark::from_word(self.reader.position().wrapping_add(self.offset))
     }
 
-    /// Takes the next message, if there is one. If the sender wrote something that it may not, the
-    /// link is over.
+    /// Takes the next message, if there is one, whatever it is: perhaps behind a gap, of a new segment, in a
+    /// slot whose last holder is just about to let go of it, copied or leased. If the sender wrote something
+    /// that it may not, the link is over.
     pub fn take(&mut self) -> Option<Received> {
-        self.take_simply().or_else(|| self.take_other())
-    }
-
-    /// Whatever else may come next: nothing, a gap, a message of a new segment or one whose slot its
-    /// last holder is just about to let go of, a violation.
-    fn take_other(&mut self) -> Option<Received> {
         loop {
             match self.reader.look() {
                 Ok(None) => return None,
@@ -272,6 +294,7 @@ impl Inbound {
                         }
                     };
                     self.reader.advance();
+                    self.bytes += length;
                     return Some(received);
                 }
                 Err(violation) => return self.break_off(violation),
