@@ -23,8 +23,7 @@ impl Machine {
         let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
         let model = cpuinfo.lines().find(|line| line.starts_with("model name")).and_then(|line| line.split_once(':'));
         let describe = |cache: &fbuf_client::caches::Cache| {
-            let whose = if cache.shared { "shared" } else { "one core's" };
-            format!("L{} {} ({whose})", cache.level, bytes(cache.bytes as usize))
+            format!("L{} {} ({})", cache.level, bytes(cache.bytes as usize), cache.users)
         };
         Self {
             processor: model.map_or_else(|| std::env::consts::ARCH.to_owned(), |(_, name)| name.trim().to_owned()),

@@ -8,7 +8,7 @@ use nix::{
     unistd::Pid,
 };
 
-use fbuf_client::caches::{Cache, caches, default_slots, in_flight, private};
+use fbuf_client::caches::{Cache, Users, caches, default_slots, in_flight, largest};
 
 use super::finding::{Finding, Section, bytes};
 
@@ -63,19 +63,17 @@ fn describe_caches(caches: &[Cache]) -> String {
     if caches.is_empty() {
         return "unknown: /sys does not describe them".into();
     }
-    let describe = |cache: &Cache| {
-        let whose = if cache.shared { "shared" } else { "one core's" };
-        format!("L{} {} ({whose})", cache.level, bytes(cache.bytes))
-    };
+    let describe = |cache: &Cache| format!("L{} {} ({})", cache.level, bytes(cache.bytes), cache.users);
     caches.iter().map(describe).collect::<Vec<_>>().join(", ")
 }
 
 /// Advice on slots times their size: what a sender does that is not told.
 fn advice(caches: &[Cache]) -> String {
     let (flight, slots) = (bytes(in_flight(caches)), default_slots(64 << 10, caches));
-    let why = match private(caches) {
-        Some(private) => format!("half of one core's own {}", bytes(private)),
-        None => "which is typical; the caches are not known".into(),
+    let why = match (largest(caches, Users::Few), largest(caches, Users::One)) {
+        (Some(near), _) => format!("a quarter of the {} that a few cores share", bytes(near)),
+        (None, Some(own)) => format!("half of one core's own {}", bytes(own)),
+        (None, None) => "which is typical; the caches are not known".into(),
     };
     format!(
         "{flight} (slots times slot size), {why}: {slots} slots of 64 KiB. Give as many more as receivers keep; \
@@ -89,12 +87,15 @@ mod tests {
 
     #[test]
     fn advice_is_what_senders_do() {
-        let caches = [Cache { level: 2, bytes: 2 << 20, shared: false }];
+        let caches = [Cache { level: 2, bytes: 2 << 20, users: Users::One }];
         let text = advice(&caches).replace(TOGETHER, " ");
         assert!(
             text.starts_with("1 MiB (slots times slot size), half of one core's own 2 MiB: 16 slots of 64 KiB"),
             "{text}"
         );
+        let near = [Cache { level: 3, bytes: 32 << 20, users: Users::Few }];
+        let text = advice(&near).replace(TOGETHER, " ");
+        assert!(text.starts_with("8 MiB (slots times slot size), a quarter of the 32 MiB that a few cores"), "{text}");
         assert!(advice(&[]).contains("not known"));
     }
 
