@@ -81,6 +81,7 @@ impl Iterator for Pieces {
 /// it: until it is needed, several short messages are written. Lines that somebody else has read last would
 /// otherwise be waited for one by one, since stores leave a core in order.
 #[inline(always)]
+#[expect(clippy::pointers_in_nomem_asm_block, reason = "a hint reads and writes nothing")]
 fn ask_for_eighth(piece: *mut u8, stride: usize) {
     // SAFETY: a hint, which neither reads nor writes anything, and never traps, whatever the address.
     #[cfg(target_arch = "x86_64")]
