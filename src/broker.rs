@@ -4,26 +4,34 @@ use std::{
     fs,
     io::{IsTerminal, stderr},
     os::fd::{AsFd, OwnedFd},
+    path::PathBuf,
 };
 
-use fbuf_broker::{Listener, Users, serve};
+use fbuf_broker::{Broker, Listener, Policy, PolicyError};
 use fbuf_client::Address;
 use listenfd::ListenFd;
 use nix::{
     libc::{AF_UNIX, SOCK_SEQPACKET},
     sys::resource::{Resource, getrlimit, setrlimit},
+    unistd::geteuid,
 };
 use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 use tracing_subscriber::EnvFilter;
 
-use crate::{Broker, Failure};
+use crate::{Failure, Place};
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
     #[command(flatten)]
-    broker: Broker,
+    place: Place,
+    /// Who may do what, as a TOML file, read again on SIGHUP [default: the user who runs the broker may do everything]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["allow", "trust"])]
+    policy: Option<PathBuf>,
+    /// Say what a policy allows, or what is wrong with it, and end
+    #[arg(long, value_name = "FILE", exclusive = true)]
+    check_policy: Option<PathBuf>,
     /// Serve this user too, by number; what users send to each other is sealed
     #[arg(long, value_name = "UID")]
     allow: Vec<u32>,
@@ -33,49 +41,81 @@ pub(crate) struct Arguments {
 }
 
 impl Arguments {
-    fn users(&self) -> Users {
-        let own = Users::only(nix::unistd::geteuid().as_raw());
-        let allowed = self.allow.iter().fold(own, |users, &uid| users.allow(uid));
-        self.trust.iter().fold(allowed, |users, &uid| users.trust(uid))
+    fn policy(&self) -> Result<Policy, PolicyError> {
+        if let Some(path) = &self.policy {
+            return Policy::read(path);
+        }
+        let own = Policy::only(geteuid().as_raw());
+        let allowed = self.allow.iter().fold(own, |policy, &user| policy.allow(user));
+        Ok(self.trust.iter().fold(allowed, |policy, &user| policy.trust(user)))
     }
 }
 
 pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
+    if let Some(path) = &arguments.check_policy {
+        print!("{}", Policy::read(path)?);
+        return Ok(());
+    }
     let filter =
         EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn,fbuf=info,fbuf_broker=info"));
     let colours = stderr().is_terminal();
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(stderr).with_ansi(colours).init();
     allow_descriptors();
-    let users = arguments.users();
+    let policy = arguments.policy()?;
     let (listener, place) = match inherited()? {
         Some(listener) => (listener, "the socket that was handed over".to_owned()),
         None => {
-            let address = arguments.broker.address();
+            let address = arguments.place.address();
             make_folder(&address);
             (Listener::bind(&address)?, address.to_string())
         }
     };
-    if users.are_several() {
-        listener.open_to_all()?;
-    }
+    open_for(&listener, &policy)?;
+    let broker = Broker::new(policy);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
+        let mut reload = signal(SignalKind::hangup())?;
         let until = async {
             // The socket listens and signals are caught: from here on clients are served.
             info!(place, "listening");
             tell(&[NotifyState::Ready]);
-            tokio::select! {
-                _ = terminate.recv() => {}
-                _ = interrupt.recv() => {}
+            loop {
+                tokio::select! {
+                    _ = terminate.recv() => break,
+                    _ = interrupt.recv() => break,
+                    _ = reload.recv() => read_again(&arguments, &broker, &listener),
+                }
             }
             tell(&[NotifyState::Stopping]);
             info!("stopping; links that exist go on");
         };
-        serve(&listener, users, until).await
+        broker.serve(&listener, until).await
     })?;
     Ok(())
+}
+
+/// Puts the policy in force that is in the file now. One that cannot be used leaves the one before.
+fn read_again(arguments: &Arguments, broker: &Broker, listener: &Listener) {
+    let reloading = NotifyState::monotonic_usec_now().map(|now| vec![NotifyState::Reloading, now]);
+    tell(&reloading.unwrap_or_default());
+    let read = arguments.policy().map_err(|error| error.to_string());
+    let read = read.and_then(|policy| {
+        open_for(listener, &policy).map_err(|error| error.to_string())?;
+        broker.set_policy(policy);
+        Ok(())
+    });
+    match read {
+        Ok(()) => info!("the policy was read again"),
+        Err(error) => error!(error, "the policy was not read again: the one before stays in force"),
+    }
+    tell(&[NotifyState::Ready]);
+}
+
+/// Lets those connect whom the policy is about.
+fn open_for(listener: &Listener, policy: &Policy) -> std::io::Result<()> {
+    if policy.is_about_others_than(geteuid().as_raw()) { listener.open_to_all() } else { Ok(()) }
 }
 
 /// The socket of socket activation, see sd_listen_fds(3).

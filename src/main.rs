@@ -82,13 +82,13 @@ fn main() -> ExitCode {
 
 /// Which broker to speak to.
 #[derive(Debug, clap::Args)]
-struct Broker {
+struct Place {
     /// Where the broker listens [default: $FBUF_BROKER, $XDG_RUNTIME_DIR/fbuf.sock, /run/fbuf/broker.sock]
     #[arg(long, value_name = "PATH")]
     socket: Option<std::ffi::OsString>,
 }
 
-impl Broker {
+impl Place {
     fn address(&self) -> Address {
         self.socket.as_ref().map_or_else(Address::default_for_user, Address::new)
     }

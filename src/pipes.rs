@@ -10,7 +10,7 @@ use std::{
 use bytesize::ByteSize;
 use fbuf_client::{Farewell, GetError, Protection, Sender};
 
-use crate::{Broker, Failure, WaitArgument};
+use crate::{Failure, Place, WaitArgument};
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct SendArguments {
@@ -34,7 +34,7 @@ pub(crate) struct SendArguments {
     #[arg(long, value_enum, default_value = "adaptive")]
     wait: WaitArgument,
     #[command(flatten)]
-    broker: Broker,
+    place: Place,
 }
 
 #[derive(Debug, clap::Args)]
@@ -50,7 +50,7 @@ pub(crate) struct RecvArguments {
     #[arg(long, value_enum, default_value = "adaptive")]
     wait: WaitArgument,
     #[command(flatten)]
-    broker: Broker,
+    place: Place,
 }
 
 /// What a receiver may rely on.
@@ -79,7 +79,7 @@ pub(crate) fn send(arguments: &SendArguments) -> Result<(), Failure> {
         Some(path) => File::open(path).map_err(|error| Failure::new(format!("{}: {error}", path.display())))?,
         None => File::from(stdin().as_fd().try_clone_to_owned()?),
     };
-    let client = arguments.broker.connect()?;
+    let client = arguments.place.connect()?;
     let mut builder =
         client.sender(&arguments.channel).slot_size(arguments.slot_size.as_u64()).wait(arguments.wait.into());
     if let Some(slots) = arguments.slots {
@@ -121,7 +121,7 @@ fn complain(sender: &mut Sender) -> Result<(), Failure> {
 }
 
 pub(crate) fn receive(arguments: &RecvArguments) -> Result<(), Failure> {
-    let client = arguments.broker.connect()?;
+    let client = arguments.place.connect()?;
     let builder = client.receiver(&arguments.channel).wait(arguments.wait.into());
     let mut receiver = builder.require(arguments.require.into()).open()?;
     let mut output = match &arguments.file {

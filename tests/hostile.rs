@@ -9,7 +9,7 @@ use std::{io::Write, os::fd::OwnedFd, time::Duration};
 
 use client::Hostile;
 use fbuf_broker::Embedded;
-use fbuf_client::{Client, Farewell, GetError};
+use fbuf_client::{Client, ConnectError, Farewell, GetError};
 use fbuf_core::{
     control::{Greeting, Role, Slots, VERSION, Verdict},
     link::{Hello, LinkMessage, NewSegment, Welcome},
@@ -46,7 +46,12 @@ fn a_hostile_sender_loses_its_link_and_its_neighbour_keeps_its_own() {
     let client = Client::connect_to(broker.address()).unwrap();
     let mut receiver = client.receiver("c").stay().open().unwrap();
     let welcome = |lane: Descriptor, memory: Descriptor, slots| {
-        LinkMessage::Welcome(Welcome { lane, first_sequence: 0, segments: vec![NewSegment { memory, slots }] })
+        LinkMessage::Welcome(Welcome {
+            lane,
+            first_sequence: 0,
+            segments: vec![NewSegment { memory, slots }],
+            slots: Vec::new(),
+        })
     };
     let attacks: [Attack; 6] = [
         ("garbage", Box::new(|hostile| garbage(&hostile.link))),
@@ -60,7 +65,12 @@ fn a_hostile_sender_loses_its_link_and_its_neighbour_keeps_its_own() {
         (
             "a hello",
             Box::new(|hostile| {
-                hostile.say(&LinkMessage::Hello(Hello { board: sealed(4096), skip_above: None, fences: false }));
+                hostile.say(&LinkMessage::Hello(Hello {
+                    board: sealed(4096),
+                    skip_above: None,
+                    fences: false,
+                    wants_slots: false,
+                }));
             }),
         ),
     ];
@@ -105,7 +115,7 @@ fn a_hostile_receiver_loses_its_link_and_its_neighbour_keeps_its_own() {
     let broker = Embedded::start().unwrap();
     let client = Client::connect_to(broker.address()).unwrap();
     let mut sender = client.sender("c").slot_size(100).slots(4).open().unwrap();
-    let hello = |board| LinkMessage::Hello(Hello { board, skip_above: None, fences: false });
+    let hello = |board| LinkMessage::Hello(Hello { board, skip_above: None, fences: false, wants_slots: false });
     let attacks: [Attack; 5] = [
         ("garbage", Box::new(|hostile| garbage(&hostile.link))),
         ("an unsealed board", Box::new(|hostile| hostile.say(&hello(unsealed(4096))))),
@@ -183,5 +193,11 @@ fn clients_that_hang_up_after_their_greeting_take_nobodys_place() {
         let socket = PacketSocket::connect(&broker.address().to_kernel().unwrap(), SOON).unwrap();
         socket.send_bytes(&Greeting { version: VERSION, verdict: Verdict::Welcome }.to_bytes()).unwrap();
     }
-    Client::connect_to(broker.address()).unwrap();
+    // As many as this user may have; but not for long.
+    support::until("there is a place again", || match Client::connect_to(broker.address()) {
+        Ok(_) => true,
+        Err(ConnectError::Spent { .. }) => false,
+        Err(error) => panic!("{error}"),
+    });
+    support::until("nothing is charged", || broker.broker().used().is_empty());
 }

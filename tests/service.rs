@@ -158,3 +158,54 @@ fn a_broker_of_another_version_is_named() {
     assert!(matches!(error, ConnectError::OtherVersion { broker: 77, .. }), "{error}");
     drop(answering.join().unwrap());
 }
+
+#[test]
+fn a_policy_is_checked_and_read_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let (path, policy) = (folder.path().join("broker"), folder.path().join("policy.toml"));
+    let own = nix::unistd::geteuid();
+    let write = |receive: &str| {
+        let text = format!("[[rule]]\nname = \"readers\"\nusers = [{own}]\nreceive = [{receive:?}]");
+        fs::write(&policy, text).unwrap();
+    };
+    write("news/*");
+    let check = || fbuf(["broker", "--check-policy"]).arg(&policy).output().unwrap();
+    let said = check();
+    assert!(said.status.success());
+    let said = String::from_utf8_lossy(&said.stdout).into_owned();
+    assert!(said.contains("readers") && said.contains("news/*"), "{said}");
+
+    let mut command = fbuf(["broker", "--socket"]);
+    command.arg(&path).arg("--policy").arg(&policy).stderr(Stdio::piped()).env("NO_COLOR", "1");
+    let mut broker = Process::start(&mut command);
+    let mut log = std::io::BufReader::new(broker.0.stderr.take().unwrap());
+    let mut wait_for = |words: &str| {
+        let mut line = String::new();
+        while !line.contains(words) {
+            line.clear();
+            assert_ne!(log.read_line(&mut line).unwrap(), 0, "{words} was not said");
+        }
+    };
+    wait_for("listening");
+    let client = Client::connect_to(&Address::new(&path)).unwrap();
+    let news = client.receiver("news/today").open().unwrap();
+    let refused = client.receiver("mail").open().unwrap_err().to_string();
+    assert!(refused.contains("\"mail\"") && refused.contains("readers"), "{refused}");
+
+    write("mail");
+    broker.signal(Signal::SIGHUP);
+    wait_for("the policy was read again");
+    client.receiver("mail").open().unwrap();
+    client.receiver("news/today").open().unwrap_err();
+
+    // One that is wrong is said to be, and leaves the one before in force.
+    fs::write(&policy, "[[rule]]\nreceive = 7").unwrap();
+    broker.signal(Signal::SIGHUP);
+    wait_for("stays in force");
+    client.receiver("mail").open().unwrap();
+    let said = check();
+    assert_eq!(said.status.code(), Some(1));
+    let said = String::from_utf8_lossy(&said.stderr).into_owned();
+    assert!(said.contains("line 2"), "{said}");
+    drop(news);
+}

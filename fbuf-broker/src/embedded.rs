@@ -6,7 +6,7 @@ use std::{io, thread};
 use fbuf_core::address::Address;
 use tokio::sync::oneshot;
 
-use crate::{Listener, Users, serve};
+use crate::{Broker, Listener, Policy};
 
 /// A broker that runs on a thread of this process until it is dropped.
 ///
@@ -21,6 +21,7 @@ use crate::{Listener, Users, serve};
 /// ```
 #[derive(Debug)]
 pub struct Embedded {
+    broker: Broker,
     address: Address,
     stop: Option<oneshot::Sender<()>>,
     thread: Option<thread::JoinHandle<()>>,
@@ -32,18 +33,18 @@ impl Embedded {
     /// # Errors
     /// When there is no descriptor, thread or socket to be had.
     pub fn start() -> io::Result<Self> {
-        Self::start_for(own_user())
+        Self::start_with(own_user())
     }
 
-    /// As [`Self::start`], for these users.
+    /// As [`Self::start`], with a policy.
     ///
     /// # Errors
     /// As [`Self::start`].
-    pub fn start_for(users: Users) -> io::Result<Self> {
+    pub fn start_with(policy: Policy) -> io::Result<Self> {
         let mut random = [0u8; 8];
         io::Read::read_exact(&mut std::fs::File::open("/dev/urandom")?, &mut random)?;
         let name = format!("@fbuf-{}-{:016x}", std::process::id(), u64::from_ne_bytes(random));
-        Self::run(Address::new(name), users)
+        Self::run(Address::new(name), policy)
     }
 
     /// Starts a broker at this address. It accepts clients when this returns.
@@ -54,11 +55,13 @@ impl Embedded {
         Self::run(address, own_user())
     }
 
-    fn run(address: Address, users: Users) -> io::Result<Self> {
+    fn run(address: Address, policy: Policy) -> io::Result<Self> {
         let listener = Listener::bind(&address).map_err(io::Error::other)?;
-        if users.are_several() {
+        if policy.is_about_others_than(nix::unistd::geteuid().as_raw()) {
             listener.open_to_all()?;
         }
+        let broker = Broker::new(policy);
+        let serving = broker.clone();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let (stop, stopped) = oneshot::channel();
         let thread = thread::Builder::new().name("fbuf-broker".into()).spawn(move || {
@@ -66,11 +69,11 @@ impl Embedded {
                 // An error is a handle that was dropped, which means the same.
                 let _ = stopped.await;
             };
-            if let Err(error) = runtime.block_on(serve(&listener, users, until)) {
+            if let Err(error) = runtime.block_on(serving.serve(&listener, until)) {
                 tracing::error!(%error, "the embedded broker ends");
             }
         })?;
-        Ok(Self { address, stop: Some(stop), thread: Some(thread) })
+        Ok(Self { broker, address, stop: Some(stop), thread: Some(thread) })
     }
 
     /// Where clients connect.
@@ -78,10 +81,16 @@ impl Embedded {
     pub fn address(&self) -> &Address {
         &self.address
     }
+
+    /// The broker itself.
+    #[must_use]
+    pub fn broker(&self) -> &Broker {
+        &self.broker
+    }
 }
 
-fn own_user() -> Users {
-    Users::only(nix::unistd::geteuid().as_raw())
+fn own_user() -> Policy {
+    Policy::only(nix::unistd::geteuid().as_raw())
 }
 
 impl Drop for Embedded {

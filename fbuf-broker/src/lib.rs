@@ -2,15 +2,18 @@
 //! senders and receivers to each other by handing each pair the two ends of a socket. It never
 //! touches a payload, and what it has introduced goes on without it (invariant 3).
 //!
-//! [`state`] decides, without any I/O; [`Listener`] and [`serve`] do the I/O; [`Embedded`] runs the
-//! same broker on a thread of any program.
+//! [`state`] decides, without any I/O, by the rules of a [`policy`], and charges what it grants to an
+//! [`account`]; [`Listener`] and [`Broker::serve`] do the I/O; [`Embedded`] runs the same broker on a thread
+//! of any program.
 
+pub mod account;
 mod embedded;
 mod listener;
+pub mod policy;
 mod server;
 pub mod state;
 
 pub use embedded::Embedded;
 pub use listener::{BindError, Listener};
-pub use server::serve;
-pub use state::Users;
+pub use policy::{Policy, PolicyError, Quota};
+pub use server::Broker;

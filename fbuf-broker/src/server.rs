@@ -7,13 +7,13 @@ use std::{
     io,
     os::fd::{AsFd, OwnedFd},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use fbuf_core::{
     control::{
-        Control, Greeting, Introduction, Lodging, MAX_INTRODUCTIONS, Open, Opened, Refusal, Role, ServerTransport,
-        Slots, VERSION, Verdict,
+        Control, Greeting, Introduction, Lodging, MAX_INTRODUCTIONS, Open, Opened, Refusal, Resource, Role,
+        ServerTransport, Slots, VERSION, Verdict,
     },
     limits::MAX_DESCRIPTORS,
     memory::{Leasable, MemoryError},
@@ -33,7 +33,9 @@ use tracing::{debug, info, warn};
 
 use crate::{
     Listener,
-    state::{ClientId, Pair, Party, State, Users},
+    account::Charge,
+    policy::{Policy, User},
+    state::{ClientId, Opening, Pair, Party, State},
 };
 
 /// How long a client has for its greeting.
@@ -45,38 +47,15 @@ const MAX_REQUESTS: usize = 16;
 /// How many introductions may wait for one client; a client that does not fetch them is sent away.
 const MAX_WAITING: usize = 1024;
 
-/// Serves clients of these users until `until` is ready. What was introduced goes on afterwards.
+/// The broker, shared by the tasks of its clients. Cheap to clone.
 ///
-/// # Errors
-/// When the socket cannot be polled.
-pub async fn serve(listener: &Listener, users: Users, until: impl Future<Output = ()>) -> io::Result<()> {
-    let broker = Broker::new(users);
-    let socket = sys::watch_listener(listener.as_fd().try_clone_to_owned()?)?;
-    let mut clients = JoinSet::new();
-    let accepting = async {
-        loop {
-            let mut ready = socket.readable().await?;
-            match sys::accept(socket.get_ref().as_fd()) {
-                Ok(connection) => drop(clients.spawn(broker.clone().attend(connection))),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => ready.clear_ready(),
-                Err(error) => {
-                    // Out of descriptors, most likely: wait until some are free.
-                    warn!(%error, "a client could not be accepted");
-                    tokio::time::sleep(Duration::from_millis(100)).await;
-                }
-            }
-            while clients.try_join_next().is_some() {}
-        }
-    };
-    tokio::select! {
-        result = accepting => result,
-        () = until => Ok(()),
-    }
-}
-
-/// The broker, shared by the tasks of its clients.
+/// ```
+/// use fbuf_broker::{Broker, Policy};
+/// let broker = Broker::new(Policy::only(1000).allow(1001));
+/// assert_eq!(broker.used(), []);
+/// ```
 #[derive(Debug, Clone)]
-struct Broker(Arc<Mutex<Inner>>);
+pub struct Broker(Arc<Mutex<Inner>>);
 
 #[derive(Debug)]
 struct Inner {
@@ -113,10 +92,12 @@ impl Drop for Member {
 /// Introductions on their way to one client.
 #[derive(Debug, Default)]
 struct Mailbox {
-    waiting: Mutex<VecDeque<Introduction>>,
+    waiting: Mutex<VecDeque<(Introduction, Charge)>>,
     filled: Notify,
     /// Notified when the client has to go.
     overfull: Notify,
+    /// What is paid for those that it was sent, until it shows that it has them by asking for more.
+    sent: Mutex<Vec<Charge>>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -124,9 +105,58 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// Greater than the numbers of all endpoints of earlier brokers, none of which opened a million in a
+/// millisecond.
+fn first_number() -> u64 {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    (now.as_millis() as u64) << 20
+}
+
 impl Broker {
-    fn new(users: Users) -> Self {
-        Self(Arc::new(Mutex::new(Inner { state: State::new(users), mailboxes: HashMap::new(), slots: HashMap::new() })))
+    /// A broker with this policy, who serves nobody yet.
+    #[must_use]
+    pub fn new(policy: Policy) -> Self {
+        let state = State::new(policy, first_number());
+        Self(Arc::new(Mutex::new(Inner { state, mailboxes: HashMap::new(), slots: HashMap::new() })))
+    }
+
+    /// From now on another policy is in force. What was allowed stays.
+    pub fn set_policy(&self, policy: Policy) {
+        lock(&self.0).state.set_policy(policy);
+    }
+
+    /// What each user takes up, by id: nothing that is not listed.
+    #[must_use]
+    pub fn used(&self) -> Vec<(u32, Resource, u64)> {
+        lock(&self.0).state.used().collect()
+    }
+
+    /// Serves clients until `until` is ready. What was introduced goes on afterwards.
+    ///
+    /// # Errors
+    /// When the socket cannot be polled.
+    pub async fn serve(&self, listener: &Listener, until: impl Future<Output = ()>) -> io::Result<()> {
+        let socket = sys::watch_listener(listener.as_fd().try_clone_to_owned()?)?;
+        let mut clients = JoinSet::new();
+        let accepting = async {
+            loop {
+                let mut ready = socket.readable().await?;
+                match sys::accept(socket.get_ref().as_fd()) {
+                    Ok(connection) => drop(clients.spawn(self.clone().attend(connection))),
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => ready.clear_ready(),
+                    Err(error) => {
+                        // Out of descriptors, most likely: wait until some are free.
+                        warn!(%error, "a client could not be accepted");
+                        tokio::time::sleep(Duration::from_millis(100)).await;
+                    }
+                }
+                while clients.try_join_next().is_some() {}
+            }
+        };
+        tokio::select! {
+            result = accepting => result,
+            () = until => Ok(()),
+        }
     }
 
     /// One client, from its connection to its end.
@@ -144,11 +174,25 @@ impl Broker {
     }
 
     async fn greet(&self, connection: OwnedFd) -> io::Result<Option<(Member, AsyncFd<PacketSocket>)>> {
-        let socket = sys::watch(PacketSocket::new(connection)?)?;
-        let process = socket.get_ref().peer()?;
+        let socket = PacketSocket::new(connection)?;
+        let process = socket.peer()?;
+        let user = User { id: process.uid, groups: socket.peer_groups()? };
+        let admitted = lock(&self.0).state.admit(process, user);
+        let say =
+            |socket: &PacketSocket, verdict| socket.send_bytes(&Greeting { version: VERSION, verdict }.to_bytes());
+        let admission = match admitted {
+            Ok(admission) => admission,
+            // Before it has greeted: nobody need be waited for who is sent away.
+            Err(verdict) => {
+                warn!(pid = process.pid, uid = process.uid, ?verdict, "sent away");
+                say(&socket, verdict)?;
+                return Ok(None);
+            }
+        };
+        let socket = sys::watch(socket)?;
         let bytes = loop {
             let mut ready = socket.readable().await?;
-            match socket.get_ref().receive::<64>()? {
+            match socket.get_ref().receive_bytes::<64>()? {
                 Arrival::Message(bytes, _) => break bytes,
                 Arrival::Nothing => ready.clear_ready(),
                 Arrival::HangUp => return Ok(None),
@@ -157,10 +201,10 @@ impl Broker {
         };
         let greeting = Greeting::from_bytes(&bytes).map_err(io::Error::other)?;
         let joined =
-            if greeting.version == VERSION { lock(&self.0).state.join(process) } else { Err(Verdict::OtherVersion) };
+            if greeting.version == VERSION { lock(&self.0).state.join(admission) } else { Err(Verdict::OtherVersion) };
         let joined = joined.map(|client| Member { broker: self.clone(), client, process });
         let verdict = joined.as_ref().err().copied().unwrap_or(Verdict::Welcome);
-        socket.get_ref().send_bytes(&Greeting { version: VERSION, verdict }.to_bytes())?;
+        say(socket.get_ref(), verdict)?;
         match joined {
             Ok(member) => Ok(Some((member, socket))),
             Err(verdict) => {
@@ -173,8 +217,10 @@ impl Broker {
     async fn talk(self, member: &Member, socket: AsyncFd<PacketSocket>) {
         let (client, mailbox) = (member.client, Arc::new(Mailbox::default()));
         lock(&self.0).mailboxes.insert(client, mailbox.clone());
+        let pacing = self.clone();
+        let pace = move |now| lock(&pacing.0).state.note_request(client, now);
         let desk = Desk { broker: self, client, process: member.process, mailbox: mailbox.clone() };
-        let channel = BaseChannel::with_defaults(ServerTransport::new(socket));
+        let channel = BaseChannel::with_defaults(ServerTransport::new(socket).paced(pace));
         let mut requests = std::pin::pin!(channel.max_concurrent_requests(MAX_REQUESTS).requests());
         let mut running = JoinSet::new();
         loop {
@@ -215,11 +261,15 @@ impl Broker {
             Slots::Segments => Lodging::Segments,
             Slots::Broker { .. } => Lodging::Given(slots.cloned().map(Descriptor::from).collect()),
             Slots::Receiver => Lodging::Yours,
+            Slots::Sender => Lodging::Theirs,
         };
         let ends = [(receiver, sender, lodging, to_receiver), (sender, receiver, Lodging::Segments, to_sender)];
         for (own, other, lodging, socket) in ends {
             if let Some(mailbox) = inner.mailboxes.get(&own.client) {
-                mailbox.post(introduction(own, other, lodging, socket));
+                let introduction = introduction(own, other, lodging, socket);
+                // To whom it is sent, not to who has caused it: that one cannot fetch it.
+                let charge = inner.state.charge_descriptors(own.client, introduction.descriptors() as u64);
+                mailbox.post(introduction, charge);
             }
         }
         Ok(())
@@ -227,25 +277,30 @@ impl Broker {
 }
 
 impl Mailbox {
-    fn post(&self, introduction: Introduction) {
+    /// Keeps an introduction until it is fetched, if that is paid for.
+    fn post(&self, introduction: Introduction, charge: Option<Charge>) {
         let mut waiting = lock(&self.waiting);
-        if waiting.len() == MAX_WAITING {
-            self.overfull.notify_one();
-            return;
+        match charge {
+            Some(charge) if waiting.len() < MAX_WAITING => {
+                waiting.push_back((introduction, charge));
+                self.filled.notify_one();
+            }
+            _ => self.overfull.notify_one(),
         }
-        waiting.push_back(introduction);
-        self.filled.notify_one();
     }
 
+    /// Those that go into one message.
     fn fetch(&self) -> Vec<Introduction> {
         let mut waiting = lock(&self.waiting);
         let mut descriptors = 0;
-        let fits = |introduction: &&Introduction| {
+        let fits = |(introduction, _): &&(Introduction, Charge)| {
             descriptors += introduction.descriptors();
             descriptors <= MAX_DESCRIPTORS
         };
         let count = waiting.iter().take(MAX_INTRODUCTIONS).take_while(fits).count();
-        waiting.drain(..count).collect()
+        let (fetched, charges): (Vec<_>, Vec<_>) = waiting.drain(..count).unzip();
+        *lock(&self.sent) = charges;
+        fetched
     }
 }
 
@@ -270,10 +325,11 @@ impl Control for Desk {
         let mut inner = lock(&self.broker.0);
         let (role, channel) = (open.role, open.channel.clone());
         let name = role.name();
-        let pairs = inner.state.open(self.client, endpoint, open).inspect_err(|refusal| {
-            warn!(client = ?self.client, channel, role = name, %refusal, "refused");
-        })?;
-        let mut opened = Opened::default();
+        let Opening { endpoint: known_as, pairs } =
+            inner.state.open(self.client, endpoint, open).inspect_err(|refusal| {
+                warn!(client = ?self.client, channel, role = name, %refusal, "refused");
+            })?;
+        let mut opened = Opened { endpoint: known_as, slots: Vec::new() };
         if let Role::Sender { slot_bytes, max_slots, slots: Slots::Broker { huge }, .. } = role {
             let geometry = Geometry::new(slot_bytes, max_slots)?;
             match make_slots(geometry, huge, self.process.uid) {
@@ -305,6 +361,8 @@ impl Control for Desk {
     }
 
     async fn introductions(self, _: Context) -> Vec<Introduction> {
+        // Who asks has what was sent before.
+        lock(&self.mailbox.sent).clear();
         let filled = async {
             loop {
                 let filled = self.mailbox.filled.notified();

@@ -2,7 +2,7 @@
 //! introductions, and the set of sockets on which they sleep.
 
 use std::{
-    collections::VecDeque,
+    collections::{BTreeSet, VecDeque},
     io,
     os::fd::{AsFd, AsRawFd, RawFd},
     sync::{
@@ -12,6 +12,7 @@ use std::{
     time::Instant,
 };
 
+use fbuf_core::{control::Lodging, inbound::Peer, protection::Mechanism, slot::Geometry, socket::PacketSocket};
 use nix::{
     errno::Errno,
     sys::{
@@ -20,18 +21,30 @@ use nix::{
     },
 };
 
+/// Where the control thread brings introductions.
+pub(crate) trait Post: Send {
+    /// A peer was introduced.
+    fn introduce(&self, peer: Peer, socket: PacketSocket, geometry: Geometry, mechanism: Mechanism, lodging: Lodging);
+
+    /// With whom there is a link, or will be, by the numbers by which peers know each other.
+    fn peers(&self) -> Vec<u64>;
+}
+
 /// A post box: filled by the control thread, emptied by the endpoint.
 #[derive(Debug)]
 pub(crate) struct Inbox<T> {
     filled: AtomicBool,
     letters: Mutex<VecDeque<T>>,
+    /// Who was introduced and has not gone.
+    peers: Mutex<BTreeSet<u64>>,
     wake: Arc<EventFd>,
 }
 
 impl<T> Inbox<T> {
     pub(crate) fn new() -> io::Result<Self> {
         let wake = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
-        Ok(Self { filled: AtomicBool::new(false), letters: Mutex::new(VecDeque::new()), wake: Arc::new(wake) })
+        let (letters, peers) = (Mutex::default(), Mutex::default());
+        Ok(Self { filled: AtomicBool::new(false), letters, peers, wake: Arc::new(wake) })
     }
 
     /// What wakes the endpoint.
@@ -39,13 +52,9 @@ impl<T> Inbox<T> {
         &self.wake
     }
 
-    fn lock(&self) -> MutexGuard<'_, VecDeque<T>> {
-        // A panic while it was locked cannot have left it half changed.
-        self.letters.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    pub(crate) fn post(&self, letter: T) {
-        self.lock().push_back(letter);
+    pub(crate) fn post(&self, peer: Peer, letter: T) {
+        lock(&self.peers).insert(peer.endpoint);
+        lock(&self.letters).push_back(letter);
         // Release: partner is the Acquire swap in `empty`; but the lock would do as well.
         self.filled.store(true, Ordering::Release);
         // A counter that is full wakes as well.
@@ -70,8 +79,23 @@ impl<T> Inbox<T> {
         if !self.filled.swap(false, Ordering::Acquire) {
             return VecDeque::new();
         }
-        std::mem::take(&mut *self.lock())
+        std::mem::take(&mut *lock(&self.letters))
     }
+
+    /// A peer is linked no more, or will not be.
+    pub(crate) fn forget(&self, peer: Peer) {
+        lock(&self.peers).remove(&peer.endpoint);
+    }
+
+    /// As [`Post::peers`].
+    pub(crate) fn peers(&self) -> Vec<u64> {
+        lock(&self.peers).iter().copied().collect()
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // A panic while it was locked cannot have left it half changed.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// How many sockets one look reports at most; the rest is reported by the next.

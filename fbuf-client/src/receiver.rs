@@ -8,18 +8,20 @@ use std::{
 };
 
 use fbuf_core::{
-    control::Role,
+    control::{Lodging, Role},
     inbound::{Answered, GreetError, Greeted, Inbound, Peer},
     link::LinkEnd,
     loan::Received,
     park::Fencing,
-    protection::Protection,
+    protection::{Mechanism, Protection},
+    slot::Geometry,
+    socket::PacketSocket,
     violation::Violation,
 };
 
 use crate::{
     client::{Client, OpenError, Registration},
-    endpoint::{Inbox, Ready, Sockets, position},
+    endpoint::{Inbox, Post, Ready, Sockets, position},
     wait::{
         BUSY_LOOK_TIME, Crowd, Gathering, LOOK_TIME, Next, Pace, Patience, Sight, UNSURE, Wait, Waiting, deadline,
         within,
@@ -82,17 +84,8 @@ impl ReceiverBuilder {
         fbuf_core::channel::ChannelName::new(channel.as_str())?;
         let inbox = Arc::new(Inbox::new()?);
         let sockets = Sockets::new(inbox.wake().clone())?;
-        let post = inbox.clone();
-        // Senders are greeted on the control thread, so that they find this receiver ready even
-        // while it does something else.
-        let introduced = Box::new(move |peer, socket, geometry, mechanism, lodging| {
-            match Greeted::new(peer, socket, geometry, mechanism, lodging, skip_above) {
-                Ok(greeted) => post.post(Ok(greeted)),
-                Err(GreetError::Gone) => {}
-                Err(error) => post.post(Err((peer, error))),
-            }
-        });
-        let (registration, _) = client.open(&channel, Role::Receiver { require }, introduced)?;
+        let senders = Box::new(Senders { inbox: inbox.clone(), skip_above });
+        let (registration, _) = client.open(&channel, Role::Receiver { require }, senders)?;
         Ok(Receiver {
             links: Vec::new(),
             turn: 0,
@@ -118,6 +111,27 @@ impl ReceiverBuilder {
 }
 
 type Letter = Result<Greeted, (Peer, GreetError)>;
+
+/// Where senders are introduced. They are greeted on the control thread, so that they find this receiver
+/// ready even while it does something else.
+struct Senders {
+    inbox: Arc<Inbox<Letter>>,
+    skip_above: Option<u32>,
+}
+
+impl Post for Senders {
+    fn introduce(&self, peer: Peer, socket: PacketSocket, geometry: Geometry, mechanism: Mechanism, lodging: Lodging) {
+        match Greeted::new(peer, socket, geometry, mechanism, lodging, self.skip_above) {
+            Ok(greeted) => self.inbox.post(peer, Ok(greeted)),
+            Err(GreetError::Gone) => {}
+            Err(error) => self.inbox.post(peer, Err((peer, error))),
+        }
+    }
+
+    fn peers(&self) -> Vec<u64> {
+        self.inbox.peers()
+    }
+}
 
 /// The receiving end of a channel: gets every message of every sender, in each sender's order.
 ///
@@ -490,6 +504,7 @@ impl Receiver {
                     Ok(greeted) => match self.sockets.add(&greeted) {
                         Ok(()) => self.look_for(greeted),
                         Err(error) => {
+                            self.inbox.forget(greeted.peer());
                             self.troubles.push_back(GetError::Exhausted {
                                 peer: greeted.peer(),
                                 what: error.to_string().into(),
@@ -497,6 +512,7 @@ impl Receiver {
                         }
                     },
                     Err((peer, error)) => {
+                        self.inbox.forget(peer);
                         self.troubles.push_back(GetError::Exhausted { peer, what: error.to_string().into() });
                     }
                 }
@@ -515,8 +531,11 @@ impl Receiver {
                 self.links.push(*link);
             }
             Ok(Answered::NotYet(greeted)) => self.greeted.push(greeted),
-            Err(LinkEnd::HangUp) => {}
-            Err(end) => self.troubles.push_back(trouble(peer, end)),
+            Err(LinkEnd::HangUp) => self.inbox.forget(peer),
+            Err(end) => {
+                self.inbox.forget(peer);
+                self.troubles.push_back(trouble(peer, end));
+            }
         }
     }
 
@@ -524,6 +543,7 @@ impl Receiver {
         let link = self.links.swap_remove(index);
         self.troubles.extend(lease_lost(&link));
         self.crowd.remove(link.peer());
+        self.inbox.forget(link.peer());
         self.sockets.remove(&link);
         self.past_missed = self.past_missed.saturating_add(link.missed());
         self.past_messages += link.messages();

@@ -285,19 +285,19 @@ pub(crate) fn within(time: Duration, deadline: Option<Instant>) -> Option<Instan
 /// Which peers can only run when this side does not: both are confined to the same processor, or there
 /// is but one. Looking for what such a peer will do only keeps it from doing it.
 #[derive(Debug, Default)]
-pub(crate) struct Crowd(Vec<u64>);
+pub(crate) struct Crowd(Vec<Peer>);
 
 impl Crowd {
     /// A link was opened by the thread that will wait for it.
     pub(crate) fn add(&mut self, peer: Peer) {
         if shares_processor(peer.process.pid) {
-            self.0.push(peer.endpoint);
+            self.0.push(peer);
         }
     }
 
     /// A link was closed.
     pub(crate) fn remove(&mut self, peer: Peer) {
-        self.0.retain(|&endpoint| endpoint != peer.endpoint);
+        self.0.retain(|&other| other != peer);
     }
 
     /// What to do instead of what was asked for, while so many links are open.

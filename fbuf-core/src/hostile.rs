@@ -124,12 +124,16 @@ fn send(socket: &PacketSocket, packet: &Packet) {
             Letter { bytes: bytes.clone(), descriptors: kinds.iter().map(|kind| Arc::new(kind.make())).collect() }
         }
         Packet::Bell => wire::encode(&LinkMessage::Bell).unwrap(),
-        &Packet::Hello(board, skip_above, fences) => {
-            wire::encode(&LinkMessage::Hello(Hello { board: descriptor(&board), skip_above, fences })).unwrap()
-        }
+        &Packet::Hello(board, skip_above, fences) => wire::encode(&LinkMessage::Hello(Hello {
+            board: descriptor(&board),
+            skip_above,
+            fences,
+            wants_slots: false,
+        }))
+        .unwrap(),
         Packet::Welcome(lane, first_sequence, segments) => {
             let (lane, segments) = (descriptor(lane), segments.iter().map(segment).collect());
-            let welcome = Welcome { lane, first_sequence: *first_sequence, segments };
+            let welcome = Welcome { lane, first_sequence: *first_sequence, segments, slots: Vec::new() };
             wire::encode(&LinkMessage::Welcome(welcome)).unwrap()
         }
         &Packet::Segment(memory, slots) => wire::encode(&LinkMessage::Segment(segment(&(memory, slots)))).unwrap(),
@@ -165,7 +169,7 @@ fn victim_receiver(mechanism: Mechanism) -> (Inbound, PacketSocket, LaneTable, V
     if matches!(mechanism, Mechanism::Lease | Mechanism::OneShot) {
         segments.clear();
     }
-    let welcome = Welcome { lane: lane_fd.into(), first_sequence: 0, segments };
+    let welcome = Welcome { lane: lane_fd.into(), first_sequence: 0, segments, slots: Vec::new() };
     own.send(&wire::encode(&LinkMessage::Welcome(welcome)).unwrap()).unwrap();
     let Ok(Answered::Open(inbound)) = greeted.look() else { panic!("an honest welcome was refused") };
     (*inbound, own, lane, vec![memory])
@@ -180,7 +184,7 @@ fn sender_with(slots: u32) -> (Pool, Outbound, PacketSocket, BoardTable) {
     let (own, its) = sockets();
     let pool = Pool::new(geometry(), slots, Arc::new(EventFd::new().unwrap())).unwrap();
     let (board, descriptor) = BoardTable::create("fbuf-test", SLOTS as usize).unwrap();
-    let hello = Hello { board: descriptor.into(), skip_above: None, fences: false };
+    let hello = Hello { board: descriptor.into(), skip_above: None, fences: false, wants_slots: false };
     own.send(&wire::encode(&LinkMessage::Hello(hello)).unwrap()).unwrap();
     let Ok(Arrived::Here(outbound)) = Expected::new(peer(), its).look(&pool, 0) else {
         panic!("an honest hello was refused")
@@ -301,7 +305,7 @@ proptest! {
         let (own, its) = sockets();
         let mut pool = Pool::of_receiver(geometry(), Arc::new(EventFd::new().unwrap())).unwrap();
         let (_board, descriptor) = BoardTable::create("fbuf-test", SLOTS as usize).unwrap();
-        let hello = Hello { board: descriptor.into(), skip_above: None, fences: false };
+        let hello = Hello { board: descriptor.into(), skip_above: None, fences: false, wants_slots: false };
         own.send(&wire::encode(&LinkMessage::Hello(hello)).unwrap()).unwrap();
         let Ok(Arrived::Here(mut link)) = Expected::new(peer(), its).look(&pool, 0) else {
             panic!("an honest hello was refused")

@@ -22,7 +22,10 @@ pub const MAX_DESCRIPTORS: usize = 64;
 pub const SLOT_ALIGNMENT: u64 = 64;
 /// The most endpoints that one client may have open at the broker.
 pub const MAX_ENDPOINTS: usize = 4096;
+/// The most senders of one channel, and the most receivers; and so the most links of one endpoint.
+pub const MAX_LINKS: usize = 1024;
 /// The most departed links that a sender remembers until it is asked about them.
 pub const MAX_DEPARTURES: usize = 64;
 
+const _: () = assert!(MAX_LINKS * 10 + MAX_CHANNEL_NAME + 256 <= MAX_MESSAGE, "links that are told to the next broker");
 const _: () = assert!(MAX_SEGMENTS + 2 <= MAX_DESCRIPTORS && (MAX_LEASED as usize) < MAX_DESCRIPTORS);

@@ -6,6 +6,7 @@ use std::{io, os::fd::OwnedFd};
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    inbound::GreetError,
     limits::{MAX_ONE_SHOTS, MAX_SEGMENTS},
     socket::{Arrival, PacketSocket, means_gone},
     violation::Violation,
@@ -81,6 +82,8 @@ pub struct Hello {
     /// It cannot do without fences: neither its own, when it hands slots back, nor, as its board says, the
     /// sender's.
     pub fences: bool,
+    /// It is to be given the slots, each of which is memory of its own.
+    pub wants_slots: bool,
 }
 
 /// How a sender lets a receiver in.
@@ -92,6 +95,8 @@ pub struct Welcome {
     pub first_sequence: u64,
     /// The segments it has so far.
     pub segments: Vec<NewSegment>,
+    /// The slots, if the receiver wants them.
+    pub slots: Vec<Descriptor>,
 }
 
 /// A segment of slots.
@@ -146,6 +151,16 @@ impl From<Violation> for LinkEnd {
     }
 }
 
+impl From<GreetError> for LinkEnd {
+    fn from(error: GreetError) -> Self {
+        match error {
+            GreetError::Unsuitable(unsuitable) => Self::Violation(unsuitable.into()),
+            GreetError::Memory(error) => Self::Exhausted(error.to_string()),
+            GreetError::Gone => Self::HangUp,
+        }
+    }
+}
+
 /// Sends a message that has to arrive. Between honest peers there is always room: what one of them
 /// may send is bounded, and each reads its socket whenever it has slept.
 pub(crate) fn send(socket: &PacketSocket, message: &LinkMessage) -> Result<(), LinkEnd> {
@@ -192,7 +207,8 @@ mod tests {
         let memory = || Descriptor::from(std::os::fd::OwnedFd::from(std::fs::File::open("/dev/null").unwrap()));
         let segment = || NewSegment { memory: memory(), slots: u32::MAX };
         let segments = std::iter::repeat_with(segment).take(crate::limits::MAX_SEGMENTS).collect();
-        let welcome = Welcome { lane: memory(), first_sequence: u64::MAX, segments };
+        let slots = std::iter::repeat_with(memory).take(crate::limits::MAX_LEASED as usize).collect();
+        let welcome = Welcome { lane: memory(), first_sequence: u64::MAX, segments, slots };
         assert!(wire::encode(&LinkMessage::Welcome(welcome)).unwrap().bytes.len() <= LONGEST);
     }
 

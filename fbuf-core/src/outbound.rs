@@ -179,6 +179,7 @@ impl Outbound {
         let board = BoardTable::attach(hello.board.as_fd(), slots as usize).map_err(Violation::from)?;
         let (lane, descriptor) = LaneTable::create("fbuf-lane", capacity_for(slots, hello.skip_above.is_some()))
             .map_err(|error| LinkEnd::Exhausted(error.to_string()))?;
+        let exhausted = |error: std::io::Error| LinkEnd::Exhausted(error.to_string());
         let fencing = Fencing::of_this_process();
         let guard = match pool.guard() {
             Some(guard) => {
@@ -192,7 +193,8 @@ impl Outbound {
             writer.head().flag.ask_for_fences();
         }
         let segments = pool.announce(0).collect();
-        let welcome = Welcome { lane: Descriptor::from(descriptor), first_sequence, segments };
+        let memory = if hello.wants_slots { pool.hand_over().map_err(exhausted)? } else { Vec::new() };
+        let welcome = Welcome { lane: Descriptor::from(descriptor), first_sequence, segments, slots: memory };
         let announced = welcome.segments.len();
         link::send(&socket, &LinkMessage::Welcome(welcome))?;
         Ok(Self {

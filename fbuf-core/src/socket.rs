@@ -72,6 +72,17 @@ impl PacketSocket {
         Self::new(fd)
     }
 
+    /// Connects to a listening socket, if there is a place in its queue.
+    ///
+    /// # Errors
+    /// What connect(2) says; `WouldBlock` when there is none.
+    pub fn connect_at_once(address: &UnixAddr) -> io::Result<Self> {
+        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+        let fd = socket(AddressFamily::Unix, SockType::SeqPacket, flags, None)?;
+        connect(fd.as_raw_fd(), address)?;
+        Ok(Self(fd))
+    }
+
     /// Sends a message without waiting.
     ///
     /// # Errors
@@ -99,12 +110,24 @@ impl PacketSocket {
     /// # Errors
     /// What recvmsg(2) says, but for "nothing now" and "gone", which are [`Arrival`]s.
     pub fn receive<const LONGEST: usize>(&self) -> io::Result<Arrival> {
+        self.receive_with::<LONGEST>(MAX_DESCRIPTORS)
+    }
+
+    /// As [`Self::receive`], where no message may carry a descriptor. One that does is too long, and its
+    /// descriptors never are this process's: there is nothing to close, which can take long for files of a
+    /// file system that is somebody's program.
+    ///
+    /// # Errors
+    /// As [`Self::receive`].
+    pub fn receive_bytes<const LONGEST: usize>(&self) -> io::Result<Arrival> {
+        self.receive_with::<LONGEST>(0)
+    }
+
+    fn receive_with<const LONGEST: usize>(&self, most: usize) -> io::Result<Arrival> {
         let mut buffer = [0; LONGEST];
-        match sys::receive(self.0.as_fd(), &mut buffer) {
+        match sys::receive(self.0.as_fd(), &mut buffer, most > 0) {
             Ok(packet) if packet.truncated => Ok(Arrival::TooLong),
-            Ok(packet) if packet.descriptors_lost && packet.descriptors.len() < MAX_DESCRIPTORS => {
-                Ok(Arrival::NoDescriptors)
-            }
+            Ok(packet) if packet.descriptors_lost && packet.descriptors.len() < most => Ok(Arrival::NoDescriptors),
             Ok(packet) if packet.descriptors_lost => Ok(Arrival::TooLong),
             Ok(packet) if packet.length == 0 => Ok(Arrival::HangUp),
             Ok(packet) => Ok(Arrival::Message(buffer[..packet.length].to_vec(), packet.descriptors)),
@@ -114,6 +137,16 @@ impl PacketSocket {
                 _ => Err(error),
             },
         }
+    }
+
+    /// The groups of whoever is at the other end, the first one included, as noted then (SO_PEERGROUPS).
+    ///
+    /// # Errors
+    /// What getsockopt(2) says.
+    pub fn peer_groups(&self) -> io::Result<Vec<u32>> {
+        let mut groups = sys::peer_groups(self.0.as_fd())?;
+        groups.push(self.peer()?.gid);
+        Ok(groups)
     }
 
     /// Whether the other side is gone, as far as can be told without reading.

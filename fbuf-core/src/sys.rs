@@ -1,5 +1,5 @@
-//! The calls for which there is no safe wrapper: membarrier(2), accepting
-//! descriptors from recvmsg(2) and accept4(2), and having tokio watch a descriptor.
+//! The calls for which there is no safe wrapper: membarrier(2), accepting descriptors from recvmsg(2) and
+//! accept4(2), the groups of a peer, and having tokio watch a descriptor.
 //!
 //! One of the files of this crate that may be `unsafe`.
 #![allow(unsafe_code)]
@@ -48,16 +48,18 @@ pub(crate) struct Packet {
     pub descriptors_lost: bool,
 }
 
-/// Takes one message from a socket, without waiting.
-pub(crate) fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<Packet> {
+/// Takes one message from a socket, without waiting; with its descriptors, or without any.
+pub(crate) fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8], descriptors_too: bool) -> io::Result<Packet> {
     let mut control = [0u64; CONTROL_WORDS];
     let mut part = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
     // SAFETY: all-zero is a valid msghdr: no name, no parts, no control.
     let mut header: libc::msghdr = unsafe { mem::zeroed() };
     header.msg_iov = &raw mut part;
     header.msg_iovlen = 1;
-    header.msg_control = control.as_mut_ptr().cast();
-    header.msg_controllen = size_of_val(&control) as _;
+    if descriptors_too {
+        header.msg_control = control.as_mut_ptr().cast();
+        header.msg_controllen = size_of_val(&control) as _;
+    }
     let flags = libc::MSG_CMSG_CLOEXEC | libc::MSG_DONTWAIT;
     // SAFETY: the header points at `part` and `control`, which live here, with their true sizes.
     let length = unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut header, flags) };
@@ -91,6 +93,32 @@ unsafe fn descriptors(header: &libc::msghdr) -> Vec<OwnedFd> {
         }
     }
     found
+}
+
+/// The supplementary groups of the peer of a connected socket.
+pub(crate) fn peer_groups(socket: BorrowedFd<'_>) -> io::Result<Vec<u32>> {
+    /// As many as a user can have (NGROUPS_MAX).
+    const MOST: usize = 65_536;
+    let mut groups = vec![0u32; 32];
+    loop {
+        let mut size = size_of_val(&groups[..]) as libc::socklen_t;
+        // SAFETY: `groups` has `size` bytes, and `size` is where the kernel says how many it has filled in.
+        let result = unsafe {
+            let place = groups.as_mut_ptr().cast();
+            libc::getsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, libc::SO_PEERGROUPS, place, &raw mut size)
+        };
+        let found = size as usize / size_of::<u32>();
+        match io::Error::last_os_error() {
+            _ if result == 0 => {
+                groups.truncate(found);
+                return Ok(groups);
+            }
+            error if error.raw_os_error() == Some(libc::ERANGE) && found > groups.len() && found <= MOST => {
+                groups.resize(found, 0);
+            }
+            error => return Err(error),
+        }
+    }
 }
 
 /// Takes the next connection from a listening socket, without waiting.

@@ -322,7 +322,7 @@ fn send_forged(memory: OwnedFd, level: Level) -> ! {
     let hostile = Hostile::join(&address, "prey", role);
     let (lane, lane_fd) = LaneTable::create("fbuf-lane", capacity_for(geometry.max_slots(), false)).unwrap();
     let memory = Descriptor::from(memory);
-    let mut welcome = Welcome { lane: lane_fd.into(), first_sequence: 0, segments: Vec::new() };
+    let mut welcome = Welcome { lane: lane_fd.into(), first_sequence: 0, segments: Vec::new(), slots: Vec::new() };
     if level == Level::OneShot {
         hostile.say(&LinkMessage::Welcome(welcome));
         hostile.say(&LinkMessage::OneShot(OneShot { memory, sequence: 0 }));

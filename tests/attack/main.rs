@@ -18,7 +18,7 @@ use std::{
 };
 
 use attacker::{ATTEMPT, Attack, BEGIN};
-use fbuf_broker::{Embedded, Users};
+use fbuf_broker::{Embedded, Policy};
 use fbuf_client::{Client, GetError, Mechanism, OpenError, Protection, Received, Receiver};
 use nix::{
     libc,
@@ -125,16 +125,16 @@ fn attacks() -> impl Iterator<Item = (Attack, [Outcome; 5])> {
 
 /// A broker that serves this user and others.
 fn broker() -> Embedded {
-    broker_for(Users::only(geteuid().as_raw()).allow(OTHER).allow(ANOTHER))
+    broker_for(Policy::only(geteuid().as_raw()).allow(OTHER).allow(ANOTHER))
 }
 
 /// The same, which trusts them.
 fn trusting_broker() -> Embedded {
-    broker_for(Users::only(geteuid().as_raw()).trust(OTHER).trust(ANOTHER))
+    broker_for(Policy::only(geteuid().as_raw()).trust(OTHER).trust(ANOTHER))
 }
 
-fn broker_for(users: Users) -> Embedded {
-    Embedded::start_for(users).unwrap()
+fn broker_for(policy: Policy) -> Embedded {
+    Embedded::start_with(policy).unwrap()
 }
 
 /// This program in another role, and what it prints.

@@ -33,7 +33,7 @@ impl Hostile {
         let (control, link) = runtime.block_on(async {
             let transport = ClientTransport::new(sys::watch(socket).unwrap());
             let control = ControlClient::new(tarpc::client::Config::default(), transport).spawn();
-            control.open(context::current(), 1, Open { channel, role }).await.unwrap().unwrap();
+            control.open(context::current(), 1, Open { channel, role, earlier: None }).await.unwrap().unwrap();
             let mut introductions = control.introductions(context::current()).await.unwrap();
             assert_eq!(introductions.len(), 1);
             let socket = introductions.remove(0).socket.into_owned().unwrap();

@@ -3,18 +3,20 @@
 use std::{fmt, sync::Arc};
 
 use fbuf_core::{
-    control::{Opened, Refusal, Role, Slots},
+    control::{Lodging, Opened, Refusal, Role, Slots},
     guard::Guard,
+    inbound::Peer,
     memory::{HUGE_PAGE, MemoryError, Pages, free_huge_pages, has_transparent_pages},
     outbound::Expected,
     pool::Pool,
     protection::{Mechanism, Protection},
     slot::Geometry,
+    socket::PacketSocket,
 };
 
 use crate::{
     client::{Client, OpenError, Registration},
-    endpoint::Inbox,
+    endpoint::{Inbox, Post},
 };
 
 /// From how many bytes on messages are leased rather than copied if they lie in huge pages. `fbuf doctor`
@@ -174,9 +176,8 @@ impl Terms<'_> {
         };
         let (slot_bytes, max_slots) = (geometry.slot_bytes().into(), geometry.max_slots().into());
         let role = Role::Sender { slot_bytes, max_slots, mechanism, slots };
-        let post = inbox.clone();
-        let introduced = Box::new(move |peer, socket, _, _, _| post.post(Expected::new(peer, socket)));
-        let (registration, Opened { slots }) = self.client.open(self.channel, role, introduced)?;
+        let post = Box::new(Receivers(inbox.clone()));
+        let (registration, Opened { slots, .. }) = self.client.open(self.channel, role, post)?;
         let (pool, pages) = match pool {
             Some(pool) => (pool, None),
             None => {
@@ -187,6 +188,19 @@ impl Terms<'_> {
             }
         };
         Ok(Place { pool, inbox, registration, granted: Granted { mechanism, pages, reason } })
+    }
+}
+
+/// Where receivers are introduced.
+struct Receivers(Arc<Inbox<Expected>>);
+
+impl Post for Receivers {
+    fn introduce(&self, peer: Peer, socket: PacketSocket, _: Geometry, _: Mechanism, _: Lodging) {
+        self.0.post(peer, Expected::new(peer, socket));
+    }
+
+    fn peers(&self) -> Vec<u64> {
+        self.0.peers()
     }
 }
 

@@ -84,7 +84,7 @@ impl Sender {
                 }
             }
             Ok(Arrived::NotYet(expected)) => self.expected.push(expected),
-            Err(LinkEnd::HangUp) => {}
+            Err(LinkEnd::HangUp) => self.inbox.forget(peer),
             Err(LinkEnd::Violation(violation)) => self.depart(peer, Farewell::Violation(violation)),
             Err(LinkEnd::Exhausted(what)) => self.depart(peer, Farewell::Exhausted(what)),
         }
@@ -117,6 +117,7 @@ impl Sender {
     }
 
     pub(super) fn depart(&mut self, peer: Peer, farewell: Farewell) {
+        self.inbox.forget(peer);
         if self.departures.len() == MAX_DEPARTURES {
             self.departures.pop_front();
         }

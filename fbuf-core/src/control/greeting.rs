@@ -3,7 +3,7 @@
 
 /// The version of everything behind the greeting, the link messages and the layouts in shared memory
 /// included.
-pub const VERSION: u16 = 1;
+pub const VERSION: u16 = 2;
 
 const MAGIC: [u8; 4] = *b"fbuf";
 
@@ -28,6 +28,8 @@ pub enum Verdict {
     NotPermitted = 2,
     /// It has as many clients as it can serve.
     Full = 3,
+    /// This user has as many connections as the quota allows.
+    Spent = 4,
 }
 
 /// A first packet that is no greeting.
@@ -58,6 +60,7 @@ impl Greeting {
             1 => Verdict::OtherVersion,
             2 => Verdict::NotPermitted,
             3 => Verdict::Full,
+            4 => Verdict::Spent,
             _ => return Err(GreetingError),
         };
         if [m0, m1, m2, m3] != MAGIC {
@@ -74,7 +77,7 @@ mod tests {
 
     #[test]
     fn greetings_survive_their_encoding() {
-        for verdict in [Verdict::Welcome, Verdict::OtherVersion, Verdict::NotPermitted, Verdict::Full] {
+        for verdict in [Verdict::Welcome, Verdict::OtherVersion, Verdict::NotPermitted, Verdict::Full, Verdict::Spent] {
             let greeting = Greeting { version: 0x1234, verdict };
             assert_eq!(Greeting::from_bytes(&greeting.to_bytes()), Ok(greeting));
         }

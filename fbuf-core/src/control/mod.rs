@@ -2,6 +2,7 @@
 //! messages carry descriptors.
 
 mod greeting;
+mod quota;
 mod transport;
 
 use serde::{Deserialize, Serialize};
@@ -9,13 +10,14 @@ use serde::{Deserialize, Serialize};
 use crate::{
     channel::ChannelNameError,
     inbound::Peer,
-    limits::MAX_ENDPOINTS,
+    limits::{MAX_ENDPOINTS, MAX_LINKS},
     protection::{Mechanism, Protection},
     slot::GeometryError,
     wire::Descriptor,
 };
 
 pub use greeting::{Greeting, GreetingError, VERSION, Verdict};
+pub use quota::{Resource, Spent};
 pub use transport::{ClientTransport, Packets, ServerTransport};
 
 /// What a client may ask of its broker.
@@ -36,6 +38,17 @@ pub struct Open {
     pub channel: String,
     /// Which end.
     pub role: Role,
+    /// If it was open at an earlier broker that is gone: what that one had said.
+    pub earlier: Option<Earlier>,
+}
+
+/// An endpoint that was open at an earlier broker.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Earlier {
+    /// How its peers know it: [`Peer::endpoint`].
+    pub endpoint: u64,
+    /// With whom it is linked, by the same kind of numbers. Two that name each other are not introduced again.
+    pub peers: Vec<u64>,
 }
 
 /// Which end of a channel.
@@ -82,11 +95,16 @@ pub enum Slots {
     },
     /// Each is memory of its own that its one receiver makes, for [`Mechanism::Lease`].
     Receiver,
+    /// Each is memory of its own that the sender has, since an earlier broker made it. Nobody can say any more
+    /// that it can be leased, so new receivers copy it.
+    Sender,
 }
 
 /// What was opened.
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub struct Opened {
+    /// How its peers will know the endpoint: [`Peer::endpoint`].
+    pub endpoint: u64,
     /// The slots, if the broker makes them: without a page yet, and to be opened for writing by this user.
     pub slots: Vec<Descriptor>,
 }
@@ -100,6 +118,8 @@ pub enum Lodging {
     Given(Vec<Descriptor>),
     /// Each is memory of its own, which the receiver is to make.
     Yours,
+    /// Each is memory of its own, which the sender hands over.
+    Theirs,
 }
 
 /// A link that is to be made: a sender and a receiver get one each.
@@ -130,7 +150,7 @@ impl Introduction {
     pub fn descriptors(&self) -> usize {
         match &self.lodging {
             Lodging::Given(slots) => 1 + slots.len(),
-            Lodging::Segments | Lodging::Yours => 1,
+            Lodging::Segments | Lodging::Yours | Lodging::Theirs => 1,
         }
     }
 }
@@ -201,6 +221,28 @@ pub enum Refusal {
         "one more endpoint was to be opened, and this client has {MAX_ENDPOINTS} already: close some, or connect once more"
     )]
     TooManyEndpoints,
+    /// Too many ends of a kind on one channel.
+    #[error("one more endpoint was to be opened on a channel that has {MAX_LINKS} of the kind: use several channels")]
+    Crowded,
+    /// No rule of the policy allows it.
+    #[error(
+        "a {role} was to be opened on the channel {channel:?}, and no rule of the broker's policy about user {user} allows that ({}): \
+         ask whoever runs the broker for one",
+        rules.join(", ")
+    )]
+    NotPermitted {
+        /// Who asked.
+        user: u32,
+        /// A sender, or a receiver.
+        role: String,
+        /// The channel.
+        channel: String,
+        /// The rules about this user.
+        rules: Vec<String>,
+    },
+    /// The user takes up too much already.
+    #[error(transparent)]
+    Spent(#[from] Spent),
     /// The broker has no descriptor left for a link.
     #[error(
         "an endpoint was to be opened, and the broker has no socket for its links: {0}; raise its limit on descriptors"

@@ -6,6 +6,8 @@
 
 use std::{
     collections::VecDeque,
+    fmt,
+    future::Future,
     io,
     marker::PhantomData,
     os::fd::OwnedFd,
@@ -17,7 +19,7 @@ use std::{
 use futures_util::{Sink, Stream};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tarpc::{ClientMessage, Request, Response, ServerError, context};
-use tokio::io::unix::AsyncFd;
+use tokio::{io::unix::AsyncFd, time::Sleep};
 
 use crate::{
     limits::MAX_MESSAGE,
@@ -97,7 +99,22 @@ impl<T: Serialize + DeserializeOwned> Parcel for Response<T> {
 pub struct Packets<In, Out> {
     socket: AsyncFd<PacketSocket>,
     outbox: VecDeque<Letter>,
+    pace: Option<Pace>,
     messages: PhantomData<fn(Out) -> In>,
+}
+
+/// When messages are read.
+struct Pace {
+    /// One has come: when the next one may be read.
+    note: Box<dyn FnMut(Instant) -> Instant + Send>,
+    /// Until when nothing is read.
+    rest: Option<Pin<Box<Sleep>>>,
+}
+
+impl fmt::Debug for Pace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Pace").field("rests", &self.rest.is_some()).finish_non_exhaustive()
+    }
 }
 
 /// The client's end.
@@ -112,7 +129,16 @@ impl<In, Out> Packets<In, Out> {
     /// Speaks over this socket.
     #[must_use]
     pub fn new(socket: AsyncFd<PacketSocket>) -> Self {
-        Self { socket, outbox: VecDeque::new(), messages: PhantomData }
+        Self { socket, outbox: VecDeque::new(), pace: None, messages: PhantomData }
+    }
+
+    /// Reads no message before `note`, called for the one before, said it might. What comes meanwhile fills
+    /// the socket, and then stops whoever sends it. No message may carry descriptors: those of a peer who
+    /// means harm need not even be closed.
+    #[must_use]
+    pub fn paced(mut self, note: impl FnMut(Instant) -> Instant + Send + 'static) -> Self {
+        self.pace = Some(Pace { note: Box::new(note), rest: None });
+        self
     }
 
     fn poll_empty(&mut self, task: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -131,15 +157,28 @@ impl<In, Out> Packets<In, Out> {
 /// The next message of a socket, its bytes and descriptors; `UnexpectedEof` at its end.
 type NextLetter = Option<io::Result<(Vec<u8>, Vec<OwnedFd>)>>;
 
-fn poll_letter(socket: &AsyncFd<PacketSocket>, task: &mut Context<'_>) -> Poll<NextLetter> {
+fn poll_letter(socket: &AsyncFd<PacketSocket>, pace: &mut Option<Pace>, task: &mut Context<'_>) -> Poll<NextLetter> {
     let invalid = |text| Poll::Ready(Some(Err(io::Error::new(io::ErrorKind::InvalidData, text))));
+    if let Some(rest) = pace.as_mut().and_then(|pace| pace.rest.as_mut()) {
+        ready!(rest.as_mut().poll(task));
+    }
     loop {
         let mut ready = match ready!(socket.poll_read_ready(task)) {
             Ok(ready) => ready,
             Err(error) => return Poll::Ready(Some(Err(error))),
         };
-        match socket.get_ref().receive::<MAX_MESSAGE>() {
-            Ok(Arrival::Message(bytes, descriptors)) => return Poll::Ready(Some(Ok((bytes, descriptors)))),
+        let arrival = match pace {
+            Some(_) => socket.get_ref().receive_bytes::<MAX_MESSAGE>(),
+            None => socket.get_ref().receive::<MAX_MESSAGE>(),
+        };
+        match arrival {
+            Ok(Arrival::Message(bytes, descriptors)) => {
+                if let Some(Pace { note, rest }) = pace {
+                    let (now, next) = (Instant::now(), note(Instant::now()));
+                    *rest = (next > now).then(|| Box::pin(tokio::time::sleep_until(next.into())));
+                }
+                return Poll::Ready(Some(Ok((bytes, descriptors))));
+            }
             Ok(Arrival::TooLong) => return invalid("a message is longer, or carries more descriptors, than any may"),
             Ok(Arrival::NoDescriptors) => return invalid("no descriptor is left to receive one (RLIMIT_NOFILE)"),
             Ok(Arrival::Nothing) => ready.clear_ready(),
@@ -154,7 +193,8 @@ impl<In: Parcel, Out> Stream for Packets<In, Out> {
     type Item = io::Result<In>;
 
     fn poll_next(self: Pin<&mut Self>, task: &mut Context<'_>) -> Poll<Option<io::Result<In>>> {
-        let arrival = ready!(poll_letter(&self.socket, task));
+        let Self { socket, pace, .. } = self.get_mut();
+        let arrival = ready!(poll_letter(socket, pace, task));
         Poll::Ready(arrival.map(|letter| {
             let (bytes, descriptors) = letter?;
             let wire = wire::decode(&bytes, descriptors)

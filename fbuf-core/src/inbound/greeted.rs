@@ -32,6 +32,8 @@ pub struct Greeted {
     /// Whether the sender was asked to leave messages out.
     pub(super) skips: bool,
     pub(super) rooms: Option<Rooms>,
+    /// Whether the sender is to hand its slots over.
+    pub(super) wants_slots: bool,
 }
 
 /// A board over which nothing was received yet. Dropped as such, it says that nothing ever will be.
@@ -68,8 +70,8 @@ pub enum GreetError {
     /// No memory for the return board.
     #[error(transparent)]
     Memory(#[from] MemoryError),
-    /// The broker gave slots that are none.
-    #[error("what the broker gave is no memory of slots: {0}")]
+    /// Slots were handed over that are none.
+    #[error("what was handed over is no memory of slots: {0}")]
     Unsuitable(#[from] Unsuitable),
     /// The sender was gone before.
     #[error("the sender has gone")]
@@ -97,18 +99,14 @@ impl Greeted {
         if fences {
             board.head().flag.ask_for_fences();
         }
-        let hello = Hello { board: Descriptor::from(descriptor), skip_above, fences };
+        let wants_slots = matches!(lodging, Lodging::Theirs);
+        let hello = Hello { board: Descriptor::from(descriptor), skip_above, fences, wants_slots };
         link::send(&socket, &LinkMessage::Hello(hello)).map_err(|_| GreetError::Gone)?;
         let skips = skip_above.is_some();
         let leases = mechanism == Mechanism::Lease;
         let rooms = match lodging {
-            Lodging::Segments => None,
-            Lodging::Given(memory) => {
-                let own = |memory: Descriptor| memory.into_owned();
-                let memory: io::Result<_> = memory.into_iter().map(own).collect();
-                let memory = memory.map_err(|source| MemoryError::Refused { call: "recvmsg", asked: 0, source })?;
-                Some(Rooms::given(memory, geometry, leases)?)
-            }
+            Lodging::Segments | Lodging::Theirs => None,
+            Lodging::Given(memory) => Some(rooms_of(memory, geometry, leases)?),
             Lodging::Yours => {
                 let same_user = peer.process.uid == nix::unistd::geteuid().as_raw();
                 let rooms = Rooms::make(geometry, leases, same_user)?;
@@ -116,7 +114,7 @@ impl Greeted {
                 Some(rooms)
             }
         };
-        Ok(Self { peer, socket, geometry, mechanism, skips, rooms, board: UnusedBoard(Some(board)) })
+        Ok(Self { peer, socket, geometry, mechanism, skips, rooms, wants_slots, board: UnusedBoard(Some(board)) })
     }
 
     /// Who it is.
@@ -136,6 +134,13 @@ impl Greeted {
             Some(other) => Err(Violation::OutOfTurn { found: other.name(), wanted: "a sender's welcome" }.into()),
         }
     }
+}
+
+/// Slots that were handed over, each memory of its own.
+pub(super) fn rooms_of(memory: Vec<Descriptor>, geometry: Geometry, leases: bool) -> Result<Rooms, GreetError> {
+    let memory: io::Result<_> = memory.into_iter().map(Descriptor::into_owned).collect();
+    let memory = memory.map_err(|source| MemoryError::Refused { call: "recvmsg", asked: 0, source })?;
+    Ok(Rooms::given(memory, geometry, leases)?)
 }
 
 impl AsFd for Greeted {

@@ -15,6 +15,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
+use self::greeted::rooms_of;
 pub use self::greeted::{Answered, GreetError, Greeted};
 use self::returns::next_retired;
 pub(crate) use self::returns::{Left, Returns};
@@ -91,11 +92,15 @@ pub(crate) struct Loan<'a> {
 
 impl Inbound {
     fn open(greeted: Greeted, welcome: Welcome) -> Result<Self, LinkEnd> {
-        let Greeted { peer, socket, geometry, mechanism, skips, rooms, board } = greeted;
+        let Greeted { peer, socket, geometry, mechanism, skips, rooms, wants_slots, board } = greeted;
         let slots = geometry.max_slots();
         let lane = LaneTable::attach(welcome.lane.as_fd(), capacity_for(slots, skips)).map_err(Violation::from)?;
         let offset = check_sequence(Some(welcome.first_sequence))?;
         let board = board.take().ok_or(LinkEnd::HangUp)?;
+        let rooms = match wants_slots {
+            true => Some(rooms_of(welcome.slots, geometry, false).map_err(LinkEnd::from)?),
+            false => rooms,
+        };
         let returns = Returns {
             peer,
             mechanism,

@@ -15,6 +15,7 @@ use crate::{
     memory::{Leasable, Map, MemoryError, Pages, Pieces, is_huge, size_of},
     slot::SlotId,
     violation::{Unsuitable, Violation},
+    wire::Descriptor,
 };
 
 /// How soon a slot is tried again that somebody holds a lease on without saying so.
@@ -116,6 +117,15 @@ impl LeasedSlots {
     /// How many there are.
     pub(crate) fn len(&self) -> u32 {
         self.slots.len() as u32
+    }
+
+    /// The slots, to be read.
+    ///
+    /// # Errors
+    /// There is no descriptor left.
+    pub(crate) fn hand_over(&self) -> io::Result<Vec<Descriptor>> {
+        let memory = self.slots.iter().filter_map(|slot| slot.memory.as_ref());
+        memory.map(|memory| Ok(memory.as_fd().try_clone_to_owned()?.into())).collect()
     }
 
     /// A receiver gives the right to write a slot, and before the first time the slot. Memory that another

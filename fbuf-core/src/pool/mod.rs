@@ -32,6 +32,7 @@ use crate::{
     ring::Ring,
     slot::{Geometry, Mark, SlotId},
     violation::{Unsuitable, Violation},
+    wire::Descriptor,
 };
 
 /// How many slots one look goes through in search of one that is back.
@@ -424,6 +425,14 @@ impl Pool {
     #[must_use]
     pub fn is_leased(&self) -> bool {
         self.memory.leased().is_some()
+    }
+
+    /// The slots, to be read, if they are memory of this user.
+    ///
+    /// # Errors
+    /// There is no descriptor left.
+    pub fn hand_over(&self) -> io::Result<Vec<Descriptor>> {
+        self.memory.leased().filter(|slots| !slots.are_given()).map_or(Ok(Vec::new()), LeasedSlots::hand_over)
     }
 
     /// Whether the slots are those of a receiver, who hands the right to write them back over its socket.

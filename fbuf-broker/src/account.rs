@@ -1,0 +1,142 @@
+//! What each user of a broker takes up. A charge is a value that is kept beside what it pays for, and is
+//! discharged when that is dropped: there is no way to forget it, and none to discharge it twice.
+
+use std::{
+    collections::HashMap,
+    fmt,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use fbuf_core::control::{Resource, Spent};
+
+use crate::policy::Quota;
+
+/// The accounts of all users who take up anything.
+#[derive(Debug, Default)]
+pub struct Accounts(HashMap<u32, Arc<Account>>);
+
+impl Accounts {
+    /// That of a user, by id. Accounts on which nothing is charged are forgotten.
+    pub fn of(&mut self, user: u32) -> Arc<Account> {
+        self.0.retain(|_, account| Arc::strong_count(account) > 1);
+        self.0.entry(user).or_insert_with(|| Arc::new(Account::new(user))).clone()
+    }
+
+    /// What every user takes up, by id.
+    pub fn used(&self) -> impl Iterator<Item = (u32, Resource, u64)> {
+        let of = |account: &Arc<Account>| {
+            let (user, used) = (account.user, account.clone());
+            Resource::ALL.into_iter().map(move |resource| (user, resource, used.used(resource)))
+        };
+        self.0.values().flat_map(of).filter(|&(_, _, used)| used > 0)
+    }
+}
+
+/// What one user takes up.
+pub struct Account {
+    user: u32,
+    used: [AtomicU64; Resource::ALL.len()],
+    /// When requests that were made evenly, as often as the quota allows, would have come so far.
+    due: Mutex<Option<Instant>>,
+}
+
+impl Account {
+    fn new(user: u32) -> Self {
+        Self { user, used: Default::default(), due: Mutex::new(None) }
+    }
+
+    /// How much of it is in use.
+    #[must_use]
+    pub fn used(&self, resource: Resource) -> u64 {
+        self.used[resource as usize].load(Ordering::Relaxed)
+    }
+
+    /// Charges so much to it.
+    ///
+    /// # Errors
+    /// [`Spent`]: it would be more than the quota.
+    pub fn charge(self: &Arc<Self>, quota: &Quota, resource: Resource, asked: u64) -> Result<Charge, Spent> {
+        let limit = quota.of(resource);
+        // Relaxed: a number that stands for itself.
+        let cell = &self.used[resource as usize];
+        let fits = |used: u64| used.checked_add(asked).filter(|&sum| sum <= limit);
+        cell.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits).map_err(|used| Spent {
+            user: self.user,
+            resource,
+            asked,
+            used,
+            limit,
+            rule: quota.rule.clone(),
+        })?;
+        Ok(Charge { account: self.clone(), resource, amount: asked })
+    }
+
+    /// Notes a request: when the next one may be read. A user who has been silent may make as many at once as
+    /// are allowed in a second.
+    #[must_use]
+    pub fn note_request(&self, quota: &Quota, now: Instant) -> Instant {
+        let mut due = self.due.lock().unwrap_or_else(PoisonError::into_inner);
+        let next = due.map_or(now, |due| due.max(now)) + Duration::from_secs(1) / quota.requests_per_second.max(1);
+        *due = Some(next);
+        next.checked_sub(Duration::from_secs(1)).unwrap_or(now)
+    }
+}
+
+impl fmt::Debug for Account {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Account").field("user", &self.user).field("used", &self.used).finish_non_exhaustive()
+    }
+}
+
+/// Something that a user takes up, for as long as this exists.
+#[derive(Debug)]
+pub struct Charge {
+    account: Arc<Account>,
+    resource: Resource,
+    amount: u64,
+}
+
+impl Drop for Charge {
+    fn drop(&mut self) {
+        let before = self.account.used[self.resource as usize].fetch_sub(self.amount, Ordering::Relaxed);
+        debug_assert!(before >= self.amount, "{} were discharged of {before}", self.amount);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_charged_is_discharged_with_what_it_pays_for() {
+        let mut accounts = Accounts::default();
+        let (account, quota) = (accounts.of(7), Quota { links: 10, ..Quota::default() });
+        let three = account.charge(&quota, Resource::Links, 3).unwrap();
+        let seven = account.charge(&quota, Resource::Links, 7).unwrap();
+        let spent = account.charge(&quota, Resource::Links, 1).unwrap_err();
+        assert_eq!((spent.asked, spent.used, spent.limit), (1, 10, 10));
+        assert!(account.charge(&quota, Resource::Links, u64::MAX).is_err(), "a sum that overflows");
+        drop(three);
+        assert_eq!(account.used(Resource::Links), 7);
+        assert_eq!(accounts.used().collect::<Vec<_>>(), [(7, Resource::Links, 7)]);
+        drop((seven, account));
+        accounts.of(8);
+        assert_eq!(accounts.0.keys().collect::<Vec<_>>(), [&8], "an account with nothing on it was kept");
+    }
+
+    #[test]
+    fn who_asks_too_often_is_made_to_wait() {
+        let (account, quota) = (Account::new(1), Quota { requests_per_second: 100, ..Quota::default() });
+        let now = Instant::now();
+        for _ in 0..100 {
+            assert!(account.note_request(&quota, now) <= now, "the first second's worth need not wait");
+        }
+        assert_eq!(account.note_request(&quota, now), now + Duration::from_millis(10));
+        let later = now + Duration::from_secs(5);
+        assert!(account.note_request(&quota, later) <= later);
+    }
+}

@@ -1,0 +1,497 @@
+//! Who may do what: rules that the owner of a broker writes down, in TOML.
+//!
+//! ```toml
+//! # Users and groups are named, or numbered; "*" is everybody. In patterns, * stands for any characters.
+//! [[rule]]
+//! name = "cameras"             # what refusals call it
+//! users = ["camera", 1001]
+//! groups = ["video"]
+//! send = ["camera/*"]          # channels on which they may send
+//! receive = ["camera/*", "status"]
+//! trusted = true               # other users get their messages as they are sent: volatile, or leased
+//!
+//! [rule.quota]                 # for each of these users; what is not set stays as it is by default
+//! bytes = "1GiB"
+//! slots = 65536
+//! channels = 100
+//! links = 1000
+//! connections = 16
+//! descriptors = 256
+//! requests_per_second = 1000
+//! ```
+//!
+//! What any rule about a user allows, that user may do. The quota is that of the first rule about a user
+//! which has one.
+
+use std::{collections::BTreeSet, fmt, io, path::Path};
+
+use bytesize::ByteSize;
+use fbuf_core::{
+    channel::ChannelName,
+    control::{Resource, Role},
+};
+use glob::Pattern;
+use serde::Deserialize;
+
+/// What one user may take up. The default is meant for one user on a machine of her own; on a machine that
+/// is shared, rules say less.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Quota {
+    /// The name of the rule that says so.
+    pub rule: String,
+    /// Shared memory of senders: the size of their slots times the most that there may be.
+    pub bytes: u64,
+    /// Slots of senders.
+    pub slots: u64,
+    /// Channels on which the user has endpoints.
+    pub channels: u64,
+    /// Links that the user's endpoints caused by being opened.
+    pub links: u64,
+    /// Connections to the broker.
+    pub connections: u64,
+    /// Descriptors that the broker holds for the user: introductions that were not fetched yet, and slots
+    /// that are leased.
+    pub descriptors: u64,
+    /// Messages to the broker in a second; who sends more has to wait.
+    pub requests_per_second: u32,
+}
+
+impl Default for Quota {
+    fn default() -> Self {
+        Self {
+            rule: "default".into(),
+            bytes: 1 << 44,
+            slots: 1 << 32,
+            channels: 16_384,
+            links: 262_144,
+            connections: 2048,
+            descriptors: 16_384,
+            requests_per_second: 20_000,
+        }
+    }
+}
+
+impl Quota {
+    /// How much of it.
+    #[must_use]
+    pub fn of(&self, resource: Resource) -> u64 {
+        match resource {
+            Resource::Bytes => self.bytes,
+            Resource::Slots => self.slots,
+            Resource::Channels => self.channels,
+            Resource::Links => self.links,
+            Resource::Connections => self.connections,
+            Resource::Descriptors => self.descriptors,
+        }
+    }
+}
+
+/// A user, as the kernel knows one process of hers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct User {
+    /// The id.
+    pub id: u32,
+    /// All groups, the first one included.
+    pub groups: Vec<u32>,
+}
+
+/// Who may do what.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Policy {
+    rules: Vec<Rule>,
+    /// Of those whose rules have none.
+    quota: Quota,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+struct Rule {
+    name: String,
+    everybody: bool,
+    users: BTreeSet<u32>,
+    groups: BTreeSet<u32>,
+    send: Vec<Pattern>,
+    receive: Vec<Pattern>,
+    trusted: bool,
+    quota: Option<Quota>,
+}
+
+/// A policy that cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum PolicyError {
+    /// The file cannot be read.
+    #[error("the policy {path} cannot be read: {source}")]
+    Unreadable {
+        /// Which file.
+        path: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// It is not TOML, or not a policy.
+    #[error("the policy is not understood: {0}")]
+    Malformed(String),
+    /// A rule is about nobody.
+    #[error("rule {0:?} is about nobody: give it users or groups, or \"*\"")]
+    AboutNobody(String),
+    /// There is no such user or group.
+    #[error("rule {rule:?} is about the {kind} {name:?}, and there is none of that name: correct it, or give a number")]
+    Unknown {
+        /// Which rule.
+        rule: String,
+        /// User or group.
+        kind: &'static str,
+        /// What it says.
+        name: String,
+    },
+    /// A pattern cannot be one.
+    #[error("rule {rule:?} has the pattern {pattern:?}, which cannot be one: {why}")]
+    Pattern {
+        /// Which rule.
+        rule: String,
+        /// What it says.
+        pattern: String,
+        /// What is wrong.
+        why: String,
+    },
+}
+
+/// The file, as it is written.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct WrittenPolicy {
+    #[serde(default)]
+    rule: Vec<WrittenRule>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct WrittenRule {
+    name: Option<String>,
+    #[serde(default)]
+    users: Vec<Named>,
+    #[serde(default)]
+    groups: Vec<Named>,
+    #[serde(default)]
+    send: Vec<String>,
+    #[serde(default)]
+    receive: Vec<String>,
+    #[serde(default)]
+    trusted: bool,
+    quota: Option<WrittenQuota>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+enum Named {
+    Id(u32),
+    Name(String),
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct WrittenQuota {
+    bytes: Option<ByteSize>,
+    slots: Option<u64>,
+    channels: Option<u64>,
+    links: Option<u64>,
+    connections: Option<u64>,
+    descriptors: Option<u64>,
+    requests_per_second: Option<u32>,
+}
+
+impl Rule {
+    /// All channels, for some users.
+    fn all(users: BTreeSet<u32>, trusted: bool) -> Self {
+        let any = || Pattern::new("*").into_iter().collect();
+        let name = if trusted { "trusted" } else { "own" }.to_owned();
+        let (send, receive, groups) = (any(), any(), BTreeSet::new());
+        Self { name, everybody: false, users, groups, send, receive, trusted, quota: None }
+    }
+
+    fn is_about(&self, user: &User) -> bool {
+        self.everybody || self.users.contains(&user.id) || user.groups.iter().any(|group| self.groups.contains(group))
+    }
+
+    fn allows(&self, role: Role, channel: &ChannelName) -> bool {
+        let patterns = match role {
+            Role::Sender { .. } => &self.send,
+            Role::Receiver { .. } => &self.receive,
+        };
+        patterns.iter().any(|pattern| pattern.matches(channel.as_str()))
+    }
+
+    fn read(written: WrittenRule, number: usize) -> Result<Self, PolicyError> {
+        let WrittenRule { name, users, groups, send, receive, trusted, quota } = written;
+        let name = name.unwrap_or_else(|| format!("number {number}"));
+        if users.is_empty() && groups.is_empty() {
+            return Err(PolicyError::AboutNobody(name));
+        }
+        let is_everybody = |named: &Named| matches!(named, Named::Name(name) if name == "*");
+        let everybody = users.iter().chain(&groups).any(is_everybody);
+        let ids = |named: Vec<Named>, kind: &'static str, look_up: fn(&str) -> Option<u32>| {
+            let known = named.into_iter().filter(|named| !is_everybody(named));
+            let id = |named: Named| match named {
+                Named::Id(id) => Ok(id),
+                Named::Name(text) => {
+                    look_up(&text).ok_or(PolicyError::Unknown { rule: name.clone(), kind, name: text })
+                }
+            };
+            known.map(id).collect::<Result<BTreeSet<_>, _>>()
+        };
+        let patterns = |written: Vec<String>| {
+            let pattern = |pattern: String| {
+                Pattern::new(&pattern).map_err(|error| PolicyError::Pattern {
+                    rule: name.clone(),
+                    pattern,
+                    why: error.to_string(),
+                })
+            };
+            written.into_iter().map(pattern).collect::<Result<Vec<_>, _>>()
+        };
+        Ok(Self {
+            everybody,
+            users: ids(users, "user", user_of_name)?,
+            groups: ids(groups, "group", group_of_name)?,
+            send: patterns(send)?,
+            receive: patterns(receive)?,
+            trusted,
+            quota: quota.map(|quota| quota.complete(&name)),
+            name,
+        })
+    }
+}
+
+impl WrittenQuota {
+    fn complete(self, rule: &str) -> Quota {
+        let Quota { rule: _, bytes, slots, channels, links, connections, descriptors, requests_per_second } =
+            Quota::default();
+        Quota {
+            rule: rule.to_owned(),
+            bytes: self.bytes.map_or(bytes, |bytes| bytes.as_u64()),
+            slots: self.slots.unwrap_or(slots),
+            channels: self.channels.unwrap_or(channels),
+            links: self.links.unwrap_or(links),
+            connections: self.connections.unwrap_or(connections),
+            descriptors: self.descriptors.unwrap_or(descriptors),
+            requests_per_second: self.requests_per_second.unwrap_or(requests_per_second),
+        }
+    }
+}
+
+fn user_of_name(name: &str) -> Option<u32> {
+    nix::unistd::User::from_name(name).ok().flatten().map(|user| user.uid.as_raw())
+}
+
+fn group_of_name(name: &str) -> Option<u32> {
+    nix::unistd::Group::from_name(name).ok().flatten().map(|group| group.gid.as_raw())
+}
+
+impl Policy {
+    /// One user, by id, who may do everything.
+    #[must_use]
+    pub fn only(user: u32) -> Self {
+        Self { rules: vec![Rule::all(BTreeSet::from([user]), false)], quota: Quota::default() }
+    }
+
+    /// One user more, who may do everything. What that one sends to others, and others send to that one, is
+    /// sealed.
+    #[must_use]
+    pub fn allow(mut self, user: u32) -> Self {
+        self.rules.push(Rule::all(BTreeSet::from([user]), false));
+        self
+    }
+
+    /// One user more, whose messages others get as they are sent, volatile or leased if that one likes.
+    #[must_use]
+    pub fn trust(mut self, user: u32) -> Self {
+        self.rules.push(Rule::all(BTreeSet::from([user]), true));
+        self
+    }
+
+    /// With this quota for those whose rules have none.
+    #[must_use]
+    pub fn with_quota(mut self, quota: Quota) -> Self {
+        self.quota = quota;
+        self
+    }
+
+    /// Reads a policy. Users and groups that it names are looked up now.
+    ///
+    /// # Errors
+    /// [`PolicyError`]
+    pub fn parse(text: &str) -> Result<Self, PolicyError> {
+        let WrittenPolicy { rule } =
+            toml::from_str(text).map_err(|error| PolicyError::Malformed(error.to_string().trim_end().to_owned()))?;
+        let rules = (1..).zip(rule).map(|(number, rule)| Rule::read(rule, number)).collect::<Result<_, _>>()?;
+        Ok(Self { rules, quota: Quota::default() })
+    }
+
+    /// Reads the policy of a file.
+    ///
+    /// # Errors
+    /// [`PolicyError`]
+    pub fn read(path: &Path) -> Result<Self, PolicyError> {
+        let unreadable = |source| PolicyError::Unreadable { path: path.display().to_string(), source };
+        Self::parse(&std::fs::read_to_string(path).map_err(unreadable)?)
+    }
+
+    fn about<'a>(&'a self, user: &User) -> impl Iterator<Item = &'a Rule> {
+        self.rules.iter().filter(|rule| rule.is_about(user))
+    }
+
+    /// Whether it is about anybody but this user.
+    #[must_use]
+    pub fn is_about_others_than(&self, user: u32) -> bool {
+        let others = |rule: &Rule| rule.everybody || !rule.groups.is_empty() || rule.users.iter().any(|&id| id != user);
+        self.rules.iter().any(others)
+    }
+
+    /// Whether this user may connect.
+    #[must_use]
+    pub fn serves(&self, user: &User) -> bool {
+        self.about(user).next().is_some()
+    }
+
+    /// Whether this user may send, or receive, on a channel.
+    ///
+    /// # Errors
+    /// The names of the rules about this user, none of which allows it.
+    pub fn permit(&self, user: &User, role: Role, channel: &ChannelName) -> Result<(), Vec<String>> {
+        if self.about(user).any(|rule| rule.allows(role, channel)) {
+            return Ok(());
+        }
+        Err(self.about(user).map(|rule| rule.name.clone()).collect())
+    }
+
+    /// Whether others may read this user's messages on a channel while that one could change them.
+    #[must_use]
+    pub fn trusts(&self, user: &User, role: Role, channel: &ChannelName) -> bool {
+        self.about(user).any(|rule| rule.trusted && rule.allows(role, channel))
+    }
+
+    /// What this user may take up.
+    #[must_use]
+    pub fn quota(&self, user: &User) -> &Quota {
+        self.about(user).find_map(|rule| rule.quota.as_ref()).unwrap_or(&self.quota)
+    }
+}
+
+/// As a person would want to check it.
+impl fmt::Display for Policy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.rules.is_empty() {
+            return writeln!(f, "no rules: nobody is served");
+        }
+        let join = |patterns: &[Pattern]| match patterns {
+            [] => "nothing".to_owned(),
+            patterns => patterns.iter().map(|pattern| format!("{:?}", pattern.as_str())).collect::<Vec<_>>().join(", "),
+        };
+        for rule in &self.rules {
+            let ids = |ids: &BTreeSet<u32>| ids.iter().map(u32::to_string).collect::<Vec<_>>().join(", ");
+            writeln!(f, "rule {:?}", rule.name)?;
+            if rule.everybody {
+                writeln!(f, "  about            everybody")?;
+            }
+            for (kind, numbers) in [("users", &rule.users), ("groups", &rule.groups)] {
+                if !numbers.is_empty() {
+                    writeln!(f, "  about {kind:<11}{}", ids(numbers))?;
+                }
+            }
+            writeln!(f, "  may send to      {}", join(&rule.send))?;
+            writeln!(f, "  may receive from {}", join(&rule.receive))?;
+            writeln!(f, "  trusted          {}", if rule.trusted { "yes" } else { "no" })?;
+            let quota = rule.quota.as_ref().unwrap_or(&self.quota);
+            let limits = Resource::ALL.map(|resource| resource.describe(quota.of(resource))).join(", ");
+            writeln!(f, "  each at most     {limits}, {} requests/s", quota.requests_per_second)?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use fbuf_core::{
+        control::Slots,
+        protection::{Mechanism, Protection},
+    };
+
+    const SENDER: Role =
+        Role::Sender { slot_bytes: 64, max_slots: 4, mechanism: Mechanism::Shared, slots: Slots::Segments };
+    const RECEIVER: Role = Role::Receiver { require: Protection::Volatile };
+
+    fn user(id: u32, groups: &[u32]) -> User {
+        User { id, groups: groups.to_vec() }
+    }
+
+    fn channel(name: &str) -> ChannelName {
+        ChannelName::new(name).unwrap()
+    }
+
+    const EXAMPLE: &str = r#"
+        [[rule]]
+        name = "cameras"
+        users = [1001]
+        groups = [44]
+        send = ["camera/*"]
+        trusted = true
+        quota = { bytes = "1GiB", links = 3 }
+        [[rule]]
+        users = ["*"]
+        receive = ["camera/*", "status"]
+    "#;
+
+    #[test]
+    fn any_rule_about_a_user_is_enough() {
+        let policy = Policy::parse(EXAMPLE).unwrap();
+        let (camera, member, viewer) = (user(1001, &[1001]), user(7, &[7, 44]), user(8, &[8]));
+        for sender in [&camera, &member] {
+            assert_eq!(policy.permit(sender, SENDER, &channel("camera/1")), Ok(()));
+            assert!(policy.trusts(sender, SENDER, &channel("camera/1")));
+            assert_eq!(policy.permit(sender, RECEIVER, &channel("status")), Ok(()));
+            assert_eq!((policy.quota(sender).bytes, policy.quota(sender).links), (1 << 30, 3));
+            assert_eq!(policy.quota(sender).slots, Quota::default().slots);
+        }
+        let refused = policy.permit(&camera, SENDER, &channel("status")).unwrap_err();
+        assert_eq!(refused, ["cameras", "number 2"]);
+        assert_eq!(policy.permit(&viewer, SENDER, &channel("camera/1")).unwrap_err(), ["number 2"]);
+        assert!(!policy.trusts(&viewer, SENDER, &channel("camera/1")));
+        assert_eq!(policy.quota(&viewer), &Quota::default());
+    }
+
+    #[test]
+    fn without_a_rule_nobody_is_served() {
+        let policy = Policy::parse("").unwrap();
+        assert!(!policy.serves(&user(0, &[0])) && !policy.is_about_others_than(0));
+        let policy = Policy::only(1000);
+        assert!(policy.serves(&user(1000, &[])) && !policy.serves(&user(0, &[1000])));
+        assert!(!policy.is_about_others_than(1000) && policy.allow(1001).is_about_others_than(1000));
+    }
+
+    #[test]
+    fn what_is_wrong_is_named() {
+        for (text, words) in [
+            ("[[rule]]\nsend = [\"x\"]", "about nobody"),
+            ("[[rule]]\nusers = [\"no-such-user\"]", "\"no-such-user\""),
+            ("[[rule]]\ngroups = [\"no-such-group\"]", "the group \"no-such-group\""),
+            ("[[rule]]\nusers = [1]\nsend = [\"[a\"]", "pattern \"[a\""),
+            ("[[rule]]\nuser = [1]", "unknown field `user`"),
+            ("[[rule]]\nusers = [1]\nquota = { bytes = \"many\" }", "line 3"),
+            ("[[rule]]\nusers = [-1]", "line 2"),
+            ("rule = 1", "line 1"),
+        ] {
+            let error = Policy::parse(text).unwrap_err().to_string();
+            assert!(error.contains(words), "{text}: {error}");
+        }
+        let error = Policy::read(Path::new("/no/such/policy")).unwrap_err().to_string();
+        assert!(error.contains("/no/such/policy"), "{error}");
+    }
+
+    #[test]
+    fn it_can_be_read_by_a_person() {
+        let text = Policy::parse(EXAMPLE).unwrap().to_string();
+        for words in ["rule \"cameras\"", "about users      1001", "\"camera/*\", \"status\"", "1.0 GiB", "everybody"] {
+            assert!(text.contains(words), "{words} is missing in\n{text}");
+        }
+    }
+}

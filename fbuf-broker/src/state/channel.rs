@@ -1,0 +1,196 @@
+//! One channel: its ends, who is to be linked with whom, and by which means.
+
+use std::collections::BTreeMap;
+
+use fbuf_core::{
+    control::{Refusal, Slots},
+    limits::{MAX_LEASED, MAX_LINKS},
+    protection::{Mechanism, Protection},
+    slot::{Geometry, GeometryError},
+};
+
+use super::{Pair, Party};
+use crate::account::Charge;
+
+/// The ends of one channel, by the numbers that are given only once, and so in the order of opening.
+#[derive(Debug, Default)]
+pub(super) struct Channel {
+    senders: BTreeMap<u64, Sender>,
+    receivers: BTreeMap<u64, Receiver>,
+    /// What is paid for links, by the numbers of sender and receiver, by whoever came second.
+    links: BTreeMap<(u64, u64), Charge>,
+    /// How many ends each user has here, and what is paid for being here at all.
+    seats: BTreeMap<u32, (usize, Option<Charge>)>,
+}
+
+#[derive(Debug)]
+pub(super) struct Sender {
+    pub party: Party,
+    /// With whom it was linked before this broker began.
+    pub peers: Vec<u64>,
+    /// Whether receivers of other users may read what it could change.
+    pub trusted: bool,
+    pub stock: Stock,
+}
+
+#[derive(Debug)]
+pub(super) struct Receiver {
+    pub party: Party,
+    /// With whom it was linked before this broker began.
+    pub peers: Vec<u64>,
+    pub require: Protection,
+}
+
+/// An endpoint that is about to be opened.
+#[derive(Debug)]
+pub(super) enum End {
+    Sender(Sender),
+    Receiver(Receiver),
+}
+
+/// The slots of a sender.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Stock {
+    pub geometry: Geometry,
+    pub mechanism: Mechanism,
+    pub slots: Slots,
+}
+
+impl Stock {
+    /// Checks what a sender says of its slots.
+    pub(super) fn check(
+        slot_bytes: u64,
+        max_slots: u64,
+        mechanism: Mechanism,
+        slots: Slots,
+    ) -> Result<Self, GeometryError> {
+        let geometry = Geometry::new(slot_bytes, max_slots)?;
+        let mechanism = match (mechanism, slots) {
+            (Mechanism::Lease, Slots::Segments) => Mechanism::Copy,
+            (mechanism, Slots::Segments) => mechanism,
+            // What an earlier broker made can be leased no longer: it could be anything.
+            (_, Slots::Sender) => Mechanism::Copy,
+            (_, Slots::Broker { .. } | Slots::Receiver) => Mechanism::Lease,
+        };
+        if slots != Slots::Segments && geometry.max_slots() > MAX_LEASED {
+            return Err(GeometryError::Leased(geometry.max_slots()));
+        }
+        Ok(Self { geometry, mechanism, slots })
+    }
+}
+
+impl Channel {
+    /// With whom a new end is to be linked.
+    ///
+    /// # Errors
+    /// [`Refusal`]: it cannot be on this channel as it is.
+    pub(super) fn pairs(&self, end: &End) -> Result<Vec<Pair>, Refusal> {
+        match end {
+            End::Sender(sender) => {
+                if sender.stock.slots == Slots::Receiver && self.receivers.len() > 1 {
+                    return Err(Refusal::SeveralReceivers { receivers: self.receivers.len() });
+                }
+                check_room(self.senders.len())?;
+                let strangers = self.receivers.values().filter(|receiver| !are_acquainted(sender, receiver));
+                let pair = |receiver: &Receiver| {
+                    pair(sender, receiver).map_err(|found| Refusal::ReceiverRequiresMore {
+                        receiver: receiver.party.peer,
+                        required: receiver.require,
+                        found,
+                    })
+                };
+                strangers.map(pair).collect()
+            }
+            End::Receiver(receiver) => {
+                let alone = self.senders.values().find(|sender| sender.stock.slots == Slots::Receiver);
+                if let Some(sender) = alone.filter(|_| !self.receivers.is_empty()) {
+                    return Err(Refusal::OneReceiver { sender: sender.party.peer });
+                }
+                check_room(self.receivers.len())?;
+                let strangers = self.senders.values().filter(|sender| !are_acquainted(sender, receiver));
+                let pair = |sender: &Sender| {
+                    pair(sender, receiver).map_err(|found| Refusal::SenderGivesLess {
+                        sender: sender.party.peer,
+                        required: receiver.require,
+                        found,
+                    })
+                };
+                strangers.map(pair).collect()
+            }
+        }
+    }
+
+    /// Whether a user has paid for being here.
+    pub(super) fn has_seat(&self, user: u32) -> bool {
+        self.seats.contains_key(&user)
+    }
+
+    /// Adds an end of a user, who has paid for being here unless that was paid before, and what is paid for
+    /// each of its links.
+    pub(super) fn add(&mut self, number: u64, end: End, user: u32, seat: Option<Charge>, links: Vec<(u64, Charge)>) {
+        let (count, paid) = self.seats.entry(user).or_default();
+        *count += 1;
+        *paid = seat.or(paid.take());
+        let sends = matches!(end, End::Sender(_));
+        let names = |other| if sends { (number, other) } else { (other, number) };
+        self.links.extend(links.into_iter().map(|(other, charge)| (names(other), charge)));
+        match end {
+            End::Sender(sender) => drop(self.senders.insert(number, sender)),
+            End::Receiver(receiver) => drop(self.receivers.insert(number, receiver)),
+        }
+    }
+
+    /// Removes an end of a user.
+    pub(super) fn remove(&mut self, number: u64, user: u32) {
+        self.senders.remove(&number);
+        self.receivers.remove(&number);
+        self.links.retain(|&(sender, receiver), _| sender != number && receiver != number);
+        if let Some((count, _)) = self.seats.get_mut(&user) {
+            *count -= 1;
+            if *count == 0 {
+                self.seats.remove(&user);
+            }
+        }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.senders.is_empty() && self.receivers.is_empty()
+    }
+}
+
+/// Whether one more end can join those of its kind, each of which every end of the other kind is linked with.
+fn check_room(ends: usize) -> Result<(), Refusal> {
+    if ends < MAX_LINKS { Ok(()) } else { Err(Refusal::Crowded) }
+}
+
+/// Whether the two were linked before this broker began, and still are: each must say so of the other. Who
+/// lies loses a link that it would have had.
+fn are_acquainted(sender: &Sender, receiver: &Receiver) -> bool {
+    sender.peers.contains(&receiver.party.peer.endpoint) && receiver.peers.contains(&sender.party.peer.endpoint)
+}
+
+/// The link between two ends; or what it would give, if that is less than the receiver requires.
+fn pair(sender: &Sender, receiver: &Receiver) -> Result<Pair, Protection> {
+    let mechanism = mechanism(sender, receiver);
+    if mechanism.protection() < receiver.require {
+        return Err(mechanism.protection());
+    }
+    let Stock { geometry, slots, .. } = sender.stock;
+    Ok(Pair { sender: sender.party, receiver: receiver.party, geometry, mechanism, slots })
+}
+
+/// The rule of trust. Processes of one user can write each other's memory anyway (ptrace(2)), so
+/// between them volatile messages lose nothing; whoever receives from another user gets them sealed,
+/// unless that user is trusted.
+fn mechanism(sender: &Sender, receiver: &Receiver) -> Mechanism {
+    let (from, to) = (sender.party.peer.process.uid, receiver.party.peer.process.uid);
+    let distrusted = from != to && !sender.trusted;
+    match sender.stock.mechanism {
+        Mechanism::Shared | Mechanism::Lease if distrusted => Mechanism::Copy,
+        // A slot of the sender's user nobody else can lease.
+        Mechanism::Lease if from != to && sender.stock.slots != Slots::Receiver => Mechanism::Copy,
+        // What can be leased can be copied as well.
+        Mechanism::Lease if receiver.require == Protection::Sealed => Mechanism::Copy,
+        mechanism => mechanism,
+    }
+}

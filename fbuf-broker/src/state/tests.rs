@@ -1,0 +1,289 @@
+use super::*;
+use crate::policy::Quota;
+use fbuf_core::{limits::MAX_LINKS, protection::Protection};
+use proptest::prelude::*;
+use std::collections::HashSet;
+
+const OWN: Credentials = Credentials { pid: 1, uid: 1000, gid: 1000 };
+
+fn sender(channel: &str) -> Open {
+    let role = Role::Sender { slot_bytes: 64, max_slots: 4, mechanism: Mechanism::Shared, slots: Slots::Segments };
+    ask(channel, role)
+}
+
+fn receiver(channel: &str) -> Open {
+    ask(channel, Role::Receiver { require: Protection::Volatile })
+}
+
+fn ask(channel: &str, role: Role) -> Open {
+    Open { channel: channel.into(), role, earlier: None }
+}
+
+impl State {
+    /// A process of this user connects and greets.
+    fn enter(&mut self, uid: u32) -> Result<ClientId, Verdict> {
+        let admission = self.admit(Credentials { uid, ..OWN }, User { id: uid, groups: vec![uid] })?;
+        self.join(admission)
+    }
+
+    /// The links that opening makes.
+    fn links(&mut self, client: ClientId, endpoint: u64, open: Open) -> Result<Vec<Pair>, Refusal> {
+        self.open(client, endpoint, open).map(|opening| opening.pairs)
+    }
+}
+
+#[test]
+fn other_users_are_sent_away() {
+    let mut state = State::new(Policy::only(1000), 0);
+    assert_eq!(state.enter(1001), Err(Verdict::NotPermitted));
+    assert_eq!(state.enter(0), Err(Verdict::NotPermitted));
+    assert!(state.is_empty());
+}
+
+#[test]
+fn messages_of_another_user_are_sealed_unless_that_user_is_trusted() {
+    let mut state = State::new(Policy::only(1000).allow(1001).trust(1002), 0);
+    let [own, other, trusted] = [1000, 1001, 1002].map(|uid| state.enter(uid).unwrap());
+    for (client, channel) in [(own, "own"), (other, "other"), (trusted, "trusted")] {
+        state.open(client, 0, sender(channel)).unwrap();
+    }
+    let mut mechanism =
+        |client, channel, endpoint| state.links(client, endpoint, receiver(channel)).unwrap()[0].mechanism;
+    assert_eq!(mechanism(own, "own", 1), Mechanism::Shared);
+    assert_eq!(mechanism(other, "own", 1), Mechanism::Copy);
+    assert_eq!(mechanism(own, "other", 2), Mechanism::Copy);
+    assert_eq!(mechanism(other, "other", 2), Mechanism::Shared);
+    assert_eq!(mechanism(own, "trusted", 3), Mechanism::Shared);
+}
+
+#[test]
+fn a_lease_is_for_those_who_can_have_one_and_for_whom_it_is_enough() {
+    use Protection::{Sealed, Volatile};
+    let mut state = State::new(Policy::only(1000).allow(1001).trust(1002), 0);
+    let [own, other, trusted] = [1000, 1001, 1002].map(|uid| state.enter(uid).unwrap());
+    let given = Slots::Broker { huge: false };
+    let mut next = 0;
+    let mut mechanism = |from, slots, to, require| {
+        next += 2;
+        let role = Role::Sender { slot_bytes: 64, max_slots: 4, mechanism: Mechanism::Lease, slots };
+        let channel = next.to_string();
+        state.links(from, next, ask(&channel, role)).unwrap();
+        let role = Role::Receiver { require };
+        state.links(to, next + 1, ask(&channel, role)).unwrap()[0].mechanism
+    };
+    for slots in [given, Slots::Receiver] {
+        assert_eq!(mechanism(own, slots, own, Volatile), Mechanism::Lease);
+        assert_eq!(mechanism(own, slots, own, Protection::Leased), Mechanism::Lease);
+        assert_eq!(mechanism(own, slots, own, Sealed), Mechanism::Copy);
+        assert_eq!(mechanism(other, slots, own, Volatile), Mechanism::Copy);
+    }
+    assert_eq!(mechanism(trusted, given, own, Volatile), Mechanism::Copy);
+    assert_eq!(mechanism(trusted, Slots::Receiver, own, Volatile), Mechanism::Lease);
+    assert_eq!(mechanism(trusted, Slots::Receiver, own, Sealed), Mechanism::Copy);
+}
+
+#[test]
+fn less_than_is_required_is_refused_whoever_comes_first() {
+    let mut state = State::new(Policy::only(1000), 0);
+    let client = state.enter(1000).unwrap();
+    let demanding = |channel: &str| ask(channel, Role::Receiver { require: Protection::Sealed });
+    state.open(client, 1, sender("a")).unwrap();
+    assert!(matches!(state.open(client, 2, demanding("a")), Err(Refusal::SenderGivesLess { .. })));
+    state.open(client, 3, demanding("b")).unwrap();
+    assert!(matches!(state.open(client, 4, sender("b")), Err(Refusal::ReceiverRequiresMore { .. })));
+    let role = Role::Sender { slot_bytes: 64, max_slots: 4, mechanism: Mechanism::Copy, slots: Slots::Segments };
+    let pairs = state.links(client, 4, ask("b", role)).unwrap();
+    assert!(matches!(pairs[..], [Pair { mechanism: Mechanism::Copy, .. }]));
+    // What was refused has left nothing.
+    assert_eq!(state.links(client, 2, receiver("c")), Ok(vec![]));
+    assert_eq!(state.links(client, 5, sender("d")), Ok(vec![]));
+}
+
+#[test]
+fn the_client_that_is_too_many_is_sent_away() {
+    let mut state = State::new(Policy::only(1000), 0);
+    let quota = Quota { connections: MAX_CLIENTS as u64 + 1, ..Quota::default() };
+    state.set_policy(Policy::only(1000).with_quota(quota));
+    for _ in 0..MAX_CLIENTS {
+        state.enter(1000).unwrap();
+    }
+    assert_eq!(state.enter(1000), Err(Verdict::Full));
+}
+
+#[test]
+fn the_endpoint_that_is_too_many_is_refused() {
+    let mut state = State::new(Policy::only(1000), 0);
+    let client = state.enter(1000).unwrap();
+    for endpoint in 0..MAX_ENDPOINTS as u64 {
+        state.open(client, endpoint, receiver(&(endpoint % 16).to_string())).unwrap();
+    }
+    assert_eq!(state.open(client, 1 << 40, receiver("c")), Err(Refusal::TooManyEndpoints));
+    assert_eq!(state.open(client, 0, receiver("c")), Err(Refusal::Taken(0)));
+}
+
+#[test]
+fn what_cannot_be_is_refused_and_leaves_nothing() {
+    let mut state = State::new(Policy::only(1000), 0);
+    let client = state.enter(1000).unwrap();
+    assert!(matches!(state.open(client, 1, receiver("")), Err(Refusal::Channel(_))));
+    let role = Role::Sender { slot_bytes: 0, max_slots: 1, mechanism: Mechanism::Shared, slots: Slots::Segments };
+    assert!(matches!(state.open(client, 1, ask("c", role)), Err(Refusal::Geometry(_))));
+    assert!(state.channels.is_empty());
+    assert_eq!(state.links(client, 1, receiver("c")), Ok(vec![]), "the number is still free");
+}
+
+#[test]
+fn each_quota_is_enforced_and_given_back() {
+    let quota =
+        Quota { bytes: 1000, slots: 10, channels: 2, links: 3, connections: 2, descriptors: 5, ..Quota::default() };
+    let mut state = State::new(Policy::only(1000).with_quota(quota), 0);
+    let (client, other) = (state.enter(1000).unwrap(), state.enter(1000).unwrap());
+    assert_eq!(state.enter(1000), Err(Verdict::Spent));
+    let role =
+        |slot_bytes, max_slots, slots| Role::Sender { slot_bytes, max_slots, mechanism: Mechanism::Shared, slots };
+    let spent = |answer: Result<Vec<Pair>, Refusal>| match answer {
+        Err(Refusal::Spent(spent)) => spent.resource,
+        other => panic!("{other:?}"),
+    };
+    let (here, given) = (Slots::Segments, Slots::Broker { huge: false });
+    assert_eq!(spent(state.links(client, 1, ask("a", role(64, 11, here)))), Resource::Slots);
+    assert_eq!(spent(state.links(client, 1, ask("a", role(640, 2, here)))), Resource::Bytes);
+    assert_eq!(spent(state.links(client, 1, ask("a", role(64, 6, given)))), Resource::Descriptors);
+    for endpoint in 1..=4 {
+        state.links(client, endpoint, receiver("a")).unwrap();
+    }
+    assert_eq!(spent(state.links(client, 5, sender("a"))), Resource::Links);
+    state.close(client, 4);
+    assert_eq!(state.links(client, 5, sender("a")).unwrap().len(), 3);
+    state.links(other, 1, receiver("b")).unwrap();
+    assert_eq!(spent(state.links(other, 2, receiver("c"))), Resource::Channels);
+    // Whoever closes gives back the links that were paid for by the other end, too.
+    (1..=3).for_each(|endpoint| state.close(client, endpoint));
+    let used: Vec<_> = state.used().filter(|&(_, resource, _)| resource == Resource::Links).collect();
+    assert_eq!(used, []);
+    assert!(state.charge_descriptors(client, 6).is_none());
+    drop(state.charge_descriptors(client, 5).unwrap());
+    state.leave(client);
+    state.leave(other);
+    assert!(state.is_empty(), "{state:?}");
+}
+
+#[test]
+fn what_no_rule_allows_is_refused_and_the_rules_are_named() {
+    let policy = Policy::parse("[[rule]]\nname = \"readers\"\nusers = [1000]\nreceive = [\"news/*\"]").unwrap();
+    let mut state = State::new(policy, 0);
+    let client = state.enter(1000).unwrap();
+    state.links(client, 1, receiver("news/today")).unwrap();
+    for (open, channel) in [(sender("news/today"), "news/today"), (receiver("mail"), "mail")] {
+        let refusal = state.links(client, 2, open).unwrap_err().to_string();
+        assert!(refusal.contains(channel) && refusal.contains("readers") && refusal.contains("1000"), "{refusal}");
+    }
+    state.set_policy(Policy::only(1000));
+    state.links(client, 2, sender("news/today")).unwrap();
+}
+
+#[test]
+fn an_endpoint_has_no_more_links_than_its_messages_can_name() {
+    let mut state = State::new(Policy::only(1000), 0);
+    let client = state.enter(1000).unwrap();
+    for endpoint in 0..MAX_LINKS as u64 {
+        state.links(client, endpoint, receiver("c")).unwrap();
+    }
+    assert_eq!(state.links(client, 5000, receiver("c")), Err(Refusal::Crowded));
+    assert_eq!(state.links(client, 5000, sender("c")).unwrap().len(), MAX_LINKS);
+}
+
+#[test]
+fn after_a_restart_only_those_are_introduced_who_do_not_know_each_other() {
+    let mut state = State::new(Policy::only(1000), 1 << 20);
+    let client = state.enter(1000).unwrap();
+    let resumed = |open: Open, endpoint, peers: &[u64]| Open {
+        earlier: Some(Earlier { endpoint, peers: peers.to_vec() }),
+        ..open
+    };
+    assert_eq!(state.links(client, 1, resumed(sender("c"), 7, &[8, 9])), Ok(vec![]));
+    assert_eq!(state.links(client, 2, resumed(receiver("c"), 8, &[7])), Ok(vec![]), "they are linked already");
+    // One of whom only the sender thinks so, and one who only says so.
+    for (endpoint, known_as, peers) in [(3, 9, &[][..]), (4, 10, &[7])] {
+        let opening = state.open(client, endpoint, resumed(receiver("c"), known_as, peers)).unwrap();
+        assert_eq!((opening.endpoint, opening.pairs.len()), (known_as, 1));
+        assert_eq!(opening.pairs[0].sender.peer.endpoint, 7);
+        assert_eq!(opening.pairs[0].receiver.peer.endpoint, known_as);
+    }
+    assert_eq!(state.links(client, 5, receiver("c")).unwrap().len(), 1);
+    // What an earlier broker has made can be copied, and no more.
+    let slots = Slots::Sender;
+    let role = Role::Sender { slot_bytes: 64, max_slots: 4, mechanism: Mechanism::Lease, slots };
+    state.links(client, 6, resumed(ask("d", role), 11, &[])).unwrap();
+    assert_eq!(state.links(client, 7, receiver("d")).unwrap()[0].mechanism, Mechanism::Copy);
+}
+
+#[derive(Debug, Clone)]
+enum Step {
+    Join,
+    Open { client: usize, endpoint: u64, channel: u8, sends: bool },
+    Close { client: usize, endpoint: u64 },
+    Leave { client: usize },
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let step = prop_oneof![
+        1 => Just(Step::Join),
+        6 => (0..4usize, 0..6u64, 0..3u8, any::<bool>())
+            .prop_map(|(client, endpoint, channel, sends)| Step::Open { client, endpoint, channel, sends }),
+        2 => (0..4usize, 0..6u64).prop_map(|(client, endpoint)| Step::Close { client, endpoint }),
+        1 => (0..4usize).prop_map(|client| Step::Leave { client }),
+    ];
+    prop::collection::vec(step, 0..60)
+}
+
+proptest! {
+    /// Against a list of what is open: an open introduces exactly the endpoints of the other
+    /// role on the same channel, each once, and when all have left nothing is known.
+    #[test]
+    fn everybody_who_belongs_together_is_introduced_once(steps in steps()) {
+        let mut state = State::new(Policy::only(1000), 0);
+        let mut clients: Vec<ClientId> = Vec::new();
+        let mut open: Vec<(ClientId, u64, u8, bool)> = Vec::new();
+        for step in steps {
+            match step {
+                Step::Join => clients.push(state.enter(1000).unwrap()),
+                Step::Open { client, endpoint, channel, sends } => {
+                    let Some(&client) = clients.get(client) else { continue };
+                    let ask = if sends { sender(&channel.to_string()) } else { receiver(&channel.to_string()) };
+                    let answer = state.links(client, endpoint, ask);
+                    if open.iter().any(|o| (o.0, o.1) == (client, endpoint)) {
+                        prop_assert_eq!(answer, Err(Refusal::Taken(endpoint)));
+                        continue;
+                    }
+                    let pairs = answer.unwrap();
+                    let met: HashSet<_> = pairs.iter().map(|pair| {
+                        let (own, other) = if sends { (pair.sender, pair.receiver) } else { (pair.receiver, pair.sender) };
+                        assert_eq!((own.client, own.endpoint), (client, endpoint));
+                        (other.client, other.endpoint)
+                    }).collect();
+                    let due: HashSet<_> = open.iter().filter(|o| o.2 == channel && o.3 != sends).map(|o| (o.0, o.1)).collect();
+                    prop_assert_eq!(met.len(), pairs.len());
+                    prop_assert_eq!(met, due);
+                    open.push((client, endpoint, channel, sends));
+                }
+                Step::Close { client, endpoint } => {
+                    let Some(&client) = clients.get(client) else { continue };
+                    state.close(client, endpoint);
+                    open.retain(|o| (o.0, o.1) != (client, endpoint));
+                }
+                Step::Leave { client } => {
+                    if client < clients.len() {
+                        let client = clients.remove(client);
+                        state.leave(client);
+                        open.retain(|o| o.0 != client);
+                    }
+                }
+            }
+        }
+        for client in clients {
+            state.leave(client);
+        }
+        prop_assert!(state.is_empty());
+    }
+}

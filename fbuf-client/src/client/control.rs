@@ -1,0 +1,296 @@
+//! The control thread: passes requests on to the broker and introductions on to the endpoints, and connects
+//! again when the broker has gone and another has come.
+
+use std::{
+    collections::BTreeMap,
+    future::Future,
+    hash::{BuildHasher, Hasher, RandomState},
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+        mpsc::SyncSender,
+    },
+    time::{Duration, Instant},
+};
+
+use fbuf_core::{
+    address::Address,
+    control::{
+        ClientTransport, ControlClient, ControlRequest, ControlResponse, Earlier, Introduction, Open, Opened, Refusal,
+        Role, Slots,
+    },
+    slot::Geometry,
+    socket::PacketSocket,
+};
+use tarpc::{client::RpcError, context};
+use tokio::{
+    io::unix::AsyncFd,
+    sync::{Semaphore, mpsc::UnboundedReceiver},
+    task::JoinSet,
+    time::{sleep, sleep_until},
+};
+
+use super::{OpenError, greet::greet};
+use crate::endpoint::Post;
+
+/// How many endpoints are being closed at the broker at once.
+const MAX_CLOSING: usize = 4;
+/// Longer than a broker keeps a question for introductions unanswered.
+const INTRODUCTION_TIME: Duration = Duration::from_secs(3600);
+/// How long to wait before the first attempt to connect again, and at most between two. About half of it more
+/// or less, so that the clients of one broker do not all come at once.
+const FIRST_PAUSE: Duration = Duration::from_millis(4);
+const LAST_PAUSE: Duration = Duration::from_millis(250);
+/// How often an endpoint asks again that the next broker refused.
+const AGAIN: Duration = Duration::from_secs(1);
+
+/// What other threads want.
+pub(super) enum Command {
+    Open {
+        endpoint: u64,
+        open: Open,
+        post: Box<dyn Post>,
+        answer: SyncSender<Result<Opened, OpenError>>,
+        /// When to give up if there is no broker.
+        deadline: Instant,
+    },
+    Close {
+        endpoint: u64,
+    },
+}
+
+/// An endpoint that is open.
+struct Endpoint {
+    open: Open,
+    /// How its peers know it.
+    known_as: u64,
+    post: Box<dyn Post>,
+    /// Whether the broker that is there now has it.
+    listed: bool,
+}
+
+/// An endpoint that is to be opened when there is a broker again.
+struct Request {
+    endpoint: u64,
+    open: Open,
+    post: Box<dyn Post>,
+    answer: SyncSender<Result<Opened, OpenError>>,
+    deadline: Instant,
+}
+
+#[derive(Default)]
+struct Endpoints {
+    open: BTreeMap<u64, Endpoint>,
+    waiting: Vec<Request>,
+}
+
+/// Why a session is over.
+enum Over {
+    /// The last handle of the client was dropped.
+    Dropped,
+    /// The broker is gone.
+    Gone,
+}
+
+/// Until the last handle of the client is dropped.
+pub(super) async fn run(
+    address: &Address,
+    socket: AsyncFd<PacketSocket>,
+    mut commands: UnboundedReceiver<Command>,
+    is_up: &Arc<AtomicBool>,
+) {
+    let mut endpoints = Endpoints::default();
+    let mut session = Session::new(socket);
+    loop {
+        match session.serve(&mut endpoints, &mut commands).await {
+            Over::Dropped => return,
+            Over::Gone => is_up.store(false, Ordering::Relaxed),
+        }
+        session.closing.abort_all();
+        let Some(socket) = endpoints.reconnect(address, &mut commands).await else { return };
+        session = Session::new(socket);
+        is_up.store(true, Ordering::Relaxed);
+    }
+}
+
+impl Endpoints {
+    /// Connects again, however long it takes; none when the last handle of the client is dropped.
+    async fn reconnect(
+        &mut self,
+        address: &Address,
+        commands: &mut UnboundedReceiver<Command>,
+    ) -> Option<AsyncFd<PacketSocket>> {
+        self.open.values_mut().for_each(|endpoint| endpoint.listed = false);
+        let mut pause = FIRST_PAUSE;
+        let mut why = String::from("it hung up");
+        loop {
+            let attempt = Instant::now() + jittered(pause);
+            pause = (2 * pause).min(LAST_PAUSE);
+            // What is asked for meanwhile waits for a broker, but not for ever.
+            loop {
+                let patience = self.waiting.iter().map(|request| request.deadline).min();
+                let next = patience.map_or(attempt, |deadline| deadline.min(attempt));
+                tokio::select! {
+                    command = commands.recv() => match command? {
+                        Command::Open { endpoint, open, post, answer, deadline } => {
+                            self.waiting.push(Request { endpoint, open, post, answer, deadline });
+                        }
+                        Command::Close { endpoint } => drop(self.open.remove(&endpoint)),
+                    },
+                    () = sleep_until(next.into()) => {}
+                }
+                self.give_up(&why);
+                if Instant::now() >= attempt {
+                    break;
+                }
+            }
+            match greet(address).await {
+                Ok(socket) => return Some(socket),
+                Err(error) => why = error.to_string(),
+            }
+            self.give_up(&why);
+        }
+    }
+
+    /// Answers those that have waited for long enough.
+    fn give_up(&mut self, why: &str) {
+        let now = Instant::now();
+        for request in self.waiting.extract_if(.., |request| request.deadline <= now) {
+            // The caller waits for it.
+            let _ = request.answer.send(Err(OpenError::BrokerGone(why.to_owned())));
+        }
+    }
+
+    fn introduce(&self, introduction: Introduction) {
+        let Introduction { endpoint, peer, slot_bytes, max_slots, mechanism, lodging, socket } = introduction;
+        // Of an endpoint that was closed meanwhile; or out of descriptors, which the peer sees as a hang-up.
+        let Some(Endpoint { post, .. }) = self.open.get(&endpoint) else { return };
+        let Ok(socket) = socket.into_owned().and_then(PacketSocket::new) else { return };
+        // The broker has checked it; one that has not is no better than none.
+        let Ok(geometry) = Geometry::new(slot_bytes, max_slots) else { return };
+        post.introduce(peer, socket, geometry, mechanism, lodging);
+    }
+}
+
+/// A pause, half as long or half as long again.
+fn jittered(pause: Duration) -> Duration {
+    // Each of these is seeded anew.
+    let random = RandomState::new().build_hasher().finish() % 1024;
+    pause / 2 + pause * random as u32 / 1024
+}
+
+type Fetching = Pin<Box<dyn Future<Output = Result<Vec<Introduction>, RpcError>> + Send>>;
+
+/// A connection, for as long as it lasts.
+struct Session {
+    client: ControlClient,
+    places: Arc<Semaphore>,
+    closing: JoinSet<()>,
+}
+
+impl Session {
+    fn new(socket: AsyncFd<PacketSocket>) -> Self {
+        let transport: ClientTransport<ControlRequest, ControlResponse> = ClientTransport::new(socket);
+        let client = ControlClient::new(tarpc::client::Config::default(), transport).spawn();
+        Self { client, places: Arc::new(Semaphore::new(MAX_CLOSING)), closing: JoinSet::new() }
+    }
+
+    async fn serve(&mut self, endpoints: &mut Endpoints, commands: &mut UnboundedReceiver<Command>) -> Over {
+        let mut fetching = self.fetch();
+        let mut again = Box::pin(sleep(Duration::ZERO));
+        loop {
+            if self.open_waiting(endpoints).await.is_none() {
+                return Over::Gone;
+            }
+            let unlisted = endpoints.open.values().any(|endpoint| !endpoint.listed);
+            tokio::select! {
+                command = commands.recv() => match command {
+                    None => return Over::Dropped,
+                    Some(Command::Open { endpoint, open, post, answer, deadline }) => {
+                        endpoints.waiting.push(Request { endpoint, open, post, answer, deadline });
+                    }
+                    Some(Command::Close { endpoint }) => {
+                        if endpoints.open.remove(&endpoint).is_some_and(|endpoint| endpoint.listed) {
+                            self.close(endpoint);
+                        }
+                    }
+                },
+                fetched = &mut fetching => {
+                    match fetched {
+                        Ok(introductions) => introductions.into_iter().for_each(|one| endpoints.introduce(one)),
+                        Err(RpcError::Server(_) | RpcError::DeadlineExceeded) => sleep(LAST_PAUSE).await,
+                        Err(_) => return Over::Gone,
+                    }
+                    fetching = self.fetch();
+                }
+                () = &mut again, if unlisted => {
+                    if self.resume(endpoints).await.is_none() {
+                        return Over::Gone;
+                    }
+                    again.as_mut().reset((Instant::now() + AGAIN).into());
+                }
+            }
+        }
+    }
+
+    /// Asks for introductions.
+    fn fetch(&self) -> Fetching {
+        let (client, mut context) = (self.client.clone(), context::current());
+        context.deadline = Instant::now() + INTRODUCTION_TIME;
+        Box::pin(async move { client.introductions(context).await })
+    }
+
+    /// Opens what is to be opened. None if the broker is gone; what was not opened then waits for the next.
+    async fn open_waiting(&mut self, endpoints: &mut Endpoints) -> Option<()> {
+        while let Some(request) = endpoints.waiting.first() {
+            // It is not to find an endpoint in its way that was dropped before.
+            while self.closing.join_next().await.is_some() {}
+            let result = match self.client.open(context::current(), request.endpoint, request.open.clone()).await {
+                Ok(opened) => opened.map_err(OpenError::Refused),
+                Err(RpcError::DeadlineExceeded | RpcError::Server(_)) => Err(OpenError::NoAnswer),
+                Err(_) => return None,
+            };
+            let Request { endpoint, open, post, answer, .. } = endpoints.waiting.remove(0);
+            if let Ok(opened) = &result {
+                let known_as = opened.endpoint;
+                endpoints.open.insert(endpoint, Endpoint { open, known_as, post, listed: true });
+            }
+            // The caller waits for it.
+            let _ = answer.send(result);
+        }
+        Some(())
+    }
+
+    /// Tells the broker of endpoints that were open at an earlier one, and with whom each is linked. None if it
+    /// is gone.
+    async fn resume(&mut self, endpoints: &mut Endpoints) -> Option<()> {
+        for (&number, endpoint) in endpoints.open.iter_mut().filter(|(_, endpoint)| !endpoint.listed) {
+            let Endpoint { open, known_as, post, .. } = endpoint;
+            let mut open = open.clone();
+            if let Role::Sender { slots: slots @ Slots::Broker { .. }, .. } = &mut open.role {
+                *slots = Slots::Sender;
+            }
+            open.earlier = Some(Earlier { endpoint: *known_as, peers: post.peers() });
+            match self.client.open(context::current(), number, open).await {
+                // It may be open already, and no answer came. If it is refused, time will tell.
+                Ok(opened) => endpoint.listed = matches!(opened, Ok(_) | Err(Refusal::Taken(_))),
+                Err(RpcError::DeadlineExceeded | RpcError::Server(_)) => {}
+                Err(_) => return None,
+            }
+        }
+        Some(())
+    }
+
+    /// Closes an endpoint. Nobody waits for it: a broker that is gone, or whose connection closes before it
+    /// hears of this, closes the endpoint by itself. A few at a time, since it does not answer everything at
+    /// once.
+    fn close(&mut self, endpoint: u64) {
+        let (client, places) = (self.client.clone(), self.places.clone());
+        self.closing.spawn(async move {
+            let _place = places.acquire().await;
+            let _ = client.close(context::current(), endpoint).await;
+        });
+        while self.closing.try_join_next().is_some() {}
+    }
+}
