@@ -11,7 +11,7 @@ use std::{
 
 use fbuf_broker::Embedded;
 use fbuf_client::{Client, Farewell, GetError, Wait};
-use support::{Process, Random, SOON, descriptors, fbuf, mappings, threads, until};
+use support::{Process, Random, Resources, SOON, fbuf, until};
 
 /// Both tests count what this process holds, so they take turns.
 static TURN: Mutex<()> = Mutex::new(());
@@ -21,8 +21,8 @@ const SLOTS: u64 = 16;
 
 /// Compares what this process holds, the broker in it included, with what it held after the first
 /// round. The broker closes the connection of a dead client when its thread gets to it.
-fn nothing_kept(round: u64, before: &mut Option<(usize, usize, usize)>) {
-    let holdings = || (descriptors(), threads(), mappings());
+fn nothing_kept(round: u64, before: &mut Option<[usize; 3]>) {
+    let holdings = || Resources::here().counts();
     match *before {
         Some(before) => until(&format!("round {round}: {before:?}, now {:?}", holdings()), || holdings() == before),
         None => *before = Some(settled(holdings)),

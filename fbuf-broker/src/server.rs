@@ -17,6 +17,7 @@ use fbuf_core::{
     },
     limits::MAX_DESCRIPTORS,
     memory::{Leasable, MemoryError},
+    points,
     slot::Geometry,
     socket::{Arrival, Credentials, PacketSocket},
     sys,
@@ -174,6 +175,7 @@ impl Broker {
     }
 
     async fn greet(&self, connection: OwnedFd) -> io::Result<Option<(Member, AsyncFd<PacketSocket>)>> {
+        points::reach("broker: accepted");
         let socket = PacketSocket::new(connection)?;
         let process = socket.peer()?;
         let user = User { id: process.uid, groups: socket.peer_groups()? };
@@ -203,8 +205,10 @@ impl Broker {
         let joined =
             if greeting.version == VERSION { lock(&self.0).state.join(admission) } else { Err(Verdict::OtherVersion) };
         let joined = joined.map(|client| Member { broker: self.clone(), client, process });
+        points::reach("broker: joined");
         let verdict = joined.as_ref().err().copied().unwrap_or(Verdict::Welcome);
         say(socket.get_ref(), verdict)?;
+        points::reach("broker: greeted");
         match joined {
             Ok(member) => Ok(Some((member, socket))),
             Err(verdict) => {
@@ -270,8 +274,10 @@ impl Broker {
                 // To whom it is sent, not to who has caused it: that one cannot fetch it.
                 let charge = inner.state.charge_descriptors(own.client, introduction.descriptors() as u64);
                 mailbox.post(introduction, charge);
+                points::reach("broker: introduced to one");
             }
         }
+        points::reach("broker: introduced to both");
         Ok(())
     }
 }
@@ -330,6 +336,7 @@ impl Control for Desk {
                 warn!(client = ?self.client, channel, role = name, %refusal, "refused");
             })?;
         let mut opened = Opened { endpoint: known_as, slots: Vec::new() };
+        points::reach("broker: opened");
         if let Role::Sender { slot_bytes, max_slots, slots: Slots::Broker { huge }, .. } = role {
             let geometry = Geometry::new(slot_bytes, max_slots)?;
             match make_slots(geometry, huge, self.process.uid) {

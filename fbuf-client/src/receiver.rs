@@ -13,6 +13,7 @@ use fbuf_core::{
     link::LinkEnd,
     loan::Received,
     park::Fencing,
+    points,
     protection::{Mechanism, Protection},
     slot::Geometry,
     socket::PacketSocket,
@@ -280,6 +281,11 @@ impl Receiver {
         self.links.len()
     }
 
+    /// The senders that are linked, or about to be, as far as is known.
+    pub fn peers(&self) -> impl Iterator<Item = Peer> {
+        self.links.iter().map(Inbound::peer).chain(self.greeted.iter().map(Greeted::peer))
+    }
+
     /// What was done so far.
     #[must_use]
     pub fn counters(&self) -> ReceiverCounters {
@@ -445,6 +451,7 @@ impl Receiver {
         for link in &self.links {
             link.raise();
         }
+        points::reach("park: raised");
         let settled = self.settle();
         let sure = Fencing::of_this_process().before_sleeping() && settled;
         let slept = !self.links.iter().any(|link| link.is_ready() || link.is_over());
@@ -452,8 +459,10 @@ impl Receiver {
             self.sockets.look()
         } else {
             self.sleeps += 1;
+            points::reach("park: about to sleep");
             self.sockets.sleep(if sure { deadline } else { within(UNSURE, deadline) })
         };
+        points::reach("park: awake");
         for link in &self.links {
             link.lower();
         }

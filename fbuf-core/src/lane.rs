@@ -11,6 +11,7 @@ use zerocopy::FromBytes;
 
 use crate::{
     park::{Flag, Rang},
+    points,
     slot::SlotId,
     sync::{AtomicU64, Ordering},
     violation::Violation,
@@ -163,6 +164,7 @@ impl<M: LaneMemory> LaneWriter<M> {
         let (entry, position) = (self.memory.entry(self.position), self.position);
         self.position += 1;
         entry.body.store(body, Ordering::Relaxed);
+        points::reach("write: half an entry");
         // Release: partner is the Acquire load in `LaneReader::peek`. It carries the body, and the
         // bytes of the slot.
         entry.head.store(head_of(position, kind) + slot, Ordering::Release);
@@ -173,6 +175,7 @@ impl<M: LaneMemory> LaneWriter<M> {
         self.memory.head().left_out.store(left_out, Ordering::Relaxed);
         // Release: partner is the Acquire load in `LaneReader::ending`.
         self.memory.head().closed.store(self.position, Ordering::Release);
+        points::reach("end: closed");
     }
 }
 

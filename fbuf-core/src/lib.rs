@@ -14,6 +14,7 @@ pub mod board;
 pub mod lane;
 pub mod limits;
 pub mod park;
+pub mod points;
 pub mod retire;
 pub mod ring;
 pub mod slot;

@@ -15,6 +15,7 @@ use crate::{
     limits::MAX_LEASED,
     link::{self, Gift, Hello, LinkEnd, LinkMessage, OneShot, Welcome},
     park::Fencing,
+    points,
     pool::Pool,
     ring::Ring,
     slot::{Mark, SlotId},
@@ -197,6 +198,7 @@ impl Outbound {
         let welcome = Welcome { lane: Descriptor::from(descriptor), first_sequence, segments, slots: memory };
         let announced = welcome.segments.len();
         link::send(&socket, &LinkMessage::Welcome(welcome))?;
+        points::reach("attach: answered");
         Ok(Self {
             peer,
             socket,
@@ -240,6 +242,12 @@ impl Outbound {
         self.unread_from.is_none()
     }
 
+    /// Whether the receiver has said that it leaves.
+    #[must_use]
+    pub fn has_left(&self) -> bool {
+        self.board.left_at().is_some()
+    }
+
     /// Whether a slot that is to be sent will be lent to this receiver: it is there, and would not rather
     /// skip. To be followed by [`Self::offer`].
     pub fn admit(&mut self, slot: SlotId, sequence: u64) -> bool {
@@ -258,6 +266,7 @@ impl Outbound {
             if let Err(end) = link::send(&self.socket, &LinkMessage::OneShot(shot)) {
                 return self.lose(sequence, end);
             }
+            points::reach("seal: sent");
         }
         if self.lend(slot, length, Fencing::of_this_process()) { Offer::Lent } else { self.answer(sequence) }
     }
@@ -286,6 +295,7 @@ impl Outbound {
     #[inline]
     fn lend(&mut self, slot: SlotId, length: u32, fencing: Fencing) -> bool {
         self.writer.message(slot, length);
+        points::reach("write: published");
         fencing.after_publishing();
         self.board.head().flag.read().is_quiet()
     }
@@ -320,6 +330,7 @@ impl Outbound {
             && self.rung != sleep
         {
             self.writer.head().rang.note();
+            points::reach("write: bell");
             if link::ring(&self.socket) {
                 self.rung = sleep;
                 self.counts.bells += 1;
@@ -369,7 +380,10 @@ impl Outbound {
     pub fn announce(&mut self, pool: &Pool) -> Result<bool, LinkEnd> {
         for segment in pool.announce(self.announced) {
             match link::send(&self.socket, &LinkMessage::Segment(segment)) {
-                Ok(()) => self.announced += 1,
+                Ok(()) => {
+                    self.announced += 1;
+                    points::reach("growth: announced");
+                }
                 Err(LinkEnd::Exhausted(_)) => return Ok(false),
                 Err(end) => return Err(end),
             }

@@ -125,7 +125,13 @@ impl PacketSocket {
 
     fn receive_with<const LONGEST: usize>(&self, most: usize) -> io::Result<Arrival> {
         let mut buffer = [0; LONGEST];
-        match sys::receive(self.0.as_fd(), &mut buffer, most > 0) {
+        let mut receive = || sys::receive(self.0.as_fd(), &mut buffer, most > 0);
+        let received = match receive() {
+            // Said once, and before what had been sent.
+            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => receive(),
+            received => received,
+        };
+        match received {
             Ok(packet) if packet.truncated => Ok(Arrival::TooLong),
             Ok(packet) if packet.descriptors_lost && packet.descriptors.len() < most => Ok(Arrival::NoDescriptors),
             Ok(packet) if packet.descriptors_lost => Ok(Arrival::TooLong),
@@ -256,6 +262,17 @@ mod tests {
         assert!(matches!(b.receive::<MAX_MESSAGE>().unwrap(), Arrival::Message(..)));
         assert!(matches!(b.receive::<MAX_MESSAGE>().unwrap(), Arrival::HangUp));
         assert!(means_gone(&b.send(&letter(1, 0)).unwrap_err()));
+    }
+
+    /// Who dies with something unread in its own socket resets that of the other side.
+    #[test]
+    fn what_was_sent_before_a_reset_arrives_before_it() {
+        let (a, b) = pair();
+        a.send(&letter(3, 1)).unwrap();
+        b.send(&letter(4, 0)).unwrap();
+        drop(a);
+        assert!(matches!(b.receive::<MAX_MESSAGE>().unwrap(), Arrival::Message(..)));
+        assert!(matches!(b.receive::<MAX_MESSAGE>().unwrap(), Arrival::HangUp));
     }
 
     #[test]

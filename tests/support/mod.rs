@@ -5,7 +5,7 @@
 use std::{
     ffi::OsStr,
     fs,
-    io::{BufRead, BufReader},
+    io::{BufRead, BufReader, Read},
     path::Path,
     process::{Child, Command, ExitStatus, Stdio},
     time::{Duration, Instant},
@@ -14,7 +14,7 @@ use std::{
 use fbuf_client::Address;
 
 /// Longer than anything here takes on a slow machine.
-pub const SOON: Duration = Duration::from_secs(60);
+pub const SOON: Duration = Duration::from_secs(15);
 
 /// The command under test.
 pub fn fbuf(arguments: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Command {
@@ -43,6 +43,10 @@ impl Process {
 
     pub fn signal(&self, signal: nix::sys::signal::Signal) {
         nix::sys::signal::kill(nix::unistd::Pid::from_raw(self.pid() as i32), signal).expect("a signal");
+    }
+
+    pub fn has_ended(&mut self) -> bool {
+        self.0.try_wait().expect("its state").is_some()
     }
 
     pub fn end(&mut self) -> ExitStatus {
@@ -84,19 +88,25 @@ impl Drop for Fork {
 }
 
 /// A `fbuf broker` in a folder, as a process of its own, and its log.
-#[derive(Debug)]
 pub struct BrokerProcess {
     pub process: Process,
     pub address: Address,
-    pub log: BufReader<std::process::ChildStderr>,
+    pub log: BufReader<Box<dyn Read + Send>>,
 }
 
 impl BrokerProcess {
     /// Starts it and waits until it listens.
     pub fn start(socket: &Path) -> Self {
+        Self::start_with(socket, |_| {})
+    }
+
+    /// The same, started in a particular way.
+    pub fn start_with(socket: &Path, set: impl FnOnce(&mut Command)) -> Self {
         let mut command = fbuf([OsStr::new("broker"), OsStr::new("--socket"), socket.as_os_str()]);
+        set(&mut command);
         let mut process = Process::start(command.stderr(Stdio::piped()).env("NO_COLOR", "1"));
-        let mut log = BufReader::new(process.0.stderr.take().expect("its log"));
+        let log: Box<dyn Read + Send> = Box::new(process.0.stderr.take().expect("its log"));
+        let mut log = BufReader::new(log);
         let mut line = String::new();
         while !line.contains("listening") {
             line.clear();
@@ -104,21 +114,64 @@ impl BrokerProcess {
         }
         Self { process, address: Address::new(socket), log }
     }
+
+    /// Has its log read, and forgotten: it would wait for a reader when the pipe is full.
+    pub fn forget_log(mut self) -> Self {
+        let log = std::mem::replace(&mut self.log, BufReader::new(Box::new(std::io::empty())));
+        std::thread::spawn(move || std::io::copy(&mut { log }, &mut std::io::sink()));
+        self
+    }
 }
 
-/// How many descriptors this process has open.
-pub fn descriptors() -> usize {
-    fs::read_dir("/proc/self/fd").expect("/proc").count()
+/// What a process holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Resources {
+    /// Descriptors that are open.
+    pub descriptors: usize,
+    /// Threads.
+    pub threads: usize,
+    /// Mappings of shared memory of fbuf.
+    pub mappings: usize,
+    /// Bytes of memory that are there, shared ones included.
+    pub memory: u64,
 }
 
-/// How many threads this process has.
-pub fn threads() -> usize {
-    fs::read_dir("/proc/self/task").expect("/proc").count()
+impl Resources {
+    pub fn of(pid: u32) -> Self {
+        let proc = |name: &str| format!("/proc/{pid}/{name}");
+        let count = |name: &str| fs::read_dir(proc(name)).expect("/proc").count();
+        let maps = fs::read_to_string(proc("maps")).expect("/proc");
+        let status = fs::read_to_string(proc("status")).expect("/proc");
+        let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix(" kB"));
+        Self {
+            descriptors: count("fd"),
+            threads: count("task"),
+            mappings: count_mappings(&maps),
+            memory: resident.expect("VmRSS").trim().parse::<u64>().expect("a number") * 1024,
+        }
+    }
+
+    pub fn here() -> Self {
+        Self::of(std::process::id())
+    }
+
+    /// But for the memory, of which allocators keep some.
+    pub fn counts(self) -> [usize; 3] {
+        [self.descriptors, self.threads, self.mappings]
+    }
 }
 
-/// How many mappings of shared memory this process has.
-pub fn mappings() -> usize {
-    fs::read_to_string("/proc/self/maps").expect("/proc").lines().filter(|line| line.contains("/memfd:fbuf")).count()
+/// How many mappings of fbuf these lines of /proc/…/maps tell of. Where pages of one differ in what is allowed,
+/// there are several lines of it, one behind the other.
+fn count_mappings(maps: &str) -> usize {
+    let (mut count, mut last) = (0, ("", ""));
+    for line in maps.lines().filter(|line| line.contains("/memfd:fbuf")) {
+        let words: Vec<_> = line.split_whitespace().collect();
+        let (begin, end) = words[0].split_once('-').expect("addresses");
+        count += usize::from(last != (begin, words[4]));
+        last = (end, words[4]);
+    }
+    count
 }
 
 /// Looks again and again until it is so. For what another process does, and no call waits for.

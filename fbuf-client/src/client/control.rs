@@ -20,6 +20,7 @@ use fbuf_core::{
         ClientTransport, ControlClient, ControlRequest, ControlResponse, Earlier, Introduction, Open, Opened, Refusal,
         Role, Slots,
     },
+    points,
     slot::Geometry,
     socket::PacketSocket,
 };
@@ -169,6 +170,7 @@ impl Endpoints {
         let Ok(socket) = socket.into_owned().and_then(PacketSocket::new) else { return };
         // The broker has checked it; one that has not is no better than none.
         let Ok(geometry) = Geometry::new(slot_bytes, max_slots) else { return };
+        points::reach("attach: introduced");
         post.introduce(peer, socket, geometry, mechanism, lodging);
     }
 }
@@ -244,6 +246,7 @@ impl Session {
     /// Opens what is to be opened. None if the broker is gone; what was not opened then waits for the next.
     async fn open_waiting(&mut self, endpoints: &mut Endpoints) -> Option<()> {
         while let Some(request) = endpoints.waiting.first() {
+            points::reach("attach: asked");
             // It is not to find an endpoint in its way that was dropped before.
             while self.closing.join_next().await.is_some() {}
             let result = match self.client.open(context::current(), request.endpoint, request.open.clone()).await {
@@ -252,6 +255,7 @@ impl Session {
                 Err(_) => return None,
             };
             let Request { endpoint, open, post, answer, .. } = endpoints.waiting.remove(0);
+            points::reach("attach: opened");
             if let Ok(opened) = &result {
                 let known_as = opened.endpoint;
                 endpoints.open.insert(endpoint, Endpoint { open, known_as, post, listed: true });

@@ -8,6 +8,7 @@ use std::{
 use fbuf_core::{
     address::Address,
     control::{Greeting, VERSION, Verdict},
+    points,
     socket::{Arrival, PacketSocket, means_gone},
     sys,
 };
@@ -36,6 +37,7 @@ pub(super) async fn greet(address: &Address) -> Result<AsyncFd<PacketSocket>, Co
         Err(error) if !means_gone(&error) => return Err(no_broker(error)),
         _ => {}
     }
+    points::reach("attach: connected");
     let socket = sys::watch(socket)?;
     let Ok(answer) = timeout(PATIENCE, answer(&socket)).await else { return Err(not_a_broker("it does not greet")) };
     let bytes = match answer? {
@@ -72,8 +74,6 @@ async fn answer(socket: &AsyncFd<PacketSocket>) -> io::Result<Arrival> {
         let mut ready = socket.readable().await?;
         match socket.get_ref().receive::<64>()? {
             Arrival::Nothing => ready.clear_ready(),
-            // That it has closed with something unread is reported before what it has said.
-            Arrival::HangUp => return socket.get_ref().receive::<64>(),
             arrival => return Ok(arrival),
         }
     }

@@ -99,8 +99,8 @@ impl Sender {
         self.pool.forget_gifts(link.peer());
         link.notice_leaving(self.next_sequence);
         let farewell = match end {
-            LinkEnd::HangUp if link.is_open() => Farewell::Died,
-            LinkEnd::HangUp => Farewell::Left,
+            LinkEnd::HangUp if link.has_left() => Farewell::Left,
+            LinkEnd::HangUp => Farewell::Died,
             LinkEnd::Violation(violation) => Farewell::Violation(violation),
             LinkEnd::Exhausted(what) => Farewell::Exhausted(what),
         };

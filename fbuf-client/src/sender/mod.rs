@@ -15,6 +15,7 @@ use std::{
 };
 
 use fbuf_core::{
+    inbound::Peer,
     loan::{Fbuf, Retained},
     memory::Sealed,
     outbound::{Expected, LinkCounts, Offer, Outbound},
@@ -377,6 +378,11 @@ impl Sender {
     #[must_use]
     pub fn receivers(&self) -> usize {
         self.links.iter().filter(|link| link.is_open()).count()
+    }
+
+    /// The receivers that are linked, or about to be, as far as is known.
+    pub fn peers(&self) -> impl Iterator<Item = Peer> {
+        self.links.iter().map(Outbound::peer).chain(self.expected.iter().map(Expected::peer))
     }
 
     /// The receiver that went longest ago and was not asked about yet. Only so many are remembered.

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use fbuf_core::{outbound::Outbound, park::Fencing};
+use fbuf_core::{outbound::Outbound, park::Fencing, points};
 
 use super::{AllocateError, Sender};
 use crate::wait::{Gathering, LATE, Next, Sight, UNSURE, Waiting, within};
@@ -120,10 +120,12 @@ impl Sender {
         for link in &self.links {
             link.raise();
         }
+        points::reach("park: raised");
         let sure = Fencing::of_this_process().before_sleeping();
         self.notice_leaving();
         let ready = if !happened(self) && self.pool.await_fbufs() {
             self.counters.sleeps += 1;
+            points::reach("park: about to sleep");
             let ready = self.sockets.sleep(if sure { deadline } else { within(UNSURE, deadline) });
             // Whoever rang last has most likely woken it.
             self.patience.learn(self.links.iter().filter_map(Outbound::rang).min());
@@ -131,6 +133,7 @@ impl Sender {
         } else {
             self.sockets.look()
         };
+        points::reach("park: awake");
         for link in &self.links {
             link.lower();
         }

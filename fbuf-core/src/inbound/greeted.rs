@@ -13,6 +13,7 @@ use crate::{
     link::{self, Hello, LinkEnd, LinkMessage},
     memory::MemoryError,
     park::Fencing,
+    points,
     protection::Mechanism,
     slot::Geometry,
     socket::PacketSocket,
@@ -95,6 +96,7 @@ impl Greeted {
         skip_above: Option<u32>,
     ) -> Result<Self, GreetError> {
         let (board, descriptor) = BoardTable::create("fbuf-board", geometry.max_slots() as usize)?;
+        points::reach("attach: board made");
         let fences = Fencing::of_this_process() == Fencing::Full;
         if fences {
             board.head().flag.ask_for_fences();
@@ -102,6 +104,7 @@ impl Greeted {
         let wants_slots = matches!(lodging, Lodging::Theirs);
         let hello = Hello { board: Descriptor::from(descriptor), skip_above, fences, wants_slots };
         link::send(&socket, &LinkMessage::Hello(hello)).map_err(|_| GreetError::Gone)?;
+        points::reach("attach: greeted");
         let skips = skip_above.is_some();
         let leases = mechanism == Mechanism::Lease;
         let rooms = match lodging {
@@ -130,7 +133,11 @@ impl Greeted {
     pub fn look(self) -> Result<Answered, LinkEnd> {
         match link::receive(&self.socket)? {
             None => Ok(Answered::NotYet(self)),
-            Some(LinkMessage::Welcome(welcome)) => Ok(Answered::Open(Box::new(Inbound::open(self, welcome)?))),
+            Some(LinkMessage::Welcome(welcome)) => {
+                let link = Inbound::open(self, welcome)?;
+                points::reach("attach: linked");
+                Ok(Answered::Open(Box::new(link)))
+            }
             Some(other) => Err(Violation::OutOfTurn { found: other.name(), wanted: "a sender's welcome" }.into()),
         }
     }

@@ -28,6 +28,7 @@ use crate::{
     loan::{Kept, Received},
     memory::{Map, SealedMemory},
     park::Fencing,
+    points,
     protection::Mechanism,
     retire::{Cell, Held},
     slot::{Geometry, Mark, SlotId},
@@ -235,6 +236,7 @@ impl Inbound {
         }
         let cell = home.held.take(number, mark)?;
         let received = Loan { cell, slot: SlotId::new(number as u32), length: length as u32, mark, home }.receive();
+        points::reach("get: marked");
         self.reader.advance();
         self.bytes += length;
         Some(received)
@@ -290,6 +292,7 @@ impl Inbound {
                         self.copy(number, length);
                         Ok(None)
                     };
+                    points::reach("get: copied");
                     let received = match kept {
                         Ok(None) => received,
                         Ok(Some(kept)) => received.with(kept),

@@ -19,6 +19,7 @@ use crate::{
     link,
     memory::{Leasable, Map, MemoryError},
     park::Fencing,
+    points,
     protection::Mechanism,
     retire::{Held, Remains, Retired},
     slot::{Mark, SlotId},
@@ -96,7 +97,9 @@ impl Returns {
 
     /// Ends the reading of a slot under a lease, before it is handed back.
     pub(crate) fn release(&self, slot: SlotId, tenant: &Tenant) {
-        if !tenant.release() {
+        let intact = tenant.release();
+        points::reach("lease: released");
+        if !intact {
             self.lost.fetch_add(1, Ordering::Relaxed);
         }
         self.return_right(slot, tenant.memory());
@@ -155,6 +158,7 @@ impl Returns {
         // Two threads may both ring; it does no harm.
         if self.rung.load(Ordering::Relaxed) != sleep {
             self.board.head().rang.note();
+            points::reach("return: bell");
             if link::ring(&self.socket) {
                 self.rung.store(sleep, Ordering::Relaxed);
             }

@@ -13,6 +13,7 @@ use crate::{
     inbound::Peer,
     link::Gift,
     memory::{Leasable, Map, MemoryError, Pages, Pieces, is_huge, size_of},
+    points,
     slot::SlotId,
     violation::{Unsuitable, Violation},
     wire::Descriptor,
@@ -271,6 +272,7 @@ impl Slot {
         let (writer, size) = match &mut self.right {
             Right::Own(when) => match memory.open_writer() {
                 Ok(writer) => {
+                    points::reach("lease: opened again");
                     *when = None;
                     (writer, memory.size())
                 }

@@ -15,6 +15,7 @@ use crate::{
     link::{self, LinkEnd, LinkMessage, Right},
     loan::Kept,
     memory::{HUGE_PAGE, Leasable, Map, MemoryError, Pages},
+    points,
     slot::{Geometry, SlotId},
     socket::PacketSocket,
     violation::Unsuitable,
@@ -93,6 +94,7 @@ impl Tenant {
             return Err(io::Error::other("pages of the slot were removed"));
         }
         *standing = Standing::Leased(None);
+        points::reach("lease: taken");
         Ok(())
     }
 

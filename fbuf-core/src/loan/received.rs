@@ -6,6 +6,7 @@ use crate::{
     inbound::{Loan, Peer, Returns},
     lease::Tenant,
     memory::{Map, MemoryError, Sealed, SealedMemory},
+    points,
     protection::{Mechanism, Protection},
     retire::Cell,
     slot::{Mark, SlotId},
@@ -225,9 +226,12 @@ fn hand_back(home: NonNull<Returns>, cell: NonNull<Cell>, slot: SlotId, mark: Ma
     // (`Remains`).
     let home = unsafe { home.as_ref() };
     let among = home.among();
+    points::reach("return: begun");
     home.hand_back(slot, mark);
+    points::reach("return: handed back");
     // SAFETY: they live until this very store. No reference to `home` is used after this line, and the
     // one to the cell, all atomics, promises nothing about its memory.
     unsafe { cell.as_ref() }.clear();
+    points::reach("return: cleared");
     among.after_clear();
 }

@@ -29,6 +29,7 @@ use crate::{
     loan::Fbuf,
     memory::{Address, Leasable, MemoryError, Pages, Pieces},
     outbound::Outbound,
+    points,
     ring::Ring,
     slot::{Geometry, Mark, SlotId},
     violation::{Unsuitable, Violation},
@@ -261,7 +262,9 @@ impl Pool {
     pub fn grow(&mut self) -> Result<(), MemoryError> {
         let room = self.geometry.max_slots() - self.slots();
         let slots = if self.memory.segments().len() + 1 == MAX_SEGMENTS { room } else { self.slots().min(room) };
-        self.add_segment(slots)
+        self.add_segment(slots)?;
+        points::reach("growth: made");
+        Ok(())
     }
 
     /// Whether the last segment is not in use yet.
@@ -275,6 +278,7 @@ impl Pool {
         if self.is_growing() {
             self.move_to(SlotId::new(self.used));
             (self.used, self.searched) = (self.slots(), 0);
+            points::reach("growth: used");
         }
     }
 
@@ -310,6 +314,7 @@ impl Pool {
         if self.protect(slot, 1, false).is_err() {
             self.unguarded += 1;
         }
+        points::reach("seal: guarded");
     }
 
     /// Lets the owner write slots of one segment again.
@@ -348,6 +353,7 @@ impl Pool {
         }
         let (slot, length) = fbuf.into_slot();
         *self.ledger.at_mut(slot.index()) = Mark::of(sequence);
+        points::reach("write: taken");
         Ok((slot, length))
     }
 
@@ -412,7 +418,10 @@ impl Pool {
     /// [`MemoryError`]: somebody else can write it, such as a child that was forked, and there is no memory
     /// for a copy.
     pub fn seal_for_good(&mut self, slot: SlotId) -> Result<Option<OwnedFd>, MemoryError> {
-        if let Memory::Shots(drafts) = &mut self.memory { drafts.seal(slot) } else { Ok(None) }
+        let Memory::Shots(drafts) = &mut self.memory else { return Ok(None) };
+        let sealed = drafts.seal(slot);
+        points::reach("seal: sealed");
+        sealed
     }
 
     /// Whether this is a pool of buffers that are sent once.
@@ -444,7 +453,9 @@ impl Pool {
     /// Gives up the right to write a slot that was taken to be sent, in a pool whose slots are leased: whether
     /// it can be sent.
     pub fn vacate(&mut self, slot: SlotId, length: u32) -> bool {
-        self.memory.leased_mut().is_none_or(|slots| slots.vacate(slot, length as usize).is_ok())
+        let vacated = self.memory.leased_mut().is_none_or(|slots| slots.vacate(slot, length as usize).is_ok());
+        points::reach("lease: vacated");
+        vacated
     }
 
     /// Whether a slot that was to be sent lies in memory of a receiver that has gone.

@@ -1,0 +1,131 @@
+//! Three senders and three receivers share channels at every level of protection, and one of them is killed
+//! at a time, over and over: from outside at a random instruction, or from inside at a point that has a name.
+//! After each kill, those who are left have all that they are owed, in order and unchanged; every slot is
+//! back in its pool; and processes hold what they held before.
+//!
+//! `FBUF_KILLS=20000 cargo test --release --test kill_matrix -- --nocapture` makes a longer run.
+
+mod actor;
+#[path = "../support/mod.rs"]
+mod support;
+mod survivors;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    env, fs,
+    path::{Path, PathBuf},
+};
+
+use actor::{Actor, Role};
+use fbuf_core::points;
+use nix::sys::signal::Signal;
+use support::{BrokerProcess, Random, Resources, until};
+use survivors::Survivors;
+
+/// How often somebody is killed, if `FBUF_KILLS` says nothing else.
+const KILLS: u64 = 2000;
+/// How much more memory the processes that go on may have at the end than after the first kills: what
+/// allocators keep.
+const MEMORY: u64 = 4 << 20;
+
+/// What an actor does when this program is run again; nothing in the process that judges.
+#[test]
+fn role() {
+    if let Ok(role) = env::var("FBUF_TEST_ROLE") {
+        actor::act(&role);
+    }
+}
+
+#[test]
+fn whoever_is_killed_costs_the_others_nothing() {
+    let kills = env::var("FBUF_KILLS").map_or(KILLS, |text| text.parse().unwrap());
+    let folder = tempfile::tempdir().unwrap();
+    let broker = BrokerProcess::start(&folder.path().join("broker")).forget_log();
+    let files = files(folder.path());
+    let mut survivors = Survivors::start(&broker.address);
+    let mut random = Random(kills);
+    let holdings = || [std::process::id(), broker.process.pid()].map(Resources::of);
+    let counts = || holdings().map(Resources::counts);
+    let (mut before, mut early) = (None, None);
+    let mut deaths: BTreeMap<&str, u64> = BTreeMap::new();
+    // Two in each round: one where chance has it, and the other one when it has shown that it lacks nothing.
+    for round in 0..kills / 2 {
+        let patience = random.below(150);
+        let point = (random.below(3) > 0).then(|| points::ENDPOINTS[random.below(32) as usize]);
+        let count = if random.below(2) == 0 { 0 } else { random.below(40) };
+        let victim = if random.below(2) == 0 { Role::Sender } else { Role::Receiver };
+        let mut other = Actor::start(victim.other(), &broker.address, None);
+        let mut victim = Actor::start(victim, &broker.address, point.map(|point| (point, count)));
+        let died = (0..patience).any(|_| {
+            survivors.step(&mut random);
+            victim.has_died()
+        });
+        if !died {
+            victim.kill();
+        }
+        *deaths.entry(point.filter(|_| died).unwrap_or("from outside")).or_default() += 1;
+        survivors.mourn(victim.pid());
+        other.check();
+        survivors.settle(Some(&mut other));
+        other.kill();
+        survivors.mourn(other.pid());
+        survivors.settle(None);
+        let before = *before.get_or_insert_with(|| steady(counts));
+        // The broker hears of a death a moment later.
+        until(&format!("round {round}: {point:?}, {count}: {before:?}, now {:?}", counts()), || counts() == before);
+        assert_eq!(self::files(folder.path()), files, "something is left");
+        if round == kills.min(400) / 4 {
+            early = Some(holdings().map(|found| found.memory));
+        }
+    }
+    let late = holdings().map(|found| found.memory);
+    println!("{kills} kills: {deaths:#?}\nmemory of this process and the broker: {early:?} bytes early, {late:?} late");
+    for (early, late) in early.unwrap().iter().zip(late) {
+        assert!(late < early + MEMORY, "memory grew from {early} to {late}");
+    }
+    // Some points are on the way of senders, or of receivers, only; but each is on somebody's.
+    if kills >= KILLS {
+        let missing: Vec<_> = points::ENDPOINTS.iter().filter(|point| !deaths.contains_key(*point)).collect();
+        assert!(missing.is_empty(), "nobody died at {missing:?}");
+    }
+}
+
+/// What it is once it has not changed over many looks.
+fn steady<T: PartialEq>(look: impl Fn() -> T) -> T {
+    let (mut last, mut same) = (look(), 0);
+    while same < 500 {
+        let now = look();
+        same = if now == last { same + 1 } else { 0 };
+        last = now;
+    }
+    last
+}
+
+/// What is in file systems where something could be left, and could be of fbuf.
+fn files(own: &Path) -> BTreeSet<PathBuf> {
+    let entries = |folder: &Path| fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
+    let shared = entries(Path::new("/dev/shm")).chain(entries(&env::temp_dir()));
+    shared.filter(|path| path.to_string_lossy().contains("fbuf")).chain(entries(own)).collect()
+}
+
+/// A broker that dies at any step of an attach, and comes back: who attaches does so in the end.
+#[test]
+fn a_broker_that_dies_while_somebody_attaches_keeps_nobody_for_ever() {
+    for point in points::BROKER {
+        for count in 0..6 {
+            let folder = tempfile::tempdir().unwrap();
+            let path = folder.path().join("broker");
+            let mut broker = BrokerProcess::start_with(&path, |command| {
+                command.env("FBUF_DIE_AT", format!("{count} {} {point}", Signal::SIGKILL));
+            });
+            let address = broker.address.clone();
+            let attaching = std::thread::spawn(move || actor::attach(&address));
+            // It dies of its own, unless the point is not passed so often.
+            until("the broker dies, or all attach", || attaching.is_finished() || broker.process.has_ended());
+            let died = broker.process.has_ended();
+            let _next = died.then(|| BrokerProcess::start(&path));
+            let connections = attaching.join().unwrap();
+            println!("{point}, {count} times before: died {died}, {connections} tries to connect");
+        }
+    }
+}

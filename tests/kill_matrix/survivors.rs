@@ -1,0 +1,100 @@
+//! Two senders and two receivers on each channel, which go on whoever dies.
+
+use fbuf_client::{Address, Client, Farewell, Receiver, Sender, Wait};
+
+use crate::{
+    actor::{Actor, Inbox, Level, receivers, send, senders},
+    support::{Random, SOON, until},
+};
+
+pub struct Survivors {
+    _clients: [Client; 2],
+    senders: [Vec<Sender>; 2],
+    next: [Vec<u64>; 2],
+    receivers: [Vec<Receiver>; 2],
+    inboxes: [Vec<Inbox>; 2],
+}
+
+impl Survivors {
+    pub fn start(broker: &Address) -> Self {
+        let clients = [(); 2].map(|()| Client::connect_to(broker).unwrap());
+        let receivers = [0, 1].map(|index| receivers(&clients[index], Wait::Adaptive));
+        let mut senders = [0, 1].map(|index| senders(&clients[index], Wait::Adaptive));
+        for (sender, level) in senders.iter_mut().flat_map(|senders| senders.iter_mut().zip(Level::ALL)) {
+            sender.wait_for_receivers_timeout(2, SOON).unwrap();
+            if !matches!(level, Level::Leased | Level::Sealed) {
+                // As many slots as it may have, so that what it holds does not change any more.
+                drop(std::iter::from_fn(|| sender.try_allocate()).collect::<Vec<_>>());
+            }
+        }
+        let inboxes = [(); 2].map(|()| Level::ALL.map(|_| Inbox::default()).into());
+        Self { _clients: clients, senders, next: [vec![0; 5], vec![0; 5]], receivers, inboxes }
+    }
+
+    /// Each sends a few messages, and takes what there is.
+    pub fn step(&mut self, random: &mut Random) {
+        for (senders, next) in self.senders.iter_mut().zip(&mut self.next) {
+            for (sender, next) in senders.iter_mut().zip(next) {
+                for _ in 0..random.below(4) {
+                    send(sender, next);
+                }
+                sender.look();
+                forgive(sender, None);
+            }
+        }
+        self.receive(random);
+    }
+
+    fn receive(&mut self, random: &mut Random) {
+        for (receivers, inboxes) in self.receivers.iter_mut().zip(&mut self.inboxes) {
+            for (receiver, inbox) in receivers.iter_mut().zip(inboxes) {
+                inbox.empty(receiver, random);
+            }
+        }
+    }
+
+    /// Goes on until nobody here is linked with a process that has died.
+    pub fn mourn(&mut self, dead: i32) {
+        let mut random = Random(1);
+        until("the dead one is heard of", || {
+            self.receive(&mut random);
+            let mut gone = true;
+            for sender in self.senders.iter_mut().flatten() {
+                sender.look();
+                forgive(sender, Some(dead));
+                gone &= sender.peers().all(|peer| peer.process.pid != dead);
+            }
+            gone && self
+                .receivers
+                .iter()
+                .flatten()
+                .all(|receiver| receiver.peers().all(|peer| peer.process.pid != dead))
+        });
+    }
+
+    /// Takes everything that is on its way, lets go of it, and looks whether every slot is back, also of the
+    /// one who was not killed.
+    pub fn settle(&mut self, mut other: Option<&mut Actor>) {
+        let (mut random, mut checked) = (Random(1), other.is_none());
+        until("every slot is back", || {
+            self.receive(&mut random);
+            checked = checked || other.as_mut().is_some_and(|other| other.has_checked());
+            self.inboxes.iter_mut().flatten().for_each(Inbox::let_go);
+            checked
+                && self.senders.iter_mut().flatten().all(|sender| {
+                    sender.look();
+                    let slots = sender.counters().slots;
+                    slots.held == 0 && slots.lent == 0
+                })
+        });
+    }
+}
+
+/// Nobody leaves but those who are killed, and those who end a stream in order.
+fn forgive(sender: &mut Sender, dead: Option<i32>) {
+    while let Some(departure) = sender.departed() {
+        let pid = departure.peer.process.pid;
+        assert_eq!(departure.farewell, Farewell::Died, "process {pid}");
+        assert!(dead.is_none_or(|dead| pid == dead), "process {pid} has gone, and {dead:?} was killed");
+    }
+}
