@@ -1,0 +1,170 @@
+//! Processes that are stopped (SIGSTOP) hold back only those who wait for them, and when they go on, so does
+//! everything.
+
+mod support;
+
+use std::{
+    env,
+    process::{Command, Stdio},
+    time::Duration,
+};
+
+use fbuf_broker::Embedded;
+use fbuf_client::{AllocateError, Client, GetError, Receiver, Sender};
+use nix::sys::{
+    signal::Signal,
+    wait::{Id, WaitPidFlag, waitid},
+};
+use support::{Process, SOON, until};
+
+const SLOTS: u64 = 4;
+
+/// What this program does when it is run again; nothing in the process that tests.
+#[test]
+fn role() {
+    let Ok(role) = env::var("FBUF_TEST_ROLE") else { return };
+    let client = Client::connect().unwrap();
+    match &*role {
+        "receiver" => receive(client.receiver("c").open().unwrap()),
+        "skipping receiver" => receive(client.receiver("c").skip_above(1).open().unwrap()),
+        _ => {
+            let mut sender = client.sender("c").slot_size(8).slots(SLOTS).open().unwrap();
+            sender.wait_for_receivers_timeout(1, SOON).unwrap();
+            (0..10).for_each(|number| send(&mut sender, number));
+            sender.wait_for_returns_timeout(SOON).unwrap();
+        }
+    }
+}
+
+/// Until the end, which is reported by the exit status.
+fn receive(mut receiver: Receiver) {
+    let mut next = 0;
+    loop {
+        match receiver.get() {
+            Ok(received) => {
+                assert_eq!(received[..], received.sequence().to_ne_bytes());
+                assert!(received.sequence() >= next);
+                next = received.sequence() + 1;
+            }
+            Err(GetError::Ended) => return,
+            Err(error) => panic!("{error}"),
+        }
+    }
+}
+
+fn other(role: &str, broker: &Embedded, point: Option<&str>) -> Process {
+    let mut command = Command::new(env::current_exe().unwrap());
+    command.args(["role", "--exact", "--nocapture"]).stdout(Stdio::null());
+    command.env("FBUF_TEST_ROLE", role).env("FBUF_BROKER", broker.address().to_string());
+    if let Some(point) = point {
+        command.env("FBUF_DIE_AT", format!("5 SIGSTOP {point}"));
+    }
+    Process::start(&mut command)
+}
+
+fn send(sender: &mut Sender, number: u64) {
+    let mut fbuf = sender.allocate_timeout(SOON).unwrap();
+    fbuf.resize(8).unwrap();
+    fbuf.copy_from_slice(&number.to_ne_bytes());
+    assert_eq!(sender.write(fbuf).unwrap().sequence, number);
+}
+
+/// Waits until it is stopped, by whomever.
+fn wait_until_stopped(process: &Process) {
+    let pid = nix::unistd::Pid::from_raw(process.pid() as i32);
+    waitid(Id::Pid(pid), WaitPidFlag::WSTOPPED | WaitPidFlag::WNOWAIT).unwrap();
+}
+
+#[test]
+fn a_stopped_receiver_holds_back_those_who_wait_for_it_and_nobody_else() {
+    let broker = Embedded::start().unwrap();
+    let client = Client::connect_to(broker.address()).unwrap();
+    let mut sender = client.sender("c").slot_size(8).slots(SLOTS).open().unwrap();
+    let mut stopped = other("receiver", &broker, None);
+    sender.wait_for_receivers_timeout(1, SOON).unwrap();
+    send(&mut sender, 0);
+    sender.wait_for_returns_timeout(SOON).unwrap();
+    stopped.signal(Signal::SIGSTOP);
+    wait_until_stopped(&stopped);
+    // One more receiver of the same sender, and a sender of the same channel with receivers of its own.
+    let mut receiver = client.receiver("c").open().unwrap();
+    sender.wait_for_receivers_timeout(2, SOON).unwrap();
+    (1..=SLOTS).for_each(|number| send(&mut sender, number));
+    for number in 1..=SLOTS {
+        assert_eq!(receiver.get_timeout(SOON).unwrap().sequence(), number);
+    }
+    let refused = sender.allocate_timeout(Duration::from_millis(30)).unwrap_err();
+    assert_eq!(refused, AllocateError::TimedOut(SLOTS as usize));
+    assert_eq!(sender.try_allocate().map(|_| ()), None);
+    // Whoever shares neither sender nor receiver with it goes on, and so does the broker.
+    let mut elsewhere = client.sender("d").slot_size(8).slots(SLOTS).open().unwrap();
+    let mut there = client.receiver("d").open().unwrap();
+    elsewhere.wait_for_receivers_timeout(1, SOON).unwrap();
+    for number in 0..100 {
+        send(&mut elsewhere, number);
+        assert_eq!(there.get_timeout(SOON).unwrap().sequence(), number);
+    }
+    stopped.signal(Signal::SIGCONT);
+    for number in SLOTS + 1..100 {
+        send(&mut sender, number);
+        assert_eq!(receiver.get_timeout(SOON).unwrap().sequence(), number);
+    }
+    sender.wait_for_returns_timeout(SOON).unwrap();
+    drop(sender);
+    assert!(stopped.end().success(), "it missed something");
+}
+
+#[test]
+fn a_stopped_receiver_that_would_rather_miss_messages_holds_nobody_back() {
+    let broker = Embedded::start().unwrap();
+    let client = Client::connect_to(broker.address()).unwrap();
+    let mut sender = client.sender("c").slot_size(8).slots(SLOTS).open().unwrap();
+    let mut stopped = other("skipping receiver", &broker, None);
+    sender.wait_for_receivers_timeout(1, SOON).unwrap();
+    stopped.signal(Signal::SIGSTOP);
+    wait_until_stopped(&stopped);
+    let mut receiver = client.receiver("c").open().unwrap();
+    sender.wait_for_receivers_timeout(2, SOON).unwrap();
+    for number in 0..1000 {
+        send(&mut sender, number);
+        assert_eq!(receiver.get_timeout(SOON).unwrap().sequence(), number);
+    }
+    assert!(sender.counters().skipped >= 990, "{:?}", sender.counters());
+    stopped.signal(Signal::SIGCONT);
+    until("it has read what there was", || {
+        sender.look();
+        sender.counters().slots.lent == 0
+    });
+    let skipped = sender.counters().skipped;
+    send(&mut sender, 1000);
+    assert_eq!(sender.counters().skipped, skipped, "it is left out although it goes on");
+    drop(sender);
+    assert!(stopped.end().success());
+}
+
+/// It is stopped between the two stores that make an entry of the lane.
+#[test]
+fn a_sender_that_is_stopped_in_the_middle_of_a_write_does_not_block_receivers_of_others() {
+    let broker = Embedded::start().unwrap();
+    let client = Client::connect_to(broker.address()).unwrap();
+    let mut receiver = client.receiver("c").open().unwrap();
+    let mut stopped = other("sender", &broker, Some("write: half an entry"));
+    let of_the_stopped = |receiver: &mut Receiver, number: u64| {
+        let received = receiver.get_timeout(SOON).unwrap();
+        assert_eq!(received[..], number.to_ne_bytes());
+        assert_eq!(received.sender().process.pid as u32, stopped.pid());
+    };
+    (0..5).for_each(|number| of_the_stopped(&mut receiver, number));
+    wait_until_stopped(&stopped);
+    assert_eq!(receiver.get_timeout(Duration::from_millis(30)).unwrap_err(), GetError::TimedOut);
+    let mut sender = client.sender("c").slot_size(8).slots(SLOTS).open().unwrap();
+    sender.wait_for_receivers_timeout(1, SOON).unwrap();
+    for number in 0..1000 {
+        send(&mut sender, number);
+        let received = receiver.get_timeout(SOON).unwrap();
+        assert_eq!((received.sequence(), received.sender().process.pid as u32), (number, std::process::id()));
+    }
+    stopped.signal(Signal::SIGCONT);
+    (5..10).for_each(|number| of_the_stopped(&mut receiver, number));
+    assert!(stopped.end().success());
+}
