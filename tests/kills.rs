@@ -11,7 +11,7 @@ use std::{
 
 use fbuf_broker::Embedded;
 use fbuf_client::{Client, Farewell, GetError, Wait};
-use support::{Process, Random, Resources, SOON, fbuf, until};
+use support::{Process, Random, Resources, SOON, fbuf, until_is};
 
 /// Both tests count what this process holds, so they take turns.
 static TURN: Mutex<()> = Mutex::new(());
@@ -24,7 +24,7 @@ const SLOTS: u64 = 16;
 fn nothing_kept(round: u64, before: &mut Option<[usize; 3]>) {
     let holdings = || Resources::here().counts();
     match *before {
-        Some(before) => until(&format!("round {round}: {before:?}, now {:?}", holdings()), || holdings() == before),
+        Some(before) => until_is(&format!("round {round}"), &before, holdings),
         None => *before = Some(settled(holdings)),
     }
 }

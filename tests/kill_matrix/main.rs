@@ -19,7 +19,7 @@ use std::{
 use actor::{Actor, Role};
 use fbuf_core::points;
 use nix::sys::signal::Signal;
-use support::{BrokerProcess, Random, Resources, until};
+use support::{BrokerProcess, Random, Resources, until, until_is};
 use survivors::Survivors;
 
 /// How often somebody is killed, if `FBUF_KILLS` says nothing else.
@@ -72,7 +72,7 @@ fn whoever_is_killed_costs_the_others_nothing() {
         survivors.settle(None);
         let before = *before.get_or_insert_with(|| steady(counts));
         // The broker hears of a death a moment later.
-        until(&format!("round {round}: {point:?}, {count}: {before:?}, now {:?}", counts()), || counts() == before);
+        until_is(&format!("round {round}, {point:?} after {count}"), &before, counts);
         assert_eq!(self::files(folder.path()), files, "something is left");
         if round == kills.min(400) / 4 {
             early = Some(holdings().map(|found| found.memory));

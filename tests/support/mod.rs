@@ -14,7 +14,7 @@ use std::{
 use fbuf_client::Address;
 
 /// Longer than anything here takes on a slow machine.
-pub const SOON: Duration = Duration::from_secs(15);
+pub const SOON: Duration = Duration::from_secs(60);
 
 /// The command under test.
 pub fn fbuf(arguments: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Command {
@@ -179,6 +179,19 @@ pub fn until(what: &str, mut so: impl FnMut() -> bool) {
     let start = Instant::now();
     while !so() {
         assert!(start.elapsed() < SOON, "still waiting: {what}");
+        std::thread::yield_now();
+    }
+}
+
+/// Looks again and again until it is what it should be.
+pub fn until_is<T: PartialEq + std::fmt::Debug>(what: &str, wanted: &T, mut look: impl FnMut() -> T) {
+    let start = Instant::now();
+    loop {
+        let found = look();
+        if found == *wanted {
+            return;
+        }
+        assert!(start.elapsed() < SOON, "{what}: still {found:?}, where {wanted:?} was before");
         std::thread::yield_now();
     }
 }

@@ -18,7 +18,7 @@ use crate::{
 
 pub use greeting::{Greeting, GreetingError, VERSION, Verdict};
 pub use quota::{Resource, Spent};
-pub use transport::{ClientTransport, Packets, ServerTransport};
+pub use transport::{Call, ClientTransport, Packets, ServerTransport};
 
 /// What a client may ask of its broker.
 #[tarpc::service]

@@ -30,10 +30,20 @@ use crate::{
 /// What a client sends.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Call<T> {
-    /// A question, and how long its answer is of use.
-    Request { id: u64, milliseconds: u32, body: T },
-    /// The answer to this question is of no use any more.
-    Cancel { id: u64 },
+    /// A question.
+    Request {
+        /// What its answer will be called.
+        id: u64,
+        /// How long that is of use.
+        milliseconds: u32,
+        /// What is asked.
+        body: T,
+    },
+    /// The answer to a question is of no use any more.
+    Cancel {
+        /// Which.
+        id: u64,
+    },
 }
 
 /// What a broker sends.
