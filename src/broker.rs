@@ -2,7 +2,8 @@
 
 use std::{
     fs,
-    io::{IsTerminal, stderr},
+    io::{self, IsTerminal, stderr},
+    net::SocketAddr,
     os::fd::{AsFd, OwnedFd},
     path::PathBuf,
 };
@@ -16,11 +17,14 @@ use nix::{
     unistd::geteuid,
 };
 use sd_notify::NotifyState;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::{
+    net::TcpListener,
+    signal::unix::{SignalKind, signal},
+};
 use tracing::{error, info, warn};
 use tracing_subscriber::EnvFilter;
 
-use crate::{Failure, Place};
+use crate::{Failure, Place, watch::metrics};
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
@@ -32,6 +36,9 @@ pub(crate) struct Arguments {
     /// Say what a policy allows, or what is wrong with it, and end
     #[arg(long, value_name = "FILE", exclusive = true)]
     check_policy: Option<PathBuf>,
+    /// Answer GET /metrics over HTTP at this address, for Prometheus; whoever can connect can read them
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    metrics: Option<SocketAddr>,
     /// Serve this user too, by number; what users send to each other is sealed
     #[arg(long, value_name = "UID")]
     allow: Vec<u32>,
@@ -77,9 +84,16 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut reload = signal(SignalKind::hangup())?;
+        let metrics = match arguments.metrics {
+            Some(address) => Some(serve_metrics(address, &broker).await?),
+            None => None,
+        };
         let until = async {
             // The socket listens and signals are caught: from here on clients are served.
             info!(place, "listening");
+            if let Some(address) = metrics {
+                info!(%address, "metrics");
+            }
             tell(&[NotifyState::Ready]);
             loop {
                 tokio::select! {
@@ -94,6 +108,16 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
         broker.serve(&listener, until).await
     })?;
     Ok(())
+}
+
+/// Has metrics answered: where.
+async fn serve_metrics(address: SocketAddr, broker: &Broker) -> io::Result<SocketAddr> {
+    let listener = TcpListener::bind(address).await.map_err(|error| {
+        io::Error::other(format!("metrics were to be answered at {address}: {error}; choose another --metrics"))
+    })?;
+    let address = listener.local_addr()?;
+    tokio::spawn(metrics::serve(listener, broker.clone()));
+    Ok(address)
 }
 
 /// Puts the policy in force that is in the file now. One that cannot be used leaves the one before.
@@ -114,7 +138,7 @@ fn read_again(arguments: &Arguments, broker: &Broker, listener: &Listener) {
 }
 
 /// Lets those connect whom the policy is about.
-fn open_for(listener: &Listener, policy: &Policy) -> std::io::Result<()> {
+fn open_for(listener: &Listener, policy: &Policy) -> io::Result<()> {
     if policy.is_about_others_than(geteuid().as_raw()) { listener.open_to_all() } else { Ok(()) }
 }
 

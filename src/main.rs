@@ -6,6 +6,7 @@ mod broker;
 mod demo;
 mod doctor;
 mod pipes;
+mod watch;
 
 use std::process::ExitCode;
 
@@ -35,6 +36,10 @@ enum Command {
     Demo(demo::Arguments),
     /// Measure what fbuf costs, beside other ways between two processes
     Bench(fbuf_bench::Arguments),
+    /// List every endpoint, and what it does
+    Ls(watch::ls::Arguments),
+    /// Watch every endpoint in the terminal
+    Top(watch::top::Arguments),
     /// Try what fbuf needs of this machine, and say what works and what to do about the rest
     Doctor,
 }
@@ -69,6 +74,8 @@ fn main() -> ExitCode {
         Command::Recv(arguments) => pipes::receive(&arguments),
         Command::Demo(arguments) => demo::run(&arguments),
         Command::Bench(arguments) => fbuf_bench::run(&arguments).map_err(|error| Failure::new(error.to_string())),
+        Command::Ls(arguments) => watch::ls::run(&arguments),
+        Command::Top(arguments) => watch::top::run(&arguments),
         Command::Doctor => return doctor::run(),
     };
     match result {

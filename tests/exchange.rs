@@ -484,3 +484,37 @@ fn many_endpoints_may_come_and_go_at_once() {
     send(&mut sender, b"still introduced");
     assert_eq!(get(&mut receiver), b"still introduced");
 }
+
+/// Whenever they come: also while the sender looks around behind a message that it has just sent.
+#[test]
+fn newcomers_number_messages_as_their_sender_does() {
+    let (_broker, client) = broker();
+    let mut sender = client.sender("c").slot_size(8).slots(1).open().unwrap();
+    let stop = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let mut first = client.receiver("c").open().unwrap();
+    sender.wait_for_receivers_timeout(1, SOON).unwrap();
+    let receiving = std::thread::spawn(move || while first.get_timeout(SOON).is_ok() {});
+    let sending = {
+        let stop = stop.clone();
+        std::thread::spawn(move || {
+            let mut number = 0u64;
+            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                let mut fbuf = sender.allocate_timeout(SOON).unwrap();
+                fbuf.resize(8).unwrap();
+                fbuf.copy_from_slice(&number.to_ne_bytes());
+                assert_eq!(sender.write(fbuf).unwrap().sequence, number);
+                number += 1;
+            }
+        })
+    };
+    for _ in 0..300 {
+        let mut newcomer = client.receiver("c").open().unwrap();
+        for _ in 0..3 {
+            let received = newcomer.get_timeout(SOON).unwrap();
+            assert_eq!(received[..], received.sequence().to_ne_bytes());
+        }
+    }
+    stop.store(true, std::sync::atomic::Ordering::Relaxed);
+    sending.join().unwrap();
+    receiving.join().unwrap();
+}

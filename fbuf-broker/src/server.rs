@@ -2,18 +2,21 @@
 //! what it decides.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{HashMap, HashSet, VecDeque},
     future::Future,
     io,
     os::fd::{AsFd, OwnedFd},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::{Duration, SystemTime},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant, SystemTime},
 };
 
 use fbuf_core::{
     control::{
-        Control, Greeting, Introduction, Lodging, MAX_INTRODUCTIONS, Open, Opened, Refusal, Resource, Role,
-        ServerTransport, Slots, VERSION, Verdict,
+        Control, EndpointStatus, Greeting, Introduction, Lodging, MAX_INTRODUCTIONS, MAX_PAGE, News, Open, Opened,
+        Refusal, Report, Resource, Role, ServerTransport, Slots, VERSION, Verdict,
     },
     limits::MAX_DESCRIPTORS,
     memory::{Leasable, MemoryError},
@@ -41,8 +44,11 @@ use crate::{
 
 /// How long a client has for its greeting.
 const GREETING_TIME: Duration = Duration::from_secs(5);
-/// How long a client waits for introductions before it is told that there are none.
-const INTRODUCTION_TIME: Duration = Duration::from_secs(600);
+/// How long a client waits for news before it is told that there are none.
+const NEWS_TIME: Duration = Duration::from_secs(600);
+/// How long clients have for a report that somebody wants to see, and how often they are asked for one at most.
+const REPORT_TIME: Duration = Duration::from_millis(200);
+const REPORT_PAUSE: Duration = Duration::from_millis(400);
 /// How many requests of one client may be under way; our own client has at most six.
 const MAX_REQUESTS: usize = 16;
 /// How many introductions may wait for one client; a client that does not fetch them is sent away.
@@ -64,12 +70,33 @@ struct Inner {
     mailboxes: HashMap<ClientId, Arc<Mailbox>>,
     /// The slots that were made for senders, by client and endpoint.
     slots: HashMap<(ClientId, u64), Vec<Arc<OwnedFd>>>,
+    /// What endpoints last said of themselves.
+    reports: HashMap<(ClientId, u64), Report>,
+    /// Who was asked to report and has not answered yet, and when all were asked last.
+    asked: HashSet<ClientId>,
+    asked_at: Option<Instant>,
 }
 
 impl Inner {
     fn close(&mut self, client: ClientId, endpoint: u64) {
         self.state.close(client, endpoint);
         self.slots.remove(&(client, endpoint));
+        self.reports.remove(&(client, endpoint));
+    }
+
+    /// Has all clients report, if none was asked since this moment; or says how long to wait before that.
+    fn ask(&mut self, since: Instant) -> Option<Duration> {
+        if self.asked_at.is_some_and(|asked| asked >= since) {
+            return None;
+        }
+        let pause = self.asked_at.map(|asked| REPORT_PAUSE.saturating_sub(asked.elapsed()));
+        if pause.is_some_and(|pause| !pause.is_zero()) {
+            return pause;
+        }
+        self.asked_at = Some(Instant::now());
+        self.asked = self.mailboxes.keys().copied().collect();
+        self.mailboxes.values().for_each(|mailbox| mailbox.ask());
+        None
     }
 }
 
@@ -87,6 +114,8 @@ impl Drop for Member {
         inner.state.leave(self.client);
         inner.mailboxes.remove(&self.client);
         inner.slots.retain(|(client, _), _| *client != self.client);
+        inner.reports.retain(|(client, _), _| *client != self.client);
+        inner.asked.remove(&self.client);
     }
 }
 
@@ -95,6 +124,8 @@ impl Drop for Member {
 struct Mailbox {
     waiting: Mutex<VecDeque<(Introduction, Charge)>>,
     filled: Notify,
+    /// Whether somebody wants to know what the client's endpoints are doing.
+    report: AtomicBool,
     /// Notified when the client has to go.
     overfull: Notify,
     /// What is paid for those that it was sent, until it shows that it has them by asking for more.
@@ -118,7 +149,14 @@ impl Broker {
     #[must_use]
     pub fn new(policy: Policy) -> Self {
         let state = State::new(policy, first_number());
-        Self(Arc::new(Mutex::new(Inner { state, mailboxes: HashMap::new(), slots: HashMap::new() })))
+        Self(Arc::new(Mutex::new(Inner {
+            state,
+            mailboxes: HashMap::new(),
+            slots: HashMap::new(),
+            reports: HashMap::new(),
+            asked: HashSet::new(),
+            asked_at: None,
+        })))
     }
 
     /// From now on another policy is in force. What was allowed stays.
@@ -130,6 +168,38 @@ impl Broker {
     #[must_use]
     pub fn used(&self) -> Vec<(u32, Resource, u64)> {
         lock(&self.0).state.used().collect()
+    }
+
+    /// All endpoints, and what they report of themselves now.
+    pub async fn status(&self) -> Vec<EndpointStatus> {
+        self.ask_for_reports().await;
+        self.page(None, 0, usize::MAX)
+    }
+
+    fn page(&self, user: Option<u32>, behind: u64, most: usize) -> Vec<EndpointStatus> {
+        let inner = lock(&self.0);
+        let with_report = |(client, endpoint, status)| {
+            let report = inner.reports.get(&(client, endpoint)).copied();
+            EndpointStatus { report, ..status }
+        };
+        inner.state.status(user, behind, most).into_iter().map(with_report).collect()
+    }
+
+    /// Asks all clients to report, and gives them a moment for it. Those who come at once are served together,
+    /// and nobody can have clients asked all the time.
+    async fn ask_for_reports(&self) {
+        let came = Instant::now();
+        loop {
+            let pause = lock(&self.0).ask(came);
+            match pause {
+                Some(pause) => tokio::time::sleep(pause).await,
+                None => break,
+            }
+        }
+        let deadline = tokio::time::Instant::now() + REPORT_TIME;
+        while !lock(&self.0).asked.is_empty() && tokio::time::Instant::now() < deadline {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
     }
 
     /// Serves clients until `until` is ready. What was introduced goes on afterwards.
@@ -283,6 +353,12 @@ impl Broker {
 }
 
 impl Mailbox {
+    /// Has the client report.
+    fn ask(&self) {
+        self.report.store(true, Ordering::Relaxed);
+        self.filled.notify_one();
+    }
+
     /// Keeps an introduction until it is fetched, if that is paid for.
     fn post(&self, introduction: Introduction, charge: Option<Charge>) {
         let mut waiting = lock(&self.waiting);
@@ -367,19 +443,42 @@ impl Control for Desk {
         lock(&self.broker.0).close(self.client, endpoint);
     }
 
-    async fn introductions(self, _: Context) -> Vec<Introduction> {
+    async fn news(self, _: Context) -> News {
         // Who asks has what was sent before.
         lock(&self.mailbox.sent).clear();
         let filled = async {
             loop {
                 let filled = self.mailbox.filled.notified();
-                let fetched = self.mailbox.fetch();
-                if !fetched.is_empty() {
-                    return fetched;
+                let introductions = self.mailbox.fetch();
+                let report = self.mailbox.report.swap(false, Ordering::Relaxed);
+                if report || !introductions.is_empty() {
+                    return News { introductions, report };
                 }
                 filled.await;
             }
         };
-        timeout(INTRODUCTION_TIME, filled).await.unwrap_or_default()
+        timeout(NEWS_TIME, filled).await.unwrap_or_default()
+    }
+
+    async fn report(self, _: Context, reports: Vec<(u64, Report)>, last: bool) {
+        let mut inner = lock(&self.broker.0);
+        // Only of what is open: nothing else is ever forgotten.
+        for (endpoint, report) in reports {
+            if inner.state.has(self.client, endpoint) {
+                inner.reports.insert((self.client, endpoint), report);
+            }
+        }
+        if last {
+            inner.asked.remove(&self.client);
+        }
+    }
+
+    async fn status(self, _: Context, behind: u64) -> Vec<EndpointStatus> {
+        if behind == 0 {
+            self.broker.ask_for_reports().await;
+        }
+        let own = nix::unistd::geteuid().as_raw();
+        let user = Some(self.process.uid).filter(|&user| user != 0 && user != own);
+        self.broker.page(user, behind, MAX_PAGE)
     }
 }

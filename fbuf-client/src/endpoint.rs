@@ -2,7 +2,7 @@
 //! introductions, and the set of sockets on which they sleep.
 
 use std::{
-    collections::{BTreeSet, VecDeque},
+    collections::{BTreeMap, VecDeque},
     io,
     os::fd::{AsFd, AsRawFd, RawFd},
     sync::{
@@ -12,7 +12,13 @@ use std::{
     time::Instant,
 };
 
-use fbuf_core::{control::Lodging, inbound::Peer, protection::Mechanism, slot::Geometry, socket::PacketSocket};
+use fbuf_core::{
+    control::{Lodging, Report},
+    inbound::{Holdings, Peer},
+    protection::Mechanism,
+    slot::Geometry,
+    socket::PacketSocket,
+};
 use nix::{
     errno::Errno,
     sys::{
@@ -28,6 +34,12 @@ pub(crate) trait Post: Send {
 
     /// With whom there is a link, or will be, by the numbers by which peers know each other.
     fn peers(&self) -> Vec<u64>;
+
+    /// What the endpoint has done, as far as it has said.
+    fn report(&self) -> Report;
+
+    /// What is held of each peer's messages: how many, and which of them was sent first.
+    fn held(&self) -> Vec<(u64, usize, u64)>;
 }
 
 /// A post box: filled by the control thread, emptied by the endpoint.
@@ -35,16 +47,18 @@ pub(crate) trait Post: Send {
 pub(crate) struct Inbox<T> {
     filled: AtomicBool,
     letters: Mutex<VecDeque<T>>,
-    /// Who was introduced and has not gone.
-    peers: Mutex<BTreeSet<u64>>,
+    /// Who was introduced and has not gone, and what is held of a sender's messages.
+    peers: Mutex<BTreeMap<u64, Option<Holdings>>>,
+    /// What the endpoint says of itself whenever it looks at its sockets.
+    report: Mutex<Report>,
     wake: Arc<EventFd>,
 }
 
 impl<T> Inbox<T> {
     pub(crate) fn new() -> io::Result<Self> {
         let wake = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
-        let (letters, peers) = (Mutex::default(), Mutex::default());
-        Ok(Self { filled: AtomicBool::new(false), letters, peers, wake: Arc::new(wake) })
+        let (letters, peers, report) = (Mutex::default(), Mutex::default(), Mutex::default());
+        Ok(Self { filled: AtomicBool::new(false), letters, peers, report, wake: Arc::new(wake) })
     }
 
     /// What wakes the endpoint.
@@ -53,7 +67,7 @@ impl<T> Inbox<T> {
     }
 
     pub(crate) fn post(&self, peer: Peer, letter: T) {
-        lock(&self.peers).insert(peer.endpoint);
+        lock(&self.peers).insert(peer.endpoint, None);
         lock(&self.letters).push_back(letter);
         // Release: partner is the Acquire swap in `empty`; but the lock would do as well.
         self.filled.store(true, Ordering::Release);
@@ -89,7 +103,33 @@ impl<T> Inbox<T> {
 
     /// As [`Post::peers`].
     pub(crate) fn peers(&self) -> Vec<u64> {
-        lock(&self.peers).iter().copied().collect()
+        lock(&self.peers).keys().copied().collect()
+    }
+
+    /// A sender's messages are received from now on.
+    pub(crate) fn hold(&self, peer: Peer, holdings: Holdings) {
+        lock(&self.peers).insert(peer.endpoint, Some(holdings));
+    }
+
+    /// As [`Post::held`].
+    pub(crate) fn held(&self) -> Vec<(u64, usize, u64)> {
+        let of = |(&peer, holdings): (&u64, &Option<Holdings>)| {
+            let (count, first) = holdings.as_ref()?.survey();
+            Some((peer, count, first?))
+        };
+        lock(&self.peers).iter().filter_map(of).collect()
+    }
+
+    /// Says what the endpoint has done. Never waits: whoever watches can wait for the next time.
+    pub(crate) fn say(&self, report: impl FnOnce() -> Report) {
+        if let Ok(mut said) = self.report.try_lock() {
+            *said = report();
+        }
+    }
+
+    /// As [`Post::report`].
+    pub(crate) fn report(&self) -> Report {
+        *lock(&self.report)
     }
 }
 

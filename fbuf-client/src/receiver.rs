@@ -8,7 +8,7 @@ use std::{
 };
 
 use fbuf_core::{
-    control::{Lodging, Role},
+    control::{Lodging, Report, Role},
     inbound::{Answered, GreetError, Greeted, Inbound, Peer},
     link::LinkEnd,
     loan::Received,
@@ -106,6 +106,7 @@ impl ReceiverBuilder {
             past_messages: 0,
             past_bytes: 0,
             sleeps: 0,
+            violations: 0,
             _registration: registration,
         })
     }
@@ -131,6 +132,14 @@ impl Post for Senders {
 
     fn peers(&self) -> Vec<u64> {
         self.inbox.peers()
+    }
+
+    fn report(&self) -> Report {
+        self.inbox.report()
+    }
+
+    fn held(&self) -> Vec<(u64, usize, u64)> {
+        self.inbox.held()
     }
 }
 
@@ -164,6 +173,8 @@ pub struct Receiver {
     /// Bytes in them.
     past_bytes: u64,
     sleeps: u64,
+    /// Senders that broke a rule.
+    violations: u64,
     _registration: Registration,
 }
 
@@ -439,7 +450,7 @@ impl Receiver {
     fn bury_one(&mut self, index: usize) {
         let mut link = self.remove(index);
         if let Some(end) = link.end() {
-            self.troubles.push_back(trouble(link.peer(), end));
+            self.complain(link.peer(), end);
         }
     }
 
@@ -459,6 +470,7 @@ impl Receiver {
             self.sockets.look()
         } else {
             self.sleeps += 1;
+            self.say();
             points::reach("park: about to sleep");
             self.sockets.sleep(if sure { deadline } else { within(UNSURE, deadline) })
         };
@@ -496,9 +508,23 @@ impl Receiver {
         self.attend(&ready);
     }
 
+    /// What it says of itself to whoever watches.
+    fn say(&self) {
+        self.inbox.say(|| Report {
+            links: self.links.len() as u64,
+            messages: self.messages(),
+            bytes: self.links.iter().map(Inbound::bytes).sum::<u64>() + self.past_bytes,
+            left_out: self.links.iter().map(Inbound::missed).fold(self.past_missed, u64::saturating_add),
+            sleeps: self.sleeps,
+            violations: self.violations,
+            ..Report::default()
+        });
+    }
+
     /// Reads what came over these sockets, and the post.
     fn attend(&mut self, ready: &Ready) {
         self.pace.looked();
+        self.say();
         for socket in ready.iter() {
             if let Some(index) = position(&self.links, socket) {
                 self.links[index].attend();
@@ -537,15 +563,21 @@ impl Receiver {
                 // It may have said more already, and gone.
                 link.attend();
                 self.crowd.add(peer);
+                self.inbox.hold(peer, link.holdings());
                 self.links.push(*link);
             }
             Ok(Answered::NotYet(greeted)) => self.greeted.push(greeted),
             Err(LinkEnd::HangUp) => self.inbox.forget(peer),
             Err(end) => {
                 self.inbox.forget(peer);
-                self.troubles.push_back(trouble(peer, end));
+                self.complain(peer, end);
             }
         }
+    }
+
+    fn complain(&mut self, peer: Peer, end: LinkEnd) {
+        self.violations += u64::from(matches!(end, LinkEnd::Violation(_)));
+        self.troubles.push_back(trouble(peer, end));
     }
 
     fn remove(&mut self, index: usize) -> Inbound {

@@ -75,6 +75,17 @@ impl Held {
         }
     }
 
+    /// How many are held, and which message of those was sent first.
+    pub fn survey(&self) -> (usize, Option<Mark>) {
+        // Relaxed: for whoever watches, and nothing follows from it.
+        let marks = self.0.iter().map(|cell| cell.mark.load(Ordering::Relaxed));
+        let held = marks.filter(|mark| !matches!(*mark, FREE | UNKNOWN));
+        held.fold((0, None), |(count, least), mark| {
+            let mark = Mark::from_word(mark);
+            (count + 1, Some(least.map_or(mark, |least: Mark| least.min(mark))))
+        })
+    }
+
     /// How many are held.
     pub fn count(&self) -> usize {
         // Acquire: partner is the Release store in `clear`.

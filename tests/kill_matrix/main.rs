@@ -71,8 +71,11 @@ fn whoever_is_killed_costs_the_others_nothing() {
         survivors.mourn(other.pid());
         survivors.settle(None);
         let before = *before.get_or_insert_with(|| steady(counts));
-        // The broker hears of a death a moment later.
-        until_is(&format!("round {round}, {point:?} after {count}"), &before, counts);
+        // The broker hears of a death a moment later, and may have introduced who was dead by then.
+        until_is(&format!("round {round}, {point:?} after {count}"), &before, || {
+            survivors.settle(None);
+            counts()
+        });
         assert_eq!(self::files(folder.path()), files, "something is left");
         if round == kills.min(400) / 4 {
             early = Some(holdings().map(|found| found.memory));

@@ -21,6 +21,7 @@ pub struct Hostile {
     pub link: PacketSocket,
 }
 
+#[allow(dead_code, reason = "each test binary uses a part of it")]
 impl Hostile {
     pub fn join(broker: &Address, channel: &str, role: Role) -> Self {
         let socket = PacketSocket::connect(&broker.to_kernel().unwrap(), SOON).unwrap();
@@ -34,7 +35,7 @@ impl Hostile {
             let transport = ClientTransport::new(sys::watch(socket).unwrap());
             let control = ControlClient::new(tarpc::client::Config::default(), transport).spawn();
             control.open(context::current(), 1, Open { channel, role, earlier: None }).await.unwrap().unwrap();
-            let mut introductions = control.introductions(context::current()).await.unwrap();
+            let mut introductions = control.news(context::current()).await.unwrap().introductions;
             assert_eq!(introductions.len(), 1);
             let socket = introductions.remove(0).socket.into_owned().unwrap();
             (control, PacketSocket::new(socket).unwrap())

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use fbuf_core::{
-    control::{Refusal, Slots},
+    control::{EndStatus, Refusal, Slots},
     limits::{MAX_LEASED, MAX_LINKS},
     protection::{Mechanism, Protection},
     slot::{Geometry, GeometryError},
@@ -151,6 +151,20 @@ impl Channel {
                 self.seats.remove(&user);
             }
         }
+    }
+
+    /// Its ends.
+    pub(super) fn ends(&self) -> impl Iterator<Item = (u64, Party, EndStatus)> {
+        let senders = self.senders.iter().map(|(&number, sender)| {
+            let Stock { geometry, mechanism, .. } = sender.stock;
+            let (slot_bytes, max_slots) = (geometry.slot_bytes().into(), geometry.max_slots().into());
+            (number, sender.party, EndStatus::Sender { slot_bytes, max_slots, mechanism })
+        });
+        let receivers = self
+            .receivers
+            .iter()
+            .map(|(&number, receiver)| (number, receiver.party, EndStatus::Receiver { require: receiver.require }));
+        senders.chain(receivers)
     }
 
     pub(super) fn is_empty(&self) -> bool {

@@ -7,7 +7,7 @@ use std::{collections::HashMap, sync::Arc, time::Instant};
 
 use fbuf_core::{
     channel::ChannelName,
-    control::{Earlier, Open, Refusal, Resource, Role, Slots, Verdict},
+    control::{Earlier, EndStatus, EndpointStatus, Open, Refusal, Resource, Role, Slots, Verdict},
     inbound::Peer,
     limits::MAX_ENDPOINTS,
     protection::Mechanism,
@@ -214,6 +214,12 @@ impl State {
         Ok(Opening { endpoint: known_as, pairs })
     }
 
+    /// Whether a client has an endpoint of this number.
+    #[must_use]
+    pub fn has(&self, id: ClientId, endpoint: u64) -> bool {
+        self.clients.get(&id).is_some_and(|client| client.endpoints.contains_key(&endpoint))
+    }
+
     fn number_of(&self, party: Party) -> u64 {
         let endpoint = self.clients.get(&party.client).and_then(|client| client.endpoints.get(&party.endpoint));
         endpoint.map_or(0, |endpoint| endpoint.number)
@@ -249,6 +255,25 @@ impl State {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.clients.is_empty() && self.channels.is_empty() && self.accounts.used().next().is_none()
+    }
+
+    /// The endpoints of a user, or of all, in the order of opening, behind one of them; without reports.
+    #[must_use]
+    pub fn status(&self, user: Option<u32>, behind: u64, most: usize) -> Vec<(ClientId, u64, EndpointStatus)> {
+        let mut found: Vec<_> = self
+            .channels
+            .iter()
+            .flat_map(|(name, channel)| channel.ends().map(move |(number, party, end)| (number, party, end, name)))
+            .filter(|&(number, party, ..)| number > behind && user.is_none_or(|user| party.peer.process.uid == user))
+            .collect();
+        found.sort_unstable_by_key(|&(number, ..)| number);
+        let status = |(number, party, end, channel): (u64, Party, EndStatus, &ChannelName)| {
+            let (Peer { endpoint, process }, channel) = (party.peer, channel.as_str().to_owned());
+            let client = party.client.0;
+            let status = EndpointStatus { number, endpoint, process, client, channel, end, report: None };
+            (party.client, party.endpoint, status)
+        };
+        found.into_iter().take(most).map(status).collect()
     }
 
     /// What every user takes up.

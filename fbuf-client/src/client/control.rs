@@ -17,8 +17,8 @@ use std::{
 use fbuf_core::{
     address::Address,
     control::{
-        ClientTransport, ControlClient, ControlRequest, ControlResponse, Earlier, Introduction, Open, Opened, Refusal,
-        Role, Slots,
+        ClientTransport, ControlClient, ControlRequest, ControlResponse, Earlier, EndpointStatus, Introduction,
+        MAX_PAGE, News, Oldest, Open, Opened, Refusal, Report, Role, Slots,
     },
     points,
     slot::Geometry,
@@ -59,6 +59,9 @@ pub(super) enum Command {
     Close {
         endpoint: u64,
     },
+    Status {
+        answer: SyncSender<Option<Vec<EndpointStatus>>>,
+    },
 }
 
 /// An endpoint that is open.
@@ -69,6 +72,30 @@ struct Endpoint {
     post: Box<dyn Post>,
     /// Whether the broker that is there now has it.
     listed: bool,
+    /// By peer: the message that it has held for longest, and since when that is known.
+    oldest: BTreeMap<u64, (u64, Instant)>,
+}
+
+impl Endpoint {
+    /// What it does, for whoever watches.
+    fn report(&mut self) -> Report {
+        let mut report = self.post.report();
+        let (held, now) = (self.post.held(), Instant::now());
+        self.oldest.retain(|peer, _| held.iter().any(|(other, ..)| other == peer));
+        for (peer, count, sequence) in held {
+            report.held += count as u64;
+            let (known, since) = self.oldest.entry(peer).or_insert((sequence, now));
+            if *known != sequence {
+                (*known, *since) = (sequence, now);
+            }
+            let milliseconds = now.duration_since(*since).as_millis() as u64;
+            let oldest = Oldest { sequence, milliseconds, behind: report.messages.saturating_sub(sequence + 1) };
+            if report.oldest.is_none_or(|other| (other.milliseconds, other.behind) <= (milliseconds, oldest.behind)) {
+                report.oldest = Some(oldest);
+            }
+        }
+        report
+    }
 }
 
 /// An endpoint that is to be opened when there is a broker again.
@@ -138,6 +165,8 @@ impl Endpoints {
                             self.waiting.push(Request { endpoint, open, post, answer, deadline });
                         }
                         Command::Close { endpoint } => drop(self.open.remove(&endpoint)),
+                        // Whoever asks waits for it.
+                        Command::Status { answer } => drop(answer.send(None)),
                     },
                     () = sleep_until(next.into()) => {}
                 }
@@ -182,20 +211,23 @@ fn jittered(pause: Duration) -> Duration {
     pause / 2 + pause * random as u32 / 1024
 }
 
-type Fetching = Pin<Box<dyn Future<Output = Result<Vec<Introduction>, RpcError>> + Send>>;
+type Fetching = Pin<Box<dyn Future<Output = Result<News, RpcError>> + Send>>;
 
 /// A connection, for as long as it lasts.
 struct Session {
     client: ControlClient,
     places: Arc<Semaphore>,
     closing: JoinSet<()>,
+    /// Questions and reports that somebody watches by, and nobody here waits for.
+    watching: JoinSet<()>,
 }
 
 impl Session {
     fn new(socket: AsyncFd<PacketSocket>) -> Self {
         let transport: ClientTransport<ControlRequest, ControlResponse> = ClientTransport::new(socket);
         let client = ControlClient::new(tarpc::client::Config::default(), transport).spawn();
-        Self { client, places: Arc::new(Semaphore::new(MAX_CLOSING)), closing: JoinSet::new() }
+        let places = Arc::new(Semaphore::new(MAX_CLOSING));
+        Self { client, places, closing: JoinSet::new(), watching: JoinSet::new() }
     }
 
     async fn serve(&mut self, endpoints: &mut Endpoints, commands: &mut UnboundedReceiver<Command>) -> Over {
@@ -217,10 +249,16 @@ impl Session {
                             self.close(endpoint);
                         }
                     }
+                    Some(Command::Status { answer }) => self.ask_for_status(answer),
                 },
                 fetched = &mut fetching => {
                     match fetched {
-                        Ok(introductions) => introductions.into_iter().for_each(|one| endpoints.introduce(one)),
+                        Ok(News { introductions, report }) => {
+                            introductions.into_iter().for_each(|one| endpoints.introduce(one));
+                            if report {
+                                self.report(endpoints);
+                            }
+                        }
                         Err(RpcError::Server(_) | RpcError::DeadlineExceeded) => sleep(LAST_PAUSE).await,
                         Err(_) => return Over::Gone,
                     }
@@ -236,11 +274,11 @@ impl Session {
         }
     }
 
-    /// Asks for introductions.
+    /// Asks for news.
     fn fetch(&self) -> Fetching {
         let (client, mut context) = (self.client.clone(), context::current());
         context.deadline = Instant::now() + INTRODUCTION_TIME;
-        Box::pin(async move { client.introductions(context).await })
+        Box::pin(async move { client.news(context).await })
     }
 
     /// Opens what is to be opened. None if the broker is gone; what was not opened then waits for the next.
@@ -258,7 +296,8 @@ impl Session {
             points::reach("attach: opened");
             if let Ok(opened) = &result {
                 let known_as = opened.endpoint;
-                endpoints.open.insert(endpoint, Endpoint { open, known_as, post, listed: true });
+                let oldest = BTreeMap::new();
+                endpoints.open.insert(endpoint, Endpoint { open, known_as, post, listed: true, oldest });
             }
             // The caller waits for it.
             let _ = answer.send(result);
@@ -284,6 +323,41 @@ impl Session {
             }
         }
         Some(())
+    }
+
+    /// Says what the endpoints are doing.
+    fn report(&mut self, endpoints: &mut Endpoints) {
+        let reports: Vec<_> =
+            endpoints.open.iter_mut().map(|(&number, endpoint)| (number, endpoint.report())).collect();
+        let client = self.client.clone();
+        while self.watching.try_join_next().is_some() {}
+        self.watching.spawn(async move {
+            let mut pages = reports.chunks(MAX_PAGE).peekable();
+            while let Some(page) = pages.next() {
+                let last = pages.peek().is_none();
+                // Who is watched need not care whether anybody hears it.
+                let _ = client.report(context::current(), page.to_vec(), last).await;
+            }
+        });
+    }
+
+    /// Asks for all endpoints that this user may see.
+    fn ask_for_status(&mut self, answer: SyncSender<Option<Vec<EndpointStatus>>>) {
+        let client = self.client.clone();
+        while self.watching.try_join_next().is_some() {}
+        self.watching.spawn(async move {
+            let mut all: Vec<EndpointStatus> = Vec::new();
+            let complete = loop {
+                let behind = all.last().map_or(0, |last| last.number);
+                match client.status(context::current(), behind).await {
+                    Ok(page) if page.is_empty() => break Some(all),
+                    Ok(page) => all.extend(page),
+                    Err(_) => break None,
+                }
+            };
+            // Whoever asks waits for it.
+            let _ = answer.send(complete);
+        });
     }
 
     /// Closes an endpoint. Nobody waits for it: a broker that is gone, or whose connection closes before it

@@ -18,7 +18,7 @@ use std::{
 use fbuf_core::{
     address::{Address, VARIABLE},
     channel::ChannelNameError,
-    control::{Open, Opened, Refusal, Role, VERSION},
+    control::{EndpointStatus, Open, Opened, Refusal, Role, VERSION},
     memory::MemoryError,
     slot::GeometryError,
 };
@@ -186,6 +186,20 @@ impl Client {
     /// Prepares a receiver on a channel.
     pub fn receiver(&self, channel: &str) -> ReceiverBuilder {
         ReceiverBuilder::new(self.clone(), channel)
+    }
+
+    /// What the broker knows of all endpoints that this user may see, and what these report of themselves: of
+    /// all users for root and for the user who runs the broker, for others only their own. Endpoints are not
+    /// disturbed: what they have done, they say whenever they look around; what they hold, their process's
+    /// control thread looks up.
+    ///
+    /// # Errors
+    /// [`OpenError::BrokerGone`] if there is no broker now.
+    pub fn status(&self) -> Result<Vec<EndpointStatus>, OpenError> {
+        let (answer, answered) = mpsc::sync_channel(1);
+        let gone = || OpenError::BrokerGone("there is no connection now".into());
+        self.0.command(Command::Status { answer }).ok_or_else(gone)?;
+        answered.recv().ok().flatten().ok_or_else(gone)
     }
 
     /// Opens an endpoint at the broker.

@@ -3,7 +3,7 @@
 use std::{fmt, sync::Arc};
 
 use fbuf_core::{
-    control::{Lodging, Opened, Refusal, Role, Slots},
+    control::{Lodging, Opened, Refusal, Report, Role, Slots},
     guard::Guard,
     inbound::Peer,
     memory::{HUGE_PAGE, MemoryError, Pages, free_huge_pages, has_transparent_pages},
@@ -201,6 +201,14 @@ impl Post for Receivers {
 
     fn peers(&self) -> Vec<u64> {
         self.0.peers()
+    }
+
+    fn report(&self) -> Report {
+        self.0.report()
+    }
+
+    fn held(&self) -> Vec<(u64, usize, u64)> {
+        Vec::new()
     }
 }
 

@@ -1,10 +1,13 @@
 //! Who is linked to a sender: receivers that come, say something, and go.
 
+use std::ops::Add;
+
 use fbuf_core::{
+    control::Report,
     inbound::Peer,
     limits::MAX_DEPARTURES,
     link::LinkEnd,
-    outbound::{Arrived, Expected},
+    outbound::{Arrived, Expected, LinkCounts, Outbound},
 };
 
 use super::{Departure, Farewell, Sender};
@@ -37,6 +40,7 @@ impl Sender {
     /// Reads what came over these sockets, and the post.
     pub(super) fn attend(&mut self, ready: &Ready) {
         self.pace.looked();
+        self.say();
         for socket in ready.iter() {
             if let Some(index) = position(&self.links, socket) {
                 self.attend_to(index);
@@ -46,6 +50,24 @@ impl Sender {
             }
         }
         self.read_post();
+    }
+
+    /// What it says of itself to whoever watches.
+    fn say(&self) {
+        self.inbox.say(|| {
+            let links = self.links.iter().map(Outbound::counts).fold(self.past, LinkCounts::add);
+            Report {
+                links: self.links.len() as u64,
+                messages: self.next_sequence,
+                bytes: self.counters.bytes,
+                left_out: links.skipped,
+                waits: self.counters.waits,
+                sleeps: self.counters.sleeps,
+                violations: self.counters.violations,
+                slots: self.pool.slots().into(),
+                ..Report::default()
+            }
+        });
     }
 
     /// Reads what came from one receiver.
@@ -118,6 +140,7 @@ impl Sender {
 
     pub(super) fn depart(&mut self, peer: Peer, farewell: Farewell) {
         self.inbox.forget(peer);
+        self.counters.violations += u64::from(matches!(farewell, Farewell::Violation(_)));
         if self.departures.len() == MAX_DEPARTURES {
             self.departures.pop_front();
         }

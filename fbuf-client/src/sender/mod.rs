@@ -68,6 +68,7 @@ struct Counts {
     sleeps: u64,
     growths: u64,
     growth_refused: u64,
+    violations: u64,
 }
 
 impl Sender {
@@ -152,10 +153,12 @@ impl Sender {
         if let [link] = &mut self.links[..] {
             match link.offer_simply(slot, length) {
                 Some(true) => {
+                    // Counted before anybody is let in, to whom the next message will be the first.
+                    let sent = self.sent(length, 1);
                     if self.pool.is_dry() {
                         self.look_ahead();
                     }
-                    return Ok(self.sent(length, 1));
+                    return Ok(sent);
                 }
                 Some(false) => return self.answer(slot, length),
                 None => {}
@@ -402,7 +405,7 @@ impl Sender {
     /// What was done so far, and where the slots are: it goes through all of them.
     #[must_use]
     pub fn counters(&self) -> SenderCounters {
-        let Counts { bytes, waits, sleeps, growths, growth_refused } = self.counters;
+        let Counts { bytes, waits, sleeps, growths, growth_refused, violations: _ } = self.counters;
         let links = self.links.iter().map(Outbound::counts).fold(self.past, LinkCounts::add);
         SenderCounters {
             messages: self.next_sequence,

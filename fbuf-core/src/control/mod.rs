@@ -3,6 +3,7 @@
 
 mod greeting;
 mod quota;
+mod status;
 mod transport;
 
 use serde::{Deserialize, Serialize};
@@ -18,6 +19,7 @@ use crate::{
 
 pub use greeting::{Greeting, GreetingError, VERSION, Verdict};
 pub use quota::{Resource, Spent};
+pub use status::{EndStatus, EndpointStatus, MAX_PAGE, News, Oldest, Report};
 pub use transport::{Call, ClientTransport, Packets, ServerTransport};
 
 /// What a client may ask of its broker.
@@ -27,8 +29,13 @@ pub trait Control {
     async fn open(endpoint: u64, open: Open) -> Result<Opened, Refusal>;
     /// Closes an endpoint. Its links are not touched.
     async fn close(endpoint: u64);
-    /// Waits until there are introductions for this client, and takes them; none after a while.
-    async fn introductions() -> Vec<Introduction>;
+    /// Waits until there are introductions for this client, or a report is wanted; nothing after a while.
+    async fn news() -> News;
+    /// What endpoints of this client are doing, at most [`MAX_PAGE`] at a time.
+    async fn report(reports: Vec<(u64, Report)>, last: bool);
+    /// The endpoints that this user may see whose number is greater, in this order, at most [`MAX_PAGE`] of
+    /// them. The first page, behind 0, waits a moment for their reports.
+    async fn status(behind: u64) -> Vec<EndpointStatus>;
 }
 
 /// What is opened.

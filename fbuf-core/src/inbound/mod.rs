@@ -7,7 +7,7 @@ use std::{
     collections::VecDeque,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     sync::{
-        Arc, Mutex,
+        Arc, Mutex, Weak,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -43,6 +43,19 @@ pub struct Peer {
     pub endpoint: u64,
     /// The process, as the kernel told the broker.
     pub process: Credentials,
+}
+
+/// What is held of a link, for whoever watches.
+#[derive(Debug, Clone)]
+pub struct Holdings(Weak<Returns>);
+
+impl Holdings {
+    /// How many messages are held, and the number of the one that was sent first. Goes through all slots.
+    #[must_use]
+    pub fn survey(&self) -> (usize, Option<u64>) {
+        let (count, least) = self.0.upgrade().map_or((0, None), |returns| returns.held.survey());
+        (count, least.map(Mark::sequence))
+    }
 }
 
 /// The receiver's half of a link.
@@ -215,6 +228,12 @@ impl Inbound {
     #[must_use]
     pub fn missed(&self) -> u64 {
         self.missed.saturating_add(self.reader.ending().unwrap_or(0))
+    }
+
+    /// What is held of this link, to be looked at by another thread.
+    #[must_use]
+    pub fn holdings(&self) -> Holdings {
+        Holdings(Arc::downgrade(self.returns()))
     }
 
     /// How many messages of this link are held in this process.
