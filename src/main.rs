@@ -5,12 +5,13 @@
 mod broker;
 mod demo;
 mod doctor;
+mod generate;
 mod pipes;
 mod watch;
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand, ValueEnum};
+use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
 use fbuf_client::{Address, Client, ConnectError, Wait};
 
 /// Shared-buffer IPC: processes exchange buffers without copying them.
@@ -42,6 +43,9 @@ enum Command {
     Top(watch::top::Arguments),
     /// Try what fbuf needs of this machine, and say what works and what to do about the rest
     Doctor,
+    /// Write man pages, or completions for shells, into a folder: what a package installs
+    #[command(hide = true)]
+    Generate(generate::Arguments),
 }
 
 /// Something went wrong: what to say, and the exit status.
@@ -77,6 +81,7 @@ fn main() -> ExitCode {
         Command::Ls(arguments) => watch::ls::run(&arguments),
         Command::Top(arguments) => watch::top::run(&arguments),
         Command::Doctor => return doctor::run(),
+        Command::Generate(arguments) => generate::run(&arguments, crate::Arguments::command()),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
