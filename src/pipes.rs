@@ -110,13 +110,13 @@ pub(crate) fn send(arguments: &SendArguments) -> Result<(), Failure> {
 /// A receiver that went before the end has not got everything.
 fn complain(sender: &mut Sender) -> Result<(), Failure> {
     let Some(departure) = sender.departed() else { return Ok(()) };
-    let process = departure.peer.process.pid;
+    let process = departure.peer.process;
     Err(Failure::new(match departure.farewell {
-        Farewell::Left => format!("the receiver (process {process}) left before the end"),
-        Farewell::Died => format!("the receiver (process {process}) died before the end"),
-        Farewell::Violation(violation) => format!("the receiver (process {process}) broke a rule: {violation}"),
-        Farewell::Exhausted(what) => format!("the receiver (process {process}) could not be linked: {what}"),
-        _ => format!("the receiver (process {process}) is gone"),
+        Farewell::Left => format!("the receiver ({process}) left before the end"),
+        Farewell::Died => format!("the receiver ({process}) died before the end"),
+        Farewell::Violation(violation) => format!("the receiver ({process}) broke a rule: {violation}"),
+        Farewell::Exhausted(what) => format!("the receiver ({process}) could not be linked: {what}"),
+        _ => format!("the receiver ({process}) is gone"),
     }))
 }
 
@@ -140,8 +140,8 @@ pub(crate) fn receive(arguments: &RecvArguments) -> Result<(), Failure> {
         let first = *only.get_or_insert(sender.endpoint);
         if sender.endpoint != first {
             return Err(Failure::new(format!(
-                "process {} sends on the channel {:?} as well: one file can take one stream only",
-                sender.process.pid, arguments.channel
+                "{} sends on the channel {:?} as well: one file can take one stream only",
+                sender.process, arguments.channel
             )));
         }
         output

@@ -210,10 +210,10 @@ pub enum GetError {
     Ended,
     /// A sender's process died. Everything it sent was received; it may have meant to send more.
     /// Reported once; other senders go on.
-    #[error("sender {} (process {}) died before it ended its stream: what it had sent was received, the rest is missing", .0.endpoint, .0.process.pid)]
+    #[error("sender {} ({}) died before it ended its stream: what it had sent was received, the rest is missing", .0.endpoint, .0.process)]
     Disconnected(Peer),
     /// A sender broke a rule, and its link was closed. Reported once; other senders go on.
-    #[error("sender {} (process {}) broke a rule of the link, which is closed: {violation}", peer.endpoint, peer.process.pid)]
+    #[error("sender {} ({}) broke a rule of the link, which is closed: {violation}", peer.endpoint, peer.process)]
     PeerViolation {
         /// Who.
         peer: Peer,
@@ -221,7 +221,7 @@ pub enum GetError {
         violation: Box<Violation>,
     },
     /// This process had no memory or no descriptor left for a link. Reported once.
-    #[error("sender {} (process {}) could not be linked: {what}; free memory or raise the limit on descriptors", peer.endpoint, peer.process.pid)]
+    #[error("sender {} ({}) could not be linked: {what}; free memory or raise the limit on descriptors", peer.endpoint, peer.process)]
     Exhausted {
         /// With whom.
         peer: Peer,
@@ -231,8 +231,8 @@ pub enum GetError {
     /// Messages may have changed while they were held, since the kernel took their leases away. Reported
     /// when they are dropped; [`Received::is_intact`] tells before.
     #[error(
-        "{messages} messages of sender {} (process {}) may have changed while they were held: somebody opened them for writing, and this process did not run for as long as fs.lease-break-time",
-        peer.endpoint, peer.process.pid
+        "{messages} messages of sender {} ({}) may have changed while they were held: somebody opened them for writing, and this process did not run for as long as fs.lease-break-time",
+        peer.endpoint, peer.process
     )]
     LeaseLost {
         /// Whose.

@@ -2,6 +2,7 @@
 //! other side is gone. Knows no messages.
 
 use std::{
+    fmt,
     io::{self, IoSlice},
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
     time::Duration,
@@ -183,6 +184,16 @@ pub struct Credentials {
     pub uid: u32,
     /// Its effective group id.
     pub gid: u32,
+}
+
+/// As errors name it.
+impl fmt::Display for Credentials {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.pid {
+            0 => write!(f, "a process of user {} in another PID namespace", self.uid),
+            pid => write!(f, "process {pid}"),
+        }
+    }
 }
 
 impl AsFd for PacketSocket {

@@ -174,8 +174,8 @@ pub enum Refusal {
     Geometry(String),
     /// A receiver requires more than a sender of the channel gives.
     #[error(
-        "a receiver was to be opened that requires {required} messages, and those of sender {} (process {}) are {found}: open that sender with protection({required:?}), or require less",
-        sender.endpoint, sender.process.pid
+        "a receiver was to be opened that requires {required} messages, and those of sender {} ({}) are {found}: open that sender with protection({required:?}), or require less",
+        sender.endpoint, sender.process
     )]
     SenderGivesLess {
         /// Which sender.
@@ -187,8 +187,8 @@ pub enum Refusal {
     },
     /// A sender gives less than a receiver of the channel requires.
     #[error(
-        "a sender of {found} messages was to be opened, and receiver {} (process {}) of the channel requires {required} ones: open it with protection({required:?})",
-        receiver.endpoint, receiver.process.pid
+        "a sender of {found} messages was to be opened, and receiver {} ({}) of the channel requires {required} ones: open it with protection({required:?})",
+        receiver.endpoint, receiver.process
     )]
     ReceiverRequiresMore {
         /// Which receiver.
@@ -203,9 +203,9 @@ pub enum Refusal {
     NoSlots(String),
     /// A sender's slots come from its one receiver.
     #[error(
-        "one more receiver was to be opened, and the slots of sender {} (process {}) come from the one receiver that there is: \
+        "one more receiver was to be opened, and the slots of sender {} ({}) come from the one receiver that there is: \
          open the sender without from_receiver(), or close that receiver",
-        sender.endpoint, sender.process.pid
+        sender.endpoint, sender.process
     )]
     OneReceiver {
         /// Which sender.

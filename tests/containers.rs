@@ -1,0 +1,142 @@
+//! Processes that share nothing but the broker's socket: each in namespaces of its own, as in a container.
+
+mod support;
+
+use std::{
+    collections::HashSet,
+    fs::{self, File},
+    io::{self, Read, Write},
+    path::PathBuf,
+    process::{Command, Stdio},
+};
+
+use support::{BrokerProcess, Process, Random};
+
+/// Runs the command beside the broker's socket, and where everything else that programs write to is new.
+const CONTAINER: &str = r#"
+    set -e
+    socket=$1 fbuf=$2; shift 2
+    mount -t tmpfs tmpfs /run
+    touch /run/broker.sock /run/fbuf
+    mount --bind "$socket" /run/broker.sock
+    mount --bind "$fbuf" /run/fbuf
+    for folder in /tmp /dev/shm; do mount -t tmpfs tmpfs "$folder"; done
+    exec /run/fbuf "$@" --socket /run/broker.sock"#;
+
+/// The namespaces that each has of its own.
+const NAMESPACES: [&str; 6] = ["user", "pid_for_children", "mnt", "ipc", "uts", "net"];
+
+/// Runs what follows in namespaces of its own. It is killed when this is.
+fn unshare() -> Command {
+    let mut command = Command::new("unshare");
+    command.args(["--user", "--map-root-user", "--pid", "--fork", "--kill-child", "--mount", "--mount-proc"]);
+    command.args(["--ipc", "--uts", "--net"]).stdin(Stdio::null());
+    command.env_remove("FBUF_BROKER").env_remove("NOTIFY_SOCKET");
+    command
+}
+
+/// Whether there can be containers. If not, it is said past what keeps the output of tests that pass.
+fn can_unshare() -> bool {
+    let why = match unshare().args(["mount", "-t", "tmpfs", "tmpfs", "/run"]).output() {
+        Ok(output) if output.status.success() => return true,
+        Ok(output) => String::from_utf8_lossy(&output.stderr).trim().to_owned(),
+        Err(error) => format!("unshare(1): {error}"),
+    };
+    let text = format!("not tested: no container can be made here: {why}\n");
+    io::stderr().write_all(text.as_bytes()).unwrap();
+    false
+}
+
+struct Place {
+    folder: tempfile::TempDir,
+    _broker: BrokerProcess,
+}
+
+impl Place {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let _broker = BrokerProcess::start(&folder.path().join("broker"));
+        Self { folder, _broker }
+    }
+
+    /// With a broker that is in a container too, where it sees no process of the others.
+    fn with_contained_broker() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let socket = folder.path().join("broker");
+        let _broker = BrokerProcess::start_with(&socket, |command| {
+            let mut contained = unshare();
+            contained.arg(command.get_program()).args(command.get_args());
+            *command = contained;
+        });
+        Self { folder, _broker }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// The command, in a container.
+    fn contained(&self, words: &[&str]) -> Command {
+        let mut command = unshare();
+        command.args(["sh", "-c", CONTAINER, "sh"]).arg(self.path("broker")).arg(env!("CARGO_BIN_EXE_fbuf"));
+        command.args(words);
+        command
+    }
+}
+
+#[test]
+fn streams_get_from_container_to_container_whoever_starts_first() {
+    if !can_unshare() {
+        return;
+    }
+    let levels = [
+        (&["send", "c"][..], &["recv", "c"][..]),
+        (&["send", "c", "--protection", "leased", "--slot-size", "8MiB"], &["recv", "c", "--require", "leased"]),
+        (&["send", "c", "--protection", "sealed"], &["recv", "c", "--require", "sealed"]),
+    ];
+    for place in [Place::new(), Place::with_contained_broker()] {
+        let (original, copy) = (place.path("original"), place.path("copy"));
+        let data = Random(7).bytes(20_000_000);
+        fs::write(&original, &data).unwrap();
+        for (sending, receiving) in levels {
+            for sender_first in [false, true] {
+                let (mut send, mut receive) = (place.contained(sending), place.contained(receiving));
+                send.stdin(File::open(&original).unwrap());
+                receive.stdout(File::create(&copy).unwrap());
+                let (first, second) = if sender_first { (&mut send, &mut receive) } else { (&mut receive, &mut send) };
+                let mut first = Process::start(first);
+                assert!(second.status().unwrap().success() && first.end().success(), "{sending:?}");
+                assert!(fs::read(&copy).unwrap() == data, "{sending:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn nothing_else_is_shared_and_a_death_is_noticed() {
+    if !can_unshare() {
+        return;
+    }
+    let places = [(Place::new(), "(process "), (Place::with_contained_broker(), "in another PID namespace)")];
+    for (place, whose) in places {
+        let mut send = Process::start(place.contained(&["send", "c"]).stdin(Stdio::piped()));
+        let mut receive = place.contained(&["recv", "c"]);
+        let mut receive = Process::start(receive.stdout(Stdio::piped()).stderr(Stdio::piped()));
+        send.0.stdin.as_mut().unwrap().write_all(b"half of").unwrap();
+        let mut half = [0; 7];
+        receive.0.stdout.as_mut().unwrap().read_exact(&mut half).unwrap();
+        assert_eq!(&half, b"half of");
+
+        let namespaces =
+            |process: u32| NAMESPACES.map(|name| fs::read_link(format!("/proc/{process}/ns/{name}")).unwrap());
+        let all = [std::process::id(), send.pid(), receive.pid()].map(namespaces);
+        let distinct: HashSet<_> = all.iter().flatten().collect();
+        assert_eq!(distinct.len(), 3 * NAMESPACES.len(), "{all:?}");
+
+        send.kill();
+        assert_eq!(receive.end().code(), Some(3));
+        let mut said = String::new();
+        receive.0.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+        assert!(said.contains(whose) && said.contains("died before it ended its stream"), "{said}");
+    }
+}
