@@ -209,3 +209,26 @@ fn a_policy_is_checked_and_read_again() {
     assert!(said.contains("line 2"), "{said}");
     drop(news);
 }
+
+#[test]
+fn the_policy_that_is_installed_serves_root_alone_and_its_examples_are_understood() {
+    use fbuf_broker::policy::{Policy, User};
+    let text = include_str!("../packaging/policy.toml");
+    let serves = |policy: &Policy, id| policy.serves(&User { id, groups: vec![id] });
+    let policy = Policy::parse(text).unwrap();
+    assert!(serves(&policy, 0) && !serves(&policy, 1001));
+    // The examples are what follows a rule that is commented out, up to the next line that is empty.
+    let mut inside = false;
+    let lines = text.lines().map(|line| {
+        inside = (inside || line == "# [[rule]]") && !line.is_empty();
+        if inside { line.trim_start_matches(['#', ' ']) } else { line }
+    });
+    let mut examples = lines.collect::<Vec<_>>().join("\n");
+    // Users and groups that need not be here.
+    for name in ["\"camera\"", "\"video\"", "\"decoder\""] {
+        assert!(examples.contains(name), "{name}");
+        examples = examples.replace(name, "1002");
+    }
+    let policy = Policy::parse(&examples).unwrap();
+    assert!([0, 1001, 1002].iter().all(|&id| serves(&policy, id)) && !serves(&policy, 1003), "{examples}");
+}
