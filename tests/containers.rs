@@ -6,6 +6,7 @@ use std::{
     collections::HashSet,
     fs::{self, File},
     io::{self, Read, Write},
+    os::unix::{fs::PermissionsExt, process::CommandExt},
     path::PathBuf,
     process::{Command, Stdio},
 };
@@ -60,12 +61,12 @@ impl Place {
     }
 
     /// With a broker that is in a container too, where it sees no process of the others.
-    fn with_contained_broker() -> Self {
+    fn with_contained_broker(words: &[&str]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let socket = folder.path().join("broker");
         let _broker = BrokerProcess::start_with(&socket, |command| {
             let mut contained = unshare();
-            contained.arg(command.get_program()).args(command.get_args());
+            contained.arg(command.get_program()).args(command.get_args()).args(words);
             *command = contained;
         });
         Self { folder, _broker }
@@ -94,7 +95,7 @@ fn streams_get_from_container_to_container_whoever_starts_first() {
         (&["send", "c", "--protection", "leased", "--slot-size", "8MiB"], &["recv", "c", "--require", "leased"]),
         (&["send", "c", "--protection", "sealed"], &["recv", "c", "--require", "sealed"]),
     ];
-    for place in [Place::new(), Place::with_contained_broker()] {
+    for place in [Place::new(), Place::with_contained_broker(&[])] {
         let (original, copy) = (place.path("original"), place.path("copy"));
         let data = Random(7).bytes(20_000_000);
         fs::write(&original, &data).unwrap();
@@ -117,12 +118,14 @@ fn nothing_else_is_shared_and_a_death_is_noticed() {
     if !can_unshare() {
         return;
     }
-    let places = [(Place::new(), "(process "), (Place::with_contained_broker(), "in another PID namespace)")];
+    let places = [(Place::new(), "(process "), (Place::with_contained_broker(&[]), "in another PID namespace)")];
     for (place, whose) in places {
         let mut send = Process::start(place.contained(&["send", "c"]).stdin(Stdio::piped()));
         let mut receive = place.contained(&["recv", "c"]);
         let mut receive = Process::start(receive.stdout(Stdio::piped()).stderr(Stdio::piped()));
-        send.0.stdin.as_mut().unwrap().write_all(b"half of").unwrap();
+        // Waiting for the end of a child closes this first, if the child has it.
+        let mut input = send.0.stdin.take().unwrap();
+        input.write_all(b"half of").unwrap();
         let mut half = [0; 7];
         receive.0.stdout.as_mut().unwrap().read_exact(&mut half).unwrap();
         assert_eq!(&half, b"half of");
@@ -139,4 +142,31 @@ fn nothing_else_is_shared_and_a_death_is_noticed() {
         receive.0.stderr.take().unwrap().read_to_string(&mut said).unwrap();
         assert!(said.contains(whose) && said.contains("died before it ended its stream"), "{said}");
     }
+}
+
+/// In the broker's user namespace they have no id, and are shown under the same one.
+#[test]
+fn users_whom_the_broker_cannot_tell_apart_are_not_taken_for_one() {
+    if !can_unshare() {
+        return;
+    }
+    if !nix::unistd::geteuid().is_root() {
+        println!("not tested: it takes root to start a process as another user");
+        return;
+    }
+    let place = Place::with_contained_broker(&["--allow", "65534"]);
+    fs::set_permissions(place.folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    // A copy, where they may search every folder above it.
+    let fbuf = place.path("fbuf");
+    fs::copy(env!("CARGO_BIN_EXE_fbuf"), &fbuf).unwrap();
+    let command = |user: u32, words: &[&str]| {
+        let mut command = Command::new(&fbuf);
+        command.uid(user).gid(user).args(words).arg("--socket").arg(place.path("broker"));
+        command
+    };
+    let mut send = Process::start(command(1001, &["send", "c"]).stdin(Stdio::piped()));
+    send.0.stdin.take().unwrap().write_all(b"x").unwrap();
+    // Refused, if its messages were taken for those of the receiver's own user.
+    assert!(command(1002, &["recv", "c", "--require", "sealed"]).status().unwrap().success());
+    assert!(send.end().success());
 }

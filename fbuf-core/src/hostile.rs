@@ -35,7 +35,7 @@ fn geometry() -> Geometry {
 }
 
 fn peer() -> Peer {
-    Peer { endpoint: 1, process: Credentials { pid: 1, uid: 1, gid: 1 } }
+    Peer { endpoint: 1, process: Credentials { pid: 1, uid: 1, gid: 1 }, same_user: false }
 }
 
 fn sockets() -> (PacketSocket, PacketSocket) {

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use fbuf_core::{
     control::{EndStatus, Refusal, Slots},
+    inbound::Peer,
     limits::{MAX_LEASED, MAX_LINKS},
     protection::{Mechanism, Protection},
     slot::{Geometry, GeometryError},
@@ -11,6 +12,9 @@ use fbuf_core::{
 
 use super::{Pair, Party};
 use crate::account::Charge;
+
+/// The id that stands for users who have none in this user namespace (kernel.overflowuid in proc(5)).
+pub(super) const NO_ID: u32 = 65_534;
 
 /// The ends of one channel, by the numbers that are given only once, and so in the order of opening.
 #[derive(Debug, Default)]
@@ -190,19 +194,28 @@ fn pair(sender: &Sender, receiver: &Receiver) -> Result<Pair, Protection> {
         return Err(mechanism.protection());
     }
     let Stock { geometry, slots, .. } = sender.stock;
-    Ok(Pair { sender: sender.party, receiver: receiver.party, geometry, mechanism, slots })
+    let same_user = are_of_one_user(sender, receiver);
+    let [sender, receiver] =
+        [sender.party, receiver.party].map(|party| Party { peer: Peer { same_user, ..party.peer }, ..party });
+    Ok(Pair { sender, receiver, geometry, mechanism, slots })
+}
+
+/// Those who have no id in the broker's user namespace may be anybody.
+fn are_of_one_user(sender: &Sender, receiver: &Receiver) -> bool {
+    let (from, to) = (sender.party.peer.process.uid, receiver.party.peer.process.uid);
+    from == to && from != NO_ID
 }
 
 /// The rule of trust. Processes of one user can write each other's memory anyway (ptrace(2)), so
 /// between them volatile messages lose nothing; whoever receives from another user gets them sealed,
 /// unless that user is trusted.
 fn mechanism(sender: &Sender, receiver: &Receiver) -> Mechanism {
-    let (from, to) = (sender.party.peer.process.uid, receiver.party.peer.process.uid);
-    let distrusted = from != to && !sender.trusted;
+    let same_user = are_of_one_user(sender, receiver);
+    let distrusted = !same_user && !sender.trusted;
     match sender.stock.mechanism {
         Mechanism::Shared | Mechanism::Lease if distrusted => Mechanism::Copy,
         // A slot of the sender's user nobody else can lease.
-        Mechanism::Lease if from != to && sender.stock.slots != Slots::Receiver => Mechanism::Copy,
+        Mechanism::Lease if !same_user && sender.stock.slots != Slots::Receiver => Mechanism::Copy,
         // What can be leased can be copied as well.
         Mechanism::Lease if receiver.require == Protection::Sealed => Mechanism::Copy,
         mechanism => mechanism,

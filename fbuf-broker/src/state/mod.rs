@@ -178,7 +178,11 @@ impl State {
         let quota = self.policy.quota(user);
         let charge = |resource, amount| client.account.charge(quota, resource, amount);
         let Earlier { endpoint: known_as, peers } = earlier.unwrap_or(Earlier { endpoint: number, peers: Vec::new() });
-        let party = Party { client: id, endpoint, peer: Peer { endpoint: known_as, process: client.process } };
+        let party = Party {
+            client: id,
+            endpoint,
+            peer: Peer { endpoint: known_as, process: client.process, same_user: false },
+        };
         let none = Channel::default();
         let channel = self.channels.get(&name).unwrap_or(&none);
         let mut charges = Vec::new();
@@ -268,7 +272,7 @@ impl State {
             .collect();
         found.sort_unstable_by_key(|&(number, ..)| number);
         let status = |(number, party, end, channel): (u64, Party, EndStatus, &ChannelName)| {
-            let (Peer { endpoint, process }, channel) = (party.peer, channel.as_str().to_owned());
+            let (Peer { endpoint, process, .. }, channel) = (party.peer, channel.as_str().to_owned());
             let client = party.client.0;
             let status = EndpointStatus { number, endpoint, process, client, channel, end, report: None };
             (party.client, party.endpoint, status)

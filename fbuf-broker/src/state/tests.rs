@@ -1,4 +1,4 @@
-use super::*;
+use super::{channel::NO_ID, *};
 use crate::policy::Quota;
 use fbuf_core::{limits::MAX_LINKS, protection::Protection};
 use proptest::prelude::*;
@@ -54,6 +54,20 @@ fn messages_of_another_user_are_sealed_unless_that_user_is_trusted() {
     assert_eq!(mechanism(own, "other", 2), Mechanism::Copy);
     assert_eq!(mechanism(other, "other", 2), Mechanism::Shared);
     assert_eq!(mechanism(own, "trusted", 3), Mechanism::Shared);
+}
+
+#[test]
+fn each_end_is_told_whether_the_other_is_of_its_own_user() {
+    let mut state = State::new(Policy::only(1000).allow(1001).allow(NO_ID), 0);
+    for (from, to, same) in [(1000, 1000, true), (1000, 1001, false), (NO_ID, NO_ID, false)] {
+        let [from, to] = [from, to].map(|uid| state.enter(uid).unwrap());
+        state.open(from, 0, sender("c")).unwrap();
+        let pair = state.links(to, 0, receiver("c")).unwrap()[0];
+        assert_eq!([pair.sender, pair.receiver].map(|party| party.peer.same_user), [same; 2]);
+        assert_eq!(pair.mechanism, if same { Mechanism::Shared } else { Mechanism::Copy });
+        state.leave(from);
+        state.leave(to);
+    }
 }
 
 #[test]

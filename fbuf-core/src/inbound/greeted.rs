@@ -111,8 +111,7 @@ impl Greeted {
             Lodging::Segments | Lodging::Theirs => None,
             Lodging::Given(memory) => Some(rooms_of(memory, geometry, leases)?),
             Lodging::Yours => {
-                let same_user = peer.process.uid == nix::unistd::geteuid().as_raw();
-                let rooms = Rooms::make(geometry, leases, same_user)?;
+                let rooms = Rooms::make(geometry, leases, peer.same_user)?;
                 rooms.give_all(&socket).map_err(|_| GreetError::Gone)?;
                 Some(rooms)
             }

@@ -43,6 +43,9 @@ pub struct Peer {
     pub endpoint: u64,
     /// The process, as the kernel told the broker.
     pub process: Credentials,
+    /// Whether it is of the same user as whoever is told of it. Only the broker knows: users may have other ids in
+    /// the user namespaces of other processes.
+    pub same_user: bool,
 }
 
 /// What is held of a link, for whoever watches.

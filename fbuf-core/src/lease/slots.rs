@@ -7,8 +7,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use nix::unistd::geteuid;
-
 use crate::{
     inbound::Peer,
     link::Gift,
@@ -144,13 +142,12 @@ impl LeasedSlots {
             self.forget();
             self.giver = Some(giver.endpoint);
         }
-        let same_user = giver.process.uid == geteuid().as_raw();
         let wanted = u64::from(self.slot_bytes);
         let found = size_of(writer.as_fd())?;
         if found < wanted {
             return Err(Unsuitable::Size { found, wanted }.into());
         }
-        if !same_user && is_huge(writer.as_fd()) {
+        if !giver.same_user && is_huge(writer.as_fd()) {
             return Err(Unsuitable::Unmappable("it lies in huge pages that its owner can take away".into()).into());
         }
         let known = self.len();
