@@ -456,6 +456,18 @@ fn a_message_of_its_own_must_be_sealed_for_good() {
 }
 
 #[test]
+fn a_sender_that_hands_over_fewer_slots_than_it_has_is_refused() {
+    let (own, its) = sockets();
+    let greeted = Greeted::new(peer(), its, geometry(), Mechanism::Copy, Lodging::Theirs, None).unwrap();
+    let (_lane, lane_fd) = LaneTable::create("fbuf-test", capacity_for(SLOTS, false)).unwrap();
+    let Lodging::Given(mut slots) = lodging(Mechanism::Lease) else { panic!("slots to be leased are given") };
+    slots.pop();
+    let welcome = Welcome { lane: lane_fd.into(), first_sequence: 0, segments: Vec::new(), slots };
+    own.send(&wire::encode(&LinkMessage::Welcome(welcome)).unwrap()).unwrap();
+    assert!(matches!(greeted.look(), Err(LinkEnd::Violation(Violation::Terms { found: 3, .. }))));
+}
+
+#[test]
 fn an_entry_without_its_message_ends_the_link() {
     let (mut inbound, _socket, lane, _memory) = victim_receiver(Mechanism::OneShot);
     LaneWriter::new(lane).message(SlotId::new(0), 5);

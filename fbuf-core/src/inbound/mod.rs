@@ -115,6 +115,14 @@ impl Inbound {
         let offset = check_sequence(Some(welcome.first_sequence))?;
         let board = board.take().ok_or(LinkEnd::HangUp)?;
         let rooms = match wants_slots {
+            true if welcome.slots.len() != slots as usize => {
+                return Err(Violation::Terms {
+                    what: "the number of slots that were handed over",
+                    found: welcome.slots.len() as u64,
+                    allowed: "as many as were announced",
+                }
+                .into());
+            }
             true => Some(rooms_of(welcome.slots, geometry, false).map_err(LinkEnd::from)?),
             false => rooms,
         };
