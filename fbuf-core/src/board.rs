@@ -33,10 +33,10 @@ pub struct BoardHead {
 #[cfg(not(loom))]
 const _: () = assert!(size_of::<BoardHead>() == 128 && align_of::<BoardHead>() == 128);
 
-#[cfg(all(test, not(loom)))]
+#[cfg(all(any(test, fuzzing), not(loom)))]
 impl BoardHead {
     /// Writes any words, as a hostile peer would.
-    pub(crate) fn scribble(&self, flag: u64, next: u64) {
+    pub fn scribble(&self, flag: u64, next: u64) {
         self.flag.scribble(flag);
         self.next.store(next, Ordering::Relaxed);
     }

@@ -50,12 +50,22 @@ const _: () = {
     assert!(std::mem::offset_of!(Entry, head) == 0 && std::mem::offset_of!(Entry, body) == 8);
 };
 
-#[cfg(all(test, not(loom)))]
+#[cfg(all(any(test, fuzzing), not(loom)))]
 impl Entry {
     /// Writes any words, as a hostile peer would.
-    pub(crate) fn scribble(&self, head: u64, body: u64) {
+    pub fn scribble(&self, head: u64, body: u64) {
         self.head.store(head, Ordering::Relaxed);
         self.body.store(body, Ordering::Relaxed);
+    }
+}
+
+#[cfg(fuzzing)]
+impl LaneHead {
+    /// Writes any words, as a hostile peer would.
+    pub fn scribble(&self, flag: u64, closed: u64, left_out: u64) {
+        self.flag.scribble(flag);
+        self.closed.store(closed, Ordering::Relaxed);
+        self.left_out.store(left_out, Ordering::Relaxed);
     }
 }
 

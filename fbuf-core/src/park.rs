@@ -101,7 +101,7 @@ impl Flag {
     }
 
     /// Writes any word, as a hostile peer would.
-    #[cfg(all(test, not(loom)))]
+    #[cfg(all(any(test, fuzzing), not(loom)))]
     pub(crate) fn scribble(&self, word: u64) {
         self.0.store(word, Ordering::Relaxed);
     }

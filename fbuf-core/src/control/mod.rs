@@ -20,6 +20,9 @@ use crate::{
 pub use greeting::{Greeting, GreetingError, VERSION, Verdict};
 pub use quota::{Resource, Spent};
 pub use status::{EndStatus, EndpointStatus, MAX_PAGE, News, Oldest, Report};
+// What is fuzzed is decoded as here, but without a socket.
+#[cfg(fuzzing)]
+pub use transport::Parcel;
 pub use transport::{Call, ClientTransport, Packets, ServerTransport};
 
 /// What a client may ask of its broker.
