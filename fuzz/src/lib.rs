@@ -1,0 +1,147 @@
+//! Both halves of a link, each with a peer whose memory and socket are in the hands of a fuzzer.
+
+use std::{
+    fs::File,
+    os::{
+        fd::{AsFd, AsRawFd, OwnedFd},
+        unix::fs::FileExt,
+    },
+    sync::Arc,
+};
+
+use fbuf_core::{
+    control::Lodging,
+    inbound::Peer,
+    link::NewSegment,
+    memory::{Leasable, Map, Reserved},
+    pool::Pool,
+    slot::Geometry,
+    socket::{Credentials, PacketSocket},
+    wire::Descriptor,
+};
+use nix::{sys::eventfd::EventFd, unistd::geteuid};
+
+/// How many slots a sender has.
+pub const SLOTS: u32 = 4;
+/// The bytes of one: fewer than lie between the beginnings of two.
+pub const SLOT_BYTES: u32 = 100;
+
+/// The slots of all senders.
+#[must_use]
+pub fn geometry() -> Geometry {
+    Geometry::new(SLOT_BYTES.into(), SLOTS.into()).expect("it is allowed")
+}
+
+/// Whoever is at the other end, of the same user or not.
+#[must_use]
+pub fn peer(same_user: bool) -> Peer {
+    let own = geteuid().as_raw();
+    let uid = if same_user { own } else { own.wrapping_add(1) };
+    Peer { endpoint: 1, process: Credentials { pid: 1, uid, gid: uid } }
+}
+
+/// The two ends of a link socket.
+#[must_use]
+pub fn sockets() -> (PacketSocket, PacketSocket) {
+    let (one, other) = PacketSocket::pair().expect("few descriptors are open");
+    let socket = |end| PacketSocket::new(end).expect("a socket can be made non-blocking");
+    (socket(one), socket(other))
+}
+
+/// A pool with so many slots to start with, all of which are free.
+#[must_use]
+pub fn pool(slots: u32) -> Pool {
+    Pool::new(geometry(), slots, wake()).expect("there is memory")
+}
+
+/// What a pool is told to wake.
+#[must_use]
+pub fn wake() -> Arc<EventFd> {
+    Arc::new(EventFd::new().expect("few descriptors are open"))
+}
+
+/// The head word of an entry of a lane, as `lane.rs` has it.
+#[must_use]
+pub fn head_of(position: u64, kind: u64, slot: u64) -> u64 {
+    (position << 4 | kind & 15) << 20 | slot & 0xf_ffff
+}
+
+/// The byte of which the slot with this number is full, and nothing else is.
+#[must_use]
+pub fn content(slot: u32) -> u8 {
+    slot as u8 + 1
+}
+
+/// Segments with all slots, each full of its [`content`].
+#[must_use]
+pub fn segments() -> Vec<NewSegment> {
+    let mut pool = pool(SLOTS);
+    for number in 0..SLOTS {
+        assert!(pool.collect(&[], SLOTS), "a slot of a fresh pool is not free");
+        let mut fbuf = pool.allocate().expect("it is free");
+        fbuf.resize(SLOT_BYTES as usize).expect("it is that large");
+        fbuf.fill(content(number));
+        let (slot, _) = pool.take(fbuf, number.into()).expect("it came from there");
+        assert_eq!(slot.index(), number as usize);
+    }
+    pool.announce(0).collect()
+}
+
+/// Slots that are memory of their own, each full of its [`content`], with all pages and nobody who writes them.
+#[must_use]
+pub fn rooms() -> Vec<Descriptor> {
+    let room = |number| {
+        let memory = Leasable::create("fbuf-fuzz", SLOT_BYTES.into(), false, geteuid().as_raw()).expect("it is ours");
+        // Which has all of its one page exist, and is faster than to reserve it.
+        fill(memory.open_writer().expect("it is ours"), content(number));
+        Descriptor::from(OwnedFd::from(memory))
+    };
+    (0..SLOTS).map(room).collect()
+}
+
+/// A message that is memory of its own, full of a byte.
+#[must_use]
+pub fn shot(byte: u8) -> OwnedFd {
+    let memory = Reserved::new("fbuf-fuzz", geometry().segment_bytes(1)).expect("there is memory");
+    fill(memory.as_fd().try_clone_to_owned().expect("few descriptors are open"), byte);
+    memory.seal_for_good().expect("it is mapped nowhere")
+}
+
+fn fill(memory: OwnedFd, byte: u8) {
+    File::from(memory).write_all_at(&[byte; SLOT_BYTES as usize], 0).expect("it is open for writing");
+}
+
+/// Where an honest broker has a sender's slots be.
+#[must_use]
+pub fn lodging(choice: u8) -> Lodging {
+    match choice % 4 {
+        0 => Lodging::Segments,
+        1 => Lodging::Given(rooms()),
+        2 => Lodging::Yours,
+        _ => Lodging::Theirs,
+    }
+}
+
+/// Something that a peer can send as a descriptor. `size` is how many bytes memory has.
+#[must_use]
+pub fn descriptor(kind: u8, size: u64) -> OwnedFd {
+    let reserved = || Reserved::new("fbuf-fuzz", size).expect("there is memory");
+    let leasable = || Leasable::create("fbuf-fuzz", size, false, geteuid().as_raw()).expect("it is ours");
+    match kind % 9 {
+        0 => File::open("/dev/null").expect("it is always there").into(),
+        1 => nix::unistd::pipe().expect("few descriptors are open").0,
+        2 => PacketSocket::pair().expect("few descriptors are open").0,
+        3 => File::open("/proc/self/exe").expect("it is running").into(),
+        4 => reserved().as_fd().try_clone_to_owned().expect("few descriptors are open"),
+        5 => Map::create("fbuf-fuzz", size).expect("there is memory").1,
+        6 => reserved().seal_for_good().expect("it is mapped nowhere"),
+        7 => leasable().open_writer().expect("it is ours"),
+        _ => leasable().into(),
+    }
+}
+
+/// The number that the next descriptor will have: as long as it stays the same, all others are closed again.
+#[must_use]
+pub fn next_descriptor() -> i32 {
+    File::open("/dev/null").expect("few descriptors are open").as_raw_fd()
+}

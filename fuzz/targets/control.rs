@@ -1,0 +1,204 @@
+//! Feeds any bytes, beside any number of descriptors, to the decoding of what clients and brokers say to each
+//! other; and what is understood, among steps that are made up, to the broker's [`State`]. Nothing may panic; what
+//! is understood can be said again; whoever is introduced is open, belongs together and gets what the receiver
+//! requires; nobody takes up more than the quota; and when all have left, nothing is left of them.
+#![no_main]
+
+use std::{
+    collections::{HashMap, HashSet},
+    fs::File,
+    os::fd::OwnedFd,
+    sync::LazyLock,
+    time::Instant,
+};
+
+use arbitrary::{Result, Unstructured};
+use fbuf_broker::{
+    Policy,
+    policy::User,
+    state::{ClientId, Opening, State},
+};
+use fbuf_core::{
+    control::{ControlRequest, ControlResponse, Earlier, Open, Parcel, Role, Slots},
+    limits::MAX_DESCRIPTORS,
+    protection::{Mechanism, Protection},
+    socket::Credentials,
+    wire,
+};
+use libfuzzer_sys::fuzz_target;
+use tarpc::{ClientMessage, Request, Response};
+
+/// Two users who see what the other changes sealed, one who is trusted, and everybody else, who may only receive.
+const POLICY: &str = r#"
+    [[rule]]
+    users = [1000, 1001]
+    send = ["*"]
+    receive = ["*"]
+    quota = { bytes = "64KiB", slots = 64, channels = 2, links = 6, connections = 2, descriptors = 8 }
+    [[rule]]
+    users = [1002]
+    send = ["*"]
+    receive = ["*"]
+    trusted = true
+    quota = { bytes = "1MiB", slots = 32, channels = 3, links = 4, connections = 3, descriptors = 40 }
+    [[rule]]
+    users = ["*"]
+    receive = ["a", "b"]
+    quota = { links = 2, connections = 1 }
+"#;
+const TRUSTED: u32 = 1002;
+
+static SERVED: LazyLock<Policy> = LazyLock::new(|| Policy::parse(POLICY).expect("it is correct"));
+static FILE: LazyLock<OwnedFd> = LazyLock::new(|| File::open("/dev/null").expect("it is always there").into());
+
+/// A broker, and what its answers let one expect of it.
+struct Model {
+    state: State,
+    clients: Vec<(ClientId, User)>,
+    open: HashMap<(ClientId, u64), (u32, Open)>,
+}
+
+impl Model {
+    fn join(&mut self, user: u32) {
+        let process = Credentials { pid: 1, uid: user, gid: user };
+        let user = User { id: user, groups: vec![user] };
+        if let Ok(client) = self.state.admit(process, user.clone()).and_then(|admission| self.state.join(admission)) {
+            self.clients.push((client, user));
+        }
+    }
+
+    fn leave(&mut self, index: usize) {
+        if index < self.clients.len() {
+            let (client, _) = self.clients.remove(index);
+            self.state.leave(client);
+            self.open.retain(|&(owner, _), _| owner != client);
+        }
+    }
+
+    fn ask(&mut self, index: usize, request: ControlRequest) {
+        let Some((client, user)) = self.clients.get(index).cloned() else { return };
+        let _ = self.state.note_request(client, Instant::now());
+        match request {
+            ControlRequest::Open { endpoint, open } => {
+                let Ok(opening) = self.state.open(client, endpoint, open.clone()) else { return };
+                let known = self.open.insert((client, endpoint), (user.id, open));
+                assert!(known.is_none(), "endpoint {endpoint} was opened twice");
+                self.check(client, endpoint, &opening);
+            }
+            ControlRequest::Close { endpoint } => {
+                self.state.close(client, endpoint);
+                self.open.remove(&(client, endpoint));
+            }
+            ControlRequest::Introductions {} => {}
+        }
+    }
+
+    fn check(&self, client: ClientId, endpoint: u64, opening: &Opening) {
+        let mut met = HashSet::new();
+        for pair in &opening.pairs {
+            let (sender, receiver) = (pair.sender, pair.receiver);
+            let (from, sending) = &self.open[&(sender.client, sender.endpoint)];
+            let (to, receiving) = &self.open[&(receiver.client, receiver.endpoint)];
+            let (Role::Sender { .. }, Role::Receiver { require }) = (sending.role, receiving.role) else {
+                panic!("{pair:?} are no sender and receiver");
+            };
+            assert_eq!(sending.channel, receiving.channel);
+            assert!(pair.mechanism.protection() >= require);
+            assert!(from == to || *from == TRUSTED || pair.mechanism.protection() == Protection::Sealed);
+            let (from, to) = ((sender.client, sender.endpoint), (receiver.client, receiver.endpoint));
+            assert!(from == (client, endpoint) || to == (client, endpoint), "{pair:?} are both others");
+            assert!(met.insert((from, to)), "{pair:?} are introduced twice");
+        }
+    }
+
+    fn check_quotas(&self) {
+        for (user, resource, used) in self.state.used() {
+            let quota = SERVED.quota(&User { id: user, groups: vec![user] });
+            assert!(used <= quota.of(resource), "user {user} takes up {used} of {resource:?}");
+        }
+    }
+}
+
+/// Reads a message as whoever gets it would, and says it again.
+fn understand<M: Parcel>(bytes: &[u8], descriptors: usize) -> Option<M> {
+    let given = (0..descriptors).map(|_| FILE.try_clone().expect("few descriptors are open")).collect();
+    let message = M::unpack(wire::decode(bytes, given).ok()?);
+    let again = wire::encode(&message.pack()).expect("what came can be sent");
+    assert!(again.bytes.len() <= bytes.len() && again.descriptors.len() <= descriptors);
+    let given = again.descriptors.iter().map(|fd| fd.try_clone().expect("few descriptors are open")).collect();
+    Some(M::unpack(wire::decode(&again.bytes, given).expect("what was sent is understood")))
+}
+
+fn open(input: &mut Unstructured) -> Result<Open> {
+    let channel = (*input.choose(&["a", "b", "c", "d"])?).into();
+    let slots =
+        [Slots::Segments, Slots::Broker { huge: false }, Slots::Broker { huge: true }, Slots::Receiver, Slots::Sender];
+    let role = match input.arbitrary()? {
+        true => {
+            Role::Receiver { require: *input.choose(&[Protection::Volatile, Protection::Leased, Protection::Sealed])? }
+        }
+        false => Role::Sender {
+            slot_bytes: *input.choose(&[1, 64, 100, 4096, 1 << 20, 0, u64::MAX])?,
+            max_slots: input.int_in_range(0..=70)?,
+            mechanism: *input.choose(&[Mechanism::Shared, Mechanism::Copy, Mechanism::Lease, Mechanism::OneShot])?,
+            slots: *input.choose(&slots)?,
+        },
+    };
+    let earlier = match input.arbitrary()? {
+        true => {
+            let peers = (0..input.int_in_range(0..=3)?).map(|_| input.int_in_range(0..=15)).collect::<Result<_>>()?;
+            Some(Earlier { endpoint: input.int_in_range(0..=15)?, peers })
+        }
+        false => None,
+    };
+    Ok(Open { channel, role, earlier })
+}
+
+/// One step, if the input has one more.
+fn step(model: &mut Model, input: &mut Unstructured) -> Result<()> {
+    let (kind, client) = (input.int_in_range(0..=7)?, input.int_in_range(0..=3)?);
+    match kind {
+        0 => model.join(1000 + input.int_in_range(0..=4)?),
+        1 => model.leave(client),
+        2 => {
+            let endpoint = input.int_in_range(0..=7)?;
+            model.ask(client, ControlRequest::Close { endpoint });
+        }
+        3 => {
+            if let Some(&(client, _)) = model.clients.get(client) {
+                drop(model.state.charge_descriptors(client, input.arbitrary()?));
+            }
+        }
+        4 | 5 => {
+            let endpoint = input.int_in_range(0..=7)?;
+            model.ask(client, ControlRequest::Open { endpoint, open: open(input)? });
+        }
+        _ => {
+            let descriptors = input.int_in_range(0..=MAX_DESCRIPTORS)?;
+            let length = input.int_in_range(0..=255)?;
+            let bytes = input.bytes(length)?;
+            if kind == 6 {
+                let message: Option<ClientMessage<ControlRequest>> = understand(bytes, descriptors);
+                if let Some(ClientMessage::Request(Request { message, .. })) = message {
+                    model.ask(client, message);
+                }
+            } else {
+                understand::<Response<ControlResponse>>(bytes, descriptors);
+            }
+        }
+    }
+    Ok(())
+}
+
+fuzz_target!(|bytes: &[u8]| {
+    let mut input = Unstructured::new(bytes);
+    let state = State::new(SERVED.clone(), 16);
+    let mut model = Model { state, clients: Vec::new(), open: HashMap::new() };
+    while !input.is_empty() && step(&mut model, &mut input).is_ok() {
+        model.check_quotas();
+    }
+    while !model.clients.is_empty() {
+        model.leave(0);
+    }
+    assert!(model.state.is_empty(), "{:?}", model.state);
+});

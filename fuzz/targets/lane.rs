@@ -1,0 +1,305 @@
+//! Feeds any words to the reader of a lane and to the reader of a board, among honest ones, while the halves of a
+//! link that read them go on with what they do. What is received lies inside a slot, and each slot is held once;
+//! what is allocated is a slot of the pool, and each is allocated once; nothing panics, nothing stays open.
+#![no_main]
+
+use std::{collections::BTreeSet, ops::Deref, sync::atomic::Ordering};
+
+use arbitrary::{Result, Unstructured};
+use fbuf_core::{
+    board::BoardTable,
+    inbound::{Answered, Greeted, Inbound},
+    lane::{LaneTable, capacity_for},
+    link::{Hello, LinkEnd, LinkMessage, OneShot, Welcome},
+    loan::{Fbuf, Received, Retained},
+    outbound::{Arrived, Expected, Outbound},
+    pool::Pool,
+    protection::Mechanism,
+    socket::PacketSocket,
+    wire,
+};
+use fbuf_fuzz::{
+    SLOT_BYTES, SLOTS, content, geometry, head_of, lodging, next_descriptor, peer, pool, segments, shot, sockets,
+};
+use libfuzzer_sys::fuzz_target;
+
+/// A receiver, and the lane of its sender.
+struct Receiving {
+    inbound: Inbound,
+    held: Vec<Received>,
+    lane: LaneTable,
+    socket: PacketSocket,
+    /// Where honest messages were: the beginnings of slots, if those do not move.
+    starts: BTreeSet<*const u8>,
+}
+
+impl Receiving {
+    fn open(mechanism: Mechanism, skip_above: Option<u32>) -> Self {
+        let (socket, its) = sockets();
+        let (segments, lodging) = match mechanism {
+            Mechanism::Shared | Mechanism::Copy => (segments(), lodging(0)),
+            Mechanism::Lease => (Vec::new(), lodging(1)),
+            _ => (Vec::new(), lodging(0)),
+        };
+        let greeted = Greeted::new(peer(true), its, geometry(), mechanism, lodging, skip_above).expect("it is there");
+        let capacity = capacity_for(SLOTS, skip_above.is_some());
+        let (lane, descriptor) = LaneTable::create("fbuf-fuzz", capacity).expect("there is memory");
+        let welcome = Welcome { lane: descriptor.into(), first_sequence: 0, segments, slots: Vec::new() };
+        say(&socket, &LinkMessage::Welcome(welcome));
+        let Ok(Answered::Open(inbound)) = greeted.look() else { panic!("an honest welcome was refused") };
+        let mut receiving = Self { inbound: *inbound, held: Vec::new(), lane, socket, starts: BTreeSet::new() };
+        for slot in 0..SLOTS {
+            if mechanism == Mechanism::OneShot {
+                receiving.shoot(slot.into(), slot);
+            }
+            receiving.write(u64::from(slot) + 1, 0, slot.into(), SLOT_BYTES.into());
+            let received = receiving.inbound.take().expect("an honest message was refused");
+            assert!(received.iter().all(|&byte| byte == content(slot)) && received.len() == SLOT_BYTES as usize);
+            if mechanism == Mechanism::Shared || mechanism == Mechanism::Copy {
+                receiving.starts.insert(received.as_ptr());
+            }
+        }
+        receiving
+    }
+
+    fn write(&self, position: u64, kind: u64, slot: u64, body: u64) {
+        self.lane.at(position as usize).scribble(head_of(position, kind, slot), body);
+    }
+
+    fn shoot(&self, sequence: u64, slot: u32) {
+        say(&self.socket, &LinkMessage::OneShot(OneShot { memory: shot(content(slot)).into(), sequence }));
+    }
+
+    fn hold(&mut self, received: Received) {
+        assert!(received.len() <= SLOT_BYTES as usize);
+        let known = |byte: u8| (0..SLOTS).any(|slot| content(slot) == byte);
+        if let Some(&first) = received.first() {
+            assert!(known(first) && received.iter().all(|&byte| byte == first), "bytes of no slot: {received:?}");
+        }
+        assert!(self.starts.is_empty() || self.starts.contains(&received.as_ptr()), "it begins where no slot does");
+        self.held.push(received);
+        assert!(self.held.len() <= SLOTS as usize && self.inbound.held() == self.held.len());
+        assert!(self.starts.is_empty() || are_distinct(&self.held), "a slot is held twice");
+    }
+
+    /// One step: false if the link is over.
+    fn step(&mut self, input: &mut Unstructured) -> Result<bool> {
+        let position = self.inbound.messages() + input.int_in_range(0..=7)?;
+        match input.int_in_range(0..=8)? {
+            0 => self.lane.at(position as usize).scribble(input.arbitrary()?, input.arbitrary()?),
+            1 => self.write(position, input.int_in_range(0..=2)?, input.int_in_range(0..=5)?, input.arbitrary()?),
+            2 | 3 => self.write(position, 0, input.int_in_range(0..=3)?, input.int_in_range(0..=101)?),
+            4 => self.lane.head().scribble(input.arbitrary()?, position, input.arbitrary()?),
+            5 => {
+                self.inbound.begin_round(input.int_in_range(0..=3)?);
+                while let Some(received) = self.inbound.take_simply() {
+                    self.hold(received);
+                }
+            }
+            6 => {
+                let index = input.int_in_range(0..=3)?;
+                if index < self.held.len() {
+                    self.held.swap_remove(index);
+                }
+            }
+            7 => {
+                self.shoot(position, input.int_in_range(0..=3)?);
+                self.inbound.attend();
+            }
+            _ => {
+                self.inbound.raise();
+                self.inbound.lower();
+            }
+        }
+        if input.arbitrary()?
+            && let Some(received) = self.inbound.take()
+        {
+            self.hold(received);
+        }
+        let waiting = self.inbound.has_more_than(input.int_in_range(0..=9)?);
+        let _ = (waiting, self.inbound.is_ready(), self.inbound.rang(), self.inbound.missed());
+        assert!(self.inbound.bytes() <= self.inbound.messages() * u64::from(SLOT_BYTES));
+        assert!(self.inbound.settle() && self.inbound.lost_leases() == 0);
+        let over = self.inbound.is_over();
+        if over {
+            let broken = self.inbound.is_broken();
+            match self.inbound.end() {
+                Some(LinkEnd::Violation(_)) => assert!(broken),
+                None => assert!(!broken),
+                Some(end) => panic!("{end:?}, and the sender is there"),
+            }
+        }
+        Ok(!over)
+    }
+}
+
+/// A sender, and the board of its receiver.
+struct Sending {
+    links: [Outbound; 1],
+    pool: Pool,
+    fbufs: Vec<Fbuf>,
+    retained: Vec<Retained>,
+    sequence: u64,
+    board: BoardTable,
+    _socket: PacketSocket,
+    starts: BTreeSet<*const u8>,
+}
+
+impl Sending {
+    fn open(skip_above: Option<u32>, fences: bool) -> Self {
+        let (socket, its) = sockets();
+        let mut pool = pool(SLOTS);
+        let mut fbufs = Vec::new();
+        while pool.collect(&[], SLOTS)
+            && let Some(fbuf) = pool.allocate()
+        {
+            fbufs.push(fbuf);
+        }
+        let starts: BTreeSet<_> = fbufs.iter().map(|fbuf| fbuf.as_ptr()).collect();
+        assert_eq!(starts.len(), SLOTS as usize);
+        let (board, descriptor) = BoardTable::create("fbuf-fuzz", SLOTS as usize).expect("there is memory");
+        let hello = Hello { board: descriptor.into(), skip_above, fences, wants_slots: false };
+        say(&socket, &LinkMessage::Hello(hello));
+        let Ok(Arrived::Here(outbound)) = Expected::new(peer(false), its).look(&pool, 0) else {
+            panic!("an honest hello was refused")
+        };
+        let (links, retained) = ([*outbound], Vec::new());
+        Self { links, pool, fbufs, retained, sequence: 0, board, _socket: socket, starts }
+    }
+
+    fn allocate(&mut self) {
+        while (self.pool.collect(&self.links, 64) || self.pool.search(&self.links))
+            && self.pool.collect(&self.links, 64)
+            && let Some(fbuf) = self.pool.allocate()
+        {
+            assert!(self.starts.contains(&fbuf.as_ptr()), "it begins where no slot does");
+            self.fbufs.push(fbuf);
+            assert!(are_distinct(&self.fbufs), "a slot was allocated twice");
+        }
+        let kept = |retained: &Retained| self.fbufs.iter().any(|fbuf| fbuf.as_ptr() == retained.as_ptr());
+        assert!(!self.retained.iter().any(kept), "a slot was allocated that its sender still reads");
+    }
+
+    /// Sends the fbuf that was allocated last, to be read on or not.
+    fn send(&mut self, keep: bool) {
+        let Some(mut fbuf) = self.fbufs.pop() else { return };
+        fbuf.resize(SLOT_BYTES as usize).expect("it is that large");
+        fbuf.fill(content(self.sequence as u32));
+        let (slot, length) = self.pool.take(fbuf, self.sequence).expect("it came from there");
+        if keep {
+            self.retained.extend(self.pool.retain(slot, length, self.sequence));
+        }
+        let [link] = &mut self.links;
+        match link.offer_simply(slot, length) {
+            Some(true) => {}
+            Some(false) => drop(link.answer(self.sequence)),
+            None => {
+                link.admit(slot, self.sequence);
+                link.offer(slot, length, self.sequence, None);
+            }
+        }
+        self.sequence += 1;
+    }
+
+    fn step(&mut self, input: &mut Unstructured) -> Result<()> {
+        match input.int_in_range(0..=8)? {
+            0 => self.write(input.int_in_range(0..=3)?, input.arbitrary()?),
+            // That a message came back which was sent, or soon will be.
+            1 | 2 => {
+                self.write(input.int_in_range(0..=3)?, self.sequence.saturating_sub(input.int_in_range(0..=5)?) + 1)
+            }
+            3 => self.board.head().scribble(input.arbitrary()?, self.sequence.wrapping_sub(input.int_in_range(0..=3)?)),
+            4 => self.board.head().scribble(input.int_in_range(0..=15)?, input.arbitrary()?),
+            5 => drop(self.fbufs.pop()),
+            6 => {
+                if let Some(retained) = self.retained.pop() {
+                    match self.pool.rewrite(&self.links, retained) {
+                        Ok(fbuf) => self.fbufs.push(fbuf),
+                        Err(retained) => self.retained.push(retained),
+                    }
+                }
+            }
+            7 => drop(self.retained.pop()),
+            _ => {
+                self.links[0].raise();
+                self.links[0].lower();
+                self.links[0].attend(self.sequence).expect("nothing came over the socket");
+            }
+        }
+        let (allocates, sends, keeps) = input.arbitrary()?;
+        if allocates {
+            self.allocate();
+        }
+        if sends {
+            self.send(keeps);
+        }
+        self.links[0].notice_leaving(self.sequence);
+        let places = self.pool.places(&self.links);
+        assert_eq!(places.free + places.held + places.lent, SLOTS as usize);
+        let counts = self.links[0].counts();
+        assert!(counts.skipped <= self.sequence && counts.bells <= self.sequence);
+        let _ = (self.links[0].rang(), self.pool.lends(&self.links), self.pool.is_back(&self.links, 1));
+        assert!(self.links[0].lost().is_none());
+        Ok(())
+    }
+
+    fn write(&self, slot: usize, word: u64) {
+        self.board.at(slot).store(word, Ordering::Release);
+    }
+
+    /// Without its receiver, everything is back.
+    fn end(mut self) {
+        self.fbufs.clear();
+        self.retained.clear();
+        let Self { mut pool, links, .. } = self;
+        drop(links);
+        let mut fbufs = Vec::new();
+        while (pool.collect(&[], 64) || pool.search_all(&[]))
+            && pool.collect(&[], 64)
+            && let Some(fbuf) = pool.allocate()
+        {
+            fbufs.push(fbuf);
+        }
+        assert_eq!(fbufs.len(), SLOTS as usize);
+    }
+}
+
+fn say(socket: &PacketSocket, message: &LinkMessage) {
+    // It may be full, or the other half gone.
+    let _ = socket.send(&wire::encode(message).expect("it is short"));
+}
+
+fn are_distinct(slots: &[impl Deref<Target = [u8]>]) -> bool {
+    slots.iter().map(|slot| slot.as_ptr()).collect::<BTreeSet<_>>().len() == slots.len()
+}
+
+fn run(input: &mut Unstructured) -> Result<()> {
+    let skip_above = *input.choose(&[None, None, Some(0), Some(2), Some(u32::MAX)])?;
+    if input.arbitrary()? {
+        let mechanism = *input.choose(&[Mechanism::Shared, Mechanism::Copy, Mechanism::Lease, Mechanism::OneShot])?;
+        let mut receiving = Receiving::open(mechanism, skip_above);
+        while !input.is_empty() && receiving.step(input)? {}
+        let Receiving { inbound, held, .. } = receiving;
+        drop(inbound);
+        // They stay readable.
+        assert!(held.iter().all(|received| received.iter().all(|byte| Some(byte) == received.first())));
+    } else {
+        let mut sending = Sending::open(skip_above, input.arbitrary()?);
+        let mut more = Ok(());
+        while !input.is_empty() && more.is_ok() {
+            more = sending.step(input);
+        }
+        sending.end();
+    }
+    Ok(())
+}
+
+fuzz_target!(
+    // What a process makes once for all links of its is made.
+    init: drop(Receiving::open(Mechanism::Lease, None)),
+    |bytes: &[u8]| {
+        let before = next_descriptor();
+        let _ = run(&mut Unstructured::new(bytes));
+        assert_eq!(next_descriptor(), before, "descriptors stayed open");
+    }
+);
