@@ -39,7 +39,7 @@ use crate::{
     Listener,
     account::Charge,
     policy::{Policy, User},
-    state::{ClientId, Opening, Pair, Party, State},
+    state::{Admission, ClientId, Opening, Pair, Party, State},
 };
 
 /// How long a client has for its greeting.
@@ -100,6 +100,13 @@ impl Inner {
     }
 }
 
+/// Somebody who has connected and may become a client.
+struct Guest {
+    socket: PacketSocket,
+    process: Credentials,
+    admission: Admission,
+}
+
 /// A client that has joined. It leaves when this is dropped, however its connection ends.
 #[derive(Debug)]
 struct Member {
@@ -130,6 +137,11 @@ struct Mailbox {
     overfull: Notify,
     /// What is paid for those that it was sent, until it shows that it has them by asking for more.
     sent: Mutex<Vec<Charge>>,
+}
+
+/// Greets back.
+fn say(socket: &PacketSocket, verdict: Verdict) -> io::Result<()> {
+    socket.send_bytes(&Greeting { version: VERSION, verdict }.to_bytes())
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -213,7 +225,11 @@ impl Broker {
             loop {
                 let mut ready = socket.readable().await?;
                 match sys::accept(socket.get_ref().as_fd()) {
-                    Ok(connection) => drop(clients.spawn(self.clone().attend(connection))),
+                    Ok(connection) => match self.admit(connection) {
+                        Ok(Some(guest)) => drop(clients.spawn(self.clone().attend(guest))),
+                        Ok(None) => {}
+                        Err(error) => debug!(%error, "a client could not be admitted"),
+                    },
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => ready.clear_ready(),
                     Err(error) => {
                         // Out of descriptors, most likely: wait until some are free.
@@ -230,9 +246,28 @@ impl Broker {
         }
     }
 
-    /// One client, from its connection to its end.
-    async fn attend(self, connection: OwnedFd) {
-        match timeout(GREETING_TIME, self.greet(connection)).await {
+    /// Charges a connection to its user, or sends it away. Before anything else: connections that are accepted faster
+    /// than they are attended to would else take all descriptors, whatever the quota.
+    fn admit(&self, connection: OwnedFd) -> io::Result<Option<Guest>> {
+        points::reach("broker: accepted");
+        let socket = PacketSocket::new(connection)?;
+        let process = socket.peer()?;
+        let user = User { id: process.uid, groups: socket.peer_groups()? };
+        let admitted = lock(&self.0).state.admit(process, user);
+        match admitted {
+            Ok(admission) => Ok(Some(Guest { socket, process, admission })),
+            // Before it has greeted: nobody need be waited for who is sent away.
+            Err(verdict) => {
+                warn!(pid = process.pid, uid = process.uid, ?verdict, "sent away");
+                say(&socket, verdict)?;
+                Ok(None)
+            }
+        }
+    }
+
+    /// One client, from its admission to its end.
+    async fn attend(self, guest: Guest) {
+        match timeout(GREETING_TIME, self.greet(guest)).await {
             Err(_) => debug!("a client did not greet in time"),
             Ok(Err(error)) => debug!(%error, "a client could not be greeted"),
             Ok(Ok(None)) => {}
@@ -244,23 +279,8 @@ impl Broker {
         }
     }
 
-    async fn greet(&self, connection: OwnedFd) -> io::Result<Option<(Member, AsyncFd<PacketSocket>)>> {
-        points::reach("broker: accepted");
-        let socket = PacketSocket::new(connection)?;
-        let process = socket.peer()?;
-        let user = User { id: process.uid, groups: socket.peer_groups()? };
-        let admitted = lock(&self.0).state.admit(process, user);
-        let say =
-            |socket: &PacketSocket, verdict| socket.send_bytes(&Greeting { version: VERSION, verdict }.to_bytes());
-        let admission = match admitted {
-            Ok(admission) => admission,
-            // Before it has greeted: nobody need be waited for who is sent away.
-            Err(verdict) => {
-                warn!(pid = process.pid, uid = process.uid, ?verdict, "sent away");
-                say(&socket, verdict)?;
-                return Ok(None);
-            }
-        };
+    async fn greet(&self, guest: Guest) -> io::Result<Option<(Member, AsyncFd<PacketSocket>)>> {
+        let Guest { socket, process, admission } = guest;
         let socket = sys::watch(socket)?;
         let bytes = loop {
             let mut ready = socket.readable().await?;
