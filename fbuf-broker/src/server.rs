@@ -32,7 +32,12 @@ use tarpc::{
     context::Context,
     server::{BaseChannel, Channel as _},
 };
-use tokio::{io::unix::AsyncFd, sync::Notify, task::JoinSet, time::timeout};
+use tokio::{
+    io::unix::AsyncFd,
+    sync::Notify,
+    task::{JoinSet, yield_now},
+    time::timeout,
+};
 use tracing::{debug, info, warn};
 
 use crate::{
@@ -225,11 +230,15 @@ impl Broker {
             loop {
                 let mut ready = socket.readable().await?;
                 match sys::accept(socket.get_ref().as_fd()) {
-                    Ok(connection) => match self.admit(connection) {
-                        Ok(Some(guest)) => drop(clients.spawn(self.clone().attend(guest))),
-                        Ok(None) => {}
-                        Err(error) => debug!(%error, "a client could not be admitted"),
-                    },
+                    Ok(connection) => {
+                        match self.admit(connection) {
+                            Ok(Some(guest)) => drop(clients.spawn(self.clone().attend(guest))),
+                            Ok(None) => {}
+                            Err(error) => debug!(%error, "a client could not be admitted"),
+                        }
+                        // Clients have their turn also while more and more connect.
+                        yield_now().await;
+                    }
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => ready.clear_ready(),
                     Err(error) => {
                         // Out of descriptors, most likely: wait until some are free.
