@@ -66,7 +66,8 @@ impl Default for Quota {
             links: 262_144,
             connections: 2048,
             descriptors: 16_384,
-            requests_per_second: 20_000,
+            // A fraction of what a broker answers, so that one user does not leave others waiting.
+            requests_per_second: 5000,
         }
     }
 }
