@@ -104,6 +104,37 @@ fn what_protection_costs_is_measured() {
 }
 
 #[test]
+fn what_it_costs_when_there_are_many_is_measured() {
+    let out = tempfile::tempdir().unwrap();
+    let folder = out.path().to_str().unwrap();
+    let lines = lines(&["scale", "--clients", "5", "--out", folder]);
+    for line in &lines {
+        assert_has(line, &["subject", "what", "beside", "count", "unit", "median", "least", "most", "values"]);
+        assert_eq!(line["workload"], "scale");
+        assert!(line["least"].as_f64() <= line["median"].as_f64() && line["median"].as_f64() <= line["most"].as_f64());
+    }
+    let of = |subject| lines.iter().filter(move |line| line["subject"] == subject);
+    for (subject, counts) in [("attach", [1, 5]), ("fan-out", [1, 5]), ("fan-in", [1, 5]), ("idle", [0, 5])] {
+        for count in counts {
+            let mut found = of(subject).filter(|line| line["count"] == count).peekable();
+            assert!(found.peek().is_some(), "{subject} with {count}");
+            assert!(found.all(|line| line["median"].as_f64().unwrap() > 0.0), "{subject} with {count}");
+        }
+    }
+    for holder in ["the broker", "the client's process"] {
+        for what in ["memory", "shared memory", "descriptors", "threads"] {
+            let all = of("room").filter(|line| line["what"] == format!("{holder}: {what}"));
+            assert_eq!(all.count(), 3, "{holder}: {what}");
+        }
+    }
+    for neighbour in ["nobody", "spins", "asks, the same user", "opens, the same user"] {
+        assert_eq!(of("neighbour").filter(|line| line["what"] == neighbour).count(), 4, "{neighbour}");
+    }
+    let page = std::fs::read_to_string(out.path().join("fbuf-scale.html")).unwrap();
+    assert!(page.contains("<svg") && page.contains("another user") == nix::unistd::geteuid().is_root());
+}
+
+#[test]
 fn what_is_paid_once_is_measured() {
     let steps = lines(&["once"]);
     assert_eq!(steps.len(), 7);

@@ -2,7 +2,8 @@
 //! else two processes could use, run by run in turn.
 //!
 //! `peers` are the ways between two processes; `work` is what is sent over them;
-//! `pair` keeps the two processes; `outcome`, `table` and `report` say what came of it.
+//! `pair` keeps the two processes; `outcome`, `table` and `report` say what came of it. `scale` measures what it
+//! costs when there are many.
 
 mod machine;
 mod options;
@@ -13,6 +14,7 @@ mod peers;
 pub mod processors;
 mod protection;
 mod report;
+mod scale;
 mod suite;
 mod table;
 mod terms;

@@ -9,6 +9,7 @@ use crate::{
     Result, pair,
     payload::NUMBER,
     peers::Peer,
+    scale,
     suite::{self, Suite},
     terms::{Mode, Wait},
 };
@@ -69,6 +70,19 @@ enum What {
         #[command(flatten)]
         common: Common,
     },
+    /// What it costs when there are many: to attach beside them and beside one that floods the broker, memory and
+    /// descriptors for each, messages as receivers and senders are added, a stream beside idle channels
+    Scale {
+        /// How many clients, each with a channel of its own, and at most how many receivers or senders of one; no
+        /// more than 2,000, for what a user may have
+        #[arg(long, value_name = "COUNT", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=2000))]
+        clients: u32,
+        /// In which folder to write fbuf-scale.html, with plots [default: none is written]
+        #[arg(long, value_name = "FOLDER")]
+        out: Option<PathBuf>,
+        #[command(flatten)]
+        common: Common,
+    },
     /// How many instructions a message takes, both sides together, as valgrind counts them
     Instructions {
         /// Bytes of a message
@@ -101,6 +115,12 @@ enum What {
     /// Be the second process
     #[command(hide = true)]
     Second,
+    /// Be a process with many clients
+    #[command(hide = true)]
+    Crowd,
+    /// Be a process that gives the broker as much to do as it can
+    #[command(hide = true)]
+    Neighbour,
     /// Be what valgrind runs
     #[command(hide = true)]
     Lockstep { peer: Peer, size: usize, bursts: u64 },
@@ -153,6 +173,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         What::Fan { count, common } => Suite::new(*common)?.fan(count),
         What::Once { common } => Suite::new(*common)?.once(),
         What::Protection { size, out, common } => Suite::new(*common)?.protection(&checked(size)?, out.as_deref()),
+        What::Scale { clients, out, common } => scale::run(*clients, *common, out.as_deref()),
         What::All { out, common } => Suite::new(*common)?.all(out),
 
         What::Instructions { size, peer, most, json } => {
@@ -167,6 +188,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         }
 
         What::Second => pair::second(),
+        What::Crowd => scale::crowd(),
+        What::Neighbour => scale::neighbour(),
         &What::Lockstep { peer, size, bursts } => suite::lockstep(peer, size, bursts),
     }
 }

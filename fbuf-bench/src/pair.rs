@@ -68,10 +68,8 @@ pub(crate) struct Second {
 impl Second {
     /// Starts it: this program again.
     pub(crate) fn start() -> Result<Self> {
-        let (ours, theirs) = PacketSocket::pair()?;
-        let child =
-            Command::new(std::env::current_exe()?).args(["bench", "second"]).stdin(Stdio::from(theirs)).spawn()?;
-        Ok(Self { child, line: Line(PacketSocket::new(ours)?) })
+        let (child, line) = Line::to(Command::new(std::env::current_exe()?).args(["bench", "second"]))?;
+        Ok(Self { child, line })
     }
 
     /// Says what to do.
@@ -131,9 +129,9 @@ impl First {
     }
 }
 
-/// Is the second process: its standard input is the socket.
+/// Is the second process.
 pub(crate) fn second() -> Result<()> {
-    let first = First(Line(PacketSocket::new(io::stdin().as_fd().try_clone_to_owned()?)?));
+    let first = First(Line::of_this_process()?);
     let begin: Begin = first.0.hear()?;
     processors::pin(begin.terms.processors[1]);
     let answer = match work::second(begin, &first) {
@@ -143,15 +141,28 @@ pub(crate) fn second() -> Result<()> {
     first.0.tell(&answer)
 }
 
+/// The socket between a process and one that it has started, whose standard input it is.
 #[derive(Debug)]
-struct Line(PacketSocket);
+pub(crate) struct Line(PacketSocket);
 
 impl Line {
-    fn tell(&self, message: &impl Serialize) -> Result<()> {
+    /// Starts a process.
+    pub(crate) fn to(command: &mut Command) -> Result<(Child, Self)> {
+        let (ours, theirs) = PacketSocket::pair()?;
+        let child = command.stdin(Stdio::from(theirs)).spawn()?;
+        Ok((child, Self(PacketSocket::new(ours)?)))
+    }
+
+    /// In the process that was started.
+    pub(crate) fn of_this_process() -> Result<Self> {
+        Ok(Self(PacketSocket::new(io::stdin().as_fd().try_clone_to_owned()?)?))
+    }
+
+    pub(crate) fn tell(&self, message: &impl Serialize) -> Result<()> {
         Ok(self.0.send(&wire::encode(message)?)?)
     }
 
-    fn hear<T: DeserializeOwned>(&self) -> Result<T> {
+    pub(crate) fn hear<T: DeserializeOwned>(&self) -> Result<T> {
         loop {
             match self.0.receive::<MAX_MESSAGE>()? {
                 Arrival::Message(bytes, descriptors) => return Ok(wire::decode(&bytes, descriptors)?),

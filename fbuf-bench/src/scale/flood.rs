@@ -1,0 +1,167 @@
+//! What a process does that gives the broker as much to do as it can.
+
+use std::{os::fd::AsFd, thread, time::Duration};
+
+use fbuf_client::{Address, Client, Protection, Wait};
+use fbuf_core::{
+    control::{ControlRequest, Greeting, Open, Role, VERSION, Verdict},
+    limits::MAX_MESSAGE,
+    socket::{Arrival, PacketSocket},
+    wire,
+};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use serde::Serialize;
+
+use super::{SLOT, SLOTS, crowd::link, neighbour::Kind};
+use crate::{Result, pair::Line};
+
+/// Connections over which requests come.
+const CONNECTIONS: usize = 16;
+/// Threads that open and close endpoints.
+const THREADS: usize = 4;
+/// Channels on which each connection of a hoarder has an endpoint.
+const CHANNELS: u64 = 8;
+/// How long a place in the broker's queue, or an answer, may take.
+const SOON: Duration = Duration::from_secs(20);
+
+/// A request, as it travels.
+#[derive(Serialize)]
+enum Call {
+    Request { id: u64, milliseconds: u32, body: ControlRequest },
+}
+
+/// Is the process, until it is killed.
+pub(crate) fn be() -> Result<()> {
+    let line = Line::of_this_process()?;
+    let (address, kind): (String, Kind) = line.hear()?;
+    let address = Address::new(&address);
+    let begun = || line.tell(&Ok::<(), String>(()));
+    // What is not there cannot be closed, which is the least that can be asked for.
+    let close = |id| ControlRequest::Close { endpoint: id };
+    match kind {
+        Kind::Spins => {
+            begun()?;
+            loop {
+                std::hint::spin_loop();
+            }
+        }
+        Kind::Asks => {
+            let greeted = (0..CONNECTIONS).map(|_| greet(&address)?.ok_or_else(|| "sent away".into()));
+            let connections = greeted.collect::<Result<Vec<_>>>()?;
+            begun()?;
+            ask(&connections, close)
+        }
+        Kind::Opens => {
+            let threads: Vec<_> = (0..THREADS as u32)
+                .map(|number| {
+                    let address = address.clone();
+                    thread::spawn(move || open_and_close(&address, number).map_err(|error| error.to_string()))
+                })
+                .collect();
+            begun()?;
+            threads.into_iter().try_for_each(|thread| Ok(thread.join().map_err(|_| "a thread panicked")??))
+        }
+        Kind::Connects => {
+            begun()?;
+            connect_and_leave(&address)
+        }
+        Kind::Hoards => {
+            let connections = hoard(&address)?;
+            begun()?;
+            // More of what there is no more of.
+            ask(&connections, |id| open(id, &format!("more/{id}")))
+        }
+    }
+}
+
+fn open(endpoint: u64, channel: &str) -> ControlRequest {
+    let role = Role::Receiver { require: Protection::Volatile };
+    ControlRequest::Open { endpoint, open: Open { channel: channel.to_owned(), role, earlier: None } }
+}
+
+/// A connection, unless the broker will not have it.
+fn greet(address: &Address) -> Result<Option<PacketSocket>> {
+    let socket = PacketSocket::connect(&address.to_kernel()?, SOON)?;
+    // It may have been sent away already.
+    let _ = socket.send_bytes(&Greeting { version: VERSION, verdict: Verdict::Welcome }.to_bytes());
+    let answer = wait_for(&socket)?;
+    let welcome = Greeting::from_bytes(&answer).is_ok_and(|greeting| greeting.verdict == Verdict::Welcome);
+    Ok(welcome.then_some(socket))
+}
+
+/// The next message of a socket; empty if it hung up.
+fn wait_for(socket: &PacketSocket) -> Result<Vec<u8>> {
+    loop {
+        match socket.receive::<MAX_MESSAGE>()? {
+            Arrival::Message(bytes, _) => return Ok(bytes),
+            Arrival::Nothing => {
+                poll(&mut [PollFd::new(socket.as_fd(), PollFlags::POLLIN)], PollTimeout::NONE)?;
+            }
+            _ => return Ok(Vec::new()),
+        }
+    }
+}
+
+fn send(socket: &PacketSocket, id: u64, body: ControlRequest) -> Result<std::io::Result<()>> {
+    let milliseconds = SOON.as_millis() as u32;
+    Ok(socket.send(&wire::encode(&Call::Request { id, milliseconds, body })?))
+}
+
+/// Sends as many requests as the sockets take, for ever.
+fn ask(connections: &[PacketSocket], request: impl Fn(u64) -> ControlRequest) -> Result<()> {
+    let mut id = 1 << 32;
+    loop {
+        let mut moved = false;
+        for socket in connections {
+            id += 1;
+            moved |= send(socket, id, request(id))?.is_ok();
+            // A client that does not read its answers is not listened to.
+            loop {
+                match socket.receive::<MAX_MESSAGE>()? {
+                    Arrival::Message(..) => moved = true,
+                    Arrival::HangUp => return Err("the broker hung up".into()),
+                    _ => break,
+                }
+            }
+        }
+        if !moved {
+            let events = PollFlags::POLLIN | PollFlags::POLLOUT;
+            let mut sockets: Vec<_> = connections.iter().map(|socket| PollFd::new(socket.as_fd(), events)).collect();
+            poll(&mut sockets, PollTimeout::NONE)?;
+        }
+    }
+}
+
+fn open_and_close(address: &Address, number: u32) -> Result<()> {
+    let client = Client::connect_to(address)?;
+    let channel = format!("flood/{}/{number}", std::process::id());
+    loop {
+        let mut sender = client.sender(&channel).slot_size(SLOT).slots(SLOTS).wait(Wait::Block).open()?;
+        let mut receiver = client.receiver(&channel).wait(Wait::Block).open()?;
+        link(&mut sender, &mut receiver)?;
+    }
+}
+
+fn connect_and_leave(address: &Address) -> Result<()> {
+    let name = address.to_kernel()?;
+    loop {
+        // It waits while the queue is full.
+        let socket = PacketSocket::connect(&name, SOON)?;
+        let _ = socket.send_bytes(&Greeting { version: VERSION, verdict: Verdict::Welcome }.to_bytes());
+    }
+}
+
+/// As many connections as there are to be had, and channels over them.
+fn hoard(address: &Address) -> Result<Vec<PacketSocket>> {
+    let mut connections = Vec::new();
+    while let Some(socket) = greet(address)? {
+        connections.push(socket);
+    }
+    for (number, socket) in connections.iter().enumerate() {
+        for id in 0..CHANNELS {
+            send(socket, id, open(id, &format!("hoard/{number}/{id}")))??;
+            wait_for(socket)?;
+        }
+    }
+    Ok(connections)
+}

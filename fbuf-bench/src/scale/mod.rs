@@ -1,0 +1,102 @@
+//! What it costs when there are many: clients, channels, receivers of one sender, senders to one receiver; and
+//! beside a client that gives the broker as much to do as it can. The broker is a process of its own, and so are
+//! the others.
+
+mod attach;
+mod broker;
+mod crowd;
+mod fan;
+mod figure;
+mod flood;
+mod holdings;
+mod idle;
+mod neighbour;
+
+use std::{fs, path::Path, time::Duration};
+
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use plotters::chart::SeriesLabelPosition;
+
+use self::figure::{Figure, Subject};
+use crate::{
+    Result,
+    machine::Machine,
+    options::Common,
+    report::{Axes, Curve, draw},
+    table,
+};
+
+pub(crate) use crowd::be as crowd;
+pub(crate) use flood::be as neighbour;
+
+/// Slots of all senders here but those of streams, so that what is measured is not their memory.
+const SLOT: u64 = 64;
+const SLOTS: u64 = 4;
+
+/// How much of everything.
+#[derive(Debug, Clone, Copy)]
+struct Extent {
+    clients: u32,
+    runs: usize,
+    time: Duration,
+}
+
+impl Extent {
+    /// Those of these numbers that are less, and the greatest one.
+    fn up_to(numbers: &[u32], most: u32) -> Vec<u32> {
+        numbers.iter().copied().filter(|&number| number < most).chain([most]).collect()
+    }
+}
+
+/// Measures all of it, prints it, and writes a report if a folder for it is given.
+pub(crate) fn run(clients: u32, common: Common, out: Option<&Path>) -> Result<()> {
+    // Each client takes descriptors, here and in processes that are started from here.
+    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    setrlimit(Resource::RLIMIT_NOFILE, most, most)?;
+    let extent = Extent { clients, runs: common.runs, time: common.time()? };
+    let mut all = Vec::new();
+    for measure in [attach::measure, fan::measure, idle::measure, neighbour::measure] {
+        let figures = measure(extent)?;
+        if common.json {
+            for figure in &figures {
+                println!("{}", serde_json::to_string(figure)?);
+            }
+        } else {
+            print!("{}", figure::tables(&figures));
+        }
+        all.extend(figures);
+    }
+    if let Some(folder) = out {
+        write(&all, folder)?;
+        if !common.json {
+            println!("\nwritten to {}", folder.join("fbuf-scale.html").display());
+        }
+    }
+    Ok(())
+}
+
+/// Writes fbuf-scale.html: the tables, and a plot of what grows.
+fn write(figures: &[Figure], folder: &Path) -> Result<()> {
+    let plot = |subject: Subject, caption, x| {
+        let mut curves: Vec<Curve> = Vec::new();
+        for figure in figures.iter().filter(|figure| figure.subject == subject && figure.unit == figure::Unit::Ns) {
+            let point = (f64::from(figure.count), figure.value.median);
+            match curves.iter_mut().find(|curve| curve.label == figure.what) {
+                Some(curve) => curve.points.push(point),
+                None => curves.push(Curve { label: figure.what.clone(), points: vec![point] }),
+            }
+        }
+        draw(caption, Axes { x, y: table::nanoseconds, legend: SeriesLabelPosition::UpperLeft }, &curves)
+    };
+    let Machine { processor, processors, kernel, commit, .. } = Machine::here();
+    let page = format!(
+        "<!DOCTYPE html><meta charset=\"utf-8\"><title>fbuf bench scale</title>\n<style>body{{font:15px/1.5 \
+         sans-serif;max-width:70em;margin:2em auto;padding:0 1em}}svg{{max-width:100%}}</style>\n<h1>What it costs \
+         when there are many</h1>\n<p>{processor}, {processors} processors; {kernel}; fbuf {commit}.</p>\n{}\n{}\n<pre>{}</pre>\n",
+        plot(Subject::Attach, "attaching beside others", "clients that are there")?,
+        plot(Subject::FanOut, "one sender, a message of 64 bytes", "receivers")?,
+        figure::tables(figures)
+    );
+    fs::create_dir_all(folder)?;
+    Ok(fs::write(folder.join("fbuf-scale.html"), page)?)
+}

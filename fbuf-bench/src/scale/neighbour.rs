@@ -1,0 +1,117 @@
+//! Attaching beside a process that gives the broker as much to do as it can, in several ways. It is another user,
+//! if this one may start a process as another; else it is paced together with whoever attaches.
+
+use std::{
+    os::unix::process::CommandExt,
+    process::{Child, Command},
+};
+
+use nix::unistd::geteuid;
+use serde::{Deserialize, Serialize};
+
+use super::{
+    Extent,
+    attach::{STEPS, TRIES, attach},
+    broker::BrokerProcess,
+    figure::{Figure, Subject, Unit},
+};
+use crate::{Result, pair::Line};
+
+/// The user that the neighbour is.
+const OTHER: u32 = 65_534;
+/// What the neighbour does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) enum Kind {
+    /// Nothing that has to do with the broker: it only keeps a processor busy.
+    Spins,
+    /// Asks, over several connections.
+    Asks,
+    /// Opens both ends of a channel, links them, and closes them.
+    Opens,
+    /// Connects and hangs up.
+    Connects,
+    /// Has as many connections and channels as it may, and asks for more.
+    Hoards,
+}
+
+/// A neighbour of some kind, as this user or as another one.
+type Setting = Option<(Kind, bool)>;
+
+/// What is measured, in turn; as another user only by one who may start such a process.
+fn settings() -> Vec<Setting> {
+    let as_other = geteuid().is_root().then_some([Kind::Asks, Kind::Opens, Kind::Connects, Kind::Hoards]);
+    let as_other = as_other.into_iter().flatten().map(|kind| Some((kind, true)));
+    // Connections that a user hoards, or has not been seen to close, no other process of that user has.
+    let as_own = [Kind::Spins, Kind::Asks, Kind::Opens].map(|kind| Some((kind, false)));
+    std::iter::once(None).chain(as_own).chain(as_other).collect()
+}
+
+fn describe(setting: Setting) -> String {
+    match setting {
+        None => "nobody".to_owned(),
+        Some((Kind::Spins, _)) => "spins".to_owned(),
+        Some((kind, other)) => {
+            format!("{}, {}", format!("{kind:?}").to_lowercase(), if other { "another user" } else { "the same user" })
+        }
+    }
+}
+
+/// The process.
+struct Neighbour(Child);
+
+impl Neighbour {
+    /// Starts it, and waits until it does what it does.
+    fn start(address: &str, kind: Kind, is_other: bool) -> Result<Self> {
+        // Which another user can run wherever it lies.
+        let mut command = Command::new("/proc/self/exe");
+        command.args(["bench", "neighbour"]).current_dir("/");
+        if is_other {
+            command.uid(OTHER).gid(OTHER);
+        }
+        let (child, line) = Line::to(&mut command)?;
+        let neighbour = Self(child);
+        line.tell(&(address, kind))?;
+        line.hear::<std::result::Result<(), String>>()??;
+        Ok(neighbour)
+    }
+}
+
+impl Drop for Neighbour {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+pub(super) fn measure(extent: Extent) -> Result<Vec<Figure>> {
+    let broker = BrokerProcess::start(geteuid().is_root().then_some(OTHER))?;
+    let nobody = broker.holdings()?.descriptors;
+    let settings = settings();
+    let mut times = vec![Vec::new(); settings.len()];
+    for _ in 0..extent.runs {
+        for (times, &setting) in times.iter_mut().zip(&settings) {
+            let neighbour =
+                setting.map(|(kind, is_other)| Neighbour::start(&broker.address, kind, is_other)).transpose()?;
+            for _ in 0..TRIES {
+                let steps = attach(&broker.address);
+                times.push(steps.map_err(|error| format!("beside one that {}: {error}", describe(setting)))?);
+            }
+            if let Some(mut neighbour) = neighbour
+                && let Some(status) = neighbour.0.try_wait()?
+            {
+                return Err(format!("the neighbour that {} has ended: {status}", describe(setting)).into());
+            }
+            broker.wait_until_left(nobody)?;
+        }
+    }
+    let mut figures = Vec::new();
+    for (times, &setting) in times.iter().zip(&settings) {
+        for (index, step) in STEPS.into_iter().enumerate() {
+            let times: Vec<_> = times.iter().map(|time: &[f64; STEPS.len()]| time[index]).collect();
+            let beside = (step, u32::from(setting.is_some()));
+            figures.push(Figure::new(Subject::Neighbour, describe(setting), beside, Unit::Ns, &times)?);
+        }
+    }
+    Ok(figures)
+}
