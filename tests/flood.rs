@@ -6,7 +6,7 @@ mod support;
 use fbuf_broker::{Broker, Listener, Policy, Quota};
 use fbuf_client::Address;
 use fbuf_core::socket::PacketSocket;
-use support::descriptors;
+use support::Holdings;
 
 /// How many connections a user may have, and how many wait.
 const QUOTA: u64 = 3;
@@ -23,13 +23,13 @@ fn who_connects_again_and_again_holds_nobody_up_and_takes_no_more_than_the_quota
     let sent_away = || waiting.iter().filter(|socket| socket.hung_up()).count();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
-        let before = descriptors();
+        let before = Holdings::here().descriptors;
         let until = async {
             tokio::task::yield_now().await;
             assert!(sent_away() < MANY / 2, "nobody had a turn before all had been accepted");
             while sent_away() < MANY / 2 {
                 // Besides those that the quota allows there is the socket that listens.
-                let held = descriptors() - before;
+                let held = Holdings::here().descriptors - before;
                 assert!(held <= QUOTA as usize + 1, "{held} descriptors are held");
                 tokio::task::yield_now().await;
             }

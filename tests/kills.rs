@@ -11,7 +11,7 @@ use std::{
 
 use fbuf_broker::Embedded;
 use fbuf_client::{Client, Farewell, GetError, Wait};
-use support::{Process, Random, Resources, SOON, fbuf, until_is};
+use support::{Holdings, Process, Random, SOON, fbuf, until_is};
 
 /// Both tests count what this process holds, so they take turns.
 static TURN: Mutex<()> = Mutex::new(());
@@ -21,11 +21,10 @@ const SLOTS: u64 = 16;
 
 /// Compares what this process holds, the broker in it included, with what it held after the first
 /// round. The broker closes the connection of a dead client when its thread gets to it.
-fn nothing_kept(round: u64, before: &mut Option<[usize; 3]>) {
-    let holdings = || Resources::here().counts();
+fn nothing_kept(round: u64, before: &mut Option<Holdings>) {
     match *before {
-        Some(before) => until_is(&format!("round {round}"), &before, holdings),
-        None => *before = Some(settled(holdings)),
+        Some(before) => until_is(&format!("round {round}"), &before, Holdings::here),
+        None => *before = Some(settled(Holdings::here)),
     }
 }
 

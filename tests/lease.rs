@@ -15,7 +15,7 @@ use std::{
 use fbuf_broker::Embedded;
 use fbuf_client::{Client, Fbuf, Mechanism, OpenError, Protection, Receiver, Sender, SenderBuilder, WriteError};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use support::{Resources, SOON, until};
+use support::{Holdings, SOON, until};
 
 /// The bytes of a slot: some pages, and a part of one.
 const SIZE: usize = 70_000;
@@ -115,7 +115,7 @@ fn they_arrive_in_order_to_all_and_their_slots_are_used_again() {
         // Both hold it at once, where it lies.
         drop((one, two));
         if n > 2 {
-            let count = Resources::here().counts();
+            let count = Holdings::here();
             assert_eq!(*counts.get_or_insert(count), count, "after {n} messages");
         }
     }
@@ -126,9 +126,8 @@ fn they_arrive_in_order_to_all_and_their_slots_are_used_again() {
 #[test]
 fn nothing_is_left() {
     let _alone = alone();
-    let counts = || Resources::here().counts();
     drop(broker());
-    let before = counts();
+    let before = Holdings::here();
     {
         let (_broker, client) = broker();
         let (mut sender, mut receiver) = pair(&client, 3);
@@ -137,7 +136,7 @@ fn nothing_is_left() {
         drop((sender, receiver));
         assert!(is_all(&held, 1) && held.is_intact());
     }
-    until("all is gone", || counts() == before);
+    until("all is gone", || Holdings::here() == before);
 }
 
 #[test]

@@ -13,7 +13,7 @@ use fbuf_broker::Embedded;
 use fbuf_client::{
     AllocateError, Client, GetError, Mechanism, OpenError, Protection, Receiver, Sealed, Sender, WriteError,
 };
-use support::{Resources, SOON};
+use support::{Holdings, SOON};
 
 /// One test at a time: one of them counts what this process holds.
 fn alone() -> MutexGuard<'static, ()> {
@@ -57,7 +57,7 @@ fn they_arrive_in_order_and_their_memory_goes() {
             assert_eq!((received.sequence(), received.mechanism()), (n as u64, Mechanism::OneShot));
         }
         // All were dropped: nothing is kept but what waits to be written, in the slot and in the stock.
-        let Resources { descriptors, mappings, .. } = Resources::here();
+        let Holdings { descriptors, mappings, .. } = Holdings::here();
         fewest = (fewest.0.min(descriptors), fewest.1.min(mappings));
         most = (most.0.max(descriptors), most.1.max(mappings));
         assert!(most.0 - fewest.0 <= 5 && most.1 - fewest.1 <= 5, "after {n} messages: {fewest:?} to {most:?}");

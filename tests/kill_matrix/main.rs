@@ -19,14 +19,14 @@ use std::{
 use actor::{Actor, Role};
 use fbuf_core::points;
 use nix::sys::signal::Signal;
-use support::{BrokerProcess, Random, Resources, until, until_is};
+use support::{BrokerProcess, Holdings, Memory, Random, until, until_is};
 use survivors::Survivors;
 
 /// How often somebody is killed, if `FBUF_KILLS` says nothing else.
 const KILLS: u64 = 2000;
-/// How much more memory the processes that go on may have at the end than after the first kills: what
-/// allocators keep.
-const MEMORY: u64 = 4 << 20;
+/// How many KiB more the processes that go on may have at the end than after the first kills: what allocators
+/// keep.
+const MEMORY: u64 = 4 << 10;
 
 /// What an actor does when this program is run again; nothing in the process that judges.
 #[test]
@@ -44,8 +44,9 @@ fn whoever_is_killed_costs_the_others_nothing() {
     let files = files(folder.path());
     let mut survivors = Survivors::start(&broker.address);
     let mut random = Random(kills);
-    let holdings = || [std::process::id(), broker.process.pid()].map(Resources::of);
-    let counts = || holdings().map(Resources::counts);
+    let processes = [std::process::id(), broker.process.pid()];
+    let holdings = || processes.map(Holdings::of);
+    let memory = || processes.map(|process| Memory::of(process).private);
     let (mut before, mut early) = (None, None);
     let mut deaths: BTreeMap<&str, u64> = BTreeMap::new();
     // Two in each round: one where chance has it, and the other one when it has shown that it lacks nothing.
@@ -70,19 +71,19 @@ fn whoever_is_killed_costs_the_others_nothing() {
         other.kill();
         survivors.mourn(other.pid());
         survivors.settle(None);
-        let before = *before.get_or_insert_with(|| steady(counts));
+        let before = *before.get_or_insert_with(|| steady(holdings));
         // The broker hears of a death a moment later, and may have introduced who was dead by then.
         until_is(&format!("round {round}, {point:?} after {count}"), &before, || {
             survivors.settle(None);
-            counts()
+            holdings()
         });
         assert_eq!(self::files(folder.path()), files, "something is left");
         if round == kills.min(400) / 4 {
-            early = Some(holdings().map(|found| found.memory));
+            early = Some(memory());
         }
     }
-    let late = holdings().map(|found| found.memory);
-    println!("{kills} kills: {deaths:#?}\nmemory of this process and the broker: {early:?} bytes early, {late:?} late");
+    let late = memory();
+    println!("{kills} kills: {deaths:#?}\nmemory of this process and the broker: {early:?} KiB early, {late:?} late");
     for (early, late) in early.unwrap().iter().zip(late) {
         assert!(late < early + MEMORY, "memory grew from {early} to {late}");
     }

@@ -19,7 +19,7 @@ use std::{
 use attacker::Attack;
 use fbuf_client::{Client, GetError, Receiver, Sender};
 use nix::unistd::geteuid;
-use support::{BrokerProcess, Process, Resources, SOON, until_is};
+use support::{BrokerProcess, Holdings, Process, SOON, until_is};
 
 /// Another user, as which attackers run if this one is root.
 const OTHER: u32 = 65_534;
@@ -52,7 +52,7 @@ fn no_attack_keeps_honest_ones_from_anything() {
     let mut receiver = client.receiver("c").stay().open().unwrap();
     sender.wait_for_receivers_timeout(1, SOON).unwrap();
     let mut next = 0;
-    let holdings = || [std::process::id(), broker.process.pid()].map(|pid| Resources::of(pid).counts());
+    let holdings = || [std::process::id(), broker.process.pid()].map(Holdings::of);
     exchange(&mut sender, &mut receiver, &mut next);
     let before = holdings();
     for (number, attack) in Attack::ALL.into_iter().enumerate() {

@@ -9,7 +9,6 @@
 //! FBUF_SOAK_SECONDS=1800 cargo test --release --test soak -- --nocapture
 //! ```
 
-mod holdings;
 mod message;
 #[path = "../support/mod.rs"]
 mod support;
@@ -19,15 +18,13 @@ mod visitor;
 use std::{
     env,
     fmt::Debug,
-    io::{BufRead, BufReader},
-    process::ChildStderr,
+    io::{BufRead, BufReader, Read},
     thread,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use fbuf_client::Client;
-use holdings::{Holdings, Memory};
-use support::{BrokerProcess, Random, SOON};
+use support::{BrokerProcess, Holdings, Memory, Random, SOON};
 use survivor::{CHANNELS, Survivors};
 use visitor::{Gone, Visitor};
 
@@ -96,7 +93,7 @@ impl Visits {
 }
 
 /// Reads the broker's log, lest it waits for a reader: what is not as it should be is printed.
-fn read_on(log: BufReader<ChildStderr>) {
+fn read_on(log: BufReader<Box<dyn Read + Send>>) {
     let wrong = |line: &String| line.contains("WARN") || line.contains("ERROR");
     log.lines().map_while(Result::ok).filter(wrong).for_each(|line| println!("the broker says: {line}"));
 }

@@ -4,7 +4,7 @@
 
 use std::{
     ffi::OsStr,
-    fs,
+    fmt, fs,
     io::{BufRead, BufReader, Read},
     path::Path,
     process::{Child, Command, ExitStatus, Stdio},
@@ -123,41 +123,58 @@ impl BrokerProcess {
     }
 }
 
-/// What a process holds.
+/// What a process holds, as the kernel counts it: compared exactly.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Resources {
+pub struct Holdings {
     /// Descriptors that are open.
     pub descriptors: usize,
     /// Threads.
     pub threads: usize,
     /// Mappings of shared memory of fbuf.
     pub mappings: usize,
-    /// Bytes of memory that are there, shared ones included.
-    pub memory: u64,
 }
 
-impl Resources {
-    pub fn of(pid: u32) -> Self {
-        let proc = |name: &str| format!("/proc/{pid}/{name}");
-        let count = |name: &str| fs::read_dir(proc(name)).expect("/proc").count();
-        let maps = fs::read_to_string(proc("maps")).expect("/proc");
-        let status = fs::read_to_string(proc("status")).expect("/proc");
-        let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix(" kB"));
-        Self {
-            descriptors: count("fd"),
-            threads: count("task"),
-            mappings: count_mappings(&maps),
-            memory: resident.expect("VmRSS").trim().parse::<u64>().expect("a number") * 1024,
-        }
+impl Holdings {
+    pub fn of(process: u32) -> Self {
+        let count = |what| fs::read_dir(format!("/proc/{process}/{what}")).expect("/proc").count();
+        let maps = fs::read_to_string(format!("/proc/{process}/maps")).expect("/proc");
+        Self { descriptors: count("fd"), threads: count("task"), mappings: count_mappings(&maps) }
     }
 
     pub fn here() -> Self {
         Self::of(std::process::id())
     }
+}
 
-    /// But for the memory, of which allocators keep some.
-    pub fn counts(self) -> [usize; 3] {
-        [self.descriptors, self.threads, self.mappings]
+impl fmt::Display for Holdings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} descriptors, {} threads, {} mappings", self.descriptors, self.threads, self.mappings)
+    }
+}
+
+/// Memory of a process that is resident, in KiB. Allocators keep some.
+#[derive(Debug, Clone, Copy)]
+pub struct Memory {
+    /// Of its own.
+    pub private: u64,
+    /// Mapped, and shared with others.
+    pub shared: u64,
+}
+
+impl Memory {
+    pub fn of(process: u32) -> Self {
+        let status = fs::read_to_string(format!("/proc/{process}/status")).expect("/proc");
+        let field = |name: &str| {
+            let value = status.lines().find_map(|line| line.strip_prefix(name)).expect("a field");
+            value.trim().trim_end_matches(" kB").parse().expect("a number")
+        };
+        Self { private: field("RssAnon:"), shared: field("RssShmem:") }
+    }
+}
+
+impl fmt::Display for Memory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} + {} KiB", self.private, self.shared)
     }
 }
 
