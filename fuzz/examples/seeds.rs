@@ -6,7 +6,8 @@ use std::{fs, fs::File, path::Path};
 
 use fbuf_core::{
     control::{
-        ControlRequest, ControlResponse, Earlier, Introduction, Lodging, Open, Opened, Parcel, Refusal, Role, Slots,
+        ControlRequest, ControlResponse, Earlier, Introduction, Lodging, News, Oldest, Open, Opened, Parcel, Refusal,
+        Report, Role, Slots,
     },
     link::{Hello, LinkMessage, NewSegment, OneShot, Right, Welcome},
     protection::{Mechanism, Protection},
@@ -91,12 +92,17 @@ fn control() {
     let receives = open(1, 2, receiver(Protection::Volatile), None);
     write("control", "introduction", &[&own, &own, &sends, &receives, &[2, 0, 1], &[1, 1]]);
     let (sends, receives) = (open(0, 1, leased, None), open(1, 2, receiver(Protection::Leased), None));
-    let fetch = request(1, ControlRequest::Introductions {});
+    let fetch = request(1, ControlRequest::News {});
     write("control", "lease", &[&own, &trusted, &sends, &receives, &fetch, &[3, 0, 5, 0, 0, 0, 0, 0, 0, 0]]);
     let sends = open(0, 1, sender(Mechanism::Lease, Slots::Sender), Some(Earlier { endpoint: 7, peers: vec![8] }));
     let receives = open(1, 2, receiver(Protection::Sealed), Some(Earlier { endpoint: 8, peers: vec![7] }));
     let close = request(0, ControlRequest::Close { endpoint: 1 });
     write("control", "resumption", &[&trusted, &own, &sends, &receives, &close]);
+    let oldest = Some(Oldest { sequence: 3, behind: 1, milliseconds: 20 });
+    let reports = vec![(2, Report { held: 1, oldest, ..Report::default() })];
+    let (report, status) = (ControlRequest::Report { reports, last: true }, ControlRequest::Status { behind: 0 });
+    let opened = open(0, 2, receiver(Protection::Volatile), None);
+    write("control", "status", &[&own, &opened, &request(0, report), &request(0, status)]);
     let introduction = |lodging| Introduction {
         endpoint: 1,
         peer: peer(true),
@@ -107,11 +113,11 @@ fn control() {
         socket: any(),
     };
     let lodgings = [Lodging::Segments, Lodging::Given(vec![any(), any()]), Lodging::Yours, Lodging::Theirs];
-    let introductions = ControlResponse::Introductions(lodgings.map(introduction).into());
+    let news = ControlResponse::News(News { introductions: lodgings.map(introduction).into(), report: true });
     let opened = ControlResponse::Open(Ok(Opened { endpoint: 3, slots: vec![any(), any()] }));
     let refused = ControlResponse::Open(Err(Refusal::OneReceiver { sender: peer(false) }));
     let failed = ServerError::new(std::io::ErrorKind::Other, "late".into());
-    let answers = [answer(6, Ok(introductions)), answer(2, Ok(opened)), answer(0, Ok(refused)), answer(0, Err(failed))];
+    let answers = [answer(6, Ok(news)), answer(2, Ok(opened)), answer(0, Ok(refused)), answer(0, Err(failed))];
     write("control", "answers", &[&answers.concat()]);
 }
 

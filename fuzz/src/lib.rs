@@ -37,7 +37,7 @@ pub fn geometry() -> Geometry {
 pub fn peer(same_user: bool) -> Peer {
     let own = geteuid().as_raw();
     let uid = if same_user { own } else { own.wrapping_add(1) };
-    Peer { endpoint: 1, process: Credentials { pid: 1, uid, gid: uid } }
+    Peer { endpoint: 1, process: Credentials { pid: 1, uid, gid: uid }, same_user }
 }
 
 /// The two ends of a link socket.

@@ -1,7 +1,8 @@
 //! Feeds any bytes, beside any number of descriptors, to the decoding of what clients and brokers say to each
 //! other; and what is understood, among steps that are made up, to the broker's [`State`]. Nothing may panic; what
 //! is understood can be said again; whoever is introduced is open, belongs together and gets what the receiver
-//! requires; nobody takes up more than the quota; and when all have left, nothing is left of them.
+//! requires; users see their own endpoints; nobody takes up more than the quota; and when all have left, nothing is
+//! left of them.
 #![no_main]
 
 use std::{
@@ -19,7 +20,7 @@ use fbuf_broker::{
     state::{ClientId, Opening, State},
 };
 use fbuf_core::{
-    control::{ControlRequest, ControlResponse, Earlier, Open, Parcel, Role, Slots},
+    control::{ControlRequest, ControlResponse, Earlier, MAX_PAGE, Open, Parcel, Role, Slots},
     limits::MAX_DESCRIPTORS,
     protection::{Mechanism, Protection},
     socket::Credentials,
@@ -89,7 +90,13 @@ impl Model {
                 self.state.close(client, endpoint);
                 self.open.remove(&(client, endpoint));
             }
-            ControlRequest::Introductions {} => {}
+            ControlRequest::News {} => {}
+            ControlRequest::Report { reports, .. } => {
+                for (endpoint, _) in reports {
+                    assert_eq!(self.state.has(client, endpoint), self.open.contains_key(&(client, endpoint)));
+                }
+            }
+            ControlRequest::Status { behind } => self.check_page(user.id, behind),
         }
     }
 
@@ -104,10 +111,21 @@ impl Model {
             };
             assert_eq!(sending.channel, receiving.channel);
             assert!(pair.mechanism.protection() >= require);
-            assert!(from == to || *from == TRUSTED || pair.mechanism.protection() == Protection::Sealed);
+            let one_user = from == to;
+            assert!(one_user || *from == TRUSTED || pair.mechanism.protection() == Protection::Sealed);
             let (from, to) = ((sender.client, sender.endpoint), (receiver.client, receiver.endpoint));
             assert!(from == (client, endpoint) || to == (client, endpoint), "{pair:?} are both others");
             assert!(met.insert((from, to)), "{pair:?} are introduced twice");
+            assert_eq!([sender, receiver].map(|party| party.peer.same_user), [one_user; 2]);
+        }
+    }
+
+    fn check_page(&self, user: u32, behind: u64) {
+        let page = self.state.status(Some(user), behind, MAX_PAGE);
+        assert!(page.len() <= MAX_PAGE && page.is_sorted_by_key(|(_, _, status)| status.number));
+        for (client, endpoint, status) in page {
+            let (owner, open) = &self.open[&(client, endpoint)];
+            assert!(*owner == user && open.channel == status.channel && status.number > behind);
         }
     }
 

@@ -69,9 +69,12 @@ impl Half {
         };
         let mut slots = if lodged == 3 { rooms() } else { Vec::new() };
         slots.truncate(input.int_in_range(0..=SLOTS as usize)?);
+        let all = lodged != 3 || slots.len() == SLOTS as usize;
         let welcome = Welcome { lane: descriptor.into(), first_sequence: 0, segments, slots };
         say(&socket, &LinkMessage::Welcome(welcome));
-        Ok((Self::Greeted(greeted).attend(0), Hostile { socket, lane: Some(lane), board: None }))
+        let half = Self::Greeted(greeted).attend(0);
+        assert_eq!(matches!(half, Self::Receiving(..)), all, "it is open with all slots, and only with all");
+        Ok((half, Hostile { socket, lane: Some(lane), board: None }))
     }
 
     fn sender(input: &mut Unstructured) -> Result<(Self, Hostile)> {
@@ -189,7 +192,7 @@ fn any_descriptor(input: &mut Unstructured, hostile: &Hostile) -> Result<OwnedFd
         11 | 12 => Map::create("fbuf-fuzz", LaneTable::size(capacity_for(SLOTS, true))).expect("there is memory").1,
         13 => Map::create("fbuf-fuzz", BoardTable::size(SLOTS as usize)).expect("there is memory").1,
         14 => rooms().remove(0).into_owned().expect("few descriptors are open"),
-        // The link socket itself, of which nobody may ever hear the end.
+        // The peer's end of the link socket, which then never hangs up.
         15 => hostile.socket.as_fd().try_clone_to_owned().expect("few descriptors are open"),
         kind => descriptor(kind, size),
     })
