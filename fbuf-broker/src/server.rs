@@ -330,12 +330,12 @@ impl Broker {
             tokio::select! {
                 request = requests.next() => match request {
                     Some(Ok(request)) => drop(running.spawn(request.execute(desk.clone().serve()))),
-                    Some(Err(ChannelError::Read(error))) if error.kind() == io::ErrorKind::UnexpectedEof => break,
-                    Some(Err(error)) => {
+                    Some(Err(ChannelError::Read(error))) if error.kind() == io::ErrorKind::InvalidData => {
                         warn!(?client, %error, "a client does not keep to the protocol");
                         break;
                     }
-                    None => break,
+                    // It is gone, be it in the middle of an answer.
+                    Some(Err(_)) | None => break,
                 },
                 Some(_) = running.join_next() => {}
                 () = mailbox.overfull.notified() => {

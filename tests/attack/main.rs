@@ -33,8 +33,8 @@ use support::{Process, SOON};
 /// The bytes of a message.
 const SIZE: usize = 4096;
 /// Users that tests as other ones.
-const OTHER: u32 = 65_534;
-const ANOTHER: u32 = 65_533;
+const OTHER: u32 = 65_533;
+const ANOTHER: u32 = 65_532;
 /// How often a receiver looks whether what it holds is still the same.
 const LOOKS: usize = 10_000;
 
