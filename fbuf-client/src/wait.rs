@@ -161,8 +161,9 @@ pub(crate) struct Pace {
 }
 
 impl Pace {
-    /// The most messages of a round.
-    const ROUND: u32 = 128;
+    /// The most messages of a round. With twice as many, which is two instructions less for each message,
+    /// 64-byte streaming is half as fast between two cores that share a cache.
+    const ROUND: u32 = 64;
     /// The most messages between two looks at the clock.
     const LONGEST: u32 = 4096;
 

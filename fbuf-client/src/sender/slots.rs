@@ -7,10 +7,6 @@ use fbuf_core::{outbound::Outbound, park::Fencing, points};
 use super::{AllocateError, Sender};
 use crate::wait::{Gathering, LATE, Next, Sight, UNSURE, Waiting, within};
 
-/// How many slots are looked through at once for those that are back. With twice as many, 64-byte streaming
-/// is half as fast between two cores that share a cache: the receiver is just writing those words.
-const AT_ONCE: u32 = 64;
-
 impl Sender {
     /// Looks for a slot that is free although it is not its turn, or is new.
     pub(super) fn find_slot(&mut self, may_grow: bool) -> bool {
@@ -24,7 +20,7 @@ impl Sender {
 
     /// Looks whether the slots are free whose turn it is.
     pub(super) fn collect(&mut self) -> bool {
-        self.pool.collect(&self.links, self.pace.round().min(AT_ONCE))
+        self.pool.collect(&self.links, self.pace.round())
     }
 
     /// Adds a segment, or goes on adding the last one: its slots are used once every receiver knows
