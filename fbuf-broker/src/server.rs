@@ -79,6 +79,8 @@ struct Inner {
     reports: HashMap<(ClientId, u64), Report>,
     /// Who was asked to report and has not answered yet, and when all were asked last.
     asked: HashSet<ClientId>,
+    /// Notified when somebody has, or has gone.
+    reported: Arc<Notify>,
     asked_at: Option<Instant>,
 }
 
@@ -128,6 +130,7 @@ impl Drop for Member {
         inner.slots.retain(|(client, _), _| *client != self.client);
         inner.reports.retain(|(client, _), _| *client != self.client);
         inner.asked.remove(&self.client);
+        inner.reported.notify_waiters();
     }
 }
 
@@ -172,6 +175,7 @@ impl Broker {
             slots: HashMap::new(),
             reports: HashMap::new(),
             asked: HashSet::new(),
+            reported: Arc::default(),
             asked_at: None,
         })))
     }
@@ -213,10 +217,19 @@ impl Broker {
                 None => break,
             }
         }
-        let deadline = tokio::time::Instant::now() + REPORT_TIME;
-        while !lock(&self.0).asked.is_empty() && tokio::time::Instant::now() < deadline {
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
+        let reported = lock(&self.0).reported.clone();
+        let all = async {
+            loop {
+                // Before the look, so that no report is missed in between.
+                let next = reported.notified();
+                if lock(&self.0).asked.is_empty() {
+                    return;
+                }
+                next.await;
+            }
+        };
+        // Those who take longer are seen as they last were.
+        let _ = timeout(REPORT_TIME, all).await;
     }
 
     /// Serves clients until `until` is ready. What was introduced goes on afterwards.
@@ -499,6 +512,7 @@ impl Control for Desk {
         }
         if last {
             inner.asked.remove(&self.client);
+            inner.reported.notify_waiters();
         }
     }
 
