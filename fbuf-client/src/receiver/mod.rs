@@ -1,147 +1,35 @@
 //! The receiving end of a channel.
 
+mod open;
+mod report;
+
 use std::{
     collections::VecDeque,
-    io,
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use fbuf_core::{
-    control::{Lodging, Report, Role},
-    inbound::{Answered, GreetError, Greeted, Inbound, Peer},
+    control::Report,
+    inbound::{Answered, Greeted, Inbound, Peer},
     link::LinkEnd,
     loan::Received,
     park::Fencing,
     points,
-    protection::{Mechanism, Protection},
-    slot::Geometry,
-    socket::PacketSocket,
-    violation::Violation,
 };
 
+use self::open::Letter;
 use crate::{
-    client::{Client, OpenError, Registration},
-    endpoint::{Inbox, Post, Ready, Sockets, position},
+    client::Registration,
+    endpoint::{Inbox, Ready, Sockets, position},
     wait::{
         BUSY_LOOK_TIME, Crowd, Gathering, LOOK_TIME, Next, Pace, Patience, Sight, UNSURE, Wait, Waiting, deadline,
         within,
     },
 };
 
-/// Prepares a [`Receiver`].
-#[derive(Debug, Clone)]
-#[must_use]
-pub struct ReceiverBuilder {
-    client: Client,
-    channel: String,
-    wait: Wait,
-    skip_above: Option<u32>,
-    stay: bool,
-    require: Protection,
-}
-
-impl ReceiverBuilder {
-    pub(crate) fn new(client: Client, channel: &str) -> Self {
-        let (channel, require) = (channel.to_owned(), Protection::default());
-        Self { client, channel, wait: Wait::default(), skip_above: None, stay: false, require }
-    }
-
-    /// How [`Receiver::get`] passes the time while there is no message.
-    pub fn wait(mut self, wait: Wait) -> Self {
-        self.wait = wait;
-        self
-    }
-
-    /// Rather miss messages than hold senders back: a sender leaves messages out for this receiver
-    /// while more than `count` of its slots are waiting to be read here, or held. If not set, senders
-    /// wait for this receiver.
-    pub fn skip_above(mut self, count: u32) -> Self {
-        self.skip_above = Some(count);
-        self
-    }
-
-    /// Wait for the next sender when the last one has ended, rather than return [`GetError::Ended`].
-    pub fn stay(mut self) -> Self {
-        self.stay = true;
-        self
-    }
-
-    /// Refuse senders whose messages are protected less than this. If not set, whatever the rule of trust
-    /// allows: volatile messages come only from the own user, and from those whom the broker was told to
-    /// trust.
-    pub fn require(mut self, protection: Protection) -> Self {
-        self.require = protection;
-        self
-    }
-
-    /// Opens the receiver. It gets what is written from the moment it is linked with a sender; a
-    /// sender can wait for that.
-    ///
-    /// # Errors
-    /// [`OpenError`]; nothing is kept then.
-    pub fn open(self) -> Result<Receiver, OpenError> {
-        let Self { client, channel, wait, skip_above, stay, require } = self;
-        fbuf_core::channel::ChannelName::new(channel.as_str())?;
-        let inbox = Arc::new(Inbox::new()?);
-        let sockets = Sockets::new(inbox.wake().clone())?;
-        let senders = Box::new(Senders { inbox: inbox.clone(), skip_above });
-        let (registration, _) = client.open(&channel, Role::Receiver { require }, senders)?;
-        Ok(Receiver {
-            links: Vec::new(),
-            turn: 0,
-            greeted: Vec::new(),
-            sockets,
-            inbox,
-            wait,
-            stay,
-            had_sender: false,
-            patience: Patience::new(),
-            crowd: Crowd::default(),
-            gathering: Gathering::default(),
-            unread: false,
-            pace: Pace::new(),
-            troubles: VecDeque::new(),
-            past_missed: 0,
-            past_messages: 0,
-            past_bytes: 0,
-            sleeps: 0,
-            violations: 0,
-            _registration: registration,
-        })
-    }
-}
-
-type Letter = Result<Greeted, (Peer, GreetError)>;
-
-/// Where senders are introduced. They are greeted on the control thread, so that they find this receiver
-/// ready even while it does something else.
-struct Senders {
-    inbox: Arc<Inbox<Letter>>,
-    skip_above: Option<u32>,
-}
-
-impl Post for Senders {
-    fn introduce(&self, peer: Peer, socket: PacketSocket, geometry: Geometry, mechanism: Mechanism, lodging: Lodging) {
-        match Greeted::new(peer, socket, geometry, mechanism, lodging, self.skip_above) {
-            Ok(greeted) => self.inbox.post(peer, Ok(greeted)),
-            Err(GreetError::Gone) => {}
-            Err(error) => self.inbox.post(peer, Err((peer, error))),
-        }
-    }
-
-    fn peers(&self) -> Vec<u64> {
-        self.inbox.peers()
-    }
-
-    fn report(&self) -> Report {
-        self.inbox.report()
-    }
-
-    fn held(&self) -> Vec<(u64, usize, u64)> {
-        self.inbox.held()
-    }
-}
+pub use open::ReceiverBuilder;
+pub use report::{GetError, ReceiverCounters};
 
 /// The receiving end of a channel: gets every message of every sender, in each sender's order.
 ///
@@ -176,73 +64,6 @@ pub struct Receiver {
     /// Senders that broke a rule.
     violations: u64,
     _registration: Registration,
-}
-
-/// What a receiver has done so far.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct ReceiverCounters {
-    /// Messages received.
-    pub messages: u64,
-    /// Bytes in them.
-    pub bytes: u64,
-    /// Messages that senders left out because this receiver asked them to.
-    pub missed: u64,
-    /// Messages that are held now, of senders that are linked.
-    pub held: usize,
-    /// Times that it slept while it waited.
-    pub sleeps: u64,
-    /// Messages that were to be leased, and were copied because the kernel refused, of senders that are
-    /// linked: somebody could write them still.
-    pub leases_refused: u64,
-    /// Senders that are linked now.
-    pub senders: usize,
-}
-
-/// No message.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum GetError {
-    /// All senders have ended in order, and everything they sent was received. Another one may come.
-    #[error(
-        "a message was asked for, and all senders have ended: open the receiver with stay() to wait for the next one"
-    )]
-    Ended,
-    /// A sender's process died. Everything it sent was received; it may have meant to send more.
-    /// Reported once; other senders go on.
-    #[error("sender {} ({}) died before it ended its stream: what it had sent was received, the rest is missing", .0.endpoint, .0.process)]
-    Disconnected(Peer),
-    /// A sender broke a rule, and its link was closed. Reported once; other senders go on.
-    #[error("sender {} ({}) broke a rule of the link, which is closed: {violation}", peer.endpoint, peer.process)]
-    PeerViolation {
-        /// Who.
-        peer: Peer,
-        /// Which rule.
-        violation: Box<Violation>,
-    },
-    /// This process had no memory or no descriptor left for a link. Reported once.
-    #[error("sender {} ({}) could not be linked: {what}; free memory or raise the limit on descriptors", peer.endpoint, peer.process)]
-    Exhausted {
-        /// With whom.
-        peer: Peer,
-        /// What was missing.
-        what: Box<str>,
-    },
-    /// Messages may have changed while they were held, since the kernel took their leases away. Reported
-    /// when they are dropped; [`Received::is_intact`] tells before.
-    #[error(
-        "{messages} messages of sender {} ({}) may have changed while they were held: somebody opened them for writing, and this process did not run for as long as fs.lease-break-time",
-        peer.endpoint, peer.process
-    )]
-    LeaseLost {
-        /// Whose.
-        peer: Peer,
-        /// How many.
-        messages: u64,
-    },
-    /// No message came in time.
-    #[error("no message came in time")]
-    TimedOut,
 }
 
 impl Receiver {
@@ -612,17 +433,5 @@ fn trouble(peer: Peer, end: LinkEnd) -> GetError {
         LinkEnd::HangUp => GetError::Disconnected(peer),
         LinkEnd::Violation(violation) => GetError::PeerViolation { peer, violation: Box::new(violation) },
         LinkEnd::Exhausted(what) => GetError::Exhausted { peer, what: what.into() },
-    }
-}
-
-impl From<GetError> for io::Error {
-    fn from(error: GetError) -> Self {
-        let kind = match error {
-            GetError::Ended => io::ErrorKind::UnexpectedEof,
-            GetError::Disconnected(_) => io::ErrorKind::ConnectionReset,
-            GetError::TimedOut => io::ErrorKind::TimedOut,
-            _ => io::ErrorKind::Other,
-        };
-        Self::new(kind, error)
     }
 }

@@ -1,0 +1,84 @@
+//! What a receiver says: how much was done, and why there is no message.
+
+use std::io;
+
+use fbuf_core::{inbound::Peer, violation::Violation};
+
+/// What a receiver has done so far.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ReceiverCounters {
+    /// Messages received.
+    pub messages: u64,
+    /// Bytes in them.
+    pub bytes: u64,
+    /// Messages that senders left out because this receiver asked them to.
+    pub missed: u64,
+    /// Messages that are held now, of senders that are linked.
+    pub held: usize,
+    /// Times that it slept while it waited.
+    pub sleeps: u64,
+    /// Messages that were to be leased, and were copied because the kernel refused, of senders that are
+    /// linked: somebody could write them still.
+    pub leases_refused: u64,
+    /// Senders that are linked now.
+    pub senders: usize,
+}
+
+/// No message.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum GetError {
+    /// All senders have ended in order, and everything they sent was received. Another one may come.
+    #[error(
+        "a message was asked for, and all senders have ended: open the receiver with stay() to wait for the next one"
+    )]
+    Ended,
+    /// A sender's process died. Everything it sent was received; it may have meant to send more.
+    /// Reported once; other senders go on.
+    #[error("sender {} ({}) died before it ended its stream: what it had sent was received, the rest is missing", .0.endpoint, .0.process)]
+    Disconnected(Peer),
+    /// A sender broke a rule, and its link was closed. Reported once; other senders go on.
+    #[error("sender {} ({}) broke a rule of the link, which is closed: {violation}", peer.endpoint, peer.process)]
+    PeerViolation {
+        /// Who.
+        peer: Peer,
+        /// Which rule.
+        violation: Box<Violation>,
+    },
+    /// This process had no memory or no descriptor left for a link. Reported once.
+    #[error("sender {} ({}) could not be linked: {what}; free memory or raise the limit on descriptors", peer.endpoint, peer.process)]
+    Exhausted {
+        /// With whom.
+        peer: Peer,
+        /// What was missing.
+        what: Box<str>,
+    },
+    /// Messages may have changed while they were held, since the kernel took their leases away. Reported
+    /// when they are dropped; [`Received::is_intact`](crate::Received::is_intact) tells before.
+    #[error(
+        "{messages} messages of sender {} ({}) may have changed while they were held: somebody opened them for writing, and this process did not run for as long as fs.lease-break-time",
+        peer.endpoint, peer.process
+    )]
+    LeaseLost {
+        /// Whose.
+        peer: Peer,
+        /// How many.
+        messages: u64,
+    },
+    /// No message came in time.
+    #[error("no message came in time")]
+    TimedOut,
+}
+
+impl From<GetError> for io::Error {
+    fn from(error: GetError) -> Self {
+        let kind = match error {
+            GetError::Ended => io::ErrorKind::UnexpectedEof,
+            GetError::Disconnected(_) => io::ErrorKind::ConnectionReset,
+            GetError::TimedOut => io::ErrorKind::TimedOut,
+            _ => io::ErrorKind::Other,
+        };
+        Self::new(kind, error)
+    }
+}
