@@ -11,7 +11,7 @@ use std::{
 
 use fbuf_broker::Embedded;
 use fbuf_client::{Client, Farewell, GetError, Wait};
-use support::{Holdings, Process, Random, SOON, fbuf, until_is};
+use support::{Holdings, Process, Random, SOON, fbuf, settled, until_is};
 
 /// Both tests count what this process holds, so they take turns.
 static TURN: Mutex<()> = Mutex::new(());
@@ -26,18 +26,6 @@ fn nothing_kept(round: u64, before: &mut Option<Holdings>) {
         Some(before) => until_is(&format!("round {round}"), &before, Holdings::here),
         None => *before = Some(settled(Holdings::here)),
     }
-}
-
-/// What it is once it has not changed over many looks.
-fn settled<T: PartialEq>(mut look: impl FnMut() -> T) -> T {
-    let mut last = look();
-    let mut same = 0;
-    while same < 1000 {
-        let now = look();
-        same = if now == last { same + 1 } else { 0 };
-        last = now;
-    }
-    last
 }
 
 #[test]

@@ -313,7 +313,7 @@ pub fn attach(broker: &Address) -> usize {
         match Client::connect_to(broker) {
             Ok(client) => break client,
             // There is none now.
-            Err(_) => thread::sleep(Duration::from_millis(1)),
+            Err(_) => thread::yield_now(),
         }
     };
     // Each succeeds, if need be after the restart.

@@ -19,7 +19,7 @@ use std::{
 use actor::{Actor, Role};
 use fbuf_core::points;
 use nix::sys::signal::Signal;
-use support::{BrokerProcess, Holdings, Memory, Random, until, until_is};
+use support::{BrokerProcess, Holdings, Memory, Random, settled, until, until_is};
 use survivors::Survivors;
 
 /// How often somebody is killed, if `FBUF_KILLS` says nothing else.
@@ -72,7 +72,7 @@ fn whoever_is_killed_costs_the_others_nothing() {
         other.kill();
         survivors.mourn(other.pid());
         survivors.settle(None);
-        let before = *before.get_or_insert_with(|| steady(holdings));
+        let before = *before.get_or_insert_with(|| settled(holdings));
         // The broker hears of a death a moment later, and may have introduced who was dead by then.
         until_is(&format!("round {round}, {point:?} after {count}"), &before, || {
             survivors.settle(None);
@@ -92,17 +92,6 @@ fn whoever_is_killed_costs_the_others_nothing() {
     let missing: Vec<_> = points::ENDPOINTS.iter().filter(|point| !deaths.contains_key(*point)).collect();
     let few = if kills >= 10 * KILLS { 0 } else { points::ENDPOINTS.len() / 4 };
     assert!(kills < KILLS || missing.len() <= few, "nobody died at {missing:?}");
-}
-
-/// What it is once it has not changed over many looks.
-fn steady<T: PartialEq>(look: impl Fn() -> T) -> T {
-    let (mut last, mut same) = (look(), 0);
-    while same < 500 {
-        let now = look();
-        same = if now == last { same + 1 } else { 0 };
-        last = now;
-    }
-    last
 }
 
 /// What is in file systems where something could be left, and could be of fbuf.

@@ -24,7 +24,7 @@ use std::{
 };
 
 use fbuf_client::Client;
-use support::{BrokerProcess, Holdings, Memory, Random, SOON};
+use support::{BrokerProcess, Holdings, Memory, Random, settled, until_is};
 use survivor::{CHANNELS, Survivors};
 use visitor::{Gone, Visitor};
 
@@ -133,7 +133,7 @@ fn nothing_is_kept_of_those_that_come_and_go() {
         // After the first round all is there that is made when it is needed first.
         match before {
             None => before = Some(settled(holdings)),
-            Some(before) => wait_for(before, holdings),
+            Some(before) => until_is("a quiet moment", &before, holdings),
         }
         series.push((start.elapsed(), processes.map(Memory::of)));
         survivors.go_on();
@@ -157,25 +157,4 @@ fn nothing_is_kept_of_those_that_come_and_go() {
         assert!(last <= first + SLACK[index], "{who} has grown from {first} to {last} KiB");
     }
     assert!(visits.killed > 0 && visits.killed < visits.came && messages > 0, "{visits:?}");
-}
-
-/// What it is once it has not changed for a while.
-fn settled<T: PartialEq>(mut look: impl FnMut() -> T) -> T {
-    let (mut last, mut same) = (look(), 0);
-    while same < 100 {
-        thread::sleep(Duration::from_millis(2));
-        let now = look();
-        same = if now == last { same + 1 } else { 0 };
-        last = now;
-    }
-    last
-}
-
-/// Waits until it is as it was before. What the dead held is closed when somebody gets to it.
-fn wait_for<T: PartialEq + Debug>(before: T, mut look: impl FnMut() -> T) {
-    let start = Instant::now();
-    while look() != before {
-        assert!(start.elapsed() < SOON, "{before:?} was held before, and now {:?}", look());
-        thread::sleep(Duration::from_millis(2));
-    }
 }

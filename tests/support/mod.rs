@@ -200,6 +200,17 @@ pub fn until(what: &str, mut so: impl FnMut() -> bool) {
     }
 }
 
+/// What it is once it has not changed over many looks. For what threads and processes do that nobody waits for.
+pub fn settled<T: PartialEq>(mut look: impl FnMut() -> T) -> T {
+    let (mut last, mut same) = (look(), 0);
+    while same < 1000 {
+        let now = look();
+        same = if now == last { same + 1 } else { 0 };
+        last = now;
+    }
+    last
+}
+
 /// Looks again and again until it is what it should be.
 pub fn until_is<T: PartialEq + std::fmt::Debug>(what: &str, wanted: &T, mut look: impl FnMut() -> T) {
     let start = Instant::now();
