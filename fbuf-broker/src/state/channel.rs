@@ -1,9 +1,9 @@
 //! One channel: its ends, who is to be linked with whom, and by which means.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use fbuf_core::{
-    control::{EndStatus, Refusal, Slots},
+    control::{EndStatus, Refusal, Role, Slots},
     inbound::Peer,
     limits::{MAX_LEASED, MAX_LINKS},
     protection::{Mechanism, Protection},
@@ -21,8 +21,6 @@ pub(super) const NO_ID: u32 = 65_534;
 pub(super) struct Channel {
     senders: BTreeMap<u64, Sender>,
     receivers: BTreeMap<u64, Receiver>,
-    /// What is paid for links, by the numbers of sender and receiver, by whoever came second.
-    links: BTreeMap<(u64, u64), Charge>,
     /// How many ends each user has here, and what is paid for being here at all.
     seats: BTreeMap<u32, (usize, Option<Charge>)>,
 }
@@ -31,18 +29,22 @@ pub(super) struct Channel {
 pub(super) struct Sender {
     pub party: Party,
     /// With whom it was linked before this broker began.
-    pub peers: Vec<u64>,
+    pub peers: HashSet<u64>,
     /// Whether receivers of other users may read what it could change.
     pub trusted: bool,
     pub stock: Stock,
+    /// What it has paid for its links with those who were here before it.
+    pub links: BTreeMap<u64, Charge>,
 }
 
 #[derive(Debug)]
 pub(super) struct Receiver {
     pub party: Party,
     /// With whom it was linked before this broker began.
-    pub peers: Vec<u64>,
+    pub peers: HashSet<u64>,
     pub require: Protection,
+    /// What it has paid for its links with those who were here before it.
+    pub links: BTreeMap<u64, Charge>,
 }
 
 /// An endpoint that is about to be opened.
@@ -129,15 +131,20 @@ impl Channel {
         self.seats.contains_key(&user)
     }
 
-    /// Adds an end of a user, who has paid for being here unless that was paid before, and what is paid for
-    /// each of its links.
-    pub(super) fn add(&mut self, number: u64, end: End, user: u32, seat: Option<Charge>, links: Vec<(u64, Charge)>) {
+    /// The ends that a new one will be linked with, or is already.
+    pub(super) fn others(&self, role: Role) -> impl Iterator<Item = u64> {
+        let (senders, receivers) = match role {
+            Role::Sender { .. } => (None, Some(self.receivers.keys())),
+            Role::Receiver { .. } => (Some(self.senders.keys()), None),
+        };
+        senders.into_iter().flatten().chain(receivers.into_iter().flatten()).copied()
+    }
+
+    /// Adds an end of a user, who has paid for being here unless that was paid before.
+    pub(super) fn add(&mut self, number: u64, end: End, user: u32, seat: Option<Charge>) {
         let (count, paid) = self.seats.entry(user).or_default();
         *count += 1;
         *paid = seat.or(paid.take());
-        let sends = matches!(end, End::Sender(_));
-        let names = |other| if sends { (number, other) } else { (other, number) };
-        self.links.extend(links.into_iter().map(|(other, charge)| (names(other), charge)));
         match end {
             End::Sender(sender) => drop(self.senders.insert(number, sender)),
             End::Receiver(receiver) => drop(self.receivers.insert(number, receiver)),
@@ -146,9 +153,12 @@ impl Channel {
 
     /// Removes an end of a user.
     pub(super) fn remove(&mut self, number: u64, user: u32) {
-        self.senders.remove(&number);
-        self.receivers.remove(&number);
-        self.links.retain(|&(sender, receiver), _| sender != number && receiver != number);
+        // Whoever has paid for a link with it need not any more.
+        if self.senders.remove(&number).is_some() {
+            self.receivers.values_mut().for_each(|receiver| drop(receiver.links.remove(&number)));
+        } else if self.receivers.remove(&number).is_some() {
+            self.senders.values_mut().for_each(|sender| drop(sender.links.remove(&number)));
+        }
         if let Some((count, _)) = self.seats.get_mut(&user) {
             *count -= 1;
             if *count == 0 {
@@ -157,18 +167,14 @@ impl Channel {
         }
     }
 
-    /// Its ends.
-    pub(super) fn ends(&self) -> impl Iterator<Item = (u64, Party, EndStatus)> {
-        let senders = self.senders.iter().map(|(&number, sender)| {
-            let Stock { geometry, mechanism, .. } = sender.stock;
+    /// One of its ends.
+    pub(super) fn status(&self, number: u64) -> Option<(Peer, EndStatus)> {
+        if let Some(Sender { party, stock: Stock { geometry, mechanism, .. }, .. }) = self.senders.get(&number) {
             let (slot_bytes, max_slots) = (geometry.slot_bytes().into(), geometry.max_slots().into());
-            (number, sender.party, EndStatus::Sender { slot_bytes, max_slots, mechanism })
-        });
-        let receivers = self
-            .receivers
-            .iter()
-            .map(|(&number, receiver)| (number, receiver.party, EndStatus::Receiver { require: receiver.require }));
-        senders.chain(receivers)
+            return Some((party.peer, EndStatus::Sender { slot_bytes, max_slots, mechanism: *mechanism }));
+        }
+        let Receiver { party, require, .. } = self.receivers.get(&number)?;
+        Some((party.peer, EndStatus::Receiver { require: *require }))
     }
 
     pub(super) fn is_empty(&self) -> bool {

@@ -3,11 +3,16 @@
 
 mod channel;
 
-use std::{collections::HashMap, sync::Arc, time::Instant};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    ops::Bound,
+    sync::Arc,
+    time::Instant,
+};
 
 use fbuf_core::{
     channel::ChannelName,
-    control::{Earlier, EndStatus, EndpointStatus, Open, Refusal, Resource, Role, Slots, Verdict},
+    control::{Earlier, EndpointStatus, Open, Refusal, Resource, Role, Slots, Verdict},
     inbound::Peer,
     limits::MAX_ENDPOINTS,
     protection::Mechanism,
@@ -80,6 +85,10 @@ pub struct State {
     last: u64,
     clients: HashMap<ClientId, Client>,
     channels: HashMap<ChannelName, Channel>,
+    /// Whose each endpoint is, and by what number the client knows it.
+    numbers: BTreeMap<u64, (ClientId, u64)>,
+    /// The endpoints of each user.
+    of_users: BTreeSet<(u32, u64)>,
 }
 
 #[derive(Debug)]
@@ -105,7 +114,15 @@ impl State {
     /// broker can have given, so that an endpoint of then is not taken for one of now.
     #[must_use]
     pub fn new(policy: Policy, first: u64) -> Self {
-        Self { policy, accounts: Accounts::default(), last: first, clients: HashMap::new(), channels: HashMap::new() }
+        Self {
+            policy,
+            accounts: Accounts::default(),
+            last: first,
+            clients: HashMap::new(),
+            channels: HashMap::new(),
+            numbers: BTreeMap::new(),
+            of_users: BTreeSet::new(),
+        }
     }
 
     /// From now on another policy is in force. What was allowed stays.
@@ -185,6 +202,10 @@ impl State {
         };
         let none = Channel::default();
         let channel = self.channels.get(&name).unwrap_or(&none);
+        // Also for those that it is linked with already: an earlier broker has not charged them here.
+        let links = channel.others(role).map(|other| Ok((other, charge(Resource::Links, 1)?)));
+        let links = links.collect::<Result<_, Refusal>>()?;
+        let peers = peers.into_iter().collect();
         let mut charges = Vec::new();
         let end = match role {
             Role::Sender { slot_bytes, max_slots, mechanism, slots } => {
@@ -195,23 +216,20 @@ impl State {
                 if let Slots::Broker { .. } = slots {
                     charges.push(charge(Resource::Descriptors, geometry.max_slots().into())?);
                 }
-                End::Sender(Sender { party, peers, trusted, stock })
+                End::Sender(Sender { party, peers, trusted, stock, links })
             }
-            Role::Receiver { require } => End::Receiver(Receiver { party, peers, require }),
+            Role::Receiver { require } => End::Receiver(Receiver { party, peers, require, links }),
         };
         let pairs = channel.pairs(&end)?;
-        let links = pairs.iter().map(|pair| {
-            let other = if matches!(end, End::Sender(_)) { pair.receiver } else { pair.sender };
-            Ok((self.number_of(other), charge(Resource::Links, 1)?))
-        });
-        let links = links.collect::<Result<Vec<_>, Refusal>>()?;
         let seat = match channel.has_seat(user.id) {
             true => None,
             false => Some(charge(Resource::Channels, 1)?),
         };
         let user = user.id;
         let channel = self.channels.entry(name.clone()).or_default();
-        channel.add(number, end, user, seat, links);
+        channel.add(number, end, user, seat);
+        self.numbers.insert(number, (id, endpoint));
+        self.of_users.insert((user, number));
         if let Some(client) = self.clients.get_mut(&id) {
             client.endpoints.insert(endpoint, Endpoint { channel: name, number, _charges: charges });
         }
@@ -222,11 +240,6 @@ impl State {
     #[must_use]
     pub fn has(&self, id: ClientId, endpoint: u64) -> bool {
         self.clients.get(&id).is_some_and(|client| client.endpoints.contains_key(&endpoint))
-    }
-
-    fn number_of(&self, party: Party) -> u64 {
-        let endpoint = self.clients.get(&party.client).and_then(|client| client.endpoints.get(&party.endpoint));
-        endpoint.map_or(0, |endpoint| endpoint.number)
     }
 
     /// A client closes an endpoint. One that is not open is closed already.
@@ -247,6 +260,8 @@ impl State {
     }
 
     fn remove(&mut self, endpoint: &Endpoint, user: u32) {
+        self.numbers.remove(&endpoint.number);
+        self.of_users.remove(&(user, endpoint.number));
         if let Some(channel) = self.channels.get_mut(&endpoint.channel) {
             channel.remove(endpoint.number, user);
             if channel.is_empty() {
@@ -258,26 +273,36 @@ impl State {
     /// Whether nothing is left of any client, and nothing is charged to anybody.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.clients.is_empty() && self.channels.is_empty() && self.accounts.used().next().is_none()
+        self.clients.is_empty()
+            && self.channels.is_empty()
+            && self.numbers.is_empty()
+            && self.accounts.used().next().is_none()
     }
 
-    /// The endpoints of a user, or of all, in the order of opening, behind one of them; without reports.
+    /// The endpoints of a user, or of all, in the order of opening, behind one of them; without reports. It looks
+    /// at no more of them than it returns.
     #[must_use]
     pub fn status(&self, user: Option<u32>, behind: u64, most: usize) -> Vec<(ClientId, u64, EndpointStatus)> {
-        let mut found: Vec<_> = self
-            .channels
-            .iter()
-            .flat_map(|(name, channel)| channel.ends().map(move |(number, party, end)| (number, party, end, name)))
-            .filter(|&(number, party, ..)| number > behind && user.is_none_or(|user| party.peer.process.uid == user))
-            .collect();
-        found.sort_unstable_by_key(|&(number, ..)| number);
-        let status = |(number, party, end, channel): (u64, Party, EndStatus, &ChannelName)| {
-            let (Peer { endpoint, process, .. }, channel) = (party.peer, channel.as_str().to_owned());
-            let client = party.client.0;
-            let status = EndpointStatus { number, endpoint, process, client, channel, end, report: None };
-            (party.client, party.endpoint, status)
+        let behind = Bound::Excluded(behind);
+        let (all, own) = match user {
+            None => (Some(self.numbers.range((behind, Bound::Unbounded)).map(|(&number, _)| number)), None),
+            Some(user) => {
+                let (first, last) = (behind.map(|number| (user, number)), Bound::Included((user, u64::MAX)));
+                (None, Some(self.of_users.range((first, last)).map(|&(_, number)| number)))
+            }
         };
-        found.into_iter().take(most).map(status).collect()
+        let numbers = all.into_iter().flatten().chain(own.into_iter().flatten());
+        numbers.take(most).filter_map(|number| self.status_of(number)).collect()
+    }
+
+    fn status_of(&self, number: u64) -> Option<(ClientId, u64, EndpointStatus)> {
+        let &(client, endpoint) = self.numbers.get(&number)?;
+        let channel = &self.clients.get(&client)?.endpoints.get(&endpoint)?.channel;
+        let (Peer { endpoint: known_as, process, .. }, end) = self.channels.get(channel)?.status(number)?;
+        let channel = channel.as_str().to_owned();
+        let status =
+            EndpointStatus { number, endpoint: known_as, process, client: client.0, channel, end, report: None };
+        Some((client, endpoint, status))
     }
 
     /// What every user takes up.

@@ -197,6 +197,38 @@ fn what_no_rule_allows_is_refused_and_the_rules_are_named() {
 }
 
 #[test]
+fn each_user_sees_its_own_endpoints_page_by_page() {
+    let mut state = State::new(Policy::only(1000).allow(1001), 0);
+    let [own, other] = [1000, 1001].map(|uid| state.enter(uid).unwrap());
+    for endpoint in 0..5 {
+        state.links(own, endpoint, receiver("a")).unwrap();
+        state.links(other, endpoint, sender("b")).unwrap();
+    }
+    let pages = |user, most| {
+        let (mut all, mut behind) = (Vec::new(), 0);
+        loop {
+            let page = state.status(user, behind, most);
+            assert!(page.len() <= most);
+            let Some((_, _, last)) = page.last() else { return all };
+            behind = last.number;
+            all.extend(page.into_iter().map(|(client, endpoint, status)| (client, endpoint, status.channel)));
+        }
+    };
+    let expected =
+        |client: ClientId, channel: &str| (0..5).map(|n| (client, n, channel.to_owned())).collect::<Vec<_>>();
+    for most in [1, 2, 5, 100] {
+        assert_eq!(pages(Some(1000), most), expected(own, "a"));
+        assert_eq!(pages(Some(1001), most), expected(other, "b"));
+        assert_eq!(pages(None, most).len(), 10);
+    }
+    for user in [None, Some(1000), Some(7)] {
+        assert!(state.status(user, u64::MAX, 10).is_empty());
+    }
+    state.leave(other);
+    assert!(state.status(Some(1001), 0, 10).is_empty());
+}
+
+#[test]
 fn an_endpoint_has_no_more_links_than_its_messages_can_name() {
     let mut state = State::new(Policy::only(1000), 0);
     let client = state.enter(1000).unwrap();
@@ -217,6 +249,7 @@ fn after_a_restart_only_those_are_introduced_who_do_not_know_each_other() {
     };
     assert_eq!(state.links(client, 1, resumed(sender("c"), 7, &[8, 9])), Ok(vec![]));
     assert_eq!(state.links(client, 2, resumed(receiver("c"), 8, &[7])), Ok(vec![]), "they are linked already");
+    assert!(state.used().any(|used| used == (1000, Resource::Links, 1)), "a link of before is not paid for");
     // One of whom only the sender thinks so, and one who only says so.
     for (endpoint, known_as, peers) in [(3, 9, &[][..]), (4, 10, &[7])] {
         let opening = state.open(client, endpoint, resumed(receiver("c"), known_as, peers)).unwrap();
