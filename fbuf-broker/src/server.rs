@@ -4,6 +4,7 @@
 use std::{
     collections::{HashMap, HashSet, VecDeque},
     future::Future,
+    hash::{BuildHasher, Hasher, RandomState},
     io,
     os::fd::{AsFd, OwnedFd},
     sync::{
@@ -74,9 +75,9 @@ struct Inner {
     state: State,
     mailboxes: HashMap<ClientId, Arc<Mailbox>>,
     /// The slots that were made for senders, by client and endpoint.
-    slots: HashMap<(ClientId, u64), Vec<Arc<OwnedFd>>>,
+    slots: HashMap<ClientId, HashMap<u64, Vec<Arc<OwnedFd>>>>,
     /// What endpoints last said of themselves.
-    reports: HashMap<(ClientId, u64), Report>,
+    reports: HashMap<ClientId, HashMap<u64, Report>>,
     /// Who was asked to report and has not answered yet, and when all were asked last.
     asked: HashSet<ClientId>,
     /// Notified when somebody has, or has gone.
@@ -87,8 +88,8 @@ struct Inner {
 impl Inner {
     fn close(&mut self, client: ClientId, endpoint: u64) {
         self.state.close(client, endpoint);
-        self.slots.remove(&(client, endpoint));
-        self.reports.remove(&(client, endpoint));
+        self.slots.get_mut(&client).map(|slots| slots.remove(&endpoint));
+        self.reports.get_mut(&client).map(|reports| reports.remove(&endpoint));
     }
 
     /// Has all clients report, if none was asked since this moment; or says how long to wait before that.
@@ -127,8 +128,8 @@ impl Drop for Member {
         let mut inner = lock(&self.broker.0);
         inner.state.leave(self.client);
         inner.mailboxes.remove(&self.client);
-        inner.slots.retain(|(client, _), _| *client != self.client);
-        inner.reports.retain(|(client, _), _| *client != self.client);
+        inner.slots.remove(&self.client);
+        inner.reports.remove(&self.client);
         inner.asked.remove(&self.client);
         inner.reported.notify_waiters();
     }
@@ -143,8 +144,15 @@ struct Mailbox {
     report: AtomicBool,
     /// Notified when the client has to go.
     overfull: Notify,
-    /// What is paid for those that it was sent, until it shows that it has them by asking for more.
-    sent: Mutex<Vec<Charge>>,
+    sent: Mutex<Sent>,
+}
+
+/// What a client was sent, and may not have read. What is under way in a socket takes up descriptors as well
+/// (ETOOMANYREFS in sendmsg(2)), and only who reads it learns the receipt.
+#[derive(Debug, Default)]
+struct Sent {
+    receipt: u64,
+    charges: Vec<Charge>,
 }
 
 /// Greets back.
@@ -200,7 +208,7 @@ impl Broker {
     fn page(&self, user: Option<u32>, behind: u64, most: usize) -> Vec<EndpointStatus> {
         let inner = lock(&self.0);
         let with_report = |(client, endpoint, status)| {
-            let report = inner.reports.get(&(client, endpoint)).copied();
+            let report = inner.reports.get(&client).and_then(|reports| reports.get(&endpoint)).copied();
             EndpointStatus { report, ..status }
         };
         inner.state.status(user, behind, most).into_iter().map(with_report).collect()
@@ -372,7 +380,7 @@ impl Broker {
             socket: Descriptor::from(socket),
         };
         let Pair { sender, receiver, .. } = pair;
-        let slots = inner.slots.get(&(sender.client, sender.endpoint)).into_iter().flatten();
+        let slots = inner.slots.get(&sender.client).and_then(|slots| slots.get(&sender.endpoint)).into_iter().flatten();
         let lodging = match pair.slots {
             Slots::Segments => Lodging::Segments,
             Slots::Broker { .. } => Lodging::Given(slots.cloned().map(Descriptor::from).collect()),
@@ -401,6 +409,14 @@ impl Mailbox {
         self.filled.notify_one();
     }
 
+    /// The client has read what it was sent, if it knows the receipt.
+    fn acknowledge(&self, receipt: u64) {
+        let mut sent = lock(&self.sent);
+        if sent.receipt == receipt {
+            sent.charges.clear();
+        }
+    }
+
     /// Keeps an introduction until it is fetched, if that is paid for.
     fn post(&self, introduction: Introduction, charge: Option<Charge>) {
         let mut waiting = lock(&self.waiting);
@@ -423,7 +439,12 @@ impl Mailbox {
         };
         let count = waiting.iter().take(MAX_INTRODUCTIONS).take_while(fits).count();
         let (fetched, charges): (Vec<_>, Vec<_>) = waiting.drain(..count).unzip();
-        *lock(&self.sent) = charges;
+        if count > 0 {
+            let mut sent = lock(&self.sent);
+            // Each of these is seeded anew.
+            sent.receipt = RandomState::new().build_hasher().finish();
+            sent.charges.extend(charges);
+        }
         fetched
     }
 }
@@ -460,7 +481,7 @@ impl Control for Desk {
             match make_slots(geometry, huge, self.process.uid) {
                 Ok(slots) => {
                     opened.slots = slots.iter().cloned().map(Descriptor::from).collect();
-                    inner.slots.insert((self.client, endpoint), slots);
+                    inner.slots.entry(self.client).or_default().insert(endpoint, slots);
                 }
                 Err(error) => {
                     inner.state.close(self.client, endpoint);
@@ -485,16 +506,15 @@ impl Control for Desk {
         lock(&self.broker.0).close(self.client, endpoint);
     }
 
-    async fn news(self, _: Context) -> News {
-        // Who asks has what was sent before.
-        lock(&self.mailbox.sent).clear();
+    async fn news(self, _: Context, receipt: u64) -> News {
+        self.mailbox.acknowledge(receipt);
         let filled = async {
             loop {
                 let filled = self.mailbox.filled.notified();
                 let introductions = self.mailbox.fetch();
                 let report = self.mailbox.report.swap(false, Ordering::Relaxed);
                 if report || !introductions.is_empty() {
-                    return News { introductions, report };
+                    return News { introductions, report, receipt: lock(&self.mailbox.sent).receipt };
                 }
                 filled.await;
             }
@@ -507,7 +527,7 @@ impl Control for Desk {
         // Only of what is open: nothing else is ever forgotten.
         for (endpoint, report) in reports {
             if inner.state.has(self.client, endpoint) {
-                inner.reports.insert((self.client, endpoint), report);
+                inner.reports.entry(self.client).or_default().insert(endpoint, report);
             }
         }
         if last {
@@ -523,5 +543,48 @@ impl Control for Desk {
         let own = nix::unistd::geteuid().as_raw();
         let user = Some(self.process.uid).filter(|&user| user != 0 && user != own);
         self.broker.page(user, behind, MAX_PAGE)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use fbuf_core::{inbound::Peer, protection::Mechanism};
+
+    fn introduction() -> Introduction {
+        let process = Credentials { pid: 1, uid: 1000, gid: 1000 };
+        let (socket, _) = PacketSocket::pair().unwrap();
+        Introduction {
+            endpoint: 1,
+            peer: Peer { endpoint: 2, process, same_user: true },
+            slot_bytes: 64,
+            max_slots: 4,
+            mechanism: Mechanism::Shared,
+            lodging: Lodging::Segments,
+            socket: socket.into(),
+        }
+    }
+
+    #[test]
+    fn what_was_sent_is_paid_for_until_it_was_read() {
+        let mut state = State::new(Policy::only(1000), 0);
+        let process = Credentials { pid: 1, uid: 1000, gid: 1000 };
+        let admission = state.admit(process, User { id: 1000, groups: Vec::new() }).unwrap();
+        let client = state.join(admission).unwrap();
+        let held = |state: &State| {
+            let descriptors = state.used().find(|&(_, resource, _)| resource == Resource::Descriptors);
+            descriptors.map_or(0, |(_, _, used)| used)
+        };
+        let mailbox = Mailbox::default();
+        for sent in 1..=3 {
+            mailbox.post(introduction(), state.charge_descriptors(client, 1));
+            assert_eq!((mailbox.fetch().len(), held(&state)), (1, sent));
+            // It asks again, and does not know what only who reads can know.
+            mailbox.acknowledge(0);
+        }
+        assert_eq!(held(&state), 3);
+        let receipt = lock(&mailbox.sent).receipt;
+        mailbox.acknowledge(receipt);
+        assert_eq!(held(&state), 0);
     }
 }

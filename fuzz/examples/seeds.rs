@@ -92,7 +92,7 @@ fn control() {
     let receives = open(1, 2, receiver(Protection::Volatile), None);
     write("control", "introduction", &[&own, &own, &sends, &receives, &[2, 0, 1], &[1, 1]]);
     let (sends, receives) = (open(0, 1, leased, None), open(1, 2, receiver(Protection::Leased), None));
-    let fetch = request(1, ControlRequest::News {});
+    let fetch = request(1, ControlRequest::News { receipt: 7 });
     write("control", "lease", &[&own, &trusted, &sends, &receives, &fetch, &[3, 0, 5, 0, 0, 0, 0, 0, 0, 0]]);
     let sends = open(0, 1, sender(Mechanism::Lease, Slots::Sender), Some(Earlier { endpoint: 7, peers: vec![8] }));
     let receives = open(1, 2, receiver(Protection::Sealed), Some(Earlier { endpoint: 8, peers: vec![7] }));
@@ -113,7 +113,8 @@ fn control() {
         socket: any(),
     };
     let lodgings = [Lodging::Segments, Lodging::Given(vec![any(), any()]), Lodging::Yours, Lodging::Theirs];
-    let news = ControlResponse::News(News { introductions: lodgings.map(introduction).into(), report: true });
+    let news =
+        ControlResponse::News(News { introductions: lodgings.map(introduction).into(), report: true, receipt: 7 });
     let opened = ControlResponse::Open(Ok(Opened { endpoint: 3, slots: vec![any(), any()] }));
     let refused = ControlResponse::Open(Err(Refusal::OneReceiver { sender: peer(false) }));
     let failed = ServerError::new(std::io::ErrorKind::Other, "late".into());

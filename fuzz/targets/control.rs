@@ -90,7 +90,7 @@ impl Model {
                 self.state.close(client, endpoint);
                 self.open.remove(&(client, endpoint));
             }
-            ControlRequest::News {} => {}
+            ControlRequest::News { .. } => {}
             ControlRequest::Report { reports, .. } => {
                 for (endpoint, _) in reports {
                     assert_eq!(self.state.has(client, endpoint), self.open.contains_key(&(client, endpoint)));

@@ -45,7 +45,8 @@ pub enum Attack {
     WrongDescriptors,
     /// Greetings of other versions.
     OtherVersions,
-    /// Asks and asks, and never reads an answer (`MAX_REQUESTS`, `OUTBOX`, the quota of requests).
+    /// Opens receivers and asks for introductions, and never reads an answer (`MAX_REQUESTS`, `OUTBOX`, the quotas
+    /// of requests and descriptors).
     NeverReads,
     /// Opens receivers and never fetches an introduction (`MAX_WAITING`, the quota of descriptors).
     NeverFetches,
@@ -124,7 +125,8 @@ pub fn attack(attack: Attack) -> ! {
             let socket = greet(&broker)?;
             // Until the sockets are full, and then on.
             for number in 0..100_000 {
-                let _ = socket.send_bytes(&request(number, number, "c", RECEIVER));
+                let _ = socket.send_bytes(&request(2 * number, number, "c", RECEIVER));
+                let _ = socket.send_bytes(&Hostile::news(2 * number + 1));
             }
             Some(())
         }),

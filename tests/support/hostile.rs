@@ -35,7 +35,7 @@ impl Hostile {
             let transport = ClientTransport::new(sys::watch(socket).unwrap());
             let control = ControlClient::new(tarpc::client::Config::default(), transport).spawn();
             control.open(context::current(), 1, Open { channel, role, earlier: None }).await.unwrap().unwrap();
-            let mut introductions = control.news(context::current()).await.unwrap().introductions;
+            let mut introductions = control.news(context::current(), 0).await.unwrap().introductions;
             assert_eq!(introductions.len(), 1);
             let socket = introductions.remove(0).socket.into_owned().unwrap();
             (control, PacketSocket::new(socket).unwrap())
@@ -47,6 +47,12 @@ impl Hostile {
     pub fn request(id: u64, endpoint: u64, open: Open) -> Vec<u8> {
         let body = ControlRequest::Open { endpoint, open };
         wire::encode(&Call::Request { id, milliseconds: 1000, body }).unwrap().bytes
+    }
+
+    /// A question for news.
+    pub fn news(id: u64) -> Vec<u8> {
+        let body = ControlRequest::News { receipt: 0 };
+        wire::encode(&Call::Request { id, milliseconds: u32::MAX, body }).unwrap().bytes
     }
 
     /// A request to close one.

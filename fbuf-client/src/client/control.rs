@@ -218,6 +218,8 @@ struct Session {
     client: ControlClient,
     places: Arc<Semaphore>,
     closing: JoinSet<()>,
+    /// Of the last news.
+    receipt: u64,
     /// Questions and reports that somebody watches by, and nobody here waits for.
     watching: JoinSet<()>,
 }
@@ -227,7 +229,7 @@ impl Session {
         let transport: ClientTransport<ControlRequest, ControlResponse> = ClientTransport::new(socket);
         let client = ControlClient::new(tarpc::client::Config::default(), transport).spawn();
         let places = Arc::new(Semaphore::new(MAX_CLOSING));
-        Self { client, places, closing: JoinSet::new(), watching: JoinSet::new() }
+        Self { client, places, closing: JoinSet::new(), receipt: 0, watching: JoinSet::new() }
     }
 
     async fn serve(&mut self, endpoints: &mut Endpoints, commands: &mut UnboundedReceiver<Command>) -> Over {
@@ -253,7 +255,8 @@ impl Session {
                 },
                 fetched = &mut fetching => {
                     match fetched {
-                        Ok(News { introductions, report }) => {
+                        Ok(News { introductions, report, receipt }) => {
+                            self.receipt = receipt;
                             introductions.into_iter().for_each(|one| endpoints.introduce(one));
                             if report {
                                 self.report(endpoints);
@@ -278,7 +281,8 @@ impl Session {
     fn fetch(&self) -> Fetching {
         let (client, mut context) = (self.client.clone(), context::current());
         context.deadline = Instant::now() + INTRODUCTION_TIME;
-        Box::pin(async move { client.news(context).await })
+        let receipt = self.receipt;
+        Box::pin(async move { client.news(context, receipt).await })
     }
 
     /// Opens what is to be opened. None if the broker is gone; what was not opened then waits for the next.

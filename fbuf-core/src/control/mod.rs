@@ -32,8 +32,9 @@ pub trait Control {
     async fn open(endpoint: u64, open: Open) -> Result<Opened, Refusal>;
     /// Closes an endpoint. Its links are not touched.
     async fn close(endpoint: u64);
-    /// Waits until there are introductions for this client, or a report is wanted; nothing after a while.
-    async fn news() -> News;
+    /// Waits until there are introductions for this client, or a report is wanted; nothing after a while. With the
+    /// receipt of the last news shows that they were read.
+    async fn news(receipt: u64) -> News;
     /// What endpoints of this client are doing, at most [`MAX_PAGE`] at a time.
     async fn report(reports: Vec<(u64, Report)>, last: bool);
     /// The endpoints that this user may see whose number is greater, in this order, at most [`MAX_PAGE`] of

@@ -93,4 +93,6 @@ pub struct News {
     pub introductions: Vec<super::Introduction>,
     /// Whether somebody wants to know what the client's endpoints are doing.
     pub report: bool,
+    /// What only those know who have read this.
+    pub receipt: u64,
 }

@@ -29,8 +29,10 @@ pub(crate) struct LeasedSlots {
     slots: Vec<Slot>,
     /// Whether a receiver gives them.
     given: bool,
-    /// The receiver that gave them, if one did; its number is greater than those of others before it.
+    /// The receiver that gave them, if one did.
     giver: Option<u64>,
+    /// Those that gave before, and of whose links something may still be read.
+    former: Vec<u64>,
 }
 
 #[derive(Debug, Default)]
@@ -92,7 +94,14 @@ impl LeasedSlots {
         let pages = found.into_iter().min().unwrap_or(Pages::Base);
         let slot = |memory| Slot { memory: Some(Arc::new(memory)), right: Right::Own(None), draft: None };
         Ok((
-            Self { slot_bytes, pages, slots: memory.into_iter().map(slot).collect(), given: false, giver: None },
+            Self {
+                slot_bytes,
+                pages,
+                slots: memory.into_iter().map(slot).collect(),
+                given: false,
+                giver: None,
+                former: Vec::new(),
+            },
             pages,
         ))
     }
@@ -105,6 +114,7 @@ impl LeasedSlots {
             slots: (0..slots).map(|_| Slot::default()).collect(),
             given: true,
             giver: None,
+            former: Vec::new(),
         }
     }
 
@@ -134,13 +144,13 @@ impl LeasedSlots {
     /// [`Violation`]
     pub(crate) fn give(&mut self, gift: Gift, giver: Peer) -> Result<(), Violation> {
         let Gift { slot, writer, reader } = gift;
-        if self.giver.is_some_and(|current| giver.endpoint < current) {
+        if self.former.contains(&giver.endpoint) {
             // It has gone, and what it had sent before is of no use.
             return Ok(());
         }
         if self.giver != Some(giver.endpoint) {
             self.forget();
-            self.giver = Some(giver.endpoint);
+            self.former.extend(self.giver.replace(giver.endpoint));
         }
         let wanted = u64::from(self.slot_bytes);
         let found = size_of(writer.as_fd())?;
@@ -161,7 +171,9 @@ impl LeasedSlots {
 
     /// A receiver is gone: forgets what it gave.
     pub(crate) fn forget_giver(&mut self, giver: Peer) {
+        self.former.retain(|&former| former != giver.endpoint);
         if self.giver == Some(giver.endpoint) {
+            self.giver = None;
             self.forget();
         }
     }
