@@ -52,8 +52,7 @@ impl Arguments {
         if let Some(path) = &self.policy {
             return Policy::read(path);
         }
-        let own = Policy::only(geteuid().as_raw());
-        let allowed = self.allow.iter().fold(own, |policy, &user| policy.allow(user));
+        let allowed = self.allow.iter().fold(Policy::own(), |policy, &user| policy.allow(user));
         Ok(self.trust.iter().fold(allowed, |policy, &user| policy.trust(user)))
     }
 }

@@ -3,21 +3,13 @@
 
 mod support;
 
-use std::{
-    os::fd::{AsRawFd, OwnedFd},
-    process::Stdio,
-    thread,
-    time::Duration,
-};
+use std::{process::Stdio, thread, time::Duration};
 
 use fbuf_broker::{Embedded, Policy, Quota};
 use fbuf_client::{Address, Client, GetError, Mechanism, OpenError, Receiver, Sender, SenderBuilder};
 use fbuf_core::control::Resource;
-use nix::sys::{
-    signal::Signal,
-    socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket},
-};
-use support::{BrokerProcess, Process, SOON, fbuf, until};
+use nix::sys::signal::Signal;
+use support::{BrokerProcess, HandedOver, Process, SOON, until};
 
 /// Sends one message to so many receivers.
 fn send(sender: &mut Sender, number: u64, receivers: usize) {
@@ -36,6 +28,11 @@ fn expect(receiver: &mut Receiver, number: u64, mechanism: Mechanism) {
 
 fn nothing(receiver: &mut Receiver) {
     assert_eq!(receiver.get_timeout(Duration::from_millis(20)).unwrap_err(), GetError::TimedOut);
+}
+
+/// How much of something is taken up by anybody.
+fn used(broker: &Embedded, resource: Resource) -> u64 {
+    broker.broker().used().into_iter().filter(|&(_, found, _)| found == resource).map(|(_, _, used)| used).sum()
 }
 
 /// A broker at an address, which is gone and comes back in between, and a client of then.
@@ -162,19 +159,16 @@ fn but_not_for_ever() {
 fn what_everybody_takes_up_is_known_again_after_a_restart() {
     let folder = tempfile::tempdir().unwrap();
     let address = Address::new(folder.path().join("broker"));
-    let broker = Embedded::start_at(address.clone()).unwrap();
+    let broker = Embedded::start_at(address.clone(), Policy::own()).unwrap();
     let client = Client::connect_to(&address).unwrap();
     let sender = client.sender("a").slot_size(1000).slots(10).open().unwrap();
     let leased = client.sender("b").slot_size(4096).slots(3).mechanism(Mechanism::Lease).open().unwrap();
     let receiver = client.receiver("a").open().unwrap();
-    let used = |broker: &Embedded, resource| {
-        broker.broker().used().into_iter().find(|&(_, found, _)| found == resource).map_or(0, |(_, _, used)| used)
-    };
-    let kinds = [Resource::Bytes, Resource::Slots, Resource::Channels, Resource::Connections];
+    let kinds = [Resource::Bytes, Resource::Slots, Resource::Channels, Resource::Links, Resource::Connections];
     let before = kinds.map(|kind| used(&broker, kind));
-    assert_eq!(before, [10 * 1024 + 3 * 4096, 13, 2, 1]);
+    assert_eq!(before, [10 * 1024 + 3 * 4096, 13, 2, 1, 1]);
     drop(broker);
-    let broker = Embedded::start_at(address).unwrap();
+    let broker = Embedded::start_at(address, Policy::own()).unwrap();
     until("everything is there again", || kinds.map(|kind| used(&broker, kind)) == before);
     drop((sender, leased, receiver, client));
     until("nothing is left", || broker.broker().used().is_empty());
@@ -184,18 +178,18 @@ fn what_everybody_takes_up_is_known_again_after_a_restart() {
 fn what_the_next_broker_refuses_is_asked_again() {
     let folder = tempfile::tempdir().unwrap();
     let address = Address::new(folder.path().join("broker"));
-    let broker = Embedded::start_at(address.clone()).unwrap();
+    let broker = Embedded::start_at(address.clone(), Policy::own()).unwrap();
     let client = Client::connect_to(&address).unwrap();
     let mut sender = client.sender("c").slots(4).open().unwrap();
     drop(broker);
-    let broker = Embedded::start_at(address.clone()).unwrap();
-    let own = nix::unistd::geteuid().as_raw();
-    let strict = Policy::only(own).with_quota(Quota { slots: 3, ..Quota::default() });
-    broker.broker().set_policy(strict);
-    let receiving = Client::connect_to(&address).unwrap();
-    let _receiver = receiving.receiver("c").open().unwrap();
-    broker.broker().set_policy(Policy::only(own));
+    let strict = Policy::own().with_quota(Quota { slots: 3, ..Quota::default() });
+    let broker = Embedded::start_at(address.clone(), strict).unwrap();
+    // It answers in order: what was open before was told before this is opened.
+    let _receiver = client.receiver("c").open().unwrap();
+    assert_eq!((used(&broker, Resource::Channels), used(&broker, Resource::Slots)), (1, 0));
+    broker.broker().set_policy(Policy::own());
     sender.wait_for_receivers_timeout(1, SOON).unwrap();
+    assert_eq!(used(&broker, Resource::Slots), 4);
 }
 
 /// Another binary takes the place of the broker, on the same socket, while a stream goes on.
@@ -203,15 +197,8 @@ fn what_the_next_broker_refuses_is_asked_again() {
 fn a_broker_is_replaced_on_the_same_socket() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("broker");
-    // Inherited by the brokers: not closed on exec.
-    let listener: OwnedFd = socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::empty(), None).unwrap();
-    bind(listener.as_raw_fd(), &UnixAddr::new(&path).unwrap()).unwrap();
-    listen(&listener, Backlog::new(50).unwrap()).unwrap();
-    let start = || {
-        let mut command = fbuf(["broker"]);
-        command.env("LISTEN_FDS", "1").env("LISTEN_FDS_FIRST_FD", listener.as_raw_fd().to_string());
-        Process::start(command.stderr(Stdio::null()))
-    };
+    let listener = HandedOver::at(&path);
+    let start = || Process::start(listener.broker().stderr(Stdio::null()));
     let mut broker = start();
     let address = Address::new(&path);
     let client = Client::connect_to(&address).unwrap();

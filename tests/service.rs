@@ -5,19 +5,13 @@ mod support;
 use std::{
     fs,
     io::{BufRead, Read},
-    os::{
-        fd::{AsRawFd, OwnedFd},
-        unix::net::UnixDatagram,
-    },
+    os::unix::net::UnixDatagram,
     process::Stdio,
 };
 
 use fbuf_client::{Address, Client, ConnectError};
-use nix::sys::{
-    signal::Signal,
-    socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket},
-};
-use support::{BrokerProcess, Process, fbuf};
+use nix::sys::signal::Signal;
+use support::{BrokerProcess, HandedOver, Process, fbuf};
 
 #[test]
 fn it_is_ready_only_when_it_accepts() {
@@ -72,13 +66,8 @@ fn the_socket_of_a_dead_broker_is_replaced_and_other_files_are_not() {
 fn a_socket_that_was_handed_over_is_served_and_stays() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("broker");
-    // Inherited by the child: not closed on exec.
-    let listener: OwnedFd = socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::empty(), None).unwrap();
-    bind(listener.as_raw_fd(), &UnixAddr::new(&path).unwrap()).unwrap();
-    listen(&listener, Backlog::new(5).unwrap()).unwrap();
-    let mut command = fbuf(["broker"]);
-    command.env("LISTEN_FDS", "1").env("LISTEN_FDS_FIRST_FD", listener.as_raw_fd().to_string());
-    let mut broker = Process::start(command.stderr(Stdio::null()));
+    let listener = HandedOver::at(&path);
+    let mut broker = Process::start(listener.broker().stderr(Stdio::null()));
     // The queue of the socket holds this until the broker serves.
     Client::connect_to(&Address::new(&path)).unwrap();
     broker.signal(Signal::SIGTERM);

@@ -33,7 +33,7 @@ impl Embedded {
     /// # Errors
     /// When there is no descriptor, thread or socket to be had.
     pub fn start() -> io::Result<Self> {
-        Self::start_with(own_user())
+        Self::start_with(Policy::own())
     }
 
     /// As [`Self::start`], with a policy.
@@ -44,18 +44,14 @@ impl Embedded {
         let mut random = [0u8; 8];
         io::Read::read_exact(&mut std::fs::File::open("/dev/urandom")?, &mut random)?;
         let name = format!("@fbuf-{}-{:016x}", std::process::id(), u64::from_ne_bytes(random));
-        Self::run(Address::new(name), policy)
+        Self::start_at(Address::new(name), policy)
     }
 
-    /// Starts a broker at this address. It accepts clients when this returns.
+    /// Starts a broker at this address, with a policy. It accepts clients when this returns.
     ///
     /// # Errors
     /// As [`Listener::bind`] and [`Self::start`].
-    pub fn start_at(address: Address) -> io::Result<Self> {
-        Self::run(address, own_user())
-    }
-
-    fn run(address: Address, policy: Policy) -> io::Result<Self> {
+    pub fn start_at(address: Address, policy: Policy) -> io::Result<Self> {
         let listener = Listener::bind(&address).map_err(io::Error::other)?;
         if policy.is_about_others_than(nix::unistd::geteuid().as_raw()) {
             listener.open_to_all()?;
@@ -87,10 +83,6 @@ impl Embedded {
     pub fn broker(&self) -> &Broker {
         &self.broker
     }
-}
-
-fn own_user() -> Policy {
-    Policy::only(nix::unistd::geteuid().as_raw())
 }
 
 impl Drop for Embedded {

@@ -294,6 +294,12 @@ impl Policy {
         Self { rules: vec![Rule::all(BTreeSet::from([user]), false)], quota: Quota::default() }
     }
 
+    /// The user that runs this process, who may do everything.
+    #[must_use]
+    pub fn own() -> Self {
+        Self::only(nix::unistd::geteuid().as_raw())
+    }
+
     /// One user more, who may do everything. What that one sends to others, and others send to that one, is
     /// sealed.
     #[must_use]

@@ -6,7 +6,6 @@ use std::{
     os::fd::{AsFd, OwnedFd},
     sync::Arc,
     thread,
-    time::Duration,
 };
 
 use fbuf_client::Address;
@@ -22,6 +21,8 @@ use fbuf_core::{
     socket::{Arrival, PacketSocket},
     wire::{self, Descriptor, Letter},
 };
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::{client::Hostile, support::Random};
 
@@ -183,7 +184,7 @@ pub fn attack(attack: Attack) -> ! {
                     lane.message(slots[slot as usize], length);
                 }
             }
-            thread::sleep(Duration::from_millis(2));
+            wait_for_end(&hostile.link);
             Some(())
         }),
         Attack::LyingBoard => {
@@ -202,12 +203,19 @@ pub fn attack(attack: Attack) -> ! {
             match random.below(3) {
                 0 => drop(lane),
                 1 => drop(map),
-                _ => drop(hostile.link),
+                _ => return hostile.link.send_bytes(&[0]).ok(),
             }
-            thread::sleep(Duration::from_millis(2));
+            wait_for_end(&hostile.link);
             Some(())
         }),
     }
+}
+
+/// Waits until the other side has ended the link; not for long, since it may have noticed nothing yet.
+fn wait_for_end(link: &PacketSocket) {
+    let mut polled = [PollFd::new(link.as_fd(), PollFlags::empty())];
+    // A signal ends it as well.
+    let _ = poll(&mut polled, PollTimeout::from(10u8));
 }
 
 /// Goes on, whether the broker lets it or not.

@@ -6,12 +6,14 @@ use std::{
     ffi::OsStr,
     fmt, fs,
     io::{BufRead, BufReader, Read},
+    os::fd::{AsRawFd, OwnedFd},
     path::Path,
     process::{Child, Command, ExitStatus, Stdio},
     time::{Duration, Instant},
 };
 
 use fbuf_client::Address;
+use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket};
 
 /// Longer than anything here takes on a slow machine.
 pub const SOON: Duration = Duration::from_secs(60);
@@ -120,6 +122,27 @@ impl BrokerProcess {
         let log = std::mem::replace(&mut self.log, BufReader::new(Box::new(std::io::empty())));
         std::thread::spawn(move || std::io::copy(&mut { log }, &mut std::io::sink()));
         self
+    }
+}
+
+/// A socket at a path, for brokers to be handed over, as by socket activation.
+#[derive(Debug)]
+pub struct HandedOver(OwnedFd);
+
+impl HandedOver {
+    pub fn at(path: &Path) -> Self {
+        // Inherited by children: not closed on exec.
+        let listener = socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::empty(), None).expect("a socket");
+        bind(listener.as_raw_fd(), &UnixAddr::new(path).expect("a path")).expect("its name");
+        listen(&listener, Backlog::new(50).expect("a length")).expect("a queue");
+        Self(listener)
+    }
+
+    /// A broker that serves it.
+    pub fn broker(&self) -> Command {
+        let mut command = fbuf(["broker"]);
+        command.env("LISTEN_FDS", "1").env("LISTEN_FDS_FIRST_FD", self.0.as_raw_fd().to_string());
+        command
     }
 }
 

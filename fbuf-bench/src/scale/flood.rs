@@ -4,13 +4,12 @@ use std::{os::fd::AsFd, thread, time::Duration};
 
 use fbuf_client::{Address, Client, Protection, Wait};
 use fbuf_core::{
-    control::{ControlRequest, Greeting, Open, Role, VERSION, Verdict},
+    control::{Call, ControlRequest, Greeting, Open, Role, VERSION, Verdict},
     limits::MAX_MESSAGE,
     socket::{Arrival, PacketSocket},
     wire,
 };
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use serde::Serialize;
 
 use super::{SLOT, SLOTS, crowd::link, neighbour::Kind};
 use crate::{Result, pair::Line};
@@ -23,12 +22,6 @@ const THREADS: usize = 4;
 const CHANNELS: u64 = 8;
 /// How long a place in the broker's queue, or an answer, may take.
 const SOON: Duration = Duration::from_secs(20);
-
-/// A request, as it travels.
-#[derive(Serialize)]
-enum Call {
-    Request { id: u64, milliseconds: u32, body: ControlRequest },
-}
 
 /// Is the process, until it is killed.
 pub(crate) fn be() -> Result<()> {
