@@ -23,15 +23,17 @@
 //! What any rule about a user allows, that user may do. The quota is that of the first rule about a user
 //! which has one.
 
-use std::{collections::BTreeSet, fmt, io, path::Path};
+mod written;
 
-use bytesize::ByteSize;
+use std::{collections::BTreeSet, fmt, path::Path};
+
 use fbuf_core::{
     channel::ChannelName,
     control::{Resource, Role},
 };
 use glob::Pattern;
-use serde::Deserialize;
+
+pub use written::PolicyError;
 
 /// What one user may take up. The default is meant for one user on a machine of her own; on a machine that
 /// is shared, rules say less.
@@ -116,90 +118,6 @@ struct Rule {
     quota: Option<Quota>,
 }
 
-/// A policy that cannot be used.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum PolicyError {
-    /// The file cannot be read.
-    #[error("the policy {path} cannot be read: {source}")]
-    Unreadable {
-        /// Which file.
-        path: String,
-        /// Why.
-        source: io::Error,
-    },
-    /// It is not TOML, or not a policy.
-    #[error("the policy is not understood: {0}")]
-    Malformed(String),
-    /// A rule is about nobody.
-    #[error("rule {0:?} is about nobody: give it users or groups, or \"*\"")]
-    AboutNobody(String),
-    /// There is no such user or group.
-    #[error("rule {rule:?} is about the {kind} {name:?}, and there is none of that name: correct it, or give a number")]
-    Unknown {
-        /// Which rule.
-        rule: String,
-        /// User or group.
-        kind: &'static str,
-        /// What it says.
-        name: String,
-    },
-    /// A pattern cannot be one.
-    #[error("rule {rule:?} has the pattern {pattern:?}, which cannot be one: {why}")]
-    Pattern {
-        /// Which rule.
-        rule: String,
-        /// What it says.
-        pattern: String,
-        /// What is wrong.
-        why: String,
-    },
-}
-
-/// The file, as it is written.
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct WrittenPolicy {
-    #[serde(default)]
-    rule: Vec<WrittenRule>,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct WrittenRule {
-    name: Option<String>,
-    #[serde(default)]
-    users: Vec<Named>,
-    #[serde(default)]
-    groups: Vec<Named>,
-    #[serde(default)]
-    send: Vec<String>,
-    #[serde(default)]
-    receive: Vec<String>,
-    #[serde(default)]
-    trusted: bool,
-    quota: Option<WrittenQuota>,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(untagged)]
-enum Named {
-    Id(u32),
-    Name(String),
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct WrittenQuota {
-    bytes: Option<ByteSize>,
-    slots: Option<u64>,
-    channels: Option<u64>,
-    links: Option<u64>,
-    connections: Option<u64>,
-    descriptors: Option<u64>,
-    requests_per_second: Option<u32>,
-}
-
 impl Rule {
     /// All channels, for some users.
     fn all(users: BTreeSet<u32>, trusted: bool) -> Self {
@@ -220,71 +138,6 @@ impl Rule {
         };
         patterns.iter().any(|pattern| pattern.matches(channel.as_str()))
     }
-
-    fn read(written: WrittenRule, number: usize) -> Result<Self, PolicyError> {
-        let WrittenRule { name, users, groups, send, receive, trusted, quota } = written;
-        let name = name.unwrap_or_else(|| format!("number {number}"));
-        if users.is_empty() && groups.is_empty() {
-            return Err(PolicyError::AboutNobody(name));
-        }
-        let is_everybody = |named: &Named| matches!(named, Named::Name(name) if name == "*");
-        let everybody = users.iter().chain(&groups).any(is_everybody);
-        let ids = |named: Vec<Named>, kind: &'static str, look_up: fn(&str) -> Option<u32>| {
-            let known = named.into_iter().filter(|named| !is_everybody(named));
-            let id = |named: Named| match named {
-                Named::Id(id) => Ok(id),
-                Named::Name(text) => {
-                    look_up(&text).ok_or(PolicyError::Unknown { rule: name.clone(), kind, name: text })
-                }
-            };
-            known.map(id).collect::<Result<BTreeSet<_>, _>>()
-        };
-        let patterns = |written: Vec<String>| {
-            let pattern = |pattern: String| {
-                Pattern::new(&pattern).map_err(|error| PolicyError::Pattern {
-                    rule: name.clone(),
-                    pattern,
-                    why: error.to_string(),
-                })
-            };
-            written.into_iter().map(pattern).collect::<Result<Vec<_>, _>>()
-        };
-        Ok(Self {
-            everybody,
-            users: ids(users, "user", user_of_name)?,
-            groups: ids(groups, "group", group_of_name)?,
-            send: patterns(send)?,
-            receive: patterns(receive)?,
-            trusted,
-            quota: quota.map(|quota| quota.complete(&name)),
-            name,
-        })
-    }
-}
-
-impl WrittenQuota {
-    fn complete(self, rule: &str) -> Quota {
-        let Quota { rule: _, bytes, slots, channels, links, connections, descriptors, requests_per_second } =
-            Quota::default();
-        Quota {
-            rule: rule.to_owned(),
-            bytes: self.bytes.map_or(bytes, |bytes| bytes.as_u64()),
-            slots: self.slots.unwrap_or(slots),
-            channels: self.channels.unwrap_or(channels),
-            links: self.links.unwrap_or(links),
-            connections: self.connections.unwrap_or(connections),
-            descriptors: self.descriptors.unwrap_or(descriptors),
-            requests_per_second: self.requests_per_second.unwrap_or(requests_per_second),
-        }
-    }
-}
-
-fn user_of_name(name: &str) -> Option<u32> {
-    nix::unistd::User::from_name(name).ok().flatten().map(|user| user.uid.as_raw())
-}
-
-fn group_of_name(name: &str) -> Option<u32> {
-    nix::unistd::Group::from_name(name).ok().flatten().map(|group| group.gid.as_raw())
 }
 
 impl Policy {
@@ -327,10 +180,7 @@ impl Policy {
     /// # Errors
     /// [`PolicyError`]
     pub fn parse(text: &str) -> Result<Self, PolicyError> {
-        let WrittenPolicy { rule } =
-            toml::from_str(text).map_err(|error| PolicyError::Malformed(error.to_string().trim_end().to_owned()))?;
-        let rules = (1..).zip(rule).map(|(number, rule)| Rule::read(rule, number)).collect::<Result<_, _>>()?;
-        Ok(Self { rules, quota: Quota::default() })
+        Ok(Self { rules: written::rules(text)?, quota: Quota::default() })
     }
 
     /// Reads the policy of a file.

@@ -1,28 +1,24 @@
 //! The loop: accepts clients, greets them, passes their requests to the [`State`] and carries out
 //! what it decides.
 
+mod desk;
+mod mailbox;
+
 use std::{
-    collections::{HashMap, HashSet, VecDeque},
+    collections::{HashMap, HashSet},
     future::Future,
-    hash::{BuildHasher, Hasher, RandomState},
     io,
     os::fd::{AsFd, OwnedFd},
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant, SystemTime},
 };
 
 use fbuf_core::{
     control::{
-        Control, EndpointStatus, Greeting, Introduction, Lodging, MAX_INTRODUCTIONS, MAX_PAGE, News, Open, Opened,
-        Refusal, Report, Resource, Role, ServerTransport, Slots, VERSION, Verdict,
+        Control, EndpointStatus, Greeting, Introduction, Lodging, Report, Resource, ServerTransport, Slots, VERSION,
+        Verdict,
     },
-    limits::MAX_DESCRIPTORS,
-    memory::{Leasable, MemoryError},
     points,
-    slot::Geometry,
     socket::{Arrival, Credentials, PacketSocket},
     sys,
     wire::Descriptor,
@@ -30,7 +26,6 @@ use fbuf_core::{
 use futures_util::StreamExt;
 use tarpc::{
     ChannelError,
-    context::Context,
     server::{BaseChannel, Channel as _},
 };
 use tokio::{
@@ -41,24 +36,20 @@ use tokio::{
 };
 use tracing::{debug, info, warn};
 
+use self::{desk::Desk, mailbox::Mailbox};
 use crate::{
     Listener,
-    account::Charge,
     policy::{Policy, User},
-    state::{Admission, ClientId, Opening, Pair, Party, State},
+    state::{Admission, ClientId, Pair, Party, State},
 };
 
 /// How long a client has for its greeting.
 const GREETING_TIME: Duration = Duration::from_secs(5);
-/// How long a client waits for news before it is told that there are none.
-const NEWS_TIME: Duration = Duration::from_secs(600);
 /// How long clients have for a report that somebody wants to see, and how often they are asked for one at most.
 const REPORT_TIME: Duration = Duration::from_millis(200);
 const REPORT_PAUSE: Duration = Duration::from_millis(400);
 /// How many requests of one client may be under way; our own client has at most six.
 const MAX_REQUESTS: usize = 16;
-/// How many introductions may wait for one client; a client that does not fetch them is sent away.
-const MAX_WAITING: usize = 1024;
 
 /// The broker, shared by the tasks of its clients. Cheap to clone.
 ///
@@ -133,26 +124,6 @@ impl Drop for Member {
         inner.asked.remove(&self.client);
         inner.reported.notify_waiters();
     }
-}
-
-/// Introductions on their way to one client.
-#[derive(Debug, Default)]
-struct Mailbox {
-    waiting: Mutex<VecDeque<(Introduction, Charge)>>,
-    filled: Notify,
-    /// Whether somebody wants to know what the client's endpoints are doing.
-    report: AtomicBool,
-    /// Notified when the client has to go.
-    overfull: Notify,
-    sent: Mutex<Sent>,
-}
-
-/// What a client was sent, and may not have read. What is under way in a socket takes up descriptors as well
-/// (ETOOMANYREFS in sendmsg(2)), and only who reads it learns the receipt.
-#[derive(Debug, Default)]
-struct Sent {
-    receipt: u64,
-    charges: Vec<Charge>,
 }
 
 /// Greets back.
@@ -359,7 +330,7 @@ impl Broker {
                     Some(Err(_)) | None => break,
                 },
                 Some(_) = running.join_next() => {}
-                () = mailbox.overfull.notified() => {
+                () = mailbox.overflow() => {
                     warn!(?client, "a client does not fetch its introductions");
                     break;
                 }
@@ -399,192 +370,5 @@ impl Broker {
         }
         points::reach("broker: introduced to both");
         Ok(())
-    }
-}
-
-impl Mailbox {
-    /// Has the client report.
-    fn ask(&self) {
-        self.report.store(true, Ordering::Relaxed);
-        self.filled.notify_one();
-    }
-
-    /// The client has read what it was sent, if it knows the receipt.
-    fn acknowledge(&self, receipt: u64) {
-        let mut sent = lock(&self.sent);
-        if sent.receipt == receipt {
-            sent.charges.clear();
-        }
-    }
-
-    /// Keeps an introduction until it is fetched, if that is paid for.
-    fn post(&self, introduction: Introduction, charge: Option<Charge>) {
-        let mut waiting = lock(&self.waiting);
-        match charge {
-            Some(charge) if waiting.len() < MAX_WAITING => {
-                waiting.push_back((introduction, charge));
-                self.filled.notify_one();
-            }
-            _ => self.overfull.notify_one(),
-        }
-    }
-
-    /// Those that go into one message.
-    fn fetch(&self) -> Vec<Introduction> {
-        let mut waiting = lock(&self.waiting);
-        let mut descriptors = 0;
-        let fits = |(introduction, _): &&(Introduction, Charge)| {
-            descriptors += introduction.descriptors();
-            descriptors <= MAX_DESCRIPTORS
-        };
-        let count = waiting.iter().take(MAX_INTRODUCTIONS).take_while(fits).count();
-        let (fetched, charges): (Vec<_>, Vec<_>) = waiting.drain(..count).unzip();
-        if count > 0 {
-            let mut sent = lock(&self.sent);
-            // Each of these is seeded anew.
-            sent.receipt = RandomState::new().build_hasher().finish();
-            sent.charges.extend(charges);
-        }
-        fetched
-    }
-}
-
-/// Where the requests of one client are answered.
-#[derive(Debug, Clone)]
-struct Desk {
-    broker: Broker,
-    client: ClientId,
-    process: Credentials,
-    mailbox: Arc<Mailbox>,
-}
-
-/// Makes the slots of a sender, each of which its user may lease. They cost nothing before that one uses
-/// them.
-fn make_slots(geometry: Geometry, huge: bool, owner: u32) -> Result<Vec<Arc<OwnedFd>>, MemoryError> {
-    let make = |_| Ok(Arc::new(Leasable::create("fbuf-slot", geometry.slot_bytes().into(), huge, owner)?.into()));
-    (0..geometry.max_slots()).map(make).collect()
-}
-
-impl Control for Desk {
-    async fn open(self, _: Context, endpoint: u64, open: Open) -> Result<Opened, Refusal> {
-        let mut inner = lock(&self.broker.0);
-        let (role, channel) = (open.role, open.channel.clone());
-        let name = role.name();
-        let Opening { endpoint: known_as, pairs } =
-            inner.state.open(self.client, endpoint, open).inspect_err(|refusal| {
-                warn!(client = ?self.client, channel, role = name, %refusal, "refused");
-            })?;
-        let mut opened = Opened { endpoint: known_as, slots: Vec::new() };
-        points::reach("broker: opened");
-        if let Role::Sender { slot_bytes, max_slots, slots: Slots::Broker { huge }, .. } = role {
-            let geometry = Geometry::new(slot_bytes, max_slots)?;
-            match make_slots(geometry, huge, self.process.uid) {
-                Ok(slots) => {
-                    opened.slots = slots.iter().cloned().map(Descriptor::from).collect();
-                    inner.slots.entry(self.client).or_default().insert(endpoint, slots);
-                }
-                Err(error) => {
-                    inner.state.close(self.client, endpoint);
-                    warn!(client = ?self.client, channel, %error, "no slots to be leased");
-                    return Err(Refusal::NoSlots(error.to_string()));
-                }
-            }
-        }
-        info!(client = ?self.client, channel, role = name, links = pairs.len(), "opened");
-        for pair in pairs {
-            if let Err(error) = Broker::introduce(&inner, pair) {
-                inner.close(self.client, endpoint);
-                warn!(client = ?self.client, channel, role = name, %error, "no socket for a link");
-                return Err(Refusal::Exhausted(error.to_string()));
-            }
-        }
-        Ok(opened)
-    }
-
-    async fn close(self, _: Context, endpoint: u64) {
-        debug!(client = ?self.client, endpoint, "closed");
-        lock(&self.broker.0).close(self.client, endpoint);
-    }
-
-    async fn news(self, _: Context, receipt: u64) -> News {
-        self.mailbox.acknowledge(receipt);
-        let filled = async {
-            loop {
-                let filled = self.mailbox.filled.notified();
-                let introductions = self.mailbox.fetch();
-                let report = self.mailbox.report.swap(false, Ordering::Relaxed);
-                if report || !introductions.is_empty() {
-                    return News { introductions, report, receipt: lock(&self.mailbox.sent).receipt };
-                }
-                filled.await;
-            }
-        };
-        timeout(NEWS_TIME, filled).await.unwrap_or_default()
-    }
-
-    async fn report(self, _: Context, reports: Vec<(u64, Report)>, last: bool) {
-        let mut inner = lock(&self.broker.0);
-        // Only of what is open: nothing else is ever forgotten.
-        for (endpoint, report) in reports {
-            if inner.state.has(self.client, endpoint) {
-                inner.reports.entry(self.client).or_default().insert(endpoint, report);
-            }
-        }
-        if last {
-            inner.asked.remove(&self.client);
-            inner.reported.notify_waiters();
-        }
-    }
-
-    async fn status(self, _: Context, behind: u64) -> Vec<EndpointStatus> {
-        if behind == 0 {
-            self.broker.ask_for_reports().await;
-        }
-        let own = nix::unistd::geteuid().as_raw();
-        let user = Some(self.process.uid).filter(|&user| user != 0 && user != own);
-        self.broker.page(user, behind, MAX_PAGE)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use fbuf_core::{inbound::Peer, protection::Mechanism};
-
-    fn introduction() -> Introduction {
-        let process = Credentials { pid: 1, uid: 1000, gid: 1000 };
-        let (socket, _) = PacketSocket::pair().unwrap();
-        Introduction {
-            endpoint: 1,
-            peer: Peer { endpoint: 2, process, same_user: true },
-            slot_bytes: 64,
-            max_slots: 4,
-            mechanism: Mechanism::Shared,
-            lodging: Lodging::Segments,
-            socket: socket.into(),
-        }
-    }
-
-    #[test]
-    fn what_was_sent_is_paid_for_until_it_was_read() {
-        let mut state = State::new(Policy::only(1000), 0);
-        let process = Credentials { pid: 1, uid: 1000, gid: 1000 };
-        let admission = state.admit(process, User { id: 1000, groups: Vec::new() }).unwrap();
-        let client = state.join(admission).unwrap();
-        let held = |state: &State| {
-            let descriptors = state.used().find(|&(_, resource, _)| resource == Resource::Descriptors);
-            descriptors.map_or(0, |(_, _, used)| used)
-        };
-        let mailbox = Mailbox::default();
-        for sent in 1..=3 {
-            mailbox.post(introduction(), state.charge_descriptors(client, 1));
-            assert_eq!((mailbox.fetch().len(), held(&state)), (1, sent));
-            // It asks again, and does not know what only who reads can know.
-            mailbox.acknowledge(0);
-        }
-        assert_eq!(held(&state), 3);
-        let receipt = lock(&mailbox.sent).receipt;
-        mailbox.acknowledge(receipt);
-        assert_eq!(held(&state), 0);
     }
 }

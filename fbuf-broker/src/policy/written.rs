@@ -1,0 +1,167 @@
+//! A policy as it is written, and what can be wrong with that.
+
+use std::{collections::BTreeSet, io};
+
+use bytesize::ByteSize;
+use glob::Pattern;
+use serde::Deserialize;
+
+use super::{Quota, Rule};
+
+/// A policy that cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum PolicyError {
+    /// The file cannot be read.
+    #[error("the policy {path} cannot be read: {source}")]
+    Unreadable {
+        /// Which file.
+        path: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// It is not TOML, or not a policy.
+    #[error("the policy is not understood: {0}")]
+    Malformed(String),
+    /// A rule is about nobody.
+    #[error("rule {0:?} is about nobody: give it users or groups, or \"*\"")]
+    AboutNobody(String),
+    /// There is no such user or group.
+    #[error("rule {rule:?} is about the {kind} {name:?}, and there is none of that name: correct it, or give a number")]
+    Unknown {
+        /// Which rule.
+        rule: String,
+        /// User or group.
+        kind: &'static str,
+        /// What it says.
+        name: String,
+    },
+    /// A pattern cannot be one.
+    #[error("rule {rule:?} has the pattern {pattern:?}, which cannot be one: {why}")]
+    Pattern {
+        /// Which rule.
+        rule: String,
+        /// What it says.
+        pattern: String,
+        /// What is wrong.
+        why: String,
+    },
+}
+
+/// The file, as it is written.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct WrittenPolicy {
+    #[serde(default)]
+    rule: Vec<WrittenRule>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct WrittenRule {
+    name: Option<String>,
+    #[serde(default)]
+    users: Vec<Named>,
+    #[serde(default)]
+    groups: Vec<Named>,
+    #[serde(default)]
+    send: Vec<String>,
+    #[serde(default)]
+    receive: Vec<String>,
+    #[serde(default)]
+    trusted: bool,
+    quota: Option<WrittenQuota>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+enum Named {
+    Id(u32),
+    Name(String),
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct WrittenQuota {
+    bytes: Option<ByteSize>,
+    slots: Option<u64>,
+    channels: Option<u64>,
+    links: Option<u64>,
+    connections: Option<u64>,
+    descriptors: Option<u64>,
+    requests_per_second: Option<u32>,
+}
+
+/// The rules of a text.
+pub(super) fn rules(text: &str) -> Result<Vec<Rule>, PolicyError> {
+    let WrittenPolicy { rule } =
+        toml::from_str(text).map_err(|error| PolicyError::Malformed(error.to_string().trim_end().to_owned()))?;
+    (1..).zip(rule).map(|(number, rule)| rule.read(number)).collect()
+}
+
+impl WrittenRule {
+    fn read(self, number: usize) -> Result<Rule, PolicyError> {
+        let Self { name, users, groups, send, receive, trusted, quota } = self;
+        let name = name.unwrap_or_else(|| format!("number {number}"));
+        if users.is_empty() && groups.is_empty() {
+            return Err(PolicyError::AboutNobody(name));
+        }
+        let is_everybody = |named: &Named| matches!(named, Named::Name(name) if name == "*");
+        let everybody = users.iter().chain(&groups).any(is_everybody);
+        let ids = |named: Vec<Named>, kind: &'static str, look_up: fn(&str) -> Option<u32>| {
+            let known = named.into_iter().filter(|named| !is_everybody(named));
+            let id = |named: Named| match named {
+                Named::Id(id) => Ok(id),
+                Named::Name(text) => {
+                    look_up(&text).ok_or(PolicyError::Unknown { rule: name.clone(), kind, name: text })
+                }
+            };
+            known.map(id).collect::<Result<BTreeSet<_>, _>>()
+        };
+        let patterns = |written: Vec<String>| {
+            let pattern = |pattern: String| {
+                Pattern::new(&pattern).map_err(|error| PolicyError::Pattern {
+                    rule: name.clone(),
+                    pattern,
+                    why: error.to_string(),
+                })
+            };
+            written.into_iter().map(pattern).collect::<Result<Vec<_>, _>>()
+        };
+        Ok(Rule {
+            everybody,
+            users: ids(users, "user", user_of_name)?,
+            groups: ids(groups, "group", group_of_name)?,
+            send: patterns(send)?,
+            receive: patterns(receive)?,
+            trusted,
+            quota: quota.map(|quota| quota.complete(&name)),
+            name,
+        })
+    }
+}
+
+impl WrittenQuota {
+    fn complete(self, rule: &str) -> Quota {
+        let Quota { rule: _, bytes, slots, channels, links, connections, descriptors, requests_per_second } =
+            Quota::default();
+        Quota {
+            rule: rule.to_owned(),
+            bytes: self.bytes.map_or(bytes, |bytes| bytes.as_u64()),
+            slots: self.slots.unwrap_or(slots),
+            channels: self.channels.unwrap_or(channels),
+            links: self.links.unwrap_or(links),
+            connections: self.connections.unwrap_or(connections),
+            descriptors: self.descriptors.unwrap_or(descriptors),
+            requests_per_second: self.requests_per_second.unwrap_or(requests_per_second),
+        }
+    }
+}
+
+fn user_of_name(name: &str) -> Option<u32> {
+    nix::unistd::User::from_name(name).ok().flatten().map(|user| user.uid.as_raw())
+}
+
+fn group_of_name(name: &str) -> Option<u32> {
+    nix::unistd::Group::from_name(name).ok().flatten().map(|group| group.gid.as_raw())
+}

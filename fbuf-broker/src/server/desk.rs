@@ -1,0 +1,106 @@
+//! Where the requests of one client are answered.
+
+use std::{os::fd::OwnedFd, sync::Arc, time::Duration};
+
+use fbuf_core::{
+    control::{Control, EndpointStatus, MAX_PAGE, News, Open, Opened, Refusal, Report, Role, Slots},
+    memory::{Leasable, MemoryError},
+    points,
+    slot::Geometry,
+    socket::Credentials,
+    wire::Descriptor,
+};
+use tarpc::context::Context;
+use tokio::time::timeout;
+use tracing::{debug, info, warn};
+
+use super::{Broker, lock, mailbox::Mailbox};
+use crate::state::{ClientId, Opening};
+
+/// How long a client waits for news before it is told that there are none.
+const NEWS_TIME: Duration = Duration::from_secs(600);
+
+/// Where the requests of one client are answered.
+#[derive(Debug, Clone)]
+pub(super) struct Desk {
+    pub broker: Broker,
+    pub client: ClientId,
+    pub process: Credentials,
+    pub mailbox: Arc<Mailbox>,
+}
+
+/// Makes the slots of a sender, each of which its user may lease. They cost nothing before that one uses
+/// them.
+fn make_slots(geometry: Geometry, huge: bool, owner: u32) -> Result<Vec<Arc<OwnedFd>>, MemoryError> {
+    let make = |_| Ok(Arc::new(Leasable::create("fbuf-slot", geometry.slot_bytes().into(), huge, owner)?.into()));
+    (0..geometry.max_slots()).map(make).collect()
+}
+
+impl Control for Desk {
+    async fn open(self, _: Context, endpoint: u64, open: Open) -> Result<Opened, Refusal> {
+        let mut inner = lock(&self.broker.0);
+        let (role, channel) = (open.role, open.channel.clone());
+        let name = role.name();
+        let Opening { endpoint: known_as, pairs } =
+            inner.state.open(self.client, endpoint, open).inspect_err(|refusal| {
+                warn!(client = ?self.client, channel, role = name, %refusal, "refused");
+            })?;
+        let mut opened = Opened { endpoint: known_as, slots: Vec::new() };
+        points::reach("broker: opened");
+        if let Role::Sender { slot_bytes, max_slots, slots: Slots::Broker { huge }, .. } = role {
+            let geometry = Geometry::new(slot_bytes, max_slots)?;
+            match make_slots(geometry, huge, self.process.uid) {
+                Ok(slots) => {
+                    opened.slots = slots.iter().cloned().map(Descriptor::from).collect();
+                    inner.slots.entry(self.client).or_default().insert(endpoint, slots);
+                }
+                Err(error) => {
+                    inner.state.close(self.client, endpoint);
+                    warn!(client = ?self.client, channel, %error, "no slots to be leased");
+                    return Err(Refusal::NoSlots(error.to_string()));
+                }
+            }
+        }
+        info!(client = ?self.client, channel, role = name, links = pairs.len(), "opened");
+        for pair in pairs {
+            if let Err(error) = Broker::introduce(&inner, pair) {
+                inner.close(self.client, endpoint);
+                warn!(client = ?self.client, channel, role = name, %error, "no socket for a link");
+                return Err(Refusal::Exhausted(error.to_string()));
+            }
+        }
+        Ok(opened)
+    }
+
+    async fn close(self, _: Context, endpoint: u64) {
+        debug!(client = ?self.client, endpoint, "closed");
+        lock(&self.broker.0).close(self.client, endpoint);
+    }
+
+    async fn news(self, _: Context, receipt: u64) -> News {
+        timeout(NEWS_TIME, self.mailbox.news(receipt)).await.unwrap_or_default()
+    }
+
+    async fn report(self, _: Context, reports: Vec<(u64, Report)>, last: bool) {
+        let mut inner = lock(&self.broker.0);
+        // Only of what is open: nothing else is ever forgotten.
+        for (endpoint, report) in reports {
+            if inner.state.has(self.client, endpoint) {
+                inner.reports.entry(self.client).or_default().insert(endpoint, report);
+            }
+        }
+        if last {
+            inner.asked.remove(&self.client);
+            inner.reported.notify_waiters();
+        }
+    }
+
+    async fn status(self, _: Context, behind: u64) -> Vec<EndpointStatus> {
+        if behind == 0 {
+            self.broker.ask_for_reports().await;
+        }
+        let own = nix::unistd::geteuid().as_raw();
+        let user = Some(self.process.uid).filter(|&user| user != 0 && user != own);
+        self.broker.page(user, behind, MAX_PAGE)
+    }
+}
