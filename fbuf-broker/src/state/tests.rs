@@ -2,7 +2,7 @@ use super::{channel::NO_ID, *};
 use crate::policy::Quota;
 use fbuf_core::{limits::MAX_LINKS, protection::Protection};
 use proptest::prelude::*;
-use std::collections::HashSet;
+use std::collections::BTreeSet;
 
 const OWN: Credentials = Credentials { pid: 1, uid: 1000, gid: 1000 };
 
@@ -268,67 +268,164 @@ fn after_a_restart_only_those_are_introduced_who_do_not_know_each_other() {
 #[derive(Debug, Clone)]
 enum Step {
     Join,
-    Open { client: usize, endpoint: u64, channel: u8, sends: bool },
-    Close { client: usize, endpoint: u64 },
-    Leave { client: usize },
+    Open {
+        client: usize,
+        endpoint: u64,
+        channel: u8,
+        sends: bool,
+    },
+    Close {
+        client: usize,
+        endpoint: u64,
+    },
+    Leave {
+        client: usize,
+    },
+    /// The broker dies, and another comes. Of each so-many-th link the receiver had not heard when it died.
+    Restart {
+        half_known: usize,
+    },
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
     let step = prop_oneof![
-        1 => Just(Step::Join),
-        6 => (0..4usize, 0..6u64, 0..3u8, any::<bool>())
+        2 => Just(Step::Join),
+        12 => (0..4usize, 0..6u64, 0..3u8, any::<bool>())
             .prop_map(|(client, endpoint, channel, sends)| Step::Open { client, endpoint, channel, sends }),
-        2 => (0..4usize, 0..6u64).prop_map(|(client, endpoint)| Step::Close { client, endpoint }),
-        1 => (0..4usize).prop_map(|client| Step::Leave { client }),
+        4 => (0..4usize, 0..6u64).prop_map(|(client, endpoint)| Step::Close { client, endpoint }),
+        2 => (0..4usize).prop_map(|client| Step::Leave { client }),
+        1 => (1..5usize).prop_map(|half_known| Step::Restart { half_known }),
     ];
     prop::collection::vec(step, 0..60)
 }
 
+/// An endpoint that is open, as the list has it.
+#[derive(Debug, Clone, Copy)]
+struct Listed {
+    client: ClientId,
+    endpoint: u64,
+    channel: u8,
+    sends: bool,
+    /// How peers know it.
+    known_as: u64,
+}
+
+impl Listed {
+    fn ask(self) -> Open {
+        let channel = self.channel.to_string();
+        if self.sends { sender(&channel) } else { receiver(&channel) }
+    }
+}
+
+/// What must hold: a list of what is open, and who is linked, by the numbers of sender and receiver.
+#[derive(Debug, Default)]
+struct Model {
+    clients: Vec<ClientId>,
+    open: Vec<Listed>,
+    links: BTreeSet<(u64, u64)>,
+}
+
+impl Model {
+    fn forget(&mut self, is_gone: impl Fn(&Listed) -> bool) {
+        let gone: Vec<_> = self.open.extract_if(.., |listed| is_gone(listed)).collect();
+        let is_of = |number| gone.iter().any(|listed| listed.known_as == number);
+        self.links.retain(|&(sender, receiver)| !is_of(sender) && !is_of(receiver));
+    }
+
+    /// The links that are due between an endpoint and all others.
+    fn due(&self, new: Listed) -> BTreeSet<(u64, u64)> {
+        let others = self.open.iter().filter(|other| other.channel == new.channel && other.sends != new.sends);
+        let link = |other: &Listed| match new.sends {
+            true => (new.known_as, other.known_as),
+            false => (other.known_as, new.known_as),
+        };
+        others.map(link).filter(|link| !self.links.contains(link)).collect()
+    }
+
+    /// Notes that somebody has opened an endpoint and is introduced to these.
+    fn opened(&mut self, new: Listed, opening: &Opening) {
+        let link = |pair: &Pair| (pair.sender.peer.endpoint, pair.receiver.peer.endpoint);
+        let met: BTreeSet<_> = opening.pairs.iter().map(link).collect();
+        assert_eq!(met.len(), opening.pairs.len(), "two were introduced twice");
+        assert_eq!(met, self.due(new));
+        for pair in &opening.pairs {
+            let own = if new.sends { pair.sender } else { pair.receiver };
+            assert_eq!((own.client, own.endpoint), (new.client, new.endpoint));
+        }
+        self.links.extend(met);
+        self.open.push(new);
+    }
+
+    /// All clients come to the next broker, and tell it of what they had.
+    fn restart(&mut self, half_known: usize, first: u64) -> State {
+        let mut state = State::new(Policy::only(1000), first);
+        let half: BTreeSet<_> = self.links.iter().copied().step_by(half_known).collect();
+        let (before, mut others) = (std::mem::take(&mut self.open), Vec::new());
+        for client in std::mem::take(&mut self.clients) {
+            let again = state.enter(1000).unwrap();
+            self.clients.push(again);
+            others.push((client, again));
+        }
+        let known = std::mem::take(&mut self.links);
+        self.links = known.difference(&half).copied().collect();
+        for listed in before {
+            let client = others.iter().find(|(client, _)| *client == listed.client).unwrap().1;
+            let listed = Listed { client, ..listed };
+            let peers = known.iter().filter_map(|&(sender, receiver)| match listed.sends {
+                true => (sender == listed.known_as).then_some(receiver),
+                // It had not heard of the others.
+                false => (receiver == listed.known_as && !half.contains(&(sender, receiver))).then_some(sender),
+            });
+            let earlier = Some(Earlier { endpoint: listed.known_as, peers: peers.collect() });
+            let opening = state.open(client, listed.endpoint, Open { earlier, ..listed.ask() }).unwrap();
+            assert_eq!(opening.endpoint, listed.known_as);
+            self.opened(listed, &opening);
+        }
+        assert!(half.is_subset(&self.links), "a link that was lost was not made again");
+        state
+    }
+}
+
 proptest! {
     /// Against a list of what is open: an open introduces exactly the endpoints of the other
-    /// role on the same channel, each once, and when all have left nothing is known.
+    /// role on the same channel, each once, also over restarts; and when all have left nothing is known.
     #[test]
     fn everybody_who_belongs_together_is_introduced_once(steps in steps()) {
-        let mut state = State::new(Policy::only(1000), 0);
-        let mut clients: Vec<ClientId> = Vec::new();
-        let mut open: Vec<(ClientId, u64, u8, bool)> = Vec::new();
+        let (mut state, mut model, mut first) = (State::new(Policy::only(1000), 0), Model::default(), 0);
         for step in steps {
             match step {
-                Step::Join => clients.push(state.enter(1000).unwrap()),
+                Step::Join => model.clients.push(state.enter(1000).unwrap()),
                 Step::Open { client, endpoint, channel, sends } => {
-                    let Some(&client) = clients.get(client) else { continue };
-                    let ask = if sends { sender(&channel.to_string()) } else { receiver(&channel.to_string()) };
-                    let answer = state.links(client, endpoint, ask);
-                    if open.iter().any(|o| (o.0, o.1) == (client, endpoint)) {
+                    let Some(&client) = model.clients.get(client) else { continue };
+                    let listed = Listed { client, endpoint, channel, sends, known_as: 0 };
+                    let answer = state.open(client, endpoint, listed.ask());
+                    if model.open.iter().any(|other| (other.client, other.endpoint) == (client, endpoint)) {
                         prop_assert_eq!(answer, Err(Refusal::Taken(endpoint)));
                         continue;
                     }
-                    let pairs = answer.unwrap();
-                    let met: HashSet<_> = pairs.iter().map(|pair| {
-                        let (own, other) = if sends { (pair.sender, pair.receiver) } else { (pair.receiver, pair.sender) };
-                        assert_eq!((own.client, own.endpoint), (client, endpoint));
-                        (other.client, other.endpoint)
-                    }).collect();
-                    let due: HashSet<_> = open.iter().filter(|o| o.2 == channel && o.3 != sends).map(|o| (o.0, o.1)).collect();
-                    prop_assert_eq!(met.len(), pairs.len());
-                    prop_assert_eq!(met, due);
-                    open.push((client, endpoint, channel, sends));
+                    let opening = answer.unwrap();
+                    model.opened(Listed { known_as: opening.endpoint, ..listed }, &opening);
                 }
                 Step::Close { client, endpoint } => {
-                    let Some(&client) = clients.get(client) else { continue };
+                    let Some(&client) = model.clients.get(client) else { continue };
                     state.close(client, endpoint);
-                    open.retain(|o| (o.0, o.1) != (client, endpoint));
+                    model.forget(|listed| (listed.client, listed.endpoint) == (client, endpoint));
                 }
                 Step::Leave { client } => {
-                    if client < clients.len() {
-                        let client = clients.remove(client);
+                    if client < model.clients.len() {
+                        let client = model.clients.remove(client);
                         state.leave(client);
-                        open.retain(|o| o.0 != client);
+                        model.forget(|listed| listed.client == client);
                     }
                 }
+                Step::Restart { half_known } => {
+                    first += 1 << 20;
+                    state = model.restart(half_known, first);
+                }
             }
+            prop_assert_eq!(state.used().find(|used| used.1 == Resource::Links).map_or(0, |used| used.2), model.links.len() as u64);
         }
-        for client in clients {
+        for client in model.clients {
             state.leave(client);
         }
         prop_assert!(state.is_empty());
