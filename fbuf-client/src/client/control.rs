@@ -3,7 +3,7 @@
 
 use std::{
     collections::BTreeMap,
-    future::Future,
+    future::{Future, pending},
     hash::{BuildHasher, Hasher, RandomState},
     pin::Pin,
     sync::{
@@ -153,12 +153,20 @@ impl Endpoints {
         let mut pause = FIRST_PAUSE;
         let mut why = String::from("it hung up");
         loop {
-            let attempt = Instant::now() + jittered(pause);
-            pause = (2 * pause).min(LAST_PAUSE);
+            let rest = jittered(pause);
+            let mut attempt = std::pin::pin!(async {
+                sleep(rest).await;
+                greet(address).await
+            });
             // What is asked for meanwhile waits for a broker, but not for ever.
-            loop {
+            let error = loop {
                 let patience = self.waiting.iter().map(|request| request.deadline).min();
-                let next = patience.map_or(attempt, |deadline| deadline.min(attempt));
+                let expired = async {
+                    match patience {
+                        Some(deadline) => sleep_until(deadline.into()).await,
+                        None => pending().await,
+                    }
+                };
                 tokio::select! {
                     command = commands.recv() => match command? {
                         Command::Open { endpoint, open, post, answer, deadline } => {
@@ -168,18 +176,15 @@ impl Endpoints {
                         // Whoever asks waits for it.
                         Command::Status { answer } => drop(answer.send(None)),
                     },
-                    () = sleep_until(next.into()) => {}
+                    result = &mut attempt => match result {
+                        Ok(socket) => return Some(socket),
+                        Err(error) => break error,
+                    },
+                    () = expired => self.give_up(&why),
                 }
-                self.give_up(&why);
-                if Instant::now() >= attempt {
-                    break;
-                }
-            }
-            match greet(address).await {
-                Ok(socket) => return Some(socket),
-                Err(error) => why = error.to_string(),
-            }
-            self.give_up(&why);
+            };
+            why = error.to_string();
+            pause = (2 * pause).min(LAST_PAUSE);
         }
     }
 

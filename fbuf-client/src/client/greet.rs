@@ -13,15 +13,13 @@ use fbuf_core::{
     sys,
 };
 use nix::errno::Errno;
-use tokio::{
-    io::unix::AsyncFd,
-    time::{sleep, timeout},
-};
+use tokio::{io::unix::AsyncFd, task::yield_now, time::timeout};
 
 use super::{ConnectError, PATIENCE};
 
-/// How long to wait before a broker is asked again whose queue was full.
-const PAUSE: Duration = Duration::from_millis(5);
+/// For how long this thread waits for a place in the queue of a broker before it looks whether it has other things to
+/// do. Those who wait get places in the order in which they came.
+const WAIT: Duration = Duration::from_millis(50);
 
 /// Connects, and exchanges greetings.
 pub(super) async fn greet(address: &Address) -> Result<AsyncFd<PacketSocket>, ConnectError> {
@@ -39,7 +37,11 @@ pub(super) async fn greet(address: &Address) -> Result<AsyncFd<PacketSocket>, Co
     }
     points::reach("attach: connected");
     let socket = sys::watch(socket)?;
-    let Ok(answer) = timeout(PATIENCE, answer(&socket)).await else { return Err(not_a_broker("it does not greet")) };
+    let Ok(answer) = timeout(PATIENCE, answer(&socket)).await else {
+        return Err(not_a_broker(
+            "it does not greet; it is very busy, or this user asks it more often than its policy allows",
+        ));
+    };
     let bytes = match answer? {
         Arrival::Message(bytes, _) => bytes,
         Arrival::HangUp => return Err(not_a_broker("it hangs up")),
@@ -61,11 +63,16 @@ pub(super) async fn greet(address: &Address) -> Result<AsyncFd<PacketSocket>, Co
 async fn connect(address: &Address) -> io::Result<PacketSocket> {
     let (name, deadline) = (address.to_kernel()?, Instant::now() + PATIENCE);
     loop {
-        match PacketSocket::connect_at_once(&name) {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock && Instant::now() < deadline => sleep(PAUSE).await,
+        match PacketSocket::connect(&name, WAIT) {
+            Err(error) if is_passing(&error) && Instant::now() < deadline => yield_now().await,
             result => return result,
         }
     }
+}
+
+/// Whether the next attempt may succeed: there was no place in the queue, or a signal came.
+fn is_passing(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
 }
 
 /// What comes first.
