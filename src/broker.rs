@@ -22,6 +22,7 @@ use tokio::{
     signal::unix::{SignalKind, signal},
 };
 use tracing::{error, info, warn};
+use tracing_appender::non_blocking::NonBlockingBuilder;
 use tracing_subscriber::EnvFilter;
 
 use crate::{Failure, Place, watch::metrics};
@@ -65,7 +66,9 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
     let filter =
         EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn,fbuf=info,fbuf_broker=info"));
     let colours = stderr().is_terminal();
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(stderr).with_ansi(colours).init();
+    // A log that nobody reads loses lines, and holds up nobody.
+    let (log, _until_written) = NonBlockingBuilder::default().lossy(true).finish(stderr());
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(log).with_ansi(colours).init();
     allow_descriptors();
     let policy = arguments.policy()?;
     let (listener, place) = match inherited()? {
@@ -155,7 +158,7 @@ fn inherited() -> Result<Option<Listener>, Failure> {
         let flags = OFlag::from_bits_retain(fcntl(socket.as_fd(), FcntlArg::F_GETFL)?);
         fcntl(socket.as_fd(), FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
     }
-    Ok(socket.map(Listener::inherited))
+    Ok(socket.map(Listener::inherited).transpose()?)
 }
 
 /// Each client takes a descriptor, and each introduction two until both clients have fetched it.

@@ -10,7 +10,7 @@ use support::Holdings;
 
 /// How many connections a user may have, and how many wait.
 const QUOTA: u64 = 3;
-const MANY: usize = 300;
+const MANY: usize = 16;
 
 #[test]
 fn who_connects_again_and_again_holds_nobody_up_and_takes_no_more_than_the_quota() {

@@ -7,6 +7,7 @@ use std::{
     io::{BufRead, Read},
     os::unix::net::UnixDatagram,
     process::Stdio,
+    time::Instant,
 };
 
 use fbuf_client::{Address, Client, ConnectError};
@@ -220,4 +221,33 @@ fn the_policy_that_is_installed_serves_root_alone_and_its_examples_are_understoo
     }
     let policy = Policy::parse(&examples).unwrap();
     assert!([0, 1001, 1002].iter().all(|&id| serves(&policy, id)) && !serves(&policy, 1003), "{examples}");
+}
+
+/// Much more is logged than a pipe holds.
+#[test]
+fn a_log_that_nobody_reads_holds_nobody_up() {
+    let folder = tempfile::tempdir().unwrap();
+    let broker = BrokerProcess::start_with(&folder.path().join("broker"), |command| {
+        command.env("RUST_LOG", "trace");
+    });
+    for number in 0..300 {
+        let client = Client::connect_to(&broker.address).unwrap();
+        client.receiver(&number.to_string()).open().unwrap();
+    }
+}
+
+#[test]
+fn who_connects_without_end_does_not_fill_the_log() {
+    let folder = tempfile::tempdir().unwrap();
+    let (mut broker, start) = (BrokerProcess::start(&folder.path().join("broker")), Instant::now());
+    for _ in 0..300 {
+        Client::connect_to(&broker.address).unwrap();
+    }
+    broker.process.signal(Signal::SIGTERM);
+    let mut log = String::new();
+    broker.log.read_to_string(&mut log).unwrap();
+    let lines = log.lines().filter(|line| line.contains("joined") || line.contains("left")).count();
+    // A hundred in each five seconds.
+    let most = 100 * (2 + start.elapsed().as_secs() as usize / 5);
+    assert!((100..=most).contains(&lines), "{lines} lines of 600");
 }

@@ -42,11 +42,13 @@ pub struct Account {
     used: [AtomicU64; Resource::ALL.len()],
     /// When requests that were made evenly, as often as the quota allows, would have come so far.
     due: Mutex<Option<Instant>>,
+    /// Locked by one connection after the other, in the order in which they came.
+    line: tokio::sync::Mutex<()>,
 }
 
 impl Account {
     fn new(user: u32) -> Self {
-        Self { user, used: Default::default(), due: Mutex::new(None) }
+        Self { user, used: Default::default(), due: Mutex::new(None), line: tokio::sync::Mutex::default() }
     }
 
     /// How much of it is in use.
@@ -73,6 +75,11 @@ impl Account {
             rule: quota.rule.clone(),
         })?;
         Ok(Charge { account: self.clone(), resource, amount: asked })
+    }
+
+    /// Waits for the connections of this user that came before.
+    pub async fn line(&self) -> tokio::sync::MutexGuard<'_, ()> {
+        self.line.lock().await
     }
 
     /// Notes a request: when the next one may be read. A user who has been silent may make as many at once as

@@ -18,6 +18,10 @@ use nix::{
     sys::socket::{AddressFamily, Backlog, SockFlag, SockType, bind, listen, socket},
 };
 
+/// How many connections wait to be accepted. Those who find the queue full wait for a place in it, one user behind the
+/// other; so it is short, and all that a flood of one user can put before another's connection is quickly through.
+const QUEUE: i32 = 16;
+
 /// A socket on which clients can connect.
 #[derive(Debug)]
 pub struct Listener {
@@ -71,7 +75,7 @@ impl Listener {
             Errno::EADDRINUSE => BindError::Running(address.clone()),
             error => refused(error.into()),
         })?;
-        listen(&socket, Backlog::MAXCONN).map_err(|error| refused(error.into()))?;
+        set_queue(&socket).map_err(refused)?;
         drop(locked);
         let file = match address {
             Address::Path(path) => Some((path.clone(), fs::metadata(path).map_err(refused)?.ino())),
@@ -90,9 +94,12 @@ impl Listener {
     }
 
     /// Takes over a socket that listens already, as systemd hands it over. Its file stays at the end.
-    #[must_use]
-    pub fn inherited(socket: OwnedFd) -> Self {
-        Self { socket, file: None }
+    ///
+    /// # Errors
+    /// What listen(2) says.
+    pub fn inherited(socket: OwnedFd) -> io::Result<Self> {
+        set_queue(&socket)?;
+        Ok(Self { socket, file: None })
     }
 }
 
@@ -110,6 +117,11 @@ impl Drop for Listener {
             let _ = fs::remove_file(path);
         }
     }
+}
+
+/// Listens, or goes on to listen with a queue as long as this one's.
+fn set_queue(socket: &OwnedFd) -> io::Result<()> {
+    Ok(listen(socket, Backlog::new(QUEUE)?)?)
 }
 
 fn lock_folder(path: &Path) -> io::Result<Flock<File>> {

@@ -52,6 +52,12 @@ impl PacketSocket {
         Ok(Self(fd))
     }
 
+    /// Takes over what [`sys::accept`] returned, which is non-blocking already.
+    #[must_use]
+    pub fn accepted(fd: OwnedFd) -> Self {
+        Self(fd)
+    }
+
     /// Two ends of one connection.
     ///
     /// # Errors

@@ -54,7 +54,7 @@ pub struct Quota {
     /// Descriptors that the broker holds for the user: introductions that were not fetched yet, and slots
     /// that are leased.
     pub descriptors: u64,
-    /// Messages to the broker in a second; who sends more has to wait.
+    /// Messages to the broker in a second, and connections; who sends more has to wait.
     pub requests_per_second: u32,
 }
 

@@ -1,6 +1,10 @@
 //! Where the requests of one client are answered.
 
-use std::{os::fd::OwnedFd, sync::Arc, time::Duration};
+use std::{
+    os::fd::OwnedFd,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use fbuf_core::{
     control::{Control, EndpointStatus, MAX_PAGE, News, Open, Opened, Refusal, Report, Role, Slots},
@@ -41,10 +45,13 @@ impl Control for Desk {
         let mut inner = lock(&self.broker.0);
         let (role, channel) = (open.role, open.channel.clone());
         let name = role.name();
-        let Opening { endpoint: known_as, pairs } =
-            inner.state.open(self.client, endpoint, open).inspect_err(|refusal| {
+        let opening = inner.state.open(self.client, endpoint, open);
+        let logs = inner.lines.may_log(self.process.uid, Instant::now());
+        let Opening { endpoint: known_as, pairs } = opening.inspect_err(|refusal| {
+            if logs {
                 warn!(client = ?self.client, channel, role = name, %refusal, "refused");
-            })?;
+            }
+        })?;
         let mut opened = Opened { endpoint: known_as, slots: Vec::new() };
         points::reach("broker: opened");
         if let Role::Sender { slot_bytes, max_slots, slots: Slots::Broker { huge }, .. } = role {
@@ -56,16 +63,22 @@ impl Control for Desk {
                 }
                 Err(error) => {
                     inner.state.close(self.client, endpoint);
-                    warn!(client = ?self.client, channel, %error, "no slots to be leased");
+                    if logs {
+                        warn!(client = ?self.client, channel, %error, "no slots to be leased");
+                    }
                     return Err(Refusal::NoSlots(error.to_string()));
                 }
             }
         }
-        info!(client = ?self.client, channel, role = name, links = pairs.len(), "opened");
+        if logs {
+            info!(client = ?self.client, channel, role = name, links = pairs.len(), "opened");
+        }
         for pair in pairs {
             if let Err(error) = Broker::introduce(&inner, pair) {
                 inner.close(self.client, endpoint);
-                warn!(client = ?self.client, channel, role = name, %error, "no socket for a link");
+                if logs {
+                    warn!(client = ?self.client, channel, role = name, %error, "no socket for a link");
+                }
                 return Err(Refusal::Exhausted(error.to_string()));
             }
         }

@@ -1,26 +1,24 @@
-//! The loop: accepts clients, greets them, passes their requests to the [`State`] and carries out
-//! what it decides.
+//! The loop: clients come in at the door, what they ask is passed to the [`State`], and what it decides is carried
+//! out.
 
 mod desk;
+mod door;
+mod lines;
 mod mailbox;
 
 use std::{
     collections::{HashMap, HashSet},
     future::Future,
     io,
-    os::fd::{AsFd, OwnedFd},
+    os::fd::OwnedFd,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant, SystemTime},
 };
 
 use fbuf_core::{
-    control::{
-        Control, EndpointStatus, Greeting, Introduction, Lodging, Report, Resource, ServerTransport, Slots, VERSION,
-        Verdict,
-    },
+    control::{Control, EndpointStatus, Introduction, Lodging, Report, Resource, ServerTransport, Slots},
     points,
-    socket::{Arrival, Credentials, PacketSocket},
-    sys,
+    socket::{Credentials, PacketSocket},
     wire::Descriptor,
 };
 use futures_util::StreamExt;
@@ -28,19 +26,14 @@ use tarpc::{
     ChannelError,
     server::{BaseChannel, Channel as _},
 };
-use tokio::{
-    io::unix::AsyncFd,
-    sync::Notify,
-    task::{JoinSet, yield_now},
-    time::timeout,
-};
+use tokio::{io::unix::AsyncFd, sync::Notify, task::JoinSet, time::timeout};
 use tracing::{debug, info, warn};
 
-use self::{desk::Desk, mailbox::Mailbox};
+use self::{desk::Desk, door::Guest, lines::Lines, mailbox::Mailbox};
 use crate::{
     Listener,
-    policy::{Policy, User},
-    state::{Admission, ClientId, Pair, Party, State},
+    policy::Policy,
+    state::{ClientId, Pair, Party, State},
 };
 
 /// How long a client has for its greeting.
@@ -74,6 +67,7 @@ struct Inner {
     /// Notified when somebody has, or has gone.
     reported: Arc<Notify>,
     asked_at: Option<Instant>,
+    lines: Lines,
 }
 
 impl Inner {
@@ -99,13 +93,6 @@ impl Inner {
     }
 }
 
-/// Somebody who has connected and may become a client.
-struct Guest {
-    socket: PacketSocket,
-    process: Credentials,
-    admission: Admission,
-}
-
 /// A client that has joined. It leaves when this is dropped, however its connection ends.
 #[derive(Debug)]
 struct Member {
@@ -124,11 +111,6 @@ impl Drop for Member {
         inner.asked.remove(&self.client);
         inner.reported.notify_waiters();
     }
-}
-
-/// Greets back.
-fn say(socket: &PacketSocket, verdict: Verdict) -> io::Result<()> {
-    socket.send_bytes(&Greeting { version: VERSION, verdict }.to_bytes())
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -156,6 +138,7 @@ impl Broker {
             asked: HashSet::new(),
             reported: Arc::default(),
             asked_at: None,
+            lines: Lines::new(Instant::now()),
         })))
     }
 
@@ -174,6 +157,11 @@ impl Broker {
     pub async fn status(&self) -> Vec<EndpointStatus> {
         self.ask_for_reports().await;
         self.page(None, 0, usize::MAX)
+    }
+
+    /// Whether one more line of the log may be about a user.
+    fn may_log(&self, user: u32) -> bool {
+        lock(&self.0).lines.may_log(user, Instant::now())
     }
 
     fn page(&self, user: Option<u32>, behind: u64, most: usize) -> Vec<EndpointStatus> {
@@ -216,105 +204,40 @@ impl Broker {
     /// # Errors
     /// When the socket cannot be polled.
     pub async fn serve(&self, listener: &Listener, until: impl Future<Output = ()>) -> io::Result<()> {
-        let socket = sys::watch_listener(listener.as_fd().try_clone_to_owned()?)?;
-        let mut clients = JoinSet::new();
-        let accepting = async {
-            loop {
-                let mut ready = socket.readable().await?;
-                match sys::accept(socket.get_ref().as_fd()) {
-                    Ok(connection) => {
-                        match self.admit(connection) {
-                            Ok(Some(guest)) => drop(clients.spawn(self.clone().attend(guest))),
-                            Ok(None) => {}
-                            Err(error) => debug!(%error, "a client could not be admitted"),
-                        }
-                        // Clients have their turn also while more and more connect.
-                        yield_now().await;
-                    }
-                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => ready.clear_ready(),
-                    Err(error) => {
-                        // Out of descriptors, most likely: wait until some are free.
-                        warn!(%error, "a client could not be accepted");
-                        tokio::time::sleep(Duration::from_millis(100)).await;
-                    }
-                }
-                while clients.try_join_next().is_some() {}
-            }
-        };
         tokio::select! {
-            result = accepting => result,
+            result = self.accept(listener) => result,
             () = until => Ok(()),
-        }
-    }
-
-    /// Charges a connection to its user, or sends it away. Before anything else: connections that are accepted faster
-    /// than they are attended to would else take all descriptors, whatever the quota.
-    fn admit(&self, connection: OwnedFd) -> io::Result<Option<Guest>> {
-        points::reach("broker: accepted");
-        let socket = PacketSocket::new(connection)?;
-        let process = socket.peer()?;
-        let user = User { id: process.uid, groups: socket.peer_groups()? };
-        let admitted = lock(&self.0).state.admit(process, user);
-        match admitted {
-            Ok(admission) => Ok(Some(Guest { socket, process, admission })),
-            // Before it has greeted: nobody need be waited for who is sent away.
-            Err(verdict) => {
-                warn!(pid = process.pid, uid = process.uid, ?verdict, "sent away");
-                say(&socket, verdict)?;
-                Ok(None)
-            }
         }
     }
 
     /// One client, from its admission to its end.
     async fn attend(self, guest: Guest) {
+        if !self.wait_for_turn(&guest).await {
+            return;
+        }
         match timeout(GREETING_TIME, self.greet(guest)).await {
             Err(_) => debug!("a client did not greet in time"),
             Ok(Err(error)) => debug!(%error, "a client could not be greeted"),
             Ok(Ok(None)) => {}
             Ok(Ok(Some((member, socket)))) => {
-                info!(pid = member.process.pid, uid = member.process.uid, client = ?member.client, "joined");
+                let Credentials { pid, uid, .. } = member.process;
+                if self.may_log(uid) {
+                    info!(pid, uid, client = ?member.client, "joined");
+                }
                 self.talk(&member, socket).await;
-                info!(pid = member.process.pid, client = ?member.client, "left");
+                if self.may_log(uid) {
+                    info!(pid, client = ?member.client, "left");
+                }
             }
         }
     }
 
-    async fn greet(&self, guest: Guest) -> io::Result<Option<(Member, AsyncFd<PacketSocket>)>> {
-        let Guest { socket, process, admission } = guest;
-        let socket = sys::watch(socket)?;
-        let bytes = loop {
-            let mut ready = socket.readable().await?;
-            match socket.get_ref().receive_bytes::<64>()? {
-                Arrival::Message(bytes, _) => break bytes,
-                Arrival::Nothing => ready.clear_ready(),
-                Arrival::HangUp => return Ok(None),
-                Arrival::TooLong | Arrival::NoDescriptors => break Vec::new(),
-            }
-        };
-        let greeting = Greeting::from_bytes(&bytes).map_err(io::Error::other)?;
-        let joined =
-            if greeting.version == VERSION { lock(&self.0).state.join(admission) } else { Err(Verdict::OtherVersion) };
-        let joined = joined.map(|client| Member { broker: self.clone(), client, process });
-        points::reach("broker: joined");
-        let verdict = joined.as_ref().err().copied().unwrap_or(Verdict::Welcome);
-        say(socket.get_ref(), verdict)?;
-        points::reach("broker: greeted");
-        match joined {
-            Ok(member) => Ok(Some((member, socket))),
-            Err(verdict) => {
-                warn!(pid = process.pid, uid = process.uid, version = greeting.version, ?verdict, "sent away");
-                Ok(None)
-            }
-        }
-    }
-
-    async fn talk(self, member: &Member, socket: AsyncFd<PacketSocket>) {
-        let (client, mailbox) = (member.client, Arc::new(Mailbox::default()));
+    async fn talk(&self, member: &Member, socket: AsyncFd<PacketSocket>) {
+        let (client, uid, mailbox) = (member.client, member.process.uid, Arc::new(Mailbox::default()));
         lock(&self.0).mailboxes.insert(client, mailbox.clone());
         let pacing = self.clone();
         let pace = move |now| lock(&pacing.0).state.note_request(client, now);
-        let desk = Desk { broker: self, client, process: member.process, mailbox: mailbox.clone() };
+        let desk = Desk { broker: self.clone(), client, process: member.process, mailbox: mailbox.clone() };
         let channel = BaseChannel::with_defaults(ServerTransport::new(socket).paced(pace));
         let mut requests = std::pin::pin!(channel.max_concurrent_requests(MAX_REQUESTS).requests());
         let mut running = JoinSet::new();
@@ -323,7 +246,9 @@ impl Broker {
                 request = requests.next() => match request {
                     Some(Ok(request)) => drop(running.spawn(request.execute(desk.clone().serve()))),
                     Some(Err(ChannelError::Read(error))) if error.kind() == io::ErrorKind::InvalidData => {
-                        warn!(?client, %error, "a client does not keep to the protocol");
+                        if self.may_log(uid) {
+                            warn!(?client, uid, %error, "a client does not keep to the protocol");
+                        }
                         break;
                     }
                     // It is gone, be it in the middle of an answer.
@@ -331,7 +256,9 @@ impl Broker {
                 },
                 Some(_) = running.join_next() => {}
                 () = mailbox.overflow() => {
-                    warn!(?client, "a client does not fetch its introductions");
+                    if self.may_log(uid) {
+                        warn!(?client, uid, "a client does not fetch its introductions");
+                    }
                     break;
                 }
             }

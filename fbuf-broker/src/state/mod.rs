@@ -19,6 +19,7 @@ use fbuf_core::{
     slot::Geometry,
     socket::Credentials,
 };
+use tokio::sync::MutexGuard;
 
 use self::channel::{Channel, End, Receiver, Sender, Stock};
 use crate::{
@@ -75,6 +76,13 @@ pub struct Admission {
     user: User,
     account: Arc<Account>,
     charge: Charge,
+}
+
+impl Admission {
+    /// Waits for those of the same user who came before: they have had their turn when they drop what this returns.
+    pub async fn line(&self) -> MutexGuard<'_, ()> {
+        self.account.line().await
+    }
 }
 
 /// All that the broker knows.
@@ -155,6 +163,12 @@ impl State {
         let Admission { process, user, account, charge } = admission;
         self.clients.insert(id, Client { process, user, account, _connection: charge, endpoints: HashMap::new() });
         Ok(id)
+    }
+
+    /// A connection has its turn, which counts as a message: when it may be greeted.
+    #[must_use]
+    pub fn note_connection(&self, admission: &Admission, now: Instant) -> Instant {
+        admission.account.note_request(self.policy.quota(&admission.user), now)
     }
 
     /// A client has sent a message: when the next one may be read.

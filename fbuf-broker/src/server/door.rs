@@ -1,0 +1,147 @@
+//! How clients come in: they are accepted, admitted or sent away, wait for their turn, and are greeted.
+//!
+//! What comes before the turn is all that a flood of connections can have done at once, so it is little: the queue of
+//! the socket is one for all users, and who comes next waits for those who came before.
+
+use std::{
+    io,
+    os::fd::{AsFd, OwnedFd},
+    time::{Duration, Instant},
+};
+
+use fbuf_core::{
+    control::{Greeting, VERSION, Verdict},
+    points,
+    socket::{Arrival, Credentials, PacketSocket},
+    sys,
+};
+use tokio::{
+    io::unix::AsyncFd,
+    task::{JoinSet, yield_now},
+    time::sleep_until,
+};
+use tracing::{debug, warn};
+
+use super::{Broker, Member, lock};
+use crate::{Listener, policy::User, state::Admission};
+
+/// How many connections are accepted before clients have their turn.
+const AT_ONCE: usize = 4;
+/// How long to wait for descriptors when there are none left.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// Somebody who has connected and may become a client.
+pub(super) struct Guest {
+    socket: PacketSocket,
+    process: Credentials,
+    admission: Admission,
+}
+
+/// Greets back.
+fn say(socket: &PacketSocket, verdict: Verdict) -> io::Result<()> {
+    socket.send_bytes(&Greeting { version: VERSION, verdict }.to_bytes())
+}
+
+impl Broker {
+    /// Accepts whoever connects, for ever, and attends to those who are admitted.
+    pub(super) async fn accept(&self, listener: &Listener) -> io::Result<()> {
+        let socket = sys::watch_listener(listener.as_fd().try_clone_to_owned()?)?;
+        let mut clients = JoinSet::new();
+        loop {
+            let mut ready = socket.readable().await?;
+            for _ in 0..AT_ONCE {
+                match sys::accept(socket.get_ref().as_fd()) {
+                    Ok(connection) => match self.admit(connection) {
+                        Ok(Some(guest)) => drop(clients.spawn(self.clone().attend(guest))),
+                        Ok(None) => {}
+                        Err(error) => debug!(%error, "a client could not be admitted"),
+                    },
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                        ready.clear_ready();
+                        break;
+                    }
+                    Err(error) => {
+                        // Out of descriptors, most likely: wait until some are free.
+                        warn!(%error, "a client could not be accepted");
+                        tokio::time::sleep(PAUSE).await;
+                        break;
+                    }
+                }
+            }
+            while clients.try_join_next().is_some() {}
+            // Clients have their turn also while more and more connect.
+            yield_now().await;
+        }
+    }
+
+    /// Charges a connection to its user, or sends it away. Before anything else: connections that are accepted faster
+    /// than they are attended to would else take all descriptors, whatever the quota.
+    fn admit(&self, connection: OwnedFd) -> io::Result<Option<Guest>> {
+        points::reach("broker: accepted");
+        let socket = PacketSocket::accepted(connection);
+        if socket.hung_up() {
+            return Ok(None);
+        }
+        let process = socket.peer()?;
+        let user = User { id: process.uid, groups: socket.peer_groups()? };
+        let admitted = lock(&self.0).state.admit(process, user);
+        match admitted {
+            Ok(admission) => Ok(Some(Guest { socket, process, admission })),
+            // Before it has greeted: nobody need be waited for who is sent away.
+            Err(verdict) => {
+                if self.may_log(process.uid) {
+                    warn!(pid = process.pid, uid = process.uid, ?verdict, "sent away");
+                }
+                say(&socket, verdict)?;
+                Ok(None)
+            }
+        }
+    }
+
+    /// Waits until the user of a guest may have one more connection, behind those of the same user who came before: a
+    /// connection is a request. False if the guest does not wait for so long.
+    pub(super) async fn wait_for_turn(&self, guest: &Guest) -> bool {
+        let _first = guest.admission.line().await;
+        if guest.socket.hung_up() {
+            return false;
+        }
+        let now = Instant::now();
+        let next = lock(&self.0).state.note_connection(&guest.admission, now);
+        if next > now {
+            sleep_until(next.into()).await;
+        }
+        true
+    }
+
+    /// Greets a guest, who has to greet first: a member, or nobody who need be talked to.
+    pub(super) async fn greet(&self, guest: Guest) -> io::Result<Option<(Member, AsyncFd<PacketSocket>)>> {
+        let Guest { socket, process, admission } = guest;
+        let socket = sys::watch(socket)?;
+        let bytes = loop {
+            let mut ready = socket.readable().await?;
+            match socket.get_ref().receive_bytes::<64>()? {
+                Arrival::Message(bytes, _) => break bytes,
+                Arrival::Nothing => ready.clear_ready(),
+                Arrival::HangUp => return Ok(None),
+                Arrival::TooLong | Arrival::NoDescriptors => break Vec::new(),
+            }
+        };
+        let greeting = Greeting::from_bytes(&bytes).map_err(io::Error::other)?;
+        let joined =
+            if greeting.version == VERSION { lock(&self.0).state.join(admission) } else { Err(Verdict::OtherVersion) };
+        let joined = joined.map(|client| Member { broker: self.clone(), client, process });
+        points::reach("broker: joined");
+        let verdict = joined.as_ref().err().copied().unwrap_or(Verdict::Welcome);
+        say(socket.get_ref(), verdict)?;
+        points::reach("broker: greeted");
+        match joined {
+            Ok(member) => Ok(Some((member, socket))),
+            Err(verdict) => {
+                if self.may_log(process.uid) {
+                    warn!(pid = process.pid, uid = process.uid, version = greeting.version, ?verdict, "sent away");
+                }
+                Ok(None)
+            }
+        }
+    }
+}
