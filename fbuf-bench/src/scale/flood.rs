@@ -1,6 +1,6 @@
 //! What a process does that gives the broker as much to do as it can.
 
-use std::{os::fd::AsFd, thread, time::Duration};
+use std::{io, os::fd::AsFd, thread, time::Duration};
 
 use fbuf_client::{Address, Client, Protection, Wait};
 use fbuf_core::{
@@ -16,8 +16,8 @@ use crate::{Result, pair::Line};
 
 /// Connections over which requests come.
 const CONNECTIONS: usize = 16;
-/// Threads that open and close endpoints.
-const THREADS: usize = 4;
+/// Threads that spin, or open and close endpoints or connections.
+const THREADS: u32 = 4;
 /// Channels on which each connection of a hoarder has an endpoint.
 const CHANNELS: u64 = 8;
 /// How long a place in the broker's queue, or an answer, may take.
@@ -32,37 +32,28 @@ pub(crate) fn be() -> Result<()> {
     // What is not there cannot be closed, which is the least that can be asked for.
     let close = |id| ControlRequest::Close { endpoint: id };
     match kind {
-        Kind::Spins => {
-            begun()?;
+        Kind::Spins => in_threads(&address, begun, |_, _| {
             loop {
                 std::hint::spin_loop();
             }
-        }
+        }),
         Kind::Asks => {
             let greeted = (0..CONNECTIONS).map(|_| greet(&address)?.ok_or_else(|| "sent away".into()));
             let connections = greeted.collect::<Result<Vec<_>>>()?;
             begun()?;
             ask(&connections, close)
         }
-        Kind::Opens => {
-            let threads: Vec<_> = (0..THREADS as u32)
-                .map(|number| {
-                    let address = address.clone();
-                    thread::spawn(move || open_and_close(&address, number).map_err(|error| error.to_string()))
-                })
-                .collect();
-            begun()?;
-            threads.into_iter().try_for_each(|thread| Ok(thread.join().map_err(|_| "a thread panicked")??))
-        }
-        Kind::Connects => {
-            begun()?;
-            connect_and_leave(&address)
-        }
+        Kind::Opens => in_threads(&address, begun, open_and_close),
+        Kind::Connects => in_threads(&address, begun, connect_and_leave),
         Kind::Hoards => {
             let connections = hoard(&address)?;
             begun()?;
             // More of what there is no more of.
             ask(&connections, |id| open(id, &format!("more/{id}")))
+        }
+        Kind::Knocks => {
+            let _connections = hoard(&address)?;
+            in_threads(&address, begun, connect_and_leave)
         }
     }
 }
@@ -125,6 +116,24 @@ fn ask(connections: &[PacketSocket], request: impl Fn(u64) -> ControlRequest) ->
     }
 }
 
+/// Does it in several threads, each of which has a number.
+fn in_threads(
+    address: &Address,
+    begun: impl Fn() -> Result<()>,
+    work: impl Fn(&Address, u32) -> Result<()> + Sync,
+) -> Result<()> {
+    thread::scope(|scope| {
+        let threads: Vec<_> = (0..THREADS)
+            .map(|number| {
+                let work = &work;
+                scope.spawn(move || work(address, number).map_err(|error| error.to_string()))
+            })
+            .collect();
+        begun()?;
+        threads.into_iter().try_for_each(|thread| Ok(thread.join().map_err(|_| "a thread panicked")??))
+    })
+}
+
 fn open_and_close(address: &Address, number: u32) -> Result<()> {
     let client = Client::connect_to(address)?;
     let channel = format!("flood/{}/{number}", std::process::id());
@@ -135,11 +144,18 @@ fn open_and_close(address: &Address, number: u32) -> Result<()> {
     }
 }
 
-fn connect_and_leave(address: &Address) -> Result<()> {
+/// Connects again and again: threads wait while the queue is full, or try again at once, by turns.
+fn connect_and_leave(address: &Address, number: u32) -> Result<()> {
     let name = address.to_kernel()?;
     loop {
-        // It waits while the queue is full.
-        let socket = PacketSocket::connect(&name, SOON)?;
+        let connected = match number % 2 {
+            0 => PacketSocket::connect(&name, SOON),
+            _ => PacketSocket::connect_at_once(&name),
+        };
+        let socket = match connected {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
+            connected => connected?,
+        };
         let _ = socket.send_bytes(&Greeting { version: VERSION, verdict: Verdict::Welcome }.to_bytes());
     }
 }

@@ -22,7 +22,7 @@ const OTHER: u32 = 65_534;
 /// What the neighbour does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum Kind {
-    /// Nothing that has to do with the broker: it only keeps a processor busy.
+    /// Nothing that has to do with the broker: it only keeps processors busy.
     Spins,
     /// Asks, over several connections.
     Asks,
@@ -32,6 +32,8 @@ pub(super) enum Kind {
     Connects,
     /// Has as many connections and channels as it may, and asks for more.
     Hoards,
+    /// Has as many connections as it may, and connects again and again.
+    Knocks,
 }
 
 /// A neighbour of some kind, as this user or as another one.
@@ -39,7 +41,7 @@ type Setting = Option<(Kind, bool)>;
 
 /// What is measured, in turn; as another user only by one who may start such a process.
 fn settings() -> Vec<Setting> {
-    let as_other = geteuid().is_root().then_some([Kind::Asks, Kind::Opens, Kind::Connects, Kind::Hoards]);
+    let as_other = geteuid().is_root().then_some([Kind::Asks, Kind::Opens, Kind::Connects, Kind::Hoards, Kind::Knocks]);
     let as_other = as_other.into_iter().flatten().map(|kind| Some((kind, true)));
     // Connections that a user hoards, or has not been seen to close, no other process of that user has.
     let as_own = [Kind::Spins, Kind::Asks, Kind::Opens].map(|kind| Some((kind, false)));
