@@ -24,6 +24,8 @@ mod sync;
 
 #[cfg(all(test, not(loom)))]
 mod hostile;
+#[cfg(all(test, loom))]
+mod model;
 
 // Everything that touches the kernel. The models (`--cfg loom`) need none of it.
 #[cfg(not(loom))]

@@ -75,6 +75,12 @@ impl Held {
         }
     }
 
+    /// What is known of a slot.
+    #[cfg(all(test, loom))]
+    pub fn cell(&self, slot: u32) -> &Cell {
+        self.0.at(slot as usize)
+    }
+
     /// How many are held, and which message of those was sent first.
     pub fn survey(&self) -> (usize, Option<Mark>) {
         // Relaxed: for whoever watches, and nothing follows from it.
