@@ -5,9 +5,9 @@ use std::time::Instant;
 use fbuf_client::{Address, Client, Wait};
 
 use super::{
-    Extent, SLOT, SLOTS,
+    Extent, SLOT, SLOTS, SOON,
     broker::BrokerProcess,
-    crowd::{Crowds, SOON, Step},
+    crowd::{Crowds, Step},
     figure::{Figure, Subject, Unit, several},
     holdings::Holdings,
 };

@@ -9,11 +9,8 @@ use std::{
 
 use fbuf_client::{Address, Client, ConnectError};
 
-use super::holdings::Holdings;
+use super::{SOON, holdings::Holdings};
 use crate::Result;
-
-/// Longer than a broker takes to start, or to notice that somebody has gone.
-const SOON: Duration = Duration::from_secs(20);
 
 /// A broker, at an address that leaves nothing behind.
 pub(super) struct BrokerProcess {

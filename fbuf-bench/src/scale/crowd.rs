@@ -1,21 +1,16 @@
 //! Many clients, each with a channel of its own, a sender and a receiver on it: in a few processes, or in this
 //! one.
 
-use std::{
-    process::{Child, Command},
-    time::Duration,
-};
+use std::process::{Child, Command};
 
 use fbuf_client::{Address, Client, Receiver, Sender, Wait};
 use serde::{Deserialize, Serialize};
 
-use super::{SLOT, SLOTS, holdings::Holdings};
+use super::{SLOT, SLOTS, SOON, holdings::Holdings};
 use crate::{Result, pair::Line};
 
 /// In how many processes clients live, so that none runs out of descriptors.
 const PROCESSES: u32 = 4;
-/// How long a link may take.
-pub(super) const SOON: Duration = Duration::from_secs(20);
 
 /// What the first process says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

@@ -1,6 +1,6 @@
 //! What a process does that gives the broker as much to do as it can.
 
-use std::{io, os::fd::AsFd, thread, time::Duration};
+use std::{io, os::fd::AsFd, thread};
 
 use fbuf_client::{Address, Client, Protection, Wait};
 use fbuf_core::{
@@ -11,7 +11,7 @@ use fbuf_core::{
 };
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use super::{SLOT, SLOTS, crowd::link, neighbour::Kind};
+use super::{SLOT, SLOTS, SOON, crowd::link, neighbour::Kind};
 use crate::{Result, pair::Line};
 
 /// Connections over which requests come.
@@ -20,8 +20,6 @@ const CONNECTIONS: usize = 16;
 const THREADS: u32 = 4;
 /// Channels on which each connection of a hoarder has an endpoint.
 const CHANNELS: u64 = 8;
-/// How long a place in the broker's queue, or an answer, may take.
-const SOON: Duration = Duration::from_secs(20);
 
 /// Is the process, until it is killed.
 pub(crate) fn be() -> Result<()> {
