@@ -7,9 +7,10 @@ use std::{
     io::{BufRead, Read},
     os::unix::net::UnixDatagram,
     process::Stdio,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
+use fbuf_broker::{Embedded, Policy, Quota};
 use fbuf_client::{Address, Client, ConnectError};
 use nix::sys::signal::Signal;
 use support::{BrokerProcess, HandedOver, Process, fbuf};
@@ -250,4 +251,17 @@ fn who_connects_without_end_does_not_fill_the_log() {
     // A hundred in each five seconds.
     let most = 100 * (2 + start.elapsed().as_secs() as usize / 5);
     assert!((100..=most).contains(&lines), "{lines} lines of 600");
+}
+
+/// A second's worth may come at once; what comes then is taken as often as the quota says.
+#[test]
+fn connections_are_requests() {
+    const RATE: u32 = 20;
+    let quota = Quota { requests_per_second: RATE, ..Quota::default() };
+    let address = Address::new(format!("@fbuf-test-pace-{}", std::process::id()));
+    let broker = Embedded::start_at(address, Policy::own().with_quota(quota)).unwrap();
+    let start = Instant::now();
+    let clients: Vec<_> = (0..RATE + 10).map(|_| Client::connect_to(broker.address()).unwrap()).collect();
+    let elapsed = start.elapsed();
+    assert!(elapsed >= Duration::from_secs(1) * 10 / RATE, "{} connections in {elapsed:?}", clients.len());
 }

@@ -42,7 +42,7 @@ pub struct Account {
     used: [AtomicU64; Resource::ALL.len()],
     /// When requests that were made evenly, as often as the quota allows, would have come so far.
     due: Mutex<Option<Instant>>,
-    /// Locked by one connection after the other, in the order in which they came.
+    /// Locked by one request after the other, in the order in which they came.
     line: tokio::sync::Mutex<()>,
 }
 
@@ -77,13 +77,13 @@ impl Account {
         Ok(Charge { account: self.clone(), resource, amount: asked })
     }
 
-    /// Waits for the connections of this user that came before.
+    /// Waits for the requests of this user that came before.
     pub async fn line(&self) -> tokio::sync::MutexGuard<'_, ()> {
         self.line.lock().await
     }
 
-    /// Notes a request: when the next one may be read. A user who has been silent may make as many at once as
-    /// are allowed in a second.
+    /// Notes a request: when it may be answered. A user who has been silent may make as many at once as are allowed in
+    /// a second.
     #[must_use]
     pub fn note_request(&self, quota: &Quota, now: Instant) -> Instant {
         let mut due = self.due.lock().unwrap_or_else(PoisonError::into_inner);

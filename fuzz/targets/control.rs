@@ -78,7 +78,9 @@ impl Model {
 
     fn ask(&mut self, index: usize, request: ControlRequest) {
         let Some((client, user)) = self.clients.get(index).cloned() else { return };
-        let _ = self.state.note_request(client, Instant::now());
+        if let Some(payer) = self.state.payer(client) {
+            let _ = self.state.note_request(&payer, Instant::now());
+        }
         match request {
             ControlRequest::Open { endpoint, open } => {
                 let Ok(opening) = self.state.open(client, endpoint, open.clone()) else { return };

@@ -6,7 +6,7 @@
 use std::{
     io,
     os::fd::{AsFd, OwnedFd},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use fbuf_core::{
@@ -18,12 +18,15 @@ use fbuf_core::{
 use tokio::{
     io::unix::AsyncFd,
     task::{JoinSet, yield_now},
-    time::sleep_until,
 };
 use tracing::{debug, warn};
 
 use super::{Broker, Member, lock};
-use crate::{Listener, policy::User, state::Admission};
+use crate::{
+    Listener,
+    policy::User,
+    state::{Admission, Payer},
+};
 
 /// How many connections are accepted before clients have their turn.
 const AT_ONCE: usize = 4;
@@ -35,6 +38,18 @@ pub(super) struct Guest {
     socket: PacketSocket,
     process: Credentials,
     admission: Admission,
+}
+
+impl Guest {
+    /// Who pays for what it asks for.
+    pub(super) fn payer(&self) -> &Payer {
+        self.admission.payer()
+    }
+
+    /// Whether it did not wait.
+    pub(super) fn has_left(&self) -> bool {
+        self.socket.hung_up()
+    }
 }
 
 /// Greets back.
@@ -98,23 +113,9 @@ impl Broker {
         }
     }
 
-    /// Waits until the user of a guest may have one more connection, behind those of the same user who came before: a
-    /// connection is a request. False if the guest does not wait for so long.
-    pub(super) async fn wait_for_turn(&self, guest: &Guest) -> bool {
-        let _first = guest.admission.line().await;
-        if guest.socket.hung_up() {
-            return false;
-        }
-        let now = Instant::now();
-        let next = lock(&self.0).state.note_connection(&guest.admission, now);
-        if next > now {
-            sleep_until(next.into()).await;
-        }
-        true
-    }
-
     /// Greets a guest, who has to greet first: a member, or nobody who need be talked to.
     pub(super) async fn greet(&self, guest: Guest) -> io::Result<Option<(Member, AsyncFd<PacketSocket>)>> {
+        let payer = guest.payer().clone();
         let Guest { socket, process, admission } = guest;
         let socket = sys::watch(socket)?;
         let bytes = loop {
@@ -129,7 +130,7 @@ impl Broker {
         let greeting = Greeting::from_bytes(&bytes).map_err(io::Error::other)?;
         let joined =
             if greeting.version == VERSION { lock(&self.0).state.join(admission) } else { Err(Verdict::OtherVersion) };
-        let joined = joined.map(|client| Member { broker: self.clone(), client, process });
+        let joined = joined.map(|client| Member { broker: self.clone(), client, process, payer });
         points::reach("broker: joined");
         let verdict = joined.as_ref().err().copied().unwrap_or(Verdict::Welcome);
         say(socket.get_ref(), verdict)?;

@@ -16,7 +16,7 @@ use std::{
 };
 
 use fbuf_core::{
-    control::{Control, EndpointStatus, Introduction, Lodging, Report, Resource, ServerTransport, Slots},
+    control::{Control, EndpointStatus, Introduction, Lodging, Report, Resource, ServerTransport, Slots, Turn},
     points,
     socket::{Credentials, PacketSocket},
     wire::Descriptor,
@@ -26,14 +26,19 @@ use tarpc::{
     ChannelError,
     server::{BaseChannel, Channel as _},
 };
-use tokio::{io::unix::AsyncFd, sync::Notify, task::JoinSet, time::timeout};
+use tokio::{
+    io::unix::AsyncFd,
+    sync::Notify,
+    task::JoinSet,
+    time::{sleep_until, timeout},
+};
 use tracing::{debug, info, warn};
 
 use self::{desk::Desk, door::Guest, lines::Lines, mailbox::Mailbox};
 use crate::{
     Listener,
     policy::Policy,
-    state::{ClientId, Pair, Party, State},
+    state::{ClientId, Pair, Party, Payer, State},
 };
 
 /// How long a client has for its greeting.
@@ -99,6 +104,7 @@ struct Member {
     broker: Broker,
     client: ClientId,
     process: Credentials,
+    payer: Payer,
 }
 
 impl Drop for Member {
@@ -210,9 +216,24 @@ impl Broker {
         }
     }
 
+    /// Waits until a user may make one more request, behind all that the same user asked for before, so that who asks
+    /// much waits for itself. False, and no request is noted, if whoever asks is gone by then.
+    async fn turn(&self, payer: &Payer, is_gone: impl Fn() -> bool) -> bool {
+        let _first = payer.line().await;
+        if is_gone() {
+            return false;
+        }
+        let now = Instant::now();
+        let next = lock(&self.0).state.note_request(payer, now);
+        if next > now {
+            sleep_until(next.into()).await;
+        }
+        true
+    }
+
     /// One client, from its admission to its end.
     async fn attend(self, guest: Guest) {
-        if !self.wait_for_turn(&guest).await {
+        if !self.turn(guest.payer(), || guest.has_left()).await {
             return;
         }
         match timeout(GREETING_TIME, self.greet(guest)).await {
@@ -235,10 +256,15 @@ impl Broker {
     async fn talk(&self, member: &Member, socket: AsyncFd<PacketSocket>) {
         let (client, uid, mailbox) = (member.client, member.process.uid, Arc::new(Mailbox::default()));
         lock(&self.0).mailboxes.insert(client, mailbox.clone());
-        let pacing = self.clone();
-        let pace = move |now| lock(&pacing.0).state.note_request(client, now);
+        let pacing = (self.clone(), member.payer.clone());
+        let turn = move || -> Turn {
+            let (broker, payer) = pacing.clone();
+            Box::pin(async move {
+                broker.turn(&payer, || false).await;
+            })
+        };
         let desk = Desk { broker: self.clone(), client, process: member.process, mailbox: mailbox.clone() };
-        let channel = BaseChannel::with_defaults(ServerTransport::new(socket).paced(pace));
+        let channel = BaseChannel::with_defaults(ServerTransport::new(socket).paced(turn));
         let mut requests = std::pin::pin!(channel.max_concurrent_requests(MAX_REQUESTS).requests());
         let mut running = JoinSet::new();
         loop {

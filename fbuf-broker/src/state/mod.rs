@@ -69,19 +69,33 @@ pub struct Opening {
     pub pairs: Vec<Pair>,
 }
 
+/// Who pays for what a process asks for.
+#[derive(Debug, Clone)]
+pub struct Payer {
+    user: User,
+    account: Arc<Account>,
+}
+
+impl Payer {
+    /// Waits for all that the same user has asked for before: that has had its turn when it drops what this returns.
+    pub async fn line(&self) -> MutexGuard<'_, ()> {
+        self.account.line().await
+    }
+}
+
 /// A connection that may become a client.
 #[derive(Debug)]
 pub struct Admission {
     process: Credentials,
-    user: User,
-    account: Arc<Account>,
+    payer: Payer,
     charge: Charge,
 }
 
 impl Admission {
-    /// Waits for those of the same user who came before: they have had their turn when they drop what this returns.
-    pub async fn line(&self) -> MutexGuard<'_, ()> {
-        self.account.line().await
+    /// Who pays for it.
+    #[must_use]
+    pub fn payer(&self) -> &Payer {
+        &self.payer
     }
 }
 
@@ -102,8 +116,7 @@ pub struct State {
 #[derive(Debug)]
 struct Client {
     process: Credentials,
-    user: User,
-    account: Arc<Account>,
+    payer: Payer,
     _connection: Charge,
     /// By the client's own numbers.
     endpoints: HashMap<u64, Endpoint>,
@@ -148,7 +161,7 @@ impl State {
         }
         let account = self.accounts.of(user.id);
         let charge = account.charge(self.policy.quota(&user), Resource::Connections, 1).map_err(|_| Verdict::Spent)?;
-        Ok(Admission { process, user, account, charge })
+        Ok(Admission { process, payer: Payer { user, account }, charge })
     }
 
     /// It has greeted in order, and becomes a client.
@@ -160,27 +173,27 @@ impl State {
             return Err(Verdict::Full);
         }
         let id = ClientId(self.next());
-        let Admission { process, user, account, charge } = admission;
-        self.clients.insert(id, Client { process, user, account, _connection: charge, endpoints: HashMap::new() });
+        let Admission { process, payer, charge } = admission;
+        self.clients.insert(id, Client { process, payer, _connection: charge, endpoints: HashMap::new() });
         Ok(id)
     }
 
-    /// A connection has its turn, which counts as a message: when it may be greeted.
+    /// Who pays for what a client asks for.
     #[must_use]
-    pub fn note_connection(&self, admission: &Admission, now: Instant) -> Instant {
-        admission.account.note_request(self.policy.quota(&admission.user), now)
+    pub fn payer(&self, id: ClientId) -> Option<Payer> {
+        self.clients.get(&id).map(|client| client.payer.clone())
     }
 
-    /// A client has sent a message: when the next one may be read.
+    /// A message of a client, or a connection, has its turn: when it may be answered.
     #[must_use]
-    pub fn note_request(&self, id: ClientId, now: Instant) -> Instant {
-        self.clients.get(&id).map_or(now, |client| client.account.note_request(self.policy.quota(&client.user), now))
+    pub fn note_request(&self, payer: &Payer, now: Instant) -> Instant {
+        payer.account.note_request(self.policy.quota(&payer.user), now)
     }
 
     /// Charges descriptors to a client that are kept for it; none if that is more than it may have kept.
     pub fn charge_descriptors(&self, id: ClientId, count: u64) -> Option<Charge> {
-        let client = self.clients.get(&id)?;
-        client.account.charge(self.policy.quota(&client.user), Resource::Descriptors, count).ok()
+        let Payer { user, account } = &self.clients.get(&id)?.payer;
+        account.charge(self.policy.quota(user), Resource::Descriptors, count).ok()
     }
 
     /// A client opens an endpoint.
@@ -198,7 +211,7 @@ impl State {
         if client.endpoints.len() == MAX_ENDPOINTS {
             return Err(Refusal::TooManyEndpoints);
         }
-        let user = &client.user;
+        let Payer { user, account } = &client.payer;
         self.policy.permit(user, role, &name).map_err(|rules| Refusal::NotPermitted {
             user: user.id,
             role: role.name().into(),
@@ -207,7 +220,7 @@ impl State {
         })?;
         let trusted = self.policy.trusts(user, role, &name);
         let quota = self.policy.quota(user);
-        let charge = |resource, amount| client.account.charge(quota, resource, amount);
+        let charge = |resource, amount| account.charge(quota, resource, amount);
         let Earlier { endpoint: known_as, peers } = earlier.unwrap_or(Earlier { endpoint: number, peers: Vec::new() });
         let party = Party {
             client: id,
@@ -259,7 +272,7 @@ impl State {
     /// A client closes an endpoint. One that is not open is closed already.
     pub fn close(&mut self, id: ClientId, endpoint: u64) {
         let Some(client) = self.clients.get_mut(&id) else { return };
-        let user = client.user.id;
+        let user = client.payer.user.id;
         if let Some(closed) = client.endpoints.remove(&endpoint) {
             self.remove(&closed, user);
         }
@@ -269,7 +282,7 @@ impl State {
     pub fn leave(&mut self, id: ClientId) {
         let Some(client) = self.clients.remove(&id) else { return };
         for endpoint in client.endpoints.values() {
-            self.remove(endpoint, client.user.id);
+            self.remove(endpoint, client.payer.user.id);
         }
     }
 

@@ -23,7 +23,7 @@ pub use status::{EndStatus, EndpointStatus, MAX_PAGE, News, Oldest, Report};
 // What is fuzzed is decoded as here, but without a socket.
 #[cfg(fuzzing)]
 pub use transport::Parcel;
-pub use transport::{Call, ClientTransport, Packets, ServerTransport};
+pub use transport::{Call, ClientTransport, Packets, ServerTransport, Turn};
 
 /// What a client may ask of its broker.
 #[tarpc::service]

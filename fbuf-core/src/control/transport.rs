@@ -19,7 +19,7 @@ use std::{
 use futures_util::{Sink, Stream};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tarpc::{ClientMessage, Request, Response, ServerError, context};
-use tokio::{io::unix::AsyncFd, time::Sleep};
+use tokio::io::unix::AsyncFd;
 
 use crate::{
     limits::MAX_MESSAGE,
@@ -113,17 +113,23 @@ pub struct Packets<In, Out> {
     messages: PhantomData<fn(Out) -> In>,
 }
 
-/// When messages are read.
+/// When messages are passed on.
 struct Pace {
-    /// One has come: when the next one may be read.
-    note: Box<dyn FnMut(Instant) -> Instant + Send>,
-    /// Until when nothing is read.
-    rest: Option<Pin<Box<Sleep>>>,
+    /// Begins to wait for the turn of a message.
+    turn: Box<dyn FnMut() -> Turn + Send>,
+    /// A message that has come, and waits.
+    waiting: Option<(Packet, Turn)>,
 }
+
+/// Ready when it is somebody's turn.
+pub type Turn = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// The bytes and descriptors of a message.
+type Packet = (Vec<u8>, Vec<OwnedFd>);
 
 impl fmt::Debug for Pace {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Pace").field("rests", &self.rest.is_some()).finish_non_exhaustive()
+        f.debug_struct("Pace").field("waits", &self.waiting.is_some()).finish_non_exhaustive()
     }
 }
 
@@ -142,12 +148,12 @@ impl<In, Out> Packets<In, Out> {
         Self { socket, outbox: VecDeque::new(), pace: None, messages: PhantomData }
     }
 
-    /// Reads no message before `note`, called for the one before, said it might. What comes meanwhile fills
-    /// the socket, and then stops whoever sends it. No message may carry descriptors: those of a peer who
-    /// means harm need not even be closed.
+    /// Passes on a message, and reads the next one, only when a `turn` that began with its coming is over. What comes
+    /// meanwhile fills the socket, and then stops whoever sends it. No message may carry descriptors: those of a peer
+    /// who means harm need not even be closed.
     #[must_use]
-    pub fn paced(mut self, note: impl FnMut(Instant) -> Instant + Send + 'static) -> Self {
-        self.pace = Some(Pace { note: Box::new(note), rest: None });
+    pub fn paced(mut self, turn: impl FnMut() -> Turn + Send + 'static) -> Self {
+        self.pace = Some(Pace { turn: Box::new(turn), waiting: None });
         self
     }
 
@@ -164,15 +170,18 @@ impl<In, Out> Packets<In, Out> {
     }
 }
 
-/// The next message of a socket, its bytes and descriptors; `UnexpectedEof` at its end.
-type NextLetter = Option<io::Result<(Vec<u8>, Vec<OwnedFd>)>>;
+/// The next message of a socket; `UnexpectedEof` at its end.
+type NextPacket = Option<io::Result<Packet>>;
 
-fn poll_letter(socket: &AsyncFd<PacketSocket>, pace: &mut Option<Pace>, task: &mut Context<'_>) -> Poll<NextLetter> {
+fn poll_packet(socket: &AsyncFd<PacketSocket>, pace: &mut Option<Pace>, task: &mut Context<'_>) -> Poll<NextPacket> {
     let invalid = |text| Poll::Ready(Some(Err(io::Error::new(io::ErrorKind::InvalidData, text))));
-    if let Some(rest) = pace.as_mut().and_then(|pace| pace.rest.as_mut()) {
-        ready!(rest.as_mut().poll(task));
-    }
     loop {
+        if let Some(Pace { waiting, .. }) = pace
+            && let Some((_, turn)) = waiting
+        {
+            ready!(turn.as_mut().poll(task));
+            return Poll::Ready(waiting.take().map(|(packet, _)| Ok(packet)));
+        }
         let mut ready = match ready!(socket.poll_read_ready(task)) {
             Ok(ready) => ready,
             Err(error) => return Poll::Ready(Some(Err(error))),
@@ -182,13 +191,10 @@ fn poll_letter(socket: &AsyncFd<PacketSocket>, pace: &mut Option<Pace>, task: &m
             None => socket.get_ref().receive::<MAX_MESSAGE>(),
         };
         match arrival {
-            Ok(Arrival::Message(bytes, descriptors)) => {
-                if let Some(Pace { note, rest }) = pace {
-                    let (now, next) = (Instant::now(), note(Instant::now()));
-                    *rest = (next > now).then(|| Box::pin(tokio::time::sleep_until(next.into())));
-                }
-                return Poll::Ready(Some(Ok((bytes, descriptors))));
-            }
+            Ok(Arrival::Message(bytes, descriptors)) => match pace {
+                Some(Pace { turn, waiting }) => *waiting = Some(((bytes, descriptors), turn())),
+                None => return Poll::Ready(Some(Ok((bytes, descriptors)))),
+            },
             Ok(Arrival::TooLong) => return invalid("a message is longer, or carries more descriptors, than any may"),
             Ok(Arrival::NoDescriptors) => return invalid("no descriptor is left to receive one (RLIMIT_NOFILE)"),
             Ok(Arrival::Nothing) => ready.clear_ready(),
@@ -204,9 +210,9 @@ impl<In: Parcel, Out> Stream for Packets<In, Out> {
 
     fn poll_next(self: Pin<&mut Self>, task: &mut Context<'_>) -> Poll<Option<io::Result<In>>> {
         let Self { socket, pace, .. } = self.get_mut();
-        let arrival = ready!(poll_letter(socket, pace, task));
-        Poll::Ready(arrival.map(|letter| {
-            let (bytes, descriptors) = letter?;
+        let arrival = ready!(poll_packet(socket, pace, task));
+        Poll::Ready(arrival.map(|packet| {
+            let (bytes, descriptors) = packet?;
             let wire = wire::decode(&bytes, descriptors)
                 .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error.to_string()))?;
             Ok(In::unpack(wire))
