@@ -22,10 +22,9 @@ use tokio::{
     signal::unix::{SignalKind, signal},
 };
 use tracing::{error, info, warn};
-use tracing_appender::non_blocking::NonBlockingBuilder;
 use tracing_subscriber::EnvFilter;
 
-use crate::{Failure, Place, watch::metrics};
+use crate::{Failure, Place, log::Log, watch::metrics};
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
@@ -66,9 +65,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
     let filter =
         EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn,fbuf=info,fbuf_broker=info"));
     let colours = stderr().is_terminal();
-    // A log that nobody reads loses lines, and holds up nobody.
-    let (log, _until_written) = NonBlockingBuilder::default().lossy(true).finish(stderr());
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(log).with_ansi(colours).init();
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(|| Log).with_ansi(colours).init();
     allow_descriptors();
     let policy = arguments.policy()?;
     let (listener, place) = match inherited()? {

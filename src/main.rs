@@ -6,6 +6,7 @@ mod broker;
 mod demo;
 mod doctor;
 mod generate;
+mod log;
 mod pipes;
 mod watch;
 

@@ -13,7 +13,7 @@ use std::{
 use fbuf_broker::{Embedded, Policy, Quota};
 use fbuf_client::{Address, Client, ConnectError};
 use nix::sys::signal::Signal;
-use support::{BrokerProcess, HandedOver, Process, fbuf};
+use support::{BrokerProcess, HandedOver, Holdings, Process, fbuf};
 
 #[test]
 fn it_is_ready_only_when_it_accepts() {
@@ -235,6 +235,8 @@ fn a_log_that_nobody_reads_holds_nobody_up() {
         let client = Client::connect_to(&broker.address).unwrap();
         client.receiver(&number.to_string()).open().unwrap();
     }
+    // Its unit lets it have no other.
+    assert_eq!(Holdings::of(broker.process.pid()).threads, 1);
 }
 
 #[test]
