@@ -180,6 +180,7 @@ impl Outbound {
         let board = BoardTable::attach(hello.board.as_fd(), slots as usize).map_err(Violation::from)?;
         let (lane, descriptor) = LaneTable::create("fbuf-lane", capacity_for(slots, hello.skip_above.is_some()))
             .map_err(|error| LinkEnd::Exhausted(error.to_string()))?;
+        points::reach("attach: lane made");
         let exhausted = |error: std::io::Error| LinkEnd::Exhausted(error.to_string());
         let fencing = Fencing::of_this_process();
         let guard = match pool.guard() {

@@ -22,29 +22,34 @@ mod with_points {
     use nix::sys::signal::{Signal, raise};
 
     /// Those of endpoints, each in the part of the work to which it belongs.
-    pub const ENDPOINTS: [&str; 32] = [
+    pub const ENDPOINTS: [&str; 37] = [
         "attach: connected",
         "attach: asked",
         "attach: opened",
         "attach: introduced",
         "attach: board made",
         "attach: greeted",
+        "attach: lane made",
         "attach: answered",
         "attach: linked",
         "growth: made",
         "growth: announced",
+        "growth: mapped",
         "growth: used",
         "write: taken",
         "write: half an entry",
         "write: published",
         "write: bell",
         "get: marked",
+        "get: held",
         "get: copied",
         "return: begun",
         "return: handed back",
         "return: cleared",
         "return: bell",
         "seal: guarded",
+        "seal: released",
+        "seal: unmapped",
         "seal: sealed",
         "seal: sent",
         "lease: vacated",
@@ -58,11 +63,12 @@ mod with_points {
     ];
 
     /// Those of a broker, while a client attaches.
-    pub const BROKER: [&str; 6] = [
+    pub const BROKER: [&str; 7] = [
         "broker: accepted",
         "broker: joined",
         "broker: greeted",
         "broker: opened",
+        "broker: slots made",
         "broker: introduced to one",
         "broker: introduced to both",
     ];

@@ -1,8 +1,10 @@
 //! A process with one end on each channel, that may be killed at any moment.
 
 use std::{
+    collections::BTreeMap,
     env,
-    io::{BufRead, Read, Write, stdin, stdout},
+    io::{BufRead, Read, Write, stdin},
+    ops::Range,
     os::{fd::AsFd, unix::process::ExitStatusExt},
     process::{ChildStdin, ChildStdout, Command, Stdio},
     thread,
@@ -15,9 +17,13 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use crate::support::{Process, Random, SOON};
 
 /// The answer to the only command there is.
-const CHECKED: &str = "checked\n";
+const CHECKED: &str = "checked";
+/// How a line begins that tells of a message which is owed to whoever judges.
+const OWED: &str = "owed";
 /// How long a slot is.
 const SLOT: usize = 512;
+/// How many receivers whoever judges has on each channel.
+const JUDGES: usize = 2;
 /// How many messages a receiver holds on to, on each channel.
 const HOLDS: u64 = 3;
 
@@ -94,36 +100,52 @@ pub fn check(received: &Received) {
     assert!(received[..] == wanted, "message {number} has other bytes");
 }
 
-/// Which message of each sender comes next on one channel, and those that are held.
+/// What came on one channel from each sender, by its endpoint: which messages, none of which is missing. And those that
+/// are held.
 #[derive(Debug, Default)]
 pub struct Inbox {
-    next: std::collections::BTreeMap<u64, u64>,
+    came: BTreeMap<u64, Range<u64>>,
     held: Vec<Received>,
+    leased: u64,
 }
 
 impl Inbox {
-    /// Takes what there is, checks it, and holds on to some of it. Reports whose death was heard of.
-    pub fn empty(&mut self, receiver: &mut Receiver, random: &mut Random) -> Vec<i32> {
-        let mut dead = Vec::new();
+    /// Takes what there is, checks it, and holds on to some of it.
+    pub fn empty(&mut self, receiver: &mut Receiver, random: &mut Random) {
         loop {
             match receiver.try_get() {
                 Ok(Some(received)) => self.take(received, random),
-                Ok(None) => return dead,
-                Err(GetError::Disconnected(peer)) => {
-                    dead.push(peer.process.pid);
-                    self.next.remove(&peer.endpoint);
-                }
+                Ok(None) => return,
+                // Somebody died.
+                Err(GetError::Disconnected(_)) => {}
                 Err(error) => panic!("{error}"),
             }
         }
     }
 
+    /// What came from an endpoint.
+    pub fn came(&self, endpoint: u64) -> Range<u64> {
+        self.came.get(&endpoint).cloned().unwrap_or_default()
+    }
+
+    /// Forgets what came from others than these.
+    pub fn forget_all_but(&mut self, endpoints: &[u64]) {
+        self.came.retain(|endpoint, _| endpoints.contains(endpoint));
+    }
+
+    /// How many messages came that were leased.
+    pub fn leased(&self) -> u64 {
+        self.leased
+    }
+
     fn take(&mut self, received: Received, random: &mut Random) {
         check(&received);
         // From the first one on, none is missing.
-        let next = self.next.entry(received.sender().endpoint).or_insert(received.sequence());
-        assert_eq!(received.sequence(), *next, "a message is missing, or came twice");
-        *next += 1;
+        let sequence = received.sequence();
+        let came = self.came.entry(received.sender().endpoint).or_insert(sequence..sequence);
+        assert_eq!(sequence, came.end, "a message is missing, or came twice");
+        came.end += 1;
+        self.leased += u64::from(received.mechanism() == Mechanism::Lease);
         if self.held.len() as u64 > random.below(HOLDS) {
             let held = self.held.swap_remove(random.below(self.held.len() as u64) as usize);
             check(&held);
@@ -147,6 +169,7 @@ impl Role {
     /// Whose work a point is in, if it is in one's only.
     pub fn of(point: &str) -> Option<Self> {
         match point.split(':').next()? {
+            "growth" if point == "growth: mapped" => Some(Self::Receiver),
             "growth" | "write" | "seal" | "end" => Some(Self::Sender),
             "get" | "return" => Some(Self::Receiver),
             _ => None,
@@ -168,7 +191,14 @@ pub struct Actor {
     process: Process,
     commands: ChildStdin,
     answers: ChildStdout,
+    /// What it has said of a line that is not complete.
+    line: Vec<u8>,
+    checked: bool,
+    owed: Owed,
 }
+
+/// The messages of a process that are owed to all who judge: from which one to which one, by level and endpoint.
+pub type Owed = BTreeMap<(usize, u64), Range<u64>>;
 
 impl Actor {
     /// Starts it; it dies at a point that it has passed so often before, if one is given.
@@ -182,7 +212,7 @@ impl Actor {
         let mut process = Process::start(command.stdin(Stdio::piped()).stdout(Stdio::piped()));
         let commands = process.0.stdin.take().unwrap();
         let answers = process.0.stdout.take().unwrap();
-        Self { role, process, commands, answers }
+        Self { role, process, commands, answers, line: Vec::new(), checked: false, owed: Owed::new() }
     }
 
     pub fn pid(&self) -> i32 {
@@ -193,8 +223,35 @@ impl Actor {
         self.process.kill();
     }
 
+    /// What it owes, after it has died.
+    pub fn owed(&mut self) -> &Owed {
+        while self.listen() {}
+        &self.owed
+    }
+
+    /// Takes some of what it says: false at the end.
+    fn listen(&mut self) -> bool {
+        let mut said = [0; 1 << 12];
+        let count = self.answers.read(&mut said).unwrap();
+        for &byte in &said[..count] {
+            if byte != b'\n' {
+                self.line.push(byte);
+                continue;
+            }
+            let line = String::from_utf8(std::mem::take(&mut self.line)).unwrap();
+            self.checked |= line == CHECKED;
+            if let Some(numbers) = line.strip_prefix(OWED) {
+                let numbers: Vec<_> = numbers.split_whitespace().map(|number| number.parse().unwrap()).collect();
+                let [level, endpoint, sequence] = numbers[..] else { panic!("{line}") };
+                self.owed.entry((level as usize, endpoint)).or_insert(sequence..sequence).end = sequence + 1;
+            }
+        }
+        count > 0
+    }
+
     /// Whether it has died where it should. Fails if it found something wrong.
     pub fn has_died(&mut self) -> bool {
+        while is_readable(&self.answers) && self.listen() {}
         match self.process.0.try_wait().unwrap() {
             None => false,
             Some(status) => {
@@ -211,20 +268,17 @@ impl Actor {
 
     /// Whether it has done so.
     pub fn has_checked(&mut self) -> bool {
-        let mut said = [0; 100];
         while is_readable(&self.answers) {
-            let count = self.answers.read(&mut said).unwrap();
-            assert!(count > 0, "{:?} failed: {:?}", self.role, self.process.0.wait());
-            if said[..count].ends_with(CHECKED.as_bytes()) {
-                return true;
-            }
+            assert!(self.listen(), "{:?} failed: {:?}", self.role, self.process.0.wait());
         }
-        false
+        std::mem::take(&mut self.checked)
     }
 }
 
 /// Is the actor, for as long as it lives.
 pub fn act(role: &str) {
+    // Ends the line that the test harness has begun.
+    println!();
     let client = Client::connect().unwrap();
     let mut random = Random(std::process::id().into());
     let wait = [Wait::Spin, Wait::Adaptive, Wait::Block][random.below(3) as usize];
@@ -237,9 +291,15 @@ pub fn act(role: &str) {
 fn send_for_ever(mut senders: Vec<Sender>, random: &mut Random) {
     let mut next = vec![0; senders.len()];
     loop {
-        for (sender, next) in senders.iter_mut().zip(&mut next) {
+        for (level, (sender, next)) in senders.iter_mut().zip(&mut next).enumerate() {
             for _ in 0..random.below(8) {
-                if !send(sender, next) {
+                // Whoever is linked now is owed what is sent now.
+                let is_owed = has_all_judges(sender);
+                if send(sender, next) {
+                    if is_owed {
+                        println!("{OWED} {level} {} {}", sender.endpoint(), *next - 1);
+                    }
+                } else {
                     // Where it would wait, it may sleep.
                     drop(sender.allocate_timeout(Duration::from_micros(random.below(300))));
                     break;
@@ -253,8 +313,7 @@ fn send_for_ever(mut senders: Vec<Sender>, random: &mut Random) {
                 let slots = sender.counters().slots;
                 assert_eq!((slots.held, slots.lent), (0, 0));
             }
-            stdout().write_all(CHECKED.as_bytes()).unwrap();
-            stdout().flush().unwrap();
+            println!("{CHECKED}");
         }
         if random.below(100) == 0 {
             // It ends a stream in order, and begins another.
@@ -266,6 +325,13 @@ fn send_for_ever(mut senders: Vec<Sender>, random: &mut Random) {
             next[index] = 0;
         }
     }
+}
+
+/// Whether all receivers of whoever judges are linked, and nobody is about to be.
+fn has_all_judges(sender: &Sender) -> bool {
+    let judge = nix::unistd::getppid().as_raw();
+    let judges = sender.peers().filter(|peer| peer.process.pid == judge).count();
+    judges == JUDGES && sender.receivers() == sender.peers().count()
 }
 
 fn receive_for_ever(mut receivers: Vec<Receiver>, random: &mut Random) {
@@ -282,8 +348,7 @@ fn receive_for_ever(mut receivers: Vec<Receiver>, random: &mut Random) {
             }
         }
         if told {
-            stdout().write_all(CHECKED.as_bytes()).unwrap();
-            stdout().flush().unwrap();
+            println!("{CHECKED}");
         }
     }
 }
@@ -317,19 +382,14 @@ pub fn attach(broker: &Address) -> usize {
         }
     };
     // Each succeeds, if need be after the restart.
-    let mut receiver = client.receiver("c").open().unwrap();
-    let mut sender = client.sender("c").slot_size(8).open().unwrap();
-    sender.wait_for_receivers_timeout(1, SOON).unwrap();
-    let mut next = 0;
-    assert!(send_number(&mut sender, &mut next));
-    assert_eq!(receiver.get_timeout(SOON).unwrap().sequence(), 0);
-    assert_eq!(sender.receivers(), 1, "they were introduced twice");
+    for level in [Level::Volatile, Level::Leased] {
+        let mut receiver = client.receiver(&level.channel()).open().unwrap();
+        let mut sender = level.set(client.sender(&level.channel()).slot_size(8)).open().unwrap();
+        sender.wait_for_receivers_timeout(1, SOON).unwrap();
+        let fbuf = sender.allocate_timeout(SOON).unwrap();
+        assert_eq!(sender.write(fbuf).unwrap().sequence, 0);
+        assert_eq!(receiver.get_timeout(SOON).unwrap().sequence(), 0);
+        assert_eq!(sender.receivers(), 1, "they were introduced twice");
+    }
     tries
-}
-
-fn send_number(sender: &mut Sender, next: &mut u64) -> bool {
-    let fbuf = sender.allocate_timeout(SOON).unwrap();
-    let sent = sender.write(fbuf).is_ok_and(|sent| sent.sequence == *next);
-    *next += 1;
-    sent
 }

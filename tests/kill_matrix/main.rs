@@ -16,7 +16,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use actor::{Actor, Role};
+use actor::{Actor, Level, Role};
 use fbuf_core::points;
 use nix::sys::signal::Signal;
 use support::{BrokerProcess, Holdings, Memory, Random, settled, until, until_is};
@@ -51,10 +51,12 @@ fn whoever_is_killed_costs_the_others_nothing() {
     let memory = || processes.map(Memory::of);
     let (mut before, mut early) = (None, None::<[Memory; 2]>);
     let mut deaths: BTreeMap<&str, u64> = BTreeMap::new();
+    let mut owed = 0;
     // Two in each round: one where chance has it, and the other one when it has shown that it lacks nothing.
     for round in 0..kills / 2 {
         let patience = random.below(150);
-        let point = (random.below(3) > 0).then(|| points::ENDPOINTS[random.below(32) as usize]);
+        let point =
+            (random.below(3) > 0).then(|| points::ENDPOINTS[random.below(points::ENDPOINTS.len() as u64) as usize]);
         let count = if random.below(2) == 0 { 0 } else { random.below(40) };
         let either = if random.below(2) == 0 { Role::Sender } else { Role::Receiver };
         let victim = point.and_then(Role::of).unwrap_or(either);
@@ -69,10 +71,14 @@ fn whoever_is_killed_costs_the_others_nothing() {
         }
         *deaths.entry(point.filter(|_| died).unwrap_or("from outside")).or_default() += 1;
         survivors.mourn(victim.pid());
+        survivors.got(victim.owed());
+        owed += victim.owed().len();
         other.check();
         survivors.settle(Some(&mut other));
         other.kill();
         survivors.mourn(other.pid());
+        survivors.got(other.owed());
+        survivors.forget();
         survivors.settle(None);
         let before = *before.get_or_insert_with(|| settled(holdings));
         // The broker hears of a death a moment later, and may have introduced who was dead by then.
@@ -94,10 +100,19 @@ fn whoever_is_killed_costs_the_others_nothing() {
     let [early, late] = [early.unwrap(), memory()].map(|memory| memory.map(|of_one| of_one.to_string()));
     println!("{kills} kills: {deaths:#?}\nprivate and shared memory, of this process and the broker:");
     println!("{early:?} early, {late:?} late");
+    assert!(owed > 0 && survivors.leased(Level::Leased) > 0, "nothing was owed, or nothing leased");
     // Not everybody gets to every point before dying of something else; but in a long run somebody does.
     let missing: Vec<_> = points::ENDPOINTS.iter().filter(|point| !deaths.contains_key(*point)).collect();
     let few = if kills >= 10 * KILLS { 0 } else { points::ENDPOINTS.len() / 4 };
     assert!(kills < KILLS || missing.len() <= few, "nobody died at {missing:?}");
+    let parts = |points: &[&str]| points.iter().map(|point| part_of(point).to_owned()).collect::<BTreeSet<_>>();
+    let died: Vec<_> = deaths.keys().copied().filter(|point| point.contains(':')).collect();
+    assert!(kills < KILLS || parts(&died) == parts(&points::ENDPOINTS), "a part of the work was left out: {missing:?}");
+}
+
+/// The part of the work that a point is in.
+fn part_of(point: &str) -> &str {
+    point.split(':').next().unwrap_or(point)
 }
 
 /// What is in file systems where something could be left, and could be of fbuf.
@@ -122,6 +137,7 @@ fn a_broker_that_dies_while_somebody_attaches_keeps_nobody_for_ever() {
             // It dies of its own, unless the point is not passed so often.
             until("the broker dies, or all attach", || attaching.is_finished() || broker.process.has_ended());
             let died = broker.process.has_ended();
+            assert!(died || count > 0, "the broker did not get to {point}");
             let _next = died.then(|| BrokerProcess::start(&path));
             let connections = attaching.join().unwrap();
             println!("{point}, {count} times before: died {died}, {connections} tries to connect");

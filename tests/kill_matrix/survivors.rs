@@ -1,9 +1,11 @@
 //! Two senders and two receivers on each channel, which go on whoever dies.
 
+use std::ops::Range;
+
 use fbuf_client::{Address, Client, Farewell, Receiver, Sender, Wait};
 
 use crate::{
-    actor::{Actor, Inbox, Level, receivers, send, senders},
+    actor::{Actor, Inbox, Level, Owed, receivers, send, senders},
     support::{Random, SOON, until},
 };
 
@@ -87,6 +89,38 @@ impl Survivors {
                     slots.held == 0 && slots.lent == 0
                 })
         });
+        // What was sent here has come here, all of it.
+        for (senders, next) in self.senders.iter().zip(&self.next) {
+            for (level, (sender, &next)) in senders.iter().zip(next).enumerate() {
+                self.came(level, sender.endpoint()).for_each(|came| assert_eq!(came, 0..next));
+            }
+        }
+    }
+
+    /// What came to each of the receivers of one level from an endpoint.
+    fn came(&self, level: usize, endpoint: u64) -> impl Iterator<Item = Range<u64>> {
+        self.inboxes.iter().map(move |inboxes| inboxes[level].came(endpoint))
+    }
+
+    /// Everybody here has got all that somebody owed who has died.
+    pub fn got(&self, owed: &Owed) {
+        for (&(level, endpoint), owed) in owed {
+            for came in self.came(level, endpoint) {
+                let all = came.start <= owed.start && owed.end <= came.end;
+                assert!(all, "{:?}: {owed:?} were owed, and {came:?} came", Level::ALL[level]);
+            }
+        }
+    }
+
+    /// Forgets what came from those who are dead.
+    pub fn forget(&mut self) {
+        let here: Vec<_> = self.senders.iter().flatten().map(Sender::endpoint).collect();
+        self.inboxes.iter_mut().flatten().for_each(|inbox| inbox.forget_all_but(&here));
+    }
+
+    /// How many messages came on the channel of a level that were leased.
+    pub fn leased(&self, level: Level) -> u64 {
+        self.inboxes.iter().map(|inboxes| inboxes[level as usize].leased()).sum()
     }
 }
 

@@ -58,6 +58,7 @@ impl Control for Desk {
             let geometry = Geometry::new(slot_bytes, max_slots)?;
             match make_slots(geometry, huge, self.process.uid) {
                 Ok(slots) => {
+                    points::reach("broker: slots made");
                     opened.slots = slots.iter().cloned().map(Descriptor::from).collect();
                     inner.slots.entry(self.client).or_default().insert(endpoint, slots);
                 }

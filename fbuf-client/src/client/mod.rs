@@ -209,15 +209,16 @@ impl Client {
         role: Role,
         post: Box<dyn Post>,
     ) -> Result<(Registration, Opened), OpenError> {
-        let endpoint = self.0.next.fetch_add(1, Ordering::Relaxed);
-        let registration = Registration { client: self.clone(), endpoint };
+        let number = self.0.next.fetch_add(1, Ordering::Relaxed);
+        let mut registration = Registration { client: self.clone(), number, endpoint: 0 };
         let (answer, answered) = mpsc::sync_channel(1);
         let open = Open { channel: channel.to_owned(), role, earlier: None };
         let deadline = Instant::now() + PATIENCE;
         let gone = || OpenError::BrokerGone("this process ends the connection".into());
-        self.0.command(Command::Open { endpoint, open, post, answer, deadline }).ok_or_else(gone)?;
+        self.0.command(Command::Open { endpoint: number, open, post, answer, deadline }).ok_or_else(gone)?;
         // The control thread answers each command.
         let opened = answered.recv().unwrap_or_else(|_| Err(gone()))?;
+        registration.endpoint = opened.endpoint;
         Ok((registration, opened))
     }
 }
@@ -242,12 +243,15 @@ impl Drop for Connection {
 #[derive(Debug)]
 pub(crate) struct Registration {
     client: Client,
-    endpoint: u64,
+    /// How the connection knows it.
+    number: u64,
+    /// How its peers know it.
+    pub endpoint: u64,
 }
 
 impl Drop for Registration {
     fn drop(&mut self) {
         // If the control thread is gone, so is the connection, and nothing is open.
-        let _ = self.client.0.command(Command::Close { endpoint: self.endpoint });
+        let _ = self.client.0.command(Command::Close { endpoint: self.number });
     }
 }

@@ -63,7 +63,7 @@ pub struct Receiver {
     sleeps: u64,
     /// Senders that broke a rule.
     violations: u64,
-    _registration: Registration,
+    registration: Registration,
 }
 
 impl Receiver {
@@ -105,6 +105,12 @@ impl Receiver {
             Some(received) => Ok(Some(received)),
             None => self.try_get_slowly(),
         }
+    }
+
+    /// By what number peers know this endpoint, and `fbuf ls` lists it; no other has it, nor will have.
+    #[must_use]
+    pub fn endpoint(&self) -> u64 {
+        self.registration.endpoint
     }
 
     /// How many senders are linked, as far as is known.

@@ -95,7 +95,7 @@ impl ReceiverBuilder {
             past_bytes: 0,
             sleeps: 0,
             violations: 0,
-            _registration: registration,
+            registration,
         })
     }
 }

@@ -58,7 +58,7 @@ pub struct Sender {
     past: LinkCounts,
     counters: Counts,
     granted: Granted,
-    _registration: Registration,
+    registration: Registration,
 }
 
 #[derive(Debug, Clone, Copy, Default)]
@@ -375,6 +375,12 @@ impl Sender {
             let ready = self.sockets.sleep(deadline);
             self.attend(&ready);
         }
+    }
+
+    /// By what number peers know this endpoint, and `fbuf ls` lists it; no other has it, nor will have.
+    #[must_use]
+    pub fn endpoint(&self) -> u64 {
+        self.registration.endpoint
     }
 
     /// How many receivers are linked, as far as is known.

@@ -206,7 +206,7 @@ impl SenderBuilder {
             past: LinkCounts::default(),
             counters: Counts::default(),
             granted,
-            _registration: registration,
+            registration,
         })
     }
 }

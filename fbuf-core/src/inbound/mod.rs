@@ -187,6 +187,7 @@ impl Inbound {
         }
         let size = self.geometry.segment_bytes(new.slots);
         let map = Map::attach(new.memory.as_fd(), size).map_err(Violation::from)?;
+        points::reach("growth: mapped");
         let copies = match self.returns().mechanism {
             Mechanism::Shared | Mechanism::Lease | Mechanism::OneShot => None,
             Mechanism::Copy => Some(Map::private(size).map_err(|error| LinkEnd::Exhausted(error.to_string()))?),
@@ -312,6 +313,7 @@ impl Inbound {
                     else {
                         return self.break_off(self.objection(number, length));
                     };
+                    points::reach("get: held");
                     let loan = Loan { cell, slot: SlotId::new(number), length: length as u32, mark, home };
                     let received = loan.receive();
                     let kept = if home.mechanism == Mechanism::OneShot {

@@ -16,6 +16,7 @@ use nix::sys::signal::{SigSet, SigmaskHow, pthread_sigmask};
 
 use crate::{
     memory::{Map, MemoryError, Pieces, Reserved},
+    points,
     slot::SlotId,
 };
 
@@ -63,6 +64,7 @@ impl Draft {
 
     fn seal(self) -> Result<OwnedFd, (Reserved, MemoryError)> {
         drop(self.map);
+        points::reach("seal: unmapped");
         self.memory.seal_for_good()
     }
 }

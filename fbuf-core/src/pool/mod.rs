@@ -321,6 +321,7 @@ impl Pool {
     fn release(&self, first: SlotId, count: u32) -> io::Result<()> {
         let Some(guard) = &self.guard else { return Ok(()) };
         self.protect(first, count, true)?;
+        points::reach("seal: released");
         (first.number()..first.number() + count).for_each(|slot| guard.sent(SlotId::new(slot), Mark::NONE));
         Ok(())
     }
