@@ -62,8 +62,9 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
         print!("{}", Policy::read(path)?);
         return Ok(());
     }
-    let filter =
-        EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn,fbuf=info,fbuf_broker=info"));
+    // tarpc has a line for each request that expired, and clients choose when that is.
+    let filter = EnvFilter::try_from_default_env()
+        .unwrap_or_else(|_| EnvFilter::new("warn,tarpc=off,fbuf=info,fbuf_broker=info"));
     let colours = stderr().is_terminal();
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(|| Log).with_ansi(colours).init();
     allow_descriptors();

@@ -20,9 +20,10 @@ use crate::policy::Quota;
 pub struct Accounts(HashMap<u32, Arc<Account>>);
 
 impl Accounts {
-    /// That of a user, by id. Accounts on which nothing is charged are forgotten.
+    /// That of a user, by id. Accounts on which nothing is charged, nor was asked lately, are forgotten.
     pub fn of(&mut self, user: u32) -> Arc<Account> {
-        self.0.retain(|_, account| Arc::strong_count(account) > 1);
+        let now = Instant::now();
+        self.0.retain(|_, account| Arc::strong_count(account) > 1 || account.is_ahead(now));
         self.0.entry(user).or_insert_with(|| Arc::new(Account::new(user))).clone()
     }
 
@@ -86,10 +87,22 @@ impl Account {
     /// a second.
     #[must_use]
     pub fn note_request(&self, quota: &Quota, now: Instant) -> Instant {
+        self.note_work(quota, 1, now)
+    }
+
+    /// As [`Self::note_request`], for what takes as long as so many.
+    #[must_use]
+    pub fn note_work(&self, quota: &Quota, requests: u32, now: Instant) -> Instant {
         let mut due = self.due.lock().unwrap_or_else(PoisonError::into_inner);
-        let next = due.map_or(now, |due| due.max(now)) + Duration::from_secs(1) / quota.requests_per_second.max(1);
+        let time = Duration::from_secs(1) / quota.requests_per_second.max(1) * requests;
+        let next = due.map_or(now, |due| due.max(now)) + time;
         *due = Some(next);
         next.checked_sub(Duration::from_secs(1)).unwrap_or(now)
+    }
+
+    /// Whether more was asked than is due by now.
+    fn is_ahead(&self, now: Instant) -> bool {
+        self.due.lock().unwrap_or_else(PoisonError::into_inner).is_some_and(|due| due > now)
     }
 }
 
@@ -130,7 +143,11 @@ mod tests {
         drop(three);
         assert_eq!(account.used(Resource::Links), 7);
         assert_eq!(accounts.used().collect::<Vec<_>>(), [(7, Resource::Links, 7)]);
+        let later = account.note_request(&quota, Instant::now());
         drop((seven, account));
+        accounts.of(8);
+        assert!(accounts.0.contains_key(&7) && accounts.of(7).is_ahead(later), "what was asked lately was forgotten");
+        *accounts.of(7).due.lock().unwrap() = None;
         accounts.of(8);
         assert_eq!(accounts.0.keys().collect::<Vec<_>>(), [&8], "an account with nothing on it was kept");
     }

@@ -17,6 +17,7 @@
 //! links = 1000
 //! connections = 16
 //! descriptors = 256
+//! endpoints = 1000
 //! requests_per_second = 1000
 //! ```
 //!
@@ -54,6 +55,8 @@ pub struct Quota {
     /// Descriptors that the broker holds for the user: introductions that were not fetched yet, and slots
     /// that are leased.
     pub descriptors: u64,
+    /// Senders and receivers.
+    pub endpoints: u64,
     /// Messages to the broker in a second, and connections; who sends more has to wait.
     pub requests_per_second: u32,
 }
@@ -68,6 +71,7 @@ impl Default for Quota {
             links: 262_144,
             connections: 2048,
             descriptors: 16_384,
+            endpoints: 16_384,
             // A fraction of what a broker answers, so that one user does not leave others waiting.
             requests_per_second: 5000,
         }
@@ -85,6 +89,7 @@ impl Quota {
             Resource::Links => self.links,
             Resource::Connections => self.connections,
             Resource::Descriptors => self.descriptors,
+            Resource::Endpoints => self.endpoints,
         }
     }
 }

@@ -89,6 +89,7 @@ struct WrittenQuota {
     links: Option<u64>,
     connections: Option<u64>,
     descriptors: Option<u64>,
+    endpoints: Option<u64>,
     requests_per_second: Option<u32>,
 }
 
@@ -143,7 +144,7 @@ impl WrittenRule {
 
 impl WrittenQuota {
     fn complete(self, rule: &str) -> Quota {
-        let Quota { rule: _, bytes, slots, channels, links, connections, descriptors, requests_per_second } =
+        let Quota { rule: _, bytes, slots, channels, links, connections, descriptors, endpoints, requests_per_second } =
             Quota::default();
         Quota {
             rule: rule.to_owned(),
@@ -153,6 +154,7 @@ impl WrittenQuota {
             links: self.links.unwrap_or(links),
             connections: self.connections.unwrap_or(connections),
             descriptors: self.descriptors.unwrap_or(descriptors),
+            endpoints: self.endpoints.unwrap_or(endpoints),
             requests_per_second: self.requests_per_second.unwrap_or(requests_per_second),
         }
     }

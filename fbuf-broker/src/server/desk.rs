@@ -61,6 +61,9 @@ impl Control for Desk {
                     points::reach("broker: slots made");
                     opened.slots = slots.iter().cloned().map(Descriptor::from).collect();
                     inner.slots.entry(self.client).or_default().insert(endpoint, slots);
+                    if let Some(charge) = inner.state.paid_for_slots(self.client, endpoint) {
+                        self.mailbox.note_sent(charge);
+                    }
                 }
                 Err(error) => {
                     inner.state.close(self.client, endpoint);
@@ -74,6 +77,7 @@ impl Control for Desk {
         if logs {
             info!(client = ?self.client, channel, role = name, links = pairs.len(), "opened");
         }
+        inner.state.note_links(self.client, pairs.len(), Instant::now());
         for pair in pairs {
             if let Err(error) = Broker::introduce(&inner, pair) {
                 inner.close(self.client, endpoint);
@@ -104,17 +108,16 @@ impl Control for Desk {
             }
         }
         if last {
-            inner.asked.remove(&self.client);
-            inner.reported.notify_waiters();
+            inner.note_answer(self.client);
         }
     }
 
     async fn status(self, _: Context, behind: u64) -> Vec<EndpointStatus> {
-        if behind == 0 {
-            self.broker.ask_for_reports().await;
-        }
         let own = nix::unistd::geteuid().as_raw();
         let user = Some(self.process.uid).filter(|&user| user != 0 && user != own);
+        if behind == 0 {
+            self.broker.ask_for_reports(user).await;
+        }
         self.broker.page(user, behind, MAX_PAGE)
     }
 }

@@ -4,7 +4,7 @@ use std::{
     collections::VecDeque,
     hash::{BuildHasher, Hasher, RandomState},
     sync::{
-        Mutex,
+        Arc, Mutex,
         atomic::{AtomicBool, Ordering},
     },
 };
@@ -24,7 +24,7 @@ const MAX_WAITING: usize = 1024;
 /// Introductions on their way to one client.
 #[derive(Debug, Default)]
 pub(super) struct Mailbox {
-    waiting: Mutex<VecDeque<(Introduction, Charge)>>,
+    waiting: Mutex<VecDeque<(Introduction, Arc<Charge>)>>,
     filled: Notify,
     /// Whether somebody wants to know what the client's endpoints are doing.
     report: AtomicBool,
@@ -35,10 +35,33 @@ pub(super) struct Mailbox {
 
 /// What a client was sent, and may not have read. What is under way in a socket takes up descriptors as well
 /// (ETOOMANYREFS in sendmsg(2)), and only who reads it learns the receipt.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Sent {
     receipt: u64,
-    charges: Vec<Charge>,
+    /// Whether the client was told of this receipt.
+    is_told: bool,
+    charges: Vec<Arc<Charge>>,
+}
+
+impl Default for Sent {
+    fn default() -> Self {
+        Self { receipt: 0, is_told: true, charges: Vec::new() }
+    }
+}
+
+impl Sent {
+    /// Something more is sent, which the next receipt that the client is told shows to be read.
+    fn add(&mut self, charges: impl IntoIterator<Item = Arc<Charge>>) {
+        // Each of these is seeded anew.
+        self.receipt = RandomState::new().build_hasher().finish();
+        self.is_told = false;
+        self.charges.extend(charges);
+    }
+
+    /// The receipt that the client is told now, and whether it was not told before.
+    fn tell(&mut self) -> (u64, bool) {
+        (self.receipt, !std::mem::replace(&mut self.is_told, true))
+    }
 }
 
 impl Mailbox {
@@ -55,8 +78,9 @@ impl Mailbox {
             let filled = self.filled.notified();
             let introductions = self.fetch();
             let report = self.report.swap(false, Ordering::Relaxed);
-            if report || !introductions.is_empty() {
-                return News { introductions, report, receipt: lock(&self.sent).receipt };
+            let (receipt, is_new) = lock(&self.sent).tell();
+            if report || !introductions.is_empty() || is_new {
+                return News { introductions, report, receipt };
             }
             filled.await;
         }
@@ -75,12 +99,18 @@ impl Mailbox {
         }
     }
 
+    /// Something else is sent to the client, which is paid for until that has read it.
+    pub(super) fn note_sent(&self, charge: Arc<Charge>) {
+        lock(&self.sent).add([charge]);
+        self.filled.notify_one();
+    }
+
     /// Keeps an introduction until it is fetched, if that is paid for.
     pub(super) fn post(&self, introduction: Introduction, charge: Option<Charge>) {
         let mut waiting = lock(&self.waiting);
         match charge {
             Some(charge) if waiting.len() < MAX_WAITING => {
-                waiting.push_back((introduction, charge));
+                waiting.push_back((introduction, Arc::new(charge)));
                 self.filled.notify_one();
             }
             _ => self.overfull.notify_one(),
@@ -91,17 +121,14 @@ impl Mailbox {
     fn fetch(&self) -> Vec<Introduction> {
         let mut waiting = lock(&self.waiting);
         let mut descriptors = 0;
-        let fits = |(introduction, _): &&(Introduction, Charge)| {
+        let fits = |(introduction, _): &&(Introduction, Arc<Charge>)| {
             descriptors += introduction.descriptors();
             descriptors <= MAX_DESCRIPTORS
         };
         let count = waiting.iter().take(MAX_INTRODUCTIONS).take_while(fits).count();
         let (fetched, charges): (Vec<_>, Vec<_>) = waiting.drain(..count).unzip();
         if count > 0 {
-            let mut sent = lock(&self.sent);
-            // Each of these is seeded anew.
-            sent.receipt = RandomState::new().build_hasher().finish();
-            sent.charges.extend(charges);
+            lock(&self.sent).add(charges);
         }
         fetched
     }

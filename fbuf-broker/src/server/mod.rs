@@ -7,7 +7,7 @@ mod lines;
 mod mailbox;
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::HashMap,
     future::Future,
     io,
     os::fd::OwnedFd,
@@ -67,11 +67,10 @@ struct Inner {
     slots: HashMap<ClientId, HashMap<u64, Vec<Arc<OwnedFd>>>>,
     /// What endpoints last said of themselves.
     reports: HashMap<ClientId, HashMap<u64, Report>>,
-    /// Who was asked to report and has not answered yet, and when all were asked last.
-    asked: HashSet<ClientId>,
+    /// When each client was asked last to report, and whether it has not answered yet.
+    asked: HashMap<ClientId, (Instant, bool)>,
     /// Notified when somebody has, or has gone.
     reported: Arc<Notify>,
-    asked_at: Option<Instant>,
     lines: Lines,
 }
 
@@ -82,19 +81,38 @@ impl Inner {
         self.reports.get_mut(&client).map(|reports| reports.remove(&endpoint));
     }
 
-    /// Has all clients report, if none was asked since this moment; or says how long to wait before that.
-    fn ask(&mut self, since: Instant) -> Option<Duration> {
-        if self.asked_at.is_some_and(|asked| asked >= since) {
-            return None;
+    /// Has all clients of a user, or of all, report that have endpoints and were not asked since this moment; or says how
+    /// long to wait until all may be asked again.
+    fn ask(&mut self, user: Option<u32>, since: Instant) -> Option<Duration> {
+        let (now, mut pause) = (Instant::now(), None);
+        for client in self.state.with_endpoints(user) {
+            let rest = match self.asked.get(&client) {
+                Some((at, _)) if *at >= since => continue,
+                Some((at, _)) => (*at + REPORT_PAUSE).saturating_duration_since(now),
+                None => Duration::ZERO,
+            };
+            if !rest.is_zero() {
+                pause = pause.max(Some(rest));
+            } else if let Some(mailbox) = self.mailboxes.get(&client) {
+                mailbox.ask();
+                self.asked.insert(client, (now, true));
+            }
         }
-        let pause = self.asked_at.map(|asked| REPORT_PAUSE.saturating_sub(asked.elapsed()));
-        if pause.is_some_and(|pause| !pause.is_zero()) {
-            return pause;
+        pause
+    }
+
+    /// Whether a client of a user, or of all, was asked and has not answered.
+    fn awaits(&self, user: Option<u32>) -> bool {
+        self.state.with_endpoints(user).any(|client| self.asked.get(&client).is_some_and(|&(_, open)| open))
+    }
+
+    /// A client has reported, or has gone.
+    fn note_answer(&mut self, client: ClientId) {
+        if let Some((_, open)) = self.asked.get_mut(&client)
+            && std::mem::take(open)
+        {
+            self.reported.notify_waiters();
         }
-        self.asked_at = Some(Instant::now());
-        self.asked = self.mailboxes.keys().copied().collect();
-        self.mailboxes.values().for_each(|mailbox| mailbox.ask());
-        None
     }
 }
 
@@ -114,8 +132,8 @@ impl Drop for Member {
         inner.mailboxes.remove(&self.client);
         inner.slots.remove(&self.client);
         inner.reports.remove(&self.client);
+        inner.note_answer(self.client);
         inner.asked.remove(&self.client);
-        inner.reported.notify_waiters();
     }
 }
 
@@ -141,9 +159,8 @@ impl Broker {
             mailboxes: HashMap::new(),
             slots: HashMap::new(),
             reports: HashMap::new(),
-            asked: HashSet::new(),
+            asked: HashMap::new(),
             reported: Arc::default(),
-            asked_at: None,
             lines: Lines::new(Instant::now()),
         })))
     }
@@ -161,7 +178,7 @@ impl Broker {
 
     /// All endpoints, and what they report of themselves now.
     pub async fn status(&self) -> Vec<EndpointStatus> {
-        self.ask_for_reports().await;
+        self.ask_for_reports(None).await;
         self.page(None, 0, usize::MAX)
     }
 
@@ -179,12 +196,12 @@ impl Broker {
         inner.state.status(user, behind, most).into_iter().map(with_report).collect()
     }
 
-    /// Asks all clients to report, and gives them a moment for it. Those who come at once are served together,
-    /// and nobody can have clients asked all the time.
-    async fn ask_for_reports(&self) {
+    /// Asks all clients of a user, or of all, to report, and gives them a moment for it. Those who come at once are served
+    /// together; nobody is asked all the time, or by who may not see the answer.
+    async fn ask_for_reports(&self, user: Option<u32>) {
         let came = Instant::now();
         loop {
-            let pause = lock(&self.0).ask(came);
+            let pause = lock(&self.0).ask(user, came);
             match pause {
                 Some(pause) => tokio::time::sleep(pause).await,
                 None => break,
@@ -195,7 +212,7 @@ impl Broker {
             loop {
                 // Before the look, so that no report is missed in between.
                 let next = reported.notified();
-                if lock(&self.0).asked.is_empty() {
+                if !lock(&self.0).awaits(user) {
                     return;
                 }
                 next.await;

@@ -1,6 +1,6 @@
 //! One channel: its ends, who is to be linked with whom, and by which means.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 
 use fbuf_core::{
     control::{EndStatus, Refusal, Role, Slots},
@@ -28,8 +28,8 @@ pub(super) struct Channel {
 #[derive(Debug)]
 pub(super) struct Sender {
     pub party: Party,
-    /// With whom it was linked before this broker began.
-    pub peers: HashSet<u64>,
+    /// With whom it was linked before this broker began, in order.
+    pub peers: Box<[u64]>,
     /// Whether receivers of other users may read what it could change.
     pub trusted: bool,
     pub stock: Stock,
@@ -40,8 +40,8 @@ pub(super) struct Sender {
 #[derive(Debug)]
 pub(super) struct Receiver {
     pub party: Party,
-    /// With whom it was linked before this broker began.
-    pub peers: HashSet<u64>,
+    /// With whom it was linked before this broker began, in order.
+    pub peers: Box<[u64]>,
     pub require: Protection,
     /// What it has paid for its links with those who were here before it.
     pub links: BTreeMap<u64, Charge>,
@@ -190,7 +190,8 @@ fn check_room(ends: usize) -> Result<(), Refusal> {
 /// Whether the two were linked before this broker began, and still are: each must say so of the other. Who
 /// lies loses a link that it would have had.
 fn are_acquainted(sender: &Sender, receiver: &Receiver) -> bool {
-    sender.peers.contains(&receiver.party.peer.endpoint) && receiver.peers.contains(&sender.party.peer.endpoint)
+    let names = |peers: &[u64], party: &Party| peers.binary_search(&party.peer.endpoint).is_ok();
+    names(&sender.peers, &receiver.party) && names(&receiver.peers, &sender.party)
 }
 
 /// The link between two ends; or what it would give, if that is less than the receiver requires.

@@ -14,7 +14,7 @@ use fbuf_core::{
     channel::ChannelName,
     control::{Earlier, EndpointStatus, Open, Refusal, Resource, Role, Slots, Verdict},
     inbound::Peer,
-    limits::MAX_ENDPOINTS,
+    limits::{MAX_ENDPOINTS, MAX_LINKS},
     protection::Mechanism,
     slot::Geometry,
     socket::Credentials,
@@ -128,6 +128,8 @@ struct Endpoint {
     channel: ChannelName,
     number: u64,
     _charges: Vec<Charge>,
+    /// What is paid for slots that the broker makes.
+    slots: Option<Arc<Charge>>,
 }
 
 impl State {
@@ -190,6 +192,14 @@ impl State {
         payer.account.note_request(self.policy.quota(&payer.user), now)
     }
 
+    /// A client's request made so many links: each is as much work as a request.
+    pub fn note_links(&self, id: ClientId, links: usize, now: Instant) {
+        if let Some(Client { payer: Payer { user, account }, .. }) = self.clients.get(&id) {
+            // The next request waits for it.
+            let _ = account.note_work(self.policy.quota(user), links as u32, now);
+        }
+    }
+
     /// Charges descriptors to a client that are kept for it; none if that is more than it may have kept.
     pub fn charge_descriptors(&self, id: ClientId, count: u64) -> Option<Charge> {
         let Payer { user, account } = &self.clients.get(&id)?.payer;
@@ -221,7 +231,11 @@ impl State {
         let trusted = self.policy.trusts(user, role, &name);
         let quota = self.policy.quota(user);
         let charge = |resource, amount| account.charge(quota, resource, amount);
-        let Earlier { endpoint: known_as, peers } = earlier.unwrap_or(Earlier { endpoint: number, peers: Vec::new() });
+        if earlier.as_ref().is_some_and(|earlier| earlier.peers.len() > MAX_LINKS) {
+            return Err(Refusal::Crowded);
+        }
+        let Earlier { endpoint: known_as, mut peers } =
+            earlier.unwrap_or(Earlier { endpoint: number, peers: Vec::new() });
         let party = Party {
             client: id,
             endpoint,
@@ -232,8 +246,10 @@ impl State {
         // Also for those that it is linked with already: an earlier broker has not charged them here.
         let links = channel.others(role).map(|other| Ok((other, charge(Resource::Links, 1)?)));
         let links = links.collect::<Result<_, Refusal>>()?;
-        let peers = peers.into_iter().collect();
-        let mut charges = Vec::new();
+        peers.sort_unstable();
+        let peers = peers.into_boxed_slice();
+        let mut charges = vec![charge(Resource::Endpoints, 1)?];
+        let mut made = None;
         let end = match role {
             Role::Sender { slot_bytes, max_slots, mechanism, slots } => {
                 let stock = Stock::check(slot_bytes, max_slots, mechanism, slots)?;
@@ -241,7 +257,7 @@ impl State {
                 charges.push(charge(Resource::Slots, geometry.max_slots().into())?);
                 charges.push(charge(Resource::Bytes, geometry.stride().saturating_mul(geometry.max_slots().into()))?);
                 if let Slots::Broker { .. } = slots {
-                    charges.push(charge(Resource::Descriptors, geometry.max_slots().into())?);
+                    made = Some(Arc::new(charge(Resource::Descriptors, geometry.max_slots().into())?));
                 }
                 End::Sender(Sender { party, peers, trusted, stock, links })
             }
@@ -258,9 +274,23 @@ impl State {
         self.numbers.insert(number, (id, endpoint));
         self.of_users.insert((user, number));
         if let Some(client) = self.clients.get_mut(&id) {
-            client.endpoints.insert(endpoint, Endpoint { channel: name, number, _charges: charges });
+            client.endpoints.insert(endpoint, Endpoint { channel: name, number, _charges: charges, slots: made });
         }
         Ok(Opening { endpoint: known_as, pairs })
+    }
+
+    /// What is paid for the slots of an endpoint that the broker makes, for as long as these, or the endpoint, exist.
+    #[must_use]
+    pub fn paid_for_slots(&self, id: ClientId, endpoint: u64) -> Option<Arc<Charge>> {
+        self.clients.get(&id)?.endpoints.get(&endpoint)?.slots.clone()
+    }
+
+    /// The clients of a user, or of all, that have any endpoint.
+    pub fn with_endpoints(&self, user: Option<u32>) -> impl Iterator<Item = ClientId> {
+        let is_of = move |client: &Client| user.is_none_or(|user| client.payer.user.id == user);
+        let has =
+            move |(&id, client): (&ClientId, &Client)| (is_of(client) && !client.endpoints.is_empty()).then_some(id);
+        self.clients.iter().filter_map(has)
     }
 
     /// Whether a client has an endpoint of this number.

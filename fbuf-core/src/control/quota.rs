@@ -19,12 +19,14 @@ pub enum Resource {
     Connections,
     /// Descriptors that the broker holds for the user.
     Descriptors,
+    /// Senders and receivers.
+    Endpoints,
 }
 
 impl Resource {
     /// All of them, in the order of their numbers.
-    pub const ALL: [Self; 6] =
-        [Self::Bytes, Self::Slots, Self::Channels, Self::Links, Self::Connections, Self::Descriptors];
+    pub const ALL: [Self; 7] =
+        [Self::Bytes, Self::Slots, Self::Channels, Self::Links, Self::Connections, Self::Descriptors, Self::Endpoints];
 
     /// As policies call it.
     #[must_use]
@@ -36,6 +38,7 @@ impl Resource {
             Self::Links => "links",
             Self::Connections => "connections",
             Self::Descriptors => "descriptors",
+            Self::Endpoints => "endpoints",
         }
     }
 

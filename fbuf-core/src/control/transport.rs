@@ -180,6 +180,10 @@ fn poll_packet(socket: &AsyncFd<PacketSocket>, pace: &mut Option<Pace>, task: &m
             && let Some((_, turn)) = waiting
         {
             ready!(turn.as_mut().poll(task));
+            // Who has gone meanwhile asks for nothing any more, and has nobody wait.
+            if socket.get_ref().hung_up() {
+                return Poll::Ready(Some(Err(io::ErrorKind::UnexpectedEof.into())));
+            }
             return Poll::Ready(waiting.take().map(|(packet, _)| Ok(packet)));
         }
         let mut ready = match ready!(socket.poll_read_ready(task)) {
