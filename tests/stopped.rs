@@ -18,6 +18,9 @@ use nix::sys::{
 use support::{Process, SOON, until};
 
 const SLOTS: u64 = 4;
+/// How many messages a receiver is sent that is stopped meanwhile.
+const WAITING: u64 = 100;
+const SKIPPING: u64 = 1001;
 
 /// What this program does when it is run again; nothing in the process that tests.
 #[test]
@@ -25,8 +28,13 @@ fn role() {
     let Ok(role) = env::var("FBUF_TEST_ROLE") else { return };
     let client = Client::connect().unwrap();
     match &*role {
-        "receiver" => receive(client.receiver("c").open().unwrap()),
-        "skipping receiver" => receive(client.receiver("c").skip_above(1).open().unwrap()),
+        "receiver" => {
+            assert_eq!(receive(client.receiver("c").open().unwrap(), WAITING), 0, "it missed something");
+        }
+        "skipping receiver" => {
+            let missed = receive(client.receiver("c").skip_above(1).open().unwrap(), SKIPPING);
+            assert!((SKIPPING - 10..SKIPPING).contains(&missed), "it missed {missed}");
+        }
         _ => {
             let mut sender = client.sender("c").slot_size(8).slots(SLOTS).open().unwrap();
             sender.wait_for_receivers_timeout(1, SOON).unwrap();
@@ -36,20 +44,25 @@ fn role() {
     }
 }
 
-/// Until the end, which is reported by the exit status.
-fn receive(mut receiver: Receiver) {
-    let mut next = 0;
+/// Until the end, which is reported by the exit status: how many of all it missed, which its counter tells too.
+fn receive(mut receiver: Receiver, all: u64) -> u64 {
+    let (mut next, mut missed) = (0, 0);
     loop {
         match receiver.get() {
             Ok(received) => {
-                assert_eq!(received[..], received.sequence().to_ne_bytes());
-                assert!(received.sequence() >= next);
-                next = received.sequence() + 1;
+                let sequence = received.sequence();
+                assert_eq!(received[..], sequence.to_ne_bytes());
+                assert!(sequence >= next, "{sequence} came behind {}", next - 1);
+                missed += sequence - next;
+                next = sequence + 1;
             }
-            Err(GetError::Ended) => return,
+            Err(GetError::Ended) => break,
             Err(error) => panic!("{error}"),
         }
     }
+    assert_eq!(next, all, "the last one is missing");
+    assert_eq!(receiver.counters().missed, missed);
+    missed
 }
 
 fn other(role: &str, broker: &Embedded, point: Option<&str>) -> Process {
@@ -105,13 +118,13 @@ fn a_stopped_receiver_holds_back_those_who_wait_for_it_and_nobody_else() {
         assert_eq!(there.get_timeout(SOON).unwrap().sequence(), number);
     }
     stopped.signal(Signal::SIGCONT);
-    for number in SLOTS + 1..100 {
+    for number in SLOTS + 1..WAITING {
         send(&mut sender, number);
         assert_eq!(receiver.get_timeout(SOON).unwrap().sequence(), number);
     }
     sender.wait_for_returns_timeout(SOON).unwrap();
     drop(sender);
-    assert!(stopped.end().success(), "it missed something");
+    assert!(stopped.end().success(), "it says why");
 }
 
 #[test]
@@ -125,21 +138,21 @@ fn a_stopped_receiver_that_would_rather_miss_messages_holds_nobody_back() {
     wait_until_stopped(&stopped);
     let mut receiver = client.receiver("c").open().unwrap();
     sender.wait_for_receivers_timeout(2, SOON).unwrap();
-    for number in 0..1000 {
+    for number in 0..SKIPPING - 1 {
         send(&mut sender, number);
         assert_eq!(receiver.get_timeout(SOON).unwrap().sequence(), number);
     }
-    assert!(sender.counters().skipped >= 990, "{:?}", sender.counters());
+    assert!(sender.counters().skipped >= SKIPPING - 10, "{:?}", sender.counters());
     stopped.signal(Signal::SIGCONT);
     until("it has read what there was", || {
         sender.look();
         sender.counters().slots.lent == 0
     });
     let skipped = sender.counters().skipped;
-    send(&mut sender, 1000);
+    send(&mut sender, SKIPPING - 1);
     assert_eq!(sender.counters().skipped, skipped, "it is left out although it goes on");
     drop(sender);
-    assert!(stopped.end().success());
+    assert!(stopped.end().success(), "it says why");
 }
 
 /// It is stopped between the two stores that make an entry of the lane.
