@@ -3,12 +3,25 @@
 
 mod support;
 
-use std::{process::Stdio, thread, time::Duration};
+use std::{
+    env, fs,
+    io::Read,
+    os::fd::{AsFd, AsRawFd, OwnedFd},
+    path::Path,
+    process::{Command, Stdio},
+    sync::atomic::{AtomicBool, AtomicU64, Ordering},
+    thread,
+    time::{Duration, Instant},
+};
 
 use fbuf_broker::{Embedded, Policy, Quota};
 use fbuf_client::{Address, Client, GetError, Mechanism, OpenError, Receiver, Sender, SenderBuilder};
-use fbuf_core::control::Resource;
-use nix::sys::signal::Signal;
+use fbuf_core::{control::Resource, sys};
+use nix::sys::{
+    resource::{Resource as Limit, getrlimit, setrlimit},
+    signal::Signal,
+    socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket},
+};
 use support::{BrokerProcess, HandedOver, Process, SOON, until};
 
 /// Sends one message to so many receivers.
@@ -192,50 +205,244 @@ fn what_the_next_broker_refuses_is_asked_again() {
     assert_eq!(used(&broker, Resource::Slots), 4);
 }
 
-/// Another binary takes the place of the broker, on the same socket, while a stream goes on.
+/// Listens where a broker was.
+fn listen_at(path: &Path) -> OwnedFd {
+    fs::remove_file(path).unwrap();
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let listener = socket(AddressFamily::Unix, SockType::SeqPacket, flags, None).unwrap();
+    bind(listener.as_raw_fd(), &UnixAddr::new(path).unwrap()).unwrap();
+    listen(&listener, Backlog::MAXCONN).unwrap();
+    listener
+}
+
+/// Waits until somebody connects, and hangs up.
+fn hang_up(listener: &OwnedFd) {
+    until("somebody connects", || sys::accept(listener.as_fd()).is_ok());
+}
+
+#[test]
+fn a_client_tries_again_within_half_a_second_but_not_all_the_time() {
+    const ATTEMPTS: usize = 20;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("broker");
+    let mut broker = BrokerProcess::start(&path);
+    let _client = Client::connect_to(&broker.address).unwrap();
+    let start = Instant::now();
+    broker.process.kill();
+    let listener = listen_at(&path);
+    let pauses: Vec<_> = (0..ATTEMPTS)
+        .map(|_| {
+            let hung_up = Instant::now();
+            hang_up(&listener);
+            hung_up.elapsed()
+        })
+        .collect();
+    println!("from a hang-up to the next attempt: {pauses:?}");
+    // When it has waited for longest. A slow machine makes some of them longer, but hardly each.
+    assert!(pauses[ATTEMPTS / 2..].iter().any(|&pause| pause < Duration::from_millis(500)), "{pauses:?}");
+    assert!(start.elapsed() > Duration::from_secs(1), "{pauses:?}");
+}
+
+#[test]
+fn many_clients_are_there_again_within_a_second_on_a_machine_that_is_idle() {
+    const CLIENTS: usize = 200;
+    let (_, most) = getrlimit(Limit::RLIMIT_NOFILE).unwrap();
+    setrlimit(Limit::RLIMIT_NOFILE, most, most).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("broker");
+    let mut broker = BrokerProcess::start(&path).forget_log();
+    let clients: Vec<_> = (0..CLIENTS).map(|_| Client::connect_to(&broker.address).unwrap()).collect();
+    broker.process.kill();
+    until("all hear of it", || clients.iter().all(|client| !client.is_connected()));
+    // Until their pauses are as long as they get.
+    let listener = listen_at(&path);
+    (0..8 * CLIENTS).for_each(|_| hang_up(&listener));
+    drop(listener);
+    let _broker = BrokerProcess::start(&path).forget_log();
+    let start = Instant::now();
+    let mut after = vec![None; CLIENTS];
+    until("all are there again", || {
+        for (after, _) in
+            after.iter_mut().zip(&clients).filter(|(after, client)| after.is_none() && client.is_connected())
+        {
+            *after = Some(start.elapsed());
+        }
+        after.iter().all(Option::is_some)
+    });
+    let mut after: Vec<_> = after.into_iter().flatten().collect();
+    after.sort();
+    let (half, all) = (after[CLIENTS / 2], after[CLIENTS - 1]);
+    println!("of {CLIENTS} clients half were there again after {half:?}, all after {all:?}");
+    // A second, on a machine that is ten times as slow.
+    assert!(all < Duration::from_secs(10), "{after:?}");
+}
+
+const LEVELS: [Mechanism; 4] = [Mechanism::Shared, Mechanism::Lease, Mechanism::Copy, Mechanism::OneShot];
+/// The longest message of a stream.
+const LONGEST: u64 = 512;
+
+fn channel(level: Mechanism) -> String {
+    format!("{level:?}")
+}
+
+/// What follows from a message's number; the end of the stream is empty.
+fn contents(number: u64) -> impl Iterator<Item = u8> {
+    (0..1 + number * 7919 % LONGEST).map(move |place| (number * 31 + place) as u8)
+}
+
+/// What this program does when it is run again: streams at every level until its input ends; nothing in the process
+/// that tests.
+#[test]
+fn role() {
+    if env::var_os("FBUF_TEST_ROLE").is_none() {
+        return;
+    }
+    let client = Client::connect().unwrap();
+    let stop = AtomicBool::new(false);
+    thread::scope(|scope| {
+        for level in LEVELS {
+            let sender = client.sender(&channel(level)).slot_size(LONGEST).slots(16).mechanism(level);
+            let (mut sender, stop) = (sender.open().unwrap(), &stop);
+            scope.spawn(move || {
+                sender.wait_for_receivers_timeout(1, SOON).unwrap();
+                for number in 0.. {
+                    let stop = stop.load(Ordering::Relaxed);
+                    let mut fbuf = sender.allocate_timeout(SOON).unwrap();
+                    if !stop {
+                        fbuf.resize(contents(number).count()).unwrap();
+                        fbuf.iter_mut().zip(contents(number)).for_each(|(byte, value)| *byte = value);
+                    }
+                    assert_eq!(sender.write(fbuf).unwrap().sequence, number);
+                    if stop {
+                        break;
+                    }
+                }
+                sender.wait_for_returns_timeout(SOON).unwrap();
+            });
+        }
+        std::io::stdin().read_to_end(&mut Vec::new()).unwrap();
+        stop.store(true, Ordering::Relaxed);
+    });
+}
+
+/// What is known of a stream while it goes on.
+#[derive(Default)]
+struct Progress {
+    received: AtomicU64,
+    /// Whether the broker is being replaced.
+    disturbed: AtomicBool,
+}
+
+/// Takes a stream to its end, of which nothing is missing or different: the longest gaps between two messages, when
+/// the broker was there and when it was being replaced.
+fn take(mut receiver: Receiver, level: Mechanism, progress: &Progress) -> [Duration; 2] {
+    let mut longest = [Duration::ZERO; 2];
+    let mut last: Option<(Instant, bool)> = None;
+    for number in 0.. {
+        let received = receiver.get_timeout(SOON).unwrap();
+        let now = (Instant::now(), progress.disturbed.load(Ordering::Relaxed));
+        if let Some(last) = last.replace(now) {
+            let longest = &mut longest[usize::from(last.1 || now.1)];
+            *longest = (*longest).max(now.0 - last.0);
+        }
+        assert_eq!((received.sequence(), received.mechanism()), (number, level));
+        if received.is_empty() {
+            break;
+        }
+        assert!(received.iter().copied().eq(contents(number)), "{level:?}: message {number} has other bytes");
+        progress.received.store(number + 1, Ordering::Relaxed);
+    }
+    assert_eq!(receiver.get_timeout(SOON).unwrap_err(), GetError::Ended);
+    longest
+}
+
+/// Streams at every level, from another process, while the broker is ended by a signal and started again so often.
+fn streams_go_on(address: &Address, times: u32, signal: Signal, mut start: impl FnMut() -> Process) {
+    let mut broker = start();
+    let client = Client::connect_to(address).unwrap();
+    let progress: [Progress; LEVELS.len()] = Default::default();
+    let disturb = |so: bool| progress.iter().for_each(|progress| progress.disturbed.store(so, Ordering::Relaxed));
+    let all_go_on = |when: &str| {
+        let before = progress.each_ref().map(|progress| progress.received.load(Ordering::Relaxed));
+        until(when, || {
+            progress
+                .iter()
+                .zip(before)
+                .all(|(progress, before)| progress.received.load(Ordering::Relaxed) > before + 100)
+        });
+    };
+    thread::scope(|scope| {
+        let begin = |(&level, progress)| {
+            let receiver = client.receiver(&channel(level)).open().unwrap();
+            scope.spawn(move || take(receiver, level, progress))
+        };
+        let taking: Vec<_> = LEVELS.iter().zip(&progress).map(begin).collect();
+        let mut command = Command::new(env::current_exe().unwrap());
+        command.args(["role", "--exact", "--nocapture"]).stdin(Stdio::piped()).stdout(Stdio::null());
+        command.env("FBUF_TEST_ROLE", "senders").env("FBUF_BROKER", address.to_string());
+        let mut senders = Process::start(&mut command);
+        all_go_on("the streams begin");
+        for _ in 0..times {
+            let beginning = Instant::now();
+            disturb(true);
+            broker.signal(signal);
+            assert_eq!(broker.end().success(), signal != Signal::SIGKILL);
+            until("the client hears of it", || !client.is_connected());
+            all_go_on("they go on without a broker");
+            broker = start();
+            until("the client is there again", || client.is_connected());
+            // So are the senders, who are linked with newcomers.
+            for level in LEVELS {
+                let mut newcomer = client.receiver(&channel(level)).open().unwrap();
+                newcomer.get_timeout(SOON).unwrap();
+            }
+            all_go_on("they go on with the next one");
+            disturb(false);
+            // For as long, and with as much to do for this thread.
+            let took = beginning.elapsed();
+            let beginning = Instant::now();
+            until("as much time has passed", || beginning.elapsed() >= took);
+            all_go_on("they go on undisturbed");
+        }
+        drop(senders.0.stdin.take());
+        assert!(senders.end().success(), "it says why");
+        for ((level, taking), progress) in LEVELS.iter().zip(taking).zip(&progress) {
+            let [calm, disturbed] = taking.join().unwrap();
+            let count = progress.received.load(Ordering::Relaxed);
+            println!("{signal}, {level:?}: {count} messages; longest gap {calm:?}, around a restart {disturbed:?}");
+        }
+    });
+}
+
+#[test]
+fn a_broker_is_killed_again_and_again_under_streams() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("broker");
+    streams_go_on(&Address::new(&path), 5, Signal::SIGKILL, || BrokerProcess::start(&path).forget_log().process);
+}
+
+/// Another binary takes the place of the broker, on the same socket, under streams.
 #[test]
 fn a_broker_is_replaced_on_the_same_socket() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("broker");
     let listener = HandedOver::at(&path);
-    let start = || Process::start(listener.broker().stderr(Stdio::null()));
-    let mut broker = start();
     let address = Address::new(&path);
-    let client = Client::connect_to(&address).unwrap();
-    let mut sender = client.sender("c").slot_size(8).slots(64).open().unwrap();
-    let mut receiver = client.receiver("c").open().unwrap();
-    sender.wait_for_receivers_timeout(1, SOON).unwrap();
-    let stop = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
-    let streaming = {
-        let stop = stop.clone();
-        thread::spawn(move || {
-            let mut number = 0;
-            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
-                send(&mut sender, number, 1);
-                number += 1;
-            }
-            (number, sender)
-        })
-    };
-    let receiving = thread::spawn(move || {
-        let mut next = 0;
-        while receiver.get_timeout(SOON).is_ok_and(|received| received[..] == u64::to_ne_bytes(next)) {
-            next += 1;
-        }
-        next
-    });
-    for _ in 0..3 {
-        broker.signal(Signal::SIGTERM);
-        assert!(broker.end().success());
-        until("the client hears of it", || !client.is_connected());
-        broker = start();
+    let mut versions = 0..;
+    streams_go_on(&address, 3, Signal::SIGTERM, || {
+        let binary = folder.path().join(format!("fbuf-{}", versions.next().unwrap()));
+        copy_program(&binary);
+        let broker = Process::start(listener.broker_of(&binary).stderr(Stdio::null()));
         // The queue of the socket holds this until the next broker serves.
         let newcomer = Client::connect_to(&address).unwrap();
         newcomer.receiver("other").open().unwrap();
-        until("the client is there again", || client.is_connected());
-    }
-    stop.store(true, std::sync::atomic::Ordering::Relaxed);
-    let (sent, sender) = streaming.join().unwrap();
-    drop(sender);
-    assert_eq!(receiving.join().unwrap(), sent);
+        assert_eq!(fs::read_link(format!("/proc/{}/exe", broker.pid())).unwrap(), binary);
+        broker
+    });
+}
+
+/// Done by another process: what this one has open for writing, a child that another test starts meanwhile would have
+/// too, and it could not be executed.
+fn copy_program(to: &Path) {
+    assert!(Command::new("cp").arg(env!("CARGO_BIN_EXE_fbuf")).arg(to).status().unwrap().success());
 }

@@ -20,7 +20,12 @@ pub const SOON: Duration = Duration::from_secs(60);
 
 /// The command under test.
 pub fn fbuf(arguments: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_fbuf"));
+    fbuf_at(env!("CARGO_BIN_EXE_fbuf"), arguments)
+}
+
+/// The same, from another place.
+fn fbuf_at(program: impl AsRef<OsStr>, arguments: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Command {
+    let mut command = Command::new(program);
     command.args(arguments).stdin(Stdio::null()).env_remove("FBUF_BROKER").env_remove("NOTIFY_SOCKET");
     command
 }
@@ -140,7 +145,12 @@ impl HandedOver {
 
     /// A broker that serves it.
     pub fn broker(&self) -> Command {
-        let mut command = fbuf(["broker"]);
+        self.broker_of(Path::new(env!("CARGO_BIN_EXE_fbuf")))
+    }
+
+    /// The same, of another binary.
+    pub fn broker_of(&self, program: &Path) -> Command {
+        let mut command = fbuf_at(program, ["broker"]);
         command.env("LISTEN_FDS", "1").env("LISTEN_FDS_FIRST_FD", self.0.as_raw_fd().to_string());
         command
     }
