@@ -150,12 +150,12 @@ impl Endpoints {
         commands: &mut UnboundedReceiver<Command>,
     ) -> Option<AsyncFd<PacketSocket>> {
         self.open.values_mut().for_each(|endpoint| endpoint.listed = false);
-        let mut pause = FIRST_PAUSE;
+        let mut pauses = Pauses::default();
         let mut why = String::from("it hung up");
         loop {
-            let rest = jittered(pause);
+            let pause = pauses.draw();
             let mut attempt = std::pin::pin!(async {
-                sleep(rest).await;
+                sleep(pause).await;
                 greet(address).await
             });
             // What is asked for meanwhile waits for a broker, but not for ever.
@@ -184,7 +184,6 @@ impl Endpoints {
                 }
             };
             why = error.to_string();
-            pause = (2 * pause).min(LAST_PAUSE);
         }
     }
 
@@ -206,6 +205,25 @@ impl Endpoints {
         let Ok(geometry) = Geometry::new(slot_bytes, max_slots) else { return };
         points::reach("attach: introduced");
         post.introduce(peer, socket, geometry, mechanism, lodging);
+    }
+}
+
+/// How long to wait before each attempt to connect again.
+struct Pauses {
+    next: Duration,
+}
+
+impl Default for Pauses {
+    fn default() -> Self {
+        Self { next: FIRST_PAUSE }
+    }
+}
+
+impl Pauses {
+    fn draw(&mut self) -> Duration {
+        let pause = self.next;
+        self.next = (2 * pause).min(LAST_PAUSE);
+        jittered(pause)
     }
 }
 
@@ -379,5 +397,49 @@ impl Session {
             let _ = client.close(context::current(), endpoint).await;
         });
         while self.closing.try_join_next().is_some() {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_double_up_to_the_last_and_none_lasts_half_a_second() {
+        for _ in 0..100 {
+            let mut pauses = Pauses::default();
+            let mut middle = FIRST_PAUSE;
+            for _ in 0..20 {
+                let pause = pauses.draw();
+                assert!((middle / 2..middle * 3 / 2).contains(&pause), "{pause:?}, where {middle:?} is the middle");
+                // So long after a broker's return the next attempt begins.
+                assert!(pause < Duration::from_millis(500), "{pause:?}");
+                middle = (2 * middle).min(LAST_PAUSE);
+            }
+        }
+    }
+
+    #[test]
+    fn pauses_are_spread_evenly_and_clients_come_apart() {
+        const PARTS: usize = 8;
+        const CLIENTS: usize = 1000;
+        let draw = || {
+            let mut pauses = Pauses::default();
+            std::array::from_fn::<_, 10, _>(|_| pauses.draw())
+        };
+        // Each is another thread, as in a client.
+        let clients: Vec<_> = (0..CLIENTS).map(|_| std::thread::spawn(draw).join().unwrap()).collect();
+        for attempt in [0, 9] {
+            let middle = [FIRST_PAUSE, LAST_PAUSE][usize::from(attempt > 0)];
+            let mut parts = [0; PARTS];
+            for client in &clients {
+                parts[((client[attempt] - middle / 2).as_nanos() * PARTS as u128 / middle.as_nanos()) as usize] += 1;
+            }
+            // Six standard deviations.
+            let wanted = CLIENTS / PARTS - 63..CLIENTS / PARTS + 63;
+            assert!(parts.iter().all(|part| wanted.contains(part)), "{parts:?}");
+        }
+        let different: std::collections::BTreeSet<_> = clients.iter().collect();
+        assert_eq!(different.len(), CLIENTS);
     }
 }
