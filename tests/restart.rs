@@ -9,7 +9,7 @@ use std::{
     os::fd::{AsFd, AsRawFd, OwnedFd},
     path::Path,
     process::{Command, Stdio},
-    sync::atomic::{AtomicBool, AtomicU64, Ordering},
+    sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     thread,
     time::{Duration, Instant},
 };
@@ -329,21 +329,22 @@ fn role() {
 #[derive(Default)]
 struct Progress {
     received: AtomicU64,
-    /// Whether the broker is being replaced.
-    disturbed: AtomicBool,
+    /// The number of the window of time, which is odd while the broker is being replaced.
+    window: AtomicUsize,
 }
 
-/// Takes a stream to its end, of which nothing is missing or different: the longest gaps between two messages, when
-/// the broker was there and when it was being replaced.
-fn take(mut receiver: Receiver, level: Mechanism, progress: &Progress) -> [Duration; 2] {
-    let mut longest = [Duration::ZERO; 2];
-    let mut last: Option<(Instant, bool)> = None;
+/// Takes a stream to its end, of which nothing is missing or different: the longest gap between two messages in each
+/// window. One that reaches into a replacement is counted there.
+fn take(mut receiver: Receiver, level: Mechanism, progress: &Progress) -> Vec<Duration> {
+    let mut longest = Vec::new();
+    let mut last: Option<(Instant, usize)> = None;
     for number in 0.. {
         let received = receiver.get_timeout(SOON).unwrap();
-        let now = (Instant::now(), progress.disturbed.load(Ordering::Relaxed));
-        if let Some(last) = last.replace(now) {
-            let longest = &mut longest[usize::from(last.1 || now.1)];
-            *longest = (*longest).max(now.0 - last.0);
+        let now = (Instant::now(), progress.window.load(Ordering::Relaxed));
+        longest.resize(now.1 + 1, Duration::ZERO);
+        if let Some((time, window)) = last.replace(now) {
+            let window = if window % 2 == 1 { window } else { now.1 };
+            longest[window] = longest[window].max(now.0 - time);
         }
         assert_eq!((received.sequence(), received.mechanism()), (number, level));
         if received.is_empty() {
@@ -361,7 +362,11 @@ fn streams_go_on(address: &Address, times: u32, signal: Signal, mut start: impl 
     let mut broker = start();
     let client = Client::connect_to(address).unwrap();
     let progress: [Progress; LEVELS.len()] = Default::default();
-    let disturb = |so: bool| progress.iter().for_each(|progress| progress.disturbed.store(so, Ordering::Relaxed));
+    let next_window = || {
+        for progress in &progress {
+            progress.window.fetch_add(1, Ordering::Relaxed);
+        }
+    };
     let all_go_on = |when: &str| {
         let before = progress.each_ref().map(|progress| progress.received.load(Ordering::Relaxed));
         until(when, || {
@@ -384,7 +389,7 @@ fn streams_go_on(address: &Address, times: u32, signal: Signal, mut start: impl 
         all_go_on("the streams begin");
         for _ in 0..times {
             let beginning = Instant::now();
-            disturb(true);
+            next_window();
             broker.signal(signal);
             assert_eq!(broker.end().success(), signal != Signal::SIGKILL);
             until("the client hears of it", || !client.is_connected());
@@ -397,7 +402,7 @@ fn streams_go_on(address: &Address, times: u32, signal: Signal, mut start: impl 
                 newcomer.get_timeout(SOON).unwrap();
             }
             all_go_on("they go on with the next one");
-            disturb(false);
+            next_window();
             // For as long, and with as much to do for this thread.
             let took = beginning.elapsed();
             let beginning = Instant::now();
@@ -407,9 +412,15 @@ fn streams_go_on(address: &Address, times: u32, signal: Signal, mut start: impl 
         drop(senders.0.stdin.take());
         assert!(senders.end().success(), "it says why");
         for ((level, taking), progress) in LEVELS.iter().zip(taking).zip(&progress) {
-            let [calm, disturbed] = taking.join().unwrap();
+            let longest = taking.join().unwrap();
+            // Without the first window, in which it began.
+            let [around, between] = [1, 2].map(|first| {
+                let mut gaps: Vec<_> = longest.iter().skip(first).step_by(2).collect();
+                gaps.sort();
+                format!("{:?}, at most {:?}", gaps[gaps.len() / 2], gaps[gaps.len() - 1])
+            });
             let count = progress.received.load(Ordering::Relaxed);
-            println!("{signal}, {level:?}: {count} messages; longest gap {calm:?}, around a restart {disturbed:?}");
+            println!("{signal}, {level:?}, {count} messages, longest gap: around a restart {around}; else {between}");
         }
     });
 }
