@@ -1,5 +1,7 @@
 //! Every bound that a peer or a user can run into, by name.
 
+use std::time::Duration;
+
 /// The largest slot, in bytes: 1 GiB.
 pub const MAX_SLOT_BYTES: u32 = 1 << 30;
 /// The most slots that one sender may have, over all its segments.
@@ -26,6 +28,17 @@ pub const MAX_ENDPOINTS: usize = 4096;
 pub const MAX_LINKS: usize = 1024;
 /// The most departed links that a sender remembers until it is asked about them.
 pub const MAX_DEPARTURES: usize = 64;
+/// How many messages one look at a link socket reads: more than an honest peer ever has waiting there, which is one
+/// announcement for each segment, one bell for each sleep, and messages of their own or the right to write a slot.
+pub const MAX_AT_ONCE: usize = 2 * MAX_SEGMENTS + MAX_ONE_SHOTS as usize;
+/// How long a client has for its greeting.
+pub const GREETING_TIME: Duration = Duration::from_secs(5);
+/// How many requests of one client may be under way; our own client has at most six.
+pub const MAX_REQUESTS: usize = 16;
+/// How many answers wait for room in a client's socket before no more of its requests are read.
+pub const MAX_ANSWERS: usize = 16;
+/// How many introductions may wait for one client; a client that does not fetch them is sent away.
+pub const MAX_WAITING: usize = 1024;
 
 const _: () = assert!(MAX_LINKS * 10 + MAX_CHANNEL_NAME + 256 <= MAX_MESSAGE, "links that are told to the next broker");
 const _: () = assert!(MAX_SEGMENTS + 2 <= MAX_DESCRIPTORS && (MAX_LEASED as usize) < MAX_DESCRIPTORS);

@@ -7,7 +7,6 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     inbound::GreetError,
-    limits::{MAX_ONE_SHOTS, MAX_SEGMENTS},
     socket::{Arrival, PacketSocket, means_gone},
     violation::Violation,
     wire::{self, Descriptor},
@@ -125,11 +124,6 @@ impl LinkMessage {
 
 /// No link message is longer.
 const LONGEST: usize = 1024;
-
-/// How many messages one look at a link socket reads: more than an honest peer ever has waiting there,
-/// which is one announcement for each segment, one bell for each sleep, and messages of their own or the
-/// right to write a slot.
-pub(crate) const MAX_AT_ONCE: usize = 2 * MAX_SEGMENTS + MAX_ONE_SHOTS as usize;
 
 /// The encoding of [`LinkMessage::Bell`].
 const BELL: [u8; 1] = [0];

@@ -12,7 +12,7 @@ use crate::{
     board::{BoardReader, BoardTable},
     guard::LinkGuard,
     lane::{LaneTable, LaneWriter, capacity_for},
-    limits::MAX_LEASED,
+    limits::{MAX_AT_ONCE, MAX_LEASED},
     link::{self, Gift, Hello, LinkEnd, LinkMessage, OneShot, Welcome},
     park::Fencing,
     points,
@@ -399,7 +399,7 @@ impl Outbound {
     /// [`LinkEnd`]: the link is over, and with its drop all that is lent over it is back.
     pub fn attend(&mut self, sent: u64) -> Result<(), LinkEnd> {
         // A peer that never stops is not listened to for ever; what is left is reported again.
-        for _ in 0..link::MAX_AT_ONCE {
+        for _ in 0..MAX_AT_ONCE {
             match link::receive(&self.socket) {
                 // That this process has no memory to read a bell passes. It must not end the link,
                 // for then slots would be written that the receiver still reads.

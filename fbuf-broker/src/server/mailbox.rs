@@ -11,15 +11,12 @@ use std::{
 
 use fbuf_core::{
     control::{Introduction, MAX_INTRODUCTIONS, News},
-    limits::MAX_DESCRIPTORS,
+    limits::{MAX_DESCRIPTORS, MAX_WAITING},
 };
 use tokio::sync::Notify;
 
 use super::lock;
 use crate::account::Charge;
-
-/// How many introductions may wait for one client; a client that does not fetch them is sent away.
-const MAX_WAITING: usize = 1024;
 
 /// Introductions on their way to one client.
 #[derive(Debug, Default)]

@@ -17,6 +17,7 @@ use std::{
 
 use fbuf_core::{
     control::{Control, EndpointStatus, Introduction, Lodging, Report, Resource, ServerTransport, Slots, Turn},
+    limits::{GREETING_TIME, MAX_REQUESTS},
     points,
     socket::{Credentials, PacketSocket},
     wire::Descriptor,
@@ -41,13 +42,9 @@ use crate::{
     state::{ClientId, Pair, Party, Payer, State},
 };
 
-/// How long a client has for its greeting.
-const GREETING_TIME: Duration = Duration::from_secs(5);
 /// How long clients have for a report that somebody wants to see, and how often they are asked for one at most.
 const REPORT_TIME: Duration = Duration::from_millis(200);
 const REPORT_PAUSE: Duration = Duration::from_millis(400);
-/// How many requests of one client may be under way; our own client has at most six.
-const MAX_REQUESTS: usize = 16;
 
 /// The broker, shared by the tasks of its clients. Cheap to clone.
 ///

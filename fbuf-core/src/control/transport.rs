@@ -22,7 +22,7 @@ use tarpc::{ClientMessage, Request, Response, ServerError, context};
 use tokio::io::unix::AsyncFd;
 
 use crate::{
-    limits::MAX_MESSAGE,
+    limits::{MAX_ANSWERS, MAX_MESSAGE},
     socket::{Arrival, PacketSocket},
     wire::{self, Letter},
 };
@@ -138,9 +138,6 @@ pub type ClientTransport<Req, Resp> = Packets<Response<Resp>, ClientMessage<Req>
 /// The broker's end.
 pub type ServerTransport<Req, Resp> = Packets<ClientMessage<Req>, Response<Resp>>;
 
-/// How many messages wait for room in the socket before more are held back.
-const OUTBOX: usize = 16;
-
 impl<In, Out> Packets<In, Out> {
     /// Speaks over this socket.
     #[must_use]
@@ -228,7 +225,7 @@ impl<In, Out: Parcel> Sink<Out> for Packets<In, Out> {
     type Error = io::Error;
 
     fn poll_ready(mut self: Pin<&mut Self>, task: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if self.outbox.len() < OUTBOX { Poll::Ready(Ok(())) } else { self.poll_empty(task) }
+        if self.outbox.len() < MAX_ANSWERS { Poll::Ready(Ok(())) } else { self.poll_empty(task) }
     }
 
     fn start_send(mut self: Pin<&mut Self>, message: Out) -> io::Result<()> {

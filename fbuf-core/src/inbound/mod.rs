@@ -23,7 +23,7 @@ use crate::{
     board::BoardWriter,
     lane::{LaneReader, LaneTable, Note, capacity_for},
     lease::Rooms,
-    limits::{MAX_SEGMENTS, MAX_SEQUENCE},
+    limits::{MAX_AT_ONCE, MAX_SEGMENTS, MAX_SEQUENCE},
     link::{self, LinkEnd, LinkMessage, NewSegment, Welcome},
     loan::{Kept, Received},
     memory::{Map, SealedMemory},
@@ -479,7 +479,7 @@ impl Inbound {
 
     fn read_socket(&mut self) -> Result<(), LinkEnd> {
         // A peer that never stops is not listened to for ever; what is left is reported again.
-        for _ in 0..link::MAX_AT_ONCE {
+        for _ in 0..MAX_AT_ONCE {
             match link::receive(&self.returns().socket)? {
                 None => break,
                 Some(LinkMessage::Bell) => {}
