@@ -1,300 +1,343 @@
-//! What an attacker does.
+//! What an attacker does to a broker, and that it sees what comes of it.
 
 use std::{
+    cell::Cell,
+    collections::VecDeque,
     fs::File,
-    io::{Write, stdout},
+    io::{self, Write, stdout},
     os::fd::{AsFd, OwnedFd},
     sync::Arc,
     thread,
+    time::{Duration, Instant},
 };
 
-use fbuf_client::Address;
 use fbuf_core::{
-    board::{BoardTable, BoardWriter},
-    control::{Greeting, Open, Role, Slots, VERSION, Verdict},
-    lane::{LaneTable, LaneWriter, capacity_for},
-    link::{Hello, LinkMessage, NewSegment, Welcome},
+    control::{ControlRequest, ControlResponse, Greeting, Refusal, Resource, Role, Slots, VERSION, Verdict},
+    limits::{GREETING_TIME, MAX_ANSWERS, MAX_MESSAGE, MAX_REQUESTS, MAX_WAITING},
     memory::Map,
-    pool::Pool,
     protection::{Mechanism, Protection},
-    slot::{Geometry, Mark, SlotId},
-    socket::{Arrival, PacketSocket},
-    wire::{self, Descriptor, Letter},
+    socket::PacketSocket,
+    wire::Letter,
+};
+use nix::{
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    sys::socket::{getsockopt, sockopt},
 };
 
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use crate::{
+    attack::{Attack, REQUESTS_PER_SECOND, quota},
+    caller::{Caller, Effect, Seen, connect, open, receive, wait_for},
+    linked,
+    support::{Random, SOON},
+};
 
-use crate::{client::Hostile, support::Random};
-
-/// What it says when it has begun.
+/// What it says of each effect, the first time once it is at it, and when there was none.
 pub const BEGUN: &str = "the attack has begun";
+pub const AGAIN: &str = "the attack goes on";
+pub const FAILED: &str = "the attack failed: ";
 
-const RECEIVER: Role = Role::Receiver { require: Protection::Volatile };
-const SENDER: Role = Role::Sender { slot_bytes: 64, max_slots: 4, mechanism: Mechanism::Copy, slots: Slots::Segments };
+pub const RECEIVER: Role = Role::Receiver { require: Protection::Volatile };
+pub const SENDER: Role =
+    Role::Sender { slot_bytes: 64, max_slots: 4, mechanism: Mechanism::Copy, slots: Slots::Segments };
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Attack {
-    /// Greets, and sends garbage.
-    Garbage,
-    /// Beginnings of requests.
-    HalfMessages,
-    /// As much in one message as the kernel takes (`MAX_MESSAGE`).
-    HugeMessages,
-    /// As many descriptors as the kernel takes with each message (`receive_bytes` takes none).
-    Descriptors,
-    /// Descriptors of every kind.
-    WrongDescriptors,
-    /// Greetings of other versions.
-    OtherVersions,
-    /// Opens receivers and asks for introductions, and never reads an answer (`MAX_REQUESTS`, `OUTBOX`, the quotas
-    /// of requests and descriptors).
-    NeverReads,
-    /// Opens receivers and never fetches an introduction (`MAX_WAITING`, the quota of descriptors).
-    NeverFetches,
-    /// As many connections as it gets, without a greeting (the quota of connections, `GREETING_TIME`).
-    Connections,
-    /// Opens and closes as fast as it can (the quota of requests).
-    Churn,
-    /// As a receiver, rings a bell that never stops, and reads nothing (`MAX_AT_ONCE`).
-    BellsToSender,
-    /// The same, as a sender.
-    BellsToReceiver,
-    /// Writes anything into its lane.
-    LyingLane,
-    /// Writes anything onto its board.
-    LyingBoard,
-    /// Is linked, and closes one thing after the other.
-    Closes,
-}
-
-impl Attack {
-    pub const ALL: [Self; 15] = [
-        Self::Garbage,
-        Self::HalfMessages,
-        Self::HugeMessages,
-        Self::Descriptors,
-        Self::WrongDescriptors,
-        Self::OtherVersions,
-        Self::NeverReads,
-        Self::NeverFetches,
-        Self::Connections,
-        Self::Churn,
-        Self::BellsToSender,
-        Self::BellsToReceiver,
-        Self::LyingLane,
-        Self::LyingBoard,
-        Self::Closes,
-    ];
-}
+/// How many descriptors the kernel takes with a message (SCM_MAX_FD).
+const MOST_DESCRIPTORS: usize = 253;
+/// How long a broker that reads on takes at most to make room in a full socket.
+const ROOM: Duration = Duration::from_secs(1);
 
 /// Is the attacker, until it is killed.
 pub fn attack(attack: Attack) -> ! {
-    let broker = Address::default_for_user();
-    let mut random = Random(7 + attack as u64);
-    let slots = slots();
+    thread::spawn(|| {
+        // Somebody whom it holds up for so long could not end it either.
+        thread::sleep(2 * SOON);
+        std::process::exit(1);
+    });
+    let mut random = Random(7);
+    let turns = Cell::new(0);
+    let turn = || turns.replace(turns.get() + 1);
     match attack {
-        Attack::Garbage => over_and_over(|| {
-            let socket = greet(&broker)?;
-            while socket.send_bytes(&random_bytes(&mut random)).is_ok() {}
-            Some(())
-        }),
+        Attack::Garbage => over_and_over(|| garbage(&mut random, turn())),
         Attack::HalfMessages => over_and_over(|| {
-            let socket = greet(&broker)?;
-            let whole = request(1, 1, "c", RECEIVER);
-            socket.send_bytes(&whole[..random.below(whole.len() as u64) as usize]).ok()
+            let caller = Caller::join()?;
+            caller.is_answered()?;
+            let whole = caller.request(open(1, "c", RECEIVER));
+            caller.send(&whole[..random.below(whole.len() as u64) as usize])?;
+            Effect::hang_up(&caller.socket)
         }),
-        Attack::HugeMessages => over_and_over(|| {
-            let socket = greet(&broker)?;
-            socket.send_bytes(&vec![0; 100_000 + random.below(50_000) as usize]).ok()
-        }),
+        Attack::HugeMessages => over_and_over(|| huge(random.below(100_000) as usize)),
         Attack::Descriptors => over_and_over(|| {
-            let file: Arc<OwnedFd> = Arc::new(File::open("/dev/null").ok()?.into());
-            let (bytes, descriptors) = (request(1, 1, "c", RECEIVER), vec![file; 253]);
-            greet(&broker)?.send(&Letter { bytes, descriptors }).ok()
+            let caller = Caller::join()?;
+            caller.is_answered()?;
+            send_many(&caller.socket, caller.trifle())
         }),
         Attack::WrongDescriptors => over_and_over(|| {
-            let kinds = wrong_descriptors();
-            let (bytes, descriptors) = (request(1, 1, "c", RECEIVER), kinds.into_iter().map(Arc::new).collect());
-            greet(&broker)?.send(&Letter { bytes, descriptors }).ok()
+            let caller = Caller::join()?;
+            let mut kinds = wrong_descriptors();
+            let one = Arc::new(kinds.swap_remove(turn() % kinds.len()));
+            let letter = Letter { bytes: caller.trifle(), descriptors: vec![one] };
+            caller.socket.send(&letter).map_err(|error| error.to_string())?;
+            Effect::hang_up(&caller.socket)
         }),
         Attack::OtherVersions => over_and_over(|| {
-            let socket = connect(&broker)?;
+            let socket = connect()?;
             let version = VERSION.wrapping_add(1 + random.below(60_000) as u16);
-            socket.send_bytes(&Greeting { version, verdict: Verdict::Welcome }.to_bytes()).ok()
+            let greeting = Greeting { version, verdict: Verdict::Welcome };
+            socket.send_bytes(&greeting.to_bytes()).map_err(|error| error.to_string())?;
+            let (answer, _) = receive(&socket)?.ok_or("no answer")?;
+            Effect::sent_away(&answer, Verdict::OtherVersion)?;
+            Effect::hang_up(&socket)
         }),
-        Attack::NeverReads => over_and_over(|| {
-            let socket = greet(&broker)?;
-            // Until the sockets are full, and then on.
-            for number in 0..100_000 {
-                let _ = socket.send_bytes(&request(2 * number, number, "c", RECEIVER));
-                let _ = socket.send_bytes(&Hostile::news(2 * number + 1));
-            }
-            Some(())
-        }),
-        Attack::NeverFetches => {
-            let socket = greet(&broker);
+        Attack::Silence => {
+            let mut silent = VecDeque::new();
             over_and_over(|| {
-                let socket = socket.as_ref()?;
-                let number = random.below(1 << 40);
-                socket.send_bytes(&request(number, number, "c", RECEIVER)).ok()
+                while silent.len() < 16 {
+                    silent.push_back((Instant::now(), connect()?));
+                }
+                let (since, socket) = silent.pop_front().ok_or("no connection")?;
+                Effect::hang_up(&socket)?;
+                let time = since.elapsed();
+                Effect::if_so(time >= GREETING_TIME, || format!("sent away after {time:?}"))
             })
         }
+        Attack::NeverReads => over_and_over(never_read),
+        Attack::AsksAtOnce => over_and_over(ask_at_once),
+        Attack::NeverFetches => over_and_over(never_fetch),
         Attack::Connections => {
-            let mut connections = Vec::new();
-            over_and_over(|| {
-                connections.push(connect(&broker)?);
-                if connections.len() > 5000 {
-                    connections.clear();
-                }
-                Some(())
-            })
+            let mut silent = Vec::new();
+            over_and_over(|| connect_more(&mut silent))
         }
-        Attack::Churn => {
-            let socket = greet(&broker);
-            let mut number = 0;
-            over_and_over(|| {
-                let socket = socket.as_ref()?;
-                number += 2;
-                let _ = socket.send_bytes(&request(number, number, "c", RECEIVER));
-                let _ = socket.send_bytes(&Hostile::close(number + 1, number));
-                // The answers.
-                while let Ok(Arrival::Message(..)) = socket.receive::<16384>() {}
-                Some(())
-            })
-        }
-        Attack::BellsToSender => {
-            let hostile = Hostile::join(&broker, "c", RECEIVER);
-            let (_board, descriptor) = BoardTable::create("fbuf-test", 16).unwrap();
-            hostile.say(&hello(descriptor.into()));
-            over_and_over(|| hostile.link.send_bytes(&[0]).ok())
-        }
-        Attack::BellsToReceiver => {
-            let hostile = Hostile::join(&broker, "c", SENDER);
-            let (_lane, _map) = welcome(&hostile);
-            over_and_over(|| hostile.link.send_bytes(&[0]).ok())
-        }
-        Attack::LyingLane => over_and_over(|| {
-            let hostile = Hostile::join(&broker, "c", SENDER);
-            let (mut lane, _map) = welcome(&hostile);
-            for _ in 0..20 {
-                let (slot, length) = (random.below(8) as u32, random.below(200) as u32);
-                if random.below(4) == 0 {
-                    lane.gap(random.below(1 << 62));
-                } else {
-                    lane.message(slots[slot as usize], length);
-                }
-            }
-            wait_for_end(&hostile.link);
-            Some(())
-        }),
-        Attack::LyingBoard => {
-            let hostile = Hostile::join(&broker, "c", RECEIVER);
-            let (board, descriptor) = BoardTable::create("fbuf-test", 16).unwrap();
-            let board = BoardWriter::new(board);
-            hostile.say(&hello(descriptor.into()));
-            over_and_over(|| {
-                board.hand_back(slots[random.below(16) as usize], Mark::of(random.below(1 << 20)));
-                Some(())
-            })
-        }
-        Attack::Closes => over_and_over(|| {
-            let hostile = Hostile::join(&broker, "c", SENDER);
-            let (lane, map) = welcome(&hostile);
-            match random.below(3) {
-                0 => drop(lane),
-                1 => drop(map),
-                _ => return hostile.link.send_bytes(&[0]).ok(),
-            }
-            wait_for_end(&hostile.link);
-            Some(())
-        }),
+        Attack::Churn => over_and_over(churn),
+        Attack::Hoards(Resource::Links) => over_and_over(hoard_links),
+        Attack::Hoards(resource) => over_and_over(|| hoard(resource)),
+        Attack::GarbageOverLink => over_and_over(|| linked::garbage(&mut random, turn())),
+        Attack::DescriptorsOverLink => over_and_over(|| linked::descriptors(turn())),
+        Attack::WrongDescriptorsOverLink => over_and_over(|| linked::wrong_descriptors(turn())),
+        Attack::BellsToSender | Attack::BellsToReceiver => match linked::Ringing::begin(attack) {
+            Ok(mut ringing) => over_and_over(|| ringing.go_on()),
+            Err(error) => fail(&error),
+        },
+        Attack::FillsLink => over_and_over(linked::fill),
+        Attack::NeverAcknowledges => over_and_over(linked::never_acknowledge),
+        Attack::LyingLane => over_and_over(|| linked::lie_in_lane(&mut random, turn())),
+        Attack::LyingBoard => over_and_over(|| linked::lie_on_board(&mut random)),
+        Attack::Closes => over_and_over(|| linked::close(turn())),
     }
 }
 
-/// Waits until the other side has ended the link; not for long, since it may have noticed nothing yet.
-fn wait_for_end(link: &PacketSocket) {
-    let mut polled = [PollFd::new(link.as_fd(), PollFlags::empty())];
-    // A signal ends it as well.
-    let _ = poll(&mut polled, PollTimeout::from(10u8));
-}
-
-/// Goes on, whether the broker lets it or not.
-fn over_and_over(mut attempt: impl FnMut() -> Option<()>) -> ! {
-    let mut tries = 0u64;
+/// Tries again and again, and says each time what came of it.
+fn over_and_over(mut attempt: impl FnMut() -> Seen) -> ! {
+    let mut word = BEGUN;
     loop {
-        if attempt().is_none() {
-            thread::yield_now();
+        match attempt() {
+            Ok(_seen) => println!("{word}"),
+            Err(error) => fail(&error),
         }
-        tries += 1;
-        if tries == 3 {
-            println!("{BEGUN}");
-            stdout().flush().unwrap();
-        }
+        word = AGAIN;
     }
 }
 
-fn connect(broker: &Address) -> Option<PacketSocket> {
-    PacketSocket::connect_at_once(&broker.to_kernel().ok()?).ok()
+fn fail(error: &str) -> ! {
+    println!("{FAILED}{error}");
+    // Nobody may listen any more.
+    let _ = stdout().flush();
+    std::process::exit(1)
 }
 
-/// Connects and is welcomed; none if it is not.
-fn greet(broker: &Address) -> Option<PacketSocket> {
-    let socket = connect(broker)?;
-    socket.send_bytes(&Greeting { version: VERSION, verdict: Verdict::Welcome }.to_bytes()).ok()?;
-    loop {
-        match socket.receive::<64>().ok()? {
-            Arrival::Message(..) => return Some(socket),
-            Arrival::Nothing => thread::yield_now(),
-            _ => return None,
-        }
-    }
-}
-
-/// A request to open an endpoint, as it travels.
-fn request(id: u64, endpoint: u64, channel: &str, role: Role) -> Vec<u8> {
-    Hostile::request(id, endpoint, Open { channel: channel.into(), role, earlier: None })
-}
-
-/// Names of slots, be there such ones or not.
-fn slots() -> Vec<SlotId> {
-    let wake = nix::sys::eventfd::EventFd::new().unwrap().into();
-    let mut pool = Pool::new(Geometry::new(8, 16).unwrap(), 16, wake).unwrap();
-    let mut next = || {
-        pool.collect(&[], 16);
-        let fbuf = pool.allocate()?;
-        pool.take(fbuf, 0).ok().map(|(slot, _)| slot)
-    };
-    (0..16).map(|_| next().unwrap()).collect()
-}
-
-/// One that reads nothing and asks to be waited for is waited for: so it asks to be skipped.
-fn hello(board: Descriptor) -> LinkMessage {
-    LinkMessage::Hello(Hello { board, skip_above: Some(1), fences: false, wants_slots: false })
-}
-
-/// Answers the hello of a receiver as an honest sender would.
-fn welcome(hostile: &Hostile) -> (LaneWriter<LaneTable>, Map) {
-    let (lane, lane_fd) = LaneTable::create("fbuf-test", capacity_for(4, false)).unwrap();
-    let (map, memory) = Map::create("fbuf-test", 4096).unwrap();
-    let segments = vec![NewSegment { memory: memory.into(), slots: 4 }];
-    let welcome = Welcome { lane: lane_fd.into(), first_sequence: 0, segments, slots: Vec::new() };
-    // The receiver may have gone.
-    let _ = hostile.link.send(&wire::encode(&LinkMessage::Welcome(welcome)).unwrap());
-    (LaneWriter::new(lane), map)
-}
-
-fn random_bytes(random: &mut Random) -> Vec<u8> {
+/// Bytes with which no message begins.
+pub fn random_bytes(random: &mut Random) -> Vec<u8> {
     let count = random.below(300) as usize;
-    random.bytes(count)
+    let mut bytes = vec![0xff];
+    bytes.extend(random.bytes(count));
+    bytes
+}
+
+fn garbage(random: &mut Random, turn: usize) -> Seen {
+    if turn.is_multiple_of(2) {
+        let socket = connect()?;
+        socket.send_bytes(&random_bytes(random)).map_err(|error| error.to_string())?;
+        return Effect::hang_up(&socket);
+    }
+    let caller = Caller::join()?;
+    caller.is_answered()?;
+    caller.send(&random_bytes(random))?;
+    Effect::hang_up(&caller.socket)
+}
+
+/// The longest message that may be is answered; one that is longer by a byte, and more, is not.
+fn huge(more: usize) -> Seen {
+    let caller = Caller::join()?;
+    let with_name = |length: usize| caller.request(open(1, &"c".repeat(length), RECEIVER));
+    let longest = MAX_MESSAGE - 100 + MAX_MESSAGE - with_name(MAX_MESSAGE - 100).len();
+    let message = with_name(longest);
+    let answer = caller.exchange(&message)?;
+    let refused = matches!(answer, Some(ControlResponse::Open(Err(Refusal::Channel(_)))));
+    Effect::if_so(refused && message.len() == MAX_MESSAGE, || format!("{} bytes: {answer:?}", message.len()))?;
+    caller.send(&with_name(longest + 1))?;
+    Effect::hang_up(&caller.socket)?;
+    let caller = Caller::join()?;
+    caller.send(&vec![0; MAX_MESSAGE + 1 + more])?;
+    Effect::hang_up(&caller.socket)
+}
+
+/// Sends as many descriptors as the kernel takes: the other side hangs up, and keeps none.
+pub fn send_many(socket: &PacketSocket, bytes: Vec<u8>) -> Seen {
+    let (reader, writer) = nix::unistd::pipe().map_err(|error| error.to_string())?;
+    let descriptors = vec![Arc::new(writer); MOST_DESCRIPTORS];
+    socket.send(&Letter { bytes, descriptors }).map_err(|error| format!("to send descriptors: {error}"))?;
+    Effect::hang_up(socket)?;
+    Effect::closed_everywhere(&reader)
 }
 
 /// One of each kind.
-fn wrong_descriptors() -> Vec<OwnedFd> {
+pub fn wrong_descriptors() -> Vec<OwnedFd> {
     let (reader, writer) = nix::unistd::pipe().unwrap();
     let (one, other) = PacketSocket::pair().unwrap();
     let event = nix::sys::eventfd::EventFd::new().unwrap();
-    let memory = memfd::MemfdOptions::new().create("fbuf-test").unwrap().into_file();
-    let folder = File::open("/").unwrap();
-    let duplicate = event.as_fd().try_clone_to_owned().unwrap();
-    vec![reader, writer, one, other, duplicate, memory.into(), folder.into(), File::open("/dev/zero").unwrap().into()]
+    let event = event.as_fd().try_clone_to_owned().unwrap();
+    let memory = memfd::MemfdOptions::new();
+    let unsealable = memory.create("fbuf-test").unwrap().into_file();
+    let unsealed = memory.allow_sealing(true).create("fbuf-test").unwrap().into_file();
+    unsealed.set_len(4096).unwrap();
+    let (_map, other_size) = Map::create("fbuf-test", 1 << 20).unwrap();
+    let files = ["/", "/dev/zero", "/proc/self/exe"].map(|path| OwnedFd::from(File::open(path).unwrap()));
+    let mut kinds = vec![reader, writer, one, other, event, unsealable.into(), unsealed.into(), other_size];
+    kinds.extend(files);
+    kinds
+}
+
+/// Asks until there is no room, which there would be soon if the broker read on.
+fn never_read() -> Seen {
+    let caller = Caller::join()?;
+    // No packet takes up less than this in a socket, and there are two ways.
+    let buffered = 2 * getsockopt(&caller.socket, sockopt::SndBuf).map_err(|error| error.to_string())? / 256;
+    let most = buffered + MAX_ANSWERS + MAX_REQUESTS;
+    let mut asked = 0;
+    loop {
+        match caller.socket.send_bytes(&caller.trifle()) {
+            Ok(()) => asked += 1,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                if !wait_for(&caller.socket, PollFlags::POLLOUT, ROOM)? {
+                    break;
+                }
+            }
+            Err(error) => return Err(error.to_string()),
+        }
+        Effect::if_so(asked <= most, || format!("{asked} requests were read, and no answer"))?;
+    }
+    Effect::if_so(!caller.socket.hung_up(), || "the broker has hung up".into())
+}
+
+/// As many questions as may be open are; with one more, nothing else is answered.
+fn ask_at_once() -> Seen {
+    let caller = Caller::join()?;
+    let news = || caller.send(&caller.request(ControlRequest::News { receipt: 0 }));
+    for _ in 1..MAX_REQUESTS {
+        news()?;
+    }
+    caller.is_answered()?;
+    news()?;
+    caller.send(&caller.trifle())?;
+    let answer = caller.answer()?;
+    Effect::if_so(matches!(answer, Some((_, Err(_)))), || format!("one more was answered with {answer:?}"))
+}
+
+/// Each receiver is introduced twice, since its sender is here as well.
+fn never_fetch() -> Seen {
+    let caller = Caller::join()?;
+    Effect::if_so(caller.open(0, "unfetched", SENDER)? == Some(Ok(())), || "no sender".into())?;
+    for opened in 0.. {
+        match caller.open(opened as u64 + 1, "unfetched", RECEIVER)? {
+            Some(Ok(())) => {}
+            Some(Err(refusal)) => return Err(format!("receiver {opened} was refused: {refusal}")),
+            None => {
+                // The broker may hang up before the answer or behind it.
+                let wanted = MAX_WAITING / 2..=MAX_WAITING / 2 + 1;
+                return Effect::if_so(wanted.contains(&opened), || format!("it was {opened} receivers"));
+            }
+        }
+    }
+    unreachable!("there is a last one")
+}
+
+/// Connects once more than it may, and says nothing: one of all connections is sent away, and if that was not for its
+/// silence, because there are so many.
+fn connect_more(silent: &mut Vec<PacketSocket>) -> Seen {
+    let most = quota(Resource::Connections) as usize;
+    for _ in 0..=2 * most {
+        while silent.len() <= most {
+            silent.push(connect()?);
+        }
+        let mut polled: Vec<_> = silent.iter().map(|socket| PollFd::new(socket.as_fd(), PollFlags::POLLIN)).collect();
+        let timeout = PollTimeout::try_from(SOON).map_err(|error| error.to_string())?;
+        poll(&mut polled, timeout).map_err(|error| error.to_string())?;
+        let answered = polled.iter().position(|one| one.any() == Some(true));
+        let socket = silent.swap_remove(answered.ok_or("as many connections as one likes")?);
+        if let Some((packet, _)) = receive(&socket)? {
+            return Effect::sent_away(&packet, Verdict::Spent);
+        }
+    }
+    Err("all connections were sent away for their silence, and none for being one too many".into())
+}
+
+/// The first second's worth is answered at once, the rest as fast as it may be asked.
+fn churn() -> Seen {
+    let caller = Caller::join()?;
+    let (start, count) = (Instant::now(), REQUESTS_PER_SECOND as usize * 3 / 2);
+    let (mut asked, mut answered) = (0, 0);
+    while answered < count {
+        let body = match asked % 2 {
+            0 => open(1, "churn", RECEIVER),
+            _ => ControlRequest::Close { endpoint: 1 },
+        };
+        if asked < count && caller.socket.send_bytes(&caller.request(body)).is_ok() {
+            asked += 1;
+            continue;
+        }
+        loop {
+            // That too many are under way is an answer as well.
+            let _either = caller.answer()?.ok_or("the broker hangs up")?;
+            answered += 1;
+            if answered == asked || !wait_for(&caller.socket, PollFlags::POLLIN, Duration::ZERO)? {
+                break;
+            }
+        }
+    }
+    let (time, least) = (start.elapsed(), Duration::from_millis(500));
+    Effect::if_so(time >= least, || format!("{count} requests were answered in {time:?}"))
+}
+
+/// Opens endpoints until one is refused.
+fn hoard(resource: Resource) -> Seen {
+    let caller = Caller::join()?;
+    let sender =
+        |slot_bytes, max_slots, slots| Role::Sender { slot_bytes, max_slots, mechanism: Mechanism::Copy, slots };
+    let role = match resource {
+        Resource::Bytes => sender(1 << 20, 1, Slots::Segments),
+        Resource::Slots => sender(64, 1024, Slots::Segments),
+        Resource::Descriptors => sender(4096, 32, Slots::Broker { huge: false }),
+        _ => RECEIVER,
+    };
+    for opened in 0.. {
+        let channel = if resource == Resource::Channels { format!("hoard-{opened}") } else { "hoard".to_owned() };
+        match caller.open(opened, &channel, role)? {
+            Some(Ok(())) => {}
+            Some(Err(refusal)) => return Effect::spent(&refusal, resource),
+            None => return Err(format!("the broker hangs up after {opened}")),
+        }
+    }
+    unreachable!("there is a last one")
+}
+
+/// The same for links, of a client with a sender and one with receivers, so that neither has too many introductions.
+fn hoard_links() -> Seen {
+    let (one, other) = (Caller::join()?, Caller::join()?);
+    Effect::if_so(one.open(0, "hoard", SENDER)? == Some(Ok(())), || "no sender".into())?;
+    for opened in 0.. {
+        match other.open(opened, "hoard", RECEIVER)? {
+            Some(Ok(())) => {}
+            Some(Err(refusal)) => return Effect::spent(&refusal, Resource::Links),
+            None => return Err(format!("the broker hangs up after {opened}")),
+        }
+    }
+    unreachable!("there is a last one")
 }

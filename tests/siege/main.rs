@@ -1,32 +1,40 @@
 //! Processes that mean harm, each with one kind of attack which it goes on with until it is killed, against a
-//! broker and against peers. Meanwhile honest ones stream, and a newcomer attaches; and when the attacker is
-//! gone, nothing is left of it.
+//! broker and against peers. Each sees what comes of its attack, and says so. Meanwhile honest ones stream, newcomers
+//! attach, and what is to be noticed of the attack is reported; and when the attacker is gone, nothing is left of it.
 
+mod attack;
 mod attacker;
-#[path = "../support/hostile.rs"]
-mod client;
+mod caller;
+mod linked;
 #[path = "../support/mod.rs"]
 mod support;
 
 use std::{
     env, fs,
-    io::{BufRead, BufReader},
-    os::unix::process::CommandExt,
-    path::Path,
-    process::{ChildStdout, Command, Stdio},
+    io::{BufRead, BufReader, Read, Write},
+    net::TcpStream,
+    os::unix::{fs::PermissionsExt, process::CommandExt},
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    sync::mpsc,
+    thread,
+    time::{Duration, Instant},
 };
 
-use attacker::Attack;
-use fbuf_client::{Client, GetError, Receiver, Sender};
+use attack::{Attack, MOST_SLOTS, REQUESTS_PER_SECOND, Report, quota};
+use fbuf_client::{AllocateError, Client, Farewell, GetError, Mechanism, Peer, Receiver, Sender, Wait};
+use fbuf_core::control::Resource;
 use nix::unistd::geteuid;
 use support::{BrokerProcess, Holdings, Process, SOON, until_is};
 
 /// Another user, as which attackers run if this one is root.
 const OTHER: u32 = 65_534;
-/// How many messages honest ones exchange during an attack.
-const MESSAGES: u64 = 500;
-/// How often somebody attaches during an attack.
+/// How many messages honest ones exchange at a time.
+const MESSAGES: u64 = 100;
+/// How often somebody attaches during an attack, at least.
 const NEWCOMERS: usize = 5;
+/// How long the sender waits that waits for all receivers.
+const PATIENCE: Duration = Duration::from_millis(20);
 
 /// What this program does when it is run again; nothing in the process that tests.
 #[test]
@@ -38,121 +46,261 @@ fn role() {
 #[test]
 fn no_attack_keeps_honest_ones_from_anything() {
     let folder = tempfile::tempdir().unwrap();
-    let other = if geteuid().is_root() { OTHER } else { geteuid().as_raw() };
+    let own = geteuid().as_raw();
+    let other = if geteuid().is_root() { OTHER } else { own };
     let policy = folder.path().join("policy.toml");
-    fs::write(&policy, policy_for(geteuid().as_raw(), other)).unwrap();
+    fs::write(&policy, policy_for(own, other)).unwrap();
     // The other user has to get to the socket.
-    fs::set_permissions(folder.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
-    let broker = BrokerProcess::start_with(&folder.path().join("broker"), |command| {
-        command.arg("--policy").arg(&policy);
+    fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let mut broker = BrokerProcess::start_with(&folder.path().join("broker"), |command| {
+        command.arg("--policy").arg(&policy).args(["--metrics", "127.0.0.1:0"]);
     });
+    let metrics = address_of_metrics(&mut broker);
     let broker = broker.forget_log();
     let client = Client::connect_to(&broker.address).unwrap();
-    let mut sender = client.sender("c").slot_size(64).slots(16).open().unwrap();
-    let mut receiver = client.receiver("c").stay().open().unwrap();
-    sender.wait_for_receivers_timeout(1, SOON).unwrap();
-    let mut next = 0;
+    let mut honest = Honest::begin(&client);
     let holdings = || [std::process::id(), broker.process.pid()].map(Holdings::of);
-    exchange(&mut sender, &mut receiver, &mut next);
-    let before = holdings();
+    honest.exchange();
+    let (before, used) = (holdings(), used_by(other, &metrics));
+    assert!(other == own || used.is_empty(), "{used:?}");
+    let program = program_for(other, folder.path());
     for (number, attack) in Attack::ALL.into_iter().enumerate() {
-        let program = program_for(other, folder.path());
-        let (mut attacker, output) = start(&program, number, other, &broker);
-        for _ in 0..NEWCOMERS {
-            exchange(&mut sender, &mut receiver, &mut next);
-            attach(&broker);
+        if attack.needs_user_of_its_own() && other == own {
+            println!("{attack:?}: not tried, since only root can be another user");
+            continue;
         }
-        assert!(!attacker.has_ended(), "{attack:?}: the attacker failed");
-        attacker.kill();
-        drop(output);
+        let start = Instant::now();
+        let effects = honest.besieged_by(attack, Attacker::start(&program, number, other, &broker), &client, &broker);
         until_is(&format!("after {attack:?}"), &before, || {
-            sender.look();
-            while sender.departed().is_some() {}
-            while let Err(error) = receiver.try_get() {
-                assert!(is_of_attacker(&error), "{attack:?}: {error}");
-            }
+            honest.look();
             holdings()
         });
-        println!("{attack:?}: held off");
+        until_is(&format!("user {other} after {attack:?}"), &used, || used_by(other, &metrics));
+        println!("{attack:?}: held off {effects} times in {:.1?} by {}", start.elapsed(), attack.limit());
     }
 }
 
 /// The attackers get as little as they need.
 fn policy_for(own: u32, other: u32) -> String {
-    let quota = "{ connections = 64, descriptors = 64, links = 64, channels = 64, bytes = \"16MiB\", requests_per_second = 200 }";
-    match own == other {
-        true => format!("[[rule]]\nusers = [{own}]\nsend = [\"*\"]\nreceive = [\"*\"]"),
-        false => format!(
-            "[[rule]]\nusers = [{own}]\nsend = [\"*\"]\nreceive = [\"*\"]\n\
-             [[rule]]\nname = \"others\"\nusers = [{other}]\nsend = [\"*\"]\nreceive = [\"*\"]\nquota = {quota}"
-        ),
+    let all = "send = [\"*\"]\nreceive = [\"*\"]\n";
+    let rule = format!("[[rule]]\nusers = [{own}]\n{all}");
+    if own == other {
+        return rule;
     }
+    let quotas = Resource::ALL.map(|resource| match resource {
+        Resource::Bytes => format!("bytes = \"{}B\"", quota(resource)),
+        _ => format!("{} = {}", resource.name(), quota(resource)),
+    });
+    let quotas = quotas.join(", ");
+    let quota = format!("quota = {{ {quotas}, requests_per_second = {REQUESTS_PER_SECOND} }}");
+    format!("{rule}[[rule]]\nname = \"others\"\nusers = [{other}]\n{all}{quota}")
 }
 
 /// This program, where the other user may run it.
-fn program_for(other: u32, folder: &Path) -> std::path::PathBuf {
+fn program_for(other: u32, folder: &Path) -> PathBuf {
     let own = env::current_exe().unwrap();
     if other == geteuid().as_raw() {
         return own;
     }
     let copy = folder.join("attacker");
-    if !copy.exists() {
-        fs::copy(own, &copy).unwrap();
-    }
+    fs::copy(own, &copy).unwrap();
     copy
 }
 
-fn start(program: &Path, attack: usize, user: u32, broker: &BrokerProcess) -> (Process, BufReader<ChildStdout>) {
-    let mut command = Command::new(program);
-    command.args(["role", "--exact", "--nocapture"]).stdout(Stdio::piped()).stderr(Stdio::inherit());
-    command.env("FBUF_TEST_ROLE", attack.to_string()).env("FBUF_BROKER", broker.address.to_string());
-    if user != geteuid().as_raw() {
-        command.uid(user).gid(user);
-    }
-    let mut process = Process::start(&mut command);
-    // It is at it.
-    let mut said = BufReader::new(process.0.stdout.take().unwrap());
+/// Where the broker says that it answers who asks for metrics.
+fn address_of_metrics(broker: &mut BrokerProcess) -> String {
     let mut line = String::new();
-    while !line.contains(attacker::BEGUN) {
+    while !line.contains("metrics") {
         line.clear();
-        assert_ne!(said.read_line(&mut line).unwrap(), 0, "{:?} ended before it began", Attack::ALL[attack]);
+        assert_ne!(broker.log.read_line(&mut line).unwrap(), 0, "the broker ended");
     }
-    (process, said)
+    line.trim_end().rsplit('=').next().unwrap().to_owned()
 }
 
-/// Honest messages arrive, all, in order, whatever others do on the same channel.
-fn exchange(sender: &mut Sender, receiver: &mut Receiver, next: &mut u64) {
-    for _ in 0..MESSAGES {
-        let mut fbuf = loop {
-            match sender.try_allocate() {
-                Some(fbuf) => break fbuf,
-                None => sender.look(),
+/// What is charged to a user, as the broker counts it.
+fn used_by(user: u32, metrics: &str) -> Vec<String> {
+    let mut connection = TcpStream::connect(metrics).unwrap();
+    connection.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    connection.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    let uid = format!("uid=\"{user}\"");
+    answer.lines().filter(|line| line.starts_with("fbuf_used{") && line.contains(&uid)).map(str::to_owned).collect()
+}
+
+/// An attacker, and what it says.
+struct Attacker {
+    process: Process,
+    said: mpsc::Receiver<String>,
+}
+
+impl Attacker {
+    fn start(program: &Path, attack: usize, user: u32, broker: &BrokerProcess) -> Self {
+        let mut command = Command::new(program);
+        command.args(["role", "--exact", "--nocapture"]).stdout(Stdio::piped()).stderr(Stdio::inherit());
+        command.env("FBUF_TEST_ROLE", attack.to_string()).env("FBUF_BROKER", broker.address.to_string());
+        if user != geteuid().as_raw() {
+            command.uid(user).gid(user);
+        }
+        let mut process = Process::start(&mut command);
+        let lines = BufReader::new(process.0.stdout.take().unwrap()).lines();
+        let (say, said) = mpsc::channel();
+        thread::spawn(move || lines.map_while(Result::ok).try_for_each(|line| say.send(line)));
+        Self { process, said }
+    }
+
+    /// How many effects it has had since the last time.
+    fn effects(&self, attack: Attack) -> usize {
+        let is_effect = |line: &String| {
+            if let Some((_, why)) = line.split_once(attacker::FAILED) {
+                panic!("{attack:?}: {why}");
             }
+            line.contains(attacker::BEGUN) || line.contains(attacker::AGAIN)
         };
-        fbuf.resize(8).unwrap();
-        fbuf.copy_from_slice(&next.to_ne_bytes());
-        sender.write(fbuf).unwrap();
-        loop {
-            match receiver.get_timeout(SOON) {
-                Ok(received) if received.sender().process.pid as u32 == std::process::id() => {
-                    assert_eq!(received[..], next.to_ne_bytes());
+        self.said.try_iter().filter(is_effect).count()
+    }
+
+    /// Kills it, and waits until all is read that it has said.
+    fn kill(mut self) {
+        self.process.kill();
+        while self.said.recv().is_ok() {}
+    }
+}
+
+/// Those who exchange messages as ever.
+struct Honest {
+    sender: Sender,
+    receiver: Receiver,
+    next: u64,
+    reports: Vec<Report>,
+}
+
+impl Honest {
+    fn begin(client: &Client) -> Self {
+        let mut sender = client.sender("c").slot_size(64).slots(16).open().unwrap();
+        let receiver = client.receiver("c").stay().open().unwrap();
+        sender.wait_for_receivers_timeout(1, SOON).unwrap();
+        Self { sender, receiver, next: 0, reports: Vec::new() }
+    }
+
+    /// Goes on with everything until an attack has had as many effects as it is to have: how many those were.
+    fn besieged_by(
+        &mut self,
+        attack: Attack,
+        mut attacker: Attacker,
+        client: &Client,
+        broker: &BrokerProcess,
+    ) -> usize {
+        self.reports.clear();
+        let patient = client.sender("patient").slot_size(64).wait(Wait::Block);
+        let patient = match attack {
+            // What it sends has to find room in the socket.
+            Attack::FillsLink => patient.mechanism(Mechanism::OneShot).slots(8),
+            _ => patient.slots(2).grow_to(MOST_SLOTS),
+        };
+        let mut patient = patient.open().unwrap();
+        let (start, mut effects, mut newcomers) = (Instant::now(), 0, 0);
+        let is_reported = |report: &Report| attack.reported_as().is_none_or(|is_it| is_it(report));
+        while effects <= attack.repeats()
+            || newcomers < NEWCOMERS
+            || attack.reported_as().is_some() && !self.reports.iter().any(is_reported)
+        {
+            self.exchange();
+            self.press(&mut patient);
+            attach(broker);
+            newcomers += usize::from(effects > 0);
+            effects += attacker.effects(attack);
+            assert!(
+                !attacker.process.has_ended(),
+                "{attack:?}: the attacker failed: {:?}",
+                attacker.said.iter().last()
+            );
+            let (wanted, reports) = (1 + attack.repeats(), &self.reports);
+            assert!(start.elapsed() < SOON, "{attack:?}: {effects} effects of {wanted}, reported was {reports:?}");
+        }
+        attacker.kill();
+        for report in &self.reports {
+            let is_other =
+                matches!(report, Report::Violation(_)) && !attack.reported_as().is_some_and(|is_it| is_it(report));
+            assert!(!is_other, "{attack:?}: {report:?}");
+        }
+        effects
+    }
+
+    /// Honest messages arrive, all, in order, whatever others do on the same channel.
+    fn exchange(&mut self) {
+        for _ in 0..MESSAGES {
+            let mut fbuf = self.sender.allocate_timeout(SOON).unwrap();
+            fbuf.resize(8).unwrap();
+            fbuf.copy_from_slice(&self.next.to_ne_bytes());
+            self.sender.write(fbuf).unwrap();
+            loop {
+                match self.receiver.get_timeout(SOON) {
+                    Ok(received) if received.sender().process.pid as u32 == std::process::id() => {
+                        assert_eq!(received[..], self.next.to_ne_bytes());
+                        break;
+                    }
+                    // What an attacker sends within the rules.
+                    Ok(_) => {}
+                    Err(error) => self.note(error),
+                }
+            }
+            self.next += 1;
+        }
+        self.note_departures();
+    }
+
+    /// A sender that waits for all its receivers, but not for ever.
+    fn press(&mut self, patient: &mut Sender) {
+        patient.look();
+        for _ in 0..if patient.receivers() == 0 { 0 } else { MESSAGES } {
+            match patient.allocate_timeout(PATIENCE) {
+                // If the receiver has gone meanwhile, the fbuf comes back.
+                Ok(fbuf) => drop(patient.write(fbuf)),
+                Err(AllocateError::TimedOut(slots)) => {
+                    assert_eq!(patient.counters().slots.lent, slots);
+                    self.reports.push(Report::HoldsAll(slots));
                     break;
                 }
-                // What an attacker sends within the rules.
-                Ok(_) => {}
-                Err(error) => assert!(is_of_attacker(&error), "{error}"),
+                Err(error) => panic!("{error}"),
             }
         }
-        *next += 1;
-    }
-}
-
-fn is_of_attacker(error: &GetError) -> bool {
-    match error {
-        GetError::PeerViolation { peer, .. } | GetError::Disconnected(peer) | GetError::Exhausted { peer, .. } => {
-            peer.process.pid as u32 != std::process::id()
+        while let Some(departure) = patient.departed() {
+            self.note_farewell(departure.farewell);
         }
-        _ => false,
+    }
+
+    fn look(&mut self) {
+        self.sender.look();
+        self.note_departures();
+        while let Err(error) = self.receiver.try_get() {
+            self.note(error);
+        }
+    }
+
+    fn note(&mut self, error: GetError) {
+        let is_own = |peer: &Peer| peer.process.pid as u32 == std::process::id();
+        match error {
+            GetError::PeerViolation { peer, violation } if !is_own(&peer) => {
+                self.reports.push(Report::Violation(*violation));
+            }
+            GetError::Disconnected(peer) if !is_own(&peer) => self.reports.push(Report::Died),
+            error => panic!("{error}"),
+        }
+    }
+
+    fn note_departures(&mut self) {
+        while let Some(departure) = self.sender.departed() {
+            self.note_farewell(departure.farewell);
+        }
+    }
+
+    fn note_farewell(&mut self, farewell: Farewell) {
+        self.reports.push(match farewell {
+            Farewell::Violation(violation) => Report::Violation(violation),
+            Farewell::Died => Report::Died,
+            other => panic!("{other:?}"),
+        });
     }
 }
 

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use fbuf_client::Address;
 use fbuf_core::{
-    control::{Call, ClientTransport, ControlClient, ControlRequest, Greeting, Open, Role, VERSION, Verdict},
+    control::{ClientTransport, ControlClient, Greeting, Open, Role, VERSION, Verdict},
     link::LinkMessage,
     socket::{Arrival, PacketSocket},
     sys, wire,
@@ -41,24 +41,6 @@ impl Hostile {
             (control, PacketSocket::new(socket).unwrap())
         });
         Self { _runtime: runtime, _control: control, link }
-    }
-
-    /// A request to open an endpoint, as it travels.
-    pub fn request(id: u64, endpoint: u64, open: Open) -> Vec<u8> {
-        let body = ControlRequest::Open { endpoint, open };
-        wire::encode(&Call::Request { id, milliseconds: 1000, body }).unwrap().bytes
-    }
-
-    /// A question for news.
-    pub fn news(id: u64) -> Vec<u8> {
-        let body = ControlRequest::News { receipt: 0 };
-        wire::encode(&Call::Request { id, milliseconds: u32::MAX, body }).unwrap().bytes
-    }
-
-    /// A request to close one.
-    pub fn close(id: u64, endpoint: u64) -> Vec<u8> {
-        let body = ControlRequest::Close { endpoint };
-        wire::encode(&Call::Request { id, milliseconds: 1000, body }).unwrap().bytes
     }
 
     pub fn say(&self, message: &LinkMessage) {

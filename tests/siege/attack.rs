@@ -1,0 +1,180 @@
+//! The attacks, and what stops each of them.
+
+use fbuf_client::Violation;
+use fbuf_core::{
+    control::Resource,
+    limits::{GREETING_TIME, MAX_ANSWERS, MAX_AT_ONCE, MAX_DESCRIPTORS, MAX_MESSAGE, MAX_REQUESTS, MAX_WAITING},
+};
+
+/// Requests in a second that the attackers' user may make.
+pub const REQUESTS_PER_SECOND: u32 = 1000;
+/// To how many slots that sender grows which waits for all of its receivers.
+pub const MOST_SLOTS: u64 = 64;
+
+/// What the attackers' user may take up, so that each attack meets the limit that it is about.
+pub const fn quota(resource: Resource) -> u64 {
+    match resource {
+        Resource::Bytes => 16 << 20,
+        Resource::Slots => 4096,
+        Resource::Channels | Resource::Connections => 64,
+        // One client more than fills its mailbox.
+        Resource::Links => 600,
+        Resource::Descriptors => 1536,
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Attack {
+    /// Garbage, before and after the greeting.
+    Garbage,
+    /// Beginnings of requests.
+    HalfMessages,
+    /// One byte more than a message may have, and more.
+    HugeMessages,
+    /// As many descriptors as the kernel takes with a message.
+    Descriptors,
+    /// Descriptors of every kind.
+    WrongDescriptors,
+    /// Greetings of other versions.
+    OtherVersions,
+    /// Connects, and says nothing.
+    Silence,
+    /// Asks, and never reads an answer.
+    NeverReads,
+    /// Asks what takes long to be answered, all at once.
+    AsksAtOnce,
+    /// Has itself introduced, and never fetches an introduction.
+    NeverFetches,
+    /// Thousands of connections.
+    Connections,
+    /// Opens and closes as fast as it can.
+    Churn,
+    /// Takes up as much as it gets.
+    Hoards(Resource),
+    /// Garbage, half messages and huge ones over a link.
+    GarbageOverLink,
+    /// As many descriptors as the kernel takes, over a link.
+    DescriptorsOverLink,
+    /// Descriptors of every kind, where boards, lanes and segments are due.
+    WrongDescriptorsOverLink,
+    /// As a receiver, rings a bell that never stops.
+    BellsToSender,
+    /// The same, as a sender.
+    BellsToReceiver,
+    /// Has its own end of a link filled to the brim, and never reads it.
+    FillsLink,
+    /// Takes messages, and never hands a slot back.
+    NeverAcknowledges,
+    /// Writes anything into its lane.
+    LyingLane,
+    /// Hands back what it was never lent.
+    LyingBoard,
+    /// Closes one thing after the other.
+    Closes,
+}
+
+/// What honest peers say of an attacker.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Report {
+    Violation(Violation),
+    /// It is gone, and did not say so before.
+    Died,
+    /// It holds all slots, so many, of a sender that waits for it.
+    HoldsAll(usize),
+}
+
+impl Attack {
+    pub const ALL: [Self; 27] = [
+        Self::Garbage,
+        Self::HalfMessages,
+        Self::HugeMessages,
+        Self::Descriptors,
+        Self::WrongDescriptors,
+        Self::OtherVersions,
+        Self::Silence,
+        Self::NeverReads,
+        Self::AsksAtOnce,
+        Self::NeverFetches,
+        Self::Connections,
+        Self::Churn,
+        Self::Hoards(Resource::Bytes),
+        Self::Hoards(Resource::Slots),
+        Self::Hoards(Resource::Channels),
+        Self::Hoards(Resource::Links),
+        Self::Hoards(Resource::Descriptors),
+        Self::GarbageOverLink,
+        Self::DescriptorsOverLink,
+        Self::WrongDescriptorsOverLink,
+        Self::BellsToSender,
+        Self::BellsToReceiver,
+        Self::FillsLink,
+        Self::NeverAcknowledges,
+        Self::LyingLane,
+        Self::LyingBoard,
+        Self::Closes,
+    ];
+
+    /// Whether it is on a quota, and so on nobody but other processes of the same user.
+    pub fn needs_user_of_its_own(self) -> bool {
+        matches!(self, Self::Connections | Self::Churn | Self::Hoards(_))
+    }
+
+    /// What stops it: what its effects show, and honest peers report.
+    pub fn limit(self) -> String {
+        let quota_of = |resource: Resource| format!("the quota of {}, {}", resource.name(), quota(resource));
+        match self {
+            Self::Garbage | Self::HalfMessages => "decode: a whole message, or the end of the connection".into(),
+            Self::HugeMessages => format!("MAX_MESSAGE, {MAX_MESSAGE} bytes"),
+            Self::Descriptors | Self::WrongDescriptors => "receive_bytes: no descriptor gets into the broker".into(),
+            Self::OtherVersions => "Verdict::OtherVersion".into(),
+            Self::Silence => format!("GREETING_TIME, {GREETING_TIME:?}"),
+            Self::NeverReads => format!("MAX_ANSWERS, {MAX_ANSWERS}, and the sockets"),
+            Self::AsksAtOnce => format!("MAX_REQUESTS, {MAX_REQUESTS}"),
+            Self::NeverFetches => format!("MAX_WAITING, {MAX_WAITING}"),
+            Self::Connections => quota_of(Resource::Connections),
+            Self::Churn => format!("the quota of requests_per_second, {REQUESTS_PER_SECOND}"),
+            Self::Hoards(resource) => quota_of(resource),
+            Self::GarbageOverLink => "Violation::Garbage".into(),
+            Self::DescriptorsOverLink => format!("MAX_DESCRIPTORS, {MAX_DESCRIPTORS}"),
+            Self::WrongDescriptorsOverLink => "Unsuitable: sealed memory of the size that was announced".into(),
+            Self::BellsToSender | Self::BellsToReceiver => format!("MAX_AT_ONCE, {MAX_AT_ONCE}"),
+            Self::FillsLink => "Violation::SocketFull".into(),
+            Self::NeverAcknowledges => format!("the slots of the sender, {MOST_SLOTS}, and allocate_timeout"),
+            Self::LyingLane => "the checks of an entry: mark, kind, slot, length, MAX_SEQUENCE".into(),
+            Self::LyingBoard => "Mark: a word hands back the lending it names, and skip_above".into(),
+            Self::Closes => "GetError::Disconnected, Farewell::Died: the link, and nothing else".into(),
+        }
+    }
+
+    /// How many more effects it is to have after the first.
+    pub fn repeats(self) -> usize {
+        match self {
+            Self::Connections => 2000,
+            // These take long.
+            Self::NeverReads | Self::NeverFetches | Self::Churn | Self::FillsLink => 1,
+            Self::WrongDescriptors | Self::WrongDescriptorsOverLink | Self::LyingLane | Self::Closes => 20,
+            _ => 3,
+        }
+    }
+
+    /// As what honest peers have to report it, and as no other violation; none if they notice nothing of it.
+    pub fn reported_as(self) -> Option<fn(&Report) -> bool> {
+        Some(match self {
+            Self::GarbageOverLink | Self::DescriptorsOverLink => {
+                |report| matches!(report, Report::Violation(Violation::Garbage(_)))
+            }
+            Self::WrongDescriptorsOverLink => |report| matches!(report, Report::Violation(Violation::Descriptor(_))),
+            Self::FillsLink => |report| matches!(report, Report::Violation(Violation::SocketFull)),
+            Self::NeverAcknowledges => |report| *report == Report::HoldsAll(MOST_SLOTS as usize),
+            Self::LyingLane => |report| {
+                use Violation::{EmptyGap, Kind, Length, Mark, Slot, Terms};
+                matches!(
+                    report,
+                    Report::Violation(Mark { .. } | Kind(_) | EmptyGap | Slot { .. } | Length { .. } | Terms { .. })
+                )
+            },
+            Self::Closes => |report| *report == Report::Died,
+            _ => return None,
+        })
+    }
+}
