@@ -48,9 +48,9 @@ const ROOM: Duration = Duration::from_secs(1);
 /// Is the attacker, until it is killed.
 pub fn attack(attack: Attack) -> ! {
     thread::spawn(|| {
-        // Somebody whom it holds up for so long could not end it either.
-        thread::sleep(2 * SOON);
-        std::process::exit(1);
+        // Whom it holds up for so long could not end it either.
+        thread::sleep(SOON);
+        fail("somebody is held up, and does not end it")
     });
     let mut random = Random(7);
     let turns = Cell::new(0);

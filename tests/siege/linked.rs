@@ -1,6 +1,14 @@
 //! What an attacker does to the peers that it is linked with.
 
-use std::{io, os::fd::AsFd};
+use std::{
+    io,
+    os::fd::AsFd,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    thread,
+};
 
 use fbuf_core::{
     board::{BoardReader, BoardTable, BoardWriter},
@@ -14,13 +22,12 @@ use fbuf_core::{
     socket::PacketSocket,
     wire::{self, Descriptor},
 };
-use nix::poll::PollFlags;
 
 use crate::{
     attack::Attack,
     attacker::{self, RECEIVER, SENDER, random_bytes, send_many},
-    caller::{Caller, Effect, Seen, look_for, receive, wait_for},
-    support::{Random, SOON},
+    caller::{Caller, Effect, Seen, look_for, receive},
+    support::Random,
 };
 
 /// As many slots as it says that it has as a sender.
@@ -221,38 +228,48 @@ pub fn wrong_descriptors(turn: usize) -> Seen {
 
 /// Rings a bell that never stops, and reads nothing.
 pub struct Ringing {
-    socket: PacketSocket,
+    socket: Arc<PacketSocket>,
+    rung: Arc<AtomicUsize>,
     _rest: Box<dyn std::any::Any>,
 }
 
 impl Ringing {
     pub fn begin(attack: Attack) -> Result<Self, String> {
+        let ringing = Self::one(attack)?;
+        // No look at the socket may find it empty.
+        for _ in 0..3 {
+            let (socket, rung) = (ringing.socket.clone(), ringing.rung.clone());
+            thread::spawn(move || {
+                while !socket.hung_up() {
+                    while socket.send_bytes(&[0]).is_ok() {
+                        rung.fetch_add(1, Ordering::Relaxed);
+                    }
+                }
+            });
+        }
+        Ok(ringing)
+    }
+
+    fn one(attack: Attack) -> Result<Self, String> {
         if attack == Attack::BellsToSender {
             let Receiving { link: Link { socket, caller, .. }, board, .. } = Receiving::begin("c", Some(1))?;
-            Ok(Self { socket, _rest: Box::new((caller, board)) })
+            Ok(Self { socket: Arc::new(socket), rung: Arc::default(), _rest: Box::new((caller, board)) })
         } else {
             let Sending { link: Link { socket, caller, .. }, lane, memory, .. } = Sending::begin()?;
-            Ok(Self { socket, _rest: Box::new((caller, lane, memory)) })
+            Ok(Self { socket: Arc::new(socket), rung: Arc::default(), _rest: Box::new((caller, lane, memory)) })
         }
     }
 
-    /// Rings more often than one look hears, and faster than the peer looks: the socket is full of bells. The peer
-    /// stays, and hears some of them at its next look.
+    /// The socket is full of bells, and yet more were rung than two looks hear: the peer stays, and hears some of them
+    /// at each look.
     pub fn go_on(&mut self) -> Seen {
-        let mut rung = 0;
-        loop {
-            match self.socket.send_bytes(&[0]) {
-                Ok(()) => rung += 1,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    let heard = wait_for(&self.socket, PollFlags::POLLOUT, SOON)? && !self.socket.hung_up();
-                    Effect::if_so(heard, || "the peer hears nothing any more".into())?;
-                    if rung > MAX_AT_ONCE {
-                        return Effect::if_so(heard, String::new);
-                    }
-                }
-                Err(error) => return Err(format!("to ring: {error}")),
-            }
-        }
+        let before = self.rung.load(Ordering::Relaxed);
+        look_for("room for more bells", || {
+            let is_full = self.socket.send_bytes(&[0]).is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock);
+            let rung = self.rung.load(Ordering::Relaxed) - before;
+            Ok((is_full && rung > 2 * MAX_AT_ONCE).then_some(()))
+        })?;
+        Effect::if_so(!self.socket.hung_up(), || "the link was closed".into())
     }
 }
 
