@@ -182,7 +182,8 @@ fn huge(more: usize) -> Seen {
 /// Sends as many descriptors as the kernel takes: the other side hangs up, and keeps none.
 pub fn send_many(socket: &PacketSocket, bytes: Vec<u8>) -> Seen {
     let (reader, writer) = nix::unistd::pipe().map_err(|error| error.to_string())?;
-    let descriptors = vec![Arc::new(writer); MOST_DESCRIPTORS];
+    let writer = Arc::new(writer);
+    let descriptors = vec![writer; MOST_DESCRIPTORS];
     socket.send(&Letter { bytes, descriptors }).map_err(|error| format!("to send descriptors: {error}"))?;
     Effect::hang_up(socket)?;
     Effect::closed_everywhere(&reader)

@@ -84,8 +84,13 @@ pub fn look_for<T>(what: &str, mut look: impl FnMut() -> Result<Option<T>, Strin
     }
 }
 
+/// The bytes and descriptors of a packet.
+type Packet = (Vec<u8>, Vec<OwnedFd>);
+/// To which request an answer is, and what it says.
+type Answer = (u64, Result<ControlResponse, String>);
+
 /// The next packet; none if there is none any more.
-pub fn receive(socket: &PacketSocket) -> Result<Option<(Vec<u8>, Vec<OwnedFd>)>, String> {
+pub fn receive(socket: &PacketSocket) -> Result<Option<Packet>, String> {
     loop {
         match socket.receive::<MAX_MESSAGE>() {
             Ok(Arrival::Message(bytes, descriptors)) => return Ok(Some((bytes, descriptors))),
@@ -139,7 +144,7 @@ impl Caller {
     }
 
     /// The next answer: to which request, and which; none if the broker has hung up.
-    pub fn answer(&self) -> Result<Option<(u64, Result<ControlResponse, String>)>, String> {
+    pub fn answer(&self) -> Result<Option<Answer>, String> {
         let Some((bytes, descriptors)) = receive(&self.socket)? else { return Ok(None) };
         wire::decode(&bytes, descriptors).map(Some).map_err(|error| error.to_string())
     }
