@@ -267,12 +267,14 @@ fn after_a_restart_only_those_are_introduced_who_do_not_know_each_other() {
 
 #[derive(Debug, Clone)]
 enum Step {
-    Join,
+    Join {
+        user: u32,
+    },
     Open {
         client: usize,
         endpoint: u64,
         channel: u8,
-        sends: bool,
+        role: Role,
     },
     Close {
         client: usize,
@@ -281,152 +283,304 @@ enum Step {
     Leave {
         client: usize,
     },
-    /// The broker dies, and another comes. Of each so-many-th link the receiver had not heard when it died.
+    /// The broker dies, and another comes. Every so-many-th time that an end was told of its peer is lost.
     Restart {
-        half_known: usize,
+        lost: usize,
+    },
+    /// A client of an earlier broker comes to this one,
+    Return {
+        client: usize,
+    },
+    /// and tells it of one of its endpoints.
+    Resume {
+        nth: usize,
     },
 }
 
+/// Receivers of others get what this user sends as it is,
+const TRUSTED: u32 = 1001;
+/// and what this one sends sealed.
+const DISTRUSTED: u32 = 1000;
+/// How many links each may have caused.
+const LINKS: u64 = 6;
+
 fn steps() -> impl Strategy<Value = Vec<Step>> {
-    let step = prop_oneof![
-        2 => Just(Step::Join),
-        12 => (0..4usize, 0..6u64, 0..3u8, any::<bool>())
-            .prop_map(|(client, endpoint, channel, sends)| Step::Open { client, endpoint, channel, sends }),
-        4 => (0..4usize, 0..6u64).prop_map(|(client, endpoint)| Step::Close { client, endpoint }),
-        2 => (0..4usize).prop_map(|client| Step::Leave { client }),
-        1 => (1..5usize).prop_map(|half_known| Step::Restart { half_known }),
+    let user = prop_oneof![Just(DISTRUSTED), Just(TRUSTED)];
+    let offer = |mechanism, slots| Role::Sender { slot_bytes: 64, max_slots: 4, mechanism, slots };
+    let require = |require| Role::Receiver { require };
+    let role = prop_oneof![
+        4 => Just(offer(Mechanism::Shared, Slots::Segments)),
+        2 => Just(offer(Mechanism::Copy, Slots::Segments)),
+        2 => Just(offer(Mechanism::Lease, Slots::Broker { huge: false })),
+        6 => Just(require(Protection::Volatile)),
+        1 => Just(require(Protection::Leased)),
+        1 => Just(require(Protection::Sealed)),
     ];
-    prop::collection::vec(step, 0..60)
+    let step = prop_oneof![
+        4 => user.prop_map(|user| Step::Join { user }),
+        16 => (0..8usize, 0..4u64, 0..2u8, role)
+            .prop_map(|(client, endpoint, channel, role)| Step::Open { client, endpoint, channel, role }),
+        4 => (0..8usize, 0..4u64).prop_map(|(client, endpoint)| Step::Close { client, endpoint }),
+        2 => (0..8usize).prop_map(|client| Step::Leave { client }),
+        2 => (2..12usize).prop_map(|lost| Step::Restart { lost }),
+        6 => (0..8usize).prop_map(|client| Step::Return { client }),
+        12 => (0..32usize).prop_map(|nth| Step::Resume { nth }),
+    ];
+    prop::collection::vec(step, 0..100)
+}
+
+/// A client that lives, as the list has it.
+#[derive(Debug, Clone, Copy)]
+struct Member {
+    id: ClientId,
+    user: u32,
+    /// Whether it has come to the broker that is there now.
+    is_here: bool,
 }
 
 /// An endpoint that is open, as the list has it.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 struct Listed {
     client: ClientId,
+    user: u32,
     endpoint: u64,
     channel: u8,
-    sends: bool,
-    /// How peers know it.
-    known_as: u64,
+    role: Role,
+    /// How peers know it; none before a broker has said so.
+    known_as: Option<u64>,
+    /// Whom it was told of, by the same kind of numbers. It may not have noticed who has gone.
+    peers: BTreeSet<u64>,
 }
 
+/// An end of an introduction: the client, its number for the endpoint, and that of its peers.
+type Side = (ClientId, u64, u64);
+
 impl Listed {
-    fn ask(self) -> Open {
-        let channel = self.channel.to_string();
-        if self.sends { sender(&channel) } else { receiver(&channel) }
+    fn is_of(&self, client: ClientId, endpoint: u64) -> bool {
+        (self.client, self.endpoint) == (client, endpoint)
+    }
+
+    fn sends(&self) -> bool {
+        matches!(self.role, Role::Sender { .. })
+    }
+
+    /// Whether the two belong together.
+    fn faces(&self, other: &Self) -> bool {
+        self.channel == other.channel && self.sends() != other.sends()
+    }
+
+    fn names(&self, other: &Self) -> bool {
+        other.known_as.is_some_and(|number| self.peers.contains(&number))
+    }
+
+    fn side(&self) -> Side {
+        (self.client, self.endpoint, self.known_as.unwrap())
+    }
+
+    /// By which means this sender's messages come to a receiver, and whether that is enough for it.
+    fn gives(&self, receiver: &Self) -> (Mechanism, bool) {
+        let (Role::Sender { mechanism, slots, .. }, Role::Receiver { require }) = (self.role, receiver.role) else {
+            panic!("{self:?} to {receiver:?}")
+        };
+        let of_one_user = self.user == receiver.user;
+        let given = match (mechanism, slots) {
+            (Mechanism::Shared, _) if of_one_user || self.user == TRUSTED => (Mechanism::Shared, Protection::Volatile),
+            (_, Slots::Broker { .. }) if of_one_user && require < Protection::Sealed => {
+                (Mechanism::Lease, Protection::Leased)
+            }
+            _ => (Mechanism::Copy, Protection::Sealed),
+        };
+        (given.0, given.1 >= require)
     }
 }
 
-/// What must hold: a list of what is open, and who is linked, by the numbers of sender and receiver.
+/// What must hold: lists of who is there and of what is open.
 #[derive(Debug, Default)]
 struct Model {
-    clients: Vec<ClientId>,
+    clients: Vec<Member>,
+    /// In the order in which the broker that is there now has heard of them.
     open: Vec<Listed>,
-    links: BTreeSet<(u64, u64)>,
+    /// Those that it has not heard of yet.
+    away: Vec<Listed>,
 }
 
 impl Model {
-    fn forget(&mut self, is_gone: impl Fn(&Listed) -> bool) {
-        let gone: Vec<_> = self.open.extract_if(.., |listed| is_gone(listed)).collect();
-        let is_of = |number| gone.iter().any(|listed| listed.known_as == number);
-        self.links.retain(|&(sender, receiver)| !is_of(sender) && !is_of(receiver));
-    }
-
-    /// The links that are due between an endpoint and all others.
-    fn due(&self, new: Listed) -> BTreeSet<(u64, u64)> {
-        let others = self.open.iter().filter(|other| other.channel == new.channel && other.sends != new.sends);
-        let link = |other: &Listed| match new.sends {
-            true => (new.known_as, other.known_as),
-            false => (other.known_as, new.known_as),
-        };
-        others.map(link).filter(|link| !self.links.contains(link)).collect()
-    }
-
-    /// Notes that somebody has opened an endpoint and is introduced to these.
-    fn opened(&mut self, new: Listed, opening: &Opening) {
-        let link = |pair: &Pair| (pair.sender.peer.endpoint, pair.receiver.peer.endpoint);
-        let met: BTreeSet<_> = opening.pairs.iter().map(link).collect();
-        assert_eq!(met.len(), opening.pairs.len(), "two were introduced twice");
-        assert_eq!(met, self.due(new));
-        for pair in &opening.pairs {
-            let own = if new.sends { pair.sender } else { pair.receiver };
-            assert_eq!((own.client, own.endpoint), (new.client, new.endpoint));
+    /// What each user takes up.
+    fn used(&self) -> BTreeMap<(u32, &'static str), u64> {
+        let mut used = BTreeMap::new();
+        let mut charge = |user, resource: Resource, amount| *used.entry((user, resource.name())).or_default() += amount;
+        for client in self.clients.iter().filter(|client| client.is_here) {
+            charge(client.user, Resource::Connections, 1);
         }
-        self.links.extend(met);
-        self.open.push(new);
+        for (index, one) in self.open.iter().enumerate() {
+            let earlier = &self.open[..index];
+            let is_first = !earlier.iter().any(|other| (other.user, other.channel) == (one.user, one.channel));
+            charge(one.user, Resource::Channels, is_first.into());
+            charge(one.user, Resource::Links, earlier.iter().filter(|other| other.faces(one)).count() as u64);
+            if let Role::Sender { slot_bytes, max_slots, slots, .. } = one.role {
+                charge(one.user, Resource::Slots, max_slots);
+                charge(one.user, Resource::Bytes, slot_bytes * max_slots);
+                let kept = if let Slots::Broker { .. } = slots { max_slots } else { 0 };
+                charge(one.user, Resource::Descriptors, kept);
+            }
+        }
+        used.retain(|_, amount| *amount > 0);
+        used
     }
 
-    /// All clients come to the next broker, and tell it of what they had.
-    fn restart(&mut self, half_known: usize, first: u64) -> State {
-        let mut state = State::new(Policy::only(1000), first);
-        let half: BTreeSet<_> = self.links.iter().copied().step_by(half_known).collect();
-        let (before, mut others) = (std::mem::take(&mut self.open), Vec::new());
-        for client in std::mem::take(&mut self.clients) {
-            let again = state.enter(1000).unwrap();
-            self.clients.push(again);
-            others.push((client, again));
+    /// A client that is there opens an endpoint, or tells of one that was open before.
+    fn open(&mut self, state: &mut State, mut new: Listed) {
+        let earlier = new.known_as.map(|endpoint| Earlier { endpoint, peers: new.peers.iter().copied().collect() });
+        let open = Open { channel: new.channel.to_string(), role: new.role, earlier };
+        let answer = state.open(new.client, new.endpoint, open);
+        if self.open.iter().any(|other| other.is_of(new.client, new.endpoint)) {
+            assert_eq!(answer, Err(Refusal::Taken(new.endpoint)));
+            return;
         }
-        let known = std::mem::take(&mut self.links);
-        self.links = known.difference(&half).copied().collect();
-        for listed in before {
-            let client = others.iter().find(|(client, _)| *client == listed.client).unwrap().1;
-            let listed = Listed { client, ..listed };
-            let peers = known.iter().filter_map(|&(sender, receiver)| match listed.sends {
-                true => (sender == listed.known_as).then_some(receiver),
-                // It had not heard of the others.
-                false => (receiver == listed.known_as && !half.contains(&(sender, receiver))).then_some(sender),
+        let is_stranger = |other: &&mut Listed| other.faces(&new) && !(other.names(&new) && new.names(other));
+        let mut strangers: Vec<_> = self.open.iter_mut().filter(is_stranger).collect();
+        let order = |other: &Listed| if new.sends() { new.gives(other) } else { other.gives(&new) };
+        let means: Vec<_> = strangers.iter().map(|other| order(other)).collect();
+        match &answer {
+            Ok(opening) => {
+                assert!(new.known_as.is_none_or(|number| number == opening.endpoint));
+                new.known_as = Some(opening.endpoint);
+                let due = strangers.iter().zip(&means).map(|(other, &(mechanism, is_enough))| {
+                    assert!(is_enough, "{other:?}");
+                    let (one, other) = (new.side(), other.side());
+                    let sides = if new.sends() { (one, other) } else { (other, one) };
+                    (sides, mechanism)
+                });
+                let mut due: Vec<_> = due.collect();
+                let side = |party: &Party| (party.client, party.endpoint, party.peer.endpoint);
+                let met = |pair: &Pair| ((side(&pair.sender), side(&pair.receiver)), pair.mechanism);
+                let mut met: Vec<_> = opening.pairs.iter().map(met).collect();
+                due.sort_unstable_by_key(|link| link.0);
+                met.sort_unstable_by_key(|link| link.0);
+                assert_eq!(met, due);
+                for other in &mut strangers {
+                    new.peers.extend(other.known_as);
+                    other.peers.extend(new.known_as);
+                }
+                self.open.push(new);
+            }
+            Err(refusal) => {
+                self.open.push(new.clone());
+                let links = self.used().get(&(new.user, "links")).copied().unwrap_or(0);
+                self.open.pop();
+                match refusal {
+                    Refusal::Spent(_) => assert!(links > LINKS, "{refusal}"),
+                    Refusal::SenderGivesLess { .. } | Refusal::ReceiverRequiresMore { .. } => {
+                        assert!(means.iter().any(|&(_, is_enough)| !is_enough), "{refusal}");
+                    }
+                    _ => panic!("{refusal}"),
+                }
+                // What it had, it keeps.
+                self.away.extend(new.known_as.is_some().then_some(new));
+            }
+        }
+    }
+
+    /// The broker dies.
+    fn lose_broker(&mut self, lost: usize) {
+        self.clients.iter_mut().for_each(|client| client.is_here = false);
+        self.away.append(&mut self.open);
+        let mut told = 0;
+        for listed in &mut self.away {
+            listed.peers.retain(|_| {
+                told += 1;
+                told % lost != 0
             });
-            let earlier = Some(Earlier { endpoint: listed.known_as, peers: peers.collect() });
-            let opening = state.open(client, listed.endpoint, Open { earlier, ..listed.ask() }).unwrap();
-            assert_eq!(opening.endpoint, listed.known_as);
-            self.opened(listed, &opening);
+            if let Role::Sender { slots: slots @ Slots::Broker { .. }, .. } = &mut listed.role {
+                *slots = Slots::Sender;
+            }
         }
-        assert!(half.is_subset(&self.links), "a link that was lost was not made again");
-        state
+    }
+
+    /// Endpoints are gone, and those that are linked with them need not have noticed.
+    fn forget(&mut self, is_gone: impl Fn(&Listed) -> bool) {
+        self.open.retain(|listed| !is_gone(listed));
+        self.away.retain(|listed| !is_gone(listed));
+    }
+
+    fn check(&self, state: &State) {
+        let used: BTreeMap<_, _> =
+            state.used().map(|(user, resource, amount)| ((user, resource.name()), amount)).collect();
+        assert_eq!(used, self.used());
+        assert!(used.iter().all(|(&(_, resource), &amount)| resource != "links" || amount <= LINKS));
+        for user in [None, Some(DISTRUSTED), Some(TRUSTED)] {
+            let seen = state.status(user, 0, usize::MAX).into_iter();
+            let seen = seen.map(|(client, endpoint, status)| (client, endpoint, status.endpoint));
+            let own = self.open.iter().filter(|listed| user.is_none_or(|user| user == listed.user));
+            assert!(seen.eq(own.map(Listed::side)));
+        }
     }
 }
 
+fn pick<T>(mut all: impl Iterator<Item = T> + Clone, nth: usize) -> Option<T> {
+    let count = all.clone().count();
+    all.nth(nth.checked_rem(count)?)
+}
+
 proptest! {
-    /// Against a list of what is open: an open introduces exactly the endpoints of the other
-    /// role on the same channel, each once, also over restarts; and when all have left nothing is known.
+    /// Clients come, go, and come back after the broker's death one by one, endpoint by endpoint. An open introduces
+    /// exactly the endpoints of the other role on the same channel, each once, but for those that name each other;
+    /// everybody pays for what it has; and when all have left nothing is known.
     #[test]
     fn everybody_who_belongs_together_is_introduced_once(steps in steps()) {
-        let (mut state, mut model, mut first) = (State::new(Policy::only(1000), 0), Model::default(), 0);
+        let quota = Quota { links: LINKS, ..Quota::default() };
+        let policy = || Policy::only(DISTRUSTED).trust(TRUSTED).with_quota(quota.clone());
+        let (mut state, mut model, mut first) = (State::new(policy(), 0), Model::default(), 0);
         for step in steps {
             match step {
-                Step::Join => model.clients.push(state.enter(1000).unwrap()),
-                Step::Open { client, endpoint, channel, sends } => {
-                    let Some(&client) = model.clients.get(client) else { continue };
-                    let listed = Listed { client, endpoint, channel, sends, known_as: 0 };
-                    let answer = state.open(client, endpoint, listed.ask());
-                    if model.open.iter().any(|other| (other.client, other.endpoint) == (client, endpoint)) {
-                        prop_assert_eq!(answer, Err(Refusal::Taken(endpoint)));
-                        continue;
+                Step::Join { user } => {
+                    model.clients.push(Member { id: state.enter(user).unwrap(), user, is_here: true });
+                }
+                Step::Open { client, endpoint, channel, role } => {
+                    let here = model.clients.iter().filter(|client| client.is_here);
+                    let Some(&Member { id: client, user, .. }) = pick(here, client) else { continue };
+                    // A client does not give the number of one that it has to another.
+                    if !model.away.iter().any(|listed| listed.is_of(client, endpoint)) {
+                        let (known_as, peers) = (None, BTreeSet::new());
+                        model.open(&mut state, Listed { client, user, endpoint, channel, role, known_as, peers });
                     }
-                    let opening = answer.unwrap();
-                    model.opened(Listed { known_as: opening.endpoint, ..listed }, &opening);
                 }
                 Step::Close { client, endpoint } => {
-                    let Some(&client) = model.clients.get(client) else { continue };
-                    state.close(client, endpoint);
-                    model.forget(|listed| (listed.client, listed.endpoint) == (client, endpoint));
+                    let Some(&Member { id, .. }) = pick(model.clients.iter(), client) else { continue };
+                    state.close(id, endpoint);
+                    model.forget(|listed| listed.is_of(id, endpoint));
                 }
                 Step::Leave { client } => {
-                    if client < model.clients.len() {
-                        let client = model.clients.remove(client);
-                        state.leave(client);
-                        model.forget(|listed| listed.client == client);
-                    }
+                    let Some(index) = pick(0..model.clients.len(), client) else { continue };
+                    let Member { id, .. } = model.clients.remove(index);
+                    state.leave(id);
+                    model.forget(|listed| listed.client == id);
                 }
-                Step::Restart { half_known } => {
+                Step::Restart { lost } => {
                     first += 1 << 20;
-                    state = model.restart(half_known, first);
+                    state = State::new(policy(), first);
+                    model.lose_broker(lost);
+                }
+                Step::Return { client } => {
+                    let absent = (0..model.clients.len()).filter(|&index| !model.clients[index].is_here);
+                    let Some(index) = pick(absent, client) else { continue };
+                    let Member { id: before, user, .. } = model.clients[index];
+                    let id = state.enter(user).unwrap();
+                    model.clients[index] = Member { id, user, is_here: true };
+                    model.away.iter_mut().filter(|listed| listed.client == before).for_each(|listed| listed.client = id);
+                }
+                Step::Resume { nth } => {
+                    let is_here = |id| model.clients.iter().any(|client| client.id == id && client.is_here);
+                    let known = (0..model.away.len()).filter(|&index| is_here(model.away[index].client));
+                    let Some(index) = pick(known, nth) else { continue };
+                    let listed = model.away.remove(index);
+                    model.open(&mut state, listed);
                 }
             }
-            prop_assert_eq!(state.used().find(|used| used.1 == Resource::Links).map_or(0, |used| used.2), model.links.len() as u64);
+            model.check(&state);
         }
-        for client in model.clients {
-            state.leave(client);
+        for client in model.clients.iter().filter(|client| client.is_here) {
+            state.leave(client.id);
         }
         prop_assert!(state.is_empty());
     }
