@@ -27,7 +27,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     }
     let heads = ["channel", "end", "process", "user", "protection", "links", "messages", "bytes", "left out", "waits"];
     let rows = endpoints.iter().map(cells);
-    print!("{}", table(&[&heads[..], &["sleeps", "slots", "held", "oldest"]].concat(), rows));
+    print!("{}", table(&[&heads[..], &["sleeps", "violations", "slots", "held", "oldest"]].concat(), rows));
     Ok(())
 }
 
@@ -38,8 +38,8 @@ fn cells(endpoint: &EndpointStatus) -> Vec<String> {
     match report {
         None => cells.push("does not answer".into()),
         Some(report) => {
-            let Report { links, messages, bytes, left_out, waits, sleeps, slots, held, oldest, .. } = report;
-            let numbers = [links, messages, bytes, left_out, waits, sleeps, slots, held];
+            let Report { links, messages, bytes, left_out, waits, sleeps, violations, slots, held, oldest } = report;
+            let numbers = [links, messages, bytes, left_out, waits, sleeps, violations, slots, held];
             cells.extend(numbers.map(|&number| short(number as f64)));
             cells.push(age(*oldest) + if is_suspect(report) { ", forgotten?" } else { "" });
         }

@@ -93,15 +93,16 @@ const COLUMNS: [Column; 11] = [
 
 impl Collector for Look {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        let clients: std::collections::HashSet<_> = self.endpoints.iter().map(|endpoint| endpoint.client).collect();
+        // Those without endpoints as well.
+        let clients = self.used.iter().filter(|(_, resource, _)| *resource == Resource::Connections);
         let channels: std::collections::HashSet<_> = self.endpoints.iter().map(|endpoint| &endpoint.channel).collect();
         let totals = [
-            ("clients", "Clients with endpoints", clients.len()),
-            ("channels", "Channels", channels.len()),
-            ("endpoints", "Endpoints", self.endpoints.len()),
+            ("clients", "Processes' connections to the broker", clients.map(|(_, _, used)| used).sum()),
+            ("channels", "Channels", channels.len() as u64),
+            ("endpoints", "Endpoints", self.endpoints.len() as u64),
         ];
         for (name, help, count) in totals {
-            encoder.encode_descriptor(name, help, None, MetricType::Gauge)?.encode_gauge(&(count as u64))?;
+            encoder.encode_descriptor(name, help, None, MetricType::Gauge)?.encode_gauge(&count)?;
         }
         for (name, help, kind, of) in COLUMNS {
             let mut metric = encoder.encode_descriptor(name, help, None, kind)?;
