@@ -314,8 +314,7 @@ fn what_happens_to_endpoints_is_seen_in_every_view() {
             let it = all.iter().find(|line| line["channel"] == channel && line["end"] == end);
             it.unwrap_or_else(|| panic!("no {end} on {channel} in {all:?}"))["report"].clone()
         };
-        let is_seen =
-            |(channel, end, count, times): (&str, &str, &str, u64)| report(channel, end)[count] == Value::from(times);
+        let is_seen = |(channel, end, count, times): (&str, &str, &str, u64)| report(channel, end)[count] == times;
         troubles.counts().into_iter().all(is_seen) && report("camera/front", "receiver")["forgotten"] == true
     });
     let counts = troubles.counts();
