@@ -13,7 +13,7 @@ use std::{
 use fbuf_broker::{Embedded, Policy, Quota};
 use fbuf_client::{Address, Client, ConnectError};
 use nix::sys::signal::Signal;
-use support::{BrokerProcess, HandedOver, Holdings, Process, fbuf};
+use support::{BrokerProcess, HandedOver, Holdings, Process, fbuf, until};
 
 #[test]
 fn it_is_ready_only_when_it_accepts() {
@@ -266,4 +266,23 @@ fn connections_are_requests() {
     let clients: Vec<_> = (0..RATE + 10).map(|_| Client::connect_to(broker.address()).unwrap()).collect();
     let elapsed = start.elapsed();
     assert!(elapsed >= Duration::from_secs(1) * 10 / RATE, "{} connections in {elapsed:?}", clients.len());
+}
+
+/// Many more introductions than a mailbox holds, for one who reads them.
+#[test]
+fn a_client_with_many_ends_is_linked_with_all() {
+    const MANY: usize = 300;
+    let broker = Embedded::start().unwrap();
+    let [one, other] = [(); 2].map(|()| Client::connect_to(broker.address()).unwrap());
+    let receivers: Vec<_> = (0..MANY).map(|_| one.receiver("c").stay().open().unwrap()).collect();
+    let mut linked: Vec<_> = receivers.into_iter().map(|receiver| (receiver, false)).collect();
+    let mut sender = other.sender("c").slot_size(8).slots(2).open().unwrap();
+    until("all are linked", || {
+        sender.look();
+        linked.iter_mut().for_each(|(receiver, is_linked)| {
+            let _ = receiver.try_get();
+            *is_linked = receiver.senders() == 1;
+        });
+        sender.receivers() == MANY && linked.iter().all(|&(_, is_linked)| is_linked)
+    });
 }

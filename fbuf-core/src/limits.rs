@@ -37,8 +37,9 @@ pub const GREETING_TIME: Duration = Duration::from_secs(5);
 pub const MAX_REQUESTS: usize = 16;
 /// How many answers wait for room in a client's socket before no more of its requests are read.
 pub const MAX_ANSWERS: usize = 16;
-/// How many introductions may wait for one client; a client that does not fetch them is sent away.
-pub const MAX_WAITING: usize = 1024;
+/// How many descriptors a broker holds ready for one client, and has on their way to it, before it waits with further
+/// introductions until the client has read some: all clients together cannot take all that it may open.
+pub const MAX_WAITING: usize = 96;
 
 const _: () = assert!(MAX_LINKS * 10 + MAX_CHANNEL_NAME + 256 <= MAX_MESSAGE, "links that are told to the next broker");
 const _: () = assert!(MAX_SEGMENTS + 2 <= MAX_DESCRIPTORS && (MAX_LEASED as usize) < MAX_DESCRIPTORS);

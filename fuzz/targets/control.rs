@@ -186,7 +186,7 @@ fn step(model: &mut Model, input: &mut Unstructured) -> Result<()> {
         }
         3 => {
             if let Some(&(client, _)) = model.clients.get(client) {
-                drop(model.state.charge_descriptors(client, input.arbitrary()?));
+                drop(model.state.charge_link(client));
             }
         }
         4 | 5 => {

@@ -17,8 +17,9 @@ pub const fn quota(resource: Resource) -> u64 {
         Resource::Bytes => 16 << 20,
         Resource::Slots => 4096,
         Resource::Channels | Resource::Connections => 64,
-        // One client more than fills its mailbox.
+        // More than fills the mailbox of one client.
         Resource::Links => 600,
+        Resource::Endpoints => 1000,
         Resource::Descriptors => 1536,
     }
 }
@@ -45,6 +46,8 @@ pub enum Attack {
     AsksAtOnce,
     /// Has itself introduced, and never fetches an introduction.
     NeverFetches,
+    /// Has slots made that can be leased, and closed again, and never reads the answers that they travel with.
+    LeavesSlots,
     /// Thousands of connections.
     Connections,
     /// Opens and closes as fast as it can.
@@ -84,7 +87,7 @@ pub enum Report {
 }
 
 impl Attack {
-    pub const ALL: [Self; 27] = [
+    pub const ALL: [Self; 29] = [
         Self::Garbage,
         Self::HalfMessages,
         Self::HugeMessages,
@@ -95,6 +98,7 @@ impl Attack {
         Self::NeverReads,
         Self::AsksAtOnce,
         Self::NeverFetches,
+        Self::LeavesSlots,
         Self::Connections,
         Self::Churn,
         Self::Hoards(Resource::Bytes),
@@ -102,6 +106,7 @@ impl Attack {
         Self::Hoards(Resource::Channels),
         Self::Hoards(Resource::Links),
         Self::Hoards(Resource::Descriptors),
+        Self::Hoards(Resource::Endpoints),
         Self::GarbageOverLink,
         Self::DescriptorsOverLink,
         Self::WrongDescriptorsOverLink,
@@ -116,7 +121,7 @@ impl Attack {
 
     /// Whether it is on a quota, and so on nobody but other processes of the same user.
     pub fn needs_user_of_its_own(self) -> bool {
-        matches!(self, Self::Connections | Self::Churn | Self::Hoards(_))
+        matches!(self, Self::NeverFetches | Self::LeavesSlots | Self::Connections | Self::Churn | Self::Hoards(_))
     }
 
     /// What stops it: what its effects show, and honest peers report.
@@ -130,7 +135,8 @@ impl Attack {
             Self::Silence => format!("GREETING_TIME, {GREETING_TIME:?}"),
             Self::NeverReads => format!("MAX_ANSWERS, {MAX_ANSWERS}, and the sockets"),
             Self::AsksAtOnce => format!("MAX_REQUESTS, {MAX_REQUESTS}"),
-            Self::NeverFetches => format!("MAX_WAITING, {MAX_WAITING}"),
+            Self::NeverFetches => format!("MAX_WAITING, {MAX_WAITING}, and {}", quota_of(Resource::Links)),
+            Self::LeavesSlots => format!("Mailbox::note_sent, and {}", quota_of(Resource::Descriptors)),
             Self::Connections => quota_of(Resource::Connections),
             Self::Churn => format!("the quota of requests_per_second, {REQUESTS_PER_SECOND}"),
             Self::Hoards(resource) => quota_of(resource),

@@ -13,7 +13,7 @@ use std::{
 
 use fbuf_core::{
     control::{ControlRequest, ControlResponse, Greeting, Refusal, Resource, Role, Slots, VERSION, Verdict},
-    limits::{GREETING_TIME, MAX_ANSWERS, MAX_MESSAGE, MAX_REQUESTS, MAX_WAITING},
+    limits::{GREETING_TIME, MAX_ANSWERS, MAX_LEASED, MAX_MESSAGE, MAX_REQUESTS, MAX_WAITING},
     memory::Map,
     protection::{Mechanism, Protection},
     socket::PacketSocket,
@@ -102,6 +102,7 @@ pub fn attack(attack: Attack) -> ! {
         Attack::NeverReads => over_and_over(never_read),
         Attack::AsksAtOnce => over_and_over(ask_at_once),
         Attack::NeverFetches => over_and_over(never_fetch),
+        Attack::LeavesSlots => over_and_over(leave_slots),
         Attack::Connections => {
             let mut silent = Vec::new();
             over_and_over(|| connect_more(&mut silent))
@@ -242,22 +243,43 @@ fn ask_at_once() -> Seen {
     Effect::if_so(matches!(answer, Some((_, Err(_)))), || format!("one more was answered with {answer:?}"))
 }
 
-/// Each receiver is introduced twice, since its sender is here as well.
+/// Each receiver is introduced twice, since its sender is here as well; those for which there is no room take up two
+/// links, so that fewer get in than the quota has room for.
 fn never_fetch() -> Seen {
     let caller = Caller::join()?;
     Effect::if_so(caller.open(0, "unfetched", SENDER)? == Some(Ok(())), || "no sender".into())?;
-    for opened in 0.. {
+    let most = (quota(Resource::Links) as usize + MAX_WAITING) / 2;
+    for opened in 0..=most {
         match caller.open(opened as u64 + 1, "unfetched", RECEIVER)? {
             Some(Ok(())) => {}
-            Some(Err(refusal)) => return Err(format!("receiver {opened} was refused: {refusal}")),
-            None => {
-                // The broker may hang up before the answer or behind it.
-                let wanted = MAX_WAITING / 2..=MAX_WAITING / 2 + 1;
-                return Effect::if_so(wanted.contains(&opened), || format!("it was {opened} receivers"));
-            }
+            Some(Err(refusal)) => return Effect::spent(&refusal, Resource::Links),
+            None => return Err(format!("the broker hangs up after {opened}")),
         }
     }
-    unreachable!("there is a last one")
+    Err(format!("{most} receivers were introduced to one who does not fetch that"))
+}
+
+/// Opens and closes, one behind the other, what is twice as much as the quota: some is refused since so much is under way
+/// at once.
+fn leave_slots() -> Seen {
+    let caller = Caller::join()?;
+    let role = Role::Sender {
+        slot_bytes: 4096,
+        max_slots: MAX_LEASED.into(),
+        mechanism: Mechanism::Lease,
+        slots: Slots::Broker { huge: false },
+    };
+    let count = 2 * quota(Resource::Descriptors) / u64::from(MAX_LEASED);
+    for endpoint in 0..count {
+        caller.send(&caller.request(open(endpoint, "unread", role)))?;
+        caller.send(&caller.request(ControlRequest::Close { endpoint }))?;
+    }
+    for _ in 0..2 * count {
+        if let Some((_, Ok(ControlResponse::Open(Err(refusal))))) = caller.answer()? {
+            return Effect::spent(&refusal, Resource::Descriptors);
+        }
+    }
+    Err(format!("{count} senders had slots made"))
 }
 
 /// Connects once more than it may, and says nothing: one of all connections is sent away, and if that was not for its

@@ -52,8 +52,7 @@ pub struct Quota {
     pub links: u64,
     /// Connections to the broker.
     pub connections: u64,
-    /// Descriptors that the broker holds for the user: introductions that were not fetched yet, and slots
-    /// that are leased.
+    /// Descriptors that the broker holds for the user: slots that are leased.
     pub descriptors: u64,
     /// Senders and receivers.
     pub endpoints: u64,

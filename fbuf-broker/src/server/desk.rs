@@ -79,13 +79,12 @@ impl Control for Desk {
         }
         inner.state.note_links(self.client, pairs.len(), Instant::now());
         for pair in pairs {
-            if let Err(error) = Broker::introduce(&inner, pair) {
+            inner.introduce(pair, self.client).inspect_err(|refusal| {
                 inner.close(self.client, endpoint);
                 if logs {
-                    warn!(client = ?self.client, channel, role = name, %error, "no socket for a link");
+                    warn!(client = ?self.client, channel, role = name, %refusal, "not introduced");
                 }
-                return Err(Refusal::Exhausted(error.to_string()));
-            }
+            })?;
         }
         Ok(opened)
     }
@@ -96,7 +95,9 @@ impl Control for Desk {
     }
 
     async fn news(self, _: Context, receipt: u64) -> News {
-        timeout(NEWS_TIME, self.mailbox.news(receipt)).await.unwrap_or_default()
+        self.mailbox.acknowledge(receipt);
+        lock(&self.broker.0).catch_up(self.client);
+        timeout(NEWS_TIME, self.mailbox.news()).await.unwrap_or_default()
     }
 
     async fn report(self, _: Context, reports: Vec<(u64, Report)>, last: bool) {

@@ -21,12 +21,10 @@ use crate::account::Charge;
 /// Introductions on their way to one client.
 #[derive(Debug, Default)]
 pub(super) struct Mailbox {
-    waiting: Mutex<VecDeque<(Introduction, Arc<Charge>)>>,
+    waiting: Mutex<VecDeque<Introduction>>,
     filled: Notify,
     /// Whether somebody wants to know what the client's endpoints are doing.
     report: AtomicBool,
-    /// Notified when the client has to go.
-    overfull: Notify,
     sent: Mutex<Sent>,
 }
 
@@ -37,22 +35,24 @@ struct Sent {
     receipt: u64,
     /// Whether the client was told of this receipt.
     is_told: bool,
+    /// Descriptors of introductions.
+    descriptors: usize,
+    /// What is paid for others.
     charges: Vec<Arc<Charge>>,
 }
 
 impl Default for Sent {
     fn default() -> Self {
-        Self { receipt: 0, is_told: true, charges: Vec::new() }
+        Self { receipt: 0, is_told: true, descriptors: 0, charges: Vec::new() }
     }
 }
 
 impl Sent {
     /// Something more is sent, which the next receipt that the client is told shows to be read.
-    fn add(&mut self, charges: impl IntoIterator<Item = Arc<Charge>>) {
+    fn renew(&mut self) {
         // Each of these is seeded anew.
         self.receipt = RandomState::new().build_hasher().finish();
         self.is_told = false;
-        self.charges.extend(charges);
     }
 
     /// The receipt that the client is told now, and whether it was not told before.
@@ -68,9 +68,8 @@ impl Mailbox {
         self.filled.notify_one();
     }
 
-    /// Waits until something is for the client, who has read what was sent before if it knows the receipt.
-    pub(super) async fn news(&self, receipt: u64) -> News {
-        self.acknowledge(receipt);
+    /// Waits until something is for the client.
+    pub(super) async fn news(&self) -> News {
         loop {
             let filled = self.filled.notified();
             let introductions = self.fetch();
@@ -83,49 +82,49 @@ impl Mailbox {
         }
     }
 
-    /// Waits until the client has to go.
-    pub(super) async fn overflow(&self) {
-        self.overfull.notified().await;
-    }
-
     /// The client has read what it was sent, if it knows the receipt.
-    fn acknowledge(&self, receipt: u64) {
+    pub(super) fn acknowledge(&self, receipt: u64) {
         let mut sent = lock(&self.sent);
         if sent.receipt == receipt {
             sent.charges.clear();
+            sent.descriptors = 0;
         }
     }
 
     /// Something else is sent to the client, which is paid for until that has read it.
     pub(super) fn note_sent(&self, charge: Arc<Charge>) {
-        lock(&self.sent).add([charge]);
+        let mut sent = lock(&self.sent);
+        sent.renew();
+        sent.charges.push(charge);
         self.filled.notify_one();
     }
 
-    /// Keeps an introduction until it is fetched, if that is paid for.
-    pub(super) fn post(&self, introduction: Introduction, charge: Option<Charge>) {
-        let mut waiting = lock(&self.waiting);
-        match charge {
-            Some(charge) if waiting.len() < MAX_WAITING => {
-                waiting.push_back((introduction, Arc::new(charge)));
-                self.filled.notify_one();
-            }
-            _ => self.overfull.notify_one(),
-        }
+    /// Whether one more introduction may be made ready.
+    pub(super) fn has_room(&self) -> bool {
+        let waiting = lock(&self.waiting).iter().map(Introduction::descriptors).sum::<usize>();
+        waiting + lock(&self.sent).descriptors < MAX_WAITING
+    }
+
+    /// Keeps an introduction until it is fetched.
+    pub(super) fn post(&self, introduction: Introduction) {
+        lock(&self.waiting).push_back(introduction);
+        self.filled.notify_one();
     }
 
     /// Those that go into one message.
     fn fetch(&self) -> Vec<Introduction> {
         let mut waiting = lock(&self.waiting);
         let mut descriptors = 0;
-        let fits = |(introduction, _): &&(Introduction, Arc<Charge>)| {
+        let fits = |introduction: &&Introduction| {
             descriptors += introduction.descriptors();
             descriptors <= MAX_DESCRIPTORS
         };
         let count = waiting.iter().take(MAX_INTRODUCTIONS).take_while(fits).count();
-        let (fetched, charges): (Vec<_>, Vec<_>) = waiting.drain(..count).unzip();
+        let fetched: Vec<_> = waiting.drain(..count).collect();
         if count > 0 {
-            lock(&self.sent).add(charges);
+            let mut sent = lock(&self.sent);
+            sent.renew();
+            sent.descriptors += fetched.iter().map(Introduction::descriptors).sum::<usize>();
         }
         fetched
     }
@@ -160,25 +159,36 @@ mod tests {
     }
 
     #[test]
+    fn there_is_room_again_when_the_client_has_read() {
+        let mailbox = Mailbox::default();
+        let fill = || (0..).take_while(|_| mailbox.has_room()).for_each(|_| mailbox.post(introduction()));
+        fill();
+        assert_eq!(lock(&mailbox.waiting).len(), MAX_WAITING);
+        for _ in 0..=MAX_WAITING / MAX_INTRODUCTIONS {
+            mailbox.fetch();
+            // It asks again, and does not know what only who reads can know.
+            mailbox.acknowledge(0);
+        }
+        assert!(lock(&mailbox.waiting).is_empty() && !mailbox.has_room());
+        let receipt = lock(&mailbox.sent).receipt;
+        mailbox.acknowledge(receipt);
+        fill();
+        assert_eq!(lock(&mailbox.waiting).len(), MAX_WAITING);
+    }
+
+    #[test]
     fn what_was_sent_is_paid_for_until_it_was_read() {
         let mut state = State::new(Policy::only(1000), 0);
         let process = Credentials { pid: 1, uid: 1000, gid: 1000 };
         let admission = state.admit(process, User { id: 1000, groups: Vec::new() }).unwrap();
         let client = state.join(admission).unwrap();
-        let held = |state: &State| {
-            let descriptors = state.used().find(|&(_, resource, _)| resource == Resource::Descriptors);
-            descriptors.map_or(0, |(_, _, used)| used)
-        };
+        let held = |state: &State| state.used().any(|(_, resource, _)| resource == Resource::Links);
         let mailbox = Mailbox::default();
-        for sent in 1..=3 {
-            mailbox.post(introduction(), state.charge_descriptors(client, 1));
-            assert_eq!((mailbox.fetch().len(), held(&state)), (1, sent));
-            // It asks again, and does not know what only who reads can know.
-            mailbox.acknowledge(0);
-        }
-        assert_eq!(held(&state), 3);
-        let receipt = lock(&mailbox.sent).receipt;
+        mailbox.note_sent(Arc::new(state.charge_link(client).unwrap()));
+        mailbox.acknowledge(0);
+        assert!(held(&state));
+        let (receipt, is_new) = lock(&mailbox.sent).tell();
         mailbox.acknowledge(receipt);
-        assert_eq!(held(&state), 0);
+        assert!(is_new && !held(&state));
     }
 }

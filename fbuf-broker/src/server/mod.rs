@@ -3,24 +3,24 @@
 
 mod desk;
 mod door;
+mod introductions;
 mod lines;
 mod mailbox;
+mod reports;
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
     future::Future,
     io,
     os::fd::OwnedFd,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::{Duration, Instant, SystemTime},
+    time::{Instant, SystemTime},
 };
 
 use fbuf_core::{
-    control::{Control, EndpointStatus, Introduction, Lodging, Report, Resource, ServerTransport, Slots, Turn},
+    control::{Control, EndpointStatus, Report, Resource, ServerTransport, Turn},
     limits::{GREETING_TIME, MAX_REQUESTS},
-    points,
     socket::{Credentials, PacketSocket},
-    wire::Descriptor,
 };
 use futures_util::StreamExt;
 use tarpc::{
@@ -38,13 +38,10 @@ use tracing::{debug, info, warn};
 use self::{desk::Desk, door::Guest, lines::Lines, mailbox::Mailbox};
 use crate::{
     Listener,
+    account::Charge,
     policy::Policy,
-    state::{ClientId, Pair, Party, Payer, State},
+    state::{ClientId, Pair, Payer, State},
 };
-
-/// How long clients have for a report that somebody wants to see, and how often they are asked for one at most.
-const REPORT_TIME: Duration = Duration::from_millis(200);
-const REPORT_PAUSE: Duration = Duration::from_millis(400);
 
 /// The broker, shared by the tasks of its clients. Cheap to clone.
 ///
@@ -62,6 +59,8 @@ struct Inner {
     mailboxes: HashMap<ClientId, Arc<Mailbox>>,
     /// The slots that were made for senders, by client and endpoint.
     slots: HashMap<ClientId, HashMap<u64, Vec<Arc<OwnedFd>>>>,
+    /// Pairs that are not introduced yet, since this client has not read what it was sent before.
+    pending: HashMap<ClientId, VecDeque<(Pair, Charge)>>,
     /// What endpoints last said of themselves.
     reports: HashMap<ClientId, HashMap<u64, Report>>,
     /// When each client was asked last to report, and whether it has not answered yet.
@@ -76,40 +75,6 @@ impl Inner {
         self.state.close(client, endpoint);
         self.slots.get_mut(&client).map(|slots| slots.remove(&endpoint));
         self.reports.get_mut(&client).map(|reports| reports.remove(&endpoint));
-    }
-
-    /// Has all clients of a user, or of all, report that have endpoints and were not asked since this moment; or says how
-    /// long to wait until all may be asked again.
-    fn ask(&mut self, user: Option<u32>, since: Instant) -> Option<Duration> {
-        let (now, mut pause) = (Instant::now(), None);
-        for client in self.state.with_endpoints(user) {
-            let rest = match self.asked.get(&client) {
-                Some((at, _)) if *at >= since => continue,
-                Some((at, _)) => (*at + REPORT_PAUSE).saturating_duration_since(now),
-                None => Duration::ZERO,
-            };
-            if !rest.is_zero() {
-                pause = pause.max(Some(rest));
-            } else if let Some(mailbox) = self.mailboxes.get(&client) {
-                mailbox.ask();
-                self.asked.insert(client, (now, true));
-            }
-        }
-        pause
-    }
-
-    /// Whether a client of a user, or of all, was asked and has not answered.
-    fn awaits(&self, user: Option<u32>) -> bool {
-        self.state.with_endpoints(user).any(|client| self.asked.get(&client).is_some_and(|&(_, open)| open))
-    }
-
-    /// A client has reported, or has gone.
-    fn note_answer(&mut self, client: ClientId) {
-        if let Some((_, open)) = self.asked.get_mut(&client)
-            && std::mem::take(open)
-        {
-            self.reported.notify_waiters();
-        }
     }
 }
 
@@ -129,6 +94,7 @@ impl Drop for Member {
         inner.mailboxes.remove(&self.client);
         inner.slots.remove(&self.client);
         inner.reports.remove(&self.client);
+        inner.pending.remove(&self.client);
         inner.note_answer(self.client);
         inner.asked.remove(&self.client);
     }
@@ -156,6 +122,7 @@ impl Broker {
             mailboxes: HashMap::new(),
             slots: HashMap::new(),
             reports: HashMap::new(),
+            pending: HashMap::new(),
             asked: HashMap::new(),
             reported: Arc::default(),
             lines: Lines::new(Instant::now()),
@@ -191,32 +158,6 @@ impl Broker {
             EndpointStatus { report, ..status }
         };
         inner.state.status(user, behind, most).into_iter().map(with_report).collect()
-    }
-
-    /// Asks all clients of a user, or of all, to report, and gives them a moment for it. Those who come at once are served
-    /// together; nobody is asked all the time, or by who may not see the answer.
-    async fn ask_for_reports(&self, user: Option<u32>) {
-        let came = Instant::now();
-        loop {
-            let pause = lock(&self.0).ask(user, came);
-            match pause {
-                Some(pause) => tokio::time::sleep(pause).await,
-                None => break,
-            }
-        }
-        let reported = lock(&self.0).reported.clone();
-        let all = async {
-            loop {
-                // Before the look, so that no report is missed in between.
-                let next = reported.notified();
-                if !lock(&self.0).awaits(user) {
-                    return;
-                }
-                next.await;
-            }
-        };
-        // Those who take longer are seen as they last were.
-        let _ = timeout(REPORT_TIME, all).await;
     }
 
     /// Serves clients until `until` is ready. What was introduced goes on afterwards.
@@ -295,47 +236,7 @@ impl Broker {
                     Some(Err(_)) | None => break,
                 },
                 Some(_) = running.join_next() => {}
-                () = mailbox.overflow() => {
-                    if self.may_log(uid) {
-                        warn!(?client, uid, "a client does not fetch its introductions");
-                    }
-                    break;
-                }
             }
         }
-    }
-
-    /// Makes the link socket of a pair and posts both ends.
-    fn introduce(inner: &Inner, pair: Pair) -> io::Result<()> {
-        let (to_sender, to_receiver) = PacketSocket::pair()?;
-        let introduction = |own: Party, other: Party, lodging: Lodging, socket: OwnedFd| Introduction {
-            endpoint: own.endpoint,
-            peer: other.peer,
-            slot_bytes: pair.geometry.slot_bytes().into(),
-            max_slots: pair.geometry.max_slots().into(),
-            mechanism: pair.mechanism,
-            lodging,
-            socket: Descriptor::from(socket),
-        };
-        let Pair { sender, receiver, .. } = pair;
-        let slots = inner.slots.get(&sender.client).and_then(|slots| slots.get(&sender.endpoint)).into_iter().flatten();
-        let lodging = match pair.slots {
-            Slots::Segments => Lodging::Segments,
-            Slots::Broker { .. } => Lodging::Given(slots.cloned().map(Descriptor::from).collect()),
-            Slots::Receiver => Lodging::Yours,
-            Slots::Sender => Lodging::Theirs,
-        };
-        let ends = [(receiver, sender, lodging, to_receiver), (sender, receiver, Lodging::Segments, to_sender)];
-        for (own, other, lodging, socket) in ends {
-            if let Some(mailbox) = inner.mailboxes.get(&own.client) {
-                let introduction = introduction(own, other, lodging, socket);
-                // To whom it is sent, not to who has caused it: that one cannot fetch it.
-                let charge = inner.state.charge_descriptors(own.client, introduction.descriptors() as u64);
-                mailbox.post(introduction, charge);
-                points::reach("broker: introduced to one");
-            }
-        }
-        points::reach("broker: introduced to both");
-        Ok(())
     }
 }

@@ -127,6 +127,7 @@ struct Client {
 struct Endpoint {
     channel: ChannelName,
     number: u64,
+    known_as: u64,
     _charges: Vec<Charge>,
     /// What is paid for slots that the broker makes.
     slots: Option<Arc<Charge>>,
@@ -200,10 +201,21 @@ impl State {
         }
     }
 
-    /// Charges descriptors to a client that are kept for it; none if that is more than it may have kept.
-    pub fn charge_descriptors(&self, id: ClientId, count: u64) -> Option<Charge> {
-        let Payer { user, account } = &self.clients.get(&id)?.payer;
-        account.charge(self.policy.quota(user), Resource::Descriptors, count).ok()
+    /// Charges a link more to a client, which it caused and which cannot be made yet.
+    ///
+    /// # Errors
+    /// [`Refusal::Spent`]; or the client is gone.
+    pub fn charge_link(&self, id: ClientId) -> Result<Charge, Refusal> {
+        let gone = || Refusal::Exhausted("the client has gone".into());
+        let Payer { user, account } = &self.clients.get(&id).ok_or_else(gone)?.payer;
+        Ok(account.charge(self.policy.quota(user), Resource::Links, 1)?)
+    }
+
+    /// Whether this end of a pair is open still.
+    #[must_use]
+    pub fn is_open(&self, party: &Party) -> bool {
+        let endpoint = self.clients.get(&party.client).and_then(|client| client.endpoints.get(&party.endpoint));
+        endpoint.is_some_and(|endpoint| endpoint.known_as == party.peer.endpoint)
     }
 
     /// A client opens an endpoint.
@@ -274,7 +286,9 @@ impl State {
         self.numbers.insert(number, (id, endpoint));
         self.of_users.insert((user, number));
         if let Some(client) = self.clients.get_mut(&id) {
-            client.endpoints.insert(endpoint, Endpoint { channel: name, number, _charges: charges, slots: made });
+            client
+                .endpoints
+                .insert(endpoint, Endpoint { channel: name, number, known_as, _charges: charges, slots: made });
         }
         Ok(Opening { endpoint: known_as, pairs })
     }

@@ -175,8 +175,9 @@ fn each_quota_is_enforced_and_given_back() {
     (1..=3).for_each(|endpoint| state.close(client, endpoint));
     let used: Vec<_> = state.used().filter(|&(_, resource, _)| resource == Resource::Links).collect();
     assert_eq!(used, []);
-    assert!(state.charge_descriptors(client, 6).is_none());
-    drop(state.charge_descriptors(client, 5).unwrap());
+    let charges: Vec<_> = (0..3).map(|_| state.charge_link(client).unwrap()).collect();
+    assert!(state.charge_link(client).is_err());
+    drop(charges);
     state.leave(client);
     state.leave(other);
     assert!(state.is_empty(), "{state:?}");
@@ -416,6 +417,7 @@ impl Model {
             let earlier = &self.open[..index];
             let is_first = !earlier.iter().any(|other| (other.user, other.channel) == (one.user, one.channel));
             charge(one.user, Resource::Channels, is_first.into());
+            charge(one.user, Resource::Endpoints, 1);
             charge(one.user, Resource::Links, earlier.iter().filter(|other| other.faces(one)).count() as u64);
             if let Role::Sender { slot_bytes, max_slots, slots, .. } = one.role {
                 charge(one.user, Resource::Slots, max_slots);
