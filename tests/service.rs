@@ -286,3 +286,13 @@ fn a_client_with_many_ends_is_linked_with_all() {
         sender.receivers() == MANY && linked.iter().all(|&(_, is_linked)| is_linked)
     });
 }
+
+#[test]
+fn a_refused_connection_is_told_by_which_rule() {
+    let quota = Quota { connections: 1, rule: "few".into(), ..Quota::default() };
+    let address = Address::new(format!("@fbuf-test-few-{}", std::process::id()));
+    let broker = Embedded::start_at(address, Policy::own().with_quota(quota)).unwrap();
+    let _one = Client::connect_to(broker.address()).unwrap();
+    let said = Client::connect_to(broker.address()).unwrap_err().to_string();
+    assert!(said.contains("1 connections of 1") && said.contains("rule \"few\""), "{said}");
+}

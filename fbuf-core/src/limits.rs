@@ -34,9 +34,9 @@ pub const MAX_AT_ONCE: usize = 2 * MAX_SEGMENTS + MAX_ONE_SHOTS as usize;
 /// How long a client has for its greeting.
 pub const GREETING_TIME: Duration = Duration::from_secs(5);
 /// How many requests of one client may be under way; our own client has at most six.
-pub const MAX_REQUESTS: usize = 16;
+pub const MAX_REQUESTS: usize = 8;
 /// How many answers wait for room in a client's socket before no more of its requests are read.
-pub const MAX_ANSWERS: usize = 16;
+pub const MAX_ANSWERS: usize = 4;
 /// How many descriptors a broker holds ready for one client, and has on their way to it, before it waits with further
 /// introductions until the client has read some: all clients together cannot take all that it may open.
 pub const MAX_WAITING: usize = 96;

@@ -63,7 +63,8 @@ impl Model {
     fn join(&mut self, user: u32) {
         let process = Credentials { pid: 1, uid: user, gid: user };
         let user = User { id: user, groups: vec![user] };
-        if let Ok(client) = self.state.admit(process, user.clone()).and_then(|admission| self.state.join(admission)) {
+        let admission = self.state.admit(process, user.clone()).ok();
+        if let Some(client) = admission.and_then(|admission| self.state.join(admission).ok()) {
             self.clients.push((client, user));
         }
     }

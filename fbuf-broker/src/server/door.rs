@@ -13,7 +13,7 @@ use fbuf_core::{
     control::{Greeting, VERSION, Verdict},
     points,
     socket::{Arrival, Credentials, PacketSocket},
-    sys,
+    sys, wire,
 };
 use tokio::{
     io::unix::AsyncFd,
@@ -25,7 +25,7 @@ use super::{Broker, Member, lock};
 use crate::{
     Listener,
     policy::User,
-    state::{Admission, Payer},
+    state::{Admission, Dismissal, Payer},
 };
 
 /// How many connections are accepted before clients have their turn.
@@ -103,11 +103,14 @@ impl Broker {
         match admitted {
             Ok(admission) => Ok(Some(Guest { socket, process, admission })),
             // Before it has greeted: nobody need be waited for who is sent away.
-            Err(verdict) => {
+            Err(dismissal) => {
                 if self.may_log(process.uid) {
-                    warn!(pid = process.pid, uid = process.uid, ?verdict, "sent away");
+                    warn!(pid = process.pid, uid = process.uid, ?dismissal, "sent away");
                 }
-                say(&socket, verdict)?;
+                say(&socket, dismissal.verdict())?;
+                if let Dismissal::Spent(spent) = dismissal {
+                    socket.send(&wire::encode(&spent).map_err(io::Error::other)?)?;
+                }
                 Ok(None)
             }
         }

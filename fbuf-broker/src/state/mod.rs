@@ -12,7 +12,7 @@ use std::{
 
 use fbuf_core::{
     channel::ChannelName,
-    control::{Earlier, EndpointStatus, Open, Refusal, Resource, Role, Slots, Verdict},
+    control::{Earlier, EndpointStatus, Open, Refusal, Resource, Role, Slots, Spent, Verdict},
     inbound::Peer,
     limits::{MAX_ENDPOINTS, MAX_LINKS},
     protection::Mechanism,
@@ -67,6 +67,26 @@ pub struct Opening {
     pub endpoint: u64,
     /// The links that are to be made.
     pub pairs: Vec<Pair>,
+}
+
+/// Why a connection is sent away before it has greeted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Dismissal {
+    /// No rule is about its user.
+    NotPermitted,
+    /// Its user has as many as a rule allows.
+    Spent(Spent),
+}
+
+impl Dismissal {
+    /// In a word.
+    #[must_use]
+    pub fn verdict(&self) -> Verdict {
+        match self {
+            Self::NotPermitted => Verdict::NotPermitted,
+            Self::Spent(_) => Verdict::Spent,
+        }
+    }
 }
 
 /// Who pays for what a process asks for.
@@ -157,13 +177,13 @@ impl State {
     /// A process of this user has connected.
     ///
     /// # Errors
-    /// The [`Verdict`] to send it away with.
-    pub fn admit(&mut self, process: Credentials, user: User) -> Result<Admission, Verdict> {
+    /// [`Dismissal`]
+    pub fn admit(&mut self, process: Credentials, user: User) -> Result<Admission, Dismissal> {
         if !self.policy.serves(&user) {
-            return Err(Verdict::NotPermitted);
+            return Err(Dismissal::NotPermitted);
         }
         let account = self.accounts.of(user.id);
-        let charge = account.charge(self.policy.quota(&user), Resource::Connections, 1).map_err(|_| Verdict::Spent)?;
+        let charge = account.charge(self.policy.quota(&user), Resource::Connections, 1).map_err(Dismissal::Spent)?;
         Ok(Admission { process, payer: Payer { user, account }, charge })
     }
 

@@ -10,7 +10,7 @@ use fbuf_core::{
     control::{Greeting, VERSION, Verdict},
     points,
     socket::{Arrival, PacketSocket, means_gone},
-    sys,
+    sys, wire,
 };
 use nix::errno::Errno;
 use tokio::{io::unix::AsyncFd, task::yield_now, time::timeout};
@@ -55,7 +55,14 @@ pub(super) async fn greet(address: &Address) -> Result<AsyncFd<PacketSocket>, Co
         Verdict::OtherVersion => Err(ConnectError::OtherVersion { address, broker: version }),
         Verdict::NotPermitted => Err(ConnectError::NotPermitted { address, uid }),
         Verdict::Full => Err(ConnectError::Full { address }),
-        Verdict::Spent => Err(ConnectError::Spent { address, uid }),
+        // What comes behind the greeting was sent with it.
+        Verdict::Spent => match timeout(PATIENCE, self::answer(&socket)).await {
+            Ok(Ok(Arrival::Message(bytes, _))) => match wire::decode(&bytes, Vec::new()) {
+                Ok(spent) => Err(ConnectError::Spent { address, spent }),
+                Err(_) => Err(not_a_broker("it does not say which quota is spent")),
+            },
+            _ => Err(not_a_broker("it does not say which quota is spent")),
+        },
     }
 }
 

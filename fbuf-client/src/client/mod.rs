@@ -18,7 +18,7 @@ use std::{
 use fbuf_core::{
     address::{Address, VARIABLE},
     channel::ChannelNameError,
-    control::{EndpointStatus, Open, Opened, Refusal, Role, VERSION},
+    control::{EndpointStatus, Open, Opened, Refusal, Role, Spent, VERSION},
     memory::MemoryError,
     slot::GeometryError,
 };
@@ -61,7 +61,10 @@ pub enum ConnectError {
         source: io::Error,
     },
     /// It is another user's.
-    #[error("the broker at {address} does not serve user {uid}: start one of your own with `fbuf broker`")]
+    #[error(
+        "the broker at {address} does not serve user {uid}, about whom its policy has no rule: \
+         start one of your own with `fbuf broker`"
+    )]
     NotPermitted {
         /// Where.
         address: Address,
@@ -79,14 +82,12 @@ pub enum ConnectError {
         broker: u16,
     },
     /// This user has too many connections.
-    #[error(
-        "the broker at {address} has as many connections of user {uid} as its policy allows: close some, or have the quota raised"
-    )]
+    #[error("the broker at {address} refuses a connection: {spent}")]
     Spent {
         /// Where.
         address: Address,
-        /// This process's user.
-        uid: u32,
+        /// Of which quota, by which rule.
+        spent: Spent,
     },
     /// It has too many clients.
     #[error("the broker at {address} has as many clients as it can serve: close some")]

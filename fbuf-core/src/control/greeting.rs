@@ -28,7 +28,8 @@ pub enum Verdict {
     NotPermitted = 2,
     /// It has as many clients as it can serve.
     Full = 3,
-    /// This user has as many connections as the quota allows.
+    /// This user has as many connections as the quota allows: which quota of which rule, as [`Spent`](super::Spent), is
+    /// in the packet behind this one.
     Spent = 4,
 }
 
