@@ -18,7 +18,7 @@ use std::{
 
 use actor::{Actor, Level, Role};
 use fbuf_core::points;
-use nix::sys::signal::Signal;
+use nix::{sys::signal::Signal, unistd::geteuid};
 use support::{BrokerProcess, Holdings, Memory, Random, settled, until, until_is};
 use survivors::Survivors;
 
@@ -27,8 +27,8 @@ const KILLS: u64 = 2000;
 /// How many KiB more a process that goes on may have, after any kill, than it had after the first ones: what allocators
 /// keep, and pages that were not used before.
 const MEMORY: u64 = 1 << 10;
-/// After how many rounds that is noted.
-const EARLY: u64 = 100;
+/// After how many rounds that is noted, and, every time, what is charged.
+const ROUNDS: u64 = 100;
 
 /// What an actor does when this program is run again; nothing in the process that judges.
 #[test]
@@ -42,9 +42,12 @@ fn role() {
 fn whoever_is_killed_costs_the_others_nothing() {
     let kills = env::var("FBUF_KILLS").map_or(KILLS, |text| text.parse().unwrap());
     let folder = tempfile::tempdir().unwrap();
-    let broker = BrokerProcess::start(&folder.path().join("broker")).forget_log();
+    let (broker, metrics) = BrokerProcess::start_with_metrics(&folder.path().join("broker"), |_| {});
+    let broker = broker.forget_log();
+    let used = || metrics.used_by(geteuid().as_raw());
     let files = files(folder.path());
     let mut survivors = Survivors::start(&broker.address);
+    let paid = used();
     let mut random = Random(kills);
     let processes = [std::process::id(), broker.process.pid()];
     let holdings = || processes.map(Holdings::of);
@@ -87,8 +90,11 @@ fn whoever_is_killed_costs_the_others_nothing() {
             holdings()
         });
         assert_eq!(self::files(folder.path()), files, "something is left");
+        if round % ROUNDS == 0 {
+            until_is("what is charged", &paid, used);
+        }
         let now = memory();
-        if round == EARLY.min(kills / 4) {
+        if round == ROUNDS.min(kills / 4) {
             early = Some(now);
         }
         for (now, early) in now.iter().zip(early.iter().flatten()) {
@@ -100,7 +106,10 @@ fn whoever_is_killed_costs_the_others_nothing() {
     let [early, late] = [early.unwrap(), memory()].map(|memory| memory.map(|of_one| of_one.to_string()));
     println!("{kills} kills: {deaths:#?}\nprivate and shared memory, of this process and the broker:");
     println!("{early:?} early, {late:?} late");
-    assert!(owed > 0 && survivors.leased(Level::Leased) > 0, "nothing was owed, or nothing leased");
+    let leased = survivors.leased(Level::Leased);
+    drop(survivors);
+    until_is("what is charged in the end", &Vec::new(), used);
+    assert!(owed > 0 && leased > 0, "nothing was owed, or nothing leased");
     // Not everybody gets to every point before dying of something else; but in a long run somebody does.
     let missing: Vec<_> = points::ENDPOINTS.iter().filter(|point| !deaths.contains_key(*point)).collect();
     let few = if kills >= 10 * KILLS { 0 } else { points::ENDPOINTS.len() / 4 };

@@ -11,8 +11,7 @@ mod support;
 
 use std::{
     env, fs,
-    io::{BufRead, BufReader, Read, Write},
-    net::TcpStream,
+    io::{BufRead, BufReader},
     os::unix::{fs::PermissionsExt, process::CommandExt},
     path::{Path, PathBuf},
     process::{Command, Stdio},
@@ -52,16 +51,15 @@ fn no_attack_keeps_honest_ones_from_anything() {
     fs::write(&policy, policy_for(own, other)).unwrap();
     // The other user has to get to the socket.
     fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
-    let mut broker = BrokerProcess::start_with(&folder.path().join("broker"), |command| {
-        command.arg("--policy").arg(&policy).args(["--metrics", "127.0.0.1:0"]);
+    let (broker, metrics) = BrokerProcess::start_with_metrics(&folder.path().join("broker"), |command| {
+        command.arg("--policy").arg(&policy);
     });
-    let metrics = address_of_metrics(&mut broker);
     let broker = broker.forget_log();
     let client = Client::connect_to(&broker.address).unwrap();
     let mut honest = Honest::begin(&client);
     let holdings = || [std::process::id(), broker.process.pid()].map(Holdings::of);
     honest.exchange();
-    let (before, used) = (holdings(), used_by(other, &metrics));
+    let (before, used) = (holdings(), metrics.used_by(other));
     assert!(other == own || used.is_empty(), "{used:?}");
     let program = program_for(other, folder.path());
     for (number, attack) in Attack::ALL.into_iter().enumerate() {
@@ -75,7 +73,7 @@ fn no_attack_keeps_honest_ones_from_anything() {
             honest.look();
             holdings()
         });
-        until_is(&format!("user {other} after {attack:?}"), &used, || used_by(other, &metrics));
+        until_is(&format!("user {other} after {attack:?}"), &used, || metrics.used_by(other));
         println!("{attack:?}: held off {effects} times in {:.1?} by {}", start.elapsed(), attack.limit());
     }
 }
@@ -105,27 +103,6 @@ fn program_for(other: u32, folder: &Path) -> PathBuf {
     let copy = folder.join("attacker");
     fs::copy(own, &copy).unwrap();
     copy
-}
-
-/// Where the broker says that it answers who asks for metrics.
-fn address_of_metrics(broker: &mut BrokerProcess) -> String {
-    let mut line = String::new();
-    while !line.contains("metrics") {
-        line.clear();
-        assert_ne!(broker.log.read_line(&mut line).unwrap(), 0, "the broker ended");
-    }
-    line.trim_end().rsplit('=').next().unwrap().to_owned()
-}
-
-/// What is charged to a user, as the broker counts it.
-fn used_by(user: u32, metrics: &str) -> Vec<String> {
-    let mut connection = TcpStream::connect(metrics).unwrap();
-    connection.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
-    let mut answer = String::new();
-    connection.read_to_string(&mut answer).unwrap();
-    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
-    let uid = format!("uid=\"{user}\"");
-    answer.lines().filter(|line| line.starts_with("fbuf_used{") && line.contains(&uid)).map(str::to_owned).collect()
 }
 
 /// An attacker, and what it says.

@@ -119,7 +119,8 @@ fn nothing_is_kept_of_those_that_come_and_go() {
     println!("FBUF_SOAK_SEED={seed}");
     let mut random = Random(seed);
     let folder = tempfile::tempdir().unwrap();
-    let BrokerProcess { process, address, log } = BrokerProcess::start(&folder.path().join("broker"));
+    let (broker, metrics) = BrokerProcess::start_with_metrics(&folder.path().join("broker"), |_| {});
+    let BrokerProcess { process, address, log } = broker;
     let reading = thread::spawn(move || read_on(log));
     let client = Client::connect_to(&address).unwrap();
     let survivors = Survivors::start(&client, &mut random);
@@ -139,7 +140,9 @@ fn nothing_is_kept_of_those_that_come_and_go() {
         survivors.go_on();
     }
     let (messages, bytes) = survivors.end();
-    drop((client, process));
+    drop(client);
+    until_is("what is charged in the end", &Vec::new(), || metrics.used_by(nix::unistd::geteuid().as_raw()));
+    drop(process);
     reading.join().unwrap();
 
     println!("seconds  broker: own + shared  those that stay: own + shared");

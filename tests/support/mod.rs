@@ -5,7 +5,8 @@
 use std::{
     ffi::OsStr,
     fmt, fs,
-    io::{BufRead, BufReader, Read},
+    io::{BufRead, BufReader, Read, Write},
+    net::TcpStream,
     os::fd::{AsRawFd, OwnedFd},
     path::Path,
     process::{Child, Command, ExitStatus, Stdio},
@@ -122,11 +123,44 @@ impl BrokerProcess {
         Self { process, address: Address::new(socket), log }
     }
 
+    /// The same, which can be asked for metrics.
+    pub fn start_with_metrics(socket: &Path, set: impl FnOnce(&mut Command)) -> (Self, Metrics) {
+        let mut broker = Self::start_with(socket, |command| {
+            command.args(["--metrics", "127.0.0.1:0"]);
+            set(command);
+        });
+        let mut line = String::new();
+        while !line.contains("metrics") {
+            line.clear();
+            assert_ne!(broker.log.read_line(&mut line).expect("its log"), 0, "the broker ended");
+        }
+        let address = line.trim_end().rsplit('=').next().expect("an address").to_owned();
+        (broker, Metrics(address))
+    }
+
     /// Has its log read, and forgotten: it would wait for a reader when the pipe is full.
     pub fn forget_log(mut self) -> Self {
         let log = std::mem::replace(&mut self.log, BufReader::new(Box::new(std::io::empty())));
         std::thread::spawn(move || std::io::copy(&mut { log }, &mut std::io::sink()));
         self
+    }
+}
+
+/// Where a broker answers who asks for metrics.
+#[derive(Debug)]
+pub struct Metrics(String);
+
+impl Metrics {
+    /// What is charged to a user, as the broker counts it.
+    pub fn used_by(&self, user: u32) -> Vec<String> {
+        let mut connection = TcpStream::connect(&self.0).expect("a connection");
+        connection.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").expect("a request");
+        let mut answer = String::new();
+        connection.read_to_string(&mut answer).expect("an answer");
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+        let uid = format!("uid=\"{user}\"");
+        let used = answer.lines().filter(|line| line.starts_with("fbuf_used{") && line.contains(&uid));
+        used.map(str::to_owned).collect()
     }
 }
 
