@@ -408,4 +408,6 @@ impl State {
 }
 
 #[cfg(test)]
+mod histories;
+#[cfg(test)]
 mod tests;
