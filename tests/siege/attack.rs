@@ -46,7 +46,8 @@ pub enum Attack {
     AsksAtOnce,
     /// Has itself introduced, and never fetches an introduction.
     NeverFetches,
-    /// Has slots made that can be leased, and closed again, and never reads the answers that they travel with.
+    /// Has slots made that can be leased, and closed again, and never shows that it has read the answers that they travel
+    /// with.
     LeavesSlots,
     /// Thousands of connections.
     Connections,

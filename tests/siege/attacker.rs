@@ -259,8 +259,7 @@ fn never_fetch() -> Seen {
     Err(format!("{most} receivers were introduced to one who does not fetch that"))
 }
 
-/// Opens and closes, one behind the other, what is twice as much as the quota: some is refused since so much is under way
-/// at once.
+/// Opens and closes, one behind the other, as many as the quota has room for at once, and one more.
 fn leave_slots() -> Seen {
     let caller = Caller::join()?;
     let role = Role::Sender {
@@ -269,17 +268,15 @@ fn leave_slots() -> Seen {
         mechanism: Mechanism::Lease,
         slots: Slots::Broker { huge: false },
     };
-    let count = 2 * quota(Resource::Descriptors) / u64::from(MAX_LEASED);
-    for endpoint in 0..count {
-        caller.send(&caller.request(open(endpoint, "unread", role)))?;
-        caller.send(&caller.request(ControlRequest::Close { endpoint }))?;
-    }
-    for _ in 0..2 * count {
-        if let Some((_, Ok(ControlResponse::Open(Err(refusal))))) = caller.answer()? {
-            return Effect::spent(&refusal, Resource::Descriptors);
+    let most = quota(Resource::Descriptors) / u64::from(MAX_LEASED);
+    for endpoint in 0..=most {
+        match caller.open(endpoint, "unread", role)? {
+            Some(Ok(())) => drop(caller.ask(ControlRequest::Close { endpoint })?),
+            Some(Err(refusal)) => return Effect::spent(&refusal, Resource::Descriptors),
+            None => return Err(format!("the broker hangs up after {endpoint}")),
         }
     }
-    Err(format!("{count} senders had slots made"))
+    Err(format!("{most} senders had slots made, and one more"))
 }
 
 /// Connects once more than it may, and says nothing: one of all connections is sent away, and if that was not for its
