@@ -6,7 +6,7 @@ use std::{
     fs::File,
     io::{self, Write, stdout},
     os::fd::{AsFd, OwnedFd},
-    sync::Arc,
+    sync::{Arc, Condvar, Mutex},
     thread,
     time::{Duration, Instant},
 };
@@ -45,12 +45,22 @@ const MOST_DESCRIPTORS: usize = 253;
 /// How long a broker that reads on takes at most to make room in a full socket.
 const ROOM: Duration = Duration::from_secs(1);
 
+/// How often it has tried, and that it has tried once more.
+static ATTEMPTS: Mutex<u64> = Mutex::new(0);
+static GONE_ON: Condvar = Condvar::new();
+
 /// Is the attacker, until it is killed.
 pub fn attack(attack: Attack) -> ! {
     thread::spawn(|| {
-        // Whom it holds up for so long could not end it either.
-        thread::sleep(SOON);
-        fail("somebody is held up, and does not end it")
+        let mut known = 0;
+        loop {
+            let attempts = ATTEMPTS.lock().unwrap();
+            let (attempts, waited) = GONE_ON.wait_timeout_while(attempts, SOON, |now| *now == known).unwrap();
+            if waited.timed_out() {
+                fail("it is held up, and nobody ends that");
+            }
+            known = *attempts;
+        }
     });
     let mut random = Random(7);
     let turns = Cell::new(0);
@@ -129,7 +139,10 @@ pub fn attack(attack: Attack) -> ! {
 fn over_and_over(mut attempt: impl FnMut() -> Seen) -> ! {
     let mut word = BEGUN;
     loop {
-        match attempt() {
+        let seen = attempt();
+        *ATTEMPTS.lock().unwrap() += 1;
+        GONE_ON.notify_one();
+        match seen {
             Ok(_seen) => println!("{word}"),
             Err(error) => fail(&error),
         }

@@ -60,7 +60,7 @@ impl Visits {
     fn go_on_for(&mut self, time: Duration, broker: &str, random: &mut Random) {
         let (end, mut crowd) = (Instant::now() + time, Vec::new());
         loop {
-            if Instant::now() < end && crowd.len() < CROWD {
+            while Instant::now() < end && crowd.len() < CROWD {
                 self.welcome(&mut crowd, broker, random);
             }
             crowd.retain_mut(|visitor: &mut Visitor| {
@@ -71,7 +71,7 @@ impl Visits {
             if crowd.is_empty() && Instant::now() >= end {
                 return;
             }
-            thread::sleep(Duration::from_millis(1));
+            Visitor::wait_for_any(&crowd);
         }
     }
 

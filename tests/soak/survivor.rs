@@ -103,7 +103,8 @@ fn send(mut sender: Sender, mut random: Random, orders: &Orders) {
         }
         writing.write(&mut sender, &mut random, SOON).unwrap();
         while sender.departed().is_some() {}
-        thread::sleep(Duration::from_micros(random.below(2000)));
+        // It goes on when a receiver has come, or after a while.
+        let _ = sender.wait_for_receivers_timeout(usize::MAX, Duration::from_micros(random.below(2000)));
     }
     assert_ne!(writing.end(&mut sender, SOON), Err(Missing::Receiver));
 }

@@ -4,11 +4,13 @@
 use std::{
     collections::VecDeque,
     env,
-    process::{Command, Stdio},
+    os::fd::AsFd,
+    process::{ChildStdout, Command, Stdio},
     time::{Duration, Instant},
 };
 
 use fbuf_client::{Client, GetError, Mechanism, Protection, ReceiverBuilder, SenderBuilder, Wait};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::{
     message::{self, Heard, Missing, Writing},
@@ -24,6 +26,8 @@ const MOMENT: Duration = Duration::from_millis(20);
 #[derive(Debug)]
 pub struct Visitor {
     process: Process,
+    /// Hangs up when it has gone.
+    output: ChildStdout,
     death: Instant,
     what: String,
 }
@@ -44,9 +48,19 @@ impl Visitor {
         command.args(["--exact", "role", "--nocapture", "--test-threads=1"]);
         command.env("FBUF_TEST_ROLE", role).env("FBUF_TEST_CHANNEL", channel).env("FBUF_BROKER", broker);
         command.env("FBUF_TEST_NUMBER", number.to_string());
-        let process = Process::start(command.stdin(Stdio::null()).stdout(Stdio::null()));
+        let mut process = Process::start(command.stdin(Stdio::null()).stdout(Stdio::piped()));
+        let output = process.0.stdout.take().unwrap();
         // About half of them end before.
-        Self { process, death: Instant::now() + Duration::from_millis(random.below(LONGEST)), what }
+        Self { process, output, death: Instant::now() + Duration::from_millis(random.below(LONGEST)), what }
+    }
+
+    /// Waits until any of these has gone, or is to be killed.
+    pub fn wait_for_any(crowd: &[Self]) {
+        let Some(next) = crowd.iter().map(|visitor| visitor.death).min() else { return };
+        let left = next.saturating_duration_since(Instant::now()) + Duration::from_millis(1);
+        let outputs = crowd.iter().map(|visitor| visitor.output.as_fd());
+        let mut polled: Vec<_> = outputs.map(|output| PollFd::new(output, PollFlags::empty())).collect();
+        poll(&mut polled, PollTimeout::try_from(left).unwrap()).unwrap();
     }
 
     /// Looks whether it has gone, and kills it if it is time.
@@ -130,7 +144,8 @@ fn send(builder: SenderBuilder, random: &mut Random, end: Instant) {
             Err(Missing::Receiver) => drop(sender.wait_for_receivers_timeout(1, MOMENT)),
         }
         if random.below(8) == 0 {
-            std::thread::sleep(Duration::from_micros(random.below(1000)));
+            // Until then there are more receivers, or there are not.
+            let _ = sender.wait_for_receivers_timeout(usize::MAX, Duration::from_micros(random.below(1000)));
         }
     }
     // A receiver that keeps everything for ever does not exist here, but one that was killed does.
