@@ -9,8 +9,7 @@ use std::{
     collections::BTreeMap,
     env,
     fs::{self, File},
-    io::{BufRead, Read, Write},
-    net::TcpStream,
+    io::{Read, Write},
     process::{Command, Stdio},
     sync::{Arc, Mutex, mpsc},
     thread,
@@ -36,7 +35,7 @@ use nix::{
     unistd::{Pid, gettid},
 };
 use serde_json::Value;
-use support::{BrokerProcess, Process, SOON, fbuf, until};
+use support::{BrokerProcess, Metrics, Process, SOON, fbuf, until};
 
 const SLOTS: u64 = 8;
 /// How often somebody looks.
@@ -44,12 +43,10 @@ const LOOKS: u32 = 10;
 /// So short that nothing comes meanwhile.
 const BRIEFLY: Duration = Duration::from_millis(1);
 
-fn start() -> (BrokerProcess, tempfile::TempDir) {
+fn start() -> (BrokerProcess, Metrics, tempfile::TempDir) {
     let folder = tempfile::tempdir().unwrap();
-    let broker = BrokerProcess::start_with(&folder.path().join("broker"), |command| {
-        command.args(["--metrics", "127.0.0.1:0"]);
-    });
-    (broker, folder)
+    let (broker, metrics) = BrokerProcess::start_with_metrics(&folder.path().join("broker"), |_| {});
+    (broker, metrics, folder)
 }
 
 fn send(sender: &mut Sender) {
@@ -73,25 +70,6 @@ fn cell<'a>(heads: &str, row: &'a str, head: &str) -> &'a str {
     let start = heads.find(head).unwrap_or_else(|| panic!("no {head} in {heads}"));
     row.get(start..).unwrap_or("").split("  ").next().unwrap_or("").trim()
 }
-
-/// Where a broker's metrics are.
-fn metrics_of(broker: &mut BrokerProcess) -> String {
-    let mut log = String::new();
-    while !log.contains("address=") {
-        assert_ne!(broker.log.read_line(&mut log).unwrap(), 0, "{log}");
-    }
-    log.rsplit("address=").next().unwrap().trim().to_owned()
-}
-
-fn ask(metrics: &str, request: &str) -> String {
-    let mut connection = TcpStream::connect(metrics).unwrap();
-    connection.write_all(request.as_bytes()).unwrap();
-    let mut answer = String::new();
-    connection.read_to_string(&mut answer).unwrap();
-    answer
-}
-
-const GET: &str = "GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n";
 
 /// A metric of one endpoint.
 fn metric<'a>(answer: &'a str, name: &str, labels: &[&str]) -> &'a str {
@@ -121,7 +99,7 @@ fn stream(client: &Client) -> (Sender, Receiver, Received) {
 
 #[test]
 fn endpoints_say_what_they_do_and_what_they_hold() {
-    let (broker, _folder) = start();
+    let (broker, _, _folder) = start();
     let client = Client::connect_to(&broker.address).unwrap();
     let (_sender, _receiver, held) = stream(&client);
     let of = |all: &[EndpointStatus], sends: bool| {
@@ -146,7 +124,7 @@ fn endpoints_say_what_they_do_and_what_they_hold() {
 
 #[test]
 fn ls_lists_every_endpoint_for_people_and_for_scripts() {
-    let (broker, _folder) = start();
+    let (broker, _, _folder) = start();
     let ls = |arguments: &[&str]| ls(&broker.address, arguments);
     assert_eq!((ls(&[]).as_str(), ls(&["--json"]).as_str()), ("no endpoint is open\n", ""));
     let client = Client::connect_to(&broker.address).unwrap();
@@ -169,20 +147,18 @@ fn ls_lists_every_endpoint_for_people_and_for_scripts() {
 
 #[test]
 fn prometheus_can_read_it() {
-    let (mut broker, _folder) = start();
-    let address = metrics_of(&mut broker);
+    let (broker, metrics, _folder) = start();
     let client = Client::connect_to(&broker.address).unwrap();
     let (_sender, _receiver, _held) = stream(&client);
-    let ask = |request: &str| ask(&address, request);
-    let answer = ask(GET);
+    let answer = metrics.get();
     assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("application/openmetrics-text"), "{answer}");
     let value = |name, label| metric(&answer, name, &[label]);
     assert_eq!(value("fbuf_messages_total", "end=\"sender\""), "100");
     assert_eq!(value("fbuf_held", "end=\"receiver\""), "1");
     assert_eq!(value("fbuf_used", "resource=\"slots\""), SLOTS.to_string());
     assert!(answer.contains("\nfbuf_clients 1") && answer.contains("# EOF"), "{answer}");
-    assert!(ask("POST /metrics HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n").starts_with("HTTP/1.1 404"));
-    assert!(ask("garbage\r\n\r\n").starts_with("HTTP/1.1 400"));
+    assert!(metrics.ask("POST /metrics HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n").starts_with("HTTP/1.1 404"));
+    assert!(metrics.ask("garbage\r\n\r\n").starts_with("HTTP/1.1 400"));
     Client::connect_to(&broker.address).unwrap();
 }
 
@@ -301,8 +277,7 @@ impl Top {
 
 #[test]
 fn what_happens_to_endpoints_is_seen_in_every_view() {
-    let (mut broker, _folder) = start();
-    let metrics = metrics_of(&mut broker);
+    let (broker, metrics, _folder) = start();
     let client = Client::connect_to(&broker.address).unwrap();
     let mut troubles = Troubles::begin(&client, &broker.address);
     (0..3).for_each(|_| troubles.go_on());
@@ -334,8 +309,8 @@ fn what_happens_to_endpoints_is_seen_in_every_view() {
 
     // Clients without endpoints are clients, too.
     let _idle = Client::connect_to(&broker.address).unwrap();
-    until("only these are left", || ask(&metrics, GET).contains("\nfbuf_clients 3\n"));
-    let answer = ask(&metrics, GET);
+    until("only these are left", || metrics.get().contains("\nfbuf_clients 3\n"));
+    let answer = metrics.get();
     let of = |name: &str, channel: &str, end: &str| {
         metric(&answer, name, &[&format!("channel=\"{channel}\""), &format!("end=\"{end}\"")]).to_owned()
     };
@@ -419,7 +394,7 @@ fn field(thread: Pid, name: &str) -> String {
 
 #[test]
 fn looking_costs_those_nothing_who_exchange_messages() {
-    let (broker, folder) = start();
+    let (broker, _, folder) = start();
     let client = Client::connect_to(&broker.address).unwrap();
     let report = |channel: &str, end: &str, count: &str| {
         let all = json(&broker.address);

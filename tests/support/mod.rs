@@ -151,12 +151,23 @@ impl BrokerProcess {
 pub struct Metrics(String);
 
 impl Metrics {
-    /// What is charged to a user, as the broker counts it.
-    pub fn used_by(&self, user: u32) -> Vec<String> {
+    /// The answer to a request.
+    pub fn ask(&self, request: &str) -> String {
         let mut connection = TcpStream::connect(&self.0).expect("a connection");
-        connection.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").expect("a request");
+        connection.write_all(request.as_bytes()).expect("a request");
         let mut answer = String::new();
         connection.read_to_string(&mut answer).expect("an answer");
+        answer
+    }
+
+    /// The answer to the one request that there is.
+    pub fn get(&self) -> String {
+        self.ask("GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
+    }
+
+    /// What is charged to a user, as the broker counts it.
+    pub fn used_by(&self, user: u32) -> Vec<String> {
+        let answer = self.get();
         assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
         let uid = format!("uid=\"{user}\"");
         let used = answer.lines().filter(|line| line.starts_with("fbuf_used{") && line.contains(&uid));
