@@ -3,7 +3,7 @@
 mod support;
 
 use std::{
-    fs::{self, File},
+    fs::File,
     io::Write,
     os::unix::fs::{FileExt, OpenOptionsExt},
     path::PathBuf,
@@ -15,7 +15,7 @@ use std::{
 use fbuf_broker::Embedded;
 use fbuf_client::{Client, Fbuf, Mechanism, OpenError, Protection, Receiver, Sender, SenderBuilder, WriteError};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use support::{Holdings, SOON, until};
+use support::{Holdings, SOON, slots, until};
 
 /// The bytes of a slot: some pages, and a part of one.
 const SIZE: usize = 70_000;
@@ -58,13 +58,6 @@ fn send(sender: &mut Sender, value: u8) {
 
 fn is_all(bytes: &[u8], value: u8) -> bool {
     bytes.len() == SIZE && bytes.iter().all(|&byte| byte == value)
-}
-
-/// The slots of this process, as files that can be opened.
-fn slots() -> Vec<PathBuf> {
-    let entries = fs::read_dir("/proc/self/fd").unwrap().flatten();
-    let is_slot = |path: &PathBuf| fs::read_link(path).is_ok_and(|to| to.starts_with("/memfd:fbuf-slot (deleted)"));
-    entries.map(|entry| entry.path()).filter(is_slot).collect()
 }
 
 /// Opens all slots for writing and scribbles, from a thread, since whoever does that is held up.

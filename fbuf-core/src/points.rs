@@ -22,7 +22,7 @@ mod with_points {
     use nix::sys::signal::{Signal, raise};
 
     /// Those of endpoints, each in the part of the work to which it belongs.
-    pub const ENDPOINTS: [&str; 37] = [
+    pub const ENDPOINTS: [&str; 45] = [
         "attach: connected",
         "attach: asked",
         "attach: opened",
@@ -56,6 +56,14 @@ mod with_points {
         "lease: taken",
         "lease: released",
         "lease: opened again",
+        "break: found",
+        "break: copied",
+        "break: let go",
+        "break: put back",
+        "right: opened",
+        "right: sent",
+        "right: accepted",
+        "right: used",
         "park: raised",
         "park: about to sleep",
         "park: awake",

@@ -11,153 +11,19 @@ use std::{
     time::Duration,
 };
 
-use fbuf_client::{Address, Client, GetError, Mechanism, Received, Receiver, Sender, SenderBuilder, Wait};
+use fbuf_client::{Address, Client, Sender, Wait};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use crate::support::{Process, Random, SOON};
+use crate::{
+    exchange::{Level, Listener, Who, break_leases, listeners, send, senders},
+    part_of,
+    support::{Process, Random, SOON},
+};
 
 /// The answer to the only command there is.
 const CHECKED: &str = "checked";
 /// How a line begins that tells of a message which is owed to whoever judges.
 const OWED: &str = "owed";
-/// How long a slot is.
-const SLOT: usize = 512;
-/// How many receivers whoever judges has on each channel.
-const JUDGES: usize = 2;
-/// How many messages a receiver holds on to, on each channel.
-const HOLDS: u64 = 3;
-
-/// One channel for each way to protect messages.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Level {
-    Volatile,
-    Guarded,
-    Copied,
-    Leased,
-    Sealed,
-}
-
-impl Level {
-    pub const ALL: [Self; 5] = [Self::Volatile, Self::Guarded, Self::Copied, Self::Leased, Self::Sealed];
-
-    pub fn channel(self) -> String {
-        format!("{self:?}")
-    }
-
-    fn set(self, sender: SenderBuilder) -> SenderBuilder {
-        match self {
-            Self::Volatile => sender.slots(4).grow_to(16),
-            Self::Guarded => sender.slots(4).grow_to(16).guard(true),
-            Self::Copied => sender.slots(4).grow_to(16).mechanism(Mechanism::Copy),
-            Self::Leased => sender.slots(8).mechanism(Mechanism::Lease),
-            Self::Sealed => sender.slots(16).mechanism(Mechanism::OneShot),
-        }
-    }
-}
-
-pub fn senders(client: &Client, wait: Wait) -> Vec<Sender> {
-    let open = |level: Level| {
-        let sender = client.sender(&level.channel()).slot_size(SLOT as u64).wait(wait);
-        level.set(sender).open().unwrap()
-    };
-    Level::ALL.into_iter().map(open).collect()
-}
-
-pub fn receivers(client: &Client, wait: Wait) -> Vec<Receiver> {
-    Level::ALL.into_iter().map(|level| client.receiver(&level.channel()).stay().wait(wait).open().unwrap()).collect()
-}
-
-/// Fills and sends a message whose length and bytes follow from its number; false if no slot is free, or
-/// there is no receiver.
-pub fn send(sender: &mut Sender, next: &mut u64) -> bool {
-    let Some(mut fbuf) = sender.try_allocate() else { return false };
-    let length = (*next * 7919 % (SLOT as u64 + 1)) as usize;
-    fbuf.resize(length).unwrap();
-    fill(&mut fbuf, *next);
-    match sender.write(fbuf) {
-        Ok(sent) => {
-            assert_eq!(sent.sequence, *next, "a number was left out");
-            *next += 1;
-            true
-        }
-        Err(error) => {
-            drop(error);
-            false
-        }
-    }
-}
-
-fn fill(bytes: &mut [u8], number: u64) {
-    bytes.iter_mut().zip(0u64..).for_each(|(byte, place)| *byte = (number * 31 + place) as u8);
-}
-
-/// Checks that a message is as [`send`] made it.
-pub fn check(received: &Received) {
-    let number = received.sequence();
-    assert_eq!(received.len() as u64, number * 7919 % (SLOT as u64 + 1), "message {number} has another length");
-    let mut wanted = vec![0; received.len()];
-    fill(&mut wanted, number);
-    assert!(received[..] == wanted, "message {number} has other bytes");
-}
-
-/// What came on one channel from each sender, by its endpoint: which messages, none of which is missing. And those that
-/// are held.
-#[derive(Debug, Default)]
-pub struct Inbox {
-    came: BTreeMap<u64, Range<u64>>,
-    held: Vec<Received>,
-    leased: u64,
-}
-
-impl Inbox {
-    /// Takes what there is, checks it, and holds on to some of it.
-    pub fn empty(&mut self, receiver: &mut Receiver, random: &mut Random) {
-        loop {
-            match receiver.try_get() {
-                Ok(Some(received)) => self.take(received, random),
-                Ok(None) => return,
-                // Somebody died.
-                Err(GetError::Disconnected(_)) => {}
-                Err(error) => panic!("{error}"),
-            }
-        }
-    }
-
-    /// What came from an endpoint.
-    pub fn came(&self, endpoint: u64) -> Range<u64> {
-        self.came.get(&endpoint).cloned().unwrap_or_default()
-    }
-
-    /// Forgets what came from others than these.
-    pub fn forget_all_but(&mut self, endpoints: &[u64]) {
-        self.came.retain(|endpoint, _| endpoints.contains(endpoint));
-    }
-
-    /// How many messages came that were leased.
-    pub fn leased(&self) -> u64 {
-        self.leased
-    }
-
-    fn take(&mut self, received: Received, random: &mut Random) {
-        check(&received);
-        // From the first one on, none is missing.
-        let sequence = received.sequence();
-        let came = self.came.entry(received.sender().endpoint).or_insert(sequence..sequence);
-        assert_eq!(sequence, came.end, "a message is missing, or came twice");
-        came.end += 1;
-        self.leased += u64::from(received.mechanism() == Mechanism::Lease);
-        if self.held.len() as u64 > random.below(HOLDS) {
-            let held = self.held.swap_remove(random.below(self.held.len() as u64) as usize);
-            check(&held);
-        }
-        self.held.push(received);
-    }
-
-    /// Lets go of what is held, which is as it was.
-    pub fn let_go(&mut self) {
-        self.held.drain(..).for_each(|held| check(&held));
-    }
-}
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Role {
@@ -168,11 +34,15 @@ pub enum Role {
 impl Role {
     /// Whose work a point is in, if it is in one's only.
     pub fn of(point: &str) -> Option<Self> {
-        match point.split(':').next()? {
-            "growth" if point == "growth: mapped" => Some(Self::Receiver),
-            "growth" | "write" | "seal" | "end" => Some(Self::Sender),
-            "get" | "return" => Some(Self::Receiver),
-            _ => None,
+        match point {
+            "growth: mapped" | "lease: taken" | "lease: released" | "right: opened" | "right: sent" => {
+                Some(Self::Receiver)
+            }
+            _ => match part_of(point) {
+                "growth" | "write" | "seal" | "lease" | "right" | "end" => Some(Self::Sender),
+                "get" | "return" | "break" => Some(Self::Receiver),
+                _ => None,
+            },
         }
     }
 
@@ -284,7 +154,7 @@ pub fn act(role: &str) {
     let wait = [Wait::Spin, Wait::Adaptive, Wait::Block][random.below(3) as usize];
     match role {
         "Sender" => send_for_ever(senders(&client, wait), &mut random),
-        _ => receive_for_ever(receivers(&client, wait), &mut random),
+        _ => receive_for_ever(listeners(&client, wait, Who::Actor), &mut random),
     }
 }
 
@@ -294,7 +164,7 @@ fn send_for_ever(mut senders: Vec<Sender>, random: &mut Random) {
         for (level, (sender, next)) in senders.iter_mut().zip(&mut next).enumerate() {
             for _ in 0..random.below(8) {
                 // Whoever is linked now is owed what is sent now.
-                let is_owed = has_all_judges(sender);
+                let is_owed = has_all_judges(sender, Level::ALL[level]);
                 if send(sender, next) {
                     if is_owed {
                         println!("{OWED} {level} {} {}", sender.endpoint(), *next - 1);
@@ -319,32 +189,32 @@ fn send_for_ever(mut senders: Vec<Sender>, random: &mut Random) {
             // It ends a stream in order, and begins another.
             let index = random.below(senders.len() as u64) as usize;
             let client = Client::connect().unwrap();
-            let level = Level::ALL[index];
-            let builder = client.sender(&level.channel()).slot_size(SLOT as u64);
-            senders[index] = level.set(builder).open().unwrap();
+            senders[index] = Level::ALL[index].sender(&client).open().unwrap();
             next[index] = 0;
         }
     }
 }
 
-/// Whether all receivers of whoever judges are linked, and nobody is about to be.
-fn has_all_judges(sender: &Sender) -> bool {
+/// Whether all receivers of whoever judges are linked, if there are any, and nobody is about to be.
+fn has_all_judges(sender: &Sender, level: Level) -> bool {
     let judge = nix::unistd::getppid().as_raw();
     let judges = sender.peers().filter(|peer| peer.process.pid == judge).count();
-    judges == JUDGES && sender.receivers() == sender.peers().count()
+    judges > 0 && judges == level.judges() && sender.receivers() == sender.peers().count()
 }
 
-fn receive_for_ever(mut receivers: Vec<Receiver>, random: &mut Random) {
-    let mut inboxes: Vec<Inbox> = receivers.iter().map(|_| Inbox::default()).collect();
+fn receive_for_ever(mut listeners: Vec<Listener>, random: &mut Random) {
     loop {
         let told = told();
-        for (receiver, inbox) in receivers.iter_mut().zip(&mut inboxes) {
-            if let Ok(received) = receiver.get_timeout(Duration::from_micros(random.below(300))) {
-                inbox.take(received, random);
+        for listener in &mut listeners {
+            if let Ok(received) = listener.receiver.get_timeout(Duration::from_micros(random.below(300))) {
+                listener.take(received, random);
             }
-            inbox.empty(receiver, random);
+            listener.empty(random);
+            if random.below(40) == 0 {
+                break_leases();
+            }
             if told || random.below(4) == 0 {
-                inbox.let_go();
+                listener.let_go();
             }
         }
         if told {
@@ -384,7 +254,7 @@ pub fn attach(broker: &Address) -> usize {
     // Each succeeds, if need be after the restart.
     for level in [Level::Volatile, Level::Leased] {
         let mut receiver = client.receiver(&level.channel()).open().unwrap();
-        let mut sender = level.set(client.sender(&level.channel()).slot_size(8)).open().unwrap();
+        let mut sender = level.sender(&client).open().unwrap();
         sender.wait_for_receivers_timeout(1, SOON).unwrap();
         let fbuf = sender.allocate_timeout(SOON).unwrap();
         assert_eq!(sender.write(fbuf).unwrap().sequence, 0);

@@ -2,10 +2,11 @@
 
 use std::ops::Range;
 
-use fbuf_client::{Address, Client, Farewell, Receiver, Sender, Wait};
+use fbuf_client::{Address, Client, Farewell, Sender, Wait};
 
 use crate::{
-    actor::{Actor, Inbox, Level, Owed, receivers, send, senders},
+    actor::{Actor, Owed},
+    exchange::{Level, Listener, Who, break_leases, listeners, send, senders},
     support::{Random, SOON, until},
 };
 
@@ -13,27 +14,26 @@ pub struct Survivors {
     _clients: [Client; 2],
     senders: [Vec<Sender>; 2],
     next: [Vec<u64>; 2],
-    receivers: [Vec<Receiver>; 2],
-    inboxes: [Vec<Inbox>; 2],
+    listeners: [Vec<Listener>; 2],
 }
 
 impl Survivors {
     pub fn start(broker: &Address) -> Self {
         let clients = [(); 2].map(|()| Client::connect_to(broker).unwrap());
-        let receivers = [0, 1].map(|index| receivers(&clients[index], Wait::Adaptive));
+        let listeners = [0, 1].map(|index| listeners(&clients[index], Wait::Adaptive, Who::Judge(index)));
         let mut senders = [0, 1].map(|index| senders(&clients[index], Wait::Adaptive));
         for (sender, level) in senders.iter_mut().flat_map(|senders| senders.iter_mut().zip(Level::ALL)) {
-            sender.wait_for_receivers_timeout(2, SOON).unwrap();
-            if !matches!(level, Level::Leased | Level::Sealed) {
+            sender.wait_for_receivers_timeout(level.judges(), SOON).unwrap();
+            if level.grows() {
                 // As many slots as it may have, so that what it holds does not change any more.
                 drop(std::iter::from_fn(|| sender.try_allocate()).collect::<Vec<_>>());
             }
         }
-        let inboxes = [(); 2].map(|()| Level::ALL.map(|_| Inbox::default()).into());
-        Self { _clients: clients, senders, next: [vec![0; 5], vec![0; 5]], receivers, inboxes }
+        let next = [(); 2].map(|()| vec![0; Level::ALL.len()]);
+        Self { _clients: clients, senders, next, listeners }
     }
 
-    /// Each sends a few messages, and takes what there is.
+    /// Each sends a few messages, and takes what there is. Now and then all leases are broken.
     pub fn step(&mut self, random: &mut Random) {
         for (senders, next) in self.senders.iter_mut().zip(&mut self.next) {
             for (sender, next) in senders.iter_mut().zip(next) {
@@ -45,14 +45,13 @@ impl Survivors {
             }
         }
         self.receive(random);
+        if random.below(20) == 0 {
+            break_leases();
+        }
     }
 
     fn receive(&mut self, random: &mut Random) {
-        for (receivers, inboxes) in self.receivers.iter_mut().zip(&mut self.inboxes) {
-            for (receiver, inbox) in receivers.iter_mut().zip(inboxes) {
-                inbox.empty(receiver, random);
-            }
-        }
+        self.listeners.iter_mut().flatten().for_each(|listener| listener.empty(random));
     }
 
     /// Goes on until nobody here is linked with a process that has died.
@@ -67,10 +66,10 @@ impl Survivors {
                 gone &= sender.peers().all(|peer| peer.process.pid != dead);
             }
             gone && self
-                .receivers
+                .listeners
                 .iter()
                 .flatten()
-                .all(|receiver| receiver.peers().all(|peer| peer.process.pid != dead))
+                .all(|listener| listener.receiver.peers().all(|peer| peer.process.pid != dead))
         });
     }
 
@@ -81,7 +80,7 @@ impl Survivors {
         until("every slot is back", || {
             self.receive(&mut random);
             checked = checked || other.as_mut().is_some_and(|other| other.has_checked());
-            self.inboxes.iter_mut().flatten().for_each(Inbox::let_go);
+            self.listeners.iter_mut().flatten().for_each(Listener::let_go);
             checked
                 && self.senders.iter_mut().flatten().all(|sender| {
                     sender.look();
@@ -91,23 +90,28 @@ impl Survivors {
         });
         // What was sent here has come here, all of it.
         for (senders, next) in self.senders.iter().zip(&self.next) {
-            for (level, (sender, &next)) in senders.iter().zip(next).enumerate() {
+            for ((level, sender), &next) in Level::ALL.into_iter().zip(senders).zip(next) {
                 self.came(level, sender.endpoint()).for_each(|came| assert_eq!(came, 0..next));
             }
         }
     }
 
     /// What came to each of the receivers of one level from an endpoint.
-    fn came(&self, level: usize, endpoint: u64) -> impl Iterator<Item = Range<u64>> {
-        self.inboxes.iter().map(move |inboxes| inboxes[level].came(endpoint))
+    fn came(&self, level: Level, endpoint: u64) -> impl Iterator<Item = Range<u64>> {
+        self.of(level).map(move |listener| listener.came(endpoint))
+    }
+
+    fn of(&self, level: Level) -> impl Iterator<Item = &Listener> {
+        self.listeners.iter().flatten().filter(move |listener| listener.level == level)
     }
 
     /// Everybody here has got all that somebody owed who has died.
     pub fn got(&self, owed: &Owed) {
         for (&(level, endpoint), owed) in owed {
+            let level = Level::ALL[level];
             for came in self.came(level, endpoint) {
                 let all = came.start <= owed.start && owed.end <= came.end;
-                assert!(all, "{:?}: {owed:?} were owed, and {came:?} came", Level::ALL[level]);
+                assert!(all, "{level:?}: {owed:?} were owed, and {came:?} came");
             }
         }
     }
@@ -115,12 +119,12 @@ impl Survivors {
     /// Forgets what came from those who are dead.
     pub fn forget(&mut self) {
         let here: Vec<_> = self.senders.iter().flatten().map(Sender::endpoint).collect();
-        self.inboxes.iter_mut().flatten().for_each(|inbox| inbox.forget_all_but(&here));
+        self.listeners.iter_mut().flatten().for_each(|listener| listener.forget_all_but(&here));
     }
 
     /// How many messages came on the channel of a level that were leased.
     pub fn leased(&self, level: Level) -> u64 {
-        self.inboxes.iter().map(|inboxes| inboxes[level as usize].leased()).sum()
+        self.of(level).map(Listener::leased).sum()
     }
 }
 

@@ -8,7 +8,7 @@ use std::{
     io::{BufRead, BufReader, Read, Write},
     net::TcpStream,
     os::fd::{AsRawFd, OwnedFd},
-    path::Path,
+    path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
     time::{Duration, Instant},
 };
@@ -29,6 +29,13 @@ fn fbuf_at(program: impl AsRef<OsStr>, arguments: impl IntoIterator<Item = impl 
     let mut command = Command::new(program);
     command.args(arguments).stdin(Stdio::null()).env_remove("FBUF_BROKER").env_remove("NOTIFY_SOCKET");
     command
+}
+
+/// The slots of this process, as files that can be opened.
+pub fn slots() -> Vec<PathBuf> {
+    let entries = fs::read_dir("/proc/self/fd").unwrap().flatten();
+    let is_slot = |path: &PathBuf| fs::read_link(path).is_ok_and(|to| to.starts_with("/memfd:fbuf-slot (deleted)"));
+    entries.map(|entry| entry.path()).filter(is_slot).collect()
 }
 
 /// A child process that is killed when it is dropped.

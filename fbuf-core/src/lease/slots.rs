@@ -166,6 +166,7 @@ impl LeasedSlots {
             slot.memory = Some(Arc::new(Leasable::given(reader, wanted)?));
         }
         slot.right = Right::Here { writer, size: found };
+        points::reach("right: accepted");
         Ok(())
     }
 
@@ -292,7 +293,10 @@ impl Slot {
                 Err(error) => return Err(refused(error)),
             },
             right => match std::mem::take(right) {
-                Right::Here { writer, size } => (writer, size),
+                Right::Here { writer, size } => {
+                    points::reach("right: used");
+                    (writer, size)
+                }
                 _ => return Ok(None),
             },
         };

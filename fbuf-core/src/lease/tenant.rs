@@ -108,10 +108,13 @@ impl Tenant {
             Standing::Copied => (true, true),
             Standing::Lost => (true, false),
         };
-        *standing = match copied && self.view.reattach(self.memory.as_fd()).is_err() {
-            true => Standing::Closed,
-            false => Standing::Idle,
-        };
+        *standing = Standing::Idle;
+        if copied {
+            if self.view.reattach(self.memory.as_fd()).is_err() {
+                *standing = Standing::Closed;
+            }
+            points::reach("break: put back");
+        }
         intact
     }
 
@@ -130,15 +133,18 @@ impl Tenant {
         if is_leased(self.memory.as_fd()) {
             return true;
         }
+        points::reach("break: found");
         let separated = private.as_ref().is_none_or(|range| Map::separate(range).is_ok());
         if !separated || self.view.detach().is_err() {
             return false;
         }
+        points::reach("break: copied");
         // It was there until here, and so nothing has changed before it was copied; or it was not.
         *standing = match lease(self.memory.as_fd(), Lease::Release) {
             Ok(()) => Standing::Copied,
             Err(_) => Standing::Lost,
         };
+        points::reach("break: let go");
         true
     }
 
@@ -275,5 +281,8 @@ fn send_right(socket: &PacketSocket, slot: SlotId, memory: &Leasable, first: boo
     let writer = Descriptor::from(memory.open_writer().map_err(exhausted)?);
     // An open file of its own: a lease goes by those.
     let reader = if first { Some(Descriptor::from(memory.open_reader().map_err(exhausted)?)) } else { None };
-    link::send(socket, &LinkMessage::Right(Right { slot: slot.number(), writer, reader }))
+    points::reach("right: opened");
+    link::send(socket, &LinkMessage::Right(Right { slot: slot.number(), writer, reader }))?;
+    points::reach("right: sent");
+    Ok(())
 }
