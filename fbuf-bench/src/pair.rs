@@ -150,6 +150,8 @@ impl Line {
     pub(crate) fn to(command: &mut Command) -> Result<(Child, Self)> {
         let (ours, theirs) = PacketSocket::pair()?;
         let child = command.stdin(Stdio::from(theirs)).spawn()?;
+        // Its end is its own: that it dies is noticed here.
+        command.stdin(Stdio::null());
         Ok((child, Self(PacketSocket::new(ours)?)))
     }
 

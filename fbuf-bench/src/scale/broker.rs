@@ -1,6 +1,7 @@
 //! The broker under load: a process of its own, whose memory is its own.
 
 use std::{
+    io::Write,
     process::{Child, Command, Stdio},
     sync::atomic::{AtomicU32, Ordering},
     thread,
@@ -12,6 +13,10 @@ use fbuf_client::{Address, Client, ConnectError};
 use super::{SOON, holdings::Holdings};
 use crate::Result;
 
+/// What another user may have, where the default is more than can be had soon, and more than endpoints.
+const CHANNELS: u64 = 8192;
+const LINKS: u64 = 16_384;
+
 /// A broker, at an address that leaves nothing behind.
 pub(super) struct BrokerProcess {
     child: Child,
@@ -19,17 +24,24 @@ pub(super) struct BrokerProcess {
 }
 
 impl BrokerProcess {
-    /// Starts it, and waits until it serves. It serves another user as well, if one is given.
+    /// Starts it, and waits until it serves. It serves another user as well, if one is given, to whom it gives what
+    /// does not take long to spend.
     pub(super) fn start(other: Option<u32>) -> Result<Self> {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let address = format!("@fbuf-bench-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
         let mut command = Command::new(std::env::current_exe()?);
         command.args(["broker", "--socket", &address]);
-        if let Some(user) = other {
-            command.args(["--allow", &user.to_string()]);
+        if other.is_some() {
+            command.args(["--policy", "/dev/stdin"]);
         }
-        let child = command.stdin(Stdio::null()).stderr(Stdio::null()).spawn()?;
-        let broker = Self { child, address };
+        let child = command.stdin(Stdio::piped()).stderr(Stdio::null()).spawn()?;
+        let mut broker = Self { child, address };
+        if let (Some(user), Some(mut policy)) = (other, broker.child.stdin.take()) {
+            let own = nix::unistd::geteuid();
+            let all = "send = [\"*\"]\nreceive = [\"*\"]\n";
+            write!(policy, "[[rule]]\nusers = [{own}]\n{all}[[rule]]\nusers = [{user}]\n{all}")?;
+            write!(policy, "[rule.quota]\nchannels = {CHANNELS}\nlinks = {LINKS}\n")?;
+        }
         let start = Instant::now();
         loop {
             match Client::connect_to(&Address::new(&broker.address)) {

@@ -1,25 +1,32 @@
 //! What a process does that gives the broker as much to do as it can.
 
-use std::{io, os::fd::AsFd, thread};
+use std::{
+    io,
+    os::fd::{AsFd, OwnedFd},
+    thread,
+};
 
-use fbuf_client::{Address, Client, Protection, Wait};
+use fbuf_client::{Address, Client, Wait};
 use fbuf_core::{
-    control::{Call, ControlRequest, Greeting, Open, Role, VERSION, Verdict},
+    control::{Call, ControlRequest, Greeting, Resource, VERSION, Verdict},
     limits::MAX_MESSAGE,
     socket::{Arrival, PacketSocket},
     wire,
 };
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use super::{SLOT, SLOTS, SOON, crowd::link, neighbour::Kind};
+use super::{
+    SLOT, SLOTS, SOON,
+    crowd::link,
+    hoard::{hoard, open},
+    neighbour::Kind,
+};
 use crate::{Result, pair::Line};
 
 /// Connections over which requests come.
-const CONNECTIONS: usize = 16;
+pub(super) const CONNECTIONS: usize = 16;
 /// Threads that spin, or open and close endpoints or connections.
 const THREADS: u32 = 4;
-/// Channels on which each connection of a hoarder has an endpoint.
-const CHANNELS: u64 = 8;
 
 /// Is the process, until it is killed.
 pub(crate) fn be() -> Result<()> {
@@ -43,48 +50,43 @@ pub(crate) fn be() -> Result<()> {
         }
         Kind::Opens => in_threads(&address, begun, open_and_close),
         Kind::Connects => in_threads(&address, begun, connect_and_leave),
-        Kind::Hoards => {
-            let connections = hoard(&address)?;
+        Kind::Hoards(resource) => {
+            let connections = hoard(&address, resource)?;
             begun()?;
             // More of what there is no more of.
-            ask(&connections, |id| open(id, &format!("more/{id}")))
+            ask(&connections, |id| open(resource, id))
         }
         Kind::Knocks => {
-            let _connections = hoard(&address)?;
+            let _connections = hoard(&address, Resource::Connections)?;
             in_threads(&address, begun, connect_and_leave)
         }
     }
 }
 
-fn open(endpoint: u64, channel: &str) -> ControlRequest {
-    let role = Role::Receiver { require: Protection::Volatile };
-    ControlRequest::Open { endpoint, open: Open { channel: channel.to_owned(), role, earlier: None } }
-}
-
 /// A connection, unless the broker will not have it.
-fn greet(address: &Address) -> Result<Option<PacketSocket>> {
+pub(super) fn greet(address: &Address) -> Result<Option<PacketSocket>> {
     let socket = PacketSocket::connect(&address.to_kernel()?, SOON)?;
     // It may have been sent away already.
     let _ = socket.send_bytes(&Greeting { version: VERSION, verdict: Verdict::Welcome }.to_bytes());
-    let answer = wait_for(&socket)?;
+    let Some((answer, _)) = wait_for(&socket)? else { return Ok(None) };
     let welcome = Greeting::from_bytes(&answer).is_ok_and(|greeting| greeting.verdict == Verdict::Welcome);
     Ok(welcome.then_some(socket))
 }
 
-/// The next message of a socket; empty if it hung up.
-fn wait_for(socket: &PacketSocket) -> Result<Vec<u8>> {
+/// The next message of a socket; none if it hung up.
+pub(super) fn wait_for(socket: &PacketSocket) -> Result<Option<(Vec<u8>, Vec<OwnedFd>)>> {
     loop {
         match socket.receive::<MAX_MESSAGE>()? {
-            Arrival::Message(bytes, _) => return Ok(bytes),
+            Arrival::Message(bytes, descriptors) => return Ok(Some((bytes, descriptors))),
             Arrival::Nothing => {
                 poll(&mut [PollFd::new(socket.as_fd(), PollFlags::POLLIN)], PollTimeout::NONE)?;
             }
-            _ => return Ok(Vec::new()),
+            _ => return Ok(None),
         }
     }
 }
 
-fn send(socket: &PacketSocket, id: u64, body: ControlRequest) -> Result<std::io::Result<()>> {
+pub(super) fn send(socket: &PacketSocket, id: u64, body: ControlRequest) -> Result<std::io::Result<()>> {
     let milliseconds = SOON.as_millis() as u32;
     Ok(socket.send(&wire::encode(&Call::Request { id, milliseconds, body })?))
 }
@@ -156,19 +158,4 @@ fn connect_and_leave(address: &Address, number: u32) -> Result<()> {
         };
         let _ = socket.send_bytes(&Greeting { version: VERSION, verdict: Verdict::Welcome }.to_bytes());
     }
-}
-
-/// As many connections as there are to be had, and channels over them.
-fn hoard(address: &Address) -> Result<Vec<PacketSocket>> {
-    let mut connections = Vec::new();
-    while let Some(socket) = greet(address)? {
-        connections.push(socket);
-    }
-    for (number, socket) in connections.iter().enumerate() {
-        for id in 0..CHANNELS {
-            send(socket, id, open(id, &format!("hoard/{number}/{id}")))??;
-            wait_for(socket)?;
-        }
-    }
-    Ok(connections)
 }

@@ -8,6 +8,7 @@ mod crowd;
 mod fan;
 mod figure;
 mod flood;
+mod hoard;
 mod holdings;
 mod idle;
 mod neighbour;

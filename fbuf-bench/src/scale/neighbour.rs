@@ -6,6 +6,7 @@ use std::{
     process::{Child, Command},
 };
 
+use fbuf_core::control::Resource;
 use nix::unistd::geteuid;
 use serde::{Deserialize, Serialize};
 
@@ -30,8 +31,8 @@ pub(super) enum Kind {
     Opens,
     /// Connects and hangs up.
     Connects,
-    /// Has as many connections and channels as it may, and asks for more.
-    Hoards,
+    /// Has as much of something as it may, and asks for more.
+    Hoards(Resource),
     /// Has as many connections as it may, and connects again and again.
     Knocks,
 }
@@ -41,8 +42,9 @@ type Setting = Option<(Kind, bool)>;
 
 /// What is measured, in turn; as another user only by one who may start such a process.
 fn settings() -> Vec<Setting> {
-    let as_other = geteuid().is_root().then_some([Kind::Asks, Kind::Opens, Kind::Connects, Kind::Hoards, Kind::Knocks]);
-    let as_other = as_other.into_iter().flatten().map(|kind| Some((kind, true)));
+    let hoards = Resource::ALL.map(Kind::Hoards);
+    let as_other = [Kind::Asks, Kind::Opens, Kind::Connects, Kind::Knocks].into_iter().chain(hoards);
+    let as_other = as_other.filter(|_| geteuid().is_root()).map(|kind| Some((kind, true)));
     // Connections that a user hoards, or has not been seen to close, no other process of that user has.
     let as_own = [Kind::Spins, Kind::Asks, Kind::Opens].map(|kind| Some((kind, false)));
     std::iter::once(None).chain(as_own).chain(as_other).collect()
@@ -53,7 +55,11 @@ fn describe(setting: Setting) -> String {
         None => "nobody".to_owned(),
         Some((Kind::Spins, _)) => "spins".to_owned(),
         Some((kind, other)) => {
-            format!("{}, {}", format!("{kind:?}").to_lowercase(), if other { "another user" } else { "the same user" })
+            let what = match kind {
+                Kind::Hoards(resource) => format!("hoards {}", resource.name()),
+                other => format!("{other:?}").to_lowercase(),
+            };
+            format!("{what}, {}", if other { "another user" } else { "the same user" })
         }
     }
 }
