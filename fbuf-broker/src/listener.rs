@@ -20,7 +20,7 @@ use nix::{
 
 /// How many connections wait to be accepted. Those who find the queue full wait for a place in it, one user behind the
 /// other; so it is short, and all that a flood of one user can put before another's connection is quickly through.
-const QUEUE: i32 = 16;
+const QUEUE: i32 = 4;
 
 /// A socket on which clients can connect.
 #[derive(Debug)]

@@ -28,8 +28,6 @@ use crate::{
     state::{Admission, Dismissal, Payer},
 };
 
-/// How many connections are accepted before clients have their turn.
-const AT_ONCE: usize = 4;
 /// How long to wait for descriptors when there are none left.
 const PAUSE: Duration = Duration::from_millis(100);
 
@@ -64,27 +62,21 @@ impl Broker {
         let mut clients = JoinSet::new();
         loop {
             let mut ready = socket.readable().await?;
-            for _ in 0..AT_ONCE {
-                match sys::accept(socket.get_ref().as_fd()) {
-                    Ok(connection) => match self.admit(connection) {
-                        Ok(Some(guest)) => drop(clients.spawn(self.clone().attend(guest))),
-                        Ok(None) => {}
-                        Err(error) => debug!(%error, "a client could not be admitted"),
-                    },
-                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                        ready.clear_ready();
-                        break;
-                    }
-                    Err(error) => {
-                        // Out of descriptors, most likely: wait until some are free.
-                        warn!(%error, "a client could not be accepted");
-                        tokio::time::sleep(PAUSE).await;
-                        break;
-                    }
+            match sys::accept(socket.get_ref().as_fd()) {
+                Ok(connection) => match self.admit(connection) {
+                    Ok(Some(guest)) => drop(clients.spawn(self.clone().attend(guest))),
+                    Ok(None) => {}
+                    Err(error) => debug!(%error, "a client could not be admitted"),
+                },
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => ready.clear_ready(),
+                Err(error) => {
+                    // Out of descriptors, most likely: wait until some are free.
+                    warn!(%error, "a client could not be accepted");
+                    tokio::time::sleep(PAUSE).await;
                 }
             }
             while clients.try_join_next().is_some() {}
-            // Clients have their turn also while more and more connect.
+            // Clients have their turn after each, also while more and more connect.
             yield_now().await;
         }
     }
