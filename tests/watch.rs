@@ -62,7 +62,11 @@ fn ls(broker: &Address, arguments: &[&str]) -> String {
 }
 
 fn json(broker: &Address) -> Vec<Value> {
-    ls(broker, &["--json"]).lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    json_by(broker, "endpoint")
+}
+
+fn json_by(broker: &Address, what: &str) -> Vec<Value> {
+    ls(broker, &["--json", "--by", what]).lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
 /// What stands in a table, in the column that is called so.
@@ -219,6 +223,11 @@ impl Troubles {
         }
     }
 
+    /// How many there are of one client.
+    fn endpoints(&self) -> u64 {
+        [2, 2, 1, 1, 2].into_iter().sum()
+    }
+
     /// Channel, end, what is counted there, and how often it has happened.
     fn counts(&self) -> [(&'static str, &'static str, &'static str, u64); 9] {
         let (waiting, skipped) = (self.waits.0.counters(), self.skips.0.counters().skipped);
@@ -310,6 +319,20 @@ fn what_happens_to_endpoints_is_seen_in_every_view() {
     // Clients without endpoints are clients, too.
     let _idle = Client::connect_to(&broker.address).unwrap();
     until("only these are left", || metrics.get().contains("\nfbuf_clients 3\n"));
+    let clients = json_by(&broker.address, "client");
+    let of_this = clients.iter().filter(|client| client["pid"] == std::process::id());
+    let mut endpoints: Vec<_> = of_this.map(|client| client["endpoints"].as_u64().unwrap()).collect();
+    endpoints.sort_unstable();
+    assert_eq!(endpoints, [0, 1, troubles.endpoints()], "{clients:?}");
+    let channels = json_by(&broker.address, "channel");
+    let channel = channels.iter().find(|channel| channel["channel"] == "camera/front").unwrap();
+    let sent = troubles.keeps.0.counters().messages;
+    assert_eq!(
+        (&channel["senders"], &channel["receivers"], &channel["report"]["links"]),
+        (&1.into(), &1.into(), &1.into())
+    );
+    assert_eq!((&channel["report"]["messages"], &channel["report"]["held"]), (&sent.into(), &1.into()));
+    assert_eq!((&channel["report"]["slots"], &channel["report"]["forgotten"]), (&SLOTS.into(), &true.into()));
     let answer = metrics.get();
     let of = |name: &str, channel: &str, end: &str| {
         metric(&answer, name, &[&format!("channel=\"{channel}\""), &format!("end=\"{end}\"")]).to_owned()
@@ -342,6 +365,16 @@ fn what_happens_to_endpoints_is_seen_in_every_view() {
             row.is_none_or(|row| matches!(cell(heads, row, head), "" | "0"))
         });
         missing.is_empty() && rows[0].contains("1 may have forgotten")
+    });
+    top.keys.write_all(b"\t\t").unwrap();
+    until("clients are in a frame, one of which has no endpoint", || {
+        let rows = top.rows();
+        let Some(heads) = rows.iter().find(|row| row.starts_with("process")) else { return false };
+        let own = std::process::id().to_string();
+        let of_own = rows.iter().filter(|row| cell(heads, row, "process") == own);
+        let mut endpoints: Vec<_> = of_own.map(|row| cell(heads, row, "endpoints").to_owned()).collect();
+        endpoints.sort_unstable();
+        endpoints == ["0".to_owned(), "1".to_owned(), troubles.endpoints().to_string()]
     });
     top.keys.write_all(b"q").unwrap();
     assert!(top.process.end().success());

@@ -44,7 +44,7 @@ pub use client::{Client, ConnectError, OpenError};
 pub use fbuf_core::{
     address::Address,
     channel::{ChannelName, ChannelNameError},
-    control::{EndStatus, EndpointStatus, Oldest, Report},
+    control::{ClientStatus, EndStatus, EndpointStatus, Oldest, Report},
     inbound::Peer,
     loan::{Fbuf, Private, Received, Retained, TooLarge},
     memory::{MemoryError, Pages, Sealed},

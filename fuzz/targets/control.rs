@@ -100,6 +100,7 @@ impl Model {
                 }
             }
             ControlRequest::Status { behind } => self.check_page(user.id, behind),
+            ControlRequest::Clients { behind } => self.check_clients(user.id, behind),
         }
     }
 
@@ -129,6 +130,18 @@ impl Model {
         for (client, endpoint, status) in page {
             let (owner, open) = &self.open[&(client, endpoint)];
             assert!(*owner == user && open.channel == status.channel && status.number > behind);
+        }
+    }
+
+    fn check_clients(&self, user: u32, behind: u64) {
+        let page: Vec<_> = self.state.clients(Some(user), behind).take(MAX_PAGE).collect();
+        assert!(page.is_sorted_by(|one, next| behind < one.number && one.number < next.number));
+        assert!(page.iter().all(|client| client.process.uid == user));
+        let clients = self.clients.iter().filter(|(_, of)| of.id == user).count();
+        if behind == 0 && clients <= MAX_PAGE {
+            let open = self.open.values().filter(|(of, _)| *of == user).count() as u64;
+            let listed = (page.len(), page.iter().map(|client| client.endpoints).sum::<u64>());
+            assert_eq!(listed, (clients, open), "clients of {user}, and their endpoints");
         }
     }
 

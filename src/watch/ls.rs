@@ -1,14 +1,21 @@
-//! `fbuf ls`: every endpoint, once.
+//! `fbuf ls`: everything that is open, once.
 
 use fbuf_client::{EndStatus, EndpointStatus, Report};
 use serde_json::{Value, json};
 
-use super::{age, is_suspect, protection, role, short, sorted};
+use super::{
+    Rates,
+    lines::{By, Line, Subject, lines},
+    protection, role,
+};
 use crate::{Failure, Place};
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
-    /// One line of JSON for each endpoint
+    /// What to list: each by itself, or all of a channel or of a client together
+    #[arg(long, value_enum, value_name = "WHAT", default_value = "endpoint")]
+    by: By,
+    /// A line of JSON for each
     #[arg(long)]
     json: bool,
     #[command(flatten)]
@@ -16,35 +23,17 @@ pub(crate) struct Arguments {
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
-    let endpoints = sorted(arguments.place.connect()?.status()?);
+    let client = arguments.place.connect()?;
+    let endpoints = client.status()?.into_iter().map(|endpoint| (endpoint, Rates::default())).collect();
+    let lines = lines(arguments.by, endpoints, client.clients()?);
     if arguments.json {
-        endpoints.iter().for_each(|endpoint| println!("{}", line(endpoint)));
-        return Ok(());
-    }
-    if endpoints.is_empty() {
+        lines.iter().for_each(|line| println!("{}", to_json(line)));
+    } else if lines.is_empty() {
         println!("no endpoint is open");
-        return Ok(());
+    } else {
+        print!("{}", table(&arguments.by.heads(), lines.iter().map(Line::cells)));
     }
-    let heads = ["channel", "end", "process", "user", "protection", "links", "messages", "bytes", "left out", "waits"];
-    let rows = endpoints.iter().map(cells);
-    print!("{}", table(&[&heads[..], &["sleeps", "violations", "slots", "held", "oldest"]].concat(), rows));
     Ok(())
-}
-
-fn cells(endpoint: &EndpointStatus) -> Vec<String> {
-    let EndpointStatus { process, channel, end, report, .. } = endpoint;
-    let mut cells =
-        vec![channel.clone(), role(*end).into(), process.pid.to_string(), process.uid.to_string(), protection(*end)];
-    match report {
-        None => cells.push("does not answer".into()),
-        Some(report) => {
-            let Report { links, messages, bytes, left_out, waits, sleeps, violations, slots, held, oldest } = report;
-            let numbers = [links, messages, bytes, left_out, waits, sleeps, violations, slots, held];
-            cells.extend(numbers.map(|&number| short(number as f64)));
-            cells.push(age(*oldest) + if is_suspect(report) { ", forgotten?" } else { "" });
-        }
-    }
-    cells
 }
 
 /// Columns as wide as they need to be, two spaces apart.
@@ -59,27 +48,41 @@ fn table(heads: &[&str], rows: impl Iterator<Item = Vec<String>>) -> String {
     rows.iter().map(line).collect()
 }
 
-/// Everything that is known of an endpoint.
-fn line(endpoint: &EndpointStatus) -> Value {
-    let EndpointStatus { number, endpoint: known_as, process, client, channel, end, report } = endpoint;
-    let mut line = json!({
+/// Everything that is known.
+fn to_json(line: &Line) -> Value {
+    let mut value = match &line.subject {
+        Subject::Endpoint(endpoint) => of_endpoint(endpoint),
+        Subject::Channel { channel, senders, receivers } => {
+            json!({ "channel": channel, "senders": senders, "receivers": receivers })
+        }
+        Subject::Client { client, channels } => json!({
+            "client": client.number, "pid": client.process.pid, "uid": client.process.uid, "gid": client.process.gid,
+            "endpoints": client.endpoints, "channels": channels,
+        }),
+    };
+    if let Some(report) = &line.report {
+        let Report { links, messages, bytes, left_out, waits, sleeps, violations, slots, held, oldest } = report;
+        value["report"] = json!({
+            "links": links, "messages": messages, "bytes": bytes, "left_out": left_out, "waits": waits,
+            "sleeps": sleeps, "violations": violations, "slots": slots, "held": held,
+            "oldest_sequence": oldest.map(|oldest| oldest.sequence), "oldest_behind": oldest.map(|oldest| oldest.behind),
+            "oldest_ms": oldest.map(|oldest| oldest.milliseconds), "forgotten": line.is_suspect,
+        });
+    }
+    value
+}
+
+fn of_endpoint(endpoint: &EndpointStatus) -> Value {
+    let EndpointStatus { number, endpoint: known_as, process, client, channel, end, .. } = endpoint;
+    let mut value = json!({
         "number": number, "endpoint": known_as, "channel": channel, "end": role(*end), "client": client,
         "pid": process.pid, "uid": process.uid, "gid": process.gid, "protection": protection(*end),
     });
     if let EndStatus::Sender { slot_bytes, max_slots, .. } = end {
-        line["slot_bytes"] = (*slot_bytes).into();
-        line["max_slots"] = (*max_slots).into();
+        value["slot_bytes"] = (*slot_bytes).into();
+        value["max_slots"] = (*max_slots).into();
     }
-    if let Some(report) = report {
-        let Report { links, messages, bytes, left_out, waits, sleeps, violations, slots, held, oldest } = report;
-        line["report"] = json!({
-            "links": links, "messages": messages, "bytes": bytes, "left_out": left_out, "waits": waits,
-            "sleeps": sleeps, "violations": violations, "slots": slots, "held": held,
-            "oldest_sequence": oldest.map(|oldest| oldest.sequence), "oldest_behind": oldest.map(|oldest| oldest.behind),
-            "oldest_ms": oldest.map(|oldest| oldest.milliseconds), "forgotten": is_suspect(report),
-        });
-    }
-    line
+    value
 }
 
 #[cfg(test)]

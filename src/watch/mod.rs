@@ -2,11 +2,12 @@
 //! Endpoints are asked only when somebody looks, and answer from another thread than that which exchanges
 //! messages.
 
+mod lines;
 pub(crate) mod ls;
 pub(crate) mod metrics;
 pub(crate) mod top;
 
-use fbuf_client::{EndStatus, EndpointStatus, Oldest, Report};
+use fbuf_client::{EndStatus, Oldest, Report};
 
 /// A message that is held for so long,
 const LONG: u64 = 10_000;
@@ -71,14 +72,6 @@ fn age(oldest: Option<Oldest>) -> String {
     oldest.map_or(String::new(), |oldest| {
         format!("{:.1} s, {} behind", oldest.milliseconds as f64 / 1000.0, short(oldest.behind as f64))
     })
-}
-
-/// In the order in which a person looks for them.
-fn sorted(mut endpoints: Vec<EndpointStatus>) -> Vec<EndpointStatus> {
-    endpoints.sort_by(|one, other| {
-        (&one.channel, role(other.end), one.number).cmp(&(&other.channel, role(one.end), other.number))
-    });
-    endpoints
 }
 
 #[cfg(test)]

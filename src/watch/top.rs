@@ -1,12 +1,12 @@
 //! `fbuf top`: a live view in the terminal.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     io::{IsTerminal, stdout},
     time::{Duration, Instant},
 };
 
-use fbuf_client::{Client, EndpointStatus, Report};
+use fbuf_client::{Client, ClientStatus, EndpointStatus, OpenError, Report};
 use ratatui::{
     Frame,
     crossterm::event::{self, Event, KeyCode, KeyEventKind, KeyModifiers},
@@ -15,11 +15,18 @@ use ratatui::{
     widgets::{Paragraph, Row, Table},
 };
 
-use super::{Rates, age, is_suspect, protection, role, short, sorted};
+use super::{
+    Rates, is_suspect,
+    lines::{By, Line, Watched, lines},
+    role, short,
+};
 use crate::{Failure, Place};
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
+    /// What there is a line for at first: each endpoint, or all of a channel or of a client together
+    #[arg(long, value_enum, value_name = "WHAT", default_value = "endpoint")]
+    by: By,
     /// Seconds between two looks
     #[arg(long, value_name = "SECONDS", default_value_t = 1.0)]
     every: f64,
@@ -27,16 +34,11 @@ pub(crate) struct Arguments {
     place: Place,
 }
 
-/// One endpoint, as it was a look before and as it is.
 #[derive(Debug)]
-struct Line {
-    status: EndpointStatus,
-    rates: Rates,
-}
-
-#[derive(Debug, Default)]
 struct View {
-    lines: Vec<Line>,
+    by: By,
+    clients: Vec<ClientStatus>,
+    endpoints: Vec<Watched>,
     before: HashMap<u64, (Report, Instant)>,
     /// How many lines are scrolled away.
     skipped: usize,
@@ -51,16 +53,21 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
         .map_err(|error| Failure::new(format!("--every {}: {error}", arguments.every)))?;
     let client = arguments.place.connect()?;
     let mut terminal = ratatui::try_init()?;
-    let result = watch(&mut terminal, &client, every.max(Duration::from_millis(100)));
+    let result = watch(&mut terminal, &client, View::by(arguments.by), every.max(Duration::from_millis(100)));
     ratatui::restore();
     Ok(result?)
 }
 
-fn watch(terminal: &mut ratatui::DefaultTerminal, client: &Client, every: Duration) -> std::io::Result<()> {
-    let mut view = View::default();
+fn watch(
+    terminal: &mut ratatui::DefaultTerminal,
+    client: &Client,
+    mut view: View,
+    every: Duration,
+) -> std::io::Result<()> {
+    let look = || -> Result<_, OpenError> { Ok((client.status()?, client.clients()?)) };
     loop {
-        match client.status() {
-            Ok(endpoints) => view.update(endpoints, Instant::now()),
+        match look() {
+            Ok((endpoints, clients)) => view.update(endpoints, clients, Instant::now()),
             Err(error) => view.trouble = Some(error.to_string()),
         }
         let next = Instant::now() + every;
@@ -78,6 +85,7 @@ fn watch(terminal: &mut ratatui::DefaultTerminal, client: &Client, every: Durati
                     KeyCode::Char('c') if key.modifiers.contains(KeyModifiers::CONTROL) => return Ok(()),
                     KeyCode::Down | KeyCode::Char('j') => view.skipped += 1,
                     KeyCode::Up | KeyCode::Char('k') => view.skipped = view.skipped.saturating_sub(1),
+                    KeyCode::Tab => (view.by, view.skipped) = (view.by.next(), 0),
                     _ => {}
                 }
             }
@@ -86,45 +94,34 @@ fn watch(terminal: &mut ratatui::DefaultTerminal, client: &Client, every: Durati
 }
 
 impl View {
-    fn update(&mut self, endpoints: Vec<EndpointStatus>, now: Instant) {
+    fn by(by: By) -> Self {
+        let (clients, endpoints, before) = (Vec::new(), Vec::new(), HashMap::new());
+        Self { by, clients, endpoints, before, skipped: 0, trouble: None }
+    }
+
+    fn update(&mut self, endpoints: Vec<EndpointStatus>, clients: Vec<ClientStatus>, now: Instant) {
         let before = std::mem::take(&mut self.before);
-        let line = |status: EndpointStatus| {
-            let rates = match (&status.report, before.get(&status.number)) {
-                (Some(report), Some((last, at))) => Rates::between(last, report, now.duration_since(*at).as_secs_f64()),
-                _ => Rates::default(),
-            };
-            Line { status, rates }
+        let rates = |endpoint: &EndpointStatus| match (&endpoint.report, before.get(&endpoint.number)) {
+            (Some(report), Some((last, at))) => Rates::between(last, report, now.duration_since(*at).as_secs_f64()),
+            _ => Rates::default(),
         };
-        self.lines = sorted(endpoints).into_iter().map(line).collect();
-        let reports = self.lines.iter().filter_map(|line| Some((line.status.number, (line.status.report?, now))));
+        self.endpoints = endpoints.into_iter().map(|endpoint| (endpoint.clone(), rates(&endpoint))).collect();
+        let reports =
+            self.endpoints.iter().filter_map(|(endpoint, _)| Some((endpoint.number, (endpoint.report?, now))));
         self.before = reports.collect();
-        self.skipped = self.skipped.min(self.lines.len().saturating_sub(1));
+        self.clients = clients;
         self.trouble = None;
     }
 
-    fn draw(&self, frame: &mut Frame<'_>) {
+    fn draw(&mut self, frame: &mut Frame<'_>) {
         let [top, middle] = Layout::vertical([Constraint::Length(2), Constraint::Min(0)]).areas(frame.area());
         frame.render_widget(Paragraph::new(self.summary()), top);
-        let heads = [
-            "channel",
-            "end",
-            "process",
-            "user",
-            "protection",
-            "links",
-            "messages/s",
-            "bytes/s",
-            "waits/s",
-            "sleeps/s",
-            "left out/s",
-            "slots",
-            "held",
-            "violations",
-            "oldest held",
-        ];
-        let widths = [20, 8, 8, 6, 10, 5, 10, 8, 8, 8, 10, 6, 5, 10, 24].map(Constraint::Length);
+        let lines = lines(self.by, self.endpoints.clone(), self.clients.clone());
+        self.skipped = self.skipped.min(lines.len().saturating_sub(1));
+        let (heads, widths): (Vec<_>, Vec<_>) = self.by.heads_of_rates().unzip();
         let bold = Style::new().add_modifier(Modifier::BOLD);
-        let rows = self.lines.iter().skip(self.skipped).map(Line::row);
+        let rows = lines.iter().skip(self.skipped).map(row);
+        let widths = widths.into_iter().map(Constraint::Length);
         frame.render_widget(Table::new(rows, widths).header(Row::new(heads).style(bold)), middle);
     }
 
@@ -133,52 +130,33 @@ impl View {
         if let Some(trouble) = &self.trouble {
             return format!("fbuf: {trouble}\nq quits");
         }
-        let clients: std::collections::HashSet<_> = self.lines.iter().map(|line| line.status.client).collect();
-        let channels: std::collections::HashSet<_> = self.lines.iter().map(|line| &line.status.channel).collect();
-        let senders = || self.lines.iter().filter(|line| role(line.status.end) == "sender");
-        let links: u64 = senders().filter_map(|line| line.status.report).map(|report| report.links).sum();
-        let [messages, bytes] = [|rates: Rates| rates.messages, |rates: Rates| rates.bytes]
-            .map(|of| senders().map(|line| of(line.rates)).sum());
-        let suspects =
-            self.lines.iter().filter_map(|line| line.status.report.as_ref()).filter(|report| is_suspect(report));
+        let channels: BTreeSet<_> = self.endpoints.iter().map(|(endpoint, _)| &endpoint.channel).collect();
+        let senders = || self.endpoints.iter().filter(|(endpoint, _)| role(endpoint.end) == "sender");
+        let links: u64 = senders().filter_map(|(endpoint, _)| endpoint.report).map(|report| report.links).sum();
+        let [messages, bytes] = [|rates: &Rates| rates.messages, |rates: &Rates| rates.bytes]
+            .map(|of| senders().map(|(_, rates)| of(rates)).sum());
+        let reports = self.endpoints.iter().filter_map(|(endpoint, _)| endpoint.report.as_ref());
         format!(
             "fbuf: {} clients, {} channels, {} endpoints, {links} links; {} messages/s, {} bytes/s; {} may have forgotten a \
-             message\nq quits, arrows scroll",
-            clients.len(),
+             message\nq quits, arrows scroll, tab: by channel, client, endpoint",
+            self.clients.len(),
             channels.len(),
-            self.lines.len(),
+            self.endpoints.len(),
             short(messages),
             short(bytes),
-            suspects.count()
+            reports.filter(|report| is_suspect(report)).count()
         )
     }
 }
 
-impl Line {
-    fn row(&self) -> Row<'static> {
-        let EndpointStatus { process, channel, end, report, .. } = &self.status;
-        let Rates { messages, bytes, waits, sleeps, left_out } = self.rates;
-        let mut cells = vec![
-            channel.clone(),
-            role(*end).into(),
-            process.pid.to_string(),
-            process.uid.to_string(),
-            protection(*end),
-        ];
-        let Some(report) = report else {
-            cells.push("does not answer".into());
-            return Row::new(cells).style(Style::new().fg(Color::DarkGray));
-        };
-        cells.push(report.links.to_string());
-        cells.extend([messages, bytes, waits, sleeps, left_out].map(short));
-        cells.extend([report.slots, report.held, report.violations].map(|number| short(number as f64)));
-        cells.push(age(report.oldest));
-        let style = match is_suspect(report) || report.violations > 0 {
-            true => Style::new().fg(Color::Red),
-            false => Style::new(),
-        };
-        Row::new(cells).style(style)
-    }
+fn row(line: &Line) -> Row<'static> {
+    let is_bad = line.is_suspect || line.report.is_some_and(|report| report.violations > 0);
+    let style = match line.report {
+        _ if is_bad => Style::new().fg(Color::Red),
+        None if !line.is_idle() => Style::new().fg(Color::DarkGray),
+        _ => Style::new(),
+    };
+    Row::new(line.cells_of_rates()).style(style)
 }
 
 #[cfg(test)]
@@ -187,11 +165,13 @@ mod tests {
     use fbuf_client::{Credentials, EndStatus, Mechanism, Oldest};
     use ratatui::{Terminal, backend::TestBackend};
 
+    const PROCESS: Credentials = Credentials { pid: 4321, uid: 1000, gid: 1000 };
+
     fn sender(number: u64, messages: u64) -> EndpointStatus {
         EndpointStatus {
             number,
             endpoint: number,
-            process: Credentials { pid: 4321, uid: 1000, gid: 1000 },
+            process: PROCESS,
             client: 1,
             channel: "camera/front".into(),
             end: EndStatus::Sender { slot_bytes: 64, max_slots: 4, mechanism: Mechanism::Shared },
@@ -199,29 +179,35 @@ mod tests {
         }
     }
 
+    fn drawn(view: &mut View) -> Vec<String> {
+        let mut terminal = Terminal::new(TestBackend::new(180, 6)).unwrap();
+        terminal.draw(|frame| view.draw(frame)).unwrap();
+        let buffer = terminal.backend().buffer().clone();
+        (0..6).map(|row| (0..180).map(|column| buffer[(column, row)].symbol().to_owned()).collect()).collect()
+    }
+
     #[test]
     fn a_frame_shows_rates_and_what_may_be_forgotten() {
-        let mut view = View::default();
+        let mut view = View::by(By::Endpoint);
         let start = Instant::now();
-        view.update(vec![sender(1, 1000)], start);
+        let clients = vec![ClientStatus { number: 1, process: PROCESS, endpoints: 2 }];
+        view.update(vec![sender(1, 1000)], clients.clone(), start);
         let mut receiver = sender(2, 0);
         receiver.end = EndStatus::Receiver { require: fbuf_client::Protection::Volatile };
         let oldest = Some(Oldest { sequence: 7, behind: 5000, milliseconds: 12_300 });
         receiver.report = Some(Report { held: 3, oldest, ..Report::default() });
-        view.update(vec![receiver, sender(1, 6000)], start + Duration::from_secs(2));
-        let mut terminal = Terminal::new(TestBackend::new(170, 6)).unwrap();
-        terminal.draw(|frame| view.draw(frame)).unwrap();
-        let buffer = terminal.backend().buffer().clone();
-        let rows: Vec<String> =
-            (0..6).map(|row| (0..170).map(|column| buffer[(column, row)].symbol().to_owned()).collect()).collect();
-        assert!(
-            rows[0].contains("1 clients, 1 channels, 2 endpoints") && rows[0].contains("1 may have forgotten"),
-            "{rows:#?}"
-        );
-        assert!(
-            rows[3].contains("camera/front") && rows[3].contains("sender") && rows[3].contains("2.5k"),
-            "{rows:#?}"
-        );
-        assert!(rows[4].contains("receiver") && rows[4].contains("12.3 s, 5.0k behind"), "{rows:#?}");
+        view.update(vec![receiver, sender(1, 6000)], clients, start + Duration::from_secs(2));
+        let rows = drawn(&mut view);
+        let shows = |row: &String, all: &[&str]| all.iter().all(|text| row.contains(text));
+        assert!(shows(&rows[0], &["1 clients, 1 channels, 2 endpoints", "1 may have forgotten"]), "{rows:#?}");
+        assert!(shows(&rows[3], &["camera/front", "sender", "2.5k"]), "{rows:#?}");
+        assert!(shows(&rows[4], &["receiver", "12.3 s, 5.0k behind, forgotten?"]), "{rows:#?}");
+        view.by = By::Channel;
+        let rows = drawn(&mut view);
+        assert!(shows(&rows[2], &["senders", "receivers", "messages/s"]), "{rows:#?}");
+        assert!(shows(&rows[3], &["camera/front", "2.5k", "12.3 s, 5.0k behind, forgotten?"]), "{rows:#?}");
+        view.by = By::Client;
+        let rows = drawn(&mut view);
+        assert!(shows(&rows[3], &["4321", "1000", "2.5k", "forgotten?"]) && rows[4].trim().is_empty(), "{rows:#?}");
     }
 }

@@ -7,7 +7,7 @@ use std::{
 };
 
 use fbuf_core::{
-    control::{Control, EndpointStatus, MAX_PAGE, News, Open, Opened, Refusal, Report, Role, Slots},
+    control::{ClientStatus, Control, EndpointStatus, MAX_PAGE, News, Open, Opened, Refusal, Report, Role, Slots},
     memory::{Leasable, MemoryError},
     points,
     slot::Geometry,
@@ -38,6 +38,14 @@ pub(super) struct Desk {
 fn make_slots(geometry: Geometry, huge: bool, owner: u32) -> Result<Vec<Arc<OwnedFd>>, MemoryError> {
     let make = |_| Ok(Arc::new(Leasable::create("fbuf-slot", geometry.slot_bytes().into(), huge, owner)?.into()));
     (0..geometry.max_slots()).map(make).collect()
+}
+
+impl Desk {
+    /// Of which user it may see clients and endpoints; none: of all.
+    fn sees(&self) -> Option<u32> {
+        let own = nix::unistd::geteuid().as_raw();
+        Some(self.process.uid).filter(|&user| user != 0 && user != own)
+    }
 }
 
 impl Control for Desk {
@@ -114,11 +122,14 @@ impl Control for Desk {
     }
 
     async fn status(self, _: Context, behind: u64) -> Vec<EndpointStatus> {
-        let own = nix::unistd::geteuid().as_raw();
-        let user = Some(self.process.uid).filter(|&user| user != 0 && user != own);
+        let user = self.sees();
         if behind == 0 {
             self.broker.ask_for_reports(user).await;
         }
         self.broker.page(user, behind, MAX_PAGE)
+    }
+
+    async fn clients(self, _: Context, behind: u64) -> Vec<ClientStatus> {
+        lock(&self.broker.0).state.clients(self.sees(), behind).take(MAX_PAGE).collect()
     }
 }

@@ -12,7 +12,7 @@ use std::{
 
 use fbuf_core::{
     channel::ChannelName,
-    control::{Earlier, EndpointStatus, Open, Refusal, Resource, Role, Slots, Spent, Verdict},
+    control::{ClientStatus, Earlier, EndpointStatus, Open, Refusal, Resource, Role, Slots, Spent, Verdict},
     inbound::Peer,
     limits::{MAX_ENDPOINTS, MAX_LINKS},
     protection::Mechanism,
@@ -125,7 +125,7 @@ pub struct State {
     policy: Policy,
     accounts: Accounts,
     last: u64,
-    clients: HashMap<ClientId, Client>,
+    clients: BTreeMap<ClientId, Client>,
     channels: HashMap<ChannelName, Channel>,
     /// Whose each endpoint is, and by what number the client knows it.
     numbers: BTreeMap<u64, (ClientId, u64)>,
@@ -153,6 +153,13 @@ struct Endpoint {
     slots: Option<Arc<Charge>>,
 }
 
+impl Client {
+    /// Whether it is of this user; or of any, if none is given.
+    fn is_seen_by(&self, user: Option<u32>) -> bool {
+        user.is_none_or(|user| self.payer.user.id == user)
+    }
+}
+
 impl State {
     /// A broker with this policy, whose endpoints are numbered from `first` on: greater than what an earlier
     /// broker can have given, so that an endpoint of then is not taken for one of now.
@@ -162,7 +169,7 @@ impl State {
             policy,
             accounts: Accounts::default(),
             last: first,
-            clients: HashMap::new(),
+            clients: BTreeMap::new(),
             channels: HashMap::new(),
             numbers: BTreeMap::new(),
             of_users: BTreeSet::new(),
@@ -321,10 +328,8 @@ impl State {
 
     /// The clients of a user, or of all, that have any endpoint.
     pub fn with_endpoints(&self, user: Option<u32>) -> impl Iterator<Item = ClientId> {
-        let is_of = move |client: &Client| user.is_none_or(|user| client.payer.user.id == user);
-        let has =
-            move |(&id, client): (&ClientId, &Client)| (is_of(client) && !client.endpoints.is_empty()).then_some(id);
-        self.clients.iter().filter_map(has)
+        let has = move |client: &Client| client.is_seen_by(user) && !client.endpoints.is_empty();
+        self.clients.iter().filter_map(move |(&id, client)| has(client).then_some(id))
     }
 
     /// Whether a client has an endpoint of this number.
@@ -394,6 +399,17 @@ impl State {
         let status =
             EndpointStatus { number, endpoint: known_as, process, client: client.0, channel, end, report: None };
         Some((client, endpoint, status))
+    }
+
+    /// The clients of a user, or of all, in the order in which they came, behind one of them.
+    pub fn clients(&self, user: Option<u32>, behind: u64) -> impl Iterator<Item = ClientStatus> {
+        let behind = (Bound::Excluded(ClientId(behind)), Bound::Unbounded);
+        let seen = self.clients.range(behind).filter(move |(_, client)| client.is_seen_by(user));
+        seen.map(|(id, client)| ClientStatus {
+            number: id.0,
+            process: client.process,
+            endpoints: client.endpoints.len() as u64,
+        })
     }
 
     /// What every user takes up.

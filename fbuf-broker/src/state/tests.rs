@@ -224,8 +224,20 @@ fn each_user_sees_its_own_endpoints_page_by_page() {
     for user in [None, Some(1000), Some(7)] {
         assert!(state.status(user, u64::MAX, 10).is_empty());
     }
+    let idle = state.enter(1001).unwrap();
+    let clients = |user, behind| {
+        state
+            .clients(user, behind)
+            .map(|client| (client.number, client.process.uid, client.endpoints))
+            .collect::<Vec<_>>()
+    };
+    let all = [(own.0, 1000, 5), (other.0, 1001, 5), (idle.0, 1001, 0)];
+    assert_eq!(clients(None, 0), all);
+    assert_eq!(clients(None, own.0), all[1..]);
+    assert_eq!((clients(Some(1000), 0), clients(Some(1001), other.0)), (all[..1].to_vec(), all[2..].to_vec()));
     state.leave(other);
     assert!(state.status(Some(1001), 0, 10).is_empty());
+    assert_eq!(state.clients(None, 0).count(), 2);
 }
 
 #[test]

@@ -17,8 +17,8 @@ use std::{
 use fbuf_core::{
     address::Address,
     control::{
-        ClientTransport, ControlClient, ControlRequest, ControlResponse, Earlier, EndpointStatus, Introduction,
-        MAX_PAGE, News, Oldest, Open, Opened, Refusal, Report, Role, Slots,
+        ClientStatus, ClientTransport, ControlClient, ControlRequest, ControlResponse, Earlier, EndpointStatus,
+        Introduction, MAX_PAGE, News, Oldest, Open, Opened, Refusal, Report, Role, Slots,
     },
     points,
     slot::Geometry,
@@ -60,7 +60,10 @@ pub(super) enum Command {
         endpoint: u64,
     },
     Status {
-        answer: SyncSender<Option<Vec<EndpointStatus>>>,
+        answer: SyncSender<Vec<EndpointStatus>>,
+    },
+    Clients {
+        answer: SyncSender<Vec<ClientStatus>>,
     },
 }
 
@@ -173,8 +176,8 @@ impl Endpoints {
                             self.waiting.push(Request { endpoint, open, post, answer, deadline });
                         }
                         Command::Close { endpoint } => drop(self.open.remove(&endpoint)),
-                        // Whoever asks waits for it.
-                        Command::Status { answer } => drop(answer.send(None)),
+                        // Whoever asks hears that there is none.
+                        Command::Status { .. } | Command::Clients { .. } => {}
                     },
                     result = &mut attempt => match result {
                         Ok(socket) => return Some(socket),
@@ -274,7 +277,20 @@ impl Session {
                             self.close(endpoint);
                         }
                     }
-                    Some(Command::Status { answer }) => self.ask_for_status(answer),
+                    Some(Command::Status { answer }) => {
+                        let client = self.client.clone();
+                        self.look(answer, async move {
+                            let page = |behind| client.status(context::current(), behind);
+                            all(page, |last: &EndpointStatus| last.number).await
+                        });
+                    }
+                    Some(Command::Clients { answer }) => {
+                        let client = self.client.clone();
+                        self.look(answer, async move {
+                            let page = |behind| client.clients(context::current(), behind);
+                            all(page, |last: &ClientStatus| last.number).await
+                        });
+                    }
                 },
                 fetched = &mut fetching => {
                     match fetched {
@@ -368,22 +384,17 @@ impl Session {
         });
     }
 
-    /// Asks for all endpoints that this user may see.
-    fn ask_for_status(&mut self, answer: SyncSender<Option<Vec<EndpointStatus>>>) {
-        let client = self.client.clone();
+    /// Asks for all that this user may see. Whoever wants to know waits for it, or hears that the broker is gone.
+    fn look<T: Send + 'static>(
+        &mut self,
+        answer: SyncSender<Vec<T>>,
+        look: impl Future<Output = Option<Vec<T>>> + Send + 'static,
+    ) {
         while self.watching.try_join_next().is_some() {}
         self.watching.spawn(async move {
-            let mut all: Vec<EndpointStatus> = Vec::new();
-            let complete = loop {
-                let behind = all.last().map_or(0, |last| last.number);
-                match client.status(context::current(), behind).await {
-                    Ok(page) if page.is_empty() => break Some(all),
-                    Ok(page) => all.extend(page),
-                    Err(_) => break None,
-                }
-            };
-            // Whoever asks waits for it.
-            let _ = answer.send(complete);
+            if let Some(all) = look.await {
+                let _ = answer.send(all);
+            }
         });
     }
 
@@ -397,6 +408,21 @@ impl Session {
             let _ = client.close(context::current(), endpoint).await;
         });
         while self.closing.try_join_next().is_some() {}
+    }
+}
+
+/// All pages, each of what is behind a number; none if the broker goes before the last.
+async fn all<T, F>(page: impl Fn(u64) -> F, number: impl Fn(&T) -> u64) -> Option<Vec<T>>
+where
+    F: Future<Output = Result<Vec<T>, RpcError>>,
+{
+    let mut all: Vec<T> = Vec::new();
+    loop {
+        match page(all.last().map_or(0, &number)).await {
+            Ok(page) if page.is_empty() => return Some(all),
+            Ok(page) => all.extend(page),
+            Err(_) => return None,
+        }
     }
 }
 

@@ -9,7 +9,7 @@ use std::{
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
-        mpsc,
+        mpsc::{self, SyncSender},
     },
     thread,
     time::{Duration, Instant},
@@ -18,7 +18,7 @@ use std::{
 use fbuf_core::{
     address::{Address, VARIABLE},
     channel::ChannelNameError,
-    control::{EndpointStatus, Open, Opened, Refusal, Role, Spent, VERSION},
+    control::{ClientStatus, EndpointStatus, Open, Opened, Refusal, Role, Spent, VERSION},
     memory::MemoryError,
     slot::GeometryError,
 };
@@ -197,10 +197,23 @@ impl Client {
     /// # Errors
     /// [`OpenError::BrokerGone`] if there is no broker now.
     pub fn status(&self) -> Result<Vec<EndpointStatus>, OpenError> {
+        self.look(|answer| Command::Status { answer })
+    }
+
+    /// The clients of this broker that this user may see, this one included, as [`Self::status`] lists their
+    /// endpoints.
+    ///
+    /// # Errors
+    /// [`OpenError::BrokerGone`] if there is no broker now.
+    pub fn clients(&self) -> Result<Vec<ClientStatus>, OpenError> {
+        self.look(|answer| Command::Clients { answer })
+    }
+
+    fn look<T>(&self, command: impl FnOnce(SyncSender<Vec<T>>) -> Command) -> Result<Vec<T>, OpenError> {
         let (answer, answered) = mpsc::sync_channel(1);
         let gone = || OpenError::BrokerGone("there is no connection now".into());
-        self.0.command(Command::Status { answer }).ok_or_else(gone)?;
-        answered.recv().ok().flatten().ok_or_else(gone)
+        self.0.command(command(answer)).ok_or_else(gone)?;
+        answered.recv().map_err(|_| gone())
     }
 
     /// Opens an endpoint at the broker.

@@ -19,7 +19,7 @@ use crate::{
 
 pub use greeting::{Greeting, GreetingError, VERSION, Verdict};
 pub use quota::{Resource, Spent};
-pub use status::{EndStatus, EndpointStatus, MAX_PAGE, News, Oldest, Report};
+pub use status::{ClientStatus, EndStatus, EndpointStatus, MAX_PAGE, News, Oldest, Report};
 // What is fuzzed is decoded as here, but without a socket.
 #[cfg(fuzzing)]
 pub use transport::Parcel;
@@ -40,6 +40,8 @@ pub trait Control {
     /// The endpoints that this user may see whose number is greater, in this order, at most [`MAX_PAGE`] of
     /// them. The first page, behind 0, waits a moment for their reports.
     async fn status(behind: u64) -> Vec<EndpointStatus>;
+    /// The same of clients.
+    async fn clients(behind: u64) -> Vec<ClientStatus>;
 }
 
 /// What is opened.

@@ -8,7 +8,7 @@ use crate::{
     socket::Credentials,
 };
 
-/// The most endpoints in one message.
+/// The most endpoints, or clients, in one message.
 pub const MAX_PAGE: usize = 32;
 
 /// What an endpoint has done so far, and what it holds. Numbers that grow begin with zero when it is opened.
@@ -48,6 +48,17 @@ pub struct Oldest {
     pub milliseconds: u64,
 }
 
+/// A client, as somebody sees it who wants to know what is going on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClientStatus {
+    /// A number that is greater than those of clients that came before.
+    pub number: u64,
+    /// The process, which may have several.
+    pub process: Credentials,
+    /// How many endpoints it has.
+    pub endpoints: u64,
+}
+
 /// An endpoint, as somebody sees it who wants to know what is going on.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EndpointStatus {
@@ -57,7 +68,7 @@ pub struct EndpointStatus {
     pub endpoint: u64,
     /// Whose it is.
     pub process: Credentials,
-    /// The client, of which a process may have several.
+    /// The client: [`ClientStatus::number`].
     pub client: u64,
     /// On which channel.
     pub channel: String,

@@ -1,0 +1,273 @@
+//! What is seen, line by line: of each endpoint, or of all endpoints of a channel or of a client together.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use fbuf_client::{ClientStatus, EndStatus, EndpointStatus, Oldest, Report};
+
+use super::{Rates, age, is_suspect, protection, role, short};
+
+/// What there is a line for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(super) enum By {
+    Endpoint,
+    Channel,
+    Client,
+}
+
+/// What a line is about.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) enum Subject {
+    Endpoint(EndpointStatus),
+    Channel { channel: String, senders: usize, receivers: usize },
+    Client { client: ClientStatus, channels: usize },
+}
+
+/// What is seen of one endpoint, or of several together.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Line {
+    pub(super) subject: Subject,
+    /// What is reported; none if nobody has answered.
+    pub(super) report: Option<Report>,
+    /// What changes by the second.
+    pub(super) rates: Rates,
+    /// Whether a message may have been forgotten.
+    pub(super) is_suspect: bool,
+}
+
+/// An endpoint, and what changes there by the second.
+pub(super) type Watched = (EndpointStatus, Rates);
+
+/// A line for each, in the order in which a person looks for them.
+pub(super) fn lines(by: By, endpoints: Vec<Watched>, clients: Vec<ClientStatus>) -> Vec<Line> {
+    match by {
+        By::Endpoint => of_endpoints(endpoints),
+        By::Channel => of_channels(&endpoints),
+        By::Client => of_clients(&endpoints, clients),
+    }
+}
+
+fn of_endpoints(mut endpoints: Vec<Watched>) -> Vec<Line> {
+    endpoints.sort_by(|(one, _), (other, _)| {
+        (&one.channel, role(other.end), one.number).cmp(&(&other.channel, role(one.end), other.number))
+    });
+    let line = |(endpoint, rates): Watched| {
+        let is_suspect = endpoint.report.as_ref().is_some_and(is_suspect);
+        Line { report: endpoint.report, subject: Subject::Endpoint(endpoint), rates, is_suspect }
+    };
+    endpoints.into_iter().map(line).collect()
+}
+
+fn of_channels(endpoints: &[Watched]) -> Vec<Line> {
+    let mut channels: BTreeMap<&str, Vec<&Watched>> = BTreeMap::new();
+    for watched in endpoints {
+        channels.entry(&watched.0.channel).or_default().push(watched);
+    }
+    let line = |(channel, ends): (&str, Vec<&Watched>)| {
+        let senders = ends.iter().filter(|(endpoint, _)| is_sender(endpoint)).count();
+        let subject = Subject::Channel { channel: channel.to_owned(), senders, receivers: ends.len() - senders };
+        // What receivers get is what senders have sent, who may be others' and not be seen.
+        together(subject, ends.into_iter(), |endpoint| senders == 0 || is_sender(endpoint))
+    };
+    channels.into_iter().map(line).collect()
+}
+
+fn of_clients(endpoints: &[Watched], mut clients: Vec<ClientStatus>) -> Vec<Line> {
+    clients.sort_by_key(|client| (client.process.pid, client.number));
+    let mut of: BTreeMap<u64, Vec<&Watched>> = BTreeMap::new();
+    for watched in endpoints {
+        of.entry(watched.0.client).or_default().push(watched);
+    }
+    let line = |client: ClientStatus| {
+        let ends = of.remove(&client.number).unwrap_or_default();
+        let channels = ends.iter().map(|(endpoint, _)| &endpoint.channel).collect::<BTreeSet<_>>().len();
+        together(Subject::Client { client, channels }, ends.into_iter(), |_| true)
+    };
+    clients.into_iter().map(line).collect()
+}
+
+fn is_sender(endpoint: &EndpointStatus) -> bool {
+    matches!(endpoint.end, EndStatus::Sender { .. })
+}
+
+/// A line about several endpoints: what all of them hold, and what some exchange, so that nothing is counted twice.
+fn together<'a>(
+    subject: Subject,
+    endpoints: impl Iterator<Item = &'a Watched>,
+    exchanges: impl Fn(&EndpointStatus) -> bool,
+) -> Line {
+    let mut line = Line { subject, report: None, rates: Rates::default(), is_suspect: false };
+    for (endpoint, rates) in endpoints {
+        let Some(report) = &endpoint.report else { continue };
+        let sum = line.report.get_or_insert_default();
+        line.is_suspect |= is_suspect(report);
+        let age = |oldest: &Option<Oldest>| oldest.map(|oldest| (oldest.milliseconds, oldest.behind));
+        sum.oldest = std::cmp::max_by_key(sum.oldest, report.oldest, age);
+        sum.waits += report.waits;
+        sum.sleeps += report.sleeps;
+        sum.violations += report.violations;
+        sum.slots += report.slots;
+        sum.held += report.held;
+        line.rates.waits += rates.waits;
+        line.rates.sleeps += rates.sleeps;
+        if exchanges(endpoint) {
+            sum.links += report.links;
+            sum.messages += report.messages;
+            sum.bytes += report.bytes;
+            sum.left_out += report.left_out;
+            line.rates.messages += rates.messages;
+            line.rates.bytes += rates.bytes;
+            line.rates.left_out += rates.left_out;
+        }
+    }
+    line
+}
+
+impl By {
+    /// The next, over and over.
+    pub(super) fn next(self) -> Self {
+        match self {
+            Self::Endpoint => Self::Channel,
+            Self::Channel => Self::Client,
+            Self::Client => Self::Endpoint,
+        }
+    }
+
+    /// What lines begin with: the head of each column, and its width.
+    fn subjects(self) -> &'static [(&'static str, u16)] {
+        match self {
+            Self::Endpoint => &[("channel", 20), ("end", 8), ("process", 8), ("user", 6), ("protection", 10)],
+            Self::Channel => &[("channel", 20), ("senders", 8), ("receivers", 9)],
+            Self::Client => &[("process", 8), ("user", 6), ("endpoints", 9), ("channels", 8)],
+        }
+    }
+
+    /// The heads of all columns, for numbers that count from the beginning.
+    pub(super) fn heads(self) -> Vec<&'static str> {
+        let numbers = ["links", "messages", "bytes", "waits", "sleeps", "left out", "slots", "held", "violations"];
+        self.subjects().iter().map(|&(head, _)| head).chain(numbers).chain(["oldest held"]).collect()
+    }
+
+    /// The same for numbers by the second, and the widths.
+    pub(super) fn heads_of_rates(self) -> impl Iterator<Item = (&'static str, u16)> {
+        let rates = [("messages/s", 10), ("bytes/s", 8), ("waits/s", 8), ("sleeps/s", 8), ("left out/s", 10)];
+        let numbers = [("slots", 6), ("held", 5), ("violations", 10), ("oldest held", 36)];
+        self.subjects().iter().copied().chain([("links", 5)]).chain(rates).chain(numbers)
+    }
+}
+
+impl Line {
+    /// The cells under [`By::heads`].
+    pub(super) fn cells(&self) -> Vec<String> {
+        self.with(|report| {
+            let Report { messages, bytes, waits, sleeps, left_out, .. } = report;
+            [messages, bytes, waits, sleeps, left_out].map(|&number| short(number as f64))
+        })
+    }
+
+    /// The cells under [`By::heads_of_rates`].
+    pub(super) fn cells_of_rates(&self) -> Vec<String> {
+        let Rates { messages, bytes, waits, sleeps, left_out } = self.rates;
+        self.with(|_| [messages, bytes, waits, sleeps, left_out].map(short))
+    }
+
+    fn with(&self, exchanged: impl Fn(&Report) -> [String; 5]) -> Vec<String> {
+        let mut cells = match &self.subject {
+            Subject::Endpoint(EndpointStatus { process, channel, end, .. }) => {
+                let (process, user) = (process.pid.to_string(), process.uid.to_string());
+                vec![channel.clone(), role(*end).into(), process, user, protection(*end)]
+            }
+            Subject::Channel { channel, senders, receivers } => {
+                vec![channel.clone(), senders.to_string(), receivers.to_string()]
+            }
+            Subject::Client { client: ClientStatus { process, endpoints, .. }, channels } => {
+                vec![process.pid.to_string(), process.uid.to_string(), endpoints.to_string(), channels.to_string()]
+            }
+        };
+        let Some(report) = &self.report else {
+            if !self.is_idle() {
+                cells.push("does not answer".into());
+            }
+            return cells;
+        };
+        cells.push(report.links.to_string());
+        cells.extend(exchanged(report));
+        cells.extend([report.slots, report.held, report.violations].map(|number| short(number as f64)));
+        cells.push(age(report.oldest) + if self.is_suspect { ", forgotten?" } else { "" });
+        cells
+    }
+
+    /// Whether there is nobody who could answer.
+    pub(super) fn is_idle(&self) -> bool {
+        matches!(&self.subject, Subject::Client { client, .. } if client.endpoints == 0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use fbuf_client::{Credentials, Mechanism, Protection};
+
+    fn endpoint(number: u64, channel: &str, sends: bool, report: Report) -> Watched {
+        let end = match sends {
+            true => EndStatus::Sender { slot_bytes: 64, max_slots: 4, mechanism: Mechanism::Shared },
+            false => EndStatus::Receiver { require: Protection::Volatile },
+        };
+        let process = Credentials { pid: 10, uid: 1000, gid: 1000 };
+        let rates = Rates { messages: report.messages as f64 / 2.0, ..Rates::default() };
+        let (client, channel, report) = (1, channel.to_owned(), Some(report));
+        (EndpointStatus { number, endpoint: number, process, client, channel, end, report }, rates)
+    }
+
+    fn seen() -> Vec<Watched> {
+        let oldest = |milliseconds| Some(Oldest { sequence: 1, behind: 5, milliseconds });
+        let receives = |oldest| Report { messages: 60, links: 1, held: 2, left_out: 40, oldest, ..Report::default() };
+        let sends = Report { messages: 100, links: 2, slots: 8, left_out: 80, waits: 3, ..Report::default() };
+        vec![
+            endpoint(3, "a", false, receives(oldest(7000))),
+            endpoint(2, "a", true, sends),
+            endpoint(4, "a", false, receives(oldest(9000))),
+            endpoint(5, "b", false, receives(None)),
+        ]
+    }
+
+    #[test]
+    fn a_channel_counts_what_is_sent_once_and_what_everybody_holds() {
+        let lines = lines(By::Channel, seen(), Vec::new());
+        let [a, b] = &lines[..] else { panic!("{lines:?}") };
+        assert_eq!(a.subject, Subject::Channel { channel: "a".into(), senders: 1, receivers: 2 });
+        let sum = a.report.unwrap();
+        assert_eq!((sum.messages, sum.links, sum.left_out, a.rates.messages), (100, 2, 80, 50.0));
+        assert_eq!((sum.held, sum.slots, sum.waits, sum.oldest.unwrap().milliseconds), (4, 8, 3, 9000));
+        // Whoever sends there is not seen.
+        assert_eq!((b.report.unwrap().messages, b.rates.messages), (60, 30.0));
+    }
+
+    #[test]
+    fn a_client_without_endpoints_has_a_line_as_well() {
+        let client = |number, pid, endpoints| ClientStatus {
+            number,
+            process: Credentials { pid, uid: 1000, gid: 1000 },
+            endpoints,
+        };
+        let lines = lines(By::Client, seen(), vec![client(6, 20, 0), client(1, 10, 4)]);
+        let cells: Vec<_> = lines.iter().map(Line::cells).collect();
+        assert_eq!(cells[0][..6], ["10", "1000", "4", "2", "5", "280"].map(str::to_owned));
+        assert_eq!(cells[1], ["20", "1000", "0", "0"].map(str::to_owned));
+        assert_eq!(cells[0].len(), By::Client.heads().len());
+    }
+
+    #[test]
+    fn endpoints_are_sorted_by_channel_senders_first() {
+        let lines = lines(By::Endpoint, seen(), Vec::new());
+        let numbers: Vec<_> = lines
+            .iter()
+            .map(|line| match &line.subject {
+                Subject::Endpoint(endpoint) => endpoint.number,
+                other => panic!("{other:?}"),
+            })
+            .collect();
+        assert_eq!(numbers, [2, 3, 4, 5]);
+        assert_eq!(lines[0].cells().len(), By::Endpoint.heads().len());
+        assert_eq!(lines[0].cells_of_rates().len(), By::Endpoint.heads_of_rates().count());
+    }
+}
