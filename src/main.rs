@@ -6,7 +6,6 @@ mod broker;
 mod demo;
 mod doctor;
 mod generate;
-mod log;
 mod pipes;
 mod watch;
 
@@ -38,9 +37,9 @@ enum Command {
     Demo(demo::Arguments),
     /// Measure what fbuf costs, beside other ways between two processes
     Bench(fbuf_bench::Arguments),
-    /// List every endpoint, and what it does
+    /// List every endpoint, channel or client, and what it does
     Ls(watch::ls::Arguments),
-    /// Watch every endpoint in the terminal
+    /// Watch endpoints, channels and clients in the terminal
     Top(watch::top::Arguments),
     /// Try what fbuf needs of this machine, and say what works and what to do about the rest
     Doctor,

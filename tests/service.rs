@@ -65,13 +65,14 @@ fn the_socket_of_a_dead_broker_is_replaced_and_other_files_are_not() {
 }
 
 #[test]
-fn a_socket_that_was_handed_over_is_served_and_stays() {
+fn sockets_that_were_handed_over_are_served_and_stay() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("broker");
     let listener = HandedOver::at(&path);
     let mut broker = Process::start(listener.broker().stderr(Stdio::null()));
     // The queue of the socket holds this until the broker serves.
-    Client::connect_to(&Address::new(&path)).unwrap();
+    let _client = Client::connect_to(&Address::new(&path)).unwrap();
+    assert!(listener.metrics().get().contains("\nfbuf_clients 1\n"));
     broker.signal(Signal::SIGTERM);
     assert!(broker.end().success());
     assert!(path.exists(), "the manager's socket file was removed");

@@ -6,7 +6,7 @@ use std::{
     ffi::OsStr,
     fmt, fs,
     io::{BufRead, BufReader, Read, Write},
-    net::TcpStream,
+    net::{TcpListener, TcpStream},
     os::fd::{AsRawFd, OwnedFd},
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
@@ -182,28 +182,37 @@ impl Metrics {
     }
 }
 
-/// A socket at a path, for brokers to be handed over, as by socket activation.
+/// A socket at a path for clients, and one for metrics, for brokers to be handed over, as by socket activation.
 #[derive(Debug)]
-pub struct HandedOver(OwnedFd);
+pub struct HandedOver {
+    clients: OwnedFd,
+    metrics: TcpListener,
+}
 
 impl HandedOver {
     pub fn at(path: &Path) -> Self {
-        // Inherited by children: not closed on exec.
-        let listener = socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::empty(), None).expect("a socket");
-        bind(listener.as_raw_fd(), &UnixAddr::new(path).expect("a path")).expect("its name");
-        listen(&listener, Backlog::new(50).expect("a length")).expect("a queue");
-        Self(listener)
+        let flags = SockFlag::SOCK_CLOEXEC;
+        let clients = socket(AddressFamily::Unix, SockType::SeqPacket, flags, None).expect("a socket");
+        bind(clients.as_raw_fd(), &UnixAddr::new(path).expect("a path")).expect("its name");
+        listen(&clients, Backlog::new(50).expect("a length")).expect("a queue");
+        Self { clients, metrics: TcpListener::bind("127.0.0.1:0").expect("a socket") }
     }
 
-    /// A broker that serves it.
+    pub fn metrics(&self) -> Metrics {
+        Metrics(self.metrics.local_addr().expect("its address").to_string())
+    }
+
+    /// A broker that serves them.
     pub fn broker(&self) -> Command {
         self.broker_of(Path::new(env!("CARGO_BIN_EXE_fbuf")))
     }
 
     /// The same, of another binary.
     pub fn broker_of(&self, program: &Path) -> Command {
-        let mut command = fbuf_at(program, ["broker"]);
-        command.env("LISTEN_FDS", "1").env("LISTEN_FDS_FIRST_FD", self.0.as_raw_fd().to_string());
+        let mut command = fbuf_at("sh", ["-c", "exec 3<&0 4<&1 0</dev/null 1>/dev/null; exec \"$0\" broker"]);
+        command.arg(program).env("LISTEN_FDS", "2").env("LISTEN_FDS_FIRST_FD", "3");
+        command.stdin(self.clients.try_clone().expect("a descriptor"));
+        command.stdout(OwnedFd::from(self.metrics.try_clone().expect("a descriptor")));
         command
     }
 }

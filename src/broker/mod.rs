@@ -1,30 +1,28 @@
 //! `fbuf broker`: the broker as a service.
 
+mod handed;
+mod log;
+
 use std::{
     fs,
     io::{self, IsTerminal, stderr},
-    net::SocketAddr,
-    os::fd::{AsFd, OwnedFd},
+    net::{SocketAddr, TcpListener},
     path::PathBuf,
 };
 
 use fbuf_broker::{Broker, Listener, Policy, PolicyError};
 use fbuf_client::Address;
-use listenfd::ListenFd;
 use nix::{
-    libc::{AF_UNIX, SOCK_SEQPACKET},
     sys::resource::{Resource, getrlimit, setrlimit},
     unistd::geteuid,
 };
 use sd_notify::NotifyState;
-use tokio::{
-    net::TcpListener,
-    signal::unix::{SignalKind, signal},
-};
+use tokio::signal::unix::{SignalKind, signal};
 use tracing::{error, info, warn};
 use tracing_subscriber::EnvFilter;
 
-use crate::{Failure, Place, log::Log, watch::metrics};
+use self::{handed::Handed, log::Log};
+use crate::{Failure, Place, watch::metrics};
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
@@ -36,7 +34,8 @@ pub(crate) struct Arguments {
     /// Say what a policy allows, or what is wrong with it, and end
     #[arg(long, value_name = "FILE", exclusive = true)]
     check_policy: Option<PathBuf>,
-    /// Answer GET /metrics over HTTP at this address, for Prometheus; whoever can connect can read them
+    /// Answer GET /metrics over HTTP at this address, for Prometheus; whoever can connect can read them. So is every TCP
+    /// socket served that a service manager hands over
     #[arg(long, value_name = "ADDRESS:PORT")]
     metrics: Option<SocketAddr>,
     /// Serve this user too, by number; what users send to each other is sealed
@@ -69,7 +68,8 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(|| Log).with_ansi(colours).init();
     allow_descriptors();
     let policy = arguments.policy()?;
-    let (listener, place) = match inherited()? {
+    let Handed { clients, mut metrics } = Handed::take()?;
+    let (listener, place) = match clients {
         Some(listener) => (listener, "the socket that was handed over".to_owned()),
         None => {
             let address = arguments.place.address();
@@ -84,16 +84,15 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut reload = signal(SignalKind::hangup())?;
-        let metrics = match arguments.metrics {
-            Some(address) => Some(serve_metrics(address, &broker).await?),
-            None => None,
-        };
+        if let Some(address) = arguments.metrics {
+            metrics.push(listen_for_metrics(address)?);
+        }
+        let metrics = metrics.into_iter().map(|listener| serve_metrics(listener, &broker));
+        let metrics = metrics.collect::<io::Result<Vec<_>>>()?;
         let until = async {
             // The socket listens and signals are caught: from here on clients are served.
             info!(place, "listening");
-            if let Some(address) = metrics {
-                info!(%address, "metrics");
-            }
+            metrics.iter().for_each(|address| info!(%address, "metrics"));
             tell(&[NotifyState::Ready]);
             loop {
                 tokio::select! {
@@ -110,13 +109,19 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Has metrics answered: where.
-async fn serve_metrics(address: SocketAddr, broker: &Broker) -> io::Result<SocketAddr> {
-    let listener = TcpListener::bind(address).await.map_err(|error| {
+/// Opens the socket at which metrics are asked for.
+fn listen_for_metrics(address: SocketAddr) -> io::Result<TcpListener> {
+    let listener = TcpListener::bind(address).map_err(|error| {
         io::Error::other(format!("metrics were to be answered at {address}: {error}; choose another --metrics"))
     })?;
+    listener.set_nonblocking(true)?;
+    Ok(listener)
+}
+
+/// Has metrics answered: where.
+fn serve_metrics(listener: TcpListener, broker: &Broker) -> io::Result<SocketAddr> {
     let address = listener.local_addr()?;
-    tokio::spawn(metrics::serve(listener, broker.clone()));
+    tokio::spawn(metrics::serve(tokio::net::TcpListener::from_std(listener)?, broker.clone()));
     Ok(address)
 }
 
@@ -140,23 +145,6 @@ fn read_again(arguments: &Arguments, broker: &Broker, listener: &Listener) {
 /// Lets those connect whom the policy is about.
 fn open_for(listener: &Listener, policy: &Policy) -> io::Result<()> {
     if policy.is_about_others_than(geteuid().as_raw()) { listener.open_to_all() } else { Ok(()) }
-}
-
-/// The socket of socket activation, see sd_listen_fds(3).
-fn inherited() -> Result<Option<Listener>, Failure> {
-    let mut handed = ListenFd::from_env();
-    if handed.len() == 0 {
-        return Ok(None);
-    }
-    let socket = handed
-        .take_custom::<OwnedFd>(0, AF_UNIX, SOCK_SEQPACKET, "sequential-packet Unix socket (ListenSequentialPacket=)")
-        .map_err(|error| Failure::new(format!("a socket was handed over that a broker cannot use: {error}")))?;
-    if let Some(socket) = &socket {
-        use nix::fcntl::{FcntlArg, OFlag, fcntl};
-        let flags = OFlag::from_bits_retain(fcntl(socket.as_fd(), FcntlArg::F_GETFL)?);
-        fcntl(socket.as_fd(), FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
-    }
-    Ok(socket.map(Listener::inherited).transpose()?)
 }
 
 /// Each client takes a descriptor, and each introduction two until both clients have fetched it.

@@ -13,7 +13,7 @@ use nix::{
 /// Standard error, for lines. One for which there is no room is left out: a log that nobody reads must not hold up a
 /// broker, which has no thread to spare for it.
 #[derive(Debug)]
-pub(crate) struct Log;
+pub(super) struct Log;
 
 impl Log {
     /// Whether a line can be written without waiting: what says that it has room has so much (pipe(7)).
