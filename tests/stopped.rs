@@ -21,6 +21,8 @@ const SLOTS: u64 = 4;
 /// How many messages a receiver is sent that is stopped meanwhile.
 const WAITING: u64 = 100;
 const SKIPPING: u64 = 1001;
+/// To how many of its slots it gives the right before it is stopped.
+const GIVEN: u64 = 3;
 
 /// What this program does when it is run again; nothing in the process that tests.
 #[test]
@@ -30,6 +32,9 @@ fn role() {
     match &*role {
         "receiver" => {
             assert_eq!(receive(client.receiver("c").open().unwrap(), WAITING), 0, "it missed something");
+        }
+        "giving receiver" => {
+            assert_eq!(receive(client.receiver("c").open().unwrap(), GIVEN), 0, "it missed something");
         }
         "skipping receiver" => {
             let missed = receive(client.receiver("c").skip_above(1).open().unwrap(), SKIPPING);
@@ -65,12 +70,12 @@ fn receive(mut receiver: Receiver, all: u64) -> u64 {
     missed
 }
 
-fn other(role: &str, broker: &Embedded, point: Option<&str>) -> Process {
+fn other(role: &str, broker: &Embedded, point: Option<(&str, u64)>) -> Process {
     let mut command = Command::new(env::current_exe().unwrap());
     command.args(["role", "--exact", "--nocapture"]).stdout(Stdio::null());
     command.env("FBUF_TEST_ROLE", role).env("FBUF_BROKER", broker.address().to_string());
-    if let Some(point) = point {
-        command.env("FBUF_DIE_AT", format!("5 SIGSTOP {point}"));
+    if let Some((point, before)) = point {
+        command.env("FBUF_DIE_AT", format!("{before} SIGSTOP {point}"));
     }
     Process::start(&mut command)
 }
@@ -161,7 +166,7 @@ fn a_sender_that_is_stopped_in_the_middle_of_a_write_does_not_block_receivers_of
     let broker = Embedded::start().unwrap();
     let client = Client::connect_to(broker.address()).unwrap();
     let mut receiver = client.receiver("c").open().unwrap();
-    let mut stopped = other("sender", &broker, Some("write: half an entry"));
+    let mut stopped = other("sender", &broker, Some(("write: half an entry", 5)));
     let of_the_stopped = |receiver: &mut Receiver, number: u64| {
         let received = receiver.get_timeout(SOON).unwrap();
         assert_eq!(received[..], number.to_ne_bytes());
@@ -180,4 +185,20 @@ fn a_sender_that_is_stopped_in_the_middle_of_a_write_does_not_block_receivers_of
     stopped.signal(Signal::SIGCONT);
     (5..10).for_each(|number| of_the_stopped(&mut receiver, number));
     assert!(stopped.end().success());
+}
+
+/// It has given the right to write some of its slots, and not all: these are used, and then the sender is gone.
+#[test]
+fn a_receiver_that_is_stopped_while_it_gives_slots_gets_what_was_sent_in_them() {
+    let broker = Embedded::start().unwrap();
+    let client = Client::connect_to(broker.address()).unwrap();
+    let mut sender = client.sender("c").slot_size(8).slots(SLOTS).from_receiver().open().unwrap();
+    let mut stopped = other("giving receiver", &broker, Some(("right: sent", GIVEN - 1)));
+    wait_until_stopped(&stopped);
+    sender.wait_for_receivers_timeout(1, SOON).unwrap();
+    (0..GIVEN).for_each(|number| send(&mut sender, number));
+    assert_eq!(sender.try_allocate().map(|_| ()), None, "there was one that was not given");
+    drop(sender);
+    stopped.signal(Signal::SIGCONT);
+    assert!(stopped.end().success(), "it says why");
 }

@@ -150,6 +150,7 @@ impl From<GreetError> for LinkEnd {
         match error {
             GreetError::Unsuitable(unsuitable) => Self::Violation(unsuitable.into()),
             GreetError::Memory(error) => Self::Exhausted(error.to_string()),
+            GreetError::Exhausted(what) => Self::Exhausted(what),
             GreetError::Gone => Self::HangUp,
         }
     }

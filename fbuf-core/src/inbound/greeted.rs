@@ -77,6 +77,20 @@ pub enum GreetError {
     /// The sender was gone before.
     #[error("the sender has gone")]
     Gone,
+    /// This process has no memory or no descriptor left for it.
+    #[error("{0}")]
+    Exhausted(String),
+}
+
+impl From<LinkEnd> for GreetError {
+    fn from(end: LinkEnd) -> Self {
+        match end {
+            LinkEnd::HangUp => Self::Gone,
+            LinkEnd::Exhausted(what) => Self::Exhausted(what),
+            // Of what it was sent: it reads none of it.
+            LinkEnd::Violation(violation) => Self::Exhausted(violation.to_string()),
+        }
+    }
 }
 
 impl Greeted {
@@ -103,7 +117,7 @@ impl Greeted {
         }
         let wants_slots = matches!(lodging, Lodging::Theirs);
         let hello = Hello { board: Descriptor::from(descriptor), skip_above, fences, wants_slots };
-        link::send(&socket, &LinkMessage::Hello(hello)).map_err(|_| GreetError::Gone)?;
+        link::send(&socket, &LinkMessage::Hello(hello))?;
         points::reach("attach: greeted");
         let skips = skip_above.is_some();
         let leases = mechanism == Mechanism::Lease;
@@ -112,8 +126,11 @@ impl Greeted {
             Lodging::Given(memory) => Some(rooms_of(memory, geometry, leases)?),
             Lodging::Yours => {
                 let rooms = Rooms::make(geometry, leases, peer.same_user)?;
-                rooms.give_all(&socket).map_err(|_| GreetError::Gone)?;
-                Some(rooms)
+                match rooms.give_all(&socket) {
+                    // It may have used those that it was given before, and what it sent is there to be read.
+                    Ok(()) | Err(LinkEnd::HangUp) => Some(rooms),
+                    Err(end) => return Err(end.into()),
+                }
             }
         };
         Ok(Self { peer, socket, geometry, mechanism, skips, rooms, wants_slots, board: UnusedBoard(Some(board)) })
