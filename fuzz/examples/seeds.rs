@@ -103,6 +103,8 @@ fn control() {
     let (report, status) = (ControlRequest::Report { reports, last: true }, ControlRequest::Status { behind: 0 });
     let opened = open(0, 2, receiver(Protection::Volatile), None);
     write("control", "status", &[&own, &opened, &request(0, report), &request(0, status)]);
+    let clients = request(1, ControlRequest::Clients { behind: 0 });
+    write("control", "clients", &[&own, &trusted, &own, &opened, &clients]);
     let introduction = |lodging| Introduction {
         endpoint: 1,
         peer: peer(true),
