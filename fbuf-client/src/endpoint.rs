@@ -66,8 +66,13 @@ impl<T> Inbox<T> {
         &self.wake
     }
 
-    pub(crate) fn post(&self, peer: Peer, letter: T) {
+    /// A letter about a peer will come.
+    pub(crate) fn expect(&self, peer: Peer) {
         lock(&self.peers).insert(peer.endpoint, None);
+    }
+
+    pub(crate) fn post(&self, peer: Peer, letter: T) {
+        self.expect(peer);
         lock(&self.letters).push_back(letter);
         // Release: partner is the Acquire swap in `empty`; but the lock would do as well.
         self.filled.store(true, Ordering::Release);
@@ -99,6 +104,11 @@ impl<T> Inbox<T> {
     /// A peer is linked no more, or will not be.
     pub(crate) fn forget(&self, peer: Peer) {
         lock(&self.peers).remove(&peer.endpoint);
+    }
+
+    /// Whether any peer is linked, or may be soon.
+    pub(crate) fn has_peers(&self) -> bool {
+        !lock(&self.peers).is_empty()
     }
 
     /// As [`Post::peers`].

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     inbound::GreetError,
     socket::{Arrival, PacketSocket, means_gone},
-    violation::Violation,
+    violation::{Unsuitable, Violation},
     wire::{self, Descriptor},
 };
 
@@ -145,10 +145,20 @@ impl From<Violation> for LinkEnd {
     }
 }
 
+impl From<Unsuitable> for LinkEnd {
+    fn from(unsuitable: Unsuitable) -> Self {
+        match unsuitable {
+            // It was as it should be, or could not even be looked at.
+            Unsuitable::Unmappable(what) => Self::Exhausted(what),
+            other => Self::Violation(other.into()),
+        }
+    }
+}
+
 impl From<GreetError> for LinkEnd {
     fn from(error: GreetError) -> Self {
         match error {
-            GreetError::Unsuitable(unsuitable) => Self::Violation(unsuitable.into()),
+            GreetError::Unsuitable(unsuitable) => unsuitable.into(),
             GreetError::Memory(error) => Self::Exhausted(error.to_string()),
             GreetError::Exhausted(what) => Self::Exhausted(what),
             GreetError::Gone => Self::HangUp,

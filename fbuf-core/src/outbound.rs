@@ -177,7 +177,7 @@ impl Outbound {
     fn open(expected: Expected, hello: &Hello, pool: &Pool, first_sequence: u64) -> Result<Self, LinkEnd> {
         let Expected { peer, socket } = expected;
         let slots = pool.geometry().max_slots();
-        let board = BoardTable::attach(hello.board.as_fd(), slots as usize).map_err(Violation::from)?;
+        let board = BoardTable::attach(hello.board.as_fd(), slots as usize)?;
         let (lane, descriptor) = LaneTable::create("fbuf-lane", capacity_for(slots, hello.skip_above.is_some()))
             .map_err(|error| LinkEnd::Exhausted(error.to_string()))?;
         points::reach("attach: lane made");
@@ -185,7 +185,7 @@ impl Outbound {
         let fencing = Fencing::of_this_process();
         let guard = match pool.guard() {
             Some(guard) => {
-                let again = BoardTable::attach(hello.board.as_fd(), slots as usize).map_err(Violation::from)?;
+                let again = BoardTable::attach(hello.board.as_fd(), slots as usize)?;
                 Some(guard.add_link(again))
             }
             None => None,
@@ -403,7 +403,9 @@ impl Outbound {
             match link::receive(&self.socket) {
                 // That this process has no memory to read a bell passes. It must not end the link,
                 // for then slots would be written that the receiver still reads.
-                Ok(None) | Err(LinkEnd::Exhausted(_)) => break,
+                Ok(None) => break,
+                // Where slots are the receiver's, it may have been the right to one, which would be lost for good.
+                Err(LinkEnd::Exhausted(_)) if !self.takes_rights => break,
                 Ok(Some(LinkMessage::Bell)) => {}
                 Ok(Some(LinkMessage::Right(right))) if self.takes_rights && self.gifts.len() < MAX_LEASED as usize => {
                     self.gifts.push(right.take().map_err(|error| LinkEnd::Exhausted(error.to_string()))?);

@@ -100,7 +100,10 @@ pub enum Unsuitable {
         /// The bytes that are claimed.
         size: u64,
     },
-    /// The kernel would not map it.
+    /// Its owner could take it away from whoever maps it.
+    #[error("it lies in huge pages that its owner can take away")]
+    Removable,
+    /// The kernel would not map it: this process has no room for it.
     #[error("the kernel does not map it: {0}")]
     Unmappable(String),
 }

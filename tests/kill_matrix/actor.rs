@@ -11,19 +11,21 @@ use std::{
     time::Duration,
 };
 
-use fbuf_client::{Address, Client, Sender, Wait};
+use fbuf_client::{Address, Client, GetError, Sender, Wait};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::{
-    exchange::{Level, Listener, Who, break_leases, listeners, send, senders},
+    exchange::{Level, Listener, OF_RECEIVER, Who, break_leases, listeners, send, senders},
     part_of,
     support::{Process, Random, SOON},
 };
 
 /// The answer to the only command there is.
 const CHECKED: &str = "checked";
-/// How a line begins that tells of a message which is owed to whoever judges.
+/// How a line begins that tells of a message which is owed to all receivers that are linked; and one that tells of
+/// messages which came.
 const OWED: &str = "owed";
+const CAME: &str = "came";
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Role {
@@ -64,11 +66,12 @@ pub struct Actor {
     /// What it has said of a line that is not complete.
     line: Vec<u8>,
     checked: bool,
-    owed: Owed,
+    owed: Messages,
+    came: Messages,
 }
 
-/// The messages of a process that are owed to all who judge: from which one to which one, by level and endpoint.
-pub type Owed = BTreeMap<(usize, u64), Range<u64>>;
+/// From which message to which one, by level and endpoint.
+pub type Messages = BTreeMap<(usize, u64), Range<u64>>;
 
 impl Actor {
     /// Starts it; it dies at a point that it has passed so often before, if one is given.
@@ -82,7 +85,16 @@ impl Actor {
         let mut process = Process::start(command.stdin(Stdio::piped()).stdout(Stdio::piped()));
         let commands = process.0.stdin.take().unwrap();
         let answers = process.0.stdout.take().unwrap();
-        Self { role, process, commands, answers, line: Vec::new(), checked: false, owed: Owed::new() }
+        Self {
+            role,
+            process,
+            commands,
+            answers,
+            line: Vec::new(),
+            checked: false,
+            owed: Messages::new(),
+            came: Messages::new(),
+        }
     }
 
     pub fn pid(&self) -> i32 {
@@ -94,7 +106,7 @@ impl Actor {
     }
 
     /// What it owes, after it has died.
-    pub fn owed(&mut self) -> &Owed {
+    pub fn owed(&mut self) -> &Messages {
         while self.listen() {}
         &self.owed
     }
@@ -110,11 +122,12 @@ impl Actor {
             }
             let line = String::from_utf8(std::mem::take(&mut self.line)).unwrap();
             self.checked |= line == CHECKED;
-            if let Some(numbers) = line.strip_prefix(OWED) {
-                let numbers: Vec<_> = numbers.split_whitespace().map(|number| number.parse().unwrap()).collect();
-                let [level, endpoint, sequence] = numbers[..] else { panic!("{line}") };
-                self.owed.entry((level as usize, endpoint)).or_insert(sequence..sequence).end = sequence + 1;
-            }
+            let mut words = line.split(' ');
+            let Some(what @ (OWED | CAME)) = words.next() else { continue };
+            let numbers: Vec<u64> = words.map(|number| number.parse().unwrap()).collect();
+            let [level, endpoint, first, end] = numbers[..] else { panic!("{line}") };
+            let messages = if what == OWED { &mut self.owed } else { &mut self.came };
+            messages.entry((level as usize, endpoint)).or_insert(first..first).end = end;
         }
         count > 0
     }
@@ -134,6 +147,11 @@ impl Actor {
     /// Has it look whether all that it sent is back, or let go of all that was sent to it.
     pub fn check(&mut self) {
         self.commands.write_all(b"check\n").unwrap();
+    }
+
+    /// What came to it, as it was when it was last checked.
+    pub fn came(&self) -> &Messages {
+        &self.came
     }
 
     /// Whether it has done so.
@@ -164,10 +182,10 @@ fn send_for_ever(mut senders: Vec<Sender>, random: &mut Random) {
         for (level, (sender, next)) in senders.iter_mut().zip(&mut next).enumerate() {
             for _ in 0..random.below(8) {
                 // Whoever is linked now is owed what is sent now.
-                let is_owed = has_all_judges(sender, Level::ALL[level]);
+                let is_owed = has_all(sender, Level::ALL[level]);
                 if send(sender, next) {
                     if is_owed {
-                        println!("{OWED} {level} {} {}", sender.endpoint(), *next - 1);
+                        println!("{OWED} {level} {} {} {next}", sender.endpoint(), *next - 1);
                     }
                 } else {
                     // Where it would wait, it may sleep.
@@ -182,6 +200,10 @@ fn send_for_ever(mut senders: Vec<Sender>, random: &mut Random) {
                 assert!(returned.is_ok(), "{level:?}: {returned:?}, {:?}", sender.counters());
                 let slots = sender.counters().slots;
                 assert_eq!((slots.held, slots.lent), (0, 0));
+                if level == Level::OfJudge {
+                    // So are the rights to write them.
+                    drop([(); OF_RECEIVER].map(|()| sender.allocate_timeout(SOON).unwrap()));
+                }
             }
             println!("{CHECKED}");
         }
@@ -195,19 +217,22 @@ fn send_for_ever(mut senders: Vec<Sender>, random: &mut Random) {
     }
 }
 
-/// Whether all receivers of whoever judges are linked, if there are any, and nobody is about to be.
-fn has_all_judges(sender: &Sender, level: Level) -> bool {
+/// Whether all receivers that go on are linked, and nobody is about to be.
+fn has_all(sender: &Sender, level: Level) -> bool {
     let judge = nix::unistd::getppid().as_raw();
-    let judges = sender.peers().filter(|peer| peer.process.pid == judge).count();
-    judges > 0 && judges == level.judges() && sender.receivers() == sender.peers().count()
+    let (peers, judges) = (sender.peers().count(), sender.peers().filter(|peer| peer.process.pid == judge).count());
+    peers > 0 && judges == level.judges() && sender.receivers() == peers
 }
 
 fn receive_for_ever(mut listeners: Vec<Listener>, random: &mut Random) {
     loop {
         let told = told();
         for listener in &mut listeners {
-            if let Ok(received) = listener.receiver.get_timeout(Duration::from_micros(random.below(300))) {
-                listener.take(received, random);
+            match listener.receiver.get_timeout(Duration::from_micros(random.below(300))) {
+                Ok(received) => listener.take(received, random),
+                // Somebody died.
+                Err(GetError::TimedOut | GetError::Disconnected(_)) => {}
+                Err(error) => panic!("{error}"),
             }
             listener.empty(random);
             if random.below(40) == 0 {
@@ -218,6 +243,11 @@ fn receive_for_ever(mut listeners: Vec<Listener>, random: &mut Random) {
             }
         }
         if told {
+            for listener in &listeners {
+                for (endpoint, came) in listener.all() {
+                    println!("{CAME} {} {endpoint} {} {}", listener.level as usize, came.start, came.end);
+                }
+            }
             println!("{CHECKED}");
         }
     }

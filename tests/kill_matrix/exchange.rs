@@ -9,6 +9,8 @@ use crate::support::{Random, slots};
 
 /// How long a slot is.
 const SLOT: usize = 512;
+/// How many slots a receiver gives.
+pub const OF_RECEIVER: usize = 4;
 /// How many messages a receiver holds on to, on each channel.
 const HOLDS: u64 = 3;
 
@@ -67,7 +69,7 @@ impl Level {
             Self::Copied => sender.slots(4).grow_to(16).mechanism(Mechanism::Copy),
             Self::Leased => sender.slots(8).mechanism(Mechanism::Lease),
             Self::Sealed => sender.slots(16).mechanism(Mechanism::OneShot),
-            Self::OfJudge | Self::OfActor => sender.slots(4).from_receiver(),
+            Self::OfJudge | Self::OfActor => sender.slots(OF_RECEIVER as u64).from_receiver(),
         }
     }
 }
@@ -149,6 +151,11 @@ impl Listener {
                 Err(error) => panic!("{error}"),
             }
         }
+    }
+
+    /// What came, by endpoint.
+    pub fn all(&self) -> impl Iterator<Item = (&u64, &Range<u64>)> {
+        self.came.iter()
     }
 
     /// What came from an endpoint.

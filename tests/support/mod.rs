@@ -273,14 +273,16 @@ impl fmt::Display for Memory {
 }
 
 /// How many mappings of fbuf these lines of /proc/…/maps tell of. Where pages of one differ in what is allowed,
-/// there are several lines of it, one behind the other.
+/// there are several lines of it, each of which goes on where the one before ends, in memory and in the file.
 fn count_mappings(maps: &str) -> usize {
-    let (mut count, mut last) = (0, ("", ""));
+    let (mut count, mut last) = (0, None);
+    let number = |word| u64::from_str_radix(word, 16).expect("a number");
     for line in maps.lines().filter(|line| line.contains("/memfd:fbuf")) {
         let words: Vec<_> = line.split_whitespace().collect();
         let (begin, end) = words[0].split_once('-').expect("addresses");
-        count += usize::from(last != (begin, words[4]));
-        last = (end, words[4]);
+        let (begin, end, offset) = (number(begin), number(end), number(words[2]));
+        count += usize::from(last != Some((words[4], begin, offset)));
+        last = Some((words[4], end, offset + end - begin));
     }
     count
 }

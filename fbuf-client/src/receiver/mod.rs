@@ -11,7 +11,7 @@ use std::{
 
 use fbuf_core::{
     control::Report,
-    inbound::{Answered, Greeted, Inbound, Peer},
+    inbound::{Answered, GreetError, Greeted, Inbound, Peer},
     link::LinkEnd,
     loan::Received,
     park::Fencing,
@@ -224,8 +224,8 @@ impl Receiver {
             return Some(Ok(received));
         }
         let nothing = self.links.is_empty() && self.greeted.is_empty() && self.troubles.is_empty();
-        let over = self.had_sender && nothing && !self.inbox.is_filled();
-        (over && !self.stay).then_some(Err(GetError::Ended))
+        let over = !self.stay && self.had_sender && nothing && !self.inbox.has_peers();
+        over.then_some(Err(GetError::Ended))
     }
 
     fn wait_for_message(&mut self, deadline: Option<Instant>) -> Result<Received, GetError> {
@@ -373,6 +373,7 @@ impl Receiver {
                             });
                         }
                     },
+                    Err((peer, GreetError::Gone)) => self.inbox.forget(peer),
                     Err((peer, error)) => {
                         self.inbox.forget(peer);
                         self.troubles.push_back(GetError::Exhausted { peer, what: error.to_string().into() });

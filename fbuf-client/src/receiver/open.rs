@@ -112,11 +112,10 @@ struct Senders {
 
 impl Post for Senders {
     fn introduce(&self, peer: Peer, socket: PacketSocket, geometry: Geometry, mechanism: Mechanism, lodging: Lodging) {
-        match Greeted::new(peer, socket, geometry, mechanism, lodging, self.skip_above) {
-            Ok(greeted) => self.inbox.post(peer, Ok(greeted)),
-            Err(GreetError::Gone) => {}
-            Err(error) => self.inbox.post(peer, Err((peer, error))),
-        }
+        // Once it is greeted it may send, and the receiver must not find that all is over meanwhile.
+        self.inbox.expect(peer);
+        let greeted = Greeted::new(peer, socket, geometry, mechanism, lodging, self.skip_above);
+        self.inbox.post(peer, greeted.map_err(|error| (peer, error)));
     }
 
     fn peers(&self) -> Vec<u64> {

@@ -9,7 +9,7 @@ use super::{Inbound, Peer};
 use crate::{
     board::{BoardTable, BoardWriter},
     control::Lodging,
-    lease::Rooms,
+    lease::{Due, Rooms},
     link::{self, Hello, LinkEnd, LinkMessage},
     memory::MemoryError,
     park::Fencing,
@@ -33,6 +33,8 @@ pub struct Greeted {
     /// Whether the sender was asked to leave messages out.
     pub(super) skips: bool,
     pub(super) rooms: Option<Rooms>,
+    /// What it could not be given yet, for lack of descriptors.
+    pub(super) owed: Vec<Due>,
     /// Whether the sender is to hand its slots over.
     pub(super) wants_slots: bool,
 }
@@ -82,17 +84,6 @@ pub enum GreetError {
     Exhausted(String),
 }
 
-impl From<LinkEnd> for GreetError {
-    fn from(end: LinkEnd) -> Self {
-        match end {
-            LinkEnd::HangUp => Self::Gone,
-            LinkEnd::Exhausted(what) => Self::Exhausted(what),
-            // Of what it was sent: it reads none of it.
-            LinkEnd::Violation(violation) => Self::Exhausted(violation.to_string()),
-        }
-    }
-}
-
 impl Greeted {
     /// Says hello to a sender with slots of this geometry, whose messages are protected by these means.
     ///
@@ -115,25 +106,26 @@ impl Greeted {
         if fences {
             board.head().flag.ask_for_fences();
         }
-        let wants_slots = matches!(lodging, Lodging::Theirs);
-        let hello = Hello { board: Descriptor::from(descriptor), skip_above, fences, wants_slots };
-        link::send(&socket, &LinkMessage::Hello(hello))?;
-        points::reach("attach: greeted");
-        let skips = skip_above.is_some();
-        let leases = mechanism == Mechanism::Lease;
+        let board = UnusedBoard(Some(board));
+        let (leases, wants_slots) = (mechanism == Mechanism::Lease, matches!(lodging, Lodging::Theirs));
         let rooms = match lodging {
             Lodging::Segments | Lodging::Theirs => None,
             Lodging::Given(memory) => Some(rooms_of(memory, geometry, leases)?),
-            Lodging::Yours => {
-                let rooms = Rooms::make(geometry, leases, peer.same_user)?;
-                match rooms.give_all(&socket) {
-                    // It may have used those that it was given before, and what it sent is there to be read.
-                    Ok(()) | Err(LinkEnd::HangUp) => Some(rooms),
-                    Err(end) => return Err(end.into()),
-                }
-            }
+            Lodging::Yours => Some(Rooms::make(geometry, leases, peer.same_user)?),
         };
-        Ok(Self { peer, socket, geometry, mechanism, skips, rooms, wants_slots, board: UnusedBoard(Some(board)) })
+        // From here on it may send, and so nothing may fail.
+        let hello = Hello { board: Descriptor::from(descriptor), skip_above, fences, wants_slots };
+        link::send(&socket, &LinkMessage::Hello(hello)).map_err(|end| match end {
+            LinkEnd::Exhausted(what) => GreetError::Exhausted(what),
+            // There is room for the first message.
+            LinkEnd::HangUp | LinkEnd::Violation(_) => GreetError::Gone,
+        })?;
+        points::reach("attach: greeted");
+        let made_here = rooms.as_ref().filter(|rooms| rooms.are_made_here());
+        let mut owed = made_here.map_or_else(Vec::new, Rooms::dues);
+        owed.retain(|due| !due.give(&socket));
+        let skips = skip_above.is_some();
+        Ok(Self { board, socket, peer, geometry, mechanism, skips, rooms, owed, wants_slots })
     }
 
     /// Who it is.

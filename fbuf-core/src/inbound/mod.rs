@@ -82,6 +82,8 @@ pub struct Inbound {
     missed: u64,
     /// How it ended, if it did not end in order.
     end: Option<LinkEnd>,
+    /// What this process had no room for, and what was published so far may do without.
+    lacks: Option<String>,
     segments: Vec<Segment>,
     /// The slots, if each is memory of its own.
     rooms: Option<Rooms>,
@@ -109,9 +111,9 @@ pub(crate) struct Loan<'a> {
 
 impl Inbound {
     fn open(greeted: Greeted, welcome: Welcome) -> Result<Self, LinkEnd> {
-        let Greeted { peer, socket, geometry, mechanism, skips, rooms, wants_slots, board } = greeted;
+        let Greeted { peer, socket, geometry, mechanism, skips, rooms, owed, wants_slots, board } = greeted;
         let slots = geometry.max_slots();
-        let lane = LaneTable::attach(welcome.lane.as_fd(), capacity_for(slots, skips)).map_err(Violation::from)?;
+        let lane = LaneTable::attach(welcome.lane.as_fd(), capacity_for(slots, skips))?;
         let offset = check_sequence(Some(welcome.first_sequence))?;
         let board = board.take().ok_or(LinkEnd::HangUp)?;
         let rooms = match wants_slots {
@@ -137,7 +139,7 @@ impl Inbound {
             rung: AtomicU64::new(0),
             among: next_retired(Fencing::of_this_process()),
             returns_rights: rooms.as_ref().is_some_and(Rooms::are_made_here),
-            owed: Mutex::new(Vec::new()),
+            owed: Mutex::new(owed),
             refused: AtomicU64::new(0),
             lost: AtomicU64::new(0),
         };
@@ -156,13 +158,14 @@ impl Inbound {
             gaps: 0,
             missed: 0,
             end: None,
+            lacks: None,
             segments: Vec::new(),
             rooms,
             shots: VecDeque::new(),
         };
         if let Some(rooms) = &mut inbound.rooms {
             // Their memory exists by now.
-            rooms.furnish().map_err(Violation::from)?;
+            rooms.furnish().map_err(|error| LinkEnd::Exhausted(error.to_string()))?;
         }
         if inbound.rooms.is_some() || mechanism == Mechanism::OneShot {
             // Slots are only numbers.
@@ -186,7 +189,7 @@ impl Inbound {
             .into());
         }
         let size = self.geometry.segment_bytes(new.slots);
-        let map = Map::attach(new.memory.as_fd(), size).map_err(Violation::from)?;
+        let map = Map::attach(new.memory.as_fd(), size)?;
         points::reach("growth: mapped");
         let copies = match self.returns().mechanism {
             Mechanism::Shared | Mechanism::Lease | Mechanism::OneShot => None,
@@ -357,7 +360,7 @@ impl Inbound {
                 .into());
             }
         };
-        Ok(SealedMemory::new(memory, self.geometry.segment_bytes(1), length).map_err(Violation::from)?)
+        Ok(SealedMemory::new(memory, self.geometry.segment_bytes(1), length)?)
     }
 
     /// A message in a slot that is memory of its own: leased, or else copied.
@@ -422,10 +425,11 @@ impl Inbound {
     }
 
     /// Notes how the link ended. What broke it first is what broke it: a rule is not made good by
-    /// leaving, and a segment that this process had no room for is not the sender's fault.
+    /// leaving, and what this process had no room for is not the sender's fault.
     fn end_with(&mut self, end: LinkEnd) {
         if !self.is_broken() {
-            self.end = Some(end);
+            let lacks = if matches!(end, LinkEnd::Violation(_)) { self.lacks.take() } else { None };
+            self.end = Some(lacks.map_or(end, LinkEnd::Exhausted));
         }
     }
 
@@ -451,6 +455,7 @@ impl Inbound {
             // In this order: what was published before the hang-up was seen is seen now.
             Some(LinkEnd::HangUp) => !self.is_ready(),
             Some(_) => true,
+            None if self.lacks.is_some() => !self.is_ready(),
             None => self.reader.ending().is_some(),
         }
     }
@@ -466,14 +471,17 @@ impl Inbound {
     pub fn end(&mut self) -> Option<LinkEnd> {
         match self.end.take() {
             Some(LinkEnd::HangUp) if self.reader.ending().is_some() => None,
+            None if self.reader.ending().is_none() => self.lacks.take().map(LinkEnd::Exhausted),
             other => other,
         }
     }
 
     /// Reads what the sender sent over the socket: bells, new segments, its end.
     pub fn attend(&mut self) {
-        if let Err(end) = self.read_socket() {
-            self.end_with(end);
+        match self.read_socket() {
+            Ok(()) => {}
+            Err(LinkEnd::Exhausted(what)) => self.lacks = Some(what),
+            Err(end) => self.end_with(end),
         }
     }
 

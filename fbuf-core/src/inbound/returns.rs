@@ -15,7 +15,7 @@ use crate::{
     board::{BoardTable, BoardWriter},
     guard::page_bytes,
     lane::{Entry, LaneHead, LaneMemory, LaneTable},
-    lease::{self, Tenant},
+    lease::{Due, Tenant},
     link,
     memory::{Leasable, Map, MemoryError},
     park::Fencing,
@@ -45,7 +45,7 @@ pub(crate) struct Returns {
     /// Whether the slots are this process's, and the right to write one goes back with each message.
     pub(super) returns_rights: bool,
     /// Slots whose right to write is still to be sent.
-    pub(super) owed: Mutex<Vec<(SlotId, Arc<Leasable>)>>,
+    pub(super) owed: Mutex<Vec<Due>>,
     /// Leases that were refused.
     pub(super) refused: AtomicU64,
     /// Leases that were taken away, and not reported yet.
@@ -108,7 +108,7 @@ impl Returns {
     /// Gives the right to write a slot back, which nobody here reads any more, if it is one of this process.
     pub(super) fn return_right(&self, slot: SlotId, memory: &Arc<Leasable>) {
         if self.returns_rights {
-            self.owed().push((slot, memory.clone()));
+            self.owed().push(Due::again(slot, memory.clone()));
             self.settle();
         }
     }
@@ -119,11 +119,11 @@ impl Returns {
             return true;
         }
         let mut owed = self.owed();
-        owed.retain(|(slot, memory)| lease::give(&self.socket, *slot, memory).is_err());
+        owed.retain(|due| !due.give(&self.socket));
         owed.is_empty()
     }
 
-    fn owed(&self) -> MutexGuard<'_, Vec<(SlotId, Arc<Leasable>)>> {
+    fn owed(&self) -> MutexGuard<'_, Vec<Due>> {
         // A panic while it was locked cannot have left it half changed.
         self.owed.lock().unwrap_or_else(PoisonError::into_inner)
     }

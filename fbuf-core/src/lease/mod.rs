@@ -16,4 +16,4 @@ mod slots;
 mod tenant;
 
 pub(crate) use slots::{LeasedSlots, View};
-pub(crate) use tenant::{Rooms, Tenant, give};
+pub(crate) use tenant::{Due, Rooms, Tenant};

@@ -158,7 +158,7 @@ impl LeasedSlots {
             return Err(Unsuitable::Size { found, wanted }.into());
         }
         if !giver.same_user && is_huge(writer.as_fd()) {
-            return Err(Unsuitable::Unmappable("it lies in huge pages that its owner can take away".into()).into());
+            return Err(Unsuitable::Removable.into());
         }
         let known = self.len();
         let Some(slot) = self.slots.get_mut(slot as usize) else { return Err(Violation::Slot { named: slot, known }) };

@@ -220,23 +220,23 @@ impl Rooms {
         self.made_here
     }
 
-    /// Gives them all to the sender.
-    ///
-    /// # Errors
-    /// [`LinkEnd`]
-    pub(crate) fn give_all(&self, socket: &PacketSocket) -> Result<(), LinkEnd> {
-        let mut numbered = (0..).zip(&self.memory);
-        numbered.try_for_each(|(slot, memory)| send_right(socket, SlotId::new(slot), memory, true))
+    /// What the sender has to be given before it can write any.
+    pub(crate) fn dues(&self) -> Vec<Due> {
+        let due = |(slot, memory): (u32, &Arc<Leasable>)| Due {
+            slot: SlotId::new(slot),
+            memory: memory.clone(),
+            first: true,
+        };
+        (0..).zip(&self.memory).map(due).collect()
     }
 
     /// Maps those that can be leased, once their memory exists.
     ///
     /// # Errors
-    /// [`Unsuitable`]
-    pub(crate) fn furnish(&mut self) -> Result<(), Unsuitable> {
+    /// What the kernel says.
+    pub(crate) fn furnish(&mut self) -> io::Result<()> {
         if self.leases {
-            let tenants: io::Result<_> = self.memory.iter().cloned().map(Tenant::new).collect();
-            self.tenants = tenants.map_err(|error| Unsuitable::Unmappable(error.to_string()))?;
+            self.tenants = self.memory.iter().cloned().map(Tenant::new).collect::<io::Result<_>>()?;
         }
         Ok(())
     }
@@ -265,24 +265,35 @@ impl Rooms {
     }
 }
 
-/// Gives the sender the right to write a slot that nobody reads any more.
-///
-/// # Errors
-/// [`LinkEnd::Exhausted`]: not now. A sender that is gone needs nothing.
-pub(crate) fn give(socket: &PacketSocket, slot: SlotId, memory: &Leasable) -> Result<(), LinkEnd> {
-    match send_right(socket, slot, memory, false) {
-        Err(end @ LinkEnd::Exhausted(_)) => Err(end),
-        _ => Ok(()),
-    }
+/// The right to write a slot that nobody reads, which its sender has to be given.
+#[derive(Debug)]
+pub(crate) struct Due {
+    slot: SlotId,
+    memory: Arc<Leasable>,
+    /// Whether the sender has to be given the slot as well.
+    first: bool,
 }
 
-fn send_right(socket: &PacketSocket, slot: SlotId, memory: &Leasable, first: bool) -> Result<(), LinkEnd> {
-    let exhausted = |error: io::Error| LinkEnd::Exhausted(error.to_string());
-    let writer = Descriptor::from(memory.open_writer().map_err(exhausted)?);
-    // An open file of its own: a lease goes by those.
-    let reader = if first { Some(Descriptor::from(memory.open_reader().map_err(exhausted)?)) } else { None };
-    points::reach("right: opened");
-    link::send(socket, &LinkMessage::Right(Right { slot: slot.number(), writer, reader }))?;
-    points::reach("right: sent");
-    Ok(())
+impl Due {
+    /// Of a slot that the sender knows.
+    pub(crate) fn again(slot: SlotId, memory: Arc<Leasable>) -> Self {
+        Self { slot, memory, first: false }
+    }
+
+    /// Gives it: whether it need not be tried again. A sender that is gone needs nothing.
+    pub(crate) fn give(&self, socket: &PacketSocket) -> bool {
+        !matches!(self.send(socket), Err(LinkEnd::Exhausted(_)))
+    }
+
+    fn send(&self, socket: &PacketSocket) -> Result<(), LinkEnd> {
+        let exhausted = |error: io::Error| LinkEnd::Exhausted(error.to_string());
+        let writer = Descriptor::from(self.memory.open_writer().map_err(exhausted)?);
+        // An open file of its own: a lease goes by those.
+        let reader =
+            if self.first { Some(Descriptor::from(self.memory.open_reader().map_err(exhausted)?)) } else { None };
+        points::reach("right: opened");
+        link::send(socket, &LinkMessage::Right(Right { slot: self.slot.number(), writer, reader }))?;
+        points::reach("right: sent");
+        Ok(())
+    }
 }
