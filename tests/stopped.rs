@@ -13,7 +13,7 @@ use fbuf_broker::Embedded;
 use fbuf_client::{AllocateError, Client, GetError, Receiver, Sender};
 use nix::sys::{
     signal::Signal,
-    wait::{Id, WaitPidFlag, waitid},
+    wait::{Id, WaitPidFlag, WaitStatus, waitid},
 };
 use support::{Process, SOON, until};
 
@@ -90,7 +90,8 @@ fn send(sender: &mut Sender, number: u64) {
 /// Waits until it is stopped, by whomever.
 fn wait_until_stopped(process: &Process) {
     let pid = nix::unistd::Pid::from_raw(process.pid() as i32);
-    waitid(Id::Pid(pid), WaitPidFlag::WSTOPPED | WaitPidFlag::WNOWAIT).unwrap();
+    let state = waitid(Id::Pid(pid), WaitPidFlag::WSTOPPED | WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT).unwrap();
+    assert!(matches!(state, WaitStatus::Stopped(..)), "{state:?}");
 }
 
 #[test]

@@ -18,8 +18,9 @@ use nix::{
     sys::socket::{AddressFamily, Backlog, SockFlag, SockType, bind, listen, socket},
 };
 
-/// How many connections wait to be accepted. Those who find the queue full wait for a place in it, one user behind the
-/// other; so it is short, and all that a flood of one user can put before another's connection is quickly through.
+/// How many connections wait to be accepted. Those who find the queue full wait for a place in it, one behind the
+/// other, whosever they are; so it is short, and what a few threads of one user can put before another's connection is
+/// quickly through.
 const QUEUE: i32 = 4;
 
 /// A socket on which clients can connect.

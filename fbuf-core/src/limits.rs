@@ -33,7 +33,7 @@ pub const MAX_DEPARTURES: usize = 64;
 pub const MAX_AT_ONCE: usize = 2 * MAX_SEGMENTS + MAX_ONE_SHOTS as usize;
 /// How long a client has for its greeting.
 pub const GREETING_TIME: Duration = Duration::from_secs(5);
-/// How many requests of one client may be under way; our own client has at most six.
+/// How many requests of one client may be under way; our own client has at most seven.
 pub const MAX_REQUESTS: usize = 8;
 /// How many answers wait for room in a client's socket before no more of its requests are read.
 pub const MAX_ANSWERS: usize = 4;

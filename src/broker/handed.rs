@@ -50,7 +50,7 @@ impl Handed {
 }
 
 /// Not by ioctl(2), as the standard library does, which the broker's unit denies.
-fn set_nonblocking(socket: &impl AsFd) -> io::Result<()> {
+pub(super) fn set_nonblocking(socket: &impl AsFd) -> io::Result<()> {
     let flags = OFlag::from_bits_retain(fcntl(socket, FcntlArg::F_GETFL)?);
     fcntl(socket, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
     Ok(())

@@ -21,7 +21,10 @@ use tokio::signal::unix::{SignalKind, signal};
 use tracing::{error, info, warn};
 use tracing_subscriber::EnvFilter;
 
-use self::{handed::Handed, log::Log};
+use self::{
+    handed::{Handed, set_nonblocking},
+    log::Log,
+};
 use crate::{Failure, Place, watch::metrics};
 
 #[derive(Debug, clap::Args)]
@@ -34,8 +37,8 @@ pub(crate) struct Arguments {
     /// Say what a policy allows, or what is wrong with it, and end
     #[arg(long, value_name = "FILE", exclusive = true)]
     check_policy: Option<PathBuf>,
-    /// Answer GET /metrics over HTTP at this address, for Prometheus; whoever can connect can read them. So is every TCP
-    /// socket served that a service manager hands over
+    /// Answer GET /metrics over HTTP at this address, for Prometheus; whoever can connect can read them. TCP sockets that a
+    /// service manager hands over are served too
     #[arg(long, value_name = "ADDRESS:PORT")]
     metrics: Option<SocketAddr>,
     /// Serve this user too, by number; what users send to each other is sealed
@@ -114,7 +117,7 @@ fn listen_for_metrics(address: SocketAddr) -> io::Result<TcpListener> {
     let listener = TcpListener::bind(address).map_err(|error| {
         io::Error::other(format!("metrics were to be answered at {address}: {error}; choose another --metrics"))
     })?;
-    listener.set_nonblocking(true)?;
+    set_nonblocking(&listener)?;
     Ok(listener)
 }
 

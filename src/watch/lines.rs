@@ -38,21 +38,22 @@ pub(super) struct Line {
 pub(super) type Watched = (EndpointStatus, Rates);
 
 /// A line for each, in the order in which a person looks for them.
-pub(super) fn lines(by: By, endpoints: Vec<Watched>, clients: Vec<ClientStatus>) -> Vec<Line> {
+pub(super) fn lines(by: By, endpoints: &[Watched], clients: &[ClientStatus]) -> Vec<Line> {
     match by {
         By::Endpoint => of_endpoints(endpoints),
-        By::Channel => of_channels(&endpoints),
-        By::Client => of_clients(&endpoints, clients),
+        By::Channel => of_channels(endpoints),
+        By::Client => of_clients(endpoints, clients),
     }
 }
 
-fn of_endpoints(mut endpoints: Vec<Watched>) -> Vec<Line> {
+fn of_endpoints(endpoints: &[Watched]) -> Vec<Line> {
+    let mut endpoints: Vec<_> = endpoints.iter().collect();
     endpoints.sort_by(|(one, _), (other, _)| {
         (&one.channel, role(other.end), one.number).cmp(&(&other.channel, role(one.end), other.number))
     });
-    let line = |(endpoint, rates): Watched| {
+    let line = |(endpoint, rates): &Watched| {
         let is_suspect = endpoint.report.as_ref().is_some_and(is_suspect);
-        Line { report: endpoint.report, subject: Subject::Endpoint(endpoint), rates, is_suspect }
+        Line { report: endpoint.report, subject: Subject::Endpoint(endpoint.clone()), rates: *rates, is_suspect }
     };
     endpoints.into_iter().map(line).collect()
 }
@@ -65,13 +66,15 @@ fn of_channels(endpoints: &[Watched]) -> Vec<Line> {
     let line = |(channel, ends): (&str, Vec<&Watched>)| {
         let senders = ends.iter().filter(|(endpoint, _)| is_sender(endpoint)).count();
         let subject = Subject::Channel { channel: channel.to_owned(), senders, receivers: ends.len() - senders };
-        // What receivers get is what senders have sent, who may be others' and not be seen.
-        together(subject, ends.into_iter(), |endpoint| senders == 0 || is_sender(endpoint))
+        // What receivers get is what senders have sent, who may be another user's, or silent.
+        let has_sender = ends.iter().any(|(endpoint, _)| is_sender(endpoint) && endpoint.report.is_some());
+        together(subject, ends.into_iter(), |endpoint| !has_sender || is_sender(endpoint))
     };
     channels.into_iter().map(line).collect()
 }
 
-fn of_clients(endpoints: &[Watched], mut clients: Vec<ClientStatus>) -> Vec<Line> {
+fn of_clients(endpoints: &[Watched], clients: &[ClientStatus]) -> Vec<Line> {
+    let mut clients = clients.to_vec();
     clients.sort_by_key(|client| (client.process.pid, client.number));
     let mut of: BTreeMap<u64, Vec<&Watched>> = BTreeMap::new();
     for watched in endpoints {
@@ -89,11 +92,11 @@ fn is_sender(endpoint: &EndpointStatus) -> bool {
     matches!(endpoint.end, EndStatus::Sender { .. })
 }
 
-/// A line about several endpoints: what all of them hold, and what some exchange, so that nothing is counted twice.
+/// A line about several endpoints: what all of them hold, and what those exchange that count.
 fn together<'a>(
     subject: Subject,
     endpoints: impl Iterator<Item = &'a Watched>,
-    exchanges: impl Fn(&EndpointStatus) -> bool,
+    counts: impl Fn(&EndpointStatus) -> bool,
 ) -> Line {
     let mut line = Line { subject, report: None, rates: Rates::default(), is_suspect: false };
     for (endpoint, rates) in endpoints {
@@ -109,7 +112,7 @@ fn together<'a>(
         sum.held += report.held;
         line.rates.waits += rates.waits;
         line.rates.sleeps += rates.sleeps;
-        if exchanges(endpoint) {
+        if counts(endpoint) {
             sum.links += report.links;
             sum.messages += report.messages;
             sum.bytes += report.bytes;
@@ -232,14 +235,17 @@ mod tests {
 
     #[test]
     fn a_channel_counts_what_is_sent_once_and_what_everybody_holds() {
-        let lines = lines(By::Channel, seen(), Vec::new());
-        let [a, b] = &lines[..] else { panic!("{lines:?}") };
+        let all = lines(By::Channel, &seen(), &[]);
+        let [a, b] = &all[..] else { panic!("{all:?}") };
         assert_eq!(a.subject, Subject::Channel { channel: "a".into(), senders: 1, receivers: 2 });
         let sum = a.report.unwrap();
         assert_eq!((sum.messages, sum.links, sum.left_out, a.rates.messages), (100, 2, 80, 50.0));
         assert_eq!((sum.held, sum.slots, sum.waits, sum.oldest.unwrap().milliseconds), (4, 8, 3, 9000));
         // Whoever sends there is not seen.
         assert_eq!((b.report.unwrap().messages, b.rates.messages), (60, 30.0));
+        let mut silent = seen();
+        silent[1].0.report = None;
+        assert_eq!(lines(By::Channel, &silent, &[])[0].report.unwrap().messages, 120);
     }
 
     #[test]
@@ -249,7 +255,7 @@ mod tests {
             process: Credentials { pid, uid: 1000, gid: 1000 },
             endpoints,
         };
-        let lines = lines(By::Client, seen(), vec![client(6, 20, 0), client(1, 10, 4)]);
+        let lines = lines(By::Client, &seen(), &[client(6, 20, 0), client(1, 10, 4)]);
         let cells: Vec<_> = lines.iter().map(Line::cells).collect();
         assert_eq!(cells[0][..6], ["10", "1000", "4", "2", "5", "280"].map(str::to_owned));
         assert_eq!(cells[1], ["20", "1000", "0", "0"].map(str::to_owned));
@@ -258,7 +264,7 @@ mod tests {
 
     #[test]
     fn endpoints_are_sorted_by_channel_senders_first() {
-        let lines = lines(By::Endpoint, seen(), Vec::new());
+        let lines = lines(By::Endpoint, &seen(), &[]);
         let numbers: Vec<_> = lines
             .iter()
             .map(|line| match &line.subject {

@@ -24,8 +24,9 @@ pub(crate) struct Arguments {
 
 pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let client = arguments.place.connect()?;
-    let endpoints = client.status()?.into_iter().map(|endpoint| (endpoint, Rates::default())).collect();
-    let lines = lines(arguments.by, endpoints, client.clients()?);
+    let endpoints: Vec<_> = client.status()?.into_iter().map(|endpoint| (endpoint, Rates::default())).collect();
+    let clients = if arguments.by == By::Client { client.clients()? } else { Vec::new() };
+    let lines = lines(arguments.by, &endpoints, &clients);
     if arguments.json {
         lines.iter().for_each(|line| println!("{}", to_json(line)));
     } else if lines.is_empty() {

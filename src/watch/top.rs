@@ -105,7 +105,11 @@ impl View {
             (Some(report), Some((last, at))) => Rates::between(last, report, now.duration_since(*at).as_secs_f64()),
             _ => Rates::default(),
         };
-        self.endpoints = endpoints.into_iter().map(|endpoint| (endpoint.clone(), rates(&endpoint))).collect();
+        let watched = |endpoint| {
+            let rates = rates(&endpoint);
+            (endpoint, rates)
+        };
+        self.endpoints = endpoints.into_iter().map(watched).collect();
         let reports =
             self.endpoints.iter().filter_map(|(endpoint, _)| Some((endpoint.number, (endpoint.report?, now))));
         self.before = reports.collect();
@@ -116,7 +120,7 @@ impl View {
     fn draw(&mut self, frame: &mut Frame<'_>) {
         let [top, middle] = Layout::vertical([Constraint::Length(2), Constraint::Min(0)]).areas(frame.area());
         frame.render_widget(Paragraph::new(self.summary()), top);
-        let lines = lines(self.by, self.endpoints.clone(), self.clients.clone());
+        let lines = lines(self.by, &self.endpoints, &self.clients);
         self.skipped = self.skipped.min(lines.len().saturating_sub(1));
         let (heads, widths): (Vec<_>, Vec<_>) = self.by.heads_of_rates().unzip();
         let bold = Style::new().add_modifier(Modifier::BOLD);

@@ -8,7 +8,7 @@ use fbuf_core::{
     wire,
 };
 
-use super::flood::{CONNECTIONS, greet, send, wait_for};
+use super::connection::{greet, send, several, wait_for};
 use crate::Result;
 
 /// Channels for more endpoints than one may have.
@@ -19,10 +19,9 @@ pub(super) fn hoard(address: &Address, resource: Resource) -> Result<Vec<PacketS
     if resource == Resource::Connections {
         return std::iter::from_fn(|| greet(address).transpose()).collect();
     }
-    let connections =
-        (0..CONNECTIONS).map(|_| greet(address)?.ok_or_else(|| "sent away".into())).collect::<Result<Vec<_>>>()?;
+    let connections = several(address)?;
     for (number, socket) in (0..).zip(connections.iter().cycle()) {
-        send(socket, number, open(resource, number))??;
+        send(socket, number, more(resource, number))??;
         let (bytes, descriptors) = wait_for(socket)?.ok_or("the broker hung up")?;
         let (_, answer) = wire::decode::<(u64, std::result::Result<ControlResponse, String>)>(&bytes, descriptors)?;
         match answer? {
@@ -34,8 +33,8 @@ pub(super) fn hoard(address: &Address, resource: Resource) -> Result<Vec<PacketS
     Ok(connections)
 }
 
-/// Asks for some of it, one more time.
-pub(super) fn open(resource: Resource, number: u64) -> ControlRequest {
+/// Asks for some more of it; of connections, who has all of them asks over each for the least that there is.
+pub(super) fn more(resource: Resource, number: u64) -> ControlRequest {
     let sender =
         |slot_bytes, max_slots, slots| Role::Sender { slot_bytes, max_slots, mechanism: Mechanism::Lease, slots };
     let receiver = Role::Receiver { require: Protection::Volatile };
@@ -46,7 +45,8 @@ pub(super) fn open(resource: Resource, number: u64) -> ControlRequest {
         // Each is linked with all on the other side.
         Resource::Links => (0, if number.is_multiple_of(2) { sender(64, 4, Slots::Segments) } else { receiver }),
         Resource::Endpoints => (number % FEW, receiver),
-        Resource::Channels | Resource::Connections => (number, receiver),
+        Resource::Channels => (number, receiver),
+        Resource::Connections => return ControlRequest::Close { endpoint: number },
     };
     let channel = format!("hoard/{channel}");
     ControlRequest::Open { endpoint: number, open: Open { channel, role, earlier: None } }

@@ -4,6 +4,7 @@
 
 mod attach;
 mod broker;
+mod connection;
 mod crowd;
 mod fan;
 mod figure;

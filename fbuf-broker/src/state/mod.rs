@@ -126,11 +126,13 @@ pub struct State {
     accounts: Accounts,
     last: u64,
     clients: BTreeMap<ClientId, Client>,
+    /// The clients of each user.
+    clients_of: BTreeSet<(u32, ClientId)>,
     channels: HashMap<ChannelName, Channel>,
     /// Whose each endpoint is, and by what number the client knows it.
     numbers: BTreeMap<u64, (ClientId, u64)>,
     /// The endpoints of each user.
-    of_users: BTreeSet<(u32, u64)>,
+    endpoints_of: BTreeSet<(u32, u64)>,
 }
 
 #[derive(Debug)]
@@ -153,13 +155,6 @@ struct Endpoint {
     slots: Option<Arc<Charge>>,
 }
 
-impl Client {
-    /// Whether it is of this user; or of any, if none is given.
-    fn is_seen_by(&self, user: Option<u32>) -> bool {
-        user.is_none_or(|user| self.payer.user.id == user)
-    }
-}
-
 impl State {
     /// A broker with this policy, whose endpoints are numbered from `first` on: greater than what an earlier
     /// broker can have given, so that an endpoint of then is not taken for one of now.
@@ -172,7 +167,8 @@ impl State {
             clients: BTreeMap::new(),
             channels: HashMap::new(),
             numbers: BTreeMap::new(),
-            of_users: BTreeSet::new(),
+            clients_of: BTreeSet::new(),
+            endpoints_of: BTreeSet::new(),
         }
     }
 
@@ -204,6 +200,7 @@ impl State {
         }
         let id = ClientId(self.next());
         let Admission { process, payer, charge } = admission;
+        self.clients_of.insert((payer.user.id, id));
         self.clients.insert(id, Client { process, payer, _connection: charge, endpoints: HashMap::new() });
         Ok(id)
     }
@@ -311,7 +308,7 @@ impl State {
         let channel = self.channels.entry(name.clone()).or_default();
         channel.add(number, end, user, seat);
         self.numbers.insert(number, (id, endpoint));
-        self.of_users.insert((user, number));
+        self.endpoints_of.insert((user, number));
         if let Some(client) = self.clients.get_mut(&id) {
             client
                 .endpoints
@@ -328,8 +325,18 @@ impl State {
 
     /// The clients of a user, or of all, that have any endpoint.
     pub fn with_endpoints(&self, user: Option<u32>) -> impl Iterator<Item = ClientId> {
-        let has = move |client: &Client| client.is_seen_by(user) && !client.endpoints.is_empty();
-        self.clients.iter().filter_map(move |(&id, client)| has(client).then_some(id))
+        self.seen_by(user, ClientId(0)).filter(|(_, client)| !client.endpoints.is_empty()).map(|(id, _)| id)
+    }
+
+    /// The clients of a user, or of all, behind one of them. It looks at no others.
+    fn seen_by(&self, user: Option<u32>, behind: ClientId) -> impl Iterator<Item = (ClientId, &Client)> {
+        let behind = Bound::Excluded(behind);
+        let all = user.is_none().then(|| self.clients.range((behind, Bound::Unbounded)));
+        let own = user.map(|user| {
+            let (first, last) = (behind.map(|id| (user, id)), Bound::Included((user, ClientId(u64::MAX))));
+            self.clients_of.range((first, last)).filter_map(|&(_, id)| Some((id, self.clients.get(&id)?)))
+        });
+        all.into_iter().flatten().map(|(&id, client)| (id, client)).chain(own.into_iter().flatten())
     }
 
     /// Whether a client has an endpoint of this number.
@@ -350,6 +357,7 @@ impl State {
     /// A client is gone.
     pub fn leave(&mut self, id: ClientId) {
         let Some(client) = self.clients.remove(&id) else { return };
+        self.clients_of.remove(&(client.payer.user.id, id));
         for endpoint in client.endpoints.values() {
             self.remove(endpoint, client.payer.user.id);
         }
@@ -357,7 +365,7 @@ impl State {
 
     fn remove(&mut self, endpoint: &Endpoint, user: u32) {
         self.numbers.remove(&endpoint.number);
-        self.of_users.remove(&(user, endpoint.number));
+        self.endpoints_of.remove(&(user, endpoint.number));
         if let Some(channel) = self.channels.get_mut(&endpoint.channel) {
             channel.remove(endpoint.number, user);
             if channel.is_empty() {
@@ -370,6 +378,7 @@ impl State {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.clients.is_empty()
+            && self.clients_of.is_empty()
             && self.channels.is_empty()
             && self.numbers.is_empty()
             && self.accounts.used().next().is_none()
@@ -384,7 +393,7 @@ impl State {
             None => (Some(self.numbers.range((behind, Bound::Unbounded)).map(|(&number, _)| number)), None),
             Some(user) => {
                 let (first, last) = (behind.map(|number| (user, number)), Bound::Included((user, u64::MAX)));
-                (None, Some(self.of_users.range((first, last)).map(|&(_, number)| number)))
+                (None, Some(self.endpoints_of.range((first, last)).map(|&(_, number)| number)))
             }
         };
         let numbers = all.into_iter().flatten().chain(own.into_iter().flatten());
@@ -403,9 +412,7 @@ impl State {
 
     /// The clients of a user, or of all, in the order in which they came, behind one of them.
     pub fn clients(&self, user: Option<u32>, behind: u64) -> impl Iterator<Item = ClientStatus> {
-        let behind = (Bound::Excluded(ClientId(behind)), Bound::Unbounded);
-        let seen = self.clients.range(behind).filter(move |(_, client)| client.is_seen_by(user));
-        seen.map(|(id, client)| ClientStatus {
+        self.seen_by(user, ClientId(behind)).map(|(id, client)| ClientStatus {
             number: id.0,
             process: client.process,
             endpoints: client.endpoints.len() as u64,

@@ -35,8 +35,8 @@ use tokio::{
 use super::{OpenError, greet::greet};
 use crate::endpoint::Post;
 
-/// How many endpoints are being closed at the broker at once.
-const MAX_CLOSING: usize = 4;
+/// How many endpoints are being closed at the broker at once, or looked at.
+const MAX_PLACES: usize = 4;
 /// Longer than a broker keeps a question for introductions unanswered.
 const INTRODUCTION_TIME: Duration = Duration::from_secs(3600);
 /// How long to wait before the first attempt to connect again, and at most between two. About half of it more
@@ -60,10 +60,10 @@ pub(super) enum Command {
         endpoint: u64,
     },
     Status {
-        answer: SyncSender<Vec<EndpointStatus>>,
+        answer: SyncSender<Result<Vec<EndpointStatus>, OpenError>>,
     },
     Clients {
-        answer: SyncSender<Vec<ClientStatus>>,
+        answer: SyncSender<Result<Vec<ClientStatus>, OpenError>>,
     },
 }
 
@@ -254,7 +254,7 @@ impl Session {
     fn new(socket: AsyncFd<PacketSocket>) -> Self {
         let transport: ClientTransport<ControlRequest, ControlResponse> = ClientTransport::new(socket);
         let client = ControlClient::new(tarpc::client::Config::default(), transport).spawn();
-        let places = Arc::new(Semaphore::new(MAX_CLOSING));
+        let places = Arc::new(Semaphore::new(MAX_PLACES));
         Self { client, places, closing: JoinSet::new(), receipt: 0, watching: JoinSet::new() }
     }
 
@@ -384,17 +384,23 @@ impl Session {
         });
     }
 
-    /// Asks for all that this user may see. Whoever wants to know waits for it, or hears that the broker is gone.
+    /// Asks for all that this user may see; a few at a time, since a broker does not answer everything at once. Whoever
+    /// wants to know waits for it, or hears that the broker is gone.
     fn look<T: Send + 'static>(
         &mut self,
-        answer: SyncSender<Vec<T>>,
-        look: impl Future<Output = Option<Vec<T>>> + Send + 'static,
+        answer: SyncSender<Result<Vec<T>, OpenError>>,
+        look: impl Future<Output = Result<Vec<T>, RpcError>> + Send + 'static,
     ) {
         while self.watching.try_join_next().is_some() {}
+        let places = self.places.clone();
         self.watching.spawn(async move {
-            if let Some(all) = look.await {
-                let _ = answer.send(all);
-            }
+            let _place = places.acquire().await;
+            let seen = match look.await {
+                Ok(all) => Ok(all),
+                Err(RpcError::DeadlineExceeded | RpcError::Server(_)) => Err(OpenError::NoAnswer),
+                Err(_) => return,
+            };
+            let _ = answer.send(seen);
         });
     }
 
@@ -411,18 +417,18 @@ impl Session {
     }
 }
 
-/// All pages, each of what is behind a number; none if the broker goes before the last.
-async fn all<T, F>(page: impl Fn(u64) -> F, number: impl Fn(&T) -> u64) -> Option<Vec<T>>
+/// All pages, each of what is behind a number.
+async fn all<T, F>(page: impl Fn(u64) -> F, number: impl Fn(&T) -> u64) -> Result<Vec<T>, RpcError>
 where
     F: Future<Output = Result<Vec<T>, RpcError>>,
 {
     let mut all: Vec<T> = Vec::new();
     loop {
-        match page(all.last().map_or(0, &number)).await {
-            Ok(page) if page.is_empty() => return Some(all),
-            Ok(page) => all.extend(page),
-            Err(_) => return None,
+        let page = page(all.last().map_or(0, &number)).await?;
+        if page.is_empty() {
+            return Ok(all);
         }
+        all.extend(page);
     }
 }
 

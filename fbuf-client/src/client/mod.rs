@@ -195,7 +195,7 @@ impl Client {
     /// control thread looks up.
     ///
     /// # Errors
-    /// [`OpenError::BrokerGone`] if there is no broker now.
+    /// [`OpenError::BrokerGone`] if there is no broker now, [`OpenError::NoAnswer`] if it does not answer.
     pub fn status(&self) -> Result<Vec<EndpointStatus>, OpenError> {
         self.look(|answer| Command::Status { answer })
     }
@@ -204,16 +204,19 @@ impl Client {
     /// endpoints.
     ///
     /// # Errors
-    /// [`OpenError::BrokerGone`] if there is no broker now.
+    /// [`OpenError::BrokerGone`] if there is no broker now, [`OpenError::NoAnswer`] if it does not answer.
     pub fn clients(&self) -> Result<Vec<ClientStatus>, OpenError> {
         self.look(|answer| Command::Clients { answer })
     }
 
-    fn look<T>(&self, command: impl FnOnce(SyncSender<Vec<T>>) -> Command) -> Result<Vec<T>, OpenError> {
+    fn look<T>(
+        &self,
+        command: impl FnOnce(SyncSender<Result<Vec<T>, OpenError>>) -> Command,
+    ) -> Result<Vec<T>, OpenError> {
         let (answer, answered) = mpsc::sync_channel(1);
         let gone = || OpenError::BrokerGone("there is no connection now".into());
         self.0.command(command(answer)).ok_or_else(gone)?;
-        answered.recv().map_err(|_| gone())
+        answered.recv().unwrap_or_else(|_| Err(gone()))
     }
 
     /// Opens an endpoint at the broker.
