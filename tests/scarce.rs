@@ -16,6 +16,8 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use support::{SOON, until};
 
 const SLOTS: u64 = 3;
+/// More than a receiver takes before it may look at its sockets.
+const MANY: u64 = 200;
 /// So short that nothing comes meanwhile.
 const BRIEFLY: Duration = Duration::from_millis(1);
 
@@ -113,17 +115,17 @@ fn what_was_sent_before_a_segment_that_there_is_no_descriptor_for_is_taken() {
     let _alone = alone();
     let broker = Embedded::start().unwrap();
     let client = Client::connect_to(broker.address()).unwrap();
-    let mut sender = client.sender("c").slot_size(8).slots(2).grow_to(4).open().unwrap();
+    let mut sender = client.sender("c").slot_size(8).slots(MANY).grow_to(2 * MANY).open().unwrap();
     let mut receiver = client.receiver("c").stay().open().unwrap();
     sender.wait_for_receivers_timeout(1, SOON).unwrap();
     assert_eq!(receiver.get_timeout(BRIEFLY).unwrap_err(), GetError::TimedOut);
-    (0..2).for_each(|number| send(&mut sender, number));
+    (0..MANY).for_each(|number| send(&mut sender, number));
     // In a segment that is made for it, and announced.
-    send(&mut sender, 2);
+    send(&mut sender, MANY);
     let scarcity = Scarcity::but_for(0);
     let start = Instant::now();
     until("it is time to look at sockets, also for one that is busy", || start.elapsed() > Duration::from_millis(200));
-    (0..2).for_each(|number| get(&mut receiver, number));
+    (0..MANY).for_each(|number| get(&mut receiver, number));
     let trouble = receiver.get_timeout(SOON).unwrap_err();
     assert!(matches!(trouble, GetError::Exhausted { .. }), "{trouble}");
     drop(scarcity);
