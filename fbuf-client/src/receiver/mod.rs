@@ -184,7 +184,9 @@ impl Receiver {
         }
         for index in 0..self.links.len() {
             if let Some(received) = self.links[index].take() {
-                self.links.swap(0, index);
+                if index > 0 {
+                    self.links.swap(0, index);
+                }
                 self.begin_round(left - 1);
                 return Some(received);
             }
