@@ -1,19 +1,24 @@
 //! Processes that are stopped (SIGSTOP) hold back only those who wait for them, and when they go on, so does
 //! everything.
+#![allow(unsafe_code, reason = "a single thread is stopped by the handler of a signal")]
 
 mod support;
 
 use std::{
     env,
     process::{Command, Stdio},
+    sync::atomic::{AtomicBool, Ordering},
     time::Duration,
 };
 
 use fbuf_broker::Embedded;
 use fbuf_client::{AllocateError, Client, GetError, Receiver, Sender};
-use nix::sys::{
-    signal::Signal,
-    wait::{Id, WaitPidFlag, WaitStatus, waitid},
+use nix::{
+    libc::c_int,
+    sys::{
+        signal::{SigHandler, Signal, signal},
+        wait::{Id, WaitPidFlag, WaitStatus, waitid},
+    },
 };
 use support::{Process, SOON, until};
 
@@ -23,6 +28,18 @@ const WAITING: u64 = 100;
 const SKIPPING: u64 = 1001;
 /// To how many of its slots it gives the right before it is stopped.
 const GIVEN: u64 = 3;
+
+/// So short that nothing comes meanwhile.
+const BRIEFLY: Duration = Duration::from_millis(1);
+
+static GO_ON: AtomicBool = AtomicBool::new(false);
+
+/// Stops the thread that a signal has gone to.
+extern "C" fn wait_to_go_on(_: c_int) {
+    while !GO_ON.load(Ordering::Relaxed) {
+        std::hint::spin_loop();
+    }
+}
 
 /// What this program does when it is run again; nothing in the process that tests.
 #[test]
@@ -35,6 +52,19 @@ fn role() {
         }
         "giving receiver" => {
             assert_eq!(receive(client.receiver("c").open().unwrap(), GIVEN), 0, "it missed something");
+        }
+        "receiver that greets slowly" => {
+            // SAFETY: the handler does nothing but read an atomic.
+            unsafe { signal(Signal::SIGUSR1, SigHandler::Handler(wait_to_go_on)) }.unwrap();
+            let mut receiver = client.receiver("c").open().unwrap();
+            let first = receiver.get_timeout(SOON).unwrap().sender();
+            while receiver.senders() > 0 {
+                assert_eq!(receiver.get_timeout(BRIEFLY).unwrap_err(), GetError::TimedOut);
+            }
+            assert_eq!(receiver.get_timeout(BRIEFLY).unwrap_err(), GetError::TimedOut, "another one was greeted");
+            GO_ON.store(true, Ordering::Relaxed);
+            assert_ne!(receiver.get_timeout(SOON).unwrap().sender(), first);
+            assert_eq!(receiver.get_timeout(SOON).unwrap_err(), GetError::Ended);
         }
         "skipping receiver" => {
             let missed = receive(client.receiver("c").skip_above(1).open().unwrap(), SKIPPING);
@@ -70,12 +100,12 @@ fn receive(mut receiver: Receiver, all: u64) -> u64 {
     missed
 }
 
-fn other(role: &str, broker: &Embedded, point: Option<(&str, u64)>) -> Process {
+fn other(role: &str, broker: &Embedded, point: Option<&str>) -> Process {
     let mut command = Command::new(env::current_exe().unwrap());
     command.args(["role", "--exact", "--nocapture"]).stdout(Stdio::null());
     command.env("FBUF_TEST_ROLE", role).env("FBUF_BROKER", broker.address().to_string());
-    if let Some((point, before)) = point {
-        command.env("FBUF_DIE_AT", format!("{before} SIGSTOP {point}"));
+    if let Some(point) = point {
+        command.env("FBUF_DIE_AT", point);
     }
     Process::start(&mut command)
 }
@@ -167,7 +197,7 @@ fn a_sender_that_is_stopped_in_the_middle_of_a_write_does_not_block_receivers_of
     let broker = Embedded::start().unwrap();
     let client = Client::connect_to(broker.address()).unwrap();
     let mut receiver = client.receiver("c").open().unwrap();
-    let mut stopped = other("sender", &broker, Some(("write: half an entry", 5)));
+    let mut stopped = other("sender", &broker, Some("5 SIGSTOP write: half an entry"));
     let of_the_stopped = |receiver: &mut Receiver, number: u64| {
         let received = receiver.get_timeout(SOON).unwrap();
         assert_eq!(received[..], number.to_ne_bytes());
@@ -194,7 +224,7 @@ fn a_receiver_that_is_stopped_while_it_gives_slots_gets_what_was_sent_in_them() 
     let broker = Embedded::start().unwrap();
     let client = Client::connect_to(broker.address()).unwrap();
     let mut sender = client.sender("c").slot_size(8).slots(SLOTS).from_receiver().open().unwrap();
-    let mut stopped = other("giving receiver", &broker, Some(("right: sent", GIVEN - 1)));
+    let mut stopped = other("giving receiver", &broker, Some(&format!("{} SIGSTOP right: sent", GIVEN - 1)));
     wait_until_stopped(&stopped);
     sender.wait_for_receivers_timeout(1, SOON).unwrap();
     (0..GIVEN).for_each(|number| send(&mut sender, number));
@@ -202,4 +232,22 @@ fn a_receiver_that_is_stopped_while_it_gives_slots_gets_what_was_sent_in_them() 
     drop(sender);
     stopped.signal(Signal::SIGCONT);
     assert!(stopped.end().success(), "it says why");
+}
+
+/// Its control thread is, between greeting a second sender and saying so: all comes from that one as well, although the first
+/// has ended by then.
+#[test]
+fn a_receiver_does_not_end_while_it_greets_somebody() {
+    let broker = Embedded::start().unwrap();
+    let client = Client::connect_to(broker.address()).unwrap();
+    let open = || client.sender("c").slot_size(8).slots(SLOTS).open().unwrap();
+    let mut first = open();
+    let mut receiver = other("receiver that greets slowly", &broker, Some("1 SIGUSR1 attach: greeted"));
+    first.wait_for_receivers_timeout(1, SOON).unwrap();
+    send(&mut first, 0);
+    let mut second = open();
+    second.wait_for_receivers_timeout(1, SOON).unwrap();
+    send(&mut second, 0);
+    drop((first, second));
+    assert!(receiver.end().success(), "it says why");
 }
