@@ -115,7 +115,7 @@ fn what_was_sent_before_a_segment_that_there_is_no_descriptor_for_is_taken() {
     let _alone = alone();
     let broker = Embedded::start().unwrap();
     let client = Client::connect_to(broker.address()).unwrap();
-    let mut sender = client.sender("c").slot_size(8).slots(MANY).grow_to(2 * MANY).open().unwrap();
+    let mut sender = client.sender("c").slot_size(8).slots(MANY).grow_to(8 * MANY).open().unwrap();
     let mut receiver = client.receiver("c").stay().open().unwrap();
     sender.wait_for_receivers_timeout(1, SOON).unwrap();
     assert_eq!(receiver.get_timeout(BRIEFLY).unwrap_err(), GetError::TimedOut);
@@ -125,10 +125,13 @@ fn what_was_sent_before_a_segment_that_there_is_no_descriptor_for_is_taken() {
     let scarcity = Scarcity::but_for(0);
     let start = Instant::now();
     until("it is time to look at sockets, also for one that is busy", || start.elapsed() > Duration::from_millis(200));
-    (0..MANY).for_each(|number| get(&mut receiver, number));
+    (0..MANY / 2).for_each(|number| get(&mut receiver, number));
+    drop(scarcity);
+    // There is a descriptor for the next one again, whose slots have other numbers.
+    (MANY + 1..3 * MANY).for_each(|number| send(&mut sender, number));
+    (MANY / 2..MANY).for_each(|number| get(&mut receiver, number));
     let trouble = receiver.get_timeout(SOON).unwrap_err();
     assert!(matches!(trouble, GetError::Exhausted { .. }), "{trouble}");
-    drop(scarcity);
     until("the sender has heard of it", || {
         sender.look();
         sender.receivers() == 0

@@ -173,7 +173,14 @@ impl Inbound {
             inbound.known = slots;
         }
         for segment in welcome.segments {
-            inbound.add_segment(&segment)?;
+            match inbound.add_segment(&segment) {
+                Ok(()) => {}
+                Err(LinkEnd::Exhausted(what)) => {
+                    inbound.lacks = Some(what);
+                    break;
+                }
+                Err(end) => return Err(end),
+            }
         }
         Ok(inbound)
     }
@@ -476,8 +483,12 @@ impl Inbound {
         }
     }
 
-    /// Reads what the sender sent over the socket: bells, new segments, its end.
+    /// Reads what the sender sent over the socket: bells, new segments, its end. Nothing more, once there was no room for
+    /// something: the slots of a segment have the numbers behind those of the one before.
     pub fn attend(&mut self) {
+        if self.lacks.is_some() {
+            return;
+        }
         match self.read_socket() {
             Ok(()) => {}
             Err(LinkEnd::Exhausted(what)) => self.lacks = Some(what),
