@@ -207,7 +207,7 @@ fn send_for_ever(mut senders: Vec<Sender>, random: &mut Random) {
             }
             println!("{CHECKED}");
         }
-        if random.below(100) == 0 {
+        if random.below(20) == 0 {
             // It ends a stream in order, and begins another.
             let index = random.below(senders.len() as u64) as usize;
             let client = Client::connect().unwrap();
