@@ -28,14 +28,14 @@ pub(super) struct Line {
     pub(super) subject: Subject,
     /// What is reported; none if nobody has answered.
     pub(super) report: Option<Report>,
-    /// What changes by the second.
-    pub(super) rates: Rates,
+    /// What was reported a look before.
+    before: Report,
     /// Whether a message may have been forgotten.
     pub(super) is_suspect: bool,
 }
 
-/// An endpoint, and what changes there by the second.
-pub(super) type Watched = (EndpointStatus, Rates);
+/// An endpoint, and what it had reported a look before.
+pub(super) type Watched = (EndpointStatus, Option<Report>);
 
 /// A line for each, in the order in which a person looks for them.
 pub(super) fn lines(by: By, endpoints: &[Watched], clients: &[ClientStatus]) -> Vec<Line> {
@@ -51,10 +51,7 @@ fn of_endpoints(endpoints: &[Watched]) -> Vec<Line> {
     endpoints.sort_by(|(one, _), (other, _)| {
         (&one.channel, role(other.end), one.number).cmp(&(&other.channel, role(one.end), other.number))
     });
-    let line = |(endpoint, rates): &Watched| {
-        let is_suspect = endpoint.report.as_ref().is_some_and(is_suspect);
-        Line { report: endpoint.report, subject: Subject::Endpoint(endpoint.clone()), rates: *rates, is_suspect }
-    };
+    let line = |watched: &Watched| together(Subject::Endpoint(watched.0.clone()), std::iter::once(watched), |_| true);
     endpoints.into_iter().map(line).collect()
 }
 
@@ -98,31 +95,32 @@ fn together<'a>(
     endpoints: impl Iterator<Item = &'a Watched>,
     counts: impl Fn(&EndpointStatus) -> bool,
 ) -> Line {
-    let mut line = Line { subject, report: None, rates: Rates::default(), is_suspect: false };
-    for (endpoint, rates) in endpoints {
+    let mut line = Line { subject, report: None, before: Report::default(), is_suspect: false };
+    for (endpoint, before) in endpoints {
         let Some(report) = &endpoint.report else { continue };
-        let sum = line.report.get_or_insert_default();
+        let counts = counts(endpoint);
+        add(line.report.get_or_insert_default(), report, counts);
+        // Of one that had not answered then, nothing is known to have changed.
+        add(&mut line.before, before.as_ref().unwrap_or(report), counts);
         line.is_suspect |= is_suspect(report);
-        let age = |oldest: &Option<Oldest>| oldest.map(|oldest| (oldest.milliseconds, oldest.behind));
-        sum.oldest = std::cmp::max_by_key(sum.oldest, report.oldest, age);
-        sum.waits += report.waits;
-        sum.sleeps += report.sleeps;
-        sum.violations += report.violations;
-        sum.slots += report.slots;
-        sum.held += report.held;
-        line.rates.waits += rates.waits;
-        line.rates.sleeps += rates.sleeps;
-        if counts(endpoint) {
-            sum.links += report.links;
-            sum.messages += report.messages;
-            sum.bytes += report.bytes;
-            sum.left_out += report.left_out;
-            line.rates.messages += rates.messages;
-            line.rates.bytes += rates.bytes;
-            line.rates.left_out += rates.left_out;
-        }
     }
     line
+}
+
+fn add(sum: &mut Report, report: &Report, counts: bool) {
+    let age = |oldest: &Option<Oldest>| oldest.map(|oldest| (oldest.milliseconds, oldest.behind));
+    sum.oldest = std::cmp::max_by_key(sum.oldest, report.oldest, age);
+    sum.waits += report.waits;
+    sum.sleeps += report.sleeps;
+    sum.violations += report.violations;
+    sum.slots += report.slots;
+    sum.held += report.held;
+    if counts {
+        sum.links += report.links;
+        sum.messages += report.messages;
+        sum.bytes += report.bytes;
+        sum.left_out += report.left_out;
+    }
 }
 
 impl By {
@@ -167,9 +165,14 @@ impl Line {
         })
     }
 
+    /// What has changed by the second, so many seconds after the look before.
+    pub(super) fn rates(&self, seconds: f64) -> Rates {
+        self.report.map_or_else(Rates::default, |report| Rates::between(&self.before, &report, seconds))
+    }
+
     /// The cells under [`By::heads_of_rates`].
-    pub(super) fn cells_of_rates(&self) -> Vec<String> {
-        let Rates { messages, bytes, waits, sleeps, left_out } = self.rates;
+    pub(super) fn cells_of_rates(&self, seconds: f64) -> Vec<String> {
+        let Rates { messages, bytes, waits, sleeps, left_out } = self.rates(seconds);
         self.with(|_| [messages, bytes, waits, sleeps, left_out].map(short))
     }
 
@@ -216,9 +219,9 @@ mod tests {
             false => EndStatus::Receiver { require: Protection::Volatile },
         };
         let process = Credentials { pid: 10, uid: 1000, gid: 1000 };
-        let rates = Rates { messages: report.messages as f64 / 2.0, ..Rates::default() };
+        let before = Some(Report { messages: 0, ..report });
         let (client, channel, report) = (1, channel.to_owned(), Some(report));
-        (EndpointStatus { number, endpoint: number, process, client, channel, end, report }, rates)
+        (EndpointStatus { number, endpoint: number, process, client, channel, end, report }, before)
     }
 
     fn seen() -> Vec<Watched> {
@@ -239,10 +242,10 @@ mod tests {
         let [a, b] = &all[..] else { panic!("{all:?}") };
         assert_eq!(a.subject, Subject::Channel { channel: "a".into(), senders: 1, receivers: 2 });
         let sum = a.report.unwrap();
-        assert_eq!((sum.messages, sum.links, sum.left_out, a.rates.messages), (100, 2, 80, 50.0));
+        assert_eq!((sum.messages, sum.links, sum.left_out, a.rates(2.0).messages), (100, 2, 80, 50.0));
         assert_eq!((sum.held, sum.slots, sum.waits, sum.oldest.unwrap().milliseconds), (4, 8, 3, 9000));
         // Whoever sends there is not seen.
-        assert_eq!((b.report.unwrap().messages, b.rates.messages), (60, 30.0));
+        assert_eq!((b.report.unwrap().messages, b.rates(2.0).messages), (60, 30.0));
         let mut silent = seen();
         silent[1].0.report = None;
         assert_eq!(lines(By::Channel, &silent, &[])[0].report.unwrap().messages, 120);
@@ -274,6 +277,6 @@ mod tests {
             .collect();
         assert_eq!(numbers, [2, 3, 4, 5]);
         assert_eq!(lines[0].cells().len(), By::Endpoint.heads().len());
-        assert_eq!(lines[0].cells_of_rates().len(), By::Endpoint.heads_of_rates().count());
+        assert_eq!(lines[0].cells_of_rates(1.0).len(), By::Endpoint.heads_of_rates().count());
     }
 }

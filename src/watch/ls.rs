@@ -4,7 +4,6 @@ use fbuf_client::{EndStatus, EndpointStatus, Report};
 use serde_json::{Value, json};
 
 use super::{
-    Rates,
     lines::{By, Line, Subject, lines},
     protection, role,
 };
@@ -24,7 +23,7 @@ pub(crate) struct Arguments {
 
 pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let client = arguments.place.connect()?;
-    let endpoints: Vec<_> = client.status()?.into_iter().map(|endpoint| (endpoint, Rates::default())).collect();
+    let endpoints: Vec<_> = client.status()?.into_iter().map(|endpoint| (endpoint, None)).collect();
     let clients = if arguments.by == By::Client { client.clients()? } else { Vec::new() };
     let lines = lines(arguments.by, &endpoints, &clients);
     if arguments.json {

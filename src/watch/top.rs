@@ -1,12 +1,12 @@
 //! `fbuf top`: a live view in the terminal.
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::HashMap,
     io::{IsTerminal, stdout},
     time::{Duration, Instant},
 };
 
-use fbuf_client::{Client, ClientStatus, EndpointStatus, OpenError, Report};
+use fbuf_client::{Client, ClientStatus, EndpointStatus, OpenError};
 use ratatui::{
     Frame,
     crossterm::event::{self, Event, KeyCode, KeyEventKind, KeyModifiers},
@@ -18,7 +18,7 @@ use ratatui::{
 use super::{
     Rates, is_suspect,
     lines::{By, Line, Watched, lines},
-    role, short,
+    short,
 };
 use crate::{Failure, Place};
 
@@ -39,7 +39,9 @@ struct View {
     by: By,
     clients: Vec<ClientStatus>,
     endpoints: Vec<Watched>,
-    before: HashMap<u64, (Report, Instant)>,
+    looked: Instant,
+    /// Since the look before.
+    seconds: f64,
     /// How many lines are scrolled away.
     skipped: usize,
     trouble: Option<String>,
@@ -53,7 +55,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
         .map_err(|error| Failure::new(format!("--every {}: {error}", arguments.every)))?;
     let client = arguments.place.connect()?;
     let mut terminal = ratatui::try_init()?;
-    let result = watch(&mut terminal, &client, View::by(arguments.by), every.max(Duration::from_millis(100)));
+    let result =
+        watch(&mut terminal, &client, View::new(arguments.by, Instant::now()), every.max(Duration::from_millis(100)));
     ratatui::restore();
     Ok(result?)
 }
@@ -94,25 +97,19 @@ fn watch(
 }
 
 impl View {
-    fn by(by: By) -> Self {
-        let (clients, endpoints, before) = (Vec::new(), Vec::new(), HashMap::new());
-        Self { by, clients, endpoints, before, skipped: 0, trouble: None }
+    fn new(by: By, now: Instant) -> Self {
+        Self { by, clients: Vec::new(), endpoints: Vec::new(), looked: now, seconds: 0.0, skipped: 0, trouble: None }
     }
 
     fn update(&mut self, endpoints: Vec<EndpointStatus>, clients: Vec<ClientStatus>, now: Instant) {
-        let before = std::mem::take(&mut self.before);
-        let rates = |endpoint: &EndpointStatus| match (&endpoint.report, before.get(&endpoint.number)) {
-            (Some(report), Some((last, at))) => Rates::between(last, report, now.duration_since(*at).as_secs_f64()),
-            _ => Rates::default(),
-        };
-        let watched = |endpoint| {
-            let rates = rates(&endpoint);
-            (endpoint, rates)
+        let before: HashMap<_, _> =
+            self.endpoints.iter().map(|(endpoint, _)| (endpoint.number, endpoint.report)).collect();
+        let watched = |endpoint: EndpointStatus| {
+            let before = before.get(&endpoint.number).copied().flatten();
+            (endpoint, before)
         };
         self.endpoints = endpoints.into_iter().map(watched).collect();
-        let reports =
-            self.endpoints.iter().filter_map(|(endpoint, _)| Some((endpoint.number, (endpoint.report?, now))));
-        self.before = reports.collect();
+        self.seconds = now.duration_since(std::mem::replace(&mut self.looked, now)).as_secs_f64();
         self.clients = clients;
         self.trouble = None;
     }
@@ -124,7 +121,7 @@ impl View {
         self.skipped = self.skipped.min(lines.len().saturating_sub(1));
         let (heads, widths): (Vec<_>, Vec<_>) = self.by.heads_of_rates().unzip();
         let bold = Style::new().add_modifier(Modifier::BOLD);
-        let rows = lines.iter().skip(self.skipped).map(row);
+        let rows = lines.iter().skip(self.skipped).map(|line| row(line, self.seconds));
         let widths = widths.into_iter().map(Constraint::Length);
         frame.render_widget(Table::new(rows, widths).header(Row::new(heads).style(bold)), middle);
     }
@@ -134,11 +131,10 @@ impl View {
         if let Some(trouble) = &self.trouble {
             return format!("fbuf: {trouble}\nq quits");
         }
-        let channels: BTreeSet<_> = self.endpoints.iter().map(|(endpoint, _)| &endpoint.channel).collect();
-        let senders = || self.endpoints.iter().filter(|(endpoint, _)| role(endpoint.end) == "sender");
-        let links: u64 = senders().filter_map(|(endpoint, _)| endpoint.report).map(|report| report.links).sum();
-        let [messages, bytes] = [|rates: &Rates| rates.messages, |rates: &Rates| rates.bytes]
-            .map(|of| senders().map(|(_, rates)| of(rates)).sum());
+        let channels = lines(By::Channel, &self.endpoints, &[]);
+        let links: u64 = channels.iter().filter_map(|channel| channel.report).map(|report| report.links).sum();
+        let [messages, bytes] = [|rates: Rates| rates.messages, |rates: Rates| rates.bytes]
+            .map(|of| channels.iter().map(|channel| of(channel.rates(self.seconds))).sum());
         let reports = self.endpoints.iter().filter_map(|(endpoint, _)| endpoint.report.as_ref());
         format!(
             "fbuf: {} clients, {} channels, {} endpoints, {links} links; {} messages/s, {} bytes/s; {} may have forgotten a \
@@ -153,20 +149,20 @@ impl View {
     }
 }
 
-fn row(line: &Line) -> Row<'static> {
+fn row(line: &Line, seconds: f64) -> Row<'static> {
     let is_bad = line.is_suspect || line.report.is_some_and(|report| report.violations > 0);
     let style = match line.report {
         _ if is_bad => Style::new().fg(Color::Red),
         None if !line.is_idle() => Style::new().fg(Color::DarkGray),
         _ => Style::new(),
     };
-    Row::new(line.cells_of_rates()).style(style)
+    Row::new(line.cells_of_rates(seconds)).style(style)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use fbuf_client::{Credentials, EndStatus, Mechanism, Oldest};
+    use fbuf_client::{Credentials, EndStatus, Mechanism, Oldest, Report};
     use ratatui::{Terminal, backend::TestBackend};
 
     const PROCESS: Credentials = Credentials { pid: 4321, uid: 1000, gid: 1000 };
@@ -192,8 +188,8 @@ mod tests {
 
     #[test]
     fn a_frame_shows_rates_and_what_may_be_forgotten() {
-        let mut view = View::by(By::Endpoint);
         let start = Instant::now();
+        let mut view = View::new(By::Endpoint, start);
         let clients = vec![ClientStatus { number: 1, process: PROCESS, endpoints: 2 }];
         view.update(vec![sender(1, 1000)], clients.clone(), start);
         let mut receiver = sender(2, 0);
