@@ -5,13 +5,13 @@ mod support;
 use std::{
     collections::HashSet,
     fs::{self, File},
-    io::{self, Read, Write},
+    io::{Read, Write},
     os::unix::{fs::PermissionsExt, process::CommandExt},
     path::PathBuf,
     process::{Command, Stdio},
 };
 
-use support::{BrokerProcess, Process, Random};
+use support::{BrokerProcess, Process, Random, is_root, not_tested};
 
 /// Runs the command beside the broker's socket, and where everything else that programs write to is new.
 const CONTAINER: &str = r#"
@@ -36,15 +36,14 @@ fn unshare() -> Command {
     command
 }
 
-/// Whether there can be containers. If not, it is said past what keeps the output of tests that pass.
+/// Whether there can be containers. If not, the test is noted as not tested.
 fn can_unshare() -> bool {
     let why = match unshare().args(["mount", "-t", "tmpfs", "tmpfs", "/run"]).output() {
         Ok(output) if output.status.success() => return true,
         Ok(output) => String::from_utf8_lossy(&output.stderr).trim().to_owned(),
         Err(error) => format!("unshare(1): {error}"),
     };
-    let text = format!("not tested: no container can be made here: {why}\n");
-    io::stderr().write_all(text.as_bytes()).unwrap();
+    not_tested(&format!("no container can be made here: {why}"));
     false
 }
 
@@ -150,8 +149,7 @@ fn users_whom_the_broker_cannot_tell_apart_are_not_taken_for_one() {
     if !can_unshare() {
         return;
     }
-    if !nix::unistd::geteuid().is_root() {
-        println!("not tested: it takes root to start a process as another user");
+    if !is_root() {
         return;
     }
     let place = Place::with_contained_broker(&["--allow", "65534"]);

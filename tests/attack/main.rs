@@ -28,7 +28,7 @@ use nix::{
     },
     unistd::{Pid, geteuid},
 };
-use support::{Process, SOON};
+use support::{Process, SOON, is_root, not_tested};
 
 /// The bytes of a message.
 const SIZE: usize = 4096;
@@ -118,7 +118,7 @@ fn role() {
 fn attacks() -> impl Iterator<Item = (Attack, [Outcome; 5])> {
     let pins = io_uring::IoUring::new(1).map(drop);
     if let Err(error) = &pins {
-        println!("not tested: pages are not pinned, since there is no io_uring here: {error}");
+        not_tested(&format!("pages are pinned with io_uring(7), which this kernel does not allow: {error}"));
     }
     TABLE.into_iter().filter(move |(attack, _)| *attack != Attack::Pinned || pins.is_ok())
 }
@@ -298,14 +298,6 @@ fn attacks_on_messages_that_are_sealed_for_good() {
     run(Level::OneShot);
 }
 
-fn is_root() -> bool {
-    let root = geteuid().is_root();
-    if !root {
-        println!("not tested: it takes root to start a process as another user");
-    }
-    root
-}
-
 /// Attacks of memory that is as it should be.
 fn attacks_on_memory() -> impl Iterator<Item = Attack> {
     attacks().filter(|(_, outcomes)| outcomes[0] != Refused).map(|(attack, _)| attack)
@@ -426,7 +418,7 @@ fn victim() {
 fn a_receiver_that_was_stopped_for_longer_than_a_lease_lasts_is_told() {
     let time = fs::read_to_string("/proc/sys/fs/lease-break-time").unwrap().trim().parse::<u64>().unwrap();
     if time > 60 {
-        println!("not tested: fs.lease-break-time is {time} s");
+        not_tested(&format!("the test waits for fs.lease-break-time, which is {time} s"));
         return;
     }
     for level in Level::ALL {

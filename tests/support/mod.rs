@@ -19,6 +19,27 @@ use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bin
 /// Longer than anything here takes on a slow machine.
 pub const SOON: Duration = Duration::from_secs(60);
 
+/// Notes that the test that calls this cannot run here, and why: the test then returns. `.ci/run` lists these notes,
+/// and fails if there is any although it runs as root.
+pub fn not_tested(why: &str) {
+    let thread = std::thread::current();
+    let note = format!("not tested: {}: {why}\n", thread.name().unwrap_or("a test"));
+    // Past what keeps the output of tests that pass.
+    std::io::stderr().write_all(note.as_bytes()).expect("standard error");
+    let Some(list) = std::env::var_os("FBUF_NOT_TESTED") else { return };
+    let mut list = fs::OpenOptions::new().append(true).create(true).open(list).expect("the list of what is not tested");
+    list.write_all(note.as_bytes()).expect("a line in the list of what is not tested");
+}
+
+/// Whether this process can start others as other users. If not, the test is noted as [`not_tested`].
+pub fn is_root() -> bool {
+    let root = nix::unistd::geteuid().is_root();
+    if !root {
+        not_tested("a process is started as another user, which takes root");
+    }
+    root
+}
+
 /// The command under test.
 pub fn fbuf(arguments: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Command {
     fbuf_at(env!("CARGO_BIN_EXE_fbuf"), arguments)
