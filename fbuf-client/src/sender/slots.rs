@@ -81,7 +81,8 @@ impl Sender {
                 Next::Look => self.look(),
                 Next::Sleep => {
                     let wake = if grows || self.pool.is_blocked() { within(LATE, deadline) } else { deadline };
-                    self.sleep(wake, |sender| sender.pool.search_all(&sender.links));
+                    // A slot that is put back by a thread of this process wakes it as well.
+                    self.sleep(wake, |sender| sender.pool.search_all(&sender.links) || !sender.pool.await_fbufs());
                 }
                 Next::Expired => return Err(AllocateError::TimedOut(self.pool.slots() as usize)),
             }
@@ -119,7 +120,7 @@ impl Sender {
         points::reach("park: raised");
         let sure = Fencing::of_this_process().before_sleeping();
         self.notice_leaving();
-        let ready = if !happened(self) && self.pool.await_fbufs() {
+        let ready = if !happened(self) {
             self.counters.sleeps += 1;
             points::reach("park: about to sleep");
             let ready = self.sockets.sleep(if sure { deadline } else { within(UNSURE, deadline) });
