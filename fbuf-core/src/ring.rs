@@ -16,9 +16,12 @@ pub struct Ring<T> {
 
 impl<T> Ring<T> {
     /// At least so many cells, and at least one.
+    ///
+    /// # Panics
+    /// As `Vec::with_capacity` does: there is no power of two of that many.
     pub fn new(least: usize, cell: impl FnMut() -> T) -> Self {
-        let mask = least.next_power_of_two() - 1;
-        Self { cells: std::iter::repeat_with(cell).take(mask + 1).collect(), mask }
+        let count = least.checked_next_power_of_two().expect("capacity overflow");
+        Self { cells: std::iter::repeat_with(cell).take(count).collect(), mask: count - 1 }
     }
 
     /// The cell at `index`, or at what is left of it after so many laps.
@@ -37,7 +40,7 @@ impl<T> Ring<T> {
     /// As [`Self::at`].
     #[inline]
     pub fn at_mut(&mut self, index: usize) -> &mut T {
-        // SAFETY: as above.
+        // SAFETY: there are `mask + 1` cells, from `new` on.
         unsafe { self.cells.get_unchecked_mut(index & self.mask) }
     }
 
@@ -84,5 +87,10 @@ mod tests {
             }
             assert_eq!((ring.slice(0..cells).len(), ring.slice(1..cells + 1).len()), (cells, 0));
         }
+    }
+    #[test]
+    #[should_panic(expected = "capacity overflow")]
+    fn more_cells_than_a_number_can_count_are_refused() {
+        Ring::new(usize::MAX, || ());
     }
 }

@@ -17,4 +17,4 @@ pub use pieces::{Address, Pieces};
 pub use room::available;
 pub use sealed::Sealed;
 pub(crate) use sealed::SealedMemory;
-pub use table::Table;
+pub use table::{SharedLayout, Table};

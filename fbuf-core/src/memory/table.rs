@@ -11,10 +11,46 @@ use std::{
 use zerocopy::FromBytes;
 
 use super::{Map, MemoryError};
-use crate::violation::Unsuitable;
+use crate::{
+    board::BoardHead,
+    lane::{Entry, LaneHead},
+    sync::AtomicU64,
+    violation::Unsuitable,
+};
 
-/// A header `H` followed by cells `C`, as many as a power of two, in shared memory. Both consist of
-/// atomics only: the other side may change them at any time.
+/// A type that may lie in memory which another process writes at any time.
+///
+/// # Safety
+/// It consists of atomics only, so that a reference to it promises nothing about its bytes. (That any bytes are a
+/// valid one is what `FromBytes` says.)
+pub unsafe trait SharedLayout: FromBytes {}
+
+// SAFETY: a flag, words and a time, each an AtomicU64; padding, which nobody reads.
+unsafe impl SharedLayout for LaneHead {}
+// SAFETY: two AtomicU64.
+unsafe impl SharedLayout for Entry {}
+// SAFETY: a flag, a word and a time, each an AtomicU64; padding, which nobody reads.
+unsafe impl SharedLayout for BoardHead {}
+// SAFETY: itself.
+unsafe impl SharedLayout for AtomicU64 {}
+
+/// A header `H` followed by cells `C`, as many as a power of two, in shared memory. The other side may change
+/// both at any time, so both are [`SharedLayout`]s:
+///
+/// ```
+/// use fbuf_core::memory::Table;
+/// use std::sync::atomic::AtomicU64;
+///
+/// let _size = Table::<AtomicU64, AtomicU64>::size(8);
+/// ```
+///
+/// Numbers are none, for a `&u64` says that nobody changes it:
+///
+/// ```compile_fail,E0277
+/// use fbuf_core::memory::Table;
+///
+/// let _size = Table::<u64, u64>::size(8);
+/// ```
 #[derive(Debug)]
 pub struct Table<H, C> {
     map: Map,
@@ -23,22 +59,23 @@ pub struct Table<H, C> {
     layout: PhantomData<(H, C)>,
 }
 
-// SAFETY: all that is ever reached through a table is `&H` and `&C`.
+// SAFETY: all that is ever reached through a table is `&H` and `&C`, from any thread; the mapping is the process's.
 unsafe impl<H: Sync, C: Sync> Send for Table<H, C> {}
-// SAFETY: as above.
+// SAFETY: all that is reached through a shared table is `&H` and `&C`.
 unsafe impl<H: Sync, C: Sync> Sync for Table<H, C> {}
 
-impl<H: FromBytes, C: FromBytes> Table<H, C> {
+impl<H: SharedLayout, C: SharedLayout> Table<H, C> {
     /// Fails to compile for layouts whose cells would not be aligned behind the header.
     const LAID_OUT: () = assert!(
         align_of::<H>() <= 4096 && align_of::<C>() <= align_of::<H>() && size_of::<H>().is_multiple_of(align_of::<C>())
     );
 
-    /// The bytes that a table with at least so many cells takes, in whole pages.
+    /// The bytes that a table with at least so many cells takes, in whole pages; [`u64::MAX`], of which there never
+    /// is so much memory, if there is no power of two of so many.
     #[must_use]
     pub fn size(least: usize) -> u64 {
         let () = Self::LAID_OUT;
-        let cells = least.next_power_of_two() as u64;
+        let cells = least.checked_next_power_of_two().map_or(u64::MAX, |cells| cells as u64);
         let bytes = (size_of::<C>() as u64).saturating_mul(cells).saturating_add(size_of::<H>() as u64);
         bytes.div_ceil(4096).saturating_mul(4096)
     }
@@ -61,7 +98,7 @@ impl<H: FromBytes, C: FromBytes> Table<H, C> {
         Ok(Self::over(Map::attach(fd, Self::size(least))?, least))
     }
 
-    /// Over a mapping of `size(least)` bytes.
+    /// Over a mapping of `size(least)` bytes: that there is one says that `least` is no more than fits.
     fn over(map: Map, least: usize) -> Self {
         Self { map, mask: least.next_power_of_two() - 1, layout: PhantomData }
     }
@@ -71,8 +108,8 @@ impl<H: FromBytes, C: FromBytes> Table<H, C> {
     #[inline]
     pub fn head(&self) -> &H {
         // SAFETY: the mapping is page-aligned and `size` ≥ size_of::<H>() long, any bytes are a valid
-        // `H` (FromBytes), and it consists of atomics, which is why another process may write it
-        // meanwhile (invariant 1 says which one).
+        // `H` (FromBytes), and it consists of atomics (`SharedLayout`), which is why another process may
+        // write it meanwhile (invariant 1 says which one).
         unsafe { self.map.base().cast::<H>().as_ref() }
     }
 
@@ -86,15 +123,16 @@ impl<H: FromBytes, C: FromBytes> Table<H, C> {
     #[must_use]
     #[inline]
     pub fn at(&self, index: usize) -> &C {
-        // SAFETY: there are `mask + 1` cells behind the header (`size`), `LAID_OUT` aligns them, and
-        // the rest is as for `head`.
+        // SAFETY: there are `mask + 1` cells behind the header (`size`), `LAID_OUT` aligns them, and they
+        // consist of atomics (`SharedLayout`), which another process may write meanwhile (invariant 1).
         unsafe { self.map.base().add(size_of::<H>()).cast::<C>().add(index & self.mask).as_ref() }
     }
 
     /// Cells that lie one behind the other without the index wrapping; none if they do not.
     #[must_use]
     pub fn slice(&self, cells: Range<usize>) -> &[C] {
-        // SAFETY: as for `at`; all of them.
+        // SAFETY: there are so many cells behind the header (`size`), `LAID_OUT` aligns them, and they consist of
+        // atomics (`SharedLayout`), which another process may write meanwhile (invariant 1).
         let all =
             unsafe { slice::from_raw_parts(self.map.base().add(size_of::<H>()).cast().as_ptr(), self.capacity()) };
         all.get(cells).unwrap_or_default()
@@ -125,5 +163,12 @@ mod tests {
         let (_written, fd) = Table::<AtomicU64, AtomicU64>::create("fbuf-test", 10).unwrap();
         let error = Table::<AtomicU64, AtomicU64>::attach(fd.as_fd(), 1000).unwrap_err();
         assert_eq!(error, Unsuitable::Size { found: 4096, wanted: 12288 });
+    }
+    #[test]
+    fn a_table_of_more_cells_than_can_be_counted_is_not_made() {
+        let made = Table::<AtomicU64, AtomicU64>::create("fbuf-test", usize::MAX);
+        assert!(matches!(made, Err(MemoryError::NotEnough { .. })));
+        let (_written, fd) = Table::<AtomicU64, AtomicU64>::create("fbuf-test", 8).unwrap();
+        assert!(Table::<AtomicU64, AtomicU64>::attach(fd.as_fd(), usize::MAX).is_err());
     }
 }
