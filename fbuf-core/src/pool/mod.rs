@@ -336,10 +336,12 @@ impl Pool {
         self.memory.segment_of(slot)?.pieces(self.geometry, slot, 1).next().map(|(_, bytes)| bytes)
     }
 
-    /// Where fbufs of this pool go that are dropped: the inside of an Arc.
+    /// Where fbufs of this pool go that are dropped: the inside of an Arc. The pointer comes from the Arc and not
+    /// from a reference to what is in it, for it also leads to the counts, which lie beside that (`put_back`).
     #[inline]
     pub(crate) fn shelf(&self) -> NonNull<Shelf> {
-        NonNull::from(Arc::as_ref(&self.shelf))
+        // An Arc is never null.
+        NonNull::new(Arc::as_ptr(&self.shelf).cast_mut()).unwrap_or(NonNull::dangling())
     }
 
     /// Takes a filled fbuf back in order to send it as message number `sequence`: its slot, and how many
