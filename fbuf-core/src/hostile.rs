@@ -1,6 +1,8 @@
 //! Both halves of a link against a peer that writes anything into its pages and sends anything over
 //! its socket. What comes out is messages inside their slots, nothing, or the end of that link.
 
+mod bounds;
+
 use std::{
     fs::File,
     os::fd::{AsFd, OwnedFd},
@@ -16,7 +18,7 @@ use crate::{
     inbound::{Answered, Greeted, Inbound, Peer},
     lane::{LaneTable, LaneWriter, capacity_for},
     limits::MAX_SEQUENCE,
-    link::{Hello, LinkEnd, LinkMessage, NewSegment, OneShot, Right, Welcome},
+    link::{self, Hello, LinkEnd, LinkMessage, NewSegment, OneShot, Right, Welcome},
     memory::{Leasable, Map, Pages, Reserved},
     outbound::{Arrived, Expected, Offer, Outbound},
     pool::Pool,
@@ -161,9 +163,16 @@ fn lodging(mechanism: Mechanism) -> Lodging {
 
 /// A receiver, linked with a sender whose memory is in our hands.
 fn victim_receiver(mechanism: Mechanism) -> (Inbound, PacketSocket, LaneTable, Vec<Map>) {
+    victim_receiver_that_skips(mechanism, None)
+}
+
+fn victim_receiver_that_skips(
+    mechanism: Mechanism,
+    above: Option<u32>,
+) -> (Inbound, PacketSocket, LaneTable, Vec<Map>) {
     let (own, its) = sockets();
-    let greeted = Greeted::new(peer(), its, geometry(), mechanism, lodging(mechanism), None).unwrap();
-    let (lane, lane_fd) = LaneTable::create("fbuf-test", capacity_for(SLOTS, false)).unwrap();
+    let greeted = Greeted::new(peer(), its, geometry(), mechanism, lodging(mechanism), above).unwrap();
+    let (lane, lane_fd) = LaneTable::create("fbuf-test", capacity_for(SLOTS, above.is_some())).unwrap();
     let (memory, memory_fd) = Map::create("fbuf-test", geometry().segment_bytes(2)).unwrap();
     let mut segments = vec![NewSegment { memory: memory_fd.into(), slots: 2 }];
     if matches!(mechanism, Mechanism::Lease | Mechanism::OneShot) {
@@ -193,7 +202,7 @@ fn sender_with(slots: u32) -> (Pool, Outbound, PacketSocket, BoardTable) {
 }
 
 fn offer(link: &mut Outbound, slot: SlotId, length: u32, sequence: u64) -> Offer {
-    link.admit(slot, sequence);
+    link.admit();
     link.offer(slot, length, sequence, None)
 }
 

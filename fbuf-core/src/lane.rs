@@ -164,7 +164,7 @@ impl<M: LaneMemory> LaneWriter<M> {
         self.publish(MESSAGE, slot.number().into(), length.into());
     }
 
-    /// Publishes that messages were left out. Only before a message.
+    /// Publishes that messages were left out before the next one, which is published at once.
     pub fn gap(&mut self, missed: u64) {
         self.publish(GAP, 0, missed);
     }

@@ -125,19 +125,26 @@ impl Skipping {
         Self { most: most.min(slots), lent: Vec::with_capacity(most.min(slots) as usize + 1), ledger }
     }
 
-    /// Enters a message, unless the receiver holds more than it wants to. If it seems so, looks again.
-    fn lend(&mut self, slot: SlotId, mark: Mark, board: &BoardReader<BoardTable>) -> bool {
+    /// Whether the next message is to be lent: the receiver does not hold more than it wants to. If it seems
+    /// to, looks again.
+    fn has_room(&mut self, board: &BoardReader<BoardTable>) -> bool {
         let most = self.most as usize;
         if self.lent.len() > most {
             let ledger = &self.ledger;
             self.lent.retain(|&(slot, mark)| *ledger.at(slot.index()) == mark && !board.has(slot, mark));
         }
-        let lends = self.lent.len() <= most;
-        *self.ledger.at_mut(slot.index()) = if lends { mark } else { Mark::NONE };
-        if lends {
-            self.lent.push((slot, mark));
-        }
-        lends
+        self.lent.len() <= most
+    }
+
+    /// Enters a message that is lent.
+    fn lend(&mut self, slot: SlotId, mark: Mark) {
+        *self.ledger.at_mut(slot.index()) = mark;
+        self.lent.push((slot, mark));
+    }
+
+    /// Enters a message that is left out.
+    fn leave_out(&mut self, slot: SlotId) {
+        *self.ledger.at_mut(slot.index()) = Mark::NONE;
     }
 
     /// Whether the message was not left out.
@@ -249,10 +256,10 @@ impl Outbound {
         self.board.left_at().is_some()
     }
 
-    /// Whether a slot that is to be sent will be lent to this receiver: it is there, and would not rather
-    /// skip. To be followed by [`Self::offer`].
-    pub fn admit(&mut self, slot: SlotId, sequence: u64) -> bool {
-        self.admitted = self.refuse(slot, Mark::of(sequence)).is_none();
+    /// Whether the slot that is to be sent will be lent to this receiver: it is there, and would not rather
+    /// skip. Nothing is noted before [`Self::offer`], which follows if the slot can be sent at all.
+    pub fn admit(&mut self) -> bool {
+        self.admitted = self.is_open() && self.skipping.as_mut().is_none_or(|skipping| skipping.has_room(&self.board));
         self.admitted
     }
 
@@ -260,7 +267,14 @@ impl Outbound {
     /// memory of its own goes before, over the socket.
     pub fn offer(&mut self, slot: SlotId, length: u32, sequence: u64, own: Option<&Arc<OwnedFd>>) -> Offer {
         if !std::mem::take(&mut self.admitted) {
-            return if self.is_open() { Offer::Skipped } else { Offer::Gone };
+            return self.leave_out(slot);
+        }
+        let mark = Mark::of(sequence);
+        if let Some(skipping) = &mut self.skipping {
+            skipping.lend(slot, mark);
+        }
+        if let Some(guard) = &self.guard {
+            guard.lent(slot, mark);
         }
         if let Some(memory) = own {
             let shot = OneShot { memory: Descriptor::from(memory.clone()), sequence };
@@ -268,6 +282,10 @@ impl Outbound {
                 return self.lose(sequence, end);
             }
             points::reach("seal: sent");
+        }
+        if self.gap > 0 {
+            // Nothing can fail between the two: a receiver takes a gap for the beginning of a message.
+            self.writer.gap(std::mem::take(&mut self.gap));
         }
         if self.lend(slot, length, Fencing::of_this_process()) { Offer::Lent } else { self.answer(sequence) }
     }
@@ -301,25 +319,17 @@ impl Outbound {
         self.board.head().flag.read().is_quiet()
     }
 
-    /// Whether a message is not to be sent, and why.
-    fn refuse(&mut self, slot: SlotId, mark: Mark) -> Option<Offer> {
+    /// Notes a message that is not sent over this link.
+    fn leave_out(&mut self, slot: SlotId) -> Offer {
         if !self.is_open() {
-            return Some(Offer::Gone);
+            return Offer::Gone;
         }
-        if let Some(skipping) = &mut self.skipping
-            && !skipping.lend(slot, mark, &self.board)
-        {
-            self.gap += 1;
-            self.counts.skipped += 1;
-            return Some(Offer::Skipped);
+        if let Some(skipping) = &mut self.skipping {
+            skipping.leave_out(slot);
         }
-        if self.gap > 0 {
-            self.writer.gap(std::mem::take(&mut self.gap));
-        }
-        if let Some(guard) = &self.guard {
-            guard.lent(slot, mark);
-        }
-        None
+        self.gap += 1;
+        self.counts.skipped += 1;
+        Offer::Skipped
     }
 
     /// After a message was sent to a receiver that sleeps, leaves, or asks for a fence: it may have read

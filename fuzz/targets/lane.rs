@@ -84,8 +84,8 @@ impl Receiving {
 
     /// One step: false if the link is over.
     fn step(&mut self, input: &mut Unstructured) -> Result<bool> {
-        let position = self.inbound.messages() + input.int_in_range(0..=7)?;
-        match input.int_in_range(0..=8)? {
+        let position = self.inbound.entries() + input.int_in_range(0..=7)?;
+        match input.int_in_range(0..=9)? {
             0 => self.lane.at(position as usize).scribble(input.arbitrary()?, input.arbitrary()?),
             1 => self.write(position, input.int_in_range(0..=2)?, input.int_in_range(0..=5)?, input.arbitrary()?),
             2 | 3 => self.write(position, 0, input.int_in_range(0..=3)?, input.int_in_range(0..=101)?),
@@ -106,15 +106,23 @@ impl Receiving {
                 self.shoot(position, input.int_in_range(0..=3)?);
                 self.inbound.attend();
             }
-            _ => {
+            8 => {
                 self.inbound.raise();
                 self.inbound.lower();
             }
+            // A lane full of gaps, or nearly, with or without messages among them.
+            _ => {
+                let (among, next) = (input.int_in_range(1..=8)?, self.inbound.entries() + 1);
+                (0..2 * u64::from(SLOTS))
+                    .for_each(|at| self.write(next + at, u64::from((at + 1) % among != 0), at / 2, 1));
+            }
         }
-        if input.arbitrary()?
-            && let Some(received) = self.inbound.take()
-        {
-            self.hold(received);
+        if input.arbitrary()? {
+            let (read, messages) = (self.inbound.entries(), self.inbound.messages());
+            let received = self.inbound.take();
+            assert!(self.inbound.messages() - messages == u64::from(received.is_some()));
+            assert!(self.inbound.entries() - read <= 2, "a call reads more than a gap and its message");
+            received.into_iter().for_each(|received| self.hold(received));
         }
         let waiting = self.inbound.has_more_than(input.int_in_range(0..=9)?);
         let _ = (waiting, self.inbound.is_ready(), self.inbound.rang(), self.inbound.missed());
@@ -194,7 +202,7 @@ impl Sending {
             Some(true) => {}
             Some(false) => drop(link.answer(self.sequence)),
             None => {
-                link.admit(slot, self.sequence);
+                link.admit();
                 link.offer(slot, length, self.sequence, None);
             }
         }

@@ -164,7 +164,7 @@ impl Half {
         let own = pool.seal_for_good(slot).expect("there is memory").map(Arc::new);
         if pool.vacate(slot, length) {
             let [link] = &mut **links;
-            link.admit(slot, sequence);
+            link.admit();
             link.offer(slot, length, sequence, own.as_ref());
         }
     }

@@ -71,6 +71,8 @@ pub enum Attack {
     NeverAcknowledges,
     /// Writes anything into its lane.
     LyingLane,
+    /// Writes into its lanes, several of which are one and the same memory, that messages were left out, and no message.
+    EndlessGaps,
     /// Hands back what it was never lent.
     LyingBoard,
     /// Closes one thing after the other.
@@ -88,7 +90,7 @@ pub enum Report {
 }
 
 impl Attack {
-    pub const ALL: [Self; 29] = [
+    pub const ALL: [Self; 30] = [
         Self::Garbage,
         Self::HalfMessages,
         Self::HugeMessages,
@@ -116,6 +118,7 @@ impl Attack {
         Self::FillsLink,
         Self::NeverAcknowledges,
         Self::LyingLane,
+        Self::EndlessGaps,
         Self::LyingBoard,
         Self::Closes,
     ];
@@ -148,6 +151,7 @@ impl Attack {
             Self::FillsLink => "Violation::SocketFull".into(),
             Self::NeverAcknowledges => format!("the slots of the sender, {MOST_SLOTS}, and allocate_timeout"),
             Self::LyingLane => "the checks of an entry: mark, kind, slot, length, MAX_SEQUENCE".into(),
+            Self::EndlessGaps => "Violation::GapBehindGap: a call reads a gap and its message".into(),
             Self::LyingBoard => "Mark: a word hands back the lending it names, and skip_above".into(),
             Self::Closes => "GetError::Disconnected, Farewell::Died: the link, and nothing else".into(),
         }
@@ -180,6 +184,7 @@ impl Attack {
                     Report::Violation(Mark { .. } | Kind(_) | EmptyGap | Slot { .. } | Length { .. } | Terms { .. })
                 )
             },
+            Self::EndlessGaps => |report| *report == Report::Violation(Violation::GapBehindGap),
             Self::Closes => |report| *report == Report::Died,
             _ => return None,
         })

@@ -130,6 +130,7 @@ pub fn attack(attack: Attack) -> ! {
         Attack::FillsLink => over_and_over(linked::fill),
         Attack::NeverAcknowledges => over_and_over(linked::never_acknowledge),
         Attack::LyingLane => over_and_over(|| linked::lie_in_lane(&mut random, turn())),
+        Attack::EndlessGaps => over_and_over(|| linked::gaps_without_end(turn())),
         Attack::LyingBoard => over_and_over(|| linked::lie_on_board(&mut random)),
         Attack::Closes => over_and_over(|| linked::close(turn())),
     }

@@ -177,7 +177,7 @@ impl Sending {
         let LinkMessage::Hello(hello) = link.hear()? else { return Err("no hello".into()) };
         let board = BoardTable::attach(hello.board.as_fd(), SLOTS as usize);
         let board = BoardReader::new(board.map_err(|error| error.to_string())?);
-        let (lane, lane_fd) = LaneTable::create("fbuf-test", capacity_for(SLOTS, false)).unwrap();
+        let (lane, lane_fd) = LaneTable::create("fbuf-test", capacity_for(SLOTS, true)).unwrap();
         let (memory, memory_fd) = Map::create("fbuf-test", 4096).unwrap();
         link.say(&welcome(lane_fd.into(), memory_fd.into(), SLOTS))?;
         Ok(Self { link, board, lane: LaneWriter::new(lane), memory })
@@ -321,6 +321,37 @@ pub fn lie_in_lane(random: &mut Random, turn: usize) -> Seen {
     let link = Link::to("c", SENDER)?;
     link.say(&welcome(memory(&lane), memory(&[]), SLOTS))?;
     Effect::hang_up(&link.socket)
+}
+
+/// Several links whose lanes are one memory, full of gaps, or of gaps and messages with one gap too many at the end.
+pub fn gaps_without_end(turn: usize) -> Seen {
+    let links: Vec<_> = (0..4).map(|_| Link::to("c", SENDER)).collect::<Result<_, _>>()?;
+    let capacity = capacity_for(SLOTS, true);
+    let (lane, lane_fd) = LaneTable::create("fbuf-test", capacity).unwrap();
+    let (mut lane, lane_fd) = (LaneWriter::new(lane), Descriptor::from(lane_fd));
+    let honest = if turn.is_multiple_of(2) { 0 } else { capacity / 2 - 1 };
+    let names = slots(SLOTS);
+    for &slot in &names[..honest] {
+        lane.gap(1);
+        lane.message(slot, 8);
+    }
+    (2 * honest..capacity).for_each(|_| lane.gap(1));
+    let mut boards = Vec::new();
+    for link in &links {
+        let LinkMessage::Hello(hello) = link.hear()? else { return Err("no hello".into()) };
+        let board = BoardTable::attach(hello.board.as_fd(), SLOTS as usize).map_err(|error| error.to_string())?;
+        boards.push(BoardReader::new(board));
+        link.say(&welcome(lane_fd.clone(), memory(&[]), SLOTS))?;
+    }
+    for (link, board) in links.iter().zip(&boards) {
+        Effect::hang_up(&link.socket)?;
+        // What was in order was received.
+        let sent = (1..).step_by(2).zip(&names[..honest]).map(|(sequence, &slot)| (slot, Mark::of(sequence)));
+        for (slot, mark) in sent {
+            Effect::if_so(board.has(slot, mark), || format!("{slot:?} was not handed back"))?;
+        }
+    }
+    Effect::if_so(true, String::new)
 }
 
 /// Hands back, again and again, what it was never lent. The sender, whom it has asked for that, leaves out messages

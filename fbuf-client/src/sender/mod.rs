@@ -286,9 +286,10 @@ impl Sender {
 
     fn offer_to_all(&mut self, slot: SlotId, length: u32, own: Option<&Arc<OwnedFd>>) -> usize {
         let sequence = self.next_sequence;
-        let admitted = self.links.iter_mut().filter_map(|link| link.admit(slot, sequence).then_some(())).count();
-        // Before anybody hears of it.
-        if admitted == 0 || !self.pool.vacate(slot, length) {
+        let admitted = self.links.iter_mut().filter_map(|link| link.admit().then_some(())).count();
+        // Before anybody hears of it. What cannot be sent was left out for nobody.
+        let sendable = if admitted == 0 { !self.pool.is_homeless(slot) } else { self.pool.vacate(slot, length) };
+        if !sendable {
             return 0;
         }
         self.links

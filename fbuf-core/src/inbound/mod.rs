@@ -79,6 +79,10 @@ pub struct Inbound {
     bytes: u64,
     /// Entries that were no messages.
     gaps: u64,
+    /// Whether the sender was asked to leave messages out.
+    skips: bool,
+    /// The position behind the last gap, where only a message can stand.
+    behind_gap: u64,
     missed: u64,
     /// How it ended, if it did not end in order.
     end: Option<LinkEnd>,
@@ -156,6 +160,8 @@ impl Inbound {
             until: 0,
             bytes: 0,
             gaps: 0,
+            skips,
+            behind_gap: 0,
             missed: 0,
             end: None,
             lacks: None,
@@ -229,6 +235,13 @@ impl Inbound {
         self.reader.position() - 1 - self.gaps
     }
 
+    /// How many entries of the lane were read: messages, and gaps between them.
+    #[cfg(any(test, fuzzing))]
+    #[must_use]
+    pub fn entries(&self) -> u64 {
+        self.reader.position() - 1
+    }
+
     /// How many bytes were in them.
     #[must_use]
     pub fn bytes(&self) -> u64 {
@@ -295,61 +308,74 @@ impl Inbound {
     }
 
     /// Takes the next message, if there is one, whatever it is: perhaps behind a gap, of a new segment, in a
-    /// slot whose last holder is just about to let go of it, copied or leased. If the sender wrote something
-    /// that it may not, the link is over.
+    /// slot whose last holder is just about to let go of it, copied or leased. Reads at most two entries of the
+    /// lane, a gap and the message behind it, whatever the sender has written. If that is something that it may
+    /// not write, the link is over.
     pub fn take(&mut self) -> Option<Received> {
-        loop {
-            match self.reader.look() {
-                Ok(None) => return None,
-                Ok(Some(Note::Gap(count))) => {
-                    let next = match check_sequence(self.next_mark().sequence().checked_add(count)) {
-                        Ok(next) => next,
-                        Err(violation) => return self.break_off(violation),
-                    };
-                    self.gaps += 1;
-                    self.missed = self.missed.saturating_add(count);
-                    // The gap itself takes a place in the lane.
-                    self.reader.advance();
-                    self.offset = Mark::of(next).word().wrapping_sub(self.reader.position());
-                }
-                Ok(Some(Note::Message(number, length))) => {
-                    if number >= self.known {
-                        // It was announced before it was used.
-                        self.attend();
-                    }
-                    let (home, mark) = (&**self.returns(), self.next_mark());
-                    let Some(cell) =
-                        self.fits(length).then(|| home.held.take_patiently(number.into(), mark, &home.board)).flatten()
-                    else {
-                        return self.break_off(self.objection(number, length));
-                    };
-                    points::reach("get: held");
-                    let loan = Loan { cell, slot: SlotId::new(number), length: length as u32, mark, home };
-                    let received = loan.receive();
-                    let kept = if home.mechanism == Mechanism::OneShot {
-                        self.take_shot(mark.sequence(), length as usize).map(|sealed| Some(Kept::Sealed(sealed)))
-                    } else if let Some(rooms) = &self.rooms {
-                        self.read_room(rooms, number, length as usize).map(Some)
-                    } else {
-                        self.copy(number, length);
-                        Ok(None)
-                    };
-                    points::reach("get: copied");
-                    let received = match kept {
-                        Ok(None) => received,
-                        Ok(Some(kept)) => received.with(kept),
-                        Err(end) => {
-                            self.end_with(end);
-                            return None;
-                        }
-                    };
-                    self.reader.advance();
-                    self.bytes += length;
-                    return Some(received);
-                }
-                Err(violation) => return self.break_off(violation),
-            }
+        let mut note = self.reader.look();
+        if let Ok(Some(Note::Gap(count))) = note {
+            note = self.pass_gap(count).and_then(|()| self.reader.look());
         }
+        match note {
+            Ok(None) => None,
+            Ok(Some(Note::Message(number, length))) => self.take_message(number, length),
+            Ok(Some(Note::Gap(_))) => self.break_off(Violation::GapBehindGap),
+            Err(violation) => self.break_off(violation),
+        }
+    }
+
+    /// Goes on behind a gap. Its message was published with it, but may not be seen yet.
+    fn pass_gap(&mut self, count: u64) -> Result<(), Violation> {
+        if !self.skips {
+            return Err(Violation::GapUnasked(count));
+        }
+        if self.reader.position() == self.behind_gap {
+            return Err(Violation::GapBehindGap);
+        }
+        let next = check_sequence(self.next_mark().sequence().checked_add(count))?;
+        self.gaps += 1;
+        self.missed = self.missed.saturating_add(count);
+        // The gap itself takes a place in the lane.
+        self.reader.advance();
+        self.behind_gap = self.reader.position();
+        self.offset = Mark::of(next).word().wrapping_sub(self.behind_gap);
+        Ok(())
+    }
+
+    fn take_message(&mut self, number: u32, length: u64) -> Option<Received> {
+        if number >= self.known {
+            // It was announced before it was used.
+            self.attend();
+        }
+        let (home, mark) = (&**self.returns(), self.next_mark());
+        let Some(cell) =
+            self.fits(length).then(|| home.held.take_patiently(number.into(), mark, &home.board)).flatten()
+        else {
+            return self.break_off(self.objection(number, length));
+        };
+        points::reach("get: held");
+        let loan = Loan { cell, slot: SlotId::new(number), length: length as u32, mark, home };
+        let received = loan.receive();
+        let kept = if home.mechanism == Mechanism::OneShot {
+            self.take_shot(mark.sequence(), length as usize).map(|sealed| Some(Kept::Sealed(sealed)))
+        } else if let Some(rooms) = &self.rooms {
+            self.read_room(rooms, number, length as usize).map(Some)
+        } else {
+            self.copy(number, length);
+            Ok(None)
+        };
+        points::reach("get: copied");
+        let received = match kept {
+            Ok(None) => received,
+            Ok(Some(kept)) => received.with(kept),
+            Err(end) => {
+                self.end_with(end);
+                return None;
+            }
+        };
+        self.reader.advance();
+        self.bytes += length;
+        Some(received)
     }
 
     /// The bytes of a message that came over the socket, which they did before its entry came.
