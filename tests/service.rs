@@ -138,7 +138,7 @@ fn a_broker_of_another_version_is_named() {
     let listener = fbuf_broker::Listener::bind(&Address::new(&path)).unwrap();
     let answering = std::thread::spawn(move || {
         let connection = loop {
-            match sys::accept(listener.as_fd()) {
+            match sys::accept(listener.socket().unwrap().as_fd()) {
                 Ok(connection) => break PacketSocket::new(connection).unwrap(),
                 Err(_) => std::thread::yield_now(),
             }

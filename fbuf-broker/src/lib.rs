@@ -11,6 +11,7 @@ mod embedded;
 mod listener;
 pub mod policy;
 mod server;
+mod socket_file;
 pub mod state;
 
 pub use embedded::Embedded;

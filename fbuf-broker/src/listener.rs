@@ -1,22 +1,20 @@
-//! The broker's socket: bound, taken over from a broker that died, or inherited from systemd.
+//! The broker's socket: bound, taken over from a broker that died, made anew when its file is gone, or inherited from
+//! systemd.
 
 use std::{
-    fs::{self, File},
     io,
-    os::{
-        fd::{AsFd, AsRawFd, OwnedFd},
-        unix::fs::{FileTypeExt, MetadataExt, PermissionsExt},
-    },
-    path::{Path, PathBuf},
-    time::Duration,
+    os::fd::{AsRawFd, OwnedFd},
+    path::PathBuf,
+    sync::{Mutex, MutexGuard, PoisonError},
 };
 
-use fbuf_core::{address::Address, socket::PacketSocket};
+use fbuf_core::address::Address;
 use nix::{
     errno::Errno,
-    fcntl::{Flock, FlockArg},
-    sys::socket::{AddressFamily, Backlog, SockFlag, SockType, bind, listen, socket},
+    sys::socket::{AddressFamily, Backlog, SockFlag, SockType, bind, getsockopt, listen, socket, sockopt::AcceptConn},
 };
+
+use crate::socket_file::{Folder, Found, SocketFile};
 
 /// How many connections wait to be accepted. Those who find the queue full wait for a place in it, one behind the
 /// other, whosever they are; so it is short, and what a few threads of one user can put before another's connection is
@@ -26,9 +24,29 @@ const QUEUE: i32 = 4;
 /// A socket on which clients can connect.
 #[derive(Debug)]
 pub struct Listener {
+    /// None if it was inherited.
+    address: Option<Address>,
+    bound: Mutex<Bound>,
+}
+
+#[derive(Debug)]
+struct Bound {
     socket: OwnedFd,
-    /// The file to remove at the end, and its inode: only the one that was made here.
-    file: Option<(PathBuf, u64)>,
+    /// Removed at the end.
+    file: Option<SocketFile>,
+    /// Whether processes of every user may connect.
+    is_open_to_all: bool,
+}
+
+/// Whether clients still find a listener where it was bound.
+#[derive(Debug)]
+pub(crate) enum Standing {
+    /// They do.
+    Found,
+    /// Its file was gone, and there is a new one, of a new socket.
+    MadeAnew,
+    /// Its file is gone, and there can be no new one now.
+    Lost(BindError),
 }
 
 /// Why a broker cannot listen where it was told to.
@@ -43,8 +61,45 @@ pub enum BindError {
         "a broker was to listen at {0}, and a file is there that is no socket: move it away, or choose another --socket"
     )]
     Occupied(Address),
+    /// The folder belongs to another user, who could put other files in the place of the socket.
+    #[error(
+        "a broker was to listen in {}, which belongs to user {owner}: choose a --socket in a folder of root's or of your own",
+        folder.display()
+    )]
+    ForeignFolder {
+        /// The folder.
+        folder: PathBuf,
+        /// Its owner.
+        owner: u32,
+    },
+    /// Other users can write the folder, and so put other files in the place of the socket.
+    #[error(
+        "a broker was to listen in {}, which other users can write (mode {mode:o}): `chmod go-w` it, or choose another --socket",
+        folder.display()
+    )]
+    ExposedFolder {
+        /// The folder.
+        folder: PathBuf,
+        /// Its mode.
+        mode: u32,
+    },
+    /// A dead socket of another user has the name.
+    #[error(
+        "a broker was to listen at {address}, and a socket of user {owner} is there, on which nothing listens: remove it, or choose another --socket"
+    )]
+    ForeignFile {
+        /// Where it was to listen.
+        address: Address,
+        /// The owner of the file.
+        owner: u32,
+    },
+    /// Another file has taken the place of the socket while the broker listened.
+    #[error(
+        "the socket file at {0} was replaced by another, so that no client finds this broker: it ends, and its clients connect to the broker that is there now"
+    )]
+    Replaced(Address),
     /// The kernel says no.
-    #[error("a broker was to listen at {address}: {source}; make its folder, or choose another --socket")]
+    #[error("a broker was to listen at {address}: {source}; {}", remedy(source))]
     Refused {
         /// Where it was to listen.
         address: Address,
@@ -53,36 +108,25 @@ pub enum BindError {
     },
 }
 
+/// What to do about an address at which the kernel lets no broker listen.
+fn remedy(source: &io::Error) -> &'static str {
+    match source.raw_os_error().map(Errno::from_raw) {
+        Some(Errno::ENOENT) => "make its folder, or choose another --socket",
+        Some(Errno::EACCES | Errno::EPERM) => "this user may not make files there: choose another --socket",
+        Some(Errno::EROFS) => "nothing can be made in that file system: choose another --socket",
+        Some(Errno::ENOSPC | Errno::EDQUOT) => "free some space there, or choose another --socket",
+        Some(Errno::EMFILE | Errno::ENFILE) => "raise the limit on descriptors",
+        _ => "choose another --socket",
+    }
+}
+
 impl Listener {
     /// Listens at an address. The socket file of a broker that died is replaced.
     ///
     /// # Errors
     /// [`BindError`]
     pub fn bind(address: &Address) -> Result<Self, BindError> {
-        let refused = |source: io::Error| BindError::Refused { address: address.clone(), source };
-        let name = address.to_kernel().map_err(refused)?;
-        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-        let socket = socket(AddressFamily::Unix, SockType::SeqPacket, flags, None).map_err(|e| refused(e.into()))?;
-        // Two brokers that start at once must not both find the file of a dead one and remove each
-        // other's: the folder is locked for as long as this takes.
-        let locked = match address {
-            Address::Path(path) => Some(lock_folder(path).map_err(refused)?),
-            Address::Abstract(_) => None,
-        };
-        if let Address::Path(path) = address {
-            clear(path, address)?;
-        }
-        bind(socket.as_raw_fd(), &name).map_err(|error| match error {
-            Errno::EADDRINUSE => BindError::Running(address.clone()),
-            error => refused(error.into()),
-        })?;
-        set_queue(&socket).map_err(refused)?;
-        drop(locked);
-        let file = match address {
-            Address::Path(path) => Some((path.clone(), fs::metadata(path).map_err(refused)?.ino())),
-            Address::Abstract(_) => None,
-        };
-        Ok(Self { socket, file })
+        Ok(Self { address: Some(address.clone()), bound: Mutex::new(Bound::make(address)?) })
     }
 
     /// Lets processes of every user connect; which of them are served is decided when they do.
@@ -90,8 +134,7 @@ impl Listener {
     /// # Errors
     /// What chmod(2) says.
     pub fn open_to_all(&self) -> io::Result<()> {
-        let Some((path, _)) = &self.file else { return Ok(()) };
-        fs::set_permissions(path, fs::Permissions::from_mode(0o666))
+        self.lock().open_to_all()
     }
 
     /// Takes over a socket that listens already, as systemd hands it over. Its file stays at the end.
@@ -99,57 +142,88 @@ impl Listener {
     /// # Errors
     /// What listen(2) says.
     pub fn inherited(socket: OwnedFd) -> io::Result<Self> {
-        set_queue(&socket)?;
-        Ok(Self { socket, file: None })
-    }
-}
-
-impl AsFd for Listener {
-    fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
-        self.socket.as_fd()
-    }
-}
-
-impl Drop for Listener {
-    fn drop(&mut self) {
-        if let Some((path, inode)) = &self.file
-            && fs::symlink_metadata(path).is_ok_and(|found| found.ino() == *inode)
-        {
-            let _ = fs::remove_file(path);
+        // What clients learn of the process at the other end is which process called listen(2) last. For a socket that
+        // the service manager listens at, that is to be the service manager.
+        if !getsockopt(&socket, AcceptConn)? {
+            listen(&socket, Backlog::new(QUEUE)?)?;
         }
+        let bound = Bound { socket, file: None, is_open_to_all: true };
+        Ok(Self { address: None, bound: Mutex::new(bound) })
     }
-}
 
-/// Listens, or goes on to listen with a queue as long as this one's.
-fn set_queue(socket: &OwnedFd) -> io::Result<()> {
-    Ok(listen(socket, Backlog::new(QUEUE)?)?)
-}
-
-fn lock_folder(path: &Path) -> io::Result<Flock<File>> {
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let folder = File::open(folder)?;
-    Flock::lock(folder, FlockArg::LockExclusive).map_err(|(_, error)| error.into())
-}
-
-/// Removes the socket file of a broker that died.
-fn clear(path: &Path, address: &Address) -> Result<(), BindError> {
-    let refused = |source| BindError::Refused { address: address.clone(), source };
-    match fs::symlink_metadata(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(refused(error)),
-        Ok(found) if !found.file_type().is_socket() => return Err(BindError::Occupied(address.clone())),
-        Ok(_) => {}
+    /// The socket, at which connections can be accepted.
+    ///
+    /// # Errors
+    /// When there is no descriptor left.
+    pub fn socket(&self) -> io::Result<OwnedFd> {
+        self.lock().socket.try_clone()
     }
-    let name = address.to_kernel().map_err(refused)?;
-    match PacketSocket::connect(&name, Duration::from_secs(1)) {
-        Ok(_) => Err(BindError::Running(address.clone())),
-        // Its queue is full: it is alive, if busy.
-        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Err(BindError::Running(address.clone())),
-        // Some other program's socket, of another type, that is alive.
-        Err(error) if error.raw_os_error() == Some(Errno::EPROTOTYPE as i32) => {
-            Err(BindError::Occupied(address.clone()))
+
+    /// Looks whether clients still find it, and makes its file anew if that is gone.
+    ///
+    /// # Errors
+    /// [`BindError::Replaced`]: there is another.
+    pub(crate) fn look(&self) -> Result<Standing, BindError> {
+        let mut bound = self.lock();
+        let (Some(address), Some(file)) = (&self.address, &bound.file) else { return Ok(Standing::Found) };
+        match file.look() {
+            Ok(Found::Itself) => return Ok(Standing::Found),
+            Ok(Found::Another) => return Err(BindError::Replaced(address.clone())),
+            Ok(Found::Nothing) => {}
+            Err(source) => return Ok(Standing::Lost(BindError::Refused { address: address.clone(), source })),
         }
-        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => fs::remove_file(path).map_err(refused),
-        Err(error) => Err(refused(error)),
+        let made = Bound::make(address).and_then(|mut new| {
+            let refused = |source| BindError::Refused { address: address.clone(), source };
+            if bound.is_open_to_all { new.open_to_all().map(|()| new).map_err(refused) } else { Ok(new) }
+        });
+        Ok(match made {
+            Ok(new) => {
+                *bound = new;
+                Standing::MadeAnew
+            }
+            Err(error) => Standing::Lost(error),
+        })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Bound> {
+        // A panic while it was locked cannot have left it half changed.
+        self.bound.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Bound {
+    fn make(address: &Address) -> Result<Self, BindError> {
+        let refused = |source: io::Error| BindError::Refused { address: address.clone(), source };
+        // One that is too long is refused also where a shorter name leads to the same file: clients have none.
+        let given = address.to_kernel().map_err(refused)?;
+        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+        let socket = socket(AddressFamily::Unix, SockType::SeqPacket, flags, None).map_err(|e| refused(e.into()))?;
+        let folder = match address {
+            Address::Path(path) => Some(Folder::of(path, address)?),
+            Address::Abstract(_) => None,
+        };
+        let _locked = folder.as_ref().map(Folder::lock).transpose().map_err(refused)?;
+        let name = match &folder {
+            Some(folder) => {
+                folder.clear(address)?;
+                folder.to_kernel().map_err(refused)?
+            }
+            None => given,
+        };
+        bind(socket.as_raw_fd(), &name).map_err(|error| match error {
+            Errno::EADDRINUSE => BindError::Running(address.clone()),
+            error => refused(error.into()),
+        })?;
+        let file = folder.map(SocketFile::made_in).transpose().map_err(refused)?;
+        Backlog::new(QUEUE).and_then(|queue| listen(&socket, queue)).map_err(|error| refused(error.into()))?;
+        Ok(Self { socket, file, is_open_to_all: false })
+    }
+
+    fn open_to_all(&mut self) -> io::Result<()> {
+        if let Some(file) = &self.file {
+            file.set_mode(0o666)?;
+        }
+        self.is_open_to_all = true;
+        Ok(())
     }
 }

@@ -7,6 +7,7 @@ use std::{
     fs,
     io::{self, IsTerminal, stderr},
     net::{SocketAddr, TcpListener},
+    os::unix::fs::DirBuilderExt,
     path::PathBuf,
 };
 
@@ -25,12 +26,13 @@ use self::{
     handed::{Handed, set_nonblocking},
     log::Log,
 };
-use crate::{Failure, Place, watch::metrics};
+use crate::{Failure, watch::metrics};
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
-    #[command(flatten)]
-    place: Place,
+    /// Where to listen [default: $FBUF_BROKER, $XDG_RUNTIME_DIR/fbuf.sock, /run/fbuf/broker.sock]
+    #[arg(long, value_name = "PATH")]
+    socket: Option<std::ffi::OsString>,
     /// Who may do what, as a TOML file, read again on SIGHUP [default: the user who runs the broker may do everything]
     #[arg(long, value_name = "FILE", conflicts_with_all = ["allow", "trust"])]
     policy: Option<PathBuf>,
@@ -71,11 +73,12 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(|| Log).with_ansi(colours).init();
     allow_descriptors();
     let policy = arguments.policy()?;
+    name_unknown(&policy);
     let Handed { clients, mut metrics } = Handed::take()?;
     let (listener, place) = match clients {
         Some(listener) => (listener, "the socket that was handed over".to_owned()),
         None => {
-            let address = arguments.place.address();
+            let address = arguments.socket.as_ref().map_or_else(Address::default_for_user, Address::new);
             make_folder(&address);
             (Listener::bind(&address)?, address.to_string())
         }
@@ -135,6 +138,7 @@ fn read_again(arguments: &Arguments, broker: &Broker, listener: &Listener) {
     let read = arguments.policy().map_err(|error| error.to_string());
     let read = read.and_then(|policy| {
         open_for(listener, &policy).map_err(|error| error.to_string())?;
+        name_unknown(&policy);
         broker.set_policy(policy);
         Ok(())
     });
@@ -143,6 +147,13 @@ fn read_again(arguments: &Arguments, broker: &Broker, listener: &Listener) {
         Err(error) => error!(error, "the policy was not read again: the one before stays in force"),
     }
     tell(&[NotifyState::Ready]);
+}
+
+/// Says which users and groups of the policy this machine does not know: its rules are about the others.
+fn name_unknown(policy: &Policy) {
+    for (rule, unknown) in policy.unknown() {
+        warn!(rule, unknown, "the policy names what this machine does not know, and goes without");
+    }
 }
 
 /// Lets those connect whom the policy is about.
@@ -167,7 +178,7 @@ fn make_folder(address: &Address) {
         && !folder.exists()
     {
         // If it fails, binding says why.
-        let _ = fs::create_dir(folder);
+        let _ = fs::DirBuilder::new().mode(0o755).create(folder);
     }
 }
 

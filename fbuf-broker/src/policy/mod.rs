@@ -26,7 +26,7 @@
 
 mod written;
 
-use std::{collections::BTreeSet, fmt, path::Path};
+use std::{collections::BTreeSet, fmt, fs::File, io::Read, os::unix::fs::MetadataExt, path::Path};
 
 use fbuf_core::{
     channel::ChannelName,
@@ -35,6 +35,8 @@ use fbuf_core::{
 use glob::Pattern;
 
 pub use written::PolicyError;
+
+use crate::socket_file::is_exposed;
 
 /// What one user may take up. The default is meant for one user on a machine of her own; on a machine that
 /// is shared, rules say less.
@@ -116,6 +118,8 @@ struct Rule {
     everybody: bool,
     users: BTreeSet<u32>,
     groups: BTreeSet<u32>,
+    /// Users and groups that it names, and that this machine does not know.
+    unknown: Vec<String>,
     send: Vec<Pattern>,
     receive: Vec<Pattern>,
     trusted: bool,
@@ -127,8 +131,8 @@ impl Rule {
     fn all(users: BTreeSet<u32>, trusted: bool) -> Self {
         let any = || Pattern::new("*").into_iter().collect();
         let name = if trusted { "trusted" } else { "own" }.to_owned();
-        let (send, receive, groups) = (any(), any(), BTreeSet::new());
-        Self { name, everybody: false, users, groups, send, receive, trusted, quota: None }
+        let (send, receive, groups, unknown) = (any(), any(), BTreeSet::new(), Vec::new());
+        Self { name, everybody: false, users, groups, unknown, send, receive, trusted, quota: None }
     }
 
     fn is_about(&self, user: &User) -> bool {
@@ -179,7 +183,8 @@ impl Policy {
         self
     }
 
-    /// Reads a policy. Users and groups that it names are looked up now.
+    /// Reads a policy. Users and groups that it names are looked up now; of those that this machine does not know
+    /// ([`Self::unknown`]) no rule is.
     ///
     /// # Errors
     /// [`PolicyError`]
@@ -187,13 +192,29 @@ impl Policy {
         Ok(Self { rules: written::rules(text)?, quota: Quota::default() })
     }
 
-    /// Reads the policy of a file.
+    /// Reads the policy of a file, which no user but root and the one that reads it may write.
     ///
     /// # Errors
     /// [`PolicyError`]
     pub fn read(path: &Path) -> Result<Self, PolicyError> {
-        let unreadable = |source| PolicyError::Unreadable { path: path.display().to_string(), source };
-        Self::parse(&std::fs::read_to_string(path).map_err(unreadable)?)
+        let name = || path.display().to_string();
+        let unreadable = |source| PolicyError::Unreadable { path: name(), source };
+        let mut file = File::open(path).map_err(unreadable)?;
+        let found = file.metadata().map_err(unreadable)?;
+        if found.uid() != 0 && found.uid() != nix::unistd::geteuid().as_raw() {
+            return Err(PolicyError::Foreign { path: name(), owner: found.uid() });
+        }
+        if is_exposed(found.mode(), found.gid()) {
+            return Err(PolicyError::Exposed { path: name(), mode: found.mode() & 0o7777 });
+        }
+        let mut text = String::new();
+        file.read_to_string(&mut text).map_err(unreadable)?;
+        Self::parse(&text)
+    }
+
+    /// The users and groups that it names and this machine does not know, and the names of their rules.
+    pub fn unknown(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.rules.iter().flat_map(|rule| rule.unknown.iter().map(|unknown| (&*rule.name, &**unknown)))
     }
 
     fn about<'a>(&'a self, user: &User) -> impl Iterator<Item = &'a Rule> {
@@ -257,6 +278,9 @@ impl fmt::Display for Policy {
                 if !numbers.is_empty() {
                     writeln!(f, "  about {kind:<11}{}", ids(numbers))?;
                 }
+            }
+            if !rule.unknown.is_empty() {
+                writeln!(f, "  not known here   {}", rule.unknown.join(", "))?;
             }
             writeln!(f, "  may send to      {}", join(&rule.send))?;
             writeln!(f, "  may receive from {}", join(&rule.receive))?;
@@ -333,8 +357,6 @@ mod tests {
     fn what_is_wrong_is_named() {
         for (text, words) in [
             ("[[rule]]\nsend = [\"x\"]", "about nobody"),
-            ("[[rule]]\nusers = [\"no-such-user\"]", "\"no-such-user\""),
-            ("[[rule]]\ngroups = [\"no-such-group\"]", "the group \"no-such-group\""),
             ("[[rule]]\nusers = [1]\nsend = [\"[a\"]", "pattern \"[a\""),
             ("[[rule]]\nuser = [1]", "unknown field `user`"),
             ("[[rule]]\nusers = [1]\nquota = { bytes = \"many\" }", "line 3"),
@@ -346,6 +368,33 @@ mod tests {
         }
         let error = Policy::read(Path::new("/no/such/policy")).unwrap_err().to_string();
         assert!(error.contains("/no/such/policy"), "{error}");
+    }
+
+    #[test]
+    fn users_and_groups_that_are_gone_leave_a_rule_to_the_others() {
+        let text = "[[rule]]\nname = \"r\"\nusers = [\"no-such-user\", 7]\ngroups = [\"no-such-group\"]";
+        let policy = Policy::parse(text).unwrap();
+        assert!(policy.serves(&user(7, &[])) && !policy.serves(&user(8, &[])));
+        let unknown: Vec<_> = policy.unknown().collect();
+        assert_eq!(unknown, [("r", "the user \"no-such-user\""), ("r", "the group \"no-such-group\"")]);
+        assert!(policy.to_string().contains("no-such-user"), "{policy}");
+        // A rule about none that is known is about nobody, and not about everybody.
+        let policy = Policy::parse("[[rule]]\nusers = [\"no-such-user\"]").unwrap();
+        assert!(!policy.serves(&user(0, &[0])) && !policy.is_about_others_than(0));
+    }
+
+    #[test]
+    fn a_file_that_others_can_write_is_no_policy() {
+        use std::{fs, os::unix::fs::PermissionsExt};
+        let path = std::env::temp_dir().join(format!("fbuf-policy-{}", std::process::id()));
+        fs::write(&path, EXAMPLE).unwrap();
+        let read_as = |mode| {
+            fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+            Policy::read(&path)
+        };
+        let (closed, open) = (read_as(0o644), read_as(0o646));
+        fs::remove_file(&path).unwrap();
+        assert!(closed.is_ok() && open.unwrap_err().to_string().contains("mode 646"));
     }
 
     #[test]

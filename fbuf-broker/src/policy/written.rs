@@ -20,22 +20,28 @@ pub enum PolicyError {
         /// Why.
         source: io::Error,
     },
+    /// The file is another user's, who could let in any user.
+    #[error("the policy {path} belongs to user {owner}: have root, or the user that runs the broker, own it")]
+    Foreign {
+        /// Which file.
+        path: String,
+        /// Its owner.
+        owner: u32,
+    },
+    /// Other users can write the file, and so let in any user.
+    #[error("the policy {path} can be written by other users (mode {mode:o}): `chmod go-w` it")]
+    Exposed {
+        /// Which file.
+        path: String,
+        /// Its mode.
+        mode: u32,
+    },
     /// It is not TOML, or not a policy.
     #[error("the policy is not understood: {0}")]
     Malformed(String),
     /// A rule is about nobody.
     #[error("rule {0:?} is about nobody: give it users or groups, or \"*\"")]
     AboutNobody(String),
-    /// There is no such user or group.
-    #[error("rule {rule:?} is about the {kind} {name:?}, and there is none of that name: correct it, or give a number")]
-    Unknown {
-        /// Which rule.
-        rule: String,
-        /// User or group.
-        kind: &'static str,
-        /// What it says.
-        name: String,
-    },
     /// A pattern cannot be one.
     #[error("rule {rule:?} has the pattern {pattern:?}, which cannot be one: {why}")]
     Pattern {
@@ -109,16 +115,19 @@ impl WrittenRule {
         }
         let is_everybody = |named: &Named| matches!(named, Named::Name(name) if name == "*");
         let everybody = users.iter().chain(&groups).any(is_everybody);
-        let ids = |named: Vec<Named>, kind: &'static str, look_up: fn(&str) -> Option<u32>| {
+        let mut unknown = Vec::new();
+        let mut ids = |named: Vec<Named>, kind: &str, look_up: fn(&str) -> Option<u32>| {
             let known = named.into_iter().filter(|named| !is_everybody(named));
             let id = |named: Named| match named {
-                Named::Id(id) => Ok(id),
-                Named::Name(text) => {
-                    look_up(&text).ok_or(PolicyError::Unknown { rule: name.clone(), kind, name: text })
-                }
+                Named::Id(id) => Some(id),
+                Named::Name(name) => look_up(&name).or_else(|| {
+                    unknown.push(format!("the {kind} {name:?}"));
+                    None
+                }),
             };
-            known.map(id).collect::<Result<BTreeSet<_>, _>>()
+            known.filter_map(id).collect::<BTreeSet<_>>()
         };
+        let (users, groups) = (ids(users, "user", user_of_name), ids(groups, "group", group_of_name));
         let patterns = |written: Vec<String>| {
             let pattern = |pattern: String| {
                 Pattern::new(&pattern).map_err(|error| PolicyError::Pattern {
@@ -131,8 +140,9 @@ impl WrittenRule {
         };
         Ok(Rule {
             everybody,
-            users: ids(users, "user", user_of_name)?,
-            groups: ids(groups, "group", group_of_name)?,
+            users,
+            groups,
+            unknown,
             send: patterns(send)?,
             receive: patterns(receive)?,
             trusted,

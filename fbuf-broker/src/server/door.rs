@@ -18,18 +18,22 @@ use fbuf_core::{
 use tokio::{
     io::unix::AsyncFd,
     task::{JoinSet, yield_now},
+    time::{MissedTickBehavior, interval},
 };
-use tracing::{debug, warn};
+use tracing::{debug, error, warn};
 
 use super::{Broker, Member, lock};
 use crate::{
     Listener,
+    listener::Standing,
     policy::User,
     state::{Admission, Dismissal, Payer},
 };
 
 /// How long to wait for descriptors when there are none left.
 const PAUSE: Duration = Duration::from_millis(100);
+/// How often to look whether clients still find the socket.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// Somebody who has connected and may become a client.
 pub(super) struct Guest {
@@ -58,10 +62,31 @@ fn say(socket: &PacketSocket, verdict: Verdict) -> io::Result<()> {
 impl Broker {
     /// Accepts whoever connects, for ever, and attends to those who are admitted.
     pub(super) async fn accept(&self, listener: &Listener) -> io::Result<()> {
-        let socket = sys::watch_listener(listener.as_fd().try_clone_to_owned()?)?;
+        let mut socket = sys::watch_listener(listener.socket()?)?;
         let mut clients = JoinSet::new();
+        let mut looks = interval(LOOK);
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut is_lost = false;
         loop {
-            let mut ready = socket.readable().await?;
+            let mut ready = tokio::select! {
+                ready = socket.readable() => ready?,
+                _ = looks.tick() => {
+                    match listener.look().map_err(io::Error::other)? {
+                        Standing::Found => is_lost = false,
+                        Standing::MadeAnew => {
+                            warn!("the socket file was gone, and was made anew");
+                            socket = sys::watch_listener(listener.socket()?)?;
+                            is_lost = false;
+                        }
+                        Standing::Lost(error) if !is_lost => {
+                            error!(%error, "the socket file is gone: no client finds this broker until it can be made anew");
+                            is_lost = true;
+                        }
+                        Standing::Lost(_) => {}
+                    }
+                    continue;
+                }
+            };
             match sys::accept(socket.get_ref().as_fd()) {
                 Ok(connection) => match self.admit(connection) {
                     Ok(Some(guest)) => drop(clients.spawn(self.clone().attend(guest))),
