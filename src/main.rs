@@ -12,7 +12,7 @@ mod watch;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
-use fbuf_client::{Address, Client, ConnectError, Wait};
+use fbuf_client::{Address, Client, ClientBuilder, ConnectError, Wait};
 
 /// Shared-buffer IPC: processes exchange buffers without copying them.
 #[derive(Debug, Parser)]
@@ -98,15 +98,18 @@ struct Place {
     /// Where the broker listens [default: $FBUF_BROKER, $XDG_RUNTIME_DIR/fbuf.sock, /run/fbuf/broker.sock]
     #[arg(long, value_name = "PATH")]
     socket: Option<std::ffi::OsString>,
+    /// Accept a broker that this user runs, by number, besides one of root or of one's own
+    #[arg(long, value_name = "UID")]
+    broker_user: Option<u32>,
 }
 
 impl Place {
-    fn address(&self) -> Address {
-        self.socket.as_ref().map_or_else(Address::default_for_user, Address::new)
-    }
-
     fn connect(&self) -> Result<Client, ConnectError> {
-        Client::connect_to(&self.address())
+        let mut builder = Client::builder();
+        if let Some(socket) = &self.socket {
+            builder = builder.address(&Address::new(socket));
+        }
+        self.broker_user.into_iter().fold(builder, ClientBuilder::broker_user).connect()
     }
 }
 

@@ -40,7 +40,7 @@ mod receiver;
 mod sender;
 mod wait;
 
-pub use client::{Client, ConnectError, OpenError};
+pub use client::{Client, ClientBuilder, ConnectError, OpenError};
 pub use fbuf_core::{
     address::Address,
     channel::{ChannelName, ChannelNameError},

@@ -3,12 +3,14 @@
 use std::{
     env,
     ffi::{OsStr, OsString},
-    fmt, io,
-    os::unix::ffi::OsStrExt,
+    fmt, fs, io,
+    os::unix::{ffi::OsStrExt, fs::MetadataExt},
     path::{Path, PathBuf},
 };
 
 use nix::sys::socket::UnixAddr;
+
+use crate::sys;
 
 /// The address of a broker.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,6 +23,8 @@ pub enum Address {
 
 /// The environment variable that names the broker.
 pub const VARIABLE: &str = "FBUF_BROKER";
+/// The one that names the folder for the sockets of a user who has logged in (XDG Base Directory Specification).
+const RUNTIME_FOLDER: &str = "XDG_RUNTIME_DIR";
 
 impl Address {
     /// Reads an address as a user writes it.
@@ -33,17 +37,35 @@ impl Address {
         }
     }
 
-    /// `$FBUF_BROKER`, else `$XDG_RUNTIME_DIR/fbuf.sock`, else `/run/fbuf/broker.sock`.
+    /// Where a client of this user looks for its broker, one after the other: at `$FBUF_BROKER` if that is set; else at
+    /// `$XDG_RUNTIME_DIR/fbuf.sock` and at `/run/fbuf/broker.sock`. In a program that is executed with more rights than its
+    /// caller has (AT_SECURE in getauxval(3)), the environment is the caller's, and is not asked. Nor is a
+    /// `$XDG_RUNTIME_DIR` that is no folder of this user: su(1) keeps that of the user of before.
+    #[must_use]
+    pub fn defaults() -> Vec<Self> {
+        if let Some(address) = variable(VARIABLE) {
+            return vec![Self::new(address)];
+        }
+        let own = runtime_folder().filter(|folder| is_own_folder(folder));
+        let own = own.map(|folder| Self::Path(folder.join("fbuf.sock")));
+        own.into_iter().chain([Self::Path("/run/fbuf/broker.sock".into())]).collect()
+    }
+
+    /// Where a broker of this user listens: the first of [`Self::defaults`].
     #[must_use]
     pub fn default_for_user() -> Self {
-        let set = |name| env::var_os(name).filter(|value| !value.is_empty());
-        if let Some(address) = set(VARIABLE) {
-            return Self::new(address);
+        Self::defaults().swap_remove(0)
+    }
+
+    /// The same place, in whatever folder this process is later.
+    ///
+    /// # Errors
+    /// When there is no folder in which this process is.
+    pub fn to_absolute(&self) -> io::Result<Self> {
+        match self {
+            Self::Path(path) => Ok(Self::Path(std::path::absolute(path)?)),
+            Self::Abstract(_) => Ok(self.clone()),
         }
-        set("XDG_RUNTIME_DIR").map_or_else(
-            || Self::Path("/run/fbuf/broker.sock".into()),
-            |folder| Self::Path(Path::new(&folder).join("fbuf.sock")),
-        )
     }
 
     /// As the kernel wants it.
@@ -59,6 +81,31 @@ impl Address {
             io::Error::new(io::ErrorKind::InvalidInput, format!("the socket address {self} is longer than 107 bytes"))
         })
     }
+}
+
+/// Why a variable that names a broker's place is left aside, if one is.
+#[must_use]
+pub fn set_aside() -> Option<String> {
+    let is_set = |name| env::var_os(name).is_some_and(|value| !value.is_empty());
+    if sys::is_secure() && (is_set(VARIABLE) || is_set(RUNTIME_FOLDER)) {
+        return Some("the environment is that of a caller with fewer rights, and is not asked".into());
+    }
+    let foreign = runtime_folder().filter(|folder| variable(VARIABLE).is_none() && !is_own_folder(folder))?;
+    Some(format!("{RUNTIME_FOLDER} is {}, which is no folder of this user, and is left aside", foreign.display()))
+}
+
+/// A variable of the environment, unless that is the environment of a caller with fewer rights.
+fn variable(name: &str) -> Option<OsString> {
+    env::var_os(name).filter(|value| !value.is_empty() && !sys::is_secure())
+}
+
+fn runtime_folder() -> Option<PathBuf> {
+    variable(RUNTIME_FOLDER).map(PathBuf::from)
+}
+
+fn is_own_folder(folder: &Path) -> bool {
+    let own = nix::unistd::geteuid().as_raw();
+    folder.is_absolute() && fs::metadata(folder).is_ok_and(|found| found.is_dir() && found.uid() == own)
 }
 
 impl fmt::Display for Address {

@@ -181,6 +181,9 @@ impl PacketSocket {
     }
 }
 
+/// The id that stands for users who have none in this user namespace (kernel.overflowuid in proc(5)).
+pub const NO_ID: u32 = 65_534;
+
 /// A process, as SO_PEERCRED names it (unix(7)).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Credentials {

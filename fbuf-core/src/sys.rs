@@ -1,5 +1,5 @@
 //! The calls for which there is no safe wrapper: membarrier(2), accepting descriptors from recvmsg(2) and
-//! accept4(2), the groups of a peer, and having tokio watch a descriptor.
+//! accept4(2), the groups of a peer, getauxval(3), and having tokio watch a descriptor.
 //!
 //! One of the files of this crate that may be `unsafe`.
 #![allow(unsafe_code)]
@@ -31,6 +31,14 @@ pub fn membarrier(command: Membarrier) -> io::Result<()> {
     // SAFETY: neither command takes a pointer or touches memory of this process.
     let result = unsafe { libc::syscall(libc::SYS_membarrier, command as libc::c_int, 0, 0) };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Whether this program is executed with more rights than its caller has: set-user-id, set-group-id or with capabilities
+/// of its file.
+#[must_use]
+pub fn is_secure() -> bool {
+    // SAFETY: getauxval takes a number and reads what the kernel put there when the program was executed.
+    unsafe { libc::getauxval(libc::AT_SECURE) != 0 }
 }
 
 /// Words of room for the descriptors of one message: their header, and four bytes each.

@@ -8,13 +8,11 @@ use fbuf_core::{
     limits::{MAX_LEASED, MAX_LINKS},
     protection::{Mechanism, Protection},
     slot::{Geometry, GeometryError},
+    socket::NO_ID,
 };
 
 use super::{Pair, Party};
 use crate::account::Charge;
-
-/// The id that stands for users who have none in this user namespace (kernel.overflowuid in proc(5)).
-pub(super) const NO_ID: u32 = 65_534;
 
 /// The ends of one channel, by the numbers that are given only once, and so in the order of opening.
 #[derive(Debug, Default)]

@@ -1,6 +1,6 @@
-use super::{channel::NO_ID, *};
+use super::*;
 use crate::policy::Quota;
-use fbuf_core::{limits::MAX_LINKS, protection::Protection};
+use fbuf_core::{limits::MAX_LINKS, protection::Protection, socket::NO_ID};
 
 const OWN: Credentials = Credentials { pid: 1, uid: 1000, gid: 1000 };
 

@@ -6,16 +6,11 @@ use std::{
     future::{Future, pending},
     hash::{BuildHasher, Hasher, RandomState},
     pin::Pin,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-        mpsc::SyncSender,
-    },
+    sync::{Arc, mpsc::SyncSender},
     time::{Duration, Instant},
 };
 
 use fbuf_core::{
-    address::Address,
     control::{
         ClientStatus, ClientTransport, ControlClient, ControlRequest, ControlResponse, Earlier, EndpointStatus,
         Introduction, MAX_PAGE, News, Oldest, Open, Opened, Refusal, Report, Role, Slots,
@@ -32,7 +27,7 @@ use tokio::{
     time::{sleep, sleep_until},
 };
 
-use super::{OpenError, greet::greet};
+use super::{ConnectionState, OpenError, connect::Broker};
 use crate::endpoint::Post;
 
 /// How many endpoints are being closed at the broker at once, or looked at.
@@ -126,22 +121,22 @@ enum Over {
 
 /// Until the last handle of the client is dropped.
 pub(super) async fn run(
-    address: &Address,
+    broker: &Broker,
     socket: AsyncFd<PacketSocket>,
     mut commands: UnboundedReceiver<Command>,
-    is_up: &Arc<AtomicBool>,
+    state: &ConnectionState,
 ) {
     let mut endpoints = Endpoints::default();
     let mut session = Session::new(socket);
     loop {
         match session.serve(&mut endpoints, &mut commands).await {
             Over::Dropped => return,
-            Over::Gone => is_up.store(false, Ordering::Relaxed),
+            Over::Gone => state.set(Some("it hung up".into())),
         }
         session.closing.abort_all();
-        let Some(socket) = endpoints.reconnect(address, &mut commands).await else { return };
+        let Some(socket) = endpoints.reconnect(broker, &mut commands, state).await else { return };
         session = Session::new(socket);
-        is_up.store(true, Ordering::Relaxed);
+        state.set(None);
     }
 }
 
@@ -149,8 +144,9 @@ impl Endpoints {
     /// Connects again, however long it takes; none when the last handle of the client is dropped.
     async fn reconnect(
         &mut self,
-        address: &Address,
+        broker: &Broker,
         commands: &mut UnboundedReceiver<Command>,
+        state: &ConnectionState,
     ) -> Option<AsyncFd<PacketSocket>> {
         self.open.values_mut().for_each(|endpoint| endpoint.listed = false);
         let mut pauses = Pauses::default();
@@ -159,7 +155,7 @@ impl Endpoints {
             let pause = pauses.draw();
             let mut attempt = std::pin::pin!(async {
                 sleep(pause).await;
-                greet(address).await
+                broker.greet_again().await
             });
             // What is asked for meanwhile waits for a broker, but not for ever.
             let error = loop {
@@ -186,7 +182,8 @@ impl Endpoints {
                     () = expired => self.give_up(&why),
                 }
             };
-            why = error.to_string();
+            why.clone_from(&error);
+            state.set(Some(error));
         }
     }
 
@@ -212,7 +209,7 @@ impl Endpoints {
 }
 
 /// How long to wait before each attempt to connect again.
-struct Pauses {
+pub(super) struct Pauses {
     next: Duration,
 }
 
@@ -223,7 +220,7 @@ impl Default for Pauses {
 }
 
 impl Pauses {
-    fn draw(&mut self) -> Duration {
+    pub(super) fn draw(&mut self) -> Duration {
         let pause = self.next;
         self.next = (2 * pause).min(LAST_PAUSE);
         jittered(pause)

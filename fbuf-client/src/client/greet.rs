@@ -15,24 +15,35 @@ use fbuf_core::{
 use nix::errno::Errno;
 use tokio::{io::unix::AsyncFd, task::yield_now, time::timeout};
 
-use super::{ConnectError, PATIENCE};
+use super::{
+    PATIENCE,
+    connect::{Accepted, ConnectError},
+};
 
 /// For how long this thread waits for a place in the queue of a broker before it looks whether it has other things to
 /// do. Those who wait get places in the order in which they came.
 const WAIT: Duration = Duration::from_millis(50);
 
-/// Connects, and exchanges greetings.
-pub(super) async fn greet(address: &Address) -> Result<AsyncFd<PacketSocket>, ConnectError> {
-    let no_broker = |source| ConnectError::NoBroker { address: address.clone(), source };
+/// Connects, and exchanges greetings with a broker of a user that is accepted: which one.
+pub(super) async fn greet(
+    address: &Address,
+    accepted: &Accepted,
+) -> Result<(AsyncFd<PacketSocket>, u32), ConnectError> {
+    let unreachable = |source| ConnectError::Unreachable { address: address.clone(), source };
     let not_a_broker = |found: &str| ConnectError::NotABroker { address: address.clone(), found: found.into() };
-    let socket = connect(address).await.map_err(|error| match error.kind() {
-        io::ErrorKind::WouldBlock => not_a_broker("it does not accept connections"),
-        _ if error.raw_os_error() == Some(Errno::EPROTOTYPE as i32) => not_a_broker("its socket is of another type"),
-        _ => no_broker(error),
+    let socket = connect(address).await.map_err(|error| match error.raw_os_error().map(Errno::from_raw) {
+        Some(Errno::EAGAIN) => not_a_broker("it does not accept connections"),
+        Some(Errno::EPROTOTYPE) => not_a_broker("its socket is of another type"),
+        Some(Errno::ENOENT | Errno::ECONNREFUSED) => {
+            ConnectError::NoBroker { addresses: vec![address.clone()], source: error }
+        }
+        _ => unreachable(error),
     })?;
+    // Before it is told anything, or believed.
+    let user = accepted.check(address, &socket)?;
     match socket.send_bytes(&Greeting { version: VERSION, verdict: Verdict::Welcome }.to_bytes()) {
         // It may have sent this client away already, and said why.
-        Err(error) if !means_gone(&error) => return Err(no_broker(error)),
+        Err(error) if !means_gone(&error) => return Err(unreachable(error)),
         _ => {}
     }
     points::reach("attach: connected");
@@ -51,7 +62,7 @@ pub(super) async fn greet(address: &Address) -> Result<AsyncFd<PacketSocket>, Co
         Greeting::from_bytes(&bytes).map_err(|error| not_a_broker(&error.to_string()))?;
     let (address, uid) = (address.clone(), nix::unistd::geteuid().as_raw());
     match verdict {
-        Verdict::Welcome => Ok(socket),
+        Verdict::Welcome => Ok((socket, user)),
         Verdict::OtherVersion => Err(ConnectError::OtherVersion { address, broker: version }),
         Verdict::NotPermitted => Err(ConnectError::NotPermitted { address, uid }),
         Verdict::Full => Err(ConnectError::Full { address }),

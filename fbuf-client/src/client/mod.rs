@@ -1,14 +1,15 @@
 //! A process's connection to its broker. It lives on one background thread, which passes requests
 //! on and puts introductions into the post boxes of the endpoints. No message ever passes it.
 
+mod connect;
 mod control;
 mod greet;
 
 use std::{
     io,
     sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
         mpsc::{self, SyncSender},
     },
     thread,
@@ -16,14 +17,15 @@ use std::{
 };
 
 use fbuf_core::{
-    address::{Address, VARIABLE},
+    address::Address,
     channel::ChannelNameError,
-    control::{ClientStatus, EndpointStatus, Open, Opened, Refusal, Role, Spent, VERSION},
+    control::{ClientStatus, EndpointStatus, Open, Opened, Refusal, Role},
     memory::MemoryError,
     slot::GeometryError,
 };
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 
+pub use self::connect::{ClientBuilder, ConnectError};
 use self::control::Command;
 use crate::{endpoint::Post, receiver::ReceiverBuilder, sender::SenderBuilder};
 
@@ -45,68 +47,6 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// ```
 #[derive(Debug, Clone)]
 pub struct Client(Arc<Connection>);
-
-/// No connection to a broker.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum ConnectError {
-    /// Nobody listens there.
-    #[error(
-        "a broker was expected at {address}, and there is none ({source}): start `fbuf broker`, or set {VARIABLE} to where it listens"
-    )]
-    NoBroker {
-        /// Where.
-        address: Address,
-        /// The kernel's reason.
-        source: io::Error,
-    },
-    /// It is another user's.
-    #[error(
-        "the broker at {address} does not serve user {uid}, about whom its policy has no rule: \
-         start one of your own with `fbuf broker`"
-    )]
-    NotPermitted {
-        /// Where.
-        address: Address,
-        /// This process's user.
-        uid: u32,
-    },
-    /// It speaks another version of the protocol.
-    #[error(
-        "the broker at {address} speaks version {broker} of the protocol, and this program version {VERSION}: upgrade the older of the two"
-    )]
-    OtherVersion {
-        /// Where.
-        address: Address,
-        /// What it speaks.
-        broker: u16,
-    },
-    /// This user has too many connections.
-    #[error("the broker at {address} refuses a connection: {spent}")]
-    Spent {
-        /// Where.
-        address: Address,
-        /// Of which quota, by which rule.
-        spent: Spent,
-    },
-    /// It has too many clients.
-    #[error("the broker at {address} has as many clients as it can serve: close some")]
-    Full {
-        /// Where.
-        address: Address,
-    },
-    /// Something else listens there.
-    #[error("what listens at {address} does not answer like a broker of fbuf: {found}; check {VARIABLE}")]
-    NotABroker {
-        /// Where.
-        address: Address,
-        /// What it did.
-        found: String,
-    },
-    /// This process cannot.
-    #[error("a connection to the broker could not be set up: {0}")]
-    Local(#[from] io::Error),
-}
 
 /// No sender, or no receiver.
 #[derive(Debug, thiserror::Error)]
@@ -137,22 +77,38 @@ pub enum OpenError {
     Local(#[from] io::Error),
 }
 
+/// Why there is no connection now, if there is none.
+#[derive(Debug, Default)]
+struct ConnectionState(Mutex<Option<String>>);
+
+impl ConnectionState {
+    fn set(&self, why_not: Option<String>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = why_not;
+    }
+
+    fn get(&self) -> Option<String> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
 #[derive(Debug)]
 struct Connection {
     commands: Option<UnboundedSender<Command>>,
     next: AtomicU64,
-    is_up: Arc<AtomicBool>,
+    address: Address,
+    state: Arc<ConnectionState>,
     thread: Option<thread::JoinHandle<()>>,
 }
 
 impl Client {
-    /// Connects to the broker at `$FBUF_BROKER`, else `$XDG_RUNTIME_DIR/fbuf.sock`, else
-    /// `/run/fbuf/broker.sock`.
+    /// Connects to the broker at `$FBUF_BROKER`; else to the one at `$XDG_RUNTIME_DIR/fbuf.sock`, if that is there, and
+    /// else to the one at `/run/fbuf/broker.sock`. A `$XDG_RUNTIME_DIR` that is not a folder of this user is left aside,
+    /// and in a program that is executed with more rights than its caller has (AT_SECURE in getauxval(3)) both variables are.
     ///
     /// # Errors
     /// [`ConnectError`]
     pub fn connect() -> Result<Self, ConnectError> {
-        Self::connect_to(&Address::default_for_user())
+        Self::builder().connect()
     }
 
     /// Connects to the broker at this address.
@@ -160,23 +116,44 @@ impl Client {
     /// # Errors
     /// [`ConnectError`]
     pub fn connect_to(address: &Address) -> Result<Self, ConnectError> {
+        Self::builder().address(address).connect()
+    }
+
+    /// Prepares a connection.
+    #[must_use]
+    pub fn builder() -> ClientBuilder {
+        ClientBuilder::default()
+    }
+
+    fn start(builder: ClientBuilder) -> Result<Self, ConnectError> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let socket = runtime.block_on(greet::greet(address))?;
+        let (broker, socket) = runtime.block_on(builder.find())?;
         let (commands, inbox) = unbounded_channel();
-        let (address, is_up) = (address.clone(), Arc::new(AtomicBool::new(true)));
-        let up = is_up.clone();
+        let (address, state) = (broker.address.clone(), Arc::new(ConnectionState::default()));
+        let shared = state.clone();
         let thread = thread::Builder::new()
             .name("fbuf-control".into())
-            .spawn(move || runtime.block_on(control::run(&address, socket, inbox, &up)))?;
+            .spawn(move || runtime.block_on(control::run(&broker, socket, inbox, &shared)))?;
         let (commands, next, thread) = (Some(commands), AtomicU64::new(0), Some(thread));
-        Ok(Self(Arc::new(Connection { commands, next, is_up, thread })))
+        Ok(Self(Arc::new(Connection { commands, next, address, state, thread })))
+    }
+
+    /// Where the broker listens.
+    #[must_use]
+    pub fn address(&self) -> &Address {
+        &self.0.address
     }
 
     /// Whether there is a connection now, as far as is known. If not, it is being made again.
     #[must_use]
     pub fn is_connected(&self) -> bool {
-        // Relaxed: it may change at any time.
-        self.0.is_up.load(Ordering::Relaxed)
+        self.0.state.get().is_none()
+    }
+
+    /// Why there is no connection now, if there is none: what came of the last attempt to make it again.
+    #[must_use]
+    pub fn connection_error(&self) -> Option<String> {
+        self.0.state.get()
     }
 
     /// Prepares a sender on a channel.

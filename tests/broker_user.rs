@@ -1,0 +1,289 @@
+//! Which user runs the broker: a client accepts root's and its own user's, and no other unless it is told to, whatever
+//! the name is at which that listens, and whatever the environment says.
+
+mod support;
+
+use std::{
+    env, fs,
+    io::{BufRead, BufReader, Read},
+    os::unix::{
+        fs::{PermissionsExt, chown},
+        process::CommandExt,
+    },
+    path::Path,
+    process::{ChildStdout, Command, Stdio},
+    thread,
+    time::Duration,
+};
+
+use fbuf_broker::{Embedded, Policy};
+use fbuf_client::{Address, Client, ConnectError, OpenError};
+use support::{BrokerProcess, Process, SOON, until};
+
+/// Users that tests act as.
+const OTHER: u32 = 65_533;
+const ANOTHER: u32 = 65_532;
+
+/// What this program does when it is run again; nothing in the process that tests.
+#[test]
+fn role() {
+    match env::var("FBUF_TEST_ROLE").as_deref() {
+        Ok("broker") => serve(),
+        Ok("client") => connect(),
+        _ => {}
+    }
+}
+
+/// A broker that serves everybody, as soon as its name is free, until its input ends.
+fn serve() {
+    let address = Address::new(env::var_os("FBUF_BROKER").unwrap());
+    let policy = Policy::parse("[[rule]]\nusers = [\"*\"]\nsend = [\"*\"]\nreceive = [\"*\"]").unwrap();
+    let broker = loop {
+        match Embedded::start_at(address.clone(), policy.clone()) {
+            Ok(broker) => break broker,
+            Err(_) => thread::yield_now(),
+        }
+    };
+    println!("serves");
+    std::io::stdin().read_to_end(&mut Vec::new()).unwrap();
+    drop(broker);
+}
+
+/// A client by the environment alone.
+fn connect() {
+    match Client::connect() {
+        Ok(client) => println!("connected at {}", client.address()),
+        Err(error) => println!("not connected: {error}"),
+    }
+}
+
+/// This program in a role, as another user.
+struct Other {
+    _process: Process,
+    output: BufReader<ChildStdout>,
+}
+
+impl Other {
+    fn start(program: &Path, role: &str, user: u32, environment: &[(&str, &str)]) -> Self {
+        let mut command = Command::new(program);
+        command
+            .args(["--exact", "role", "--nocapture", "--test-threads=1"])
+            .current_dir("/")
+            .env("FBUF_TEST_ROLE", role);
+        command.env_remove("FBUF_BROKER").env_remove("XDG_RUNTIME_DIR").envs(environment.iter().copied());
+        command.uid(user).gid(user).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
+        let mut process = Process::start(&mut command);
+        let output = BufReader::new(process.0.stdout.take().unwrap());
+        Self { _process: process, output }
+    }
+
+    fn broker(address: &Address, user: u32) -> Self {
+        let mut broker =
+            Self::start(Path::new("/proc/self/exe"), "broker", user, &[("FBUF_BROKER", &address.to_string())]);
+        broker.wait_for("serves");
+        broker
+    }
+
+    /// The next line that has this in it.
+    fn wait_for(&mut self, words: &str) -> String {
+        loop {
+            let mut line = String::new();
+            assert_ne!(self.output.read_line(&mut line).unwrap(), 0, "it has ended, and not said {words:?}");
+            if line.contains(words) {
+                return line;
+            }
+        }
+    }
+}
+
+fn abstract_name(test: &str) -> Address {
+    Address::new(format!("@fbuf-test-{test}-{}", std::process::id()))
+}
+
+/// A folder that every user can search.
+fn open_folder() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    folder
+}
+
+#[test]
+fn a_broker_of_another_user_is_refused_unless_it_is_asked_for() {
+    if !support::is_root() {
+        return;
+    }
+    let address = abstract_name("foreign");
+    let _broker = Other::broker(&address, OTHER);
+    let error = Client::connect_to(&address).unwrap_err();
+    assert!(matches!(error, ConnectError::ForeignBroker { user: OTHER, own: 0, .. }), "{error}");
+    for words in ["run by user 65533", "--broker-user", "broker_user"] {
+        assert!(error.to_string().contains(words), "{error}");
+    }
+    // The same broker is none that could not be spoken to.
+    let client = Client::builder().address(&address).broker_user(ANOTHER).broker_user(OTHER).connect().unwrap();
+    let _receiver = client.receiver("c").open().unwrap();
+    // Nor does a third user accept it, while its own does.
+    for (user, words) in [(ANOTHER, "not connected"), (OTHER, "connected at")] {
+        let environment = [("FBUF_BROKER", &*address.to_string())];
+        Other::start(Path::new("/proc/self/exe"), "client", user, &environment).wait_for(words);
+    }
+}
+
+#[test]
+fn the_command_accepts_the_broker_of_the_user_that_it_is_told() {
+    if !support::is_root() {
+        return;
+    }
+    let address = abstract_name("command");
+    let _broker = Other::broker(&address, OTHER);
+    let list =
+        |words: &[&str]| support::fbuf(["ls", "--socket"]).arg(address.to_string()).args(words).output().unwrap();
+    let refused = list(&[]);
+    let said = String::from_utf8_lossy(&refused.stderr);
+    assert!(refused.status.code() == Some(1) && said.contains("--broker-user"), "{said}");
+    assert!(list(&["--broker-user", "65533"]).status.success());
+}
+
+#[test]
+fn roots_broker_is_accepted_by_every_user_that_it_serves() {
+    if !support::is_root() {
+        return;
+    }
+    let broker = Embedded::start_with(Policy::own().allow(OTHER)).unwrap();
+    let environment = [("FBUF_BROKER", &*broker.address().to_string())];
+    Other::start(Path::new("/proc/self/exe"), "client", OTHER, &environment).wait_for("connected at");
+}
+
+/// A name is free when its broker has died, and any user may take it.
+#[test]
+fn a_client_does_not_connect_again_with_a_broker_of_another_user() {
+    if !support::is_root() {
+        return;
+    }
+    let address = abstract_name("again");
+    let broker = Embedded::start_at(address.clone(), Policy::own()).unwrap();
+    let client = Client::builder().address(&address).broker_user(OTHER).connect().unwrap();
+    drop(broker);
+    let taker = Other::broker(&address, OTHER);
+    until("the other broker is seen", || {
+        client
+            .connection_error()
+            .is_some_and(|why| why.contains("run by user 65533 now, and the one before was by root"))
+    });
+    match client.receiver("c").open() {
+        Err(OpenError::BrokerGone(why)) => assert!(why.contains("user 65533"), "{why}"),
+        other => panic!("{other:?}"),
+    }
+    // What could be heard there is heard by a client that accepts it from the beginning.
+    Client::builder().address(&address).broker_user(OTHER).connect().unwrap();
+    drop(taker);
+    let _broker = loop {
+        match Embedded::start_at(address.clone(), Policy::own()) {
+            Ok(broker) => break broker,
+            Err(_) => thread::yield_now(),
+        }
+    };
+    until("the client is there again", || client.is_connected());
+}
+
+#[test]
+fn a_runtime_folder_of_another_user_is_left_aside() {
+    if !support::is_root() {
+        return;
+    }
+    let folder = open_folder();
+    let socket = Address::new(folder.path().join("fbuf.sock"));
+    chown(folder.path(), Some(OTHER), Some(OTHER)).unwrap();
+    let _broker = Other::broker(&socket, OTHER);
+    let environment = [("XDG_RUNTIME_DIR", folder.path().to_str().unwrap())];
+    let client = |user| Other::start(Path::new("/proc/self/exe"), "client", user, &environment).wait_for("connected");
+    assert!(client(OTHER).contains(&format!("connected at {socket}")));
+    let said = client(0);
+    assert!(!said.contains(&format!("connected at {socket}")), "{said}");
+    // Root may have a broker of the machine here; if not, the error says what was left aside.
+    assert!(
+        said.contains("connected at /run/fbuf/broker.sock") || said.contains("is no folder of this user"),
+        "{said}"
+    );
+}
+
+/// A program with the rights of its file's owner does not go where its caller's environment sends it, be the broker
+/// there one that it accepts.
+#[test]
+fn a_set_user_id_program_does_not_ask_the_environment() {
+    if !support::is_root() {
+        return;
+    }
+    let folder = open_folder();
+    let program = folder.path().join("program");
+    fs::copy("/proc/self/exe", &program).unwrap();
+    let broker = Embedded::start_with(Policy::own().allow(OTHER)).unwrap();
+    let environment = [("FBUF_BROKER", &*broker.address().to_string())];
+    let run = |mode| {
+        fs::set_permissions(&program, fs::Permissions::from_mode(mode)).unwrap();
+        Other::start(&program, "client", OTHER, &environment).wait_for("connected")
+    };
+    let here = format!("connected at {}", broker.address());
+    assert!(run(0o755).contains(&here));
+    let said = run(0o4755);
+    assert!(!said.contains(&here), "{said}");
+    assert!(
+        said.contains("connected at /run/fbuf/broker.sock") || said.contains("a caller with fewer rights"),
+        "{said}"
+    );
+}
+
+#[test]
+fn a_client_that_waits_may_come_before_its_broker() {
+    let folder = tempfile::tempdir().unwrap();
+    let address = Address::new(folder.path().join("broker"));
+    let short = Client::builder().address(&address).wait_for_broker(Duration::from_millis(20)).connect();
+    assert!(matches!(short, Err(ConnectError::NoBroker { .. })), "{short:?}");
+    let waiting = {
+        let address = address.clone();
+        thread::spawn(move || Client::builder().address(&address).wait_for_broker(SOON).connect())
+    };
+    let _broker = BrokerProcess::start(&folder.path().join("broker"));
+    waiting.join().unwrap().unwrap();
+}
+
+#[test]
+fn what_keeps_a_client_from_its_broker_is_named() {
+    let folder = open_folder();
+    let path = folder.path().join("broker");
+    let error = |path: &Path| Client::connect_to(&Address::new(path)).unwrap_err().to_string();
+    let says = |said: String, words: &str| assert!(said.contains(words), "{said}");
+    says(error(&path), "there is none");
+    BrokerProcess::start(&path).process.kill();
+    says(error(&path), "is gone, and its socket file is left");
+    fs::remove_file(&path).unwrap();
+    fs::write(&path, "").unwrap();
+    says(error(&path), "is no socket");
+    says(error(&path.join("broker")), "a part of its path is no folder");
+    says(error(Path::new(&format!("/{}", "x".repeat(200)))), "choose a shorter one");
+    fs::remove_file(&path).unwrap();
+    if !support::is_root() {
+        return;
+    }
+    let _broker = BrokerProcess::start(&path);
+    let environment = [("FBUF_BROKER", path.to_str().unwrap())];
+    let said = Other::start(Path::new("/proc/self/exe"), "client", OTHER, &environment).wait_for("connected");
+    assert!(said.contains("user 65533 may not write the socket") && !said.contains("there is none"), "{said}");
+}
+
+/// The clients of a process that goes elsewhere find their broker again.
+#[test]
+fn a_relative_path_is_that_of_the_folder_in_which_the_client_was() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("broker");
+    let mut broker = BrokerProcess::start(&path);
+    // It is the only test of this program that changes the folder, and the only one with a relative path.
+    env::set_current_dir(folder.path()).unwrap();
+    let client = Client::connect_to(&Address::new("broker")).unwrap();
+    env::set_current_dir("/").unwrap();
+    assert!(Client::connect_to(&Address::new("broker")).is_err());
+    broker.process.kill();
+    until("the client hears of it", || !client.is_connected());
+    let _broker = BrokerProcess::start(&path);
+    until("the client is there again", || client.is_connected());
+}
