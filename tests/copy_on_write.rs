@@ -130,6 +130,7 @@ fn a_private_view_is_written_and_nobody_sees_it() {
             let mut private = one.get_timeout(SOON).unwrap().make_private().unwrap();
             assert!(private.len() == length && private.iter().all(|&byte| byte == 5));
             assert_eq!(private.is_shared(), mechanism != Mechanism::Copy && length > 0);
+            assert_eq!(private.is_intact(), mechanism != Mechanism::Shared);
             for place in (0..length).step_by(5000) {
                 private[place] = 6;
             }

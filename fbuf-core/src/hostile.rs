@@ -29,6 +29,8 @@ use crate::{
     wire::{self, Descriptor, Letter},
 };
 
+mod gifts;
+
 const SLOTS: u32 = 4;
 const SLOT_BYTES: u32 = 100;
 
@@ -37,7 +39,7 @@ fn geometry() -> Geometry {
 }
 
 fn peer() -> Peer {
-    Peer { endpoint: 1, process: Credentials { pid: 1, uid: 1, gid: 1 }, same_user: false }
+    Peer { endpoint: 1, process: Credentials { pid: 1, uid: 1, gid: 1 }, same_user: false, trusted: true }
 }
 
 fn sockets() -> (PacketSocket, PacketSocket) {
@@ -311,18 +313,11 @@ proptest! {
 
     #[test]
     fn a_sender_survives_any_right_to_write(rights in vec(right(), 1..12)) {
-        let (own, its) = sockets();
-        let mut pool = Pool::of_receiver(geometry(), Arc::new(EventFd::new().unwrap())).unwrap();
-        let (_board, descriptor) = BoardTable::create("fbuf-test", SLOTS as usize).unwrap();
-        let hello = Hello { board: descriptor.into(), skip_above: None, fences: false, wants_slots: false };
-        own.send(&wire::encode(&LinkMessage::Hello(hello)).unwrap()).unwrap();
-        let Ok(Arrived::Here(mut link)) = Expected::new(peer(), its).look(&pool, 0) else {
-            panic!("an honest hello was refused")
-        };
+        let (mut pool, mut link, own) = gifts::sender_of_receivers_slots(peer()).unwrap();
         for (right, sequence) in rights.iter().zip(0..) {
             send(&own, right);
             link.attend(0).unwrap();
-            let given = link.gifts().into_iter().try_for_each(|gift| pool.give(gift, peer()));
+            let given = link.gifts().into_iter().try_for_each(|gift| pool.give(gift));
             let Packet::Right(writer, reader, _) = right else { continue };
             let good = |kind: &Kind| matches!(kind, Kind::Sealed(_) | Kind::Writable(_));
             prop_assert!(given.is_err() || good(writer) && reader.as_ref().is_none_or(good));

@@ -57,4 +57,6 @@ pub mod socket;
 #[cfg(not(loom))]
 pub mod sys;
 #[cfg(not(loom))]
+pub mod trust;
+#[cfg(not(loom))]
 pub mod wire;

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     inbound::GreetError,
     socket::{Arrival, PacketSocket, means_gone},
+    trust::Trusted,
     violation::{Unsuitable, Violation},
     wire::{self, Descriptor},
 };
@@ -40,25 +41,24 @@ pub struct Right {
     pub reader: Option<Descriptor>,
 }
 
-/// A [`Right`] that arrived.
+/// A [`Right`] that arrived from a receiver that is trusted not to use the memory itself meanwhile.
 #[derive(Debug)]
 pub struct Gift {
-    /// Which slot.
-    pub slot: u32,
-    /// The memory, open for writing.
-    pub writer: OwnedFd,
-    /// The first time: the same, open for reading.
-    pub reader: Option<OwnedFd>,
+    pub(crate) giver: Trusted,
+    pub(crate) slot: u32,
+    pub(crate) writer: OwnedFd,
+    pub(crate) reader: Option<OwnedFd>,
 }
 
 impl Right {
-    /// Takes it.
+    /// Takes it from this receiver.
     ///
     /// # Errors
     /// This process has no descriptor left.
-    pub(crate) fn take(self) -> io::Result<Gift> {
+    pub(crate) fn take(self, giver: Trusted) -> io::Result<Gift> {
         let Self { slot, writer, reader } = self;
-        Ok(Gift { slot, writer: writer.into_owned()?, reader: reader.map(Descriptor::into_owned).transpose()? })
+        let reader = reader.map(Descriptor::into_owned).transpose()?;
+        Ok(Gift { giver, slot, writer: writer.into_owned()?, reader })
     }
 }
 

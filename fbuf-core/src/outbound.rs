@@ -20,6 +20,7 @@ use crate::{
     ring::Ring,
     slot::{Mark, SlotId},
     socket::PacketSocket,
+    trust::Trusted,
     violation::Violation,
     wire::Descriptor,
 };
@@ -98,8 +99,8 @@ pub struct Outbound {
     announced: usize,
     /// Whether the slot that is being sent will be lent over this link.
     admitted: bool,
-    /// Whether the slots are the receiver's.
-    takes_rights: bool,
+    /// The receiver, if the slots are its own.
+    giver: Option<Trusted>,
     /// What the receiver gave and the pool has not yet.
     gifts: Vec<Gift>,
     /// Messages left out since the last one that was sent.
@@ -183,6 +184,11 @@ pub enum Offer {
 impl Outbound {
     fn open(expected: Expected, hello: &Hello, pool: &Pool, first_sequence: u64) -> Result<Self, LinkEnd> {
         let Expected { peer, socket } = expected;
+        // Whatever the broker says otherwise: from here on its memory would be written and read as our own.
+        let giver = match pool.is_receivers() {
+            true => Some(Trusted::new(peer).ok_or(Violation::UntrustedReceiver)?),
+            false => None,
+        };
         let slots = pool.geometry().max_slots();
         let board = BoardTable::attach(hello.board.as_fd(), slots as usize)?;
         let (lane, descriptor) = LaneTable::create("fbuf-lane", capacity_for(slots, hello.skip_above.is_some()))
@@ -224,7 +230,7 @@ impl Outbound {
             skipping: hello.skip_above.map(|most| Skipping::new(most, slots)),
             announced,
             admitted: false,
-            takes_rights: pool.is_receivers(),
+            giver,
             gifts: Vec::new(),
             gap: 0,
             rung: 0,
@@ -415,14 +421,14 @@ impl Outbound {
                 // for then slots would be written that the receiver still reads.
                 Ok(None) => break,
                 // Where slots are the receiver's, it may have been the right to one, which would be lost for good.
-                Err(LinkEnd::Exhausted(_)) if !self.takes_rights => break,
+                Err(LinkEnd::Exhausted(_)) if self.giver.is_none() => break,
                 Ok(Some(LinkMessage::Bell)) => {}
-                Ok(Some(LinkMessage::Right(right))) if self.takes_rights && self.gifts.len() < MAX_LEASED as usize => {
-                    self.gifts.push(right.take().map_err(|error| LinkEnd::Exhausted(error.to_string()))?);
-                }
-                Ok(Some(other)) => {
-                    return Err(Violation::OutOfTurn { found: other.name(), wanted: "a bell" }.into());
-                }
+                Ok(Some(other)) => match (other, self.giver) {
+                    (LinkMessage::Right(right), Some(giver)) if self.gifts.len() < MAX_LEASED as usize => {
+                        self.gifts.push(right.take(giver).map_err(|error| LinkEnd::Exhausted(error.to_string()))?);
+                    }
+                    (other, _) => return Err(Violation::OutOfTurn { found: other.name(), wanted: "a bell" }.into()),
+                },
                 Err(end) => return Err(end),
             }
         }

@@ -70,6 +70,12 @@ pub enum Violation {
     /// A descriptor that may not be mapped.
     #[error("an unsuitable descriptor: {0}")]
     Descriptor(#[from] Unsuitable),
+    /// Slots that a receiver makes were to be used, and the receiver is not trusted.
+    #[error(
+        "the slots of this sender are made by its receiver, which is of another user and not trusted: \
+         open the sender without from_receiver(), or have the broker's policy trust the receiver's user"
+    )]
+    UntrustedReceiver,
     /// A link socket that the peer never reads.
     #[error("the link socket is full: the peer does not read it")]
     SocketFull,
@@ -106,6 +112,12 @@ pub enum Unsuitable {
         /// The bytes that are claimed.
         size: u64,
     },
+    /// It is not open for what it was sent for.
+    #[error("it is not open for {0}")]
+    NotOpenFor(&'static str),
+    /// Two descriptors of one slot name different memory.
+    #[error("the descriptor to write it and the one to read it name different memory")]
+    OtherMemory,
     /// Its owner could take it away from whoever maps it.
     #[error("it lies in huge pages that its owner can take away")]
     Removable,

@@ -32,12 +32,12 @@ pub fn geometry() -> Geometry {
     Geometry::new(SLOT_BYTES.into(), SLOTS.into()).expect("it is allowed")
 }
 
-/// Whoever is at the other end, of the same user or not.
+/// The process at the other end: of the same user or not, trusted or not.
 #[must_use]
-pub fn peer(same_user: bool) -> Peer {
+pub fn peer(same_user: bool, trusted: bool) -> Peer {
     let own = geteuid().as_raw();
     let uid = if same_user { own } else { own.wrapping_add(1) };
-    Peer { endpoint: 1, process: Credentials { pid: 1, uid, gid: uid }, same_user }
+    Peer { endpoint: 1, process: Credentials { pid: 1, uid, gid: uid }, same_user, trusted: same_user || trusted }
 }
 
 /// The two ends of a link socket.

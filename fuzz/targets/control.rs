@@ -117,6 +117,8 @@ impl Model {
             assert!(pair.mechanism.protection() >= require);
             let one_user = from == to;
             assert!(one_user || *from == TRUSTED || pair.mechanism.protection() == Protection::Sealed);
+            let trusted = [*from, *to].map(|user| one_user || user == TRUSTED);
+            assert_eq!([sender, receiver].map(|party| party.peer.trusted), trusted);
             let (from, to) = ((sender.client, sender.endpoint), (receiver.client, receiver.endpoint));
             assert!(from == (client, endpoint) || to == (client, endpoint), "{pair:?} are both others");
             assert!(met.insert((from, to)), "{pair:?} are introduced twice");

@@ -21,6 +21,8 @@ use fbuf_core::{
     pool::Pool,
     protection::Mechanism,
     socket::PacketSocket,
+    trust::Trusted,
+    violation::Violation,
     wire::{self, Letter},
 };
 use fbuf_fuzz::{
@@ -54,8 +56,8 @@ impl Half {
         let (lodged, same_user, skip_above) = (input.int_in_range(0..=3)?, input.arbitrary()?, input.arbitrary()?);
         let (socket, its) = sockets();
         let lodging = lodging(lodged);
-        let greeted =
-            Greeted::new(peer(same_user), its, geometry(), mechanism, lodging, skip_above).expect("it is there");
+        let peer = peer(same_user, input.arbitrary()?);
+        let greeted = Greeted::new(peer, its, geometry(), mechanism, lodging, skip_above).expect("it is there");
         if !input.arbitrary()? {
             return Ok((Self::Greeted(greeted), Hostile { socket, lane: None, board: None }));
         }
@@ -88,14 +90,22 @@ impl Half {
             _ => Pool::of_receiver(geometry(), wake()).expect("there is memory"),
         };
         let (socket, its) = sockets();
-        let expected = Expected::new(peer(input.arbitrary()?), its);
+        let peer = peer(input.arbitrary()?, input.arbitrary()?);
+        let expected = Expected::new(peer, its);
         let (skip_above, fences, wants_slots) = input.arbitrary()?;
         if !input.arbitrary()? {
             return Ok((Self::Expected(expected, pool), Hostile { socket, lane: None, board: None }));
         }
         let (board, descriptor) = BoardTable::create("fbuf-fuzz", SLOTS as usize).expect("there is memory");
         say(&socket, &LinkMessage::Hello(Hello { board: descriptor.into(), skip_above, fences, wants_slots }));
-        let Ok(Arrived::Here(outbound)) = expected.look(&pool, 0) else { panic!("an honest hello was refused") };
+        let refused = pool.is_receivers() && Trusted::new(peer).is_none();
+        let outbound = match expected.look(&pool, 0) {
+            Ok(Arrived::Here(outbound)) if !refused => outbound,
+            Err(LinkEnd::Violation(Violation::UntrustedReceiver)) if refused => {
+                return Ok((Self::Over, Hostile { socket, lane: None, board: Some(board) }));
+            }
+            other => panic!("an honest hello, of a receiver that is refused or not ({refused}): {other:?}"),
+        };
         let sending = Self::Sending(Box::new([*outbound]), pool, Vec::new());
         Ok((sending, Hostile { socket, lane: None, board: Some(board) }))
     }
@@ -135,9 +145,8 @@ impl Half {
                 if let Err(end) = link.attend(sequence) {
                     return over(&end);
                 }
-                let giver = link.peer();
                 for gift in link.gifts() {
-                    if pool.give(gift, giver).is_err() {
+                    if pool.give(gift).is_err() {
                         return Self::Over;
                     }
                 }

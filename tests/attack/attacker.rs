@@ -188,7 +188,7 @@ pub fn begin() {
     nix::sys::signal::raise(nix::sys::signal::Signal::SIGSTOP).unwrap();
 }
 
-fn die_with_parent() {
+pub fn die_with_parent() {
     // SAFETY: it sets a flag of this process.
     unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
 }

@@ -6,6 +6,7 @@
 mod attacker;
 #[path = "../support/hostile.rs"]
 mod client;
+mod receiver;
 #[path = "../support/mod.rs"]
 mod support;
 
@@ -107,6 +108,7 @@ fn role() {
             Level::ALL[number("FBUF_TEST_LEVEL")],
             env::var_os("FBUF_TEST_FROM_RECEIVER").is_some(),
         ),
+        "hostile receiver" => receiver::attack(number("FBUF_TEST_ATTACK")),
         "victim" => victim(),
         "sender" => send_some(number("FBUF_TEST_FROM_RECEIVER") == 1),
         "receiver" => receive_some(),
@@ -128,9 +130,10 @@ fn broker() -> Embedded {
     broker_for(Policy::only(geteuid().as_raw()).allow(OTHER).allow(ANOTHER))
 }
 
-/// The same, which trusts them.
+/// The same, which trusts all of them.
 fn trusting_broker() -> Embedded {
-    broker_for(Policy::only(geteuid().as_raw()).trust(OTHER).trust(ANOTHER))
+    let own = geteuid().as_raw();
+    broker_for(Policy::only(own).trust(own).trust(OTHER).trust(ANOTHER))
 }
 
 fn broker_for(policy: Policy) -> Embedded {
@@ -309,7 +312,9 @@ fn messages_of_another_user_do_not_change() {
         return;
     }
     for (attack, from_receiver) in attacks_on_memory().flat_map(|attack| [(attack, false), (attack, true)]) {
-        let broker = broker();
+        // The sender, which is not trusted, has to trust a receiver that makes its slots.
+        let own = geteuid().as_raw();
+        let broker = broker_for(Policy::only(own).trust(own).allow(OTHER));
         let client = Client::connect_to(broker.address()).unwrap();
         // Nobody asked for it on either side, or the slots are the receiver's.
         let mut receiver = client.receiver("prey").open().unwrap();

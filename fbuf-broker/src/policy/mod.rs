@@ -169,7 +169,8 @@ impl Policy {
         self
     }
 
-    /// One user more, whose messages others get as they are sent, volatile or leased if that one likes.
+    /// One user more, that others trust with memory: they get its messages as they are sent, volatile or leased if that
+    /// one likes, and may fill slots that its receivers make.
     #[must_use]
     pub fn trust(mut self, user: u32) -> Self {
         self.rules.push(Rule::all(BTreeSet::from([user]), true));
@@ -245,7 +246,8 @@ impl Policy {
         Err(self.about(user).map(|rule| rule.name.clone()).collect())
     }
 
-    /// Whether others may read this user's messages on a channel while that one could change them.
+    /// Whether others may read this user's messages on a channel while that one could change them; or, of a receiver,
+    /// fill and read slots that it made.
     #[must_use]
     pub fn trusts(&self, user: &User, role: Role, channel: &ChannelName) -> bool {
         self.about(user).any(|rule| rule.trusted && rule.allows(role, channel))

@@ -149,7 +149,7 @@ mod tests {
         let (socket, _) = PacketSocket::pair().unwrap();
         Introduction {
             endpoint: 1,
-            peer: Peer { endpoint: 2, process, same_user: true },
+            peer: Peer { endpoint: 2, process, same_user: true, trusted: true },
             slot_bytes: 64,
             max_slots: 4,
             mechanism: Mechanism::Shared,

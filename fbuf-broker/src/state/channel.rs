@@ -41,6 +41,8 @@ pub(super) struct Receiver {
     /// With whom it was linked before this broker began, in order.
     pub peers: Box<[u64]>,
     pub require: Protection,
+    /// Whether senders of other users may write and read memory that it could change.
+    pub trusted: bool,
     /// What it has paid for its links with those who were here before it.
     pub links: BTreeMap<u64, Charge>,
 }
@@ -201,7 +203,10 @@ fn pair(sender: &Sender, receiver: &Receiver) -> Result<Pair, Protection> {
     let Stock { geometry, slots, .. } = sender.stock;
     let same_user = are_of_one_user(sender, receiver);
     let [sender, receiver] =
-        [sender.party, receiver.party].map(|party| Party { peer: Peer { same_user, ..party.peer }, ..party });
+        [(sender.party, sender.trusted), (receiver.party, receiver.trusted)].map(|(party, trusted)| Party {
+            peer: Peer { same_user, trusted: same_user || trusted, ..party.peer },
+            ..party
+        });
     Ok(Pair { sender, receiver, geometry, mechanism, slots })
 }
 

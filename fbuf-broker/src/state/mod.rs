@@ -275,7 +275,7 @@ impl State {
         let party = Party {
             client: id,
             endpoint,
-            peer: Peer { endpoint: known_as, process: client.process, same_user: false },
+            peer: Peer { endpoint: known_as, process: client.process, same_user: false, trusted: false },
         };
         let none = Channel::default();
         let channel = self.channels.get(&name).unwrap_or(&none);
@@ -297,7 +297,7 @@ impl State {
                 }
                 End::Sender(Sender { party, peers, trusted, stock, links })
             }
-            Role::Receiver { require } => End::Receiver(Receiver { party, peers, require, links }),
+            Role::Receiver { require } => End::Receiver(Receiver { party, peers, require, trusted, links }),
         };
         let pairs = channel.pairs(&end)?;
         let seat = match channel.has_seat(user.id) {

@@ -70,6 +70,24 @@ fn each_end_is_told_whether_the_other_is_of_its_own_user() {
 }
 
 #[test]
+fn each_end_is_told_whether_the_policy_trusts_the_other() {
+    let mut state = State::new(Policy::only(1000).allow(1001).trust(1002), 0);
+    for (from, to, trusted) in [
+        (1000, 1000, [true, true]),
+        (1000, 1001, [false, false]),
+        (1002, 1001, [true, false]),
+        (1001, 1002, [false, true]),
+    ] {
+        let [from, to] = [from, to].map(|uid| state.enter(uid).unwrap());
+        state.open(from, 0, sender("c")).unwrap();
+        let pair = state.links(to, 0, receiver("c")).unwrap()[0];
+        assert_eq!([pair.sender, pair.receiver].map(|party| party.peer.trusted), trusted);
+        state.leave(from);
+        state.leave(to);
+    }
+}
+
+#[test]
 fn a_lease_is_for_those_who_can_have_one_and_for_whom_it_is_enough() {
     use Protection::{Sealed, Volatile};
     let mut state = State::new(Policy::only(1000).allow(1001).trust(1002), 0);

@@ -74,8 +74,7 @@ impl Sender {
     pub(super) fn attend_to(&mut self, index: usize) {
         let link = &mut self.links[index];
         let end = link.attend(self.next_sequence);
-        let peer = link.peer();
-        let given = link.gifts().into_iter().try_for_each(|gift| self.pool.give(gift, peer));
+        let given = link.gifts().into_iter().try_for_each(|gift| self.pool.give(gift));
         if let Err(end) = end.and(given.map_err(LinkEnd::from)) {
             self.end(index, end);
         }

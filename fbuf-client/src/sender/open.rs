@@ -134,6 +134,15 @@ impl SenderBuilder {
     /// also if the sender is another user, whom the broker was told to trust; if not, it copies them. With each
     /// message the right to write its slot goes to the receiver, and it comes back over the socket of the link.
     ///
+    /// # Trust
+    /// The receiver can write the memory of such a slot at any time, also while this process has it as a [`Fbuf`] or
+    /// reads it as a [`Retained`](crate::Retained), and nothing in the kernel could prevent that. So the sender trusts the
+    /// receiver: it is linked only with one of the same user, or of a user that the broker's policy trusts to receive
+    /// from this channel. This process looks at that itself ([`Peer::trusted`](crate::Peer::trusted)), and closes a link
+    /// with any other ([`Violation::UntrustedReceiver`](crate::Violation::UntrustedReceiver)). Of a trusted receiver, too,
+    /// it takes only memory of exactly the size of a slot, with all its pages, whose size cannot change; the descriptors to write and to
+    /// read it must name the same file; and of another user's receiver none in huge pages, which could be taken away.
+    ///
     /// [`Sender::allocate`] waits until there is a receiver. What was allocated from one that goes can be
     /// sent to the next.
     pub fn from_receiver(mut self) -> Self {
@@ -144,6 +153,10 @@ impl SenderBuilder {
     /// Finds stray writes: whoever writes into a message after it was sent, through a pointer that was kept,
     /// traps at that instruction. A report on standard error names the channel, the message and who still
     /// holds it, and the process dies of SIGSEGV as if it had written to memory that does not exist.
+    ///
+    /// A system call that is to write there, such as read(2) with such a pointer, does not trap: it fails with `EFAULT`,
+    /// without a report, and the message is unchanged. So look at what system calls return. I/O that was begun before
+    /// the message was sent (io_uring, `O_DIRECT`) writes all the same.
     ///
     /// If not set, `FBUF_GUARD=1` in the environment does it for all senders of a process. While there is
     /// a guarded sender, SIGSEGV has a handler, which goes on to the one that was there before. Each slot

@@ -46,6 +46,9 @@ pub struct Peer {
     /// Whether it is of the same user as whoever is told of it. Only the broker knows: users may have other ids in
     /// the user namespaces of other processes.
     pub same_user: bool,
+    /// Whether it may be relied upon not to change memory that it could change: it is of the same user, or the
+    /// policy of the broker trusts its user on this channel. Of memory of any other peer no slice is ever made.
+    pub trusted: bool,
 }
 
 /// What is held of a link, for whoever watches.

@@ -10,10 +10,10 @@ use std::{
 use crate::{
     inbound::Peer,
     link::Gift,
-    memory::{Leasable, Map, MemoryError, Pages, Pieces, is_huge, size_of},
+    memory::{Leasable, Map, MemoryError, Pages, Pieces},
     points,
     slot::SlotId,
-    violation::{Unsuitable, Violation},
+    violation::Violation,
     wire::Descriptor,
 };
 
@@ -52,10 +52,7 @@ enum Right {
     /// From its receiver, who hands the right back with each message. None: that one has it.
     #[default]
     Away,
-    Here {
-        writer: OwnedFd,
-        size: u64,
-    },
+    Here(OwnedFd),
 }
 
 #[derive(Debug)]
@@ -137,13 +134,14 @@ impl LeasedSlots {
         memory.map(|memory| Ok(memory.as_fd().try_clone_to_owned()?.into())).collect()
     }
 
-    /// A receiver gives the right to write a slot, and before the first time the slot. Memory that another
-    /// user could take away under this process's hands is not accepted.
+    /// A receiver gives the right to write a slot, and before the first time the slot: what is written is the same
+    /// memory as what is read, exactly as [`Leasable::create`] makes it, with all its pages.
     ///
     /// # Errors
     /// [`Violation`]
-    pub(crate) fn give(&mut self, gift: Gift, giver: Peer) -> Result<(), Violation> {
-        let Gift { slot, writer, reader } = gift;
+    pub(crate) fn give(&mut self, gift: Gift) -> Result<(), Violation> {
+        let Gift { giver, slot, writer, reader } = gift;
+        let giver = giver.peer();
         if self.former.contains(&giver.endpoint) {
             // It has gone, and what it had sent before is of no use.
             return Ok(());
@@ -152,20 +150,17 @@ impl LeasedSlots {
             self.forget();
             self.former.extend(self.giver.replace(giver.endpoint));
         }
-        let wanted = u64::from(self.slot_bytes);
-        let found = size_of(writer.as_fd())?;
-        if found < wanted {
-            return Err(Unsuitable::Size { found, wanted }.into());
-        }
-        if !giver.same_user && is_huge(writer.as_fd()) {
-            return Err(Unsuitable::Removable.into());
-        }
         let known = self.len();
-        let Some(slot) = self.slots.get_mut(slot as usize) else { return Err(Violation::Slot { named: slot, known }) };
-        if let Some(reader) = reader {
-            slot.memory = Some(Arc::new(Leasable::given(reader, wanted)?));
-        }
-        slot.right = Right::Here { writer, size: found };
+        let Some(place) = self.slots.get_mut(slot as usize) else { return Err(Violation::Slot { named: slot, known }) };
+        let memory = match (reader, &place.memory) {
+            (Some(reader), _) => Arc::new(Leasable::given(reader, self.slot_bytes.into())?),
+            (None, Some(memory)) => memory.clone(),
+            (None, None) => {
+                return Err(Violation::OutOfTurn { found: "the right to write a slot", wanted: "the slot" });
+            }
+        };
+        memory.verify_writer(writer.as_fd(), giver.same_user)?;
+        (place.memory, place.right) = (Some(memory), Right::Here(writer));
         points::reach("right: accepted");
         Ok(())
     }
@@ -190,7 +185,7 @@ impl LeasedSlots {
     /// Whether a slot that receivers have handed back can be had now.
     pub(crate) fn is_available(&self, slot: SlotId) -> bool {
         self.slots.get(slot.index()).is_some_and(|slot| match &slot.right {
-            Right::Own(None) | Right::Here { .. } => true,
+            Right::Own(None) | Right::Here(_) => true,
             Right::Own(Some(time)) => *time <= Instant::now(),
             Right::Away => slot.is_current_draft(),
         })
@@ -279,12 +274,12 @@ impl Slot {
         let Some(memory) = self.memory.clone() else { return Ok(None) };
         let refused =
             |source| MemoryError::Refused { call: "opening a slot for writing", asked: memory.size(), source };
-        let (writer, size) = match &mut self.right {
+        let writer = match &mut self.right {
             Right::Own(when) => match memory.open_writer() {
                 Ok(writer) => {
                     points::reach("lease: opened again");
                     *when = None;
-                    (writer, memory.size())
+                    writer
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     *when = Some(Instant::now() + AGAIN);
@@ -293,14 +288,14 @@ impl Slot {
                 Err(error) => return Err(refused(error)),
             },
             right => match std::mem::take(right) {
-                Right::Here { writer, size } => {
+                Right::Here(writer) => {
                     points::reach("right: used");
-                    (writer, size)
+                    writer
                 }
                 _ => return Ok(None),
             },
         };
         // The mapping keeps the file open for writing until it goes.
-        Ok(Some(Draft { map: Map::of_writer(writer.as_fd(), size, huge)?, memory }))
+        Ok(Some(Draft { map: Map::of_writer(writer.as_fd(), memory.size(), huge)?, memory }))
     }
 }

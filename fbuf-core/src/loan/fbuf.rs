@@ -23,6 +23,11 @@ use crate::{
 /// [`io::Write`], [`BufMut`], [`Fbuf::resize`] and [`Fbuf::read_from`] fill more. What is filled is
 /// what is sent. Dropped unsent, the slot goes back to its pool, from any thread.
 ///
+/// Nobody else writes its bytes. The kernel sees to that where the slot lies in memory of this process, which no other can
+/// map for writing. A slot that is leased can be opened by processes of its owner's user as well: this user, or that of
+/// the receiver, where receivers make the slots (`SenderBuilder::from_receiver`). It is made of the memory only of a receiver that is
+/// [trusted](crate::trust::Trusted) not to do so.
+///
 /// Named and shaped after the fbufs of Druschel and Peterson, SOSP 1993.
 pub struct Fbuf {
     bytes: Address,
@@ -130,7 +135,8 @@ impl Fbuf {
     #[inline]
     pub fn spare_mut(&mut self) -> &mut [u8] {
         // SAFETY: filled ≤ capacity, all bytes of a slot are initialised (memory from the kernel is
-        // zeroed), and this fbuf owns them (invariant 2).
+        // zeroed), and this fbuf owns them (invariant 2): no other process has a writable mapping of it
+        // (invariant 1), or it is of a user that is trusted not to use one (`Trusted`).
         unsafe {
             slice::from_raw_parts_mut(self.bytes().add(self.filled as usize), self.capacity() - self.filled as usize)
         }

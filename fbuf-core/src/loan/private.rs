@@ -53,6 +53,9 @@ impl Received {
 }
 
 /// A message that this process may write, without anybody else seeing it: [`Received::make_private`].
+///
+/// Pages that were not written yet are those of the message, and as [immutable](Self::is_intact) as the message was: those
+/// of a volatile one can still be changed by its sender, which is of the same user, or trusted.
 pub struct Private {
     bytes: *mut u8,
     /// Dropped before the message is handed back.
@@ -76,6 +79,12 @@ impl Private {
     #[must_use]
     pub fn sender(&self) -> Peer {
         self.received.sender()
+    }
+
+    /// As [`Received::is_intact`], of the pages that were not written.
+    #[must_use]
+    pub fn is_intact(&self) -> bool {
+        self.received.is_intact()
     }
 
     /// Whether unwritten pages are shared with the sender still. Those of a message that was copied when it

@@ -17,6 +17,23 @@ use crate::{
 /// Dropping hands the slot back to its sender, from any thread, without a system call unless the
 /// sender sleeps. It stays readable after its sender, the receiver it came from, or the broker is
 /// gone.
+///
+/// # Whether its bytes can change
+/// [`Self::mechanism`] says. A sealed message cannot change. A volatile one is read where it was written: safe code of the
+/// sender cannot change it, but its unsafe code can, and so can a process that was forked from it. So only a sender of the
+/// same user, or one that the policy of the broker trusts, is read like this; of any other sender the message is a copy, or
+/// was sealed for good.
+///
+/// # Giving it to the kernel
+/// The bytes are mapped for reading only. write(2), send(2), `O_DIRECT` and io_uring's write may have them.
+///
+/// * What the kernel reads after the call has returned, it reads when the slot may have been used again. Hold the message until
+///   the completion: of `MSG_ZEROCOPY` that is a message on the socket's error queue, of io_uring the last entry in the
+///   completion queue (`IORING_CQE_F_NOTIF` for zero-copy sends). sendfile(2) and splice(2) tell of no completion: give
+///   them only the descriptor of a one-shot ([`Self::into_fd`]).
+/// * Buffers cannot be registered with io_uring (`IORING_REGISTER_BUFFERS`): the kernel wants to write what is
+///   registered, and answers `EFAULT` for memory that is mapped read-only. Write without registering; or register
+///   a buffer of your own.
 pub struct Received {
     bytes: *const u8,
     length: u32,

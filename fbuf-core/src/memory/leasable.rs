@@ -13,16 +13,20 @@ use std::{
 use ::memfd::{FileSeal, HugetlbSize, MemfdOptions};
 use nix::{
     errno::Errno,
-    fcntl::{FallocateFlags, FcntlArg, OFlag, SealFlag, fallocate, fcntl},
+    fcntl::{FallocateFlags, FcntlArg, OFlag, fallocate, fcntl},
     sys::{
-        stat::fstat,
+        stat::{FileStat, fstat},
         statfs::{HUGETLBFS_MAGIC, fstatfs},
     },
     unistd::{Uid, fchown, geteuid},
 };
 use serde::{Deserialize, Serialize};
 
-use super::{Map, MemoryError, room};
+use super::{
+    Map, MemoryError, Seals,
+    memfd::{check_seals, reserved, unmappable},
+    room,
+};
 use crate::violation::Unsuitable;
 
 /// The size of a huge page.
@@ -53,6 +57,14 @@ impl std::fmt::Display for Pages {
     }
 }
 
+/// Which file a descriptor names. Numbers of memfds do not come again before there were 2⁶⁴ of them; those of huge
+/// pages may, and are compared only between processes of one user.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct FileId {
+    device: u64,
+    inode: u64,
+}
+
 /// A memfd that can be leased, and a descriptor of it that only reads.
 ///
 /// What memfd_create(2) returns writes without being counted as a writer. So whoever relies on leases has
@@ -61,6 +73,7 @@ impl std::fmt::Display for Pages {
 pub struct Leasable {
     reader: OwnedFd,
     size: u64,
+    file: FileId,
     /// Whether no other process has the same open file: leases go by those.
     own: bool,
 }
@@ -72,7 +85,7 @@ impl Leasable {
     /// # Errors
     /// [`MemoryError::Refused`]: another owner, by who is not root; no huge pages on this kernel; no /proc.
     pub fn create(name: &str, size: u64, huge: bool, owner: u32) -> Result<Self, MemoryError> {
-        let size = size.max(1).next_multiple_of(if huge { HUGE_PAGE } else { crate::guard::page_bytes() });
+        let size = whole_pages(size, huge);
         let refused = |call, source| MemoryError::Refused { call, asked: size, source };
         let options = MemfdOptions::new().allow_sealing(true).hugetlb(huge.then_some(HugetlbSize::Huge2MB));
         let made = options.create(name).map_err(|error| refused("memfd_create", io::Error::other(error)))?;
@@ -86,23 +99,55 @@ impl Leasable {
             let chowned = fchown(made.as_file(), Some(Uid::from_raw(owner)), None);
             chowned.map_err(|error| refused("fchown", error.into()))?;
         }
-        Ok(Self { reader, size, own: true })
+        let stat = fstat(&reader).map_err(|error| refused("fstat", error.into()))?;
+        Ok(Self { reader, size, file: FileId::of(&stat), own: true })
     }
 
-    /// Takes what was made by somebody whose word counts, if it has at least so many bytes. The descriptor
-    /// is replaced by one of this process alone, if the kernel permits, since a lease goes by that.
+    /// Takes what another process made for a slot of so many bytes, if it is as [`Self::create`] makes it: of exactly
+    /// this size, and with exactly these seals. The descriptor is replaced by one of this process alone, if the kernel
+    /// permits, since a lease goes by that.
     ///
     /// # Errors
-    /// [`Unsuitable`]: it is shorter, or need not stay as long as it is.
-    pub fn given(reader: OwnedFd, size: u64) -> Result<Self, Unsuitable> {
-        let found = size_of(reader.as_fd())?;
-        if found < size {
-            return Err(Unsuitable::Size { found, wanted: size });
+    /// [`Unsuitable`], naming the first rule it breaks.
+    pub fn given(reader: OwnedFd, slot_bytes: u64) -> Result<Self, Unsuitable> {
+        check_seals(reader.as_fd(), Seals::Size)?;
+        let stat = fstat(&reader).map_err(unmappable)?;
+        let (found, wanted) = (stat.st_size.max(0) as u64, whole_pages(slot_bytes, is_huge(reader.as_fd())));
+        if found != wanted {
+            return Err(Unsuitable::Size { found, wanted });
         }
-        Ok(match reopen(reader.as_fd(), File::options().read(true)) {
-            Ok(reader) => Self { reader, size: found, own: true },
-            Err(_) => Self { reader, size: found, own: false },
-        })
+        if access_mode(reader.as_fd())? == OFlag::O_WRONLY {
+            return Err(Unsuitable::NotOpenFor("reading"));
+        }
+        let (reader, own) = match reopen(reader.as_fd(), File::options().read(true)) {
+            Ok(reopened) => (reopened, true),
+            Err(_) => (reader, false),
+        };
+        Ok(Self { reader, size: wanted, file: FileId::of(&stat), own })
+    }
+
+    /// Checks a descriptor through which its maker lets this process write it: it names this very memory, is open for
+    /// writing, and all pages exist. Those of another user are no huge ones, which their owner can take away from a
+    /// process that has them mapped, which would die of SIGBUS.
+    ///
+    /// # Errors
+    /// [`Unsuitable`], naming the first rule it breaks.
+    pub(crate) fn verify_writer(&self, writer: BorrowedFd<'_>, same_user: bool) -> Result<(), Unsuitable> {
+        let stat = fstat(writer).map_err(unmappable)?;
+        if FileId::of(&stat) != self.file {
+            return Err(Unsuitable::OtherMemory);
+        }
+        if !same_user && (is_huge(writer) || is_huge(self.as_fd())) {
+            return Err(Unsuitable::Removable);
+        }
+        if access_mode(writer)? != OFlag::O_RDWR {
+            return Err(Unsuitable::NotOpenFor("writing"));
+        }
+        let reserved = reserved(&stat);
+        if reserved < self.size {
+            return Err(Unsuitable::Holes { reserved, size: self.size });
+        }
+        Ok(())
     }
 
     /// Whether it can be leased through this descriptor without another process meddling with it.
@@ -168,7 +213,7 @@ impl Leasable {
     /// Whether all of its pages exist: a page that does not could be had for reading only while there is
     /// memory.
     pub(crate) fn is_whole(&self) -> bool {
-        fstat(&self.reader).is_ok_and(|stat| (stat.st_blocks.max(0) as u64).saturating_mul(512) >= self.size)
+        fstat(&self.reader).is_ok_and(|stat| reserved(&stat) >= self.size)
     }
 }
 
@@ -199,15 +244,20 @@ pub fn has_transparent_pages() -> bool {
     !text.is_empty() && !text.contains("[never]") && !text.contains("[deny]")
 }
 
-/// The size of a memfd that nobody can resize.
-pub(crate) fn size_of(memory: BorrowedFd<'_>) -> Result<u64, Unsuitable> {
-    let wanted = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW;
-    let found = fcntl(memory, FcntlArg::F_GET_SEALS).map_err(|_| Unsuitable::NotSealable)?;
-    if found & wanted.bits() != wanted.bits() {
-        return Err(Unsuitable::Seals { found, wanted: wanted.bits() });
+impl FileId {
+    fn of(stat: &FileStat) -> Self {
+        Self { device: stat.st_dev, inode: stat.st_ino }
     }
-    let stat = fstat(memory).map_err(|error| Unsuitable::Unmappable(error.to_string()))?;
-    Ok(stat.st_size.max(0) as u64)
+}
+
+/// The size of memory for a slot.
+fn whole_pages(slot_bytes: u64, huge: bool) -> u64 {
+    slot_bytes.max(1).next_multiple_of(if huge { HUGE_PAGE } else { crate::guard::page_bytes() })
+}
+
+fn access_mode(file: BorrowedFd<'_>) -> Result<OFlag, Unsuitable> {
+    let flags = fcntl(file, FcntlArg::F_GETFL).map_err(unmappable)?;
+    Ok(OFlag::from_bits_retain(flags) & OFlag::O_ACCMODE)
 }
 
 /// Whether it lies in huge pages that were set aside. Who owns such a file can take them away from those
@@ -246,7 +296,9 @@ mod tests {
         let memory = Leasable::create("fbuf-test", 4096, false, own()).unwrap();
         let reader = || memory.as_fd().try_clone_to_owned().unwrap();
         assert_eq!(Leasable::given(reader(), 4096).unwrap().size(), 4096);
-        assert_eq!(Leasable::given(reader(), 4097).unwrap_err(), Unsuitable::Size { found: 4096, wanted: 4097 });
+        for (other, wanted) in [(4097, 8192), (8192, 8192)] {
+            assert_eq!(Leasable::given(reader(), other).unwrap_err(), Unsuitable::Size { found: 4096, wanted });
+        }
         let loose = MemfdOptions::new().allow_sealing(true).create("fbuf-test").unwrap().into_file();
         loose.set_len(4096).unwrap();
         assert!(matches!(Leasable::given(loose.into(), 4096), Err(Unsuitable::Seals { found: 0, .. })));

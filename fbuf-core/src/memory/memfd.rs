@@ -9,10 +9,10 @@ use ::memfd::{FileSeal, MemfdOptions};
 use nix::{
     errno::Errno,
     fcntl::{FallocateFlags, FcntlArg, SealFlag, fallocate, fcntl},
-    sys::stat::fstat,
+    sys::stat::{FileStat, fstat},
 };
 
-use super::room;
+use super::{leasable::is_huge, room};
 use crate::violation::Unsuitable;
 
 /// What every shared memfd carries when it leaves the process that writes it: nobody can map it
@@ -129,6 +129,8 @@ pub enum Seals {
     OneWriter,
     /// Nobody can.
     ForGood,
+    /// Its size stays as it is. It can be written.
+    Size,
 }
 
 impl Seals {
@@ -136,6 +138,7 @@ impl Seals {
         let writing = match self {
             Self::OneWriter => SealFlag::F_SEAL_FUTURE_WRITE,
             Self::ForGood => SealFlag::F_SEAL_WRITE,
+            Self::Size => SealFlag::empty(),
         };
         writing | SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL
     }
@@ -148,27 +151,45 @@ impl AsFd for Reserved {
 }
 
 /// Checks what a peer sent before it is mapped: a memfd with exactly these seals, exactly `size` bytes,
-/// all of them reserved.
+/// all of them reserved, in pages that nobody had to set aside.
 ///
 /// # Errors
 /// [`Unsuitable`], naming the first rule it breaks.
 pub fn verify(fd: BorrowedFd<'_>, size: u64, seals: Seals) -> Result<(), Unsuitable> {
+    check_seals(fd, seals)?;
+    if is_huge(fd) {
+        return Err(Unsuitable::Removable);
+    }
+    let stat = fstat(fd).map_err(unmappable)?;
+    let found = stat.st_size.max(0) as u64;
+    if found != size {
+        return Err(Unsuitable::Size { found, wanted: size });
+    }
+    let reserved = reserved(&stat);
+    if reserved < size {
+        return Err(Unsuitable::Holes { reserved, size });
+    }
+    Ok(())
+}
+
+/// Checks that a descriptor names a memfd with exactly these seals, to which no more can be added.
+pub(super) fn check_seals(fd: BorrowedFd<'_>, seals: Seals) -> Result<(), Unsuitable> {
     let wanted = seals.wanted();
     let found = fcntl(fd, FcntlArg::F_GET_SEALS).map_err(|_| Unsuitable::NotSealable)?;
     // F_SEAL_EXEC, which says nothing about writing, comes unasked where vm.memfd_noexec is set.
     if found & !SEAL_EXEC != wanted.bits() {
         return Err(Unsuitable::Seals { found, wanted: wanted.bits() });
     }
-    let stat = fstat(fd).map_err(|error| Unsuitable::Unmappable(error.to_string()))?;
-    let found = stat.st_size.max(0) as u64;
-    if found != size {
-        return Err(Unsuitable::Size { found, wanted: size });
-    }
-    let reserved = (stat.st_blocks.max(0) as u64).saturating_mul(512);
-    if reserved < size {
-        return Err(Unsuitable::Holes { reserved, size });
-    }
     Ok(())
+}
+
+/// How many bytes of a file have pages, in memory or swapped out.
+pub(super) fn reserved(stat: &FileStat) -> u64 {
+    (stat.st_blocks.max(0) as u64).saturating_mul(512)
+}
+
+pub(super) fn unmappable(error: Errno) -> Unsuitable {
+    Unsuitable::Unmappable(error.to_string())
 }
 
 /// `F_SEAL_EXEC` of linux/fcntl.h.
@@ -221,6 +242,15 @@ mod tests {
             verify(memfd.as_file().as_fd(), 1 << 40, Seals::OneWriter),
             Err(Unsuitable::Holes { reserved: 0, size: 1 << 40 })
         );
+    }
+
+    #[test]
+    fn huge_pages_are_refused() {
+        let huge = MemfdOptions::new().allow_sealing(true).hugetlb(Some(::memfd::HugetlbSize::Huge2MB));
+        let Ok(memfd) = huge.create("fbuf-test") else { return println!("not tested: no huge pages on this kernel") };
+        memfd.as_file().set_len(2 << 20).unwrap();
+        memfd.add_seals(&FOR_GOOD).unwrap();
+        assert_eq!(verify(memfd.as_file().as_fd(), 2 << 20, Seals::ForGood), Err(Unsuitable::Removable));
     }
 
     #[test]

@@ -10,7 +10,6 @@ mod sealed;
 mod table;
 
 pub use leasable::{HUGE_PAGE, Leasable, Pages, free_huge_pages, has_transparent_pages};
-pub(crate) use leasable::{is_huge, size_of};
 pub use map::{Map, Trial, try_page};
 pub use memfd::{MemoryError, Reserved, Seals, verify};
 pub use pieces::{Address, Pieces};

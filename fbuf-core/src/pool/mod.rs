@@ -471,9 +471,9 @@ impl Pool {
     ///
     /// # Errors
     /// [`Violation`]
-    pub fn give(&mut self, gift: Gift, giver: Peer) -> Result<(), Violation> {
+    pub fn give(&mut self, gift: Gift) -> Result<(), Violation> {
         let Some(slots) = self.memory.leased_mut() else { return Ok(()) };
-        slots.give(gift, giver)
+        slots.give(gift)
     }
 
     /// A receiver has gone. What it gave is of no use any more.
