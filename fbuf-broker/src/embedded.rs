@@ -1,9 +1,9 @@
 //! A broker inside a process: the same one, on a thread of its own, for tests, examples and programs
 //! that bring their own.
 
-use std::{io, thread};
+use std::{io, sync::mpsc, thread};
 
-use fbuf_core::address::Address;
+use fbuf_core::{address::Address, sys, threads};
 use tokio::sync::oneshot;
 
 use crate::{Broker, Listener, Policy};
@@ -58,9 +58,16 @@ impl Embedded {
         }
         let broker = Broker::new(policy);
         let serving = broker.clone();
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let (stop, stopped) = oneshot::channel();
-        let thread = thread::Builder::new().name("fbuf-broker".into()).spawn(move || {
+        let (started, start) = mpsc::sync_channel(1);
+        // The caller may itself be run by a runtime, in which no other may be run or dropped.
+        let thread = threads::spawn("fbuf-broker", move || {
+            let runtime = match sys::runtime() {
+                Ok(runtime) => runtime,
+                Err(error) => return drop(started.send(Err(error))),
+            };
+            // The caller waits for it.
+            let _ = started.send(Ok(()));
             let until = async {
                 // An error is a handle that was dropped, which means the same.
                 let _ = stopped.await;
@@ -69,6 +76,7 @@ impl Embedded {
                 tracing::error!(%error, "the embedded broker ends");
             }
         })?;
+        start.recv().map_err(io::Error::other)??;
         Ok(Self { broker, address, stop: Some(stop), thread: Some(thread) })
     }
 

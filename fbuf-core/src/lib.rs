@@ -57,6 +57,8 @@ pub mod socket;
 #[cfg(not(loom))]
 pub mod sys;
 #[cfg(not(loom))]
+pub mod threads;
+#[cfg(not(loom))]
 pub mod trust;
 #[cfg(not(loom))]
 pub mod wire;

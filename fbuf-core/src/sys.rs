@@ -1,5 +1,5 @@
 //! The calls for which there is no safe wrapper: membarrier(2), accepting descriptors from recvmsg(2) and
-//! accept4(2), the groups of a peer, getauxval(3), and having tokio watch a descriptor.
+//! accept4(2), the groups of a peer, getauxval(3), the scheduling of a thread, and having tokio watch a descriptor.
 //!
 //! One of the files of this crate that may be `unsafe`.
 #![allow(unsafe_code)]
@@ -129,6 +129,41 @@ pub(crate) fn peer_groups(socket: BorrowedFd<'_>) -> io::Result<Vec<u32>> {
     }
 }
 
+/// The priority of this thread, if it runs under SCHED_FIFO or SCHED_RR.
+pub(crate) fn real_time_priority() -> Option<i32> {
+    // SAFETY: it takes a number, and changes no memory of this process.
+    let policy = unsafe { libc::sched_getscheduler(0) };
+    if !matches!(policy, libc::SCHED_FIFO | libc::SCHED_RR) {
+        return None;
+    }
+    // SAFETY: all-zero is a valid sched_param, which holds nothing but numbers.
+    let mut parameters: libc::sched_param = unsafe { mem::zeroed() };
+    // SAFETY: `parameters` lives here.
+    let result = unsafe { libc::sched_getparam(0, &raw mut parameters) };
+    (result == 0).then_some(parameters.sched_priority)
+}
+
+/// Has this thread run under SCHED_FIFO at this priority, or at the highest that there is.
+pub(crate) fn set_real_time_priority(priority: i32) -> io::Result<()> {
+    // SAFETY: it takes a number, and changes no memory of this process.
+    let highest = unsafe { libc::sched_get_priority_max(libc::SCHED_FIFO) };
+    schedule(libc::SCHED_FIFO, priority.min(highest))
+}
+
+/// Has this thread run under SCHED_OTHER.
+pub(crate) fn leave_real_time() -> io::Result<()> {
+    schedule(libc::SCHED_OTHER, 0)
+}
+
+fn schedule(policy: libc::c_int, priority: libc::c_int) -> io::Result<()> {
+    // SAFETY: all-zero is a valid sched_param, which holds nothing but numbers.
+    let mut parameters: libc::sched_param = unsafe { mem::zeroed() };
+    parameters.sched_priority = priority;
+    // SAFETY: `parameters` lives here and is only read.
+    let result = unsafe { libc::sched_setscheduler(0, policy, &raw const parameters) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
 /// Takes the next connection from a listening socket, without waiting.
 ///
 /// # Errors
@@ -137,6 +172,24 @@ pub fn accept(listener: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     let raw = accept4(listener.as_raw_fd(), SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK)?;
     // SAFETY: the kernel has just made it for us and told nobody else.
     Ok(unsafe { own(raw) })
+}
+
+/// How many descriptors a tokio runtime and a connection take, and some more.
+const DESCRIPTORS: usize = 8;
+
+/// A tokio runtime on this thread.
+///
+/// # Errors
+/// There are too few descriptors left: tokio would panic, since it opens some of them where it cannot fail.
+pub fn runtime() -> io::Result<tokio::runtime::Runtime> {
+    let spare: Result<Vec<_>, _> = (0..DESCRIPTORS).map(|_| nix::sys::eventfd::EventFd::new()).collect();
+    drop(spare.map_err(|error| match error {
+        nix::errno::Errno::EMFILE => io::Error::other(format!(
+            "fewer than {DESCRIPTORS} descriptors are left to this process: raise its limit (RLIMIT_NOFILE, ulimit -n)"
+        )),
+        error => error.into(),
+    })?);
+    tokio::runtime::Builder::new_current_thread().enable_all().build()
 }
 
 /// Has the tokio runtime of this thread watch a socket.

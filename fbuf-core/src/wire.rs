@@ -6,6 +6,7 @@
 
 use std::{
     cell::RefCell,
+    mem::ManuallyDrop,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     sync::Arc,
 };
@@ -46,11 +47,13 @@ impl AsFd for Descriptor {
     }
 }
 
+// Without destructors, so that messages can be written and read in the destructors of other thread-locals; nothing is in
+// them but while a message is written or read.
 thread_local! {
     /// The descriptors of the one message that this thread is encoding.
-    static LEAVING: RefCell<Vec<Arc<OwnedFd>>> = const { RefCell::new(Vec::new()) };
+    static LEAVING: RefCell<ManuallyDrop<Vec<Arc<OwnedFd>>>> = const { RefCell::new(ManuallyDrop::new(Vec::new())) };
     /// The descriptors of the one message that this thread is decoding, each until it is taken.
-    static ARRIVING: RefCell<Vec<Option<OwnedFd>>> = const { RefCell::new(Vec::new()) };
+    static ARRIVING: RefCell<ManuallyDrop<Vec<Option<OwnedFd>>>> = const { RefCell::new(ManuallyDrop::new(Vec::new())) };
 }
 
 impl Serialize for Descriptor {
@@ -106,9 +109,9 @@ pub enum WireError {
 /// # Errors
 /// [`WireError::TooLong`]
 pub fn encode<T: Serialize>(message: &T) -> Result<Letter, WireError> {
-    LEAVING.with_borrow_mut(Vec::clear);
+    LEAVING.with_borrow_mut(|leaving| leaving.clear());
     let bytes = postcard::to_stdvec(message);
-    let descriptors = LEAVING.take();
+    let descriptors = ManuallyDrop::into_inner(LEAVING.take());
     let bytes = bytes.map_err(|error| WireError::Malformed(error.to_string()))?;
     if bytes.len() > MAX_MESSAGE || descriptors.len() > MAX_DESCRIPTORS {
         return Err(WireError::TooLong { bytes: bytes.len(), descriptors: descriptors.len() });
@@ -122,9 +125,9 @@ pub fn encode<T: Serialize>(message: &T) -> Result<Letter, WireError> {
 /// [`WireError::Malformed`] if the bytes are not exactly one message, or name descriptors that did
 /// not come.
 pub fn decode<T: DeserializeOwned>(bytes: &[u8], descriptors: Vec<OwnedFd>) -> Result<T, WireError> {
-    ARRIVING.set(descriptors.into_iter().map(Some).collect());
+    ARRIVING.set(ManuallyDrop::new(descriptors.into_iter().map(Some).collect()));
     let message = postcard::take_from_bytes(bytes);
-    let unnamed = ARRIVING.take();
+    let unnamed = ManuallyDrop::into_inner(ARRIVING.take());
     drop(unnamed);
     match message {
         Ok((message, [])) => Ok(message),

@@ -22,8 +22,9 @@ use fbuf_core::{
     control::{ClientStatus, EndpointStatus, Open, Opened, Refusal, Role},
     memory::MemoryError,
     slot::GeometryError,
+    sys, threads,
 };
-use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 pub use self::connect::{ClientBuilder, ConnectError};
 use self::control::Command;
@@ -113,6 +114,9 @@ impl Client {
 
     /// Connects to the broker at this address.
     ///
+    /// Blocks the calling thread for some milliseconds, or for 5 s if the broker does not answer. It may be called on
+    /// a thread of an async runtime: a thread of its own speaks to the broker.
+    ///
     /// # Errors
     /// [`ConnectError`]
     pub fn connect_to(address: &Address) -> Result<Self, ConnectError> {
@@ -126,14 +130,20 @@ impl Client {
     }
 
     fn start(builder: ClientBuilder) -> Result<Self, ConnectError> {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let (broker, socket) = runtime.block_on(builder.find())?;
         let (commands, inbox) = unbounded_channel();
-        let (address, state) = (broker.address.clone(), Arc::new(ConnectionState::default()));
+        let (found, broker) = mpsc::sync_channel(1);
+        let state = Arc::new(ConnectionState::default());
         let shared = state.clone();
-        let thread = thread::Builder::new()
-            .name("fbuf-control".into())
-            .spawn(move || runtime.block_on(control::run(&broker, socket, inbox, &shared)))?;
+        let thread = threads::spawn("fbuf-control", move || speak(&builder, inbox, &shared, &found))?;
+        let found = broker.recv().unwrap_or_else(|_| Err(io::Error::other("the control thread panicked").into()));
+        let address = match found {
+            Ok(address) => address,
+            Err(error) => {
+                // The thread is ending, and with it all that this attempt has opened.
+                let _ = thread.join();
+                return Err(error);
+            }
+        };
         let (commands, next, thread) = (Some(commands), AtomicU64::new(0), Some(thread));
         Ok(Self(Arc::new(Connection { commands, next, address, state, thread })))
     }
@@ -215,6 +225,32 @@ impl Client {
         registration.endpoint = opened.endpoint;
         Ok((registration, opened))
     }
+}
+
+/// What the control thread does: it finds the broker, says where, and speaks to it from then on.
+///
+/// All of it is done on this thread, since its creator may be run by a runtime, in which no other may be run or
+/// dropped.
+fn speak(
+    builder: &ClientBuilder,
+    commands: UnboundedReceiver<Command>,
+    state: &Arc<ConnectionState>,
+    found: &SyncSender<Result<Address, ConnectError>>,
+) {
+    let runtime = match sys::runtime() {
+        Ok(runtime) => runtime,
+        Err(error) => return drop(found.send(Err(error.into()))),
+    };
+    runtime.block_on(async {
+        match builder.find().await {
+            Ok((broker, socket)) => {
+                // The creator waits for it.
+                let _ = found.send(Ok(broker.address.clone()));
+                control::run(&broker, socket, commands, state).await;
+            }
+            Err(error) => drop(found.send(Err(error))),
+        }
+    });
 }
 
 impl Connection {

@@ -15,6 +15,7 @@ use nix::{
 };
 
 use super::{calls::Breaks, tenant::Tenant};
+use crate::threads;
 
 /// How often it looks at all leases, because a signal may have found no room in the kernel's queue
 /// (RLIMIT_SIGPENDING), in milliseconds: well below fs.lease-break-time.
@@ -59,7 +60,7 @@ impl Keeper {
         let register = Register::default();
         let (started, start) = mpsc::sync_channel(1);
         let (stopped, slots) = (stop.clone(), register.clone());
-        let handle = thread::Builder::new().name("fbuf-leases".into()).spawn(move || match Breaks::here() {
+        let handle = threads::spawn("fbuf-leases", move || match Breaks::here() {
             Ok(breaks) => {
                 // Whoever started it waits for it.
                 let _ = started.send(Ok(breaks.thread()));

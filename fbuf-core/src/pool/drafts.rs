@@ -12,12 +12,11 @@ use std::{
     thread::{self, JoinHandle},
 };
 
-use nix::sys::signal::{SigSet, SigmaskHow, pthread_sigmask};
-
 use crate::{
     memory::{Map, MemoryError, Pieces, Reserved},
     points,
     slot::SlotId,
+    threads,
 };
 
 /// How many buffers are kept ready, if they are small,
@@ -136,11 +135,7 @@ impl Stock {
         let shelf = Arc::new(Mutex::new(Shelf { ready: Vec::new(), over: false }));
         let filled = shelf.clone();
         let most = (MOST_BYTES / bytes).clamp(1, MOST) as usize;
-        let thread = thread::Builder::new().name("fbuf-stock".into()).spawn(move || {
-            // Those of the application are for its own threads.
-            let _ = pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), None);
-            fill(&filled, bytes, most);
-        });
+        let thread = threads::spawn("fbuf-stock", move || fill(&filled, bytes, most));
         Self { shelf, thread: thread.ok() }
     }
 
