@@ -73,9 +73,12 @@ impl<T> Inbox<T> {
 
     pub(crate) fn post(&self, peer: Peer, letter: T) {
         self.expect(peer);
-        lock(&self.letters).push_back(letter);
-        // Release: partner is the Acquire swap in `empty`; but the lock would do as well.
-        self.filled.store(true, Ordering::Release);
+        {
+            let mut letters = lock(&self.letters);
+            letters.push_back(letter);
+            // Relaxed: what is said of the letters is said by their lock.
+            self.filled.store(true, Ordering::Relaxed);
+        }
         // A counter that is full wakes as well.
         let _ = self.wake.write(1);
     }
@@ -83,7 +86,12 @@ impl<T> Inbox<T> {
     /// Whether there is anything; one load of memory that rarely changes.
     #[inline]
     pub(crate) fn is_filled(&self) -> bool {
-        self.filled.load(Ordering::Acquire)
+        self.filled.load(Ordering::Relaxed)
+    }
+
+    /// Whether there is a letter.
+    pub(crate) fn has_letters(&self) -> bool {
+        self.is_filled() && !lock(&self.letters).is_empty()
     }
 
     /// Has [`Self::is_filled`] say so although there may be nothing: there is something else to look for.
@@ -91,14 +99,16 @@ impl<T> Inbox<T> {
         self.filled.store(true, Ordering::Relaxed);
     }
 
-    /// Takes what there is.
-    pub(crate) fn empty(&self) -> VecDeque<T> {
-        // Acquire, and a swap rather than a store, which might wipe out the word of a letter that is
-        // posted just now: partner is the Release store in `post`.
-        if !self.filled.swap(false, Ordering::Acquire) {
-            return VecDeque::new();
+    /// Takes the letter that came first, if there is one.
+    pub(crate) fn next(&self) -> Option<T> {
+        if !self.is_filled() {
+            return None;
         }
-        std::mem::take(&mut *lock(&self.letters))
+        let mut letters = lock(&self.letters);
+        let letter = letters.pop_front();
+        // With the letters locked, so that the word of one that is posted just now is not wiped out.
+        self.filled.store(!letters.is_empty(), Ordering::Relaxed);
+        letter
     }
 
     /// A peer is linked no more, or will not be.
@@ -123,11 +133,13 @@ impl<T> Inbox<T> {
 
     /// As [`Post::held`].
     pub(crate) fn held(&self) -> Vec<(u64, usize, u64)> {
-        let of = |(&peer, holdings): (&u64, &Option<Holdings>)| {
-            let (count, first) = holdings.as_ref()?.survey();
+        // The endpoint does not wait for the survey.
+        let all: Vec<_> = lock(&self.peers).iter().filter_map(|(&peer, of)| Some((peer, of.clone()?))).collect();
+        let survey = |(peer, holdings): (u64, Holdings)| {
+            let (count, first) = holdings.survey();
             Some((peer, count, first?))
         };
-        lock(&self.peers).iter().filter_map(of).collect()
+        all.into_iter().filter_map(survey).collect()
     }
 
     /// Says what the endpoint has done. Never waits: whoever watches can wait for the next time.
@@ -158,16 +170,32 @@ pub(crate) struct Sockets {
     wake: Arc<EventFd>,
 }
 
-/// The sockets at which something happened, by descriptor.
-#[derive(Debug, Clone, Copy)]
+/// The sockets at which something happened, by descriptor: those that were not attended to yet.
+#[derive(Debug)]
 pub(crate) struct Ready {
     sockets: [RawFd; EVENTS],
+    next: usize,
     count: usize,
 }
 
 impl Ready {
-    pub(crate) fn iter(&self) -> impl Iterator<Item = RawFd> {
-        self.sockets.into_iter().take(self.count)
+    pub(crate) const fn none() -> Self {
+        Self { sockets: [-1; EVENTS], next: 0, count: 0 }
+    }
+
+    /// Whether all were attended to.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.next == self.count
+    }
+}
+
+impl Iterator for Ready {
+    type Item = RawFd;
+
+    fn next(&mut self) -> Option<RawFd> {
+        let socket = (self.next < self.count).then(|| self.sockets[self.next])?;
+        self.next += 1;
+        Some(socket)
     }
 }
 
@@ -210,7 +238,7 @@ impl Sockets {
 
     fn wait(&self, timeout: EpollTimeout) -> Ready {
         let mut events = [EpollEvent::empty(); EVENTS];
-        let mut ready = Ready { sockets: [-1; EVENTS], count: 0 };
+        let mut ready = Ready::none();
         let count = match self.epoll.wait(&mut events, timeout) {
             Ok(count) => count,
             // The caller looks around and comes back.

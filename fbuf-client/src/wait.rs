@@ -58,6 +58,24 @@ impl Patience {
 pub(crate) const LOOK_TIME: Duration = Duration::from_millis(1);
 /// How often somebody does who is busy.
 pub(crate) const BUSY_LOOK_TIME: Duration = Duration::from_millis(100);
+/// For how long a call reads what peers have sent, or frees what they have left behind, before it goes on with the rest
+/// the next time. It ends what it has begun: that is one letter, so many messages on one socket, or one segment.
+const ATTENTION: Duration = Duration::from_micros(500);
+
+/// The time that a call has for its peers.
+pub(crate) struct Attention(Instant);
+
+impl Attention {
+    pub(crate) fn begin() -> Self {
+        Self(Instant::now())
+    }
+
+    /// Whether there is time for one thing more.
+    pub(crate) fn lasts(&self) -> bool {
+        self.0.elapsed() < ATTENTION
+    }
+}
+
 /// How many looks come first, without a pause between them and without a look at the clock: some
 /// microseconds, in which a peer that is awake answers.
 const EAGER: u32 = 1024;
@@ -70,6 +88,8 @@ pub(crate) struct Waiting {
     how: Wait,
     patience: Patience,
     deadline: Option<Instant>,
+    /// Over how many links one look goes.
+    links: u32,
     rounds: u32,
     since: Option<Instant>,
     looked: Option<Instant>,
@@ -91,7 +111,13 @@ pub(crate) enum Next {
 
 impl Waiting {
     pub(crate) fn new(how: Wait, patience: Patience, deadline: Option<Instant>) -> Self {
-        Self { how, patience, deadline, rounds: 0, since: None, looked: None, lasted: Duration::ZERO }
+        Self { how, patience, deadline, links: 1, rounds: 0, since: None, looked: None, lasted: Duration::ZERO }
+    }
+
+    /// Each look goes over so many links, so that there are fewer looks between two at the clock.
+    pub(crate) fn among(mut self, links: usize) -> Self {
+        self.links = u32::try_from(links).unwrap_or(u32::MAX).max(1);
+        self
     }
 
     /// Whether it looks before it sleeps.
@@ -106,7 +132,11 @@ impl Waiting {
 
     /// Whether this look is one of those that are worth more effort.
     pub(crate) fn is_thorough(&self) -> bool {
-        self.rounds.is_multiple_of(ROUND)
+        self.rounds.is_multiple_of(self.round())
+    }
+
+    fn round(&self) -> u32 {
+        (ROUND / self.links).max(1)
     }
 
     #[inline]
@@ -114,10 +144,10 @@ impl Waiting {
         // It stays behind the eager looks when it has been there.
         self.rounds = self.rounds.checked_add(1).unwrap_or(EAGER);
         if self.how != Wait::Block {
-            if self.rounds < EAGER {
+            if self.rounds < EAGER / self.links {
                 return Next::Again;
             }
-            if !self.rounds.is_multiple_of(ROUND) {
+            if !self.rounds.is_multiple_of(self.round()) {
                 std::hint::spin_loop();
                 return Next::Again;
             }
@@ -166,6 +196,9 @@ impl Pace {
     const ROUND: u32 = 64;
     /// The most messages between two looks at the clock.
     const LONGEST: u32 = 4096;
+    /// The most messages that all senders together may have before the first has its turn again: with many, rounds
+    /// are shorter.
+    const CIRCLE: u32 = 4096;
 
     pub(crate) fn new() -> Self {
         Self { stride: 1, rest: 0, round: 1, looked: Instant::now() }
@@ -194,6 +227,12 @@ impl Pace {
     /// How many messages the round has that was begun.
     pub(crate) fn round(&self) -> u32 {
         self.round
+    }
+
+    /// As [`Self::round`], of one of so many senders.
+    pub(crate) fn round_among(&self, senders: usize) -> u32 {
+        let share = Self::CIRCLE / u32::try_from(senders).unwrap_or(u32::MAX).max(1);
+        self.round.min(share.max(1))
     }
 
     /// Notes a look at the sockets.
@@ -434,6 +473,31 @@ mod tests {
             while !pace.is_due(Duration::ZERO) {}
         }
         assert_eq!(pace.round(), 1, "a slow stream looks for each message");
+    }
+
+    #[test]
+    fn the_clock_is_looked_at_as_soon_however_many_links_a_look_goes_over() {
+        for links in [1, 2, 64, 1000, 100_000] {
+            let mut waiting = Waiting::new(Wait::Spin, Patience::new(), Some(Instant::now())).among(links);
+            let looks = (1..).find(|_| waiting.next() == Next::Expired).unwrap();
+            assert!(looks * links <= (EAGER as usize).max(links), "{looks} looks over {links} links");
+            let next = (1..).find(|_| waiting.next() == Next::Expired).unwrap();
+            assert!(next * links <= (ROUND as usize).max(links), "{next} looks over {links} links");
+        }
+    }
+
+    #[test]
+    fn a_sender_has_its_turn_soon_however_many_there_are() {
+        let mut pace = Pace::new();
+        while pace.round() < Pace::ROUND {
+            pace.is_due(Duration::from_secs(3600));
+        }
+        for senders in [0, 1, 64, 1000, 100_000] {
+            let round = pace.round_among(senders);
+            assert!((1..=Pace::ROUND).contains(&round));
+            assert!(senders as u32 * round <= Pace::CIRCLE.max(senders as u32), "{round} messages of {senders} each");
+        }
+        assert_eq!(pace.round_among(64), Pace::ROUND);
     }
 
     #[test]

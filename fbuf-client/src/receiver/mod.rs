@@ -23,8 +23,8 @@ use crate::{
     client::Registration,
     endpoint::{Inbox, Ready, Sockets, position},
     wait::{
-        BUSY_LOOK_TIME, Crowd, Gathering, LOOK_TIME, Next, Pace, Patience, Sight, UNSURE, Wait, Waiting, deadline,
-        within,
+        Attention, BUSY_LOOK_TIME, Crowd, Gathering, LOOK_TIME, Next, Pace, Patience, Sight, UNSURE, Wait, Waiting,
+        deadline, within,
     },
 };
 
@@ -34,6 +34,17 @@ pub use report::{GetError, ReceiverCounters};
 /// The receiving end of a channel: gets every message of every sender, in each sender's order.
 ///
 /// It belongs to one thread at a time; what it has received may go to others.
+///
+/// # How long a call may take
+///
+/// No sender can hold a call up. Whatever senders write into their memory and send over their sockets, a call
+/// - looks at each link at most twice, and each time at no more than two entries of its lane;
+/// - reads what came over sockets, and unmaps what is left of links that have ended, for 0.5 ms each, and ends what
+///   it has begun: 176 short messages on one socket, or one segment to be mapped;
+/// - takes one message, and copies it if messages are [copied](crate::Mechanism::Copy).
+///
+/// What is left is done by the next call. [`Self::get_timeout`] does so again and again, and looks at the clock
+/// in between. Each sender has its turn after at most 4096 messages of all others, or one message of each.
 #[derive(Debug)]
 pub struct Receiver {
     /// The first is the one whose turn it is.
@@ -42,6 +53,8 @@ pub struct Receiver {
     turn: usize,
     greeted: Vec<Greeted>,
     sockets: Sockets,
+    /// The sockets at which something happened and that were not attended to yet.
+    ready: Ready,
     inbox: Arc<Inbox<Letter>>,
     wait: Wait,
     stay: bool,
@@ -67,7 +80,8 @@ pub struct Receiver {
 }
 
 impl Receiver {
-    /// Takes the next message; waits until there is one (uf_get).
+    /// Takes the next message; waits until there is one (uf_get). What senders do that is no message
+    /// [does not hold it up](Self#how-long-a-call-may-take).
     ///
     /// # Errors
     /// [`GetError`], but for [`GetError::TimedOut`]. The receiver can be used further after each.
@@ -83,7 +97,8 @@ impl Receiver {
         }
     }
 
-    /// Takes the next message; waits for at most `time`.
+    /// Takes the next message; waits for at most `time`, and as long as
+    /// [one call may take](Self#how-long-a-call-may-take).
     ///
     /// # Errors
     /// [`GetError`]
@@ -95,7 +110,8 @@ impl Receiver {
         }
     }
 
-    /// Takes the next message, if there is one; never waits.
+    /// Takes the next message, if there is one; never waits. What it does in any case is
+    /// [bounded](Self#how-long-a-call-may-take).
     ///
     /// # Errors
     /// [`GetError`], but for [`GetError::TimedOut`].
@@ -176,7 +192,7 @@ impl Receiver {
             // After so many messages it is the next sender's turn, and perhaps time to look around.
             self.pass_on();
             self.look_if_due(BUSY_LOOK_TIME);
-            left = self.pace.round();
+            left = self.pace.round_among(self.links.len());
             self.begin_round(left);
             if !self.troubles.is_empty() {
                 return None;
@@ -232,6 +248,7 @@ impl Receiver {
 
     fn wait_for_message(&mut self, deadline: Option<Instant>) -> Result<Received, GetError> {
         let mut waiting = Waiting::new(self.crowd.wait(self.wait, self.links.len()), self.patience, deadline);
+        waiting = waiting.among(self.links.len());
         if waiting.looks()
             && self.gathering.is_worthwhile(self.messages())
             && let Some(link) = self.links.first()
@@ -265,12 +282,18 @@ impl Receiver {
         }
     }
 
-    /// Removes the links that are over and have nothing more to give.
-    #[inline]
+    /// Removes the links that are over and have nothing more to give, as long as [`Attention`] lasts: each has memory
+    /// to be unmapped.
     fn bury(&mut self) {
-        for index in (0..self.links.len()).rev() {
+        let over = self.links.iter().rposition(Inbound::is_over);
+        let Some(last) = over else { return };
+        let attention = Attention::begin();
+        for index in (0..=last).rev() {
             if self.links[index].is_over() {
                 self.bury_one(index);
+                if !attention.lasts() {
+                    return;
+                }
             }
         }
     }
@@ -294,15 +317,16 @@ impl Receiver {
         points::reach("park: raised");
         let settled = self.settle();
         let sure = Fencing::of_this_process().before_sleeping() && settled;
-        let slept = !self.links.iter().any(|link| link.is_ready() || link.is_over());
-        let ready = if !slept {
-            self.sockets.look()
-        } else {
+        let anything = self.links.iter().any(|link| link.is_ready() || link.is_over());
+        let slept = !anything && self.ready.is_empty() && !self.inbox.has_letters();
+        if slept {
             self.sleeps += 1;
             self.say();
             points::reach("park: about to sleep");
-            self.sockets.sleep(if sure { deadline } else { within(UNSURE, deadline) })
-        };
+            self.ready = self.sockets.sleep(if sure { deadline } else { within(UNSURE, deadline) });
+        } else if self.ready.is_empty() {
+            self.ready = self.sockets.look();
+        }
         points::reach("park: awake");
         for link in &self.links {
             link.lower();
@@ -313,7 +337,7 @@ impl Receiver {
         match link {
             Some(link) if slept => self.patience.learn(link.rang()),
             Some(_) => {}
-            None => self.attend(&ready),
+            None => self.attend(),
         }
     }
 
@@ -333,8 +357,10 @@ impl Receiver {
     }
 
     fn look(&mut self) {
-        let ready = self.sockets.look();
-        self.attend(&ready);
+        if self.ready.is_empty() {
+            self.ready = self.sockets.look();
+        }
+        self.attend();
     }
 
     /// What it says of itself to whoever watches.
@@ -350,41 +376,46 @@ impl Receiver {
         });
     }
 
-    /// Reads what came over these sockets, and the post.
-    fn attend(&mut self, ready: &Ready) {
+    /// Reads what came over sockets, and letters, as long as [`Attention`] lasts: the rest is read by the next call.
+    fn attend(&mut self) {
         self.pace.looked();
         self.say();
-        for socket in ready.iter() {
+        let attention = Attention::begin();
+        while let Some(letter) = self.inbox.next() {
+            self.read_letter(letter);
+            if !attention.lasts() {
+                break;
+            }
+        }
+        // One at least, so that letters do not keep it from any.
+        while let Some(socket) = self.ready.next() {
             if let Some(index) = position(&self.links, socket) {
                 self.links[index].attend();
             } else if let Some(index) = position(&self.greeted, socket) {
                 let greeted = self.greeted.swap_remove(index);
                 self.look_for(greeted);
             }
-        }
-        if self.inbox.is_filled() {
-            for letter in self.inbox.empty() {
-                match letter {
-                    Ok(greeted) => match self.sockets.add(&greeted) {
-                        Ok(()) => self.look_for(greeted),
-                        Err(error) => {
-                            self.inbox.forget(greeted.peer());
-                            self.troubles.push_back(GetError::Exhausted {
-                                peer: greeted.peer(),
-                                what: error.to_string().into(),
-                            });
-                        }
-                    },
-                    Err((peer, GreetError::Gone)) => self.inbox.forget(peer),
-                    Err((peer, error)) => {
-                        self.inbox.forget(peer);
-                        self.troubles.push_back(GetError::Exhausted { peer, what: error.to_string().into() });
-                    }
-                }
+            if !attention.lasts() {
+                break;
             }
         }
     }
 
+    /// Reads of a sender that was greeted.
+    fn read_letter(&mut self, letter: Letter) {
+        let (peer, what) = match letter {
+            Ok(greeted) => match self.sockets.add(&greeted) {
+                Ok(()) => return self.look_for(greeted),
+                Err(error) => (greeted.peer(), Some(error.to_string())),
+            },
+            Err((peer, GreetError::Gone)) => (peer, None),
+            Err((peer, error)) => (peer, Some(error.to_string())),
+        };
+        self.inbox.forget(peer);
+        self.troubles.extend(what.map(|what| GetError::Exhausted { peer, what: what.into() }));
+    }
+
+    /// Whether a sender has answered, which opens a link.
     fn look_for(&mut self, greeted: Greeted) {
         let peer = greeted.peer();
         match greeted.look() {

@@ -13,7 +13,7 @@ use fbuf_core::{
 use super::Receiver;
 use crate::{
     client::{Client, OpenError},
-    endpoint::{Inbox, Post, Sockets},
+    endpoint::{Inbox, Post, Ready, Sockets},
     wait::{Crowd, Gathering, Pace, Patience, Wait},
 };
 
@@ -80,6 +80,7 @@ impl ReceiverBuilder {
             turn: 0,
             greeted: Vec::new(),
             sockets,
+            ready: Ready::none(),
             inbox,
             wait,
             stay,

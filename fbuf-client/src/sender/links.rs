@@ -1,6 +1,6 @@
 //! Who is linked to a sender: receivers that come, say something, and go.
 
-use std::ops::Add;
+use std::{ops::Add, time::Instant};
 
 use fbuf_core::{
     control::Report,
@@ -12,8 +12,8 @@ use fbuf_core::{
 
 use super::{Departure, Farewell, Sender};
 use crate::{
-    endpoint::{Ready, position},
-    wait::{BUSY_LOOK_TIME, LOOK_TIME},
+    endpoint::position,
+    wait::{Attention, BUSY_LOOK_TIME, LOOK_TIME},
 };
 
 impl Sender {
@@ -33,23 +33,37 @@ impl Sender {
         if self.pace.is_due(if urgent { LOOK_TIME } else { BUSY_LOOK_TIME }) {
             self.look();
         } else if self.inbox.is_filled() {
-            self.read_post();
+            self.read_post(&Attention::begin());
         }
     }
 
-    /// Reads what came over these sockets, and the post.
-    pub(super) fn attend(&mut self, ready: &Ready) {
+    /// What happened at sockets, or will happen until the deadline. Does not wait while something else is to be
+    /// [attended to](Self::attend).
+    pub(super) fn await_sockets(&mut self, deadline: Option<Instant>) {
+        if !self.ready.is_empty() {
+            return;
+        }
+        self.ready = if self.inbox.has_letters() { self.sockets.look() } else { self.sockets.sleep(deadline) };
+    }
+
+    /// Reads what came over sockets, and letters, as long as [`Attention`] lasts: the rest is read by the next call.
+    pub(super) fn attend(&mut self) {
         self.pace.looked();
         self.say();
-        for socket in ready.iter() {
+        let attention = Attention::begin();
+        self.read_post(&attention);
+        // One at least, so that letters do not keep it from any.
+        while let Some(socket) = self.ready.next() {
             if let Some(index) = position(&self.links, socket) {
                 self.attend_to(index);
             } else if let Some(index) = position(&self.expected, socket) {
                 let expected = self.expected.swap_remove(index);
                 self.look_for(expected);
             }
+            if !attention.lasts() {
+                break;
+            }
         }
-        self.read_post();
     }
 
     /// What it says of itself to whoever watches.
@@ -80,11 +94,14 @@ impl Sender {
         }
     }
 
-    pub(super) fn read_post(&mut self) {
-        for expected in self.inbox.empty() {
+    pub(super) fn read_post(&mut self, attention: &Attention) {
+        while let Some(expected) = self.inbox.next() {
             match self.sockets.add(&expected) {
                 Ok(()) => self.look_for(expected),
                 Err(error) => self.depart(expected.peer(), Farewell::Exhausted(error.to_string())),
+            }
+            if !attention.lasts() {
+                break;
             }
         }
         if !self.expected.is_empty() {

@@ -25,7 +25,7 @@ use fbuf_core::{
 
 use crate::{
     client::Registration,
-    endpoint::{Inbox, Sockets},
+    endpoint::{Inbox, Ready, Sockets},
     wait::{Crowd, Gathering, Next, Pace, Patience, Wait, Waiting, deadline},
 };
 
@@ -44,6 +44,8 @@ pub struct Sender {
     links: Vec<Outbound>,
     expected: Vec<Expected>,
     sockets: Sockets,
+    /// The sockets at which something happened and that were not attended to yet.
+    ready: Ready,
     inbox: Arc<Inbox<Expected>>,
     wait: Wait,
     patience: Patience,
@@ -349,6 +351,7 @@ impl Sender {
 
     fn wait_until_returned(&mut self, deadline: Option<Instant>) -> Result<(), WaitError> {
         let mut waiting = Waiting::new(self.crowd.wait(self.wait, self.links.len()), self.patience, deadline);
+        waiting = waiting.among(self.links.len());
         while self.pool.lends(&self.links) {
             match waiting.next() {
                 Next::Again => {}
@@ -373,8 +376,8 @@ impl Sender {
             if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
                 return Err(WaitError::TimedOut { wanted, linked });
             }
-            let ready = self.sockets.sleep(deadline);
-            self.attend(&ready);
+            self.await_sockets(deadline);
+            self.attend();
         }
     }
 
@@ -403,8 +406,10 @@ impl Sender {
     /// Looks for receivers that have come or gone, without waiting.
     /// Everything else does so too, but only when there is a reason.
     pub fn look(&mut self) {
-        let ready = self.sockets.look();
-        self.attend(&ready);
+        if self.ready.is_empty() {
+            self.ready = self.sockets.look();
+        }
+        self.attend();
         self.notice_leaving();
         self.remove_departed();
     }

@@ -19,7 +19,7 @@ use super::{
 use crate::{
     caches::{ENOUGH_SLOTS, default_slots_here},
     client::{Client, OpenError},
-    endpoint::Sockets,
+    endpoint::{Ready, Sockets},
     wait::{Crowd, Gathering, Pace, Patience, Wait},
 };
 
@@ -207,6 +207,7 @@ impl SenderBuilder {
             links: Vec::new(),
             expected: Vec::new(),
             sockets: Sockets::new(inbox.wake().clone())?,
+            ready: Ready::none(),
             inbox,
             wait,
             patience: Patience::new(),

@@ -53,6 +53,7 @@ impl Sender {
     pub(super) fn wait_for_slot(&mut self, deadline: Option<Instant>) -> Result<(), AllocateError> {
         self.counters.waits += 1;
         let mut waiting = Waiting::new(self.crowd.wait(self.wait, self.links.len()), self.patience, deadline);
+        waiting = waiting.among(self.links.len());
         if waiting.looks() && self.gathering.is_worthwhile(self.next_sequence) {
             self.gather_slots();
         }
@@ -120,21 +121,17 @@ impl Sender {
         points::reach("park: raised");
         let sure = Fencing::of_this_process().before_sleeping();
         self.notice_leaving();
-        let ready = if !happened(self) {
+        if !happened(self) {
             self.counters.sleeps += 1;
             points::reach("park: about to sleep");
-            let ready = self.sockets.sleep(if sure { deadline } else { within(UNSURE, deadline) });
+            self.await_sockets(if sure { deadline } else { within(UNSURE, deadline) });
             // Whoever rang last has most likely woken it.
             self.patience.learn(self.links.iter().filter_map(Outbound::rang).min());
-            ready
-        } else {
-            self.sockets.look()
-        };
+        }
         points::reach("park: awake");
         for link in &self.links {
             link.lower();
         }
-        self.attend(&ready);
-        self.remove_departed();
+        self.look();
     }
 }

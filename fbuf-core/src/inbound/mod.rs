@@ -347,8 +347,7 @@ impl Inbound {
 
     fn take_message(&mut self, number: u32, length: u64) -> Option<Received> {
         if number >= self.known {
-            // It was announced before it was used.
-            self.attend();
+            self.learn_of(number);
         }
         let (home, mark) = (&**self.returns(), self.next_mark());
         let Some(cell) =
@@ -383,8 +382,9 @@ impl Inbound {
 
     /// The bytes of a message that came over the socket, which they did before its entry came.
     fn take_shot(&mut self, sequence: u64, length: usize) -> Result<SealedMemory, LinkEnd> {
-        if self.shots.is_empty() {
-            self.read_socket()?;
+        let mut left = MAX_AT_ONCE;
+        while self.shots.is_empty() && left > 0 && self.read_message()? {
+            left -= 1;
         }
         let memory = match self.shots.pop_front() {
             Some((number, memory)) if number == sequence => memory,
@@ -512,39 +512,56 @@ impl Inbound {
         }
     }
 
-    /// Reads what the sender sent over the socket: bells, new segments, its end. Nothing more, once there was no room for
-    /// something: the slots of a segment have the numbers behind those of the one before.
+    /// Reads what the sender sent over the socket: bells, new segments, its end. Only so many messages, or one
+    /// segment, which takes the longer to map the larger it is: what is left is reported again.
+    ///
+    /// Nothing more is read once there was no room for something: the slots of a segment have the numbers behind
+    /// those of the one before.
     pub fn attend(&mut self) {
-        if self.lacks.is_some() {
-            return;
-        }
-        match self.read_socket() {
-            Ok(()) => {}
-            Err(LinkEnd::Exhausted(what)) => self.lacks = Some(what),
-            Err(end) => self.end_with(end),
+        let known = self.known;
+        for _ in 0..MAX_AT_ONCE {
+            // A message that came over the socket stays there until the one before it is taken.
+            let full = !self.shots.is_empty() && self.is_ready();
+            if full || self.lacks.is_some() || self.is_broken() || self.known != known {
+                return;
+            }
+            match self.read_message() {
+                Ok(true) => {}
+                Ok(false) => return,
+                Err(LinkEnd::Exhausted(what)) => self.lacks = Some(what),
+                Err(end) => return self.end_with(end),
+            }
         }
     }
 
-    fn read_socket(&mut self) -> Result<(), LinkEnd> {
-        // A peer that never stops is not listened to for ever; what is left is reported again.
-        for _ in 0..MAX_AT_ONCE {
-            match link::receive(&self.returns().socket)? {
-                None => break,
-                Some(LinkMessage::Bell) => {}
-                Some(LinkMessage::Segment(segment)) => self.add_segment(&segment)?,
-                Some(LinkMessage::OneShot(shot))
-                    if self.returns().mechanism == Mechanism::OneShot
-                        && self.shots.len() < self.geometry.max_slots() as usize =>
-                {
-                    let memory = shot.memory.into_owned().map_err(|error| LinkEnd::Exhausted(error.to_string()))?;
-                    self.shots.push_back((shot.sequence, memory));
-                }
-                Some(other) => {
-                    return Err(Violation::OutOfTurn { found: other.name(), wanted: "a bell or a new segment" }.into());
-                }
+    /// Reads on until this slot is known. The sender announced it before it used it.
+    fn learn_of(&mut self, number: u32) {
+        let mut before = None;
+        while number >= self.known && before != Some(self.known) {
+            before = Some(self.known);
+            self.attend();
+        }
+    }
+
+    /// Reads the next message on the socket: whether there was one.
+    fn read_message(&mut self) -> Result<bool, LinkEnd> {
+        match link::receive(&self.returns().socket)? {
+            None => return Ok(false),
+            Some(LinkMessage::Bell) => {}
+            Some(LinkMessage::Segment(segment)) => self.add_segment(&segment)?,
+            Some(LinkMessage::OneShot(shot))
+                if self.returns().mechanism == Mechanism::OneShot
+                    // The entry of the one before was published before this one was sent.
+                    && self.shots.len().checked_sub(1).is_none_or(|before| self.reader.has(before as u64)) =>
+            {
+                let memory = shot.memory.into_owned().map_err(|error| LinkEnd::Exhausted(error.to_string()))?;
+                self.shots.push_back((shot.sequence, memory));
+            }
+            Some(other) => {
+                return Err(Violation::OutOfTurn { found: other.name(), wanted: "a bell or a new segment" }.into());
             }
         }
-        Ok(())
+        Ok(true)
     }
 
     /// How long ago the sender rang.
