@@ -1,23 +1,30 @@
 //! The fbuf command.
 
-#![forbid(unsafe_code)]
-
 mod broker;
 mod demo;
 mod doctor;
+mod failure;
 mod generate;
 mod pipes;
+mod standard;
 mod watch;
 
-use std::process::ExitCode;
+use std::{ffi::OsString, process::ExitCode};
 
-use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
+use clap::{
+    CommandFactory, Parser, Subcommand, ValueEnum,
+    builder::{OsStringValueParser, TypedValueParser},
+};
 use fbuf_client::{Address, Client, ClientBuilder, ConnectError, Wait};
+
+use failure::Failure;
 
 /// Shared-buffer IPC: processes exchange buffers without copying them.
 #[derive(Debug, Parser)]
-#[command(version, arg_required_else_help = true)]
+#[command(version, propagate_version = true, arg_required_else_help = true)]
 struct Arguments {
+    #[command(flatten)]
+    place: Place,
     #[command(subcommand)]
     command: Command,
 }
@@ -48,68 +55,73 @@ enum Command {
     Generate(generate::Arguments),
 }
 
-/// Something went wrong: what to say, and the exit status.
-#[derive(Debug)]
-struct Failure {
-    text: String,
-    status: u8,
-}
-
-impl<E: std::error::Error> From<E> for Failure {
-    fn from(error: E) -> Self {
-        Self { text: error.to_string(), status: 1 }
-    }
-}
-
-impl Failure {
-    fn new(text: impl Into<String>) -> Self {
-        Self { text: text.into(), status: 1 }
-    }
-
-    fn with_status(self, status: u8) -> Self {
-        Self { status, ..self }
-    }
-}
-
 fn main() -> ExitCode {
-    let result = match Arguments::parse().command {
-        Command::Broker(arguments) => broker::run(arguments),
-        Command::Send(arguments) => pipes::send(&arguments),
-        Command::Recv(arguments) => pipes::receive(&arguments),
-        Command::Demo(arguments) => demo::run(&arguments),
-        Command::Bench(arguments) => fbuf_bench::run(&arguments).map_err(|error| Failure::new(error.to_string())),
-        Command::Ls(arguments) => watch::ls::run(&arguments),
-        Command::Top(arguments) => watch::top::run(&arguments),
-        Command::Doctor => return doctor::run(),
-        Command::Generate(arguments) => generate::run(&arguments, crate::Arguments::command()),
+    let Arguments { place, command } = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) => return standard::explain(&error),
     };
+    let result = place.reject_unused(&command).and_then(|()| match command {
+        Command::Broker(arguments) => broker::run(arguments, &place),
+        Command::Send(arguments) => pipes::send(&arguments, &place),
+        Command::Recv(arguments) => pipes::receive(&arguments, &place),
+        Command::Demo(arguments) => demo::run(&arguments),
+        Command::Bench(arguments) => bench(&arguments),
+        Command::Ls(arguments) => watch::ls::run(&arguments, &place),
+        Command::Top(arguments) => watch::top::run(&arguments, &place),
+        Command::Doctor => doctor::run(&place),
+        Command::Generate(arguments) => generate::run(&arguments, crate::Arguments::command()),
+    });
     match result {
         Ok(()) => ExitCode::SUCCESS,
-        Err(Failure { text, status }) => {
-            eprintln!("fbuf: {text}");
-            ExitCode::from(status)
-        }
+        Err(failure) => standard::end(failure),
     }
+}
+
+fn bench(arguments: &fbuf_bench::Arguments) -> Result<(), Failure> {
+    let mut output = standard::Output::standard()?;
+    let result = fbuf_bench::run(arguments, &mut output);
+    // An output that failed is the reason of whatever failed then.
+    output.finish()?;
+    result.map_err(|error| Failure::new(error.to_string()))
 }
 
 /// Which broker to speak to.
-#[derive(Debug, clap::Args)]
+#[derive(Debug, Default, clap::Args)]
 struct Place {
     /// Where the broker listens [default: $FBUF_BROKER, $XDG_RUNTIME_DIR/fbuf.sock, /run/fbuf/broker.sock]
-    #[arg(long, value_name = "PATH")]
-    socket: Option<std::ffi::OsString>,
+    #[arg(long, global = true, value_name = "PATH", value_parser = OsStringValueParser::new().try_map(address))]
+    socket: Option<Address>,
     /// Accept a broker that this user runs, by number, besides one of root or of one's own
-    #[arg(long, value_name = "UID")]
+    #[arg(long, global = true, value_name = "UID")]
     broker_user: Option<u32>,
 }
 
+fn address(text: OsString) -> Result<Address, &'static str> {
+    if text.is_empty() { Err("it is empty: give a path, or @ and a name") } else { Ok(Address::new(text)) }
+}
+
 impl Place {
+    fn address(&self) -> Address {
+        self.socket.clone().unwrap_or_else(Address::default_for_user)
+    }
+
     fn connect(&self) -> Result<Client, ConnectError> {
-        let mut builder = Client::builder();
-        if let Some(socket) = &self.socket {
-            builder = builder.address(&Address::new(socket));
-        }
+        let builder = self.socket.iter().fold(Client::builder(), ClientBuilder::address);
         self.broker_user.into_iter().fold(builder, ClientBuilder::broker_user).connect()
+    }
+
+    /// An option that says nothing to a command is an error.
+    fn reject_unused(&self, command: &Command) -> Result<(), Failure> {
+        let (socket, user) = (self.socket.is_some(), self.broker_user.is_some());
+        match command {
+            Command::Demo(_) | Command::Bench(_) | Command::Generate(_) if socket || user => {
+                Err(Failure::usage("--socket and --broker-user are for commands that speak to a broker which is there"))
+            }
+            Command::Broker(_) | Command::Doctor if user => {
+                Err(Failure::usage("--broker-user is for commands that connect to a broker"))
+            }
+            _ => Ok(()),
+        }
     }
 }
 

@@ -1,22 +1,20 @@
 //! `fbuf send` and `fbuf recv`: a channel as a pipe between two shells.
 
-use std::{
-    fs::File,
-    io::{self, Write, stdin, stdout},
-    os::fd::AsFd,
-    path::PathBuf,
-};
+use std::path::{Path, PathBuf};
 
 use bytesize::ByteSize;
 use fbuf_client::{Farewell, GetError, Protection, Sender};
 
-use crate::{Failure, Place, WaitArgument};
+use crate::{
+    Failure, Place, WaitArgument,
+    standard::{self, Input, Output, say},
+};
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct SendArguments {
     /// The channel
     channel: String,
-    /// What to send [default: standard input]
+    /// What to send; `-` is standard input [default: standard input]
     file: Option<PathBuf>,
     /// The longest message
     #[arg(long, value_name = "BYTES", default_value = "1MiB")]
@@ -33,15 +31,13 @@ pub(crate) struct SendArguments {
     /// What to do while all slots are in use
     #[arg(long, value_enum, default_value = "adaptive")]
     wait: WaitArgument,
-    #[command(flatten)]
-    place: Place,
 }
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct RecvArguments {
     /// The channel
     channel: String,
-    /// Where to write [default: standard output]
+    /// Where to write; `-` is standard output [default: standard output]
     file: Option<PathBuf>,
     /// Refuse senders whose messages are protected less than this
     #[arg(long, value_name = "LEVEL", value_enum, default_value = "volatile")]
@@ -49,8 +45,6 @@ pub(crate) struct RecvArguments {
     /// What to do while there is no message
     #[arg(long, value_enum, default_value = "adaptive")]
     wait: WaitArgument,
-    #[command(flatten)]
-    place: Place,
 }
 
 /// What a receiver may rely on.
@@ -74,12 +68,12 @@ impl From<Level> for Protection {
     }
 }
 
-pub(crate) fn send(arguments: &SendArguments) -> Result<(), Failure> {
-    let mut input = match &arguments.file {
-        Some(path) => File::open(path).map_err(|error| Failure::new(format!("{}: {error}", path.display())))?,
-        None => File::from(stdin().as_fd().try_clone_to_owned()?),
-    };
-    let client = arguments.place.connect()?;
+pub(crate) fn send(arguments: &SendArguments, place: &Place) -> Result<(), Failure> {
+    if arguments.file.is_none() {
+        reject_file_as_channel(&arguments.channel)?;
+    }
+    let mut input = Input::open(arguments.file.as_deref())?;
+    let client = place.connect()?;
     let mut builder =
         client.sender(&arguments.channel).slot_size(arguments.slot_size.as_u64()).wait(arguments.wait.into());
     if let Some(slots) = arguments.slots {
@@ -87,7 +81,7 @@ pub(crate) fn send(arguments: &SendArguments) -> Result<(), Failure> {
     }
     let mut sender = builder.protection(arguments.protection.into()).open()?;
     if arguments.protection != Level::Volatile {
-        eprintln!("fbuf: messages are {}", sender.granted());
+        say(format_args!("messages are {}", sender.granted()));
     }
     sender.wait_for_receivers(arguments.receivers)?;
     loop {
@@ -95,7 +89,6 @@ pub(crate) fn send(arguments: &SendArguments) -> Result<(), Failure> {
         match fbuf.read_from(&mut input) {
             Ok(0) => break,
             Ok(_) => {}
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
             Err(error) => return Err(Failure::new(format!("the input could not be read: {error}"))),
         }
         let written = sender.write(fbuf).map_err(|error| error.to_string());
@@ -105,6 +98,19 @@ pub(crate) fn send(arguments: &SendArguments) -> Result<(), Failure> {
     // Not before every receiver has written out what it got.
     sender.wait_for_returns()?;
     complain(&mut sender)
+}
+
+/// `fbuf send FILE` has one argument, which is the channel: whoever gives it a file has forgotten the channel.
+fn reject_file_as_channel(channel: &str) -> Result<(), Failure> {
+    let is_file = Path::new(channel).is_file();
+    // A channel may well be called like a file that is in this folder, if there is something to send.
+    if is_file && (channel.contains('/') || standard::has_no_input()) {
+        return Err(Failure::usage(format!(
+            "no channel was given, only the file {channel}: say `fbuf send CHANNEL {channel}`, or, if that is the \
+             channel, `fbuf send {channel} -` to send standard input"
+        )));
+    }
+    Ok(())
 }
 
 /// A receiver that went before the end has not got everything.
@@ -120,19 +126,18 @@ fn complain(sender: &mut Sender) -> Result<(), Failure> {
     }))
 }
 
-pub(crate) fn receive(arguments: &RecvArguments) -> Result<(), Failure> {
-    let client = arguments.place.connect()?;
+pub(crate) fn receive(arguments: &RecvArguments, place: &Place) -> Result<(), Failure> {
+    let client = place.connect()?;
+    // Before a sender could be linked, which would then be told that its receiver has left.
+    let mut output = Output::open(arguments.file.as_deref())?;
     let builder = client.receiver(&arguments.channel).wait(arguments.wait.into());
     let mut receiver = builder.require(arguments.require.into()).open()?;
-    let mut output = match &arguments.file {
-        Some(path) => File::create(path).map_err(|error| Failure::new(format!("{}: {error}", path.display())))?,
-        None => File::from(stdout().as_fd().try_clone_to_owned()?),
-    };
+    output.truncate()?;
     let mut only = None;
     loop {
         let received = match receiver.get() {
             Ok(received) => received,
-            Err(GetError::Ended) => return Ok(()),
+            Err(GetError::Ended) => return output.finish(),
             Err(error @ GetError::Disconnected(_)) => return Err(Failure::from(error).with_status(3)),
             Err(error) => return Err(error.into()),
         };
@@ -144,8 +149,6 @@ pub(crate) fn receive(arguments: &RecvArguments) -> Result<(), Failure> {
                 sender.process, arguments.channel
             )));
         }
-        output
-            .write_all(&received)
-            .map_err(|error| Failure::new(format!("the output could not be written: {error}")))?;
+        output.put(&received)?;
     }
 }

@@ -20,16 +20,18 @@ mod table;
 mod terms;
 mod work;
 
+use std::io::Write;
+
 pub use options::Arguments;
 
 /// Why there is no figure, in words.
 pub type Error = Box<dyn std::error::Error + Send + Sync>;
 type Result<T> = std::result::Result<T, Error>;
 
-/// Does what was asked for, and prints it.
+/// Does what was asked for, and writes the results to `output`, each as soon as it is there.
 ///
 /// # Errors
-/// Words: a peer that could not be set up, or lost a message; a second process that died.
-pub fn run(arguments: &Arguments) -> Result<()> {
-    options::run(arguments)
+/// Words: a peer that could not be set up, or lost a message; a second process that died; an output that could not be written.
+pub fn run(arguments: &Arguments, output: &mut dyn Write) -> Result<()> {
+    options::run(arguments, output)
 }

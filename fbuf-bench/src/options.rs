@@ -1,6 +1,6 @@
 //! What can be asked for on the command line.
 
-use std::{path::PathBuf, time::Duration};
+use std::{io::Write, path::PathBuf, time::Duration};
 
 use bytesize::ByteSize;
 use clap::{Args, Subcommand};
@@ -164,20 +164,22 @@ pub(crate) struct Common {
 }
 
 /// Does it.
-pub(crate) fn run(arguments: &Arguments) -> Result<()> {
+pub(crate) fn run(arguments: &Arguments, output: &mut dyn Write) -> Result<()> {
     match &arguments.what {
-        What::Latency(settings) => Suite::new(settings.common)?.latency(settings),
-        What::Stream(settings) => Suite::new(settings.common)?.stream(settings),
-        What::Wakeup { rate, wait, common } => Suite::new(*common)?.wakeup(rate, wait),
-        What::Depth(settings) => Suite::new(settings.common)?.depth(settings),
-        What::Fan { count, common } => Suite::new(*common)?.fan(count),
-        What::Once { common } => Suite::new(*common)?.once(),
-        What::Protection { size, out, common } => Suite::new(*common)?.protection(&checked(size)?, out.as_deref()),
-        What::Scale { clients, out, common } => scale::run(*clients, *common, out.as_deref()),
-        What::All { out, common } => Suite::new(*common)?.all(out),
+        What::Latency(settings) => Suite::new(settings.common, output)?.latency(settings),
+        What::Stream(settings) => Suite::new(settings.common, output)?.stream(settings),
+        What::Wakeup { rate, wait, common } => Suite::new(*common, output)?.wakeup(rate, wait),
+        What::Depth(settings) => Suite::new(settings.common, output)?.depth(settings),
+        What::Fan { count, common } => Suite::new(*common, output)?.fan(count),
+        What::Once { common } => Suite::new(*common, output)?.once(),
+        What::Protection { size, out, common } => {
+            Suite::new(*common, output)?.protection(&checked(size)?, out.as_deref())
+        }
+        What::Scale { clients, out, common } => scale::run(*clients, *common, out.as_deref(), output),
+        What::All { out, common } => Suite::new(*common, output)?.all(out),
 
         What::Instructions { size, peer, most, json } => {
-            let counts = suite::instructions(size.as_u64().try_into()?, peer, *json)?;
+            let counts = suite::instructions(size.as_u64().try_into()?, peer, *json, output)?;
             let fbuf = counts.iter().find(|(peer, _)| *peer == Peer::Fbuf).map(|(_, count)| *count);
             match (fbuf, most) {
                 (Some(count), Some(most)) if count > *most => {

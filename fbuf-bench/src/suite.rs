@@ -1,6 +1,11 @@
 //! What is measured, in which order, and where the results go.
 
-use std::{collections::BTreeMap, path::Path, time::Duration};
+use std::{
+    collections::BTreeMap,
+    io::{self, Write},
+    path::Path,
+    time::Duration,
+};
 
 use clap::ValueEnum;
 use fbuf_broker::Embedded;
@@ -22,8 +27,9 @@ use crate::{
 const LATENCY_SIZES: [usize; 5] = [64, 4 << 10, 64 << 10, 1 << 20, 16 << 20];
 const STREAM_SIZES: [usize; 4] = [64, 4 << 10, 64 << 10, 1 << 20];
 
-/// A broker, two processors, and how to measure.
-pub(crate) struct Suite {
+/// A broker, two processors, how to measure, and where the results go.
+pub(crate) struct Suite<'a> {
+    out: &'a mut dyn Write,
     broker: Embedded,
     processors: [Option<usize>; 2],
     time: Duration,
@@ -34,14 +40,14 @@ pub(crate) struct Suite {
     once: Vec<Once>,
 }
 
-impl Suite {
-    pub(crate) fn new(common: Common) -> Result<Self> {
+impl<'a> Suite<'a> {
+    pub(crate) fn new(common: Common, out: &'a mut dyn Write) -> Result<Self> {
         // Its thread may run anywhere: it starts before this one is pinned.
         let broker = Embedded::start()?;
         let processors = processors::two();
         processors::pin(processors[0]);
         let (time, best) = (common.time()?, BTreeMap::new());
-        Ok(Self { broker, processors, time, common, best, outcomes: Vec::new(), once: Vec::new() })
+        Ok(Self { out, broker, processors, time, common, best, outcomes: Vec::new(), once: Vec::new() })
     }
 
     fn terms(&self, peer: Peer, work: Work, size: usize) -> Terms {
@@ -168,7 +174,7 @@ impl Suite {
         // One run takes about a millisecond.
         let runs = (0..self.common.runs * 20).map(|_| once::run(&broker)).collect::<Result<Vec<_>>>()?;
         if !self.common.json {
-            println!("\nonce, with {} slots of {}", once::SLOTS, table::bytes(once::SLOT as usize));
+            writeln!(self.out, "\nonce, with {} slots of {}", once::SLOTS, table::bytes(once::SLOT as usize))?;
         }
         for (index, step) in once::STEPS.into_iter().enumerate() {
             let Some(nanoseconds) = Spread::of(runs.iter().map(|run| run[index].as_nanos() as f64)) else { continue };
@@ -176,11 +182,11 @@ impl Suite {
             if self.common.json {
                 let Spread { median, least, most } = nanoseconds;
                 let line = json!({ "workload": "once", "step": step, "median_ns": median, "least_ns": least, "most_ns": most });
-                println!("{line}");
+                writeln!(self.out, "{line}")?;
             } else {
                 let Spread { median, least, most } = nanoseconds;
                 let [median, least, most] = [median, least, most].map(table::nanoseconds);
-                println!("  {step:<24}{median:>9} ({least}–{most})");
+                writeln!(self.out, "  {step:<24}{median:>9} ({least}–{most})")?;
             }
         }
         Ok(())
@@ -211,16 +217,18 @@ impl Suite {
         let outcomes = &self.outcomes[first..];
         if self.common.json {
             for outcome in outcomes {
-                println!("{}", serde_json::to_string(outcome)?);
+                writeln!(self.out, "{}", serde_json::to_string(outcome)?)?;
             }
         } else {
-            print!("{}", protection::tables(outcomes));
-            missing.iter().for_each(|why| println!("not measured: {why}"));
+            write!(self.out, "{}", protection::tables(outcomes))?;
+            for why in missing {
+                writeln!(self.out, "not measured: {why}")?;
+            }
         }
         if let Some(out) = out {
             protection::write(outcomes, out)?;
             if !self.common.json {
-                println!("\nwritten to {}", out.join("fbuf-protection.html").display());
+                writeln!(self.out, "\nwritten to {}", out.join("fbuf-protection.html").display())?;
             }
         }
         Ok(())
@@ -235,18 +243,20 @@ impl Suite {
         self.wakeup(&[1.0, 100.0, 10_000.0], &[Wait::Adaptive, Wait::Block])?;
         self.fan(&[1, 2, 4, 16])?;
         self.once()?;
-        let instructions = match instructions(64, &[Peer::Fbuf, Peer::Limit, Peer::SharedMemory], self.common.json) {
-            Ok(counts) => counts,
-            Err(error) => {
-                eprintln!("instructions were not counted: {error}");
-                Vec::new()
-            }
-        };
+        let instructions =
+            match instructions(64, &[Peer::Fbuf, Peer::Limit, Peer::SharedMemory], self.common.json, self.out) {
+                Ok(counts) => counts,
+                Err(error) => {
+                    // It is no result, and nothing depends on its being read.
+                    let _ = writeln!(io::stderr(), "fbuf: instructions were not counted: {error}");
+                    Vec::new()
+                }
+            };
         let report =
             Report { machine: Machine::here(), runs: &self.outcomes, once: &self.once, instructions: &instructions };
         report.write(out)?;
         if !self.common.json {
-            println!("\nwritten to {}", out.join("fbuf-bench.html").display());
+            writeln!(self.out, "\nwritten to {}", out.join("fbuf-bench.html").display())?;
         }
         Ok(())
     }
@@ -259,13 +269,13 @@ impl Suite {
                 let result = work::run(terms).map_err(|error| format!("{}: {error}", name(terms.peer)))?;
                 let outcome = Outcome::new(terms, run, &result);
                 if self.common.json {
-                    println!("{}", serde_json::to_string(&outcome)?);
+                    writeln!(self.out, "{}", serde_json::to_string(&outcome)?)?;
                 }
                 self.outcomes.push(outcome);
             }
         }
         if !self.common.json {
-            table::print(&self.outcomes[first..]);
+            table::write(self.out, &self.outcomes[first..])?;
         }
         Ok(())
     }
@@ -285,18 +295,18 @@ fn depths(size: usize) -> impl Iterator<Item = u32> {
     })
 }
 
-pub(crate) fn instructions(size: usize, peers: &[Peer], json: bool) -> Result<Vec<(Peer, f64)>> {
+pub(crate) fn instructions(size: usize, peers: &[Peer], json: bool, out: &mut dyn Write) -> Result<Vec<(Peer, f64)>> {
     if !json {
-        println!("\ninstructions for a message of {}, untouched, both sides together", table::bytes(size));
+        writeln!(out, "\ninstructions for a message of {}, untouched, both sides together", table::bytes(size))?;
     }
     let mut counts = Vec::new();
     for &peer in peers {
         let count = work::lockstep::instructions(peer, size)?;
         if json {
             let line = json!({ "peer": peer, "workload": "instructions", "size": size, "instructions": count });
-            println!("{line}");
+            writeln!(out, "{line}")?;
         } else {
-            println!("  {:<24}{count:>8.1}", name(peer));
+            writeln!(out, "  {:<24}{count:>8.1}", name(peer))?;
         }
         counts.push((peer, count));
     }

@@ -1,45 +1,47 @@
 //! The results of one setting for people: a line for each peer, with medians, spreads and the ratio
 //! to fbuf.
 
+use std::io::{self, Write};
+
 use crate::{
     outcome::{Measured, Outcome, Row, Spread},
     peers::Peer,
     terms::name,
 };
 
-/// Prints the runs of one setting, a line for each peer, way of waiting and number of slots.
-pub(crate) fn print(outcomes: &[Outcome]) {
-    let Some(first) = outcomes.first() else { return };
+/// Writes the runs of one setting, a line for each peer, way of waiting and number of slots.
+pub(crate) fn write(out: &mut dyn Write, outcomes: &[Outcome]) -> io::Result<()> {
+    let Some(first) = outcomes.first() else { return Ok(()) };
     let rate = first.rate_per_s.map_or_else(String::new, |rate| format!(", {rate:.0} messages a second"));
-    println!("\n{} of {}, {}{rate}", first.workload, bytes(first.size), name(first.mode));
+    writeln!(out, "\n{} of {}, {}{rate}", first.workload, bytes(first.size), name(first.mode))?;
     match first.figures {
-        Measured::Latency { .. } => println!(
+        Measured::Latency { .. } => writeln!(
+            out,
             "  {:<24}{:>9} {:<20}{:>9}{:>9}{:>9}{:>7}{:>8}",
             "peer", "p50", "(spread)", "p99", "p99.9", "max", "CPU", "ratio"
         ),
-        Measured::Stream { .. } => println!(
+        Measured::Stream { .. } => writeln!(
+            out,
             "  {:<24}{:>11} {:<20}{:>9} {:<18}{:>7}{:>8}",
             "peer", "messages/s", "(spread)", "GB/s", "(spread)", "CPU", "ratio"
         ),
-    }
+    }?;
     let mut rows: Vec<Row> = Vec::new();
     for row in outcomes.iter().map(Outcome::row) {
         if !rows.contains(&row) {
             rows.push(row);
         }
     }
-    for row in rows {
-        print_row(outcomes, row);
-    }
+    rows.into_iter().try_for_each(|row| write_row(out, outcomes, row))
 }
 
-fn print_row(outcomes: &[Outcome], row: Row) {
+fn write_row(out: &mut dyn Write, outcomes: &[Outcome], row: Row) -> io::Result<()> {
     let runs: Vec<_> = outcomes.iter().filter(|outcome| outcome.row() == row).collect();
     let of = |figure: fn(&Outcome) -> f64| Spread::of(runs.iter().map(|&run| figure(run)));
     let (Some(first), Some(headline), Some(cpu)) =
         (runs.first(), of(Outcome::headline), of(|run| run.cpu_s / run.seconds))
     else {
-        return;
+        return Ok(());
     };
     let ratio = ratio(outcomes, row).map_or_else(String::new, |ratio| format!("{:.2}", ratio.median));
     let cpu = format!("{:.2}", cpu.median);
@@ -50,23 +52,25 @@ fn print_row(outcomes: &[Outcome], row: Row) {
         Measured::Latency { .. } => {
             let median = |figure| of(figure).map_or_else(String::new, |spread| nanoseconds(spread.median));
             let spread = format!("({}–{})", nanoseconds(headline.least), nanoseconds(headline.most));
-            println!(
+            writeln!(
+                out,
                 "  {label:<24}{:>9} {spread:<20}{:>9}{:>9}{:>9}{cpu:>7}{ratio:>8}",
                 nanoseconds(headline.median),
                 median(|run| quantiles(run)[1]),
                 median(|run| quantiles(run)[2]),
                 median(|run| quantiles(run)[3]),
-            );
+            )
         }
         Measured::Stream { .. } => {
             let gb = headline.times(first.size as f64 / 1e9);
-            println!(
+            writeln!(
+                out,
                 "  {label:<24}{:>11} {:<20}{:>9.2} {:<18}{cpu:>7}{ratio:>8}",
                 rate_of(headline.median),
                 format!("({}–{})", rate_of(headline.least), rate_of(headline.most)),
                 gb.median,
                 format!("({:.2}–{:.2})", gb.least, gb.most),
-            );
+            )
         }
     }
 }

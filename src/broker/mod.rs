@@ -5,7 +5,7 @@ mod log;
 
 use std::{
     fs,
-    io::{self, IsTerminal, stderr},
+    io::{self, stderr},
     net::{SocketAddr, TcpListener},
     os::unix::fs::DirBuilderExt,
     path::PathBuf,
@@ -26,13 +26,14 @@ use self::{
     handed::{Handed, set_nonblocking},
     log::Log,
 };
-use crate::{Failure, watch::metrics};
+use crate::{
+    Failure, Place,
+    standard::{has_colours, print},
+    watch::metrics,
+};
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
-    /// Where to listen [default: $FBUF_BROKER, $XDG_RUNTIME_DIR/fbuf.sock, /run/fbuf/broker.sock]
-    #[arg(long, value_name = "PATH")]
-    socket: Option<std::ffi::OsString>,
     /// Who may do what, as a TOML file, read again on SIGHUP [default: the user who runs the broker may do everything]
     #[arg(long, value_name = "FILE", conflicts_with_all = ["allow", "trust"])]
     policy: Option<PathBuf>,
@@ -61,24 +62,23 @@ impl Arguments {
     }
 }
 
-pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
+pub(crate) fn run(arguments: Arguments, place: &Place) -> Result<(), Failure> {
     if let Some(path) = &arguments.check_policy {
-        print!("{}", Policy::read(path)?);
-        return Ok(());
+        return print(Policy::read(path)?);
     }
     // tarpc has a line for each request that expired, and clients choose when that is.
     let filter = EnvFilter::try_from_default_env()
         .unwrap_or_else(|_| EnvFilter::new("warn,tarpc=off,fbuf=info,fbuf_broker=info"));
-    let colours = stderr().is_terminal();
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(|| Log).with_ansi(colours).init();
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(|| Log);
+    log.with_ansi(has_colours(&stderr())).log_internal_errors(false).init();
     allow_descriptors();
     let policy = arguments.policy()?;
     name_unknown(&policy);
     let Handed { clients, mut metrics } = Handed::take()?;
-    let (listener, place) = match clients {
+    let (listener, name) = match clients {
         Some(listener) => (listener, "the socket that was handed over".to_owned()),
         None => {
-            let address = arguments.socket.as_ref().map_or_else(Address::default_for_user, Address::new);
+            let address = place.address();
             make_folder(&address);
             (Listener::bind(&address)?, address.to_string())
         }
@@ -97,7 +97,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
         let metrics = metrics.collect::<io::Result<Vec<_>>>()?;
         let until = async {
             // The socket listens and signals are caught: from here on clients are served.
-            info!(place, "listening");
+            info!(place = name, "listening");
             metrics.iter().for_each(|address| info!(%address, "metrics"));
             tell(&[NotifyState::Ready]);
             loop {

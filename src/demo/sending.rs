@@ -18,7 +18,7 @@ use nix::fcntl::{FcntlArg, fcntl};
 use xxhash_rust::xxh3::Xxh3;
 
 use super::{Arguments, Over, receiving::Report, source::Source};
-use crate::Failure;
+use crate::{Failure, standard::print};
 
 /// One row of the table.
 struct Row {
@@ -67,8 +67,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
         rows.push(row);
     }
     bar.finish_and_clear();
-    print(&rows, expected, message);
-    Ok(())
+    print(table(&rows, expected, message))
 }
 
 /// The hash of all of it, and its length.
@@ -189,21 +188,24 @@ impl Progress<'_> {
     }
 }
 
-fn print(rows: &[Row], (hash, bytes): (u128, u64), message: usize) {
-    println!(
-        "{} in messages of {}, written by one process and hashed by another",
+fn table(rows: &[Row], (hash, bytes): (u128, u64), message: usize) -> String {
+    let mut text = format!(
+        "{} in messages of {}, written by one process and hashed by another\n\n{:<8}{:>14}{:>10}{:>8}{:>12}{:>12}{:>14}{:>16}\n",
         ByteSize(bytes),
-        ByteSize(message as u64)
-    );
-    println!();
-    println!(
-        "{:<8}{:>14}{:>10}{:>8}{:>12}{:>12}{:>14}{:>16}",
-        "over", "bytes", "seconds", "GB/s", "messages", "switches", "CPU s sender", "CPU s receiver"
+        ByteSize(message as u64),
+        "over",
+        "bytes",
+        "seconds",
+        "GB/s",
+        "messages",
+        "switches",
+        "CPU s sender",
+        "CPU s receiver"
     );
     for Row { over, time, messages, sender, report } in rows {
         let seconds = time.as_secs_f64();
-        println!(
-            "{:<8}{:>14}{:>10.3}{:>8.2}{:>12}{:>12}{:>14.3}{:>16.3}",
+        text.push_str(&format!(
+            "{:<8}{:>14}{:>10.3}{:>8.2}{:>12}{:>12}{:>14.3}{:>16.3}\n",
             over.name(),
             report.bytes,
             seconds,
@@ -212,8 +214,7 @@ fn print(rows: &[Row], (hash, bytes): (u128, u64), message: usize) {
             sender.switches + report.spent.switches,
             sender.cpu.as_secs_f64(),
             report.spent.cpu.as_secs_f64(),
-        );
+        ));
     }
-    println!();
-    println!("All hashes are equal: {hash:032x} (XXH3-128).");
+    text + &format!("\nAll hashes are equal: {hash:032x} (XXH3-128).\n")
 }

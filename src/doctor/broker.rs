@@ -2,25 +2,28 @@
 
 use std::{env, io, os::fd::AsRawFd};
 
-use fbuf_core::address::{Address, VARIABLE};
+use fbuf_core::address::{Address, VARIABLE, set_aside};
 use nix::{
     errno::Errno,
     sys::socket::{AddressFamily, SockFlag, SockType, connect, socket},
 };
 
 use super::finding::{Consequence, Finding, Outcome, Section, Setback};
+use crate::Place;
 
 const TAKEN: &str = "something listens there, and took the connection";
 
-/// The group.
-pub fn section() -> Section {
-    let address = Address::default_for_user();
-    let source = match () {
-        () if is_set(VARIABLE) => "from FBUF_BROKER",
-        () if is_set("XDG_RUNTIME_DIR") => "in XDG_RUNTIME_DIR; FBUF_BROKER overrides it",
-        () => "the system's; FBUF_BROKER overrides it",
+/// The group: each address at which a client of this user looks, in turn.
+pub fn section(place: &Place) -> Section {
+    let (addresses, source) = match &place.socket {
+        Some(address) => (vec![address.clone()], "from --socket"),
+        None if is_set(VARIABLE) && set_aside().is_none() => (Address::defaults(), "from FBUF_BROKER"),
+        None => (Address::defaults(), "the default; FBUF_BROKER overrides it"),
     };
-    let findings = vec![Finding::fact("address", format!("{address} ({source})")), answer(&address)];
+    let mut findings: Vec<_> = set_aside().map(|why| Finding::fact("left aside", why)).into_iter().collect();
+    for address in addresses {
+        findings.extend([Finding::fact("address", format!("{address} ({source})")), answer(&address)]);
+    }
     Section { title: "Broker", findings }
 }
 

@@ -18,23 +18,19 @@ mod report;
 mod seals;
 mod sockets;
 
-use std::{
-    io::{self, Write},
-    process::ExitCode,
-};
-
 use finding::Section;
 
+use crate::{Failure, Place, standard::print};
+
 /// Probes, prints, and succeeds when everything works that the basic level needs.
-pub fn run() -> ExitCode {
-    let sections = gather();
-    // Who closes the pipe early has read enough; the exit status holds either way.
-    let _ = io::stdout().write_all(report::text(&sections).as_bytes());
-    if report::missing(&sections).is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+pub(crate) fn run(place: &Place) -> Result<(), Failure> {
+    let sections = gather(place);
+    print(report::text(&sections))?;
+    if report::missing(&sections).is_empty() { Ok(()) } else { Err(Failure::Shown) }
 }
 
 /// Everything there is to find out. Leaves nothing behind.
-fn gather() -> Vec<Section> {
+fn gather(place: &Place) -> Vec<Section> {
     vec![
         machine::section(),
         memfd::section(),
@@ -46,7 +42,7 @@ fn gather() -> Vec<Section> {
         fences::section(),
         sockets::section(),
         limits::section(),
-        broker::section(),
+        broker::section(place),
     ]
 }
 
@@ -65,7 +61,7 @@ mod tests {
     #[test]
     fn what_the_basic_level_needs_is_tried_and_works() {
         let _alone = DESCRIPTORS.lock();
-        let sections = gather();
+        let sections = gather(&Place::default());
         let required: Vec<_> = sections.iter().flat_map(|section| &section.findings).filter(|f| f.required).collect();
         for name in ["memfd with sealing", "SHRINK", "GROW", "SEAL", "descriptor passing", "SO_PEERCRED"] {
             assert!(required.iter().any(|finding| finding.name == name), "{name} is not required");
@@ -81,10 +77,10 @@ mod tests {
     fn nothing_is_left_behind() {
         let _alone = DESCRIPTORS.lock();
         // What tokio keeps for as long as a process lives is there afterwards.
-        gather();
+        gather(&Place::default());
         let before = open_descriptors();
         let blocked = nix::sys::signal::SigSet::thread_get_mask().unwrap();
-        gather();
+        gather(&Place::default());
         assert_eq!(open_descriptors(), before);
         assert!(!fs::read_to_string("/proc/self/maps").unwrap().contains("fbuf-doctor"));
         assert_eq!(nix::sys::signal::SigSet::thread_get_mask().unwrap(), blocked);

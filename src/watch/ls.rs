@@ -7,7 +7,7 @@ use super::{
     lines::{By, Line, Subject, lines},
     protection, role,
 };
-use crate::{Failure, Place};
+use crate::{Failure, Place, standard::print};
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
@@ -17,23 +17,20 @@ pub(crate) struct Arguments {
     /// A line of JSON for each
     #[arg(long)]
     json: bool,
-    #[command(flatten)]
-    place: Place,
 }
 
-pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
-    let client = arguments.place.connect()?;
+pub(crate) fn run(arguments: &Arguments, place: &Place) -> Result<(), Failure> {
+    let client = place.connect()?;
     let endpoints: Vec<_> = client.status()?.into_iter().map(|endpoint| (endpoint, None)).collect();
     let clients = if arguments.by == By::Client { client.clients()? } else { Vec::new() };
     let lines = lines(arguments.by, &endpoints, &clients);
-    if arguments.json {
-        lines.iter().for_each(|line| println!("{}", to_json(line)));
+    print(if arguments.json {
+        lines.iter().map(|line| format!("{}\n", to_json(line))).collect()
     } else if lines.is_empty() {
-        println!("no endpoint is open");
+        "no endpoint is open\n".to_owned()
     } else {
-        print!("{}", table(&arguments.by.heads(), lines.iter().map(Line::cells)));
-    }
-    Ok(())
+        table(&arguments.by.heads(), lines.iter().map(Line::cells))
+    })
 }
 
 /// Columns as wide as they need to be, two spaces apart.

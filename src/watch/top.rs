@@ -30,8 +30,6 @@ pub(crate) struct Arguments {
     /// Seconds between two looks
     #[arg(long, value_name = "SECONDS", default_value_t = 1.0)]
     every: f64,
-    #[command(flatten)]
-    place: Place,
 }
 
 #[derive(Debug)]
@@ -47,13 +45,13 @@ struct View {
     trouble: Option<String>,
 }
 
-pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
+pub(crate) fn run(arguments: &Arguments, place: &Place) -> Result<(), Failure> {
     if !stdout().is_terminal() {
         return Err(Failure::new("top needs a terminal: for scripts there is `fbuf ls --json`"));
     }
     let every = Duration::try_from_secs_f64(arguments.every)
         .map_err(|error| Failure::new(format!("--every {}: {error}", arguments.every)))?;
-    let client = arguments.place.connect()?;
+    let client = place.connect()?;
     let mut terminal = ratatui::try_init()?;
     let result =
         watch(&mut terminal, &client, View::new(arguments.by, Instant::now()), every.max(Duration::from_millis(100)));

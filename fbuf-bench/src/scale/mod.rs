@@ -14,7 +14,7 @@ mod holdings;
 mod idle;
 mod neighbour;
 
-use std::{fs, path::Path, time::Duration};
+use std::{fs, io::Write, path::Path, time::Duration};
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use plotters::chart::SeriesLabelPosition;
@@ -52,8 +52,8 @@ impl Extent {
     }
 }
 
-/// Measures all of it, prints it, and writes a report if a folder for it is given.
-pub(crate) fn run(clients: u32, common: Common, out: Option<&Path>) -> Result<()> {
+/// Measures all of it, writes the results to `out`, and writes a report if a folder for it is given.
+pub(crate) fn run(clients: u32, common: Common, folder: Option<&Path>, out: &mut dyn Write) -> Result<()> {
     // Each client takes descriptors, here and in processes that are started from here.
     let (_, most) = getrlimit(Resource::RLIMIT_NOFILE)?;
     setrlimit(Resource::RLIMIT_NOFILE, most, most)?;
@@ -63,17 +63,17 @@ pub(crate) fn run(clients: u32, common: Common, out: Option<&Path>) -> Result<()
         let figures = measure(extent)?;
         if common.json {
             for figure in &figures {
-                println!("{}", serde_json::to_string(figure)?);
+                writeln!(out, "{}", serde_json::to_string(figure)?)?;
             }
         } else {
-            print!("{}", figure::tables(&figures));
+            write!(out, "{}", figure::tables(&figures))?;
         }
         all.extend(figures);
     }
-    if let Some(folder) = out {
+    if let Some(folder) = folder {
         write(&all, folder)?;
         if !common.json {
-            println!("\nwritten to {}", folder.join("fbuf-scale.html").display());
+            writeln!(out, "\nwritten to {}", folder.join("fbuf-scale.html").display())?;
         }
     }
     Ok(())

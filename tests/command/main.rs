@@ -1,5 +1,7 @@
-//! `fbuf send`, `fbuf recv` and `fbuf demo`, as a user runs them.
+//! The command, as a user runs it: what it copies, what it prints and where, what it says when something is wrong.
 
+mod standard;
+#[path = "../support/mod.rs"]
 mod support;
 
 use std::{
@@ -118,6 +120,21 @@ fn errors_say_what_to_do() {
     assert!(text(&output.stderr).contains("a slot of"), "{}", text(&output.stderr));
     let output = place.command(&["send", "c", "/no/such/file"]).output().unwrap();
     assert!(text(&output.stderr).contains("/no/such/file"), "{}", text(&output.stderr));
+}
+
+#[test]
+fn global_options_stand_before_or_after_the_subcommand_that_they_mean_something_to() {
+    let place = Place::new();
+    let address = place.broker.address().to_string();
+    for words in [["--socket", &address, "ls"], ["ls", "--socket", &address]] {
+        let output = fbuf(words).output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+    }
+    for words in [&["demo", "--bytes", "1"][..], &["bench", "once"], &["broker"]] {
+        let output = fbuf(["--socket", "/x", "--broker-user", "1"]).args(words).output().unwrap();
+        assert_eq!(output.status.code(), Some(2), "{output:?}");
+        assert!(text(&output.stderr).starts_with("fbuf: "), "{output:?}");
+    }
 }
 
 #[test]
