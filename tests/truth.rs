@@ -4,14 +4,18 @@
 mod support;
 
 use std::{
-    io::Write,
+    io::{PipeReader, Read, Write},
     time::{Duration, Instant},
 };
 
 use fbuf_broker::Embedded;
-use fbuf_client::{Client, Sender, Wait, WaitError};
-use nix::time::{ClockId, clock_gettime};
-use support::SOON;
+use fbuf_client::{Client, Departure, Farewell, GetError, Mechanism, Sender, Unread, Wait, WaitError, WriteError};
+use nix::{
+    fcntl::{FcntlArg, fcntl},
+    sys::signal::Signal,
+    time::{ClockId, clock_gettime},
+};
+use support::{Process, SOON, fbuf, until};
 
 fn broker() -> (Embedded, Client) {
     let broker = Embedded::start().unwrap();
@@ -59,4 +63,192 @@ fn a_wait_for_returns_sleeps_although_an_fbuf_was_dropped_unsent() {
             );
         }
     }
+}
+
+/// No less than a message of these tests, which so does not go through the pipe as a whole.
+const MESSAGE: usize = 16 << 10;
+
+/// A `fbuf recv` that holds each message until it is read out of a pipe, and no longer.
+struct Recv {
+    process: Process,
+    output: PipeReader,
+}
+
+impl Recv {
+    fn start(broker: &Embedded, channel: &str) -> Self {
+        let (output, into) = std::io::pipe().unwrap();
+        fcntl(&output, FcntlArg::F_SETPIPE_SZ(4096)).unwrap();
+        let mut command = fbuf(["recv", channel]);
+        let process = Process::start(command.env("FBUF_BROKER", broker.address().to_string()).stdout(into));
+        Self { process, output }
+    }
+
+    /// Reads so many messages, and the first byte of the next, which it then holds.
+    fn read(&mut self, messages: usize) {
+        self.output.read_exact(&mut vec![0; messages * MESSAGE + 1]).unwrap();
+    }
+}
+
+/// What it says that so many messages to one receiver are unread, which end with the last that was sent.
+fn last(messages: u64, sent: u64) -> Option<(u64, u64, u64)> {
+    Some((messages, sent - messages, sent - 1))
+}
+
+fn numbers(unread: Option<Unread>) -> Option<(u64, u64, u64)> {
+    unread.map(|Unread { messages, first, last, .. }| (messages, first, last))
+}
+
+fn departure(sender: &mut Sender) -> Departure {
+    let start = Instant::now();
+    loop {
+        sender.look();
+        if let Some(departure) = sender.departed() {
+            return departure;
+        }
+        assert!(start.elapsed() < SOON, "nobody has departed");
+        std::thread::yield_now();
+    }
+}
+
+#[test]
+fn a_burst_that_never_waits_is_told_within_a_second_that_its_receiver_is_dead() {
+    let (broker, client) = broker();
+    for (mechanism, slots) in [(Mechanism::Shared, 4096), (Mechanism::Copy, 4096), (Mechanism::OneShot, 128)] {
+        let mut sender = client.sender("c").slot_size(MESSAGE as u64).slots(slots).mechanism(mechanism).open().unwrap();
+        let mut recv = Recv::start(&broker, "c");
+        sender.wait_for_receivers_timeout(1, SOON).unwrap();
+        (0..3).for_each(|_| assert!(send(&mut sender, &[1; MESSAGE]) < 3));
+        recv.read(0);
+        let (death, mut sent) = (Instant::now(), 3u64);
+        recv.process.signal(Signal::SIGKILL);
+        // Nothing of this waits, or looks at a socket of its own accord before all slots are in use.
+        let error = loop {
+            if let Some(mut fbuf) = sender.try_allocate() {
+                fbuf.write_all(&sent.to_le_bytes()).unwrap();
+                match sender.write(fbuf) {
+                    Ok(_) => sent += 1,
+                    Err(error) => break error,
+                }
+            }
+            assert!(
+                death.elapsed() < Duration::from_secs(1),
+                "{mechanism:?}: {sent} messages were sent to a dead process"
+            );
+            std::thread::yield_now();
+        };
+        let time = death.elapsed();
+        println!("{mechanism:?}: told after {time:?}, {} messages later", sent - 3);
+        let WriteError::NoReceiver(fbuf) = error else { panic!("{error:?}") };
+        assert_eq!(fbuf[..], sent.to_le_bytes(), "the message comes back");
+        let Departure { farewell, unread, .. } = departure(&mut sender);
+        assert_eq!((farewell, numbers(unread)), (Farewell::Died, last(sent, sent)), "{mechanism:?}");
+    }
+}
+
+#[test]
+fn a_departure_says_exactly_what_was_not_read_to_the_end() {
+    let (broker, client) = broker();
+    let sender = || client.sender("c").slot_size(MESSAGE as u64).slots(32).open().unwrap();
+    // Killed, with five read, one held and three that it never took.
+    let mut sending = sender();
+    let mut recv = Recv::start(&broker, "c");
+    sending.wait_for_receivers_timeout(1, SOON).unwrap();
+    (0..9).for_each(|_| assert!(send(&mut sending, &[1; MESSAGE]) < 9));
+    recv.read(5);
+    recv.process.kill();
+    let Departure { farewell, unread, peer, .. } = departure(&mut sending);
+    assert_eq!((farewell, numbers(unread)), (Farewell::Died, last(4, 9)));
+    assert_eq!(peer.process.pid as u32, recv.process.pid());
+    // Nothing was sent to it.
+    let mut recv = Recv::start(&broker, "c");
+    sending.wait_for_receivers_timeout(1, SOON).unwrap();
+    recv.process.kill();
+    let Departure { farewell, unread, .. } = departure(&mut sending);
+    assert_eq!((farewell, unread), (Farewell::Died, None));
+    drop(sending);
+
+    // In order, with two read, one held that is read later, and three that it never took.
+    let mut sending = sender();
+    let mut receiver = client.receiver("c").open().unwrap();
+    sending.wait_for_receivers_timeout(1, SOON).unwrap();
+    (0..6).for_each(|_| assert!(send(&mut sending, b"x") < 6));
+    (0..2).for_each(|_| drop(receiver.get_timeout(SOON).unwrap()));
+    let held = receiver.get_timeout(SOON).unwrap();
+    drop(receiver);
+    until("it is seen to have left", || {
+        sending.look();
+        sending.receivers() == 0
+    });
+    assert_eq!(sending.departed(), None, "it holds a message");
+    drop(held);
+    let Departure { farewell, unread, .. } = departure(&mut sending);
+    assert_eq!((farewell, numbers(unread)), (Farewell::Left, last(3, 6)));
+    drop(sending);
+
+    // All was read.
+    let mut sending = sender();
+    let mut receiver = client.receiver("c").open().unwrap();
+    sending.wait_for_receivers_timeout(1, SOON).unwrap();
+    send(&mut sending, b"x");
+    drop(receiver.get_timeout(SOON).unwrap());
+    drop(receiver);
+    let Departure { farewell, unread, .. } = departure(&mut sending);
+    assert_eq!((farewell, unread), (Farewell::Left, None));
+    drop(sending);
+
+    // It asked to be skipped: 0, 1 and 2 are lent, 3 and 4 left out, 5 is lent again; it has read 0 and 1.
+    let mut sending = sender();
+    let mut receiver = client.receiver("c").skip_above(2).open().unwrap();
+    sending.wait_for_receivers_timeout(1, SOON).unwrap();
+    (0..5).for_each(|_| assert!(send(&mut sending, b"x") < 5));
+    (0..2).for_each(|_| drop(receiver.get_timeout(SOON).unwrap()));
+    send(&mut sending, b"x");
+    drop(receiver);
+    let Departure { farewell, unread, .. } = departure(&mut sending);
+    assert_eq!((farewell, numbers(unread)), (Farewell::Left, Some((2, 2, 5))));
+    assert_eq!(sending.counters().skipped, 2);
+}
+
+#[test]
+fn the_dead_are_not_counted_among_receivers_although_nothing_is_called_that_looks() {
+    let (broker, client) = broker();
+    let mut sender = client.sender("c").slot_size(MESSAGE as u64).slots(4096).open().unwrap();
+    let mut recvs = [Recv::start(&broker, "c"), Recv::start(&broker, "c")];
+    assert_eq!(sender.wait_for_receivers_timeout(2, SOON).unwrap(), 2);
+    recvs[0].process.kill();
+    until("one is gone", || sender.receivers() == 1 && sender.peers().count() == 1);
+    assert_eq!(sender.peers().next().unwrap().process.pid as u32, recvs[1].process.pid());
+    let fbuf = sender.allocate().unwrap();
+    let (sent, kept) = sender.write_keep(fbuf).unwrap();
+    assert_eq!(sent.receivers, 1);
+    drop(kept);
+    recvs[1].process.kill();
+    until("all are gone", || sender.receivers() == 0);
+    let fbuf = sender.allocate().unwrap();
+    assert!(matches!(sender.write_keep(fbuf), Err(WriteError::NoReceiver(_))));
+}
+
+#[test]
+fn a_receiver_hears_within_a_second_of_a_dead_sender_while_another_keeps_it_busy() {
+    let (broker, client) = broker();
+    let mut receiver = client.receiver("c").open().unwrap();
+    let mut send_command = fbuf(["send", "c"]);
+    send_command.env("FBUF_BROKER", broker.address().to_string()).stdin(std::process::Stdio::piped());
+    let mut dying = Process::start(&mut send_command);
+    until("it is linked", || receiver.try_get().unwrap().is_none() && receiver.senders() == 1);
+    let mut busy = client.sender("c").slot_size(8).slots(64).open().unwrap();
+    busy.wait_for_receivers_timeout(1, SOON).unwrap();
+    send(&mut busy, b"x");
+    dying.kill();
+    let (death, mut messages) = (Instant::now(), 0u64);
+    let error = loop {
+        send(&mut busy, b"x");
+        match receiver.get_timeout(SOON) {
+            Ok(_) => messages += 1,
+            Err(error) => break error,
+        }
+        assert!(death.elapsed() < Duration::from_secs(1), "{messages} messages were received meanwhile");
+    };
+    println!("told after {:?} and {messages} messages", death.elapsed());
+    assert!(matches!(error, GetError::Disconnected(peer) if peer.process.pid as u32 == dying.pid()), "{error:?}");
 }

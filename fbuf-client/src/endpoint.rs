@@ -12,6 +12,7 @@ use std::{
     time::Instant,
 };
 
+use crate::hangup::{Alarm, Watch};
 use fbuf_core::{
     control::{Lodging, Report},
     inbound::{Holdings, Peer},
@@ -46,6 +47,8 @@ pub(crate) trait Post: Send {
 #[derive(Debug)]
 pub(crate) struct Inbox<T> {
     filled: AtomicBool,
+    /// Whether a peer has hung up since the endpoint last looked at its sockets.
+    hung_up: AtomicBool,
     letters: Mutex<VecDeque<T>>,
     /// Who was introduced and has not gone, and what is held of a sender's messages.
     peers: Mutex<BTreeMap<u64, Option<Holdings>>>,
@@ -58,7 +61,8 @@ impl<T> Inbox<T> {
     pub(crate) fn new() -> io::Result<Self> {
         let wake = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
         let (letters, peers, report) = (Mutex::default(), Mutex::default(), Mutex::default());
-        Ok(Self { filled: AtomicBool::new(false), letters, peers, report, wake: Arc::new(wake) })
+        let (filled, hung_up) = (AtomicBool::new(false), AtomicBool::new(false));
+        Ok(Self { filled, hung_up, letters, peers, report, wake: Arc::new(wake) })
     }
 
     /// What wakes the endpoint.
@@ -99,6 +103,17 @@ impl<T> Inbox<T> {
         self.filled.store(true, Ordering::Relaxed);
     }
 
+    /// Whether a peer has hung up, as far as the control thread has told.
+    pub(crate) fn has_hung_up(&self) -> bool {
+        // Relaxed: the kernel is asked next, which knows of it since before this was stored.
+        self.hung_up.load(Ordering::Relaxed)
+    }
+
+    /// As [`Self::has_hung_up`], since this was called last.
+    pub(crate) fn take_hang_up(&self) -> bool {
+        self.has_hung_up() && self.hung_up.swap(false, Ordering::Relaxed)
+    }
+
     /// Takes the letter that came first, if there is one.
     pub(crate) fn next(&self) -> Option<T> {
         if !self.is_filled() {
@@ -107,7 +122,7 @@ impl<T> Inbox<T> {
         let mut letters = lock(&self.letters);
         let letter = letters.pop_front();
         // With the letters locked, so that the word of one that is posted just now is not wiped out.
-        self.filled.store(!letters.is_empty(), Ordering::Relaxed);
+        self.filled.store(!letters.is_empty() || self.has_hung_up(), Ordering::Relaxed);
         letter
     }
 
@@ -155,6 +170,15 @@ impl<T> Inbox<T> {
     }
 }
 
+impl<T: Send> Alarm for Inbox<T> {
+    fn raise(&self) {
+        // With the letters locked, as in `next`.
+        let _letters = lock(&self.letters);
+        self.hung_up.store(true, Ordering::Relaxed);
+        self.filled.store(true, Ordering::Relaxed);
+    }
+}
+
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // A panic while it was locked cannot have left it half changed.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -168,6 +192,7 @@ const EVENTS: usize = 32;
 pub(crate) struct Sockets {
     epoll: Epoll,
     wake: Arc<EventFd>,
+    hang_ups: Watch,
 }
 
 /// The sockets at which something happened, by descriptor: those that were not attended to yet.
@@ -181,6 +206,11 @@ pub(crate) struct Ready {
 impl Ready {
     pub(crate) const fn none() -> Self {
         Self { sockets: [-1; EVENTS], next: 0, count: 0 }
+    }
+
+    /// Whether there may be more than were attended to.
+    pub(crate) fn is_partial(&self) -> bool {
+        !self.is_empty() || self.count == EVENTS
     }
 
     /// Whether all were attended to.
@@ -205,21 +235,23 @@ pub(crate) fn position<T: AsFd>(sockets: &[T], socket: RawFd) -> Option<usize> {
 }
 
 impl Sockets {
-    pub(crate) fn new(wake: Arc<EventFd>) -> io::Result<Self> {
+    pub(crate) fn new(wake: Arc<EventFd>, hang_ups: Watch) -> io::Result<Self> {
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
         epoll.add(wake.as_fd(), EpollEvent::new(EpollFlags::EPOLLIN, wake.as_fd().as_raw_fd() as u64))?;
-        Ok(Self { epoll, wake })
+        Ok(Self { epoll, wake, hang_ups })
     }
 
     pub(crate) fn add(&self, socket: &impl AsFd) -> io::Result<()> {
         let fd = socket.as_fd();
-        Ok(self.epoll.add(fd, EpollEvent::new(EpollFlags::EPOLLIN | EpollFlags::EPOLLRDHUP, fd.as_raw_fd() as u64))?)
+        self.epoll.add(fd, EpollEvent::new(EpollFlags::EPOLLIN | EpollFlags::EPOLLRDHUP, fd.as_raw_fd() as u64))?;
+        self.hang_ups.add(socket)
     }
 
     /// To be called before the socket is dropped: what was received from it may keep it open.
     pub(crate) fn remove(&self, socket: &impl AsFd) {
         // One that was never added cannot be removed, which is as well.
         let _ = self.epoll.delete(socket.as_fd());
+        self.hang_ups.remove(socket);
     }
 
     /// What happened, without waiting.

@@ -36,6 +36,7 @@
 pub mod caches;
 mod client;
 mod endpoint;
+mod hangup;
 mod receiver;
 mod sender;
 mod wait;
@@ -52,6 +53,7 @@ pub use fbuf_core::{
     protection::{Mechanism, Protection},
     slot::GeometryError,
     socket::Credentials,
+    unread::Unread,
     violation::{Unsuitable, Violation},
 };
 pub use receiver::{GetError, Receiver, ReceiverBuilder, ReceiverCounters};

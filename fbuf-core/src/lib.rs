@@ -61,4 +61,6 @@ pub mod threads;
 #[cfg(not(loom))]
 pub mod trust;
 #[cfg(not(loom))]
+pub mod unread;
+#[cfg(not(loom))]
 pub mod wire;

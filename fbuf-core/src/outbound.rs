@@ -21,6 +21,7 @@ use crate::{
     slot::{Mark, SlotId},
     socket::PacketSocket,
     trust::Trusted,
+    unread::Unread,
     violation::Violation,
     wire::Descriptor,
 };
@@ -56,6 +57,12 @@ impl Expected {
         self.peer
     }
 
+    /// Whether the receiver's process has closed its end of the link, or died, as the kernel knows.
+    #[must_use]
+    pub fn has_hung_up(&self) -> bool {
+        self.socket.has_hung_up()
+    }
+
     /// Looks for the receiver's hello. If it came, answers it and opens the link: what is sent from
     /// now on, the first being number `first_sequence`, reaches that receiver.
     ///
@@ -89,6 +96,8 @@ pub struct Outbound {
     first: u64,
     /// Once the receiver is gone: the number of the first message that it never read.
     unread_from: Option<u64>,
+    /// The messages from there on that were sent over it.
+    unread: Option<Unread>,
     /// Whether a message needs no more care than to be sent: the receiver is there and does not want to be
     /// skipped, this process needs no fence, nothing is guarded, and nothing goes over the socket.
     plain: bool,
@@ -146,6 +155,12 @@ impl Skipping {
     /// Enters a message that is left out.
     fn leave_out(&mut self, slot: SlotId) {
         *self.ledger.at_mut(slot.index()) = Mark::NONE;
+    }
+
+    /// The numbers of the messages that are lent.
+    fn lent(&self, board: &BoardReader<BoardTable>) -> impl Iterator<Item = u64> {
+        let lent = self.lent.iter().filter(move |&&(slot, mark)| self.lends(slot, mark) && !board.has(slot, mark));
+        lent.map(|(_, mark)| mark.sequence())
     }
 
     /// Whether the message was not left out.
@@ -220,6 +235,7 @@ impl Outbound {
             board: BoardReader::new(board),
             first: first_sequence,
             unread_from: None,
+            unread: None,
             plain: hello.skip_above.is_none()
                 && fencing == Fencing::Asymmetric
                 && guard.is_none()
@@ -353,7 +369,8 @@ impl Outbound {
                 self.counts.bells += 1;
             }
         }
-        self.notice_leaving(sequence + 1);
+        // What it did not take of this message, the caller hears at once, and not as unread.
+        self.close_from(sequence + 1, sequence);
         if self.unread_from.is_none_or(|unread| sequence < unread) { Offer::Lent } else { Offer::Gone }
     }
 
@@ -382,10 +399,34 @@ impl Outbound {
     /// stays lent until it is handed back, or the link hangs up. `sent` is the number of the message that
     /// comes next: further than that nobody has read.
     pub fn notice_leaving(&mut self, sent: u64) {
-        if let Some(next) = self.board.left_at() {
-            self.unread_from = Some(self.unread_from.unwrap_or(sent).min(next));
-            self.plain = false;
-        }
+        self.close_from(sent, sent);
+    }
+
+    /// If the receiver has left: sends nothing more, from the message on that it never read, at most from `end` on;
+    /// and notes which messages before `sent` it has not read. Their slots may be used again at once.
+    fn close_from(&mut self, end: u64, sent: u64) {
+        let Some(next) = self.board.left_at() else { return };
+        let end = self.unread_from.unwrap_or(end);
+        let unread = next.clamp(self.first.min(end), end)..end.min(sent);
+        let more = match &self.skipping {
+            None => Unread::all(unread.clone()),
+            Some(skipping) => Unread::each(skipping.lent(&self.board).filter(|number| unread.contains(number))),
+        };
+        self.unread = Unread::add(self.unread, more);
+        self.unread_from = Some(unread.start);
+        self.plain = false;
+    }
+
+    /// The messages before number `sent` that the receiver has not read to the end, where `lent` are those in slots
+    /// that are not back.
+    pub(crate) fn unread(&self, lent: impl Iterator<Item = Mark>, sent: u64) -> Option<Unread> {
+        Unread::add(self.unread, Unread::each(lent.map(Mark::sequence).filter(|&number| number < sent)))
+    }
+
+    /// Whether the receiver's process has closed its end of the link, or died, as the kernel knows.
+    #[must_use]
+    pub fn has_hung_up(&self) -> bool {
+        self.socket.has_hung_up()
     }
 
     /// Announces the segments that the receiver does not know, before the first message that lies in

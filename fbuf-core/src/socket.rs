@@ -10,6 +10,7 @@ use std::{
 
 use nix::{
     errno::Errno,
+    poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::{
         socket::{
             AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, UnixAddr, connect, send, sendmsg, setsockopt,
@@ -110,6 +111,15 @@ impl PacketSocket {
     pub fn send_bytes(&self, bytes: &[u8]) -> io::Result<()> {
         send(self.0.as_raw_fd(), bytes, MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT)?;
         Ok(())
+    }
+
+    /// Whether the other end is closed, perhaps with messages that were not received yet.
+    #[must_use]
+    pub fn has_hung_up(&self) -> bool {
+        let mut this = [PollFd::new(self.0.as_fd(), PollFlags::empty())];
+        // No error is possible for one descriptor and no time (poll(2)).
+        poll(&mut this, PollTimeout::ZERO).is_ok()
+            && this[0].revents().is_some_and(|events| events.contains(PollFlags::POLLHUP))
     }
 
     /// Takes the next message, of at most `LONGEST` bytes, without waiting.

@@ -7,9 +7,13 @@
 use std::{
     io, mem,
     os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
+    sync::Arc,
 };
 
-use nix::sys::socket::{SockFlag, accept4};
+use nix::sys::{
+    epoll::Epoll,
+    socket::{SockFlag, accept4},
+};
 use tokio::io::{Interest, unix::AsyncFd};
 
 use crate::{limits::MAX_DESCRIPTORS, socket::PacketSocket};
@@ -208,6 +212,25 @@ pub fn watch(socket: PacketSocket) -> io::Result<AsyncFd<PacketSocket>> {
 pub fn watch_listener(listener: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     // SAFETY: an OwnedFd returns the same descriptor each time, and owns it until it is dropped.
     Ok(unsafe { AsyncFd::register_with_interest(listener, Interest::READABLE) }?)
+}
+
+/// An epoll that others add to while it is watched.
+#[derive(Debug)]
+pub struct SharedEpoll(Arc<Epoll>);
+
+impl AsRawFd for SharedEpoll {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.0.as_raw_fd()
+    }
+}
+
+/// Has the tokio runtime of this thread watch an epoll.
+///
+/// # Errors
+/// What epoll_ctl(2) says.
+pub fn watch_epoll(epoll: Arc<Epoll>) -> io::Result<AsyncFd<SharedEpoll>> {
+    // SAFETY: a SharedEpoll returns the same descriptor each time, and keeps it until it is dropped.
+    Ok(unsafe { AsyncFd::register_with_interest(SharedEpoll(epoll), Interest::READABLE) }?)
 }
 
 /// # Safety

@@ -28,7 +28,7 @@ use tokio::{
 };
 
 use super::{ConnectionState, OpenError, connect::Broker};
-use crate::endpoint::Post;
+use crate::{endpoint::Post, hangup::HangUps};
 
 /// How many endpoints are being closed at the broker at once, or looked at.
 const MAX_PLACES: usize = 4;
@@ -125,7 +125,10 @@ pub(super) async fn run(
     socket: AsyncFd<PacketSocket>,
     mut commands: UnboundedReceiver<Command>,
     state: &ConnectionState,
+    hang_ups: Arc<HangUps>,
 ) {
+    // It ends with the runtime. Should it fail, endpoints find hang-ups when they look at their sockets.
+    tokio::spawn(hang_ups.run());
     let mut endpoints = Endpoints::default();
     let mut session = Session::new(socket);
     loop {

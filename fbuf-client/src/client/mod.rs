@@ -28,7 +28,12 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 pub use self::connect::{ClientBuilder, ConnectError};
 use self::control::Command;
-use crate::{endpoint::Post, receiver::ReceiverBuilder, sender::SenderBuilder};
+use crate::{
+    endpoint::Post,
+    hangup::{Alarm, HangUps, Watch},
+    receiver::ReceiverBuilder,
+    sender::SenderBuilder,
+};
 
 /// How long a broker has to answer, or to come back.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -98,6 +103,7 @@ struct Connection {
     next: AtomicU64,
     address: Address,
     state: Arc<ConnectionState>,
+    hang_ups: Arc<HangUps>,
     thread: Option<thread::JoinHandle<()>>,
 }
 
@@ -132,9 +138,9 @@ impl Client {
     fn start(builder: ClientBuilder) -> Result<Self, ConnectError> {
         let (commands, inbox) = unbounded_channel();
         let (found, broker) = mpsc::sync_channel(1);
-        let state = Arc::new(ConnectionState::default());
-        let shared = state.clone();
-        let thread = threads::spawn("fbuf-control", move || speak(&builder, inbox, &shared, &found))?;
+        let (state, hang_ups) = (Arc::new(ConnectionState::default()), Arc::new(HangUps::new()?));
+        let shared = (state.clone(), hang_ups.clone());
+        let thread = threads::spawn("fbuf-control", move || speak(&builder, inbox, shared, &found))?;
         let found = broker.recv().unwrap_or_else(|_| Err(io::Error::other("the control thread panicked").into()));
         let address = match found {
             Ok(address) => address,
@@ -145,7 +151,7 @@ impl Client {
             }
         };
         let (commands, next, thread) = (Some(commands), AtomicU64::new(0), Some(thread));
-        Ok(Self(Arc::new(Connection { commands, next, address, state, thread })))
+        Ok(Self(Arc::new(Connection { commands, next, address, state, hang_ups, thread })))
     }
 
     /// Where the broker listens.
@@ -234,7 +240,7 @@ impl Client {
 fn speak(
     builder: &ClientBuilder,
     commands: UnboundedReceiver<Command>,
-    state: &Arc<ConnectionState>,
+    (state, hang_ups): (Arc<ConnectionState>, Arc<HangUps>),
     found: &SyncSender<Result<Address, ConnectError>>,
 ) {
     let runtime = match sys::runtime() {
@@ -246,7 +252,7 @@ fn speak(
             Ok((broker, socket)) => {
                 // The creator waits for it.
                 let _ = found.send(Ok(broker.address.clone()));
-                control::run(&broker, socket, commands, state).await;
+                control::run(&broker, socket, commands, &state, hang_ups).await;
             }
             Err(error) => drop(found.send(Err(error))),
         }
@@ -277,6 +283,13 @@ pub(crate) struct Registration {
     number: u64,
     /// How its peers know it.
     pub endpoint: u64,
+}
+
+impl Registration {
+    /// Has the endpoint told when a peer hangs up.
+    pub(crate) fn watch_hang_ups(&self, alarm: &Arc<impl Alarm + 'static>) -> Watch {
+        self.client.0.hang_ups.watch(self.number, alarm)
+    }
 }
 
 impl Drop for Registration {

@@ -22,6 +22,7 @@ use self::open::Letter;
 use crate::{
     client::Registration,
     endpoint::{Inbox, Ready, Sockets, position},
+    hangup::Alarm,
     wait::{
         Attention, BUSY_LOOK_TIME, Crowd, Gathering, LOOK_TIME, Next, Pace, Patience, Sight, UNSURE, Wait, Waiting,
         deadline, within,
@@ -168,8 +169,12 @@ impl Receiver {
     #[cold]
     #[inline(never)]
     fn get_slowly(&mut self, deadline: Option<Instant>) -> Result<Received, GetError> {
-        match self.take() {
-            Some(received) => Ok(received),
+        if let Some(received) = self.take() {
+            return Ok(received);
+        }
+        // Before a message that waits: there may be one each time, while another sender has died.
+        match self.troubles.pop_front() {
+            Some(trouble) => Err(trouble),
             None => self.wait_for_message(deadline),
         }
     }
@@ -357,10 +362,15 @@ impl Receiver {
     }
 
     fn look(&mut self) {
-        if self.ready.is_empty() {
+        let (hung_up, asks) = (self.inbox.take_hang_up(), self.ready.is_empty());
+        if asks {
             self.ready = self.sockets.look();
         }
         self.attend();
+        if hung_up && (!asks || self.ready.is_partial()) {
+            // It may be one of those that were not attended to.
+            self.inbox.raise();
+        }
     }
 
     /// What it says of itself to whoever watches.

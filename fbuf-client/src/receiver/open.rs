@@ -72,9 +72,9 @@ impl ReceiverBuilder {
         let Self { client, channel, wait, skip_above, stay, require } = self;
         fbuf_core::channel::ChannelName::new(channel.as_str())?;
         let inbox = Arc::new(Inbox::new()?);
-        let sockets = Sockets::new(inbox.wake().clone())?;
         let senders = Box::new(Senders { inbox: inbox.clone(), skip_above });
         let (registration, _) = client.open(&channel, Role::Receiver { require }, senders)?;
+        let sockets = Sockets::new(inbox.wake().clone(), registration.watch_hang_ups(&inbox))?;
         Ok(Receiver {
             links: Vec::new(),
             turn: 0,

@@ -8,6 +8,7 @@ use fbuf_core::{
     limits::MAX_DEPARTURES,
     link::LinkEnd,
     outbound::{Arrived, Expected, LinkCounts, Outbound},
+    unread::Unread,
 };
 
 use super::{Departure, Farewell, Sender};
@@ -30,7 +31,7 @@ impl Sender {
     pub(super) fn look_if_due(&mut self) {
         // A receiver is on its way, or there is none.
         let urgent = !self.expected.is_empty() || self.receivers() == 0;
-        if self.pace.is_due(if urgent { LOOK_TIME } else { BUSY_LOOK_TIME }) {
+        if self.inbox.has_hung_up() || self.pace.is_due(if urgent { LOOK_TIME } else { BUSY_LOOK_TIME }) {
             self.look();
         } else if self.inbox.is_filled() {
             self.read_post(&Attention::begin());
@@ -98,7 +99,7 @@ impl Sender {
         while let Some(expected) = self.inbox.next() {
             match self.sockets.add(&expected) {
                 Ok(()) => self.look_for(expected),
-                Err(error) => self.depart(expected.peer(), Farewell::Exhausted(error.to_string())),
+                Err(error) => self.depart(expected.peer(), Farewell::Exhausted(error.to_string()), None),
             }
             if !attention.lasts() {
                 break;
@@ -123,8 +124,8 @@ impl Sender {
             }
             Ok(Arrived::NotYet(expected)) => self.expected.push(expected),
             Err(LinkEnd::HangUp) => self.inbox.forget(peer),
-            Err(LinkEnd::Violation(violation)) => self.depart(peer, Farewell::Violation(violation)),
-            Err(LinkEnd::Exhausted(what)) => self.depart(peer, Farewell::Exhausted(what)),
+            Err(LinkEnd::Violation(violation)) => self.depart(peer, Farewell::Violation(violation), None),
+            Err(LinkEnd::Exhausted(what)) => self.depart(peer, Farewell::Exhausted(what), None),
         }
     }
 
@@ -136,13 +137,14 @@ impl Sender {
         self.past = self.past + link.counts();
         self.pool.forget_gifts(link.peer());
         link.notice_leaving(self.next_sequence);
+        let unread = self.pool.unread(&link, self.next_sequence);
         let farewell = match end {
             LinkEnd::HangUp if link.has_left() => Farewell::Left,
             LinkEnd::HangUp => Farewell::Died,
             LinkEnd::Violation(violation) => Farewell::Violation(violation),
             LinkEnd::Exhausted(what) => Farewell::Exhausted(what),
         };
-        self.depart(link.peer(), farewell);
+        self.depart(link.peer(), farewell, unread);
     }
 
     /// Ends the links of receivers that have closed and hold nothing any more.
@@ -154,12 +156,12 @@ impl Sender {
         }
     }
 
-    pub(super) fn depart(&mut self, peer: Peer, farewell: Farewell) {
+    pub(super) fn depart(&mut self, peer: Peer, farewell: Farewell, unread: Option<Unread>) {
         self.inbox.forget(peer);
         self.counters.violations += u64::from(matches!(farewell, Farewell::Violation(_)));
         if self.departures.len() == MAX_DEPARTURES {
             self.departures.pop_front();
         }
-        self.departures.push_back(Departure { peer, farewell });
+        self.departures.push_back(Departure { peer, farewell, unread });
     }
 }

@@ -26,6 +26,7 @@ use fbuf_core::{
 use crate::{
     client::Registration,
     endpoint::{Inbox, Ready, Sockets},
+    hangup::Alarm,
     wait::{Crowd, Gathering, Next, Pace, Patience, Wait, Waiting, deadline},
 };
 
@@ -142,6 +143,9 @@ impl Sender {
 
     /// Gives a fbuf to every receiver: what is filled of it is the message (uf_write). From here on
     /// this process cannot change it.
+    ///
+    /// A receiver that has died is found out some microseconds after its process has ended. What was written to it
+    /// until then is reported as sent, and its [`Departure`] says which messages it had not read.
     ///
     /// # Errors
     /// [`WriteError`], with the fbuf in it.
@@ -268,6 +272,9 @@ impl Sender {
                 let memory = Arc::new(memory.ok_or(WriteError::Lost)?);
                 let receivers = self.offer_to_all(slot, length, Some(&memory));
                 self.end_lost();
+                if receivers == 0 && self.receivers() == 0 {
+                    return Err(self.copy_back(&memory, length).map_or(WriteError::Lost, WriteError::NoReceiver));
+                }
                 Ok((self.sent(length, receivers), memory))
             }
             Err(error) => {
@@ -275,6 +282,16 @@ impl Sender {
                 Err(WriteError::NotSealed { fbuf, error })
             }
         }
+    }
+
+    /// A message that was sealed for good before its last receiver was found to be gone, in a buffer that can be
+    /// sent.
+    fn copy_back(&mut self, memory: &OwnedFd, length: u32) -> Option<Fbuf> {
+        let sealed = Sealed::new(memory.try_clone().ok()?, length as usize).ok()?;
+        let mut fbuf = self.try_allocate()?;
+        fbuf.resize(sealed.len()).ok()?;
+        fbuf.copy_from_slice(&sealed);
+        Some(fbuf)
     }
 
     /// Ends links over which nothing could be sent.
@@ -387,18 +404,24 @@ impl Sender {
         self.registration.endpoint
     }
 
-    /// How many receivers are linked, as far as is known.
+    /// How many receivers are linked, as far as is known: one that comes is counted after the next call that
+    /// allocates, writes, waits or [looks](Self::look), one that goes is not counted from some microseconds on.
     #[must_use]
     pub fn receivers(&self) -> usize {
-        self.links.iter().filter(|link| link.is_open()).count()
+        let doubted = self.inbox.has_hung_up();
+        self.links.iter().filter(|link| link.is_open() && !(doubted && link.has_hung_up())).count()
     }
 
     /// The receivers that are linked, or about to be, as far as is known.
     pub fn peers(&self) -> impl Iterator<Item = Peer> {
-        self.links.iter().map(Outbound::peer).chain(self.expected.iter().map(Expected::peer))
+        let doubted = self.inbox.has_hung_up();
+        let linked = self.links.iter().filter(move |link| !(doubted && link.has_hung_up())).map(Outbound::peer);
+        let expected = self.expected.iter().filter(move |peer| !(doubted && peer.has_hung_up())).map(Expected::peer);
+        linked.chain(expected)
     }
 
-    /// The receiver that went longest ago and was not asked about yet. Only so many are remembered.
+    /// The receiver that went longest ago and was not asked about yet: how it went, and what it left unread. The
+    /// last 64 are remembered.
     pub fn departed(&mut self) -> Option<Departure> {
         self.departures.pop_front()
     }
@@ -406,10 +429,15 @@ impl Sender {
     /// Looks for receivers that have come or gone, without waiting.
     /// Everything else does so too, but only when there is a reason.
     pub fn look(&mut self) {
-        if self.ready.is_empty() {
+        let (hung_up, asks) = (self.inbox.take_hang_up(), self.ready.is_empty());
+        if asks {
             self.ready = self.sockets.look();
         }
         self.attend();
+        if hung_up && (!asks || self.ready.is_partial()) {
+            // It may be one of those that were not attended to.
+            self.inbox.raise();
+        }
         self.notice_leaving();
         self.remove_departed();
     }

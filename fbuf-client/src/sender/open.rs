@@ -206,7 +206,7 @@ impl SenderBuilder {
             pool,
             links: Vec::new(),
             expected: Vec::new(),
-            sockets: Sockets::new(inbox.wake().clone())?,
+            sockets: Sockets::new(inbox.wake().clone(), registration.watch_hang_ups(&inbox))?,
             ready: Ready::none(),
             inbox,
             wait,

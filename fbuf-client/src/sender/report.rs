@@ -2,7 +2,7 @@
 
 use std::io;
 
-use fbuf_core::{inbound::Peer, loan::Fbuf, memory::MemoryError, pool::Places, violation::Violation};
+use fbuf_core::{inbound::Peer, loan::Fbuf, memory::MemoryError, pool::Places, unread::Unread, violation::Violation};
 
 /// What a sender has done so far, and where its slots are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -123,6 +123,9 @@ pub struct Departure {
     pub peer: Peer,
     /// How.
     pub farewell: Farewell,
+    /// The messages that [`write`](super::Sender::write) reported as sent to it, and that it did not read to the end:
+    /// it never took them, or it held them still. None if it read all, or was never sent any.
+    pub unread: Option<Unread>,
 }
 
 /// How a receiver went.

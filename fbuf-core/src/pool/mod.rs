@@ -32,6 +32,7 @@ use crate::{
     points,
     ring::Ring,
     slot::{Geometry, Mark, SlotId},
+    unread::Unread,
     violation::{Unsuitable, Violation},
     wire::Descriptor,
 };
@@ -207,6 +208,14 @@ impl Pool {
     pub fn lends(&self, links: &[Outbound]) -> bool {
         // What was sent last is the most likely.
         (0..self.used).rev().any(|ahead| self.is_lent(links, self.ahead(ahead)))
+    }
+
+    /// What a receiver has not read to the end of the messages before number `sent`. Goes through all slots.
+    #[must_use]
+    pub fn unread(&self, link: &Outbound, sent: u64) -> Option<Unread> {
+        let marks = self.all().map(|slot| (slot, self.mark(slot)));
+        let lent = marks.filter(|&(slot, mark)| mark != Mark::OUT && link.has(slot, mark));
+        link.unread(lent.map(|(_, mark)| mark), sent)
     }
 
     fn all(&self) -> impl Iterator<Item = SlotId> {

@@ -1,0 +1,154 @@
+//! Tells endpoints at once that a peer has hung up.
+//!
+//! An endpoint that is busy looks at its sockets only now and then, and would send to a dead peer until then. The
+//! control thread waits for hang-ups in its stead, and for nothing else of these sockets: it does not wake for a
+//! bell, and no message costs more. It raises a flag that the endpoint reads with each message anyway.
+
+use std::{
+    collections::BTreeMap,
+    io,
+    os::fd::AsFd,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+};
+
+use fbuf_core::sys;
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+
+/// What is told of a hang-up.
+pub(crate) trait Alarm: Send + Sync {
+    /// The peer of one of its sockets has hung up, or did so before.
+    fn raise(&self);
+}
+
+/// The link sockets of all endpoints of a client, watched for hang-ups.
+pub(crate) struct HangUps {
+    epoll: Arc<Epoll>,
+    /// By the number under which the connection knows an endpoint.
+    endpoints: Mutex<BTreeMap<u64, Weak<dyn Alarm>>>,
+}
+
+/// How many hang-ups are read at once; there may be more.
+const EVENTS: usize = 32;
+
+impl HangUps {
+    pub(crate) fn new() -> io::Result<Self> {
+        let epoll = Arc::new(Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?);
+        Ok(Self { epoll, endpoints: Mutex::default() })
+    }
+
+    /// Has an endpoint told of hang-ups until what is returned is dropped.
+    pub(crate) fn watch(self: &Arc<Self>, endpoint: u64, alarm: &Arc<impl Alarm + 'static>) -> Watch {
+        let alarm = Arc::downgrade(alarm);
+        self.endpoints().insert(endpoint, alarm);
+        Watch { hang_ups: self.clone(), endpoint }
+    }
+
+    /// Tells endpoints for as long as it is polled, on the control thread.
+    pub(crate) async fn run(self: Arc<Self>) -> io::Result<()> {
+        let epoll = sys::watch_epoll(self.epoll.clone())?;
+        loop {
+            epoll.readable().await?.clear_ready();
+            while self.tell() == EVENTS {}
+        }
+    }
+
+    /// Tells the endpoints of sockets that have hung up since the last time: how many sockets.
+    fn tell(&self) -> usize {
+        let mut events = [EpollEvent::empty(); EVENTS];
+        // A signal, or nothing: what there is comes with the next call.
+        let count = self.epoll.wait(&mut events, EpollTimeout::ZERO).unwrap_or(0);
+        for event in &events[..count] {
+            if let Some(alarm) = self.endpoints().get(&event.data()).and_then(Weak::upgrade) {
+                alarm.raise();
+            }
+        }
+        count
+    }
+
+    fn endpoints(&self) -> MutexGuard<'_, BTreeMap<u64, Weak<dyn Alarm>>> {
+        // A panic while it was locked cannot have left it half changed.
+        self.endpoints.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The sockets of one endpoint among [`HangUps`].
+pub(crate) struct Watch {
+    hang_ups: Arc<HangUps>,
+    endpoint: u64,
+}
+
+impl Watch {
+    pub(crate) fn add(&self, socket: &impl AsFd) -> io::Result<()> {
+        // Each hang-up is told once. Data that arrives wakes nobody who waits for these events only.
+        let events = EpollFlags::EPOLLRDHUP | EpollFlags::EPOLLET;
+        Ok(self.hang_ups.epoll.add(socket.as_fd(), EpollEvent::new(events, self.endpoint))?)
+    }
+
+    pub(crate) fn remove(&self, socket: &impl AsFd) {
+        // One that was never added cannot be removed, which is as well.
+        let _ = self.hang_ups.epoll.delete(socket.as_fd());
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        self.hang_ups.endpoints().remove(&self.endpoint);
+    }
+}
+
+impl std::fmt::Debug for HangUps {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("HangUps").field("epoll", &self.epoll).finish_non_exhaustive()
+    }
+}
+
+impl std::fmt::Debug for Watch {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Watch").field("endpoint", &self.endpoint).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        os::unix::net::UnixStream,
+        sync::atomic::{AtomicUsize, Ordering},
+    };
+
+    use super::*;
+
+    #[derive(Default)]
+    struct Count(AtomicUsize);
+
+    impl Alarm for Count {
+        fn raise(&self) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    #[test]
+    fn a_hang_up_is_told_once_and_data_is_not() {
+        use std::io::Write;
+        let hang_ups = Arc::new(HangUps::new().unwrap());
+        let (one, other) = (Arc::new(Count::default()), Arc::new(Count::default()));
+        let [first, second] = [(1, &one), (2, &other)].map(|(number, count)| hang_ups.watch(number, count));
+        let (own, mut peer) = UnixStream::pair().unwrap();
+        let (dead, its) = UnixStream::pair().unwrap();
+        drop(its);
+        first.add(&own).unwrap();
+        second.add(&dead).unwrap();
+        let told = || (one.0.load(Ordering::Relaxed), other.0.load(Ordering::Relaxed));
+        peer.write_all(b"bell").unwrap();
+        assert_eq!((hang_ups.tell(), told()), (1, (0, 1)), "the peer had hung up before it was added");
+        drop(peer);
+        assert_eq!((hang_ups.tell(), told()), (1, (1, 1)));
+        assert_eq!((hang_ups.tell(), told()), (0, (1, 1)));
+        // Of an endpoint that is gone, nobody is told.
+        drop(second);
+        let (own, peer) = UnixStream::pair().unwrap();
+        first.add(&own).unwrap();
+        first.remove(&own);
+        drop(peer);
+        assert_eq!((hang_ups.tell(), told()), (0, (1, 1)));
+    }
+}
