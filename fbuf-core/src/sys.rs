@@ -168,6 +168,13 @@ fn schedule(policy: libc::c_int, priority: libc::c_int) -> io::Result<()> {
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
+/// Has a write beyond RLIMIT_FSIZE return an error (EFBIG), in place of a signal that kills. For the whole process, and
+/// for what it executes.
+pub fn ignore_file_size_signal() {
+    // SAFETY: to ignore a signal takes no handler. It cannot fail for this one.
+    unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
+}
+
 /// Takes the next connection from a listening socket, without waiting.
 ///
 /// # Errors
@@ -176,6 +183,18 @@ pub fn accept(listener: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     let raw = accept4(listener.as_raw_fd(), SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK)?;
     // SAFETY: the kernel has just made it for us and told nobody else.
     Ok(unsafe { own(raw) })
+}
+
+/// In brackets, the limit that an error of the kernel stands for, if it stands for one that can be raised.
+#[must_use]
+pub fn limit_behind(error: &io::Error) -> &'static str {
+    use nix::errno::Errno;
+    match error.raw_os_error().map(Errno::from_raw) {
+        Some(Errno::EMFILE) => " (the limit of this process, RLIMIT_NOFILE: raise it with ulimit -n)",
+        Some(Errno::ENFILE) => " (the limit of the machine, fs.file-max)",
+        Some(Errno::EAGAIN) => " (RLIMIT_NPROC, or pids.max of a control group)",
+        _ => "",
+    }
 }
 
 /// How many descriptors a tokio runtime and a connection take, and some more.

@@ -9,6 +9,7 @@ use fbuf_core::{
     address::{Address, VARIABLE, set_aside},
     control::{Spent, VERSION},
     socket::{NO_ID, PacketSocket},
+    sys::limit_behind,
 };
 use nix::{errno::Errno, unistd::geteuid};
 use tokio::{io::unix::AsyncFd, time::sleep};
@@ -108,7 +109,7 @@ pub enum ConnectError {
         found: String,
     },
     /// This process cannot.
-    #[error("a connection to the broker could not be set up: {0}")]
+    #[error("a connection to the broker could not be set up: {0}{limit}", limit = limit_behind(.0))]
     Local(#[from] io::Error),
 }
 

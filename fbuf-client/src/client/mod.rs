@@ -22,7 +22,8 @@ use fbuf_core::{
     control::{ClientStatus, EndpointStatus, Open, Opened, Refusal, Role},
     memory::MemoryError,
     slot::GeometryError,
-    sys, threads,
+    sys::{self, limit_behind},
+    threads,
 };
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
@@ -79,7 +80,7 @@ pub enum OpenError {
     #[error("an endpoint was to be opened, and the broker does not answer: look whether it is stopped or overloaded")]
     NoAnswer,
     /// This process cannot.
-    #[error("an endpoint could not be set up: {0}")]
+    #[error("an endpoint could not be set up: {0}{limit}", limit = limit_behind(.0))]
     Local(#[from] io::Error),
 }
 

@@ -24,6 +24,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Map, MemoryError, Seals,
+    memfd::kernels_reason,
     memfd::{check_seals, reserved, unmappable},
     room,
 };
@@ -87,8 +88,9 @@ impl Leasable {
     pub fn create(name: &str, size: u64, huge: bool, owner: u32) -> Result<Self, MemoryError> {
         let size = whole_pages(size, huge);
         let refused = |call, source| MemoryError::Refused { call, asked: size, source };
+        room::check_length(size)?;
         let options = MemfdOptions::new().allow_sealing(true).hugetlb(huge.then_some(HugetlbSize::Huge2MB));
-        let made = options.create(name).map_err(|error| refused("memfd_create", io::Error::other(error)))?;
+        let made = options.create(name).map_err(|error| refused("memfd_create", kernels_reason(error)))?;
         made.as_file().set_len(size).map_err(|error| refused("ftruncate", error))?;
         made.as_file().set_permissions(Permissions::from_mode(0o600)).map_err(|error| refused("fchmod", error))?;
         made.add_seals(&SEALS).map_err(|error| refused("F_ADD_SEALS", io::Error::other(error)))?;
@@ -192,7 +194,7 @@ impl Leasable {
         // A file of huge pages that are set aside gets them when it is mapped.
         let none_left = || MemoryError::NotEnough { asked: self.size, available: 0, bound: "free huge pages" };
         let map = match Map::of_writer(writer.as_fd(), self.size, pages != Pages::Base) {
-            Err(MemoryError::Refused { source, .. }) if huge && source.raw_os_error() == Some(Errno::ENOMEM as i32) => {
+            Err(MemoryError::Refused { source, .. }) if huge && source.kind() == io::ErrorKind::OutOfMemory => {
                 return Err(none_left());
             }
             other => other?,

@@ -64,7 +64,18 @@ impl Map {
         let map =
             Self::new(fd, size, ProtFlags::PROT_READ).map_err(|error| Unsuitable::Unmappable(error.to_string()))?;
         map.advise(libc::MADV_POPULATE_READ);
+        // A core of this process would hold all of its sender's slots.
+        map.advise(libc::MADV_DONTDUMP);
         Ok(map)
+    }
+
+    /// Makes the pages of a file exist that is smaller than a huge page, as small ones. Without being asked, the kernel
+    /// takes a huge page for each file where shmem_enabled is "always". What it does not do here, fallocate(2) does.
+    pub(super) fn make_small_pages(file: BorrowedFd<'_>, size: u64) {
+        if let Ok(map) = Self::new(file, size, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE) {
+            map.advise(libc::MADV_NOHUGEPAGE);
+            map.populate();
+        }
     }
 
     /// Maps memory that was reserved, to be written.
@@ -203,7 +214,7 @@ impl Map {
         let size = usize::try_from(size).map_err(io::Error::other)?;
         let length = NonZeroUsize::new(size).ok_or_else(|| io::Error::other("nothing to map"))?;
         // SAFETY: a fresh mapping at an address of the kernel's choice touches no existing memory.
-        let base = unsafe { mmap(None, length, protection, MapFlags::MAP_SHARED, fd, 0) }?;
+        let base = unsafe { mmap(None, length, protection, MapFlags::MAP_SHARED, fd, 0) }.map_err(name_limit)?;
         Ok(Self { base: base.cast(), size })
     }
 
@@ -220,7 +231,7 @@ impl Map {
         let base = unsafe {
             mmap_anonymous(None, length, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE, MapFlags::MAP_PRIVATE)
         }
-        .map_err(|error| refused(error.into()))?;
+        .map_err(|error| refused(name_limit(error)))?;
         let map = Self { base: base.cast(), size: length.get() };
         map.advise(libc::MADV_POPULATE_WRITE);
         Ok(map)
@@ -239,7 +250,7 @@ impl Map {
         let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
         // SAFETY: a fresh mapping at an address of the kernel's choice touches no existing memory.
         let base = unsafe { mmap(None, length, protection, MapFlags::MAP_PRIVATE, memory, begin) }
-            .map_err(|error| refused(error.into()))?;
+            .map_err(|error| refused(name_limit(error)))?;
         Ok(Self { base: base.cast(), size: length.get() })
     }
 
@@ -314,6 +325,16 @@ impl Map {
         let next = self.base.as_ptr().wrapping_add(numbers.start as usize * stride as usize);
         Some(Pieces { next, stride: stride as usize, numbers })
     }
+}
+
+/// Which limits mmap(2) stands for by an error.
+fn name_limit(error: Errno) -> io::Error {
+    let limit = match error {
+        Errno::EAGAIN => "this process locks all that it maps (mlockall), and may not lock so much: RLIMIT_MEMLOCK",
+        Errno::ENOMEM => "RLIMIT_AS, vm.max_map_count, or vm.overcommit_memory leave no room",
+        error => return error.into(),
+    };
+    io::Error::new(io::Error::from(error).kind(), format!("{limit} ({error})"))
 }
 
 /// A mapping of memory that was sealed for good: bytes that do not change.

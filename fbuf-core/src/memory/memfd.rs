@@ -12,8 +12,8 @@ use nix::{
     sys::stat::{FileStat, fstat},
 };
 
-use super::{leasable::is_huge, room};
-use crate::violation::Unsuitable;
+use super::{HUGE_PAGE, Map, leasable::is_huge, room};
+use crate::{sys::limit_behind, violation::Unsuitable};
 
 /// What every shared memfd carries when it leaves the process that writes it: nobody can map it
 /// writable any more (the mapping of its writer stays), resize it, or lift a seal.
@@ -39,7 +39,10 @@ pub enum MemoryError {
         bound: &'static str,
     },
     /// The kernel refused a call that shared memory needs.
-    #[error("the kernel refused {call} for {asked} bytes: {source}; `fbuf doctor` shows what this machine allows")]
+    #[error(
+        "the kernel refused {call} for {asked} bytes: {source}{}; `fbuf doctor` shows what this machine allows",
+        limit_behind(source)
+    )]
     Refused {
         /// The call.
         call: &'static str,
@@ -70,9 +73,12 @@ impl Reserved {
         let file = MemfdOptions::new()
             .allow_sealing(true)
             .create(name)
-            .map_err(|error| refused("memfd_create", io::Error::other(error)))?
+            .map_err(|error| refused("memfd_create", kernels_reason(error)))?
             .into_file();
         file.set_len(size).map_err(|error| refused("ftruncate", error))?;
+        if size < HUGE_PAGE {
+            Map::make_small_pages(file.as_fd(), size);
+        }
         let length = i64::try_from(size).map_err(io::Error::other).map_err(|error| refused("fallocate", error))?;
         loop {
             match fallocate(&file, FallocateFlags::empty(), 0, length) {
@@ -119,6 +125,14 @@ impl Reserved {
             },
             Err(file) => Err((Self { file, size: self.size }, refused(io::Error::other("it cannot be sealed")))),
         }
+    }
+}
+
+/// Why a memfd could not be made.
+pub(super) fn kernels_reason(error: ::memfd::Error) -> io::Error {
+    match error {
+        ::memfd::Error::Create(error) => error,
+        other => io::Error::other(other),
     }
 }
 

@@ -1,0 +1,191 @@
+//! Small limits: what does not fit is an error that names the limit, and nothing ends by a signal.
+
+mod support;
+
+use std::{
+    fs,
+    io::{BufRead, BufReader, Read, Write},
+    os::unix::process::{CommandExt, ExitStatusExt},
+    process::{Command, Output, Stdio},
+};
+
+use fbuf_broker::Embedded;
+use fbuf_client::{Client, Mechanism};
+use nix::{
+    libc,
+    sys::{
+        mman::{MlockAllFlags, mlockall},
+        resource::{Resource, setrlimit},
+    },
+};
+use support::{BrokerProcess, Process, SOON, fbuf, not_tested, until};
+
+/// Has a command run with a limit.
+#[allow(unsafe_code, reason = "pre_exec")]
+fn limit(command: &mut Command, resource: Resource, most: u64) {
+    // SAFETY: setrlimit(2) may be called in a child before it executes a program.
+    unsafe { command.pre_exec(move || Ok(setrlimit(resource, most, most)?)) };
+}
+
+fn said(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+#[test]
+fn a_sender_beyond_the_longest_file_is_an_error_that_names_the_limit() {
+    let broker = Embedded::start().unwrap();
+    let mut command = fbuf(["send", "c", "/etc/services", "--socket", &broker.address().to_string()]);
+    limit(&mut command, Resource::RLIMIT_FSIZE, 256 << 10);
+    let output = command.output().unwrap();
+    assert_eq!((output.status.code(), output.status.signal()), (Some(1), None), "{}", said(&output));
+    assert!(said(&output).contains("RLIMIT_FSIZE"), "{}", said(&output));
+    // The control: a program that does not look gets the signal.
+    let mut command = Command::new("sh");
+    command.args(["-c", "exec head -c 300000 /dev/zero"]).stdout(fs::File::from(scratch_file()));
+    limit(&mut command, Resource::RLIMIT_FSIZE, 256 << 10);
+    assert_eq!(command.status().unwrap().signal(), Some(libc::SIGXFSZ));
+}
+
+fn scratch_file() -> std::os::fd::OwnedFd {
+    tempfile::tempfile().unwrap().into()
+}
+
+#[test]
+fn a_broker_beyond_the_longest_file_refuses_and_goes_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut broker = BrokerProcess::start_with(&folder.path().join("b"), |command| {
+        limit(command, Resource::RLIMIT_FSIZE, 4 << 20);
+    });
+    let client = Client::connect_to(&broker.address).unwrap();
+    // The broker would have to make files of 8 MiB: what it refuses is copied.
+    let sender = client.sender("c").slot_size(8 << 20).mechanism(Mechanism::Lease).slots(1).open().unwrap();
+    assert_eq!(sender.granted().mechanism, Mechanism::Copy);
+    assert!(sender.granted().reason.contains("RLIMIT_FSIZE"), "{}", sender.granted());
+    assert!(!broker.process.has_ended());
+    // The control: it makes those that are short enough.
+    let sender = client.sender("d").slot_size(4 << 20).mechanism(Mechanism::Lease).slots(1).open().unwrap();
+    assert_eq!(sender.granted().mechanism, Mechanism::Lease, "{}", sender.granted());
+}
+
+#[test]
+fn a_broker_goes_on_when_its_log_may_not_grow() {
+    let folder = tempfile::tempdir().unwrap();
+    let (socket, log) = (folder.path().join("b"), folder.path().join("log"));
+    let mut command = fbuf([std::ffi::OsStr::new("broker"), "--socket".as_ref(), socket.as_os_str()]);
+    command.stderr(fs::File::create(&log).unwrap());
+    limit(&mut command, Resource::RLIMIT_FSIZE, 1024);
+    let mut broker = Process::start(&mut command);
+    until("the broker listens", || fs::read_to_string(&log).unwrap().contains("listening"));
+    let client = Client::connect_to(&fbuf_client::Address::new(&socket)).unwrap();
+    while fs::metadata(&log).unwrap().len() < 1024 {
+        drop(client.sender("c").slot_size(64).slots(1).open().unwrap());
+    }
+    for _ in 0..10 {
+        drop(client.sender("c").slot_size(64).slots(1).open().unwrap());
+    }
+    assert!(!broker.has_ended());
+}
+
+#[test]
+fn a_file_that_may_not_grow_is_an_error_of_recv() {
+    let (folder, broker) = (tempfile::tempdir().unwrap(), Embedded::start().unwrap());
+    let address = broker.address().to_string();
+    let mut command = fbuf(["recv", "c", "--socket", &address]);
+    command.arg(folder.path().join("copy")).stderr(Stdio::piped());
+    // More than what is between the two takes, and less than the message.
+    limit(&mut command, Resource::RLIMIT_FSIZE, 64 << 10);
+    let mut receiver = Process::start(&mut command);
+    let client = Client::connect_to(broker.address()).unwrap();
+    let mut sender = client.sender("c").slot_size(128 << 10).slots(2).open().unwrap();
+    sender.wait_for_receivers_timeout(1, SOON).unwrap();
+    let mut fbuf = sender.allocate_timeout(SOON).unwrap();
+    fbuf.write_all(&[1; 128 << 10]).unwrap();
+    sender.write(fbuf).unwrap();
+    let status = receiver.end();
+    let mut said = String::new();
+    receiver.0.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+    assert_eq!((status.code(), status.signal()), (Some(1), None), "{said}");
+}
+
+/// Runs a test of this file in a process of its own, and returns what it printed.
+fn alone(test: &str, variable: &str) -> Output {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args([test, "--exact", "--nocapture"]).env(variable, "1").stdin(Stdio::null()).output().unwrap()
+}
+
+#[test]
+fn a_process_that_locks_its_memory() {
+    if std::env::var_os("FBUF_TEST_LOCKS").is_none() {
+        return;
+    }
+    let broker = Embedded::start().unwrap();
+    let client = Client::connect_to(broker.address()).unwrap();
+    // Without what is there already, and where root is not held to it.
+    let user = nix::unistd::Uid::from_raw(65_534);
+    setrlimit(Resource::RLIMIT_MEMLOCK, 4 << 20, 4 << 20).unwrap();
+    nix::unistd::setresuid(user, user, user).unwrap();
+    mlockall(MlockAllFlags::MCL_FUTURE).unwrap();
+    let error = client.sender("c").slot_size(16 << 20).slots(2).open().unwrap_err();
+    println!("refused: {error}");
+    client.sender("c").slot_size(64).slots(2).open().unwrap();
+    println!("opened");
+}
+
+#[test]
+fn locked_memory_beyond_its_limit_is_an_error_that_names_it() {
+    if !nix::unistd::geteuid().is_root() {
+        return not_tested("a process becomes one that is held to RLIMIT_MEMLOCK, which takes root");
+    }
+    let output = alone("a_process_that_locks_its_memory", "FBUF_TEST_LOCKS");
+    let printed = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success(), "{printed} {}", said(&output));
+    let refused = printed.lines().find(|line| line.contains("refused: ")).expect("a refusal");
+    assert!(refused.contains("RLIMIT_MEMLOCK") && printed.contains("opened"), "{printed}");
+}
+
+#[test]
+fn few_descriptors_are_an_error_that_names_the_limit_and_never_a_panic() {
+    let broker = Embedded::start().unwrap();
+    let address = broker.address().to_string();
+    let mut worked = false;
+    for most in 4..64 {
+        let mut command = fbuf(["recv", "c", "--socket", &address]);
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        limit(&mut command, Resource::RLIMIT_NOFILE, most);
+        let mut receiver = Process::start(&mut command);
+        let client = Client::connect_to(broker.address()).unwrap();
+        let is_open = || !client.status().unwrap().is_empty();
+        until("it is open, or ends", || receiver.has_ended() || is_open());
+        if receiver.has_ended() {
+            let mut said = String::new();
+            BufReader::new(receiver.0.stderr.take().unwrap()).read_to_string(&mut said).unwrap();
+            assert_eq!(receiver.end().code(), Some(1), "with {most}: {said}");
+            // The dynamic loader has words of its own for less.
+            let names = said.contains("RLIMIT_NOFILE") || said.contains("shared libraries");
+            assert!(names && !said.contains("there is none"), "with {most}: {said}");
+        } else {
+            worked = true;
+            break;
+        }
+    }
+    assert!(worked, "it works with no number of descriptors");
+}
+
+#[test]
+fn a_core_of_a_receiver_does_not_hold_the_slots_of_its_sender() {
+    let broker = Embedded::start().unwrap();
+    let address = broker.address().to_string();
+    let client = Client::connect_to(broker.address()).unwrap();
+    let mut sender = client.sender("c").slot_size(16 << 20).slots(2).open().unwrap();
+    let receiver = Process::start(fbuf(["recv", "c", "--socket", &address]).stdout(Stdio::null()));
+    sender.wait_for_receivers_timeout(1, SOON).unwrap();
+    let flags_of = |process: u32| {
+        let maps = BufReader::new(fs::File::open(format!("/proc/{process}/smaps")).unwrap());
+        let mut lines = maps.lines().map(Result::unwrap).skip_while(|line| !line.contains("/memfd:fbuf-segment"));
+        lines.find(|line| line.starts_with("VmFlags:"))
+    };
+    until("it has mapped the slots", || flags_of(receiver.pid()).is_some());
+    until("they are left out of its core", || flags_of(receiver.pid()).is_some_and(|flags| flags.contains(" dd")));
+    // The control: those of the sender are its own.
+    assert!(!flags_of(std::process::id()).unwrap().contains(" dd"));
+}
