@@ -20,8 +20,8 @@ use crate::{
     limits::MAX_SEQUENCE,
     link::{self, Hello, LinkEnd, LinkMessage, NewSegment, OneShot, Right, Welcome},
     memory::{Leasable, Map, Pages, Reserved},
-    outbound::{Arrived, Expected, Offer, Outbound},
-    pool::Pool,
+    outbound::{Arrived, Expected},
+    pool::{Pool, Published, Unsent},
     protection::Mechanism,
     slot::{Geometry, SlotId},
     socket::{Credentials, PacketSocket},
@@ -120,7 +120,7 @@ fn right() -> impl Strategy<Value = Packet> {
     (kind(), proptest::option::of(kind()), slot).prop_map(|(writer, reader, slot)| Packet::Right(writer, reader, slot))
 }
 
-fn send(socket: &PacketSocket, packet: &Packet) {
+fn say(socket: &PacketSocket, packet: &Packet) {
     let descriptor = |kind: &Kind| Descriptor::from(kind.make());
     let segment = |&(kind, slots): &(Kind, u32)| NewSegment { memory: descriptor(&kind), slots };
     let letter = match packet {
@@ -187,25 +187,26 @@ fn victim_receiver_that_skips(
 }
 
 /// A sender, linked with a receiver whose memory is in our hands.
-fn victim_sender() -> (Pool, Outbound, PacketSocket, BoardTable) {
+fn victim_sender() -> (Pool, PacketSocket, BoardTable) {
     sender_with(SLOTS)
 }
 
-fn sender_with(slots: u32) -> (Pool, Outbound, PacketSocket, BoardTable) {
+fn sender_with(slots: u32) -> (Pool, PacketSocket, BoardTable) {
     let (own, its) = sockets();
-    let pool = Pool::new(geometry(), slots, Arc::new(EventFd::new().unwrap())).unwrap();
+    let mut pool = Pool::new(geometry(), slots, Arc::new(EventFd::new().unwrap())).unwrap();
     let (board, descriptor) = BoardTable::create("fbuf-test", SLOTS as usize).unwrap();
     let hello = Hello { board: descriptor.into(), skip_above: None, fences: false, wants_slots: false };
     own.send(&wire::encode(&LinkMessage::Hello(hello)).unwrap()).unwrap();
-    let Ok(Arrived::Here(outbound)) = Expected::new(peer(), its).look(&pool, 0) else {
-        panic!("an honest hello was refused")
-    };
-    (pool, *outbound, own, board)
+    let Ok(Arrived::Here) = pool.link(Expected::new(peer(), its)) else { panic!("an honest hello was refused") };
+    (pool, own, board)
 }
 
-fn offer(link: &mut Outbound, slot: SlotId, length: u32, sequence: u64) -> Offer {
-    link.admit();
-    link.offer(slot, length, sequence, None)
+/// Sends what is in the next slot that is free.
+fn send(pool: &mut Pool) -> Result<Published, Unsent> {
+    let found = pool.collect(64) || pool.search() && pool.collect(64);
+    assert!(found, "message {} found no slot", pool.next_sequence());
+    let fbuf = pool.allocate().unwrap();
+    pool.send(fbuf)
 }
 
 fn mechanism() -> impl Strategy<Value = Mechanism> {
@@ -253,7 +254,7 @@ proptest! {
         if linked {
             let (mut inbound, socket, _lane, _memory) = victim_receiver(mechanism);
             for packet in packets {
-                send(&socket, &packet);
+                say(&socket, &packet);
                 inbound.attend();
                 prop_assert!(inbound.take().is_none());
                 if inbound.is_over() {
@@ -264,7 +265,7 @@ proptest! {
         } else {
             let (own, its) = sockets();
             let greeted = Greeted::new(peer(), its, geometry(), mechanism, lodging(mechanism), None).unwrap();
-            send(&own, &packets[0]);
+            say(&own, &packets[0]);
             match greeted.look() {
                 // Only a lane and segments that hold to every rule.
                 Ok(Answered::Open(_)) => {
@@ -279,17 +280,16 @@ proptest! {
 
     #[test]
     fn a_sender_survives_any_board(steps in vec((any::<Index>(), any::<u64>(), 0..4u8, any::<u64>()), 1..40)) {
-        let (mut pool, outbound, _socket, board) = victim_sender();
-        let mut links = [outbound];
+        let (mut pool, socket, board) = victim_sender();
         let mut fbufs = Vec::new();
-        for ((at, word, near, flag), sequence) in steps.into_iter().zip(0..) {
+        for (at, word, near, flag) in steps {
             // Some words say that what is out, or was never sent, is back.
             let word = [word, u64::MAX, word % 8, word % 8][usize::from(near)];
             board.at(at.index(board.capacity())).store(word, Ordering::Relaxed);
             if near == 3 {
                 board.head().scribble(flag, word);
             }
-            while pool.collect(&links, 64) && let Some(fbuf) = pool.allocate() {
+            while pool.collect(64) && let Some(fbuf) = pool.allocate() {
                 fbufs.push(fbuf);
             }
             let mut starts: Vec<_> = fbufs.iter().map(|fbuf| fbuf.as_ptr()).collect();
@@ -297,41 +297,43 @@ proptest! {
             starts.dedup();
             prop_assert_eq!(starts.len(), fbufs.len(), "one slot was allocated twice");
             if let Some(fbuf) = fbufs.pop() {
-                let (slot, length) = pool.take(fbuf, sequence).unwrap();
-                offer(&mut links[0], slot, length, sequence);
+                // By either way.
+                if let Err(fbuf) = pool.send_simply(fbuf) {
+                    drop(pool.send(fbuf));
+                }
             }
-            links[0].notice_leaving(sequence + 1);
-            pool.search(&links);
-            let places = pool.places(&links);
+            pool.notice_leaving();
+            pool.search();
+            let places = pool.places();
             prop_assert_eq!(places.free + places.held + places.lent, SLOTS as usize);
         }
         // Without its receiver, everything is back.
-        drop(fbufs);
-        prop_assert!(pool.search(&[]));
-        prop_assert_eq!(std::iter::from_fn(|| pool.collect(&[], 64).then(|| pool.allocate())?).count(), SLOTS as usize);
+        drop((fbufs, socket));
+        prop_assert!(matches!(pool.attend(0), Err(LinkEnd::HangUp)));
+        pool.end(0);
+        prop_assert!(pool.search());
+        prop_assert_eq!(std::iter::from_fn(|| pool.collect(64).then(|| pool.allocate())?).count(), SLOTS as usize);
     }
 
     #[test]
     fn a_sender_survives_any_right_to_write(rights in vec(right(), 1..12)) {
-        let (mut pool, mut link, own) = gifts::sender_of_receivers_slots(peer()).unwrap();
-        for (right, sequence) in rights.iter().zip(0..) {
-            send(&own, right);
-            link.attend(0).unwrap();
-            let given = link.gifts().into_iter().try_for_each(|gift| pool.give(gift));
+        let (mut pool, own) = gifts::sender_of_receivers_slots(peer()).unwrap();
+        for right in &rights {
+            say(&own, right);
+            let given = pool.attend(0);
             let Packet::Right(writer, reader, _) = right else { continue };
             let good = |kind: &Kind| matches!(kind, Kind::Sealed(_) | Kind::Writable(_));
             prop_assert!(given.is_err() || good(writer) && reader.as_ref().is_none_or(good));
             if given.is_err() {
                 return Ok(());
             }
-            while (pool.collect(&[], 64) || pool.search(&[]) && pool.collect(&[], 64))
+            while (pool.collect(64) || pool.search() && pool.collect(64))
                 && let Some(mut fbuf) = pool.allocate()
             {
                 // All of it can be written.
                 fbuf.resize(SLOT_BYTES as usize).unwrap();
                 fbuf.fill(1);
-                let (slot, length) = pool.take(fbuf, sequence).unwrap();
-                prop_assert!(pool.vacate(slot, length));
+                prop_assert!(pool.send(fbuf).is_ok());
             }
         }
     }
@@ -339,10 +341,10 @@ proptest! {
     #[test]
     fn a_sender_survives_any_link_message(packets in vec(packet(), 1..6), linked: bool) {
         if linked {
-            let (_pool, mut outbound, socket, _board) = victim_sender();
+            let (mut pool, socket, _board) = victim_sender();
             for packet in packets {
-                send(&socket, &packet);
-                match outbound.attend(0) {
+                say(&socket, &packet);
+                match pool.attend(0) {
                     Ok(()) => prop_assert!(matches!(packet, Packet::Bell) || matches!(&packet, Packet::Garbage(bytes, _) if bytes[..] == [0])),
                     Err(LinkEnd::Violation(_)) => return Ok(()),
                     Err(end) => prop_assert!(false, "{:?}", end),
@@ -350,10 +352,10 @@ proptest! {
             }
         } else {
             let (own, its) = sockets();
-            let pool = Pool::new(geometry(), SLOTS, Arc::new(EventFd::new().unwrap())).unwrap();
-            send(&own, &packets[0]);
-            match Expected::new(peer(), its).look(&pool, 0) {
-                Ok(Arrived::Here(_)) => prop_assert!(matches!(packets[0], Packet::Hello(Kind::Sealed(4096), ..))),
+            let mut pool = Pool::new(geometry(), SLOTS, Arc::new(EventFd::new().unwrap())).unwrap();
+            say(&own, &packets[0]);
+            match pool.link(Expected::new(peer(), its)) {
+                Ok(Arrived::Here) => prop_assert!(matches!(packets[0], Packet::Hello(Kind::Sealed(4096), ..))),
                 Ok(Arrived::NotYet(_)) => prop_assert!(false, "a message was passed over"),
                 Err(LinkEnd::Violation(_)) => {}
                 Err(end) => prop_assert!(false, "{:?}", end),
@@ -364,37 +366,29 @@ proptest! {
 
 #[test]
 fn a_socket_that_is_never_read_ends_the_link_when_it_matters() {
-    let (pool, outbound, _socket, board) = sender_with(SLOTS / 2);
-    let (mut pool, mut outbound) = (pool, outbound);
+    let (mut pool, _socket, board) = sender_with(SLOTS / 2);
     // Bells fill it up; those that find no room are lost, silently: it has been rung often enough.
-    let slot = SlotId::new(0);
     for sleep in 0..10_000 {
         board.head().scribble(8 * sleep + 1, 0);
-        assert_eq!(offer(&mut outbound, slot, 1, sleep), Offer::Lent);
+        let Published { sequence, receivers, .. } = send(&mut pool).unwrap();
+        assert_eq!((sequence, receivers), (sleep, 1));
+        board.at((sleep % 2) as usize).store(sleep + 1, Ordering::Relaxed);
     }
     pool.grow().unwrap();
-    assert!(matches!(outbound.announce(&pool), Err(LinkEnd::Violation(Violation::SocketFull))));
+    assert!(matches!(pool.announce_to(0), Err(LinkEnd::Violation(Violation::SocketFull))));
 }
 
 #[test]
 fn a_receiver_that_left_claims_no_slot_that_is_used_later() {
-    let (mut pool, outbound, _socket, board) = victim_sender();
-    let mut links = [outbound];
-    let send = |pool: &mut Pool, links: &mut [Outbound], sequence| {
-        let found = pool.collect(links, 64) || pool.search(links) && pool.collect(links, 64);
-        assert!(found, "message {sequence} found no slot");
-        let fbuf = pool.allocate().unwrap();
-        let (slot, length) = pool.take(fbuf, sequence).unwrap();
-        offer(&mut links[0], slot, length, sequence)
-    };
-    assert_eq!(send(&mut pool, &mut links, 0), Offer::Lent);
+    let (mut pool, _socket, board) = victim_sender();
+    assert_eq!(send(&mut pool).unwrap().receivers, 1);
     // It leaves, and says that it has read messages that were never sent.
     board.head().scribble(2, u64::MAX);
-    links[0].notice_leaving(1);
-    for sequence in 1..20 {
-        assert_eq!(send(&mut pool, &mut links, sequence), Offer::Gone);
+    pool.notice_leaving();
+    for _ in 1..20 {
+        assert!(matches!(send(&mut pool), Err(Unsent::NoReceiver(_))));
     }
-    assert_eq!(pool.places(&links).lent, 1, "what it holds, it may hold");
+    assert_eq!(pool.places().lent, 1, "what it holds, it may hold");
 }
 
 /// Sends a descriptor as message 0 of five bytes, and its entry.

@@ -23,6 +23,8 @@ pub mod violation;
 mod sync;
 
 #[cfg(all(test, not(loom)))]
+mod exchange;
+#[cfg(all(test, not(loom)))]
 mod hostile;
 #[cfg(all(test, loom))]
 mod model;

@@ -13,7 +13,7 @@ use crate::{
     guard::LinkGuard,
     lane::{LaneTable, LaneWriter, capacity_for},
     limits::{MAX_AT_ONCE, MAX_LEASED},
-    link::{self, Gift, Hello, LinkEnd, LinkMessage, OneShot, Welcome},
+    link::{self, Gift, Hello, LinkEnd, LinkMessage, NewSegment, OneShot, Welcome},
     park::Fencing,
     points,
     pool::Pool,
@@ -35,11 +35,11 @@ pub struct Expected {
     socket: PacketSocket,
 }
 
-/// What a look at the socket of an expected receiver found.
+/// What a look at the socket of an expected receiver found: [`Pool::link`].
 #[derive(Debug)]
 pub enum Arrived {
     /// It is here.
-    Here(Box<Outbound>),
+    Here,
     /// Not yet.
     NotYet(Expected),
 }
@@ -63,17 +63,12 @@ impl Expected {
         self.socket.has_hung_up()
     }
 
-    /// Looks for the receiver's hello. If it came, answers it and opens the link: what is sent from
-    /// now on, the first being number `first_sequence`, reaches that receiver.
-    ///
-    /// # Errors
-    /// [`LinkEnd`]: there will be no link.
-    pub fn look(self, pool: &Pool, first_sequence: u64) -> Result<Arrived, LinkEnd> {
+    /// Looks for the receiver's hello. If it came, answers it and opens the link, over which `first_sequence` is the
+    /// number of the first message.
+    pub(crate) fn look(self, pool: &Pool, first_sequence: u64) -> Result<Result<Outbound, Self>, LinkEnd> {
         match link::receive(&self.socket)? {
-            None => Ok(Arrived::NotYet(self)),
-            Some(LinkMessage::Hello(hello)) => {
-                Ok(Arrived::Here(Box::new(Outbound::open(self, &hello, pool, first_sequence)?)))
-            }
+            None => Ok(Err(self)),
+            Some(LinkMessage::Hello(hello)) => Ok(Ok(Outbound::open(self, &hello, pool, first_sequence)?)),
             Some(other) => Err(Violation::OutOfTurn { found: other.name(), wanted: "a receiver's hello" }.into()),
         }
     }
@@ -85,7 +80,7 @@ impl AsFd for Expected {
     }
 }
 
-/// The sender's half of a link.
+/// The sender's half of a link. It belongs to its [`Pool`], which alone can send over it, and shows it.
 #[derive(Debug)]
 pub struct Outbound {
     peer: Peer,
@@ -104,6 +99,8 @@ pub struct Outbound {
     skipping: Option<Skipping>,
     guard: Option<LinkGuard>,
     lost: Option<LinkEnd>,
+    /// Whether the receiver reads nothing any more, or has no claim to it: it has hung up, or broken a rule.
+    over: bool,
     /// How many segments the receiver was told of.
     announced: usize,
     /// Whether the slot that is being sent will be lent over this link.
@@ -187,7 +184,7 @@ impl Add for LinkCounts {
 
 /// What became of a message on one link.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Offer {
+pub(crate) enum Offer {
     /// It was sent.
     Lent,
     /// The receiver holds more than it wants to: left out.
@@ -243,6 +240,7 @@ impl Outbound {
                 && !pool.is_leased(),
             guard,
             lost: None,
+            over: false,
             skipping: hello.skip_above.map(|most| Skipping::new(most, slots)),
             announced,
             admitted: false,
@@ -280,14 +278,14 @@ impl Outbound {
 
     /// Whether the slot that is to be sent will be lent to this receiver: it is there, and would not rather
     /// skip. Nothing is noted before [`Self::offer`], which follows if the slot can be sent at all.
-    pub fn admit(&mut self) -> bool {
+    pub(crate) fn admit(&mut self) -> bool {
         self.admitted = self.is_open() && self.skipping.as_mut().is_none_or(|skipping| skipping.has_room(&self.board));
         self.admitted
     }
 
     /// Lends a slot to the receiver and tells it, if it was [admitted](Self::admit). A message that is
     /// memory of its own goes before, over the socket.
-    pub fn offer(&mut self, slot: SlotId, length: u32, sequence: u64, own: Option<&Arc<OwnedFd>>) -> Offer {
+    pub(crate) fn offer(&mut self, slot: SlotId, length: u32, sequence: u64, own: Option<&Arc<OwnedFd>>) -> Offer {
         if !std::mem::take(&mut self.admitted) {
             return self.leave_out(slot);
         }
@@ -316,25 +314,40 @@ impl Outbound {
     fn lose(&mut self, sequence: u64, end: LinkEnd) -> Offer {
         self.unread_from = Some(self.unread_from.unwrap_or(sequence).min(sequence));
         self.plain = false;
-        self.lost = Some(end);
+        self.lost = Some(self.note(end));
         Offer::Gone
     }
 
+    /// Notes why the link ends.
+    fn note(&mut self, end: LinkEnd) -> LinkEnd {
+        self.over |= match &end {
+            LinkEnd::HangUp => true,
+            // It may be stopped, and have read what it has yet to hand back.
+            LinkEnd::Violation(violation) => !matches!(violation, Violation::SocketFull),
+            LinkEnd::Exhausted(_) => false,
+        };
+        end
+    }
+
+    /// Whether the receiver reads nothing any more, or has no claim to it.
+    pub(crate) fn is_over(&self) -> bool {
+        self.over
+    }
+
     /// Why the link is over, if that was found out while something was sent.
-    pub fn lost(&mut self) -> Option<LinkEnd> {
+    pub(crate) fn lost(&mut self) -> Option<LinkEnd> {
         self.lost.take()
     }
 
-    /// As [`Self::offer`], for a receiver to which nothing but sending is to be done: true if that was
-    /// done, and there is nothing more to do; none if nothing was done.
+    /// Whether a message needs no more than to be [lent](Self::lend), with [`Fencing::Asymmetric`].
     #[inline]
-    pub fn offer_simply(&mut self, slot: SlotId, length: u32) -> Option<bool> {
-        self.plain.then(|| self.lend(slot, length, Fencing::Asymmetric))
+    pub(crate) fn is_plain(&self) -> bool {
+        self.plain
     }
 
     /// Lends and tells: false if there is something to [`Self::answer`].
     #[inline]
-    fn lend(&mut self, slot: SlotId, length: u32, fencing: Fencing) -> bool {
+    pub(crate) fn lend(&mut self, slot: SlotId, length: u32, fencing: Fencing) -> bool {
         self.writer.message(slot, length);
         points::reach("write: published");
         fencing.after_publishing();
@@ -358,7 +371,7 @@ impl Outbound {
     /// even this one before it left.
     #[cold]
     #[inline(never)]
-    pub fn answer(&mut self, sequence: u64) -> Offer {
+    pub(crate) fn answer(&mut self, sequence: u64) -> Offer {
         if let Some(sleep) = self.board.head().flag.read_behind_fence().asleep()
             && self.rung != sleep
         {
@@ -375,15 +388,14 @@ impl Outbound {
     }
 
     /// Whether the receiver has the slot: it was lent with the message of this mark, and is not back.
-    #[must_use]
     #[inline]
-    pub fn has(&self, slot: SlotId, mark: Mark) -> bool {
+    pub(crate) fn has(&self, slot: SlotId, mark: Mark) -> bool {
         !self.board.has(slot, mark) && self.was_lent(slot, mark)
     }
 
     /// How many of these slots, from a first one on, are in the pool, or would be but for other links.
     #[inline]
-    pub fn count_back(&self, first: SlotId, marks: &[Mark]) -> usize {
+    pub(crate) fn count_back(&self, first: SlotId, marks: &[Mark]) -> usize {
         let looks = self.board.look_through(first, marks);
         looks.take_while(|&(slot, mark, back)| mark != Mark::OUT && (back || !self.was_lent(slot, mark))).count()
     }
@@ -398,7 +410,7 @@ impl Outbound {
     /// Looks whether the receiver has left. What it never read is back at once; what it holds on to
     /// stays lent until it is handed back, or the link hangs up. `sent` is the number of the message that
     /// comes next: further than that nobody has read.
-    pub fn notice_leaving(&mut self, sent: u64) {
+    pub(crate) fn notice_leaving(&mut self, sent: u64) {
         self.close_from(sent, sent);
     }
 
@@ -429,21 +441,21 @@ impl Outbound {
         self.socket.has_hung_up()
     }
 
-    /// Announces the segments that the receiver does not know, before the first message that lies in
-    /// one of them: whether it knows all now. The kernel may have no room for a descriptor, which
-    /// passes.
-    ///
-    /// # Errors
-    /// [`LinkEnd`]: the link is over.
-    pub fn announce(&mut self, pool: &Pool) -> Result<bool, LinkEnd> {
-        for segment in pool.announce(self.announced) {
+    /// How many segments the receiver was told of.
+    pub(crate) fn announced(&self) -> usize {
+        self.announced
+    }
+
+    /// As [`Pool::announce_to`], of these segments.
+    pub(crate) fn announce(&mut self, segments: Vec<NewSegment>) -> Result<bool, LinkEnd> {
+        for segment in segments {
             match link::send(&self.socket, &LinkMessage::Segment(segment)) {
                 Ok(()) => {
                     self.announced += 1;
                     points::reach("growth: announced");
                 }
                 Err(LinkEnd::Exhausted(_)) => return Ok(false),
-                Err(end) => return Err(end),
+                Err(end) => return Err(self.note(end)),
             }
         }
         Ok(true)
@@ -454,7 +466,13 @@ impl Outbound {
     ///
     /// # Errors
     /// [`LinkEnd`]: the link is over, and with its drop all that is lent over it is back.
-    pub fn attend(&mut self, sent: u64) -> Result<(), LinkEnd> {
+    pub(crate) fn attend(&mut self, sent: u64) -> Result<(), LinkEnd> {
+        self.read_socket().map_err(|end| self.note(end))?;
+        self.notice_leaving(sent);
+        Ok(())
+    }
+
+    fn read_socket(&mut self) -> Result<(), LinkEnd> {
         // A peer that never stops is not listened to for ever; what is left is reported again.
         for _ in 0..MAX_AT_ONCE {
             match link::receive(&self.socket) {
@@ -473,12 +491,11 @@ impl Outbound {
                 Err(end) => return Err(end),
             }
         }
-        self.notice_leaving(sent);
         Ok(())
     }
 
     /// What the receiver gave since the last time.
-    pub fn gifts(&mut self) -> Vec<Gift> {
+    pub(crate) fn gifts(&mut self) -> Vec<Gift> {
         std::mem::take(&mut self.gifts)
     }
 
@@ -498,9 +515,11 @@ impl Outbound {
         self.writer.head().flag.lower();
     }
 
-    /// Ends the link in order: everything that was sent arrives, and then the end.
-    pub fn finish(mut self) {
+    /// Ends the link in order: everything that was sent before message number `sent` arrives, and then the end.
+    pub(crate) fn close(&mut self, sent: u64) {
         self.writer.close(self.gap);
+        self.unread_from = Some(self.unread_from.unwrap_or(sent));
+        self.plain = false;
         // The hang-up of the socket, which follows, wakes the receiver.
     }
 }

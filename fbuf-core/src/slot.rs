@@ -2,14 +2,15 @@
 
 use crate::limits::{MAX_LEASED, MAX_ONE_SHOTS, MAX_SLOT_BYTES, MAX_SLOTS, SLOT_ALIGNMENT};
 
-/// A slot of a sender, by its number among all slots of that sender.
-///
-/// A number that a peer names becomes one only by looking the slot up.
+/// A slot of a sender, by its number among all slots of that sender: a name, and no right to anything. Who may write a
+/// slot has its [`Fbuf`](crate::loan::Fbuf), who may read it has the [`Received`](crate::loan::Received).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SlotId(u32);
 
 impl SlotId {
-    pub(crate) const fn new(index: u32) -> Self {
+    /// The slot with this number, be there one or not.
+    #[must_use]
+    pub const fn new(index: u32) -> Self {
         Self(index)
     }
 

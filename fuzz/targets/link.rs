@@ -17,8 +17,8 @@ use fbuf_core::{
     link::{Hello, LinkEnd, LinkMessage, Welcome},
     loan::{Fbuf, Received},
     memory::{Map, Pages},
-    outbound::{Arrived, Expected, Outbound},
-    pool::Pool,
+    outbound::{Arrived, Expected},
+    pool::{Pool, Unsent},
     protection::Mechanism,
     socket::PacketSocket,
     trust::Trusted,
@@ -39,7 +39,7 @@ enum Half {
     Greeted(Greeted),
     Receiving(Box<Inbound>, Vec<Received>),
     Expected(Expected, Pool),
-    Sending(Box<[Outbound; 1]>, Pool, Vec<Fbuf>),
+    Sending(Box<Pool>, Vec<Fbuf>),
     Over,
 }
 
@@ -74,13 +74,13 @@ impl Half {
         let all = lodged != 3 || slots.len() == SLOTS as usize;
         let welcome = Welcome { lane: descriptor.into(), first_sequence: 0, segments, slots };
         say(&socket, &LinkMessage::Welcome(welcome));
-        let half = Self::Greeted(greeted).attend(0);
+        let half = Self::Greeted(greeted).attend();
         assert_eq!(matches!(half, Self::Receiving(..)), all, "it is open with all slots, and only with all");
         Ok((half, Hostile { socket, lane: Some(lane), board: None }))
     }
 
     fn sender(input: &mut Unstructured) -> Result<(Self, Hostile)> {
-        let pool = match input.int_in_range(0..=3)? {
+        let mut pool = match input.int_in_range(0..=3)? {
             0 => pool(SLOTS),
             1 => Pool::of_one_shots(geometry(), SLOTS, wake()).expect("there is memory"),
             2 => {
@@ -99,19 +99,19 @@ impl Half {
         let (board, descriptor) = BoardTable::create("fbuf-fuzz", SLOTS as usize).expect("there is memory");
         say(&socket, &LinkMessage::Hello(Hello { board: descriptor.into(), skip_above, fences, wants_slots }));
         let refused = pool.is_receivers() && Trusted::new(peer).is_none();
-        let outbound = match expected.look(&pool, 0) {
-            Ok(Arrived::Here(outbound)) if !refused => outbound,
+        match pool.link(expected) {
+            Ok(Arrived::Here) if !refused => {}
             Err(LinkEnd::Violation(Violation::UntrustedReceiver)) if refused => {
                 return Ok((Self::Over, Hostile { socket, lane: None, board: Some(board) }));
             }
             other => panic!("an honest hello, of a receiver that is refused or not ({refused}): {other:?}"),
-        };
-        let sending = Self::Sending(Box::new([*outbound]), pool, Vec::new());
+        }
+        let sending = Self::Sending(Box::new(pool), Vec::new());
         Ok((sending, Hostile { socket, lane: None, board: Some(board) }))
     }
 
     /// Looks what has come.
-    fn attend(self, sequence: u64) -> Self {
+    fn attend(self) -> Self {
         match self {
             Self::Greeted(greeted) => match greeted.look() {
                 Ok(Answered::Open(inbound)) => Self::Receiving(inbound, Vec::new()),
@@ -135,32 +135,24 @@ impl Half {
                     None => Self::Receiving(inbound, held),
                 }
             }
-            Self::Expected(expected, pool) => match expected.look(&pool, sequence) {
-                Ok(Arrived::Here(outbound)) => Self::Sending(Box::new([*outbound]), pool, Vec::new()),
+            Self::Expected(expected, mut pool) => match pool.link(expected) {
+                Ok(Arrived::Here) => Self::Sending(Box::new(pool), Vec::new()),
                 Ok(Arrived::NotYet(expected)) => Self::Expected(expected, pool),
                 Err(end) => over(&end),
             },
-            Self::Sending(mut links, mut pool, fbufs) => {
-                let [link] = &mut *links;
-                if let Err(end) = link.attend(sequence) {
-                    return over(&end);
-                }
-                for gift in link.gifts() {
-                    if pool.give(gift).is_err() {
-                        return Self::Over;
-                    }
-                }
-                Self::Sending(links, pool, fbufs)
-            }
+            Self::Sending(mut pool, fbufs) => match pool.attend(0) {
+                Ok(()) => Self::Sending(pool, fbufs),
+                Err(end) => over(&end),
+            },
             Self::Over => Self::Over,
         }
     }
 
     /// Allocates all that is free, fills it and sends one.
-    fn send(&mut self, sequence: u64) {
-        let Self::Sending(links, pool, fbufs) = self else { return };
-        while (pool.collect(&**links, 64) || pool.search(&**links))
-            && pool.collect(&**links, 64)
+    fn send(&mut self) {
+        let Self::Sending(pool, fbufs) = self else { return };
+        while (pool.collect(64) || pool.search())
+            && pool.collect(64)
             && let Some(mut fbuf) = pool.allocate()
         {
             fbuf.resize(SLOT_BYTES as usize).expect("it is that large");
@@ -169,12 +161,9 @@ impl Half {
             assert!(fbufs.len() <= SLOTS as usize);
         }
         let Some(fbuf) = fbufs.pop() else { return };
-        let (slot, length) = pool.take(fbuf, sequence).expect("it came from there");
-        let own = pool.seal_for_good(slot).expect("there is memory").map(Arc::new);
-        if pool.vacate(slot, length) {
-            let [link] = &mut **links;
-            link.admit();
-            link.offer(slot, length, sequence, own.as_ref());
+        match pool.send(fbuf) {
+            Ok(_) | Err(Unsent::NoReceiver(_)) => {}
+            Err(unsent) => panic!("{unsent:?}"),
         }
     }
 }
@@ -222,12 +211,12 @@ fn step(half: &mut Half, hostile: &Hostile, input: &mut Unstructured, sequence: 
                 let word = *sequence + input.int_in_range(0..=3)?;
                 board.at(input.int_in_range(0..=3)?).store(word, Ordering::Release);
             }
-            half.send(*sequence);
+            half.send();
             *sequence += 1;
         }
         2 => match half {
             Half::Receiving(_, held) => drop(held.pop()),
-            Half::Sending(_, _, fbufs) => drop(fbufs.pop()),
+            Half::Sending(_, fbufs) => drop(fbufs.pop()),
             _ => {}
         },
         _ => {
@@ -241,7 +230,7 @@ fn step(half: &mut Half, hostile: &Hostile, input: &mut Unstructured, sequence: 
         }
     }
     if input.arbitrary()? {
-        *half = std::mem::replace(half, Half::Over).attend(*sequence);
+        *half = std::mem::replace(half, Half::Over).attend();
     }
     Ok(())
 }
@@ -254,7 +243,7 @@ fn run(input: &mut Unstructured) -> Result<()> {
         step(&mut half, &hostile, input, &mut sequence)?;
         assert!(next_descriptor() < before + MOST_DESCRIPTORS, "more and more descriptors are kept");
     }
-    half.attend(sequence);
+    half.attend();
     Ok(())
 }
 

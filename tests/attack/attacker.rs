@@ -18,7 +18,6 @@ use fbuf_core::{
     lane::{LaneTable, LaneWriter, capacity_for},
     link::{LinkMessage, NewSegment, OneShot, Welcome},
     memory::Reserved,
-    pool::Pool,
     slot::{Geometry, SlotId},
     wire::{self, Descriptor},
 };
@@ -26,7 +25,6 @@ use io_uring::{IoUring, opcode, types};
 use nix::{
     fcntl::{FallocateFlags, FcntlArg, SealFlag, fallocate, fcntl},
     libc,
-    sys::eventfd::EventFd,
 };
 
 use crate::{Level, SIZE, client::Hostile, support::SOON};
@@ -330,19 +328,11 @@ fn send_forged(memory: OwnedFd, level: Level) -> ! {
         welcome.segments.push(NewSegment { memory, slots: 1 });
         hostile.say(&LinkMessage::Welcome(welcome));
     }
-    LaneWriter::new(lane).message(some_slot(geometry), SIZE as u32);
+    LaneWriter::new(lane).message(SlotId::new(0), SIZE as u32);
     // Who was refused already hears nothing.
     let _ = hostile.link.send(&wire::encode(&LinkMessage::Bell).unwrap());
     begin();
     loop {
         std::thread::park();
     }
-}
-
-/// The first slot of any pool.
-fn some_slot(geometry: Geometry) -> SlotId {
-    let mut pool = Pool::new(geometry, 1, EventFd::new().unwrap().into()).unwrap();
-    assert!(pool.collect(&[], 1));
-    let fbuf = pool.allocate().unwrap();
-    pool.take(fbuf, 0).unwrap().0
 }

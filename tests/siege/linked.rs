@@ -75,7 +75,7 @@ impl Link {
 fn memory(bytes: &[u8]) -> Descriptor {
     let wake = nix::sys::eventfd::EventFd::new().unwrap().into();
     let mut pool = Pool::new(Geometry::new(4096, 1).unwrap(), 1, wake).unwrap();
-    pool.collect(&[], 1);
+    pool.collect(1);
     let mut fbuf = pool.allocate().unwrap();
     fbuf.resize(bytes.len()).unwrap();
     fbuf.copy_from_slice(bytes);
@@ -84,14 +84,7 @@ fn memory(bytes: &[u8]) -> Descriptor {
 
 /// Names of slots, be there such ones or not.
 fn slots(count: u32) -> Vec<SlotId> {
-    let wake = nix::sys::eventfd::EventFd::new().unwrap().into();
-    let mut pool = Pool::new(Geometry::new(8, count.into()).unwrap(), count, wake).unwrap();
-    let mut next = || {
-        pool.collect(&[], count);
-        let fbuf = pool.allocate()?;
-        pool.take(fbuf, 0).ok().map(|(slot, _)| slot)
-    };
-    (0..count).map(|_| next().unwrap()).collect()
+    (0..count).map(SlotId::new).collect()
 }
 
 fn hello(board: Descriptor, skip_above: Option<u32>) -> LinkMessage {

@@ -18,12 +18,6 @@ use crate::{
 };
 
 impl Sender {
-    pub(super) fn notice_leaving(&mut self) {
-        for link in &mut self.links {
-            link.notice_leaving(self.next_sequence);
-        }
-    }
-
     /// Looks at the sockets, but not more often than every so many milliseconds: the number of
     /// system calls depends on time, not on messages.
     #[cold]
@@ -55,7 +49,7 @@ impl Sender {
         self.read_post(&attention);
         // One at least, so that letters do not keep it from any.
         while let Some(socket) = self.ready.next() {
-            if let Some(index) = position(&self.links, socket) {
+            if let Some(index) = position(self.pool.links(), socket) {
                 self.attend_to(index);
             } else if let Some(index) = position(&self.expected, socket) {
                 let expected = self.expected.swap_remove(index);
@@ -70,10 +64,10 @@ impl Sender {
     /// What it says of itself to whoever watches.
     fn say(&self) {
         self.inbox.say(|| {
-            let links = self.links.iter().map(Outbound::counts).fold(self.past, LinkCounts::add);
+            let links = self.pool.links().iter().map(Outbound::counts).fold(self.past, LinkCounts::add);
             Report {
-                links: self.links.len() as u64,
-                messages: self.next_sequence,
+                links: self.pool.links().len() as u64,
+                messages: self.pool.next_sequence(),
                 bytes: self.counters.bytes,
                 left_out: links.skipped,
                 waits: self.counters.waits,
@@ -87,10 +81,7 @@ impl Sender {
 
     /// Reads what came from one receiver.
     pub(super) fn attend_to(&mut self, index: usize) {
-        let link = &mut self.links[index];
-        let end = link.attend(self.next_sequence);
-        let given = link.gifts().into_iter().try_for_each(|gift| self.pool.give(gift));
-        if let Err(end) = end.and(given.map_err(LinkEnd::from)) {
+        if let Err(end) = self.pool.attend(index) {
             self.end(index, end);
         }
     }
@@ -113,13 +104,12 @@ impl Sender {
 
     pub(super) fn look_for(&mut self, expected: Expected) {
         let peer = expected.peer();
-        match expected.look(&self.pool, self.next_sequence) {
-            Ok(Arrived::Here(link)) => {
+        match self.pool.link(expected) {
+            Ok(Arrived::Here) => {
                 self.crowd.add(peer);
-                self.links.push(*link);
                 if self.pool.is_leased() {
                     // It may have given its slots already.
-                    self.attend_to(self.links.len() - 1);
+                    self.attend_to(self.pool.links().len() - 1);
                 }
             }
             Ok(Arrived::NotYet(expected)) => self.expected.push(expected),
@@ -131,26 +121,25 @@ impl Sender {
 
     /// Ends a link. All that was lent over it alone is back.
     pub(super) fn end(&mut self, index: usize, end: LinkEnd) {
-        let mut link = self.links.swap_remove(index);
-        self.crowd.remove(link.peer());
-        self.sockets.remove(&link);
+        let link = &self.pool.links()[index];
+        let peer = link.peer();
+        self.crowd.remove(peer);
+        self.sockets.remove(link);
         self.past = self.past + link.counts();
-        self.pool.forget_gifts(link.peer());
-        link.notice_leaving(self.next_sequence);
-        let unread = self.pool.unread(&link, self.next_sequence);
         let farewell = match end {
             LinkEnd::HangUp if link.has_left() => Farewell::Left,
             LinkEnd::HangUp => Farewell::Died,
             LinkEnd::Violation(violation) => Farewell::Violation(violation),
             LinkEnd::Exhausted(what) => Farewell::Exhausted(what),
         };
-        self.depart(link.peer(), farewell, unread);
+        let unread = self.pool.end(index);
+        self.depart(peer, farewell, unread);
     }
 
     /// Ends the links of receivers that have closed and hold nothing any more.
     pub(super) fn remove_departed(&mut self) {
-        for index in (0..self.links.len()).rev() {
-            if !self.links[index].is_open() && !self.pool.lends(&self.links[index..=index]) {
+        for index in (0..self.pool.links().len()).rev() {
+            if !self.pool.links()[index].is_open() && !self.pool.lends_over(index) {
                 self.end(index, LinkEnd::HangUp);
             }
         }

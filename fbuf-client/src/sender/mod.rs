@@ -9,7 +9,6 @@ mod slots;
 use std::{
     collections::VecDeque,
     ops::Add,
-    os::fd::{AsFd, OwnedFd},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -17,10 +16,8 @@ use std::{
 use fbuf_core::{
     inbound::Peer,
     loan::{Fbuf, Retained},
-    memory::Sealed,
-    outbound::{Expected, LinkCounts, Offer, Outbound},
-    pool::Pool,
-    slot::SlotId,
+    outbound::{Expected, LinkCounts, Outbound},
+    pool::{Pool, Published, Unsent},
 };
 
 use crate::{
@@ -42,7 +39,6 @@ pub use report::{AllocateError, Departure, Farewell, SenderCounters, Sent, WaitE
 #[derive(Debug)]
 pub struct Sender {
     pool: Pool,
-    links: Vec<Outbound>,
     expected: Vec<Expected>,
     sockets: Sockets,
     /// The sockets at which something happened and that were not attended to yet.
@@ -54,7 +50,6 @@ pub struct Sender {
     crowd: Crowd,
     /// Whether it grows only when receivers keep all slots for long: nobody told it how many to have.
     grows_late: bool,
-    next_sequence: u64,
     pace: Pace,
     departures: VecDeque<Departure>,
     /// The counts of links that are over.
@@ -155,22 +150,17 @@ impl Sender {
         if self.inbox.is_filled() {
             self.look_if_due();
         }
-        let (slot, length) = self.pool.take(fbuf, self.next_sequence).map_err(WriteError::OtherSender)?;
-        if let [link] = &mut self.links[..] {
-            match link.offer_simply(slot, length) {
-                Some(true) => {
-                    // Counted before anybody is let in, to whom the next message will be the first.
-                    let sent = self.sent(length, 1);
-                    if self.pool.is_dry() {
-                        self.look_ahead();
-                    }
-                    return Ok(sent);
+        match self.pool.send_simply(fbuf) {
+            Ok(published) => {
+                // Counted before anybody is let in, to whom the next message will be the first.
+                let sent = self.sent(published);
+                if self.pool.is_dry() {
+                    self.look_ahead();
                 }
-                Some(false) => return self.answer(slot, length),
-                None => {}
+                Ok(sent)
             }
+            Err(fbuf) => self.send(fbuf),
         }
-        self.offer(slot, length)
     }
 
     /// Looks which slots are back when the last one is sent that was known to be: now it waits for nobody,
@@ -191,21 +181,8 @@ impl Sender {
         if self.inbox.is_filled() {
             self.look_if_due();
         }
-        let (slot, length) = self.pool.take(fbuf, self.next_sequence).map_err(WriteError::OtherSender)?;
-        if self.pool.sends_for_good() {
-            let (sent, memory) = self.give_away(slot, length)?;
-            let sealed =
-                memory.as_fd().try_clone_to_owned().ok().and_then(|own| Sealed::new(own, length as usize).ok());
-            return Ok((sent, sealed.ok_or(WriteError::Lost)?.into()));
-        }
-        let retained = self.pool.retain(slot, length, self.next_sequence).ok_or(WriteError::Lost)?;
-        match self.offer(slot, length) {
-            Ok(sent) => Ok((sent, retained)),
-            Err(error) => {
-                self.pool.give_up(retained);
-                Err(error)
-            }
-        }
+        let (published, retained) = self.send_by(fbuf, Pool::send_and_keep)?;
+        Ok((self.sent(published), retained))
     }
 
     /// A fbuf with the content of a message that was sent and kept, to be changed: in the same slot, if
@@ -215,8 +192,8 @@ impl Sender {
     /// # Errors
     /// What was given, if no slot is free, or if its sender was another one whose messages are longer.
     pub fn make_mut(&mut self, retained: Retained) -> Result<Fbuf, Retained> {
-        self.notice_leaving();
-        let retained = match self.pool.rewrite(&self.links, retained) {
+        self.pool.notice_leaving();
+        let retained = match self.pool.rewrite(retained) {
             Ok(fbuf) => return Ok(fbuf),
             Err(retained) => retained,
         };
@@ -229,108 +206,37 @@ impl Sender {
     }
 
     #[inline]
-    fn sent(&mut self, length: u32, receivers: usize) -> Sent {
-        let sequence = self.next_sequence;
-        self.next_sequence += 1;
+    fn sent(&mut self, published: Published) -> Sent {
+        let Published { sequence, length, receivers } = published;
         self.counters.bytes += u64::from(length);
         Sent { sequence, receivers }
     }
 
-    /// The one receiver got it, and sleeps or leaves.
-    #[cold]
+    /// Gives a fbuf to every receiver that takes it.
     #[inline(never)]
-    fn answer(&mut self, slot: SlotId, length: u32) -> Result<Sent, WriteError> {
-        match self.links.first_mut().map(|link| link.answer(self.next_sequence)) {
-            Some(Offer::Lent) => Ok(self.sent(length, 1)),
-            _ => self.write_to_nobody(slot, length),
-        }
+    fn send(&mut self, fbuf: Fbuf) -> Result<Sent, WriteError> {
+        let published = self.send_by(fbuf, Pool::send)?;
+        Ok(self.sent(published))
     }
 
-    /// Gives a slot to every receiver that takes it.
-    #[inline(never)]
-    fn offer(&mut self, slot: SlotId, length: u32) -> Result<Sent, WriteError> {
-        if self.pool.sends_for_good() {
-            return self.give_away(slot, length).map(|(sent, _)| sent);
-        }
-        self.pool.seal(slot, self.next_sequence);
-        let receivers = self.offer_to_all(slot, length, None);
-        if receivers == 0 { self.write_to_nobody(slot, length) } else { Ok(self.sent(length, receivers)) }
-    }
-
-    /// Seals a buffer for good and gives it to every receiver that takes it.
-    fn give_away(&mut self, slot: SlotId, length: u32) -> Result<(Sent, Arc<OwnedFd>), WriteError> {
-        if self.receivers() == 0 {
-            self.look_if_due();
-        }
-        // Once it is sealed, there is no way back.
-        if self.receivers() == 0 {
-            let fbuf = self.pool.recall(slot, length).ok_or(WriteError::Lost)?;
-            return Err(WriteError::NoReceiver(fbuf));
-        }
-        match self.pool.seal_for_good(slot) {
-            Ok(memory) => {
-                let memory = Arc::new(memory.ok_or(WriteError::Lost)?);
-                let receivers = self.offer_to_all(slot, length, Some(&memory));
-                self.end_lost();
-                if receivers == 0 && self.receivers() == 0 {
-                    return Err(self.copy_back(&memory, length).map_or(WriteError::Lost, WriteError::NoReceiver));
-                }
-                Ok((self.sent(length, receivers), memory))
+    /// Sends a fbuf; once more, if there was no receiver and one has come meanwhile.
+    fn send_by<T>(&mut self, fbuf: Fbuf, send: impl Fn(&mut Pool, Fbuf) -> Result<T, Unsent>) -> Result<T, WriteError> {
+        let sent = match send(&mut self.pool, fbuf) {
+            Err(Unsent::NoReceiver(fbuf)) => {
+                self.look_if_due();
+                send(&mut self.pool, fbuf)
             }
-            Err(error) => {
-                let fbuf = self.pool.recall(slot, length).ok_or(WriteError::Lost)?;
-                Err(WriteError::NotSealed { fbuf, error })
-            }
-        }
-    }
-
-    /// A message that was sealed for good before its last receiver was found to be gone, in a buffer that can be
-    /// sent.
-    fn copy_back(&mut self, memory: &OwnedFd, length: u32) -> Option<Fbuf> {
-        let sealed = Sealed::new(memory.try_clone().ok()?, length as usize).ok()?;
-        let mut fbuf = self.try_allocate()?;
-        fbuf.resize(sealed.len()).ok()?;
-        fbuf.copy_from_slice(&sealed);
-        Some(fbuf)
+            sent => sent,
+        };
+        self.end_lost();
+        Ok(sent?)
     }
 
     /// Ends links over which nothing could be sent.
     fn end_lost(&mut self) {
-        for index in (0..self.links.len()).rev() {
-            if let Some(end) = self.links[index].lost() {
-                self.end(index, end);
-            }
+        while let Some((index, end)) = self.pool.lost() {
+            self.end(index, end);
         }
-    }
-
-    fn offer_to_all(&mut self, slot: SlotId, length: u32, own: Option<&Arc<OwnedFd>>) -> usize {
-        let sequence = self.next_sequence;
-        let admitted = self.links.iter_mut().filter_map(|link| link.admit().then_some(())).count();
-        // Before anybody hears of it. What cannot be sent was left out for nobody.
-        let sendable = if admitted == 0 { !self.pool.is_homeless(slot) } else { self.pool.vacate(slot, length) };
-        if !sendable {
-            return 0;
-        }
-        self.links
-            .iter_mut()
-            .map(|link| link.offer(slot, length, sequence, own))
-            .filter(|offer| *offer == Offer::Lent)
-            .count()
-    }
-
-    /// No receiver took it. It was sent all the same if there is one that asked to be skipped.
-    #[cold]
-    #[inline(never)]
-    fn write_to_nobody(&mut self, slot: SlotId, length: u32) -> Result<Sent, WriteError> {
-        let mut receivers = 0;
-        if self.receivers() == 0 {
-            self.look_if_due();
-            receivers = self.offer_to_all(slot, length, None);
-        }
-        if self.receivers() == 0 || receivers == 0 && self.pool.is_homeless(slot) {
-            return Err(self.pool.recall(slot, length).map_or(WriteError::Lost, WriteError::NoReceiver));
-        }
-        Ok(self.sent(length, receivers))
     }
 
     /// Waits until at least `count` receivers are linked: how many are.
@@ -367,15 +273,15 @@ impl Sender {
     }
 
     fn wait_until_returned(&mut self, deadline: Option<Instant>) -> Result<(), WaitError> {
-        let mut waiting = Waiting::new(self.crowd.wait(self.wait, self.links.len()), self.patience, deadline);
-        waiting = waiting.among(self.links.len());
-        while self.pool.lends(&self.links) {
+        let mut waiting = Waiting::new(self.crowd.wait(self.wait, self.pool.links().len()), self.patience, deadline);
+        waiting = waiting.among(self.pool.links().len());
+        while self.pool.lends() {
             match waiting.next() {
                 Next::Again => {}
                 Next::Look => self.look(),
-                Next::Sleep => self.sleep(deadline, |sender| !sender.pool.lends(&sender.links)),
+                Next::Sleep => self.sleep(deadline, |sender| !sender.pool.lends()),
                 Next::Expired => {
-                    return Err(WaitError::StillLent { slots: self.pool.places(&self.links).lent });
+                    return Err(WaitError::StillLent { slots: self.pool.places().lent });
                 }
             }
         }
@@ -409,13 +315,13 @@ impl Sender {
     #[must_use]
     pub fn receivers(&self) -> usize {
         let doubted = self.inbox.has_hung_up();
-        self.links.iter().filter(|link| link.is_open() && !(doubted && link.has_hung_up())).count()
+        self.pool.links().iter().filter(|link| link.is_open() && !(doubted && link.has_hung_up())).count()
     }
 
     /// The receivers that are linked, or about to be, as far as is known.
     pub fn peers(&self) -> impl Iterator<Item = Peer> {
         let doubted = self.inbox.has_hung_up();
-        let linked = self.links.iter().filter(move |link| !(doubted && link.has_hung_up())).map(Outbound::peer);
+        let linked = self.pool.links().iter().filter(move |link| !(doubted && link.has_hung_up())).map(Outbound::peer);
         let expected = self.expected.iter().filter(move |peer| !(doubted && peer.has_hung_up())).map(Expected::peer);
         linked.chain(expected)
     }
@@ -438,7 +344,7 @@ impl Sender {
             // It may be one of those that were not attended to.
             self.inbox.raise();
         }
-        self.notice_leaving();
+        self.pool.notice_leaving();
         self.remove_departed();
     }
 
@@ -446,9 +352,9 @@ impl Sender {
     #[must_use]
     pub fn counters(&self) -> SenderCounters {
         let Counts { bytes, waits, sleeps, growths, growth_refused, violations: _ } = self.counters;
-        let links = self.links.iter().map(Outbound::counts).fold(self.past, LinkCounts::add);
+        let links = self.pool.links().iter().map(Outbound::counts).fold(self.past, LinkCounts::add);
         SenderCounters {
-            messages: self.next_sequence,
+            messages: self.pool.next_sequence(),
             bytes,
             skipped: links.skipped,
             waits,
@@ -458,16 +364,16 @@ impl Sender {
             growth_refused,
             unguarded: self.pool.unguarded(),
             receivers: self.receivers(),
-            slots: self.pool.places(&self.links),
+            slots: self.pool.places(),
         }
     }
 }
 
 impl Drop for Sender {
     fn drop(&mut self) {
-        for link in self.links.drain(..) {
-            self.sockets.remove(&link);
-            link.finish();
+        for link in self.pool.links() {
+            self.sockets.remove(link);
         }
+        self.pool.close();
     }
 }

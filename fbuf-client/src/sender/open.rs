@@ -204,7 +204,6 @@ impl SenderBuilder {
         let Place { pool, inbox, registration, granted } = terms.open()?;
         Ok(Sender {
             pool,
-            links: Vec::new(),
             expected: Vec::new(),
             sockets: Sockets::new(inbox.wake().clone(), registration.watch_hang_ups(&inbox))?,
             ready: Ready::none(),
@@ -214,7 +213,6 @@ impl SenderBuilder {
             gathering: Gathering::default(),
             crowd: Crowd::default(),
             grows_late: untold && !few,
-            next_sequence: 0,
             pace: Pace::new(),
             departures: VecDeque::new(),
             past: LinkCounts::default(),

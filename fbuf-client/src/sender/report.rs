@@ -2,7 +2,14 @@
 
 use std::io;
 
-use fbuf_core::{inbound::Peer, loan::Fbuf, memory::MemoryError, pool::Places, unread::Unread, violation::Violation};
+use fbuf_core::{
+    inbound::Peer,
+    loan::Fbuf,
+    memory::MemoryError,
+    pool::{Places, Unsent},
+    unread::Unread,
+    violation::Violation,
+};
 
 /// What a sender has done so far, and where its slots are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -75,6 +82,17 @@ impl WriteError {
         match self {
             Self::NoReceiver(fbuf) | Self::OtherSender(fbuf) | Self::NotSealed { fbuf, .. } => Some(fbuf),
             Self::Lost => None,
+        }
+    }
+}
+
+impl From<Unsent> for WriteError {
+    fn from(unsent: Unsent) -> Self {
+        match unsent {
+            Unsent::OtherPool(fbuf) => Self::OtherSender(fbuf),
+            Unsent::NoReceiver(fbuf) => Self::NoReceiver(fbuf),
+            Unsent::NotSealed { fbuf, error } => Self::NotSealed { fbuf, error },
+            Unsent::Lost => Self::Lost,
         }
     }
 }

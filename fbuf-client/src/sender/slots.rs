@@ -10,9 +10,9 @@ use crate::wait::{Gathering, LATE, Next, Sight, UNSURE, Waiting, within};
 impl Sender {
     /// Looks for a slot that is free although it is not its turn, or is new.
     pub(super) fn find_slot(&mut self, may_grow: bool) -> bool {
-        self.notice_leaving();
+        self.pool.notice_leaving();
         self.fetch_rights();
-        if !self.pool.search(&self.links) && may_grow {
+        if !self.pool.search() && may_grow {
             self.grow();
         }
         self.collect()
@@ -20,7 +20,7 @@ impl Sender {
 
     /// Looks whether the slots are free whose turn it is.
     pub(super) fn collect(&mut self) -> bool {
-        self.pool.collect(&self.links, self.pace.round())
+        self.pool.collect(self.pace.round())
     }
 
     /// Adds a segment, or goes on adding the last one: its slots are used once every receiver knows
@@ -36,8 +36,8 @@ impl Sender {
             }
         }
         let mut known = true;
-        for index in (0..self.links.len()).rev() {
-            match self.links[index].announce(&self.pool) {
+        for index in (0..self.pool.links().len()).rev() {
+            match self.pool.announce_to(index) {
                 Ok(announced) => known &= announced,
                 Err(end) => self.end(index, end),
             }
@@ -52,17 +52,17 @@ impl Sender {
 
     pub(super) fn wait_for_slot(&mut self, deadline: Option<Instant>) -> Result<(), AllocateError> {
         self.counters.waits += 1;
-        let mut waiting = Waiting::new(self.crowd.wait(self.wait, self.links.len()), self.patience, deadline);
-        waiting = waiting.among(self.links.len());
-        if waiting.looks() && self.gathering.is_worthwhile(self.next_sequence) {
+        let mut waiting = Waiting::new(self.crowd.wait(self.wait, self.pool.links().len()), self.patience, deadline);
+        waiting = waiting.among(self.pool.links().len());
+        if waiting.looks() && self.gathering.is_worthwhile(self.pool.next_sequence()) {
             self.gather_slots();
         }
         loop {
             if waiting.is_thorough() {
-                self.notice_leaving();
+                self.pool.notice_leaving();
                 self.fetch_rights();
             }
-            let look = waiting.is_thorough() && self.pool.search(&self.links) || self.pool.is_back(&self.links, 0);
+            let look = waiting.is_thorough() && self.pool.search() || self.pool.is_back(0);
             if look && self.collect() {
                 return Ok(());
             }
@@ -83,7 +83,7 @@ impl Sender {
                 Next::Sleep => {
                     let wake = if grows || self.pool.is_blocked() { within(LATE, deadline) } else { deadline };
                     // A slot that is put back by a thread of this process wakes it as well.
-                    self.sleep(wake, |sender| sender.pool.search_all(&sender.links) || !sender.pool.await_fbufs());
+                    self.sleep(wake, |sender| sender.pool.search_all() || !sender.pool.await_fbufs());
                 }
                 Next::Expired => return Err(AllocateError::TimedOut(self.pool.slots() as usize)),
             }
@@ -95,9 +95,9 @@ impl Sender {
         let half = self.pool.slots() / 2;
         let (step, mut next) = ((half / 16).max(1), 0);
         self.gathering.wait(Gathering::SENDER_TIME, || {
-            if self.pool.is_back(&self.links, half) {
+            if self.pool.is_back(half) {
                 Sight::Enough
-            } else if self.pool.is_back(&self.links, next) {
+            } else if self.pool.is_back(next) {
                 next = (next + step).min(half);
                 Sight::More
             } else {
@@ -109,27 +109,27 @@ impl Sender {
     /// Reads from the socket what a receiver hands back whose slots these are.
     pub(super) fn fetch_rights(&mut self) {
         if self.pool.is_receivers() {
-            (0..self.links.len()).rev().for_each(|index| self.attend_to(index));
+            (0..self.pool.links().len()).rev().for_each(|index| self.attend_to(index));
         }
     }
 
     /// Sleeps until something happens, unless what is waited for has happened already.
     pub(super) fn sleep(&mut self, deadline: Option<Instant>, happened: impl Fn(&mut Self) -> bool) {
-        for link in &self.links {
+        for link in self.pool.links() {
             link.raise();
         }
         points::reach("park: raised");
         let sure = Fencing::of_this_process().before_sleeping();
-        self.notice_leaving();
+        self.pool.notice_leaving();
         if !happened(self) {
             self.counters.sleeps += 1;
             points::reach("park: about to sleep");
             self.await_sockets(if sure { deadline } else { within(UNSURE, deadline) });
             // Whoever rang last has most likely woken it.
-            self.patience.learn(self.links.iter().filter_map(Outbound::rang).min());
+            self.patience.learn(self.pool.links().iter().filter_map(Outbound::rang).min());
         }
         points::reach("park: awake");
-        for link in &self.links {
+        for link in self.pool.links() {
             link.lower();
         }
         self.look();

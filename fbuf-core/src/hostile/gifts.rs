@@ -7,14 +7,14 @@ use super::*;
 use crate::violation::Unsuitable;
 
 /// A sender whose slots are its receiver's, linked with such a receiver that is trusted or not.
-pub(super) fn sender_of_receivers_slots(peer: Peer) -> Result<(Pool, Outbound, PacketSocket), LinkEnd> {
+pub(super) fn sender_of_receivers_slots(peer: Peer) -> Result<(Pool, PacketSocket), LinkEnd> {
     let (own, its) = sockets();
-    let pool = Pool::of_receiver(geometry(), Arc::new(EventFd::new().unwrap())).unwrap();
+    let mut pool = Pool::of_receiver(geometry(), Arc::new(EventFd::new().unwrap())).unwrap();
     let (_board, descriptor) = BoardTable::create("fbuf-test", SLOTS as usize).unwrap();
     let hello = Hello { board: descriptor.into(), skip_above: None, fences: false, wants_slots: false };
     own.send(&wire::encode(&LinkMessage::Hello(hello)).unwrap()).unwrap();
-    let Arrived::Here(link) = Expected::new(peer, its).look(&pool, 0)? else { panic!("it has come") };
-    Ok((pool, *link, own))
+    let Arrived::Here = pool.link(Expected::new(peer, its))? else { panic!("it has come") };
+    Ok((pool, own))
 }
 
 #[test]
@@ -39,7 +39,7 @@ fn messages_that_an_untrusted_sender_could_change_are_copied_whatever_the_broker
         let welcome = Welcome { lane: lane_fd.into(), first_sequence: 0, segments, slots: Vec::new() };
         own.send(&wire::encode(&LinkMessage::Welcome(welcome)).unwrap()).unwrap();
         let Ok(Answered::Open(mut inbound)) = greeted.look() else { panic!("an honest welcome was refused") };
-        assert!(pool.collect(&[], 1));
+        assert!(pool.collect(1));
         let mut fbuf = pool.allocate().unwrap();
         fbuf.resize(1).unwrap();
         LaneWriter::new(lane).message(SlotId::new(0), 1);
@@ -59,11 +59,14 @@ fn given(size: u64, huge: bool) -> (OwnedFd, OwnedFd) {
 
 /// What a sender makes of a slot that such a receiver gives: whether it can be allocated.
 fn give_to(peer: Peer, (writer, reader): (OwnedFd, OwnedFd)) -> Result<bool, Violation> {
-    let (mut pool, mut link, socket) = sender_of_receivers_slots(peer).unwrap();
+    let (mut pool, socket) = sender_of_receivers_slots(peer).unwrap();
     let right = Right { slot: 0, writer: writer.into(), reader: Some(reader.into()) };
     socket.send(&wire::encode(&LinkMessage::Right(right)).unwrap()).unwrap();
-    link.attend(0).unwrap();
-    link.gifts().into_iter().try_for_each(|gift| pool.give(gift)).map(|()| pool.search(&[]))
+    match pool.attend(0) {
+        Ok(()) => Ok(pool.search()),
+        Err(LinkEnd::Violation(violation)) => Err(violation),
+        Err(end) => panic!("{end:?}"),
+    }
 }
 
 #[test]

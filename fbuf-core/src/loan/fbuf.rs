@@ -61,16 +61,10 @@ impl Pool {
         Some(self.fbuf(slot, bytes, 0))
     }
 
-    /// Takes back what was to be sent, and was lent to nobody.
-    pub fn recall(&mut self, slot: SlotId, length: u32) -> Option<Fbuf> {
-        let bytes = self.take_back(slot)?;
-        Some(self.fbuf(slot, bytes, length))
-    }
-
     /// A slot that was just taken is owned by its fbuf from here on (invariant 2). Shelf and mappings
     /// live until it is put back or taken back (`Drop for Pool`).
     #[inline]
-    pub(super) fn fbuf(&self, slot: SlotId, bytes: Address, filled: u32) -> Fbuf {
+    pub(crate) fn fbuf(&self, slot: SlotId, bytes: Address, filled: u32) -> Fbuf {
         Fbuf { bytes, slot, filled, home: self.shelf() }
     }
 }
@@ -82,10 +76,10 @@ impl Fbuf {
         self.home
     }
 
-    /// Ends it without putting the slot back: the slot, and how many bytes are filled.
+    /// Ends it without putting the slot back: the slot, where its bytes are, and how many are filled.
     #[inline]
-    pub(crate) fn into_slot(self) -> (SlotId, u32) {
-        let parts = (self.slot, self.filled);
+    pub(crate) fn into_slot(self) -> (SlotId, Address, u32) {
+        let parts = (self.slot, self.bytes, self.filled);
         std::mem::forget(self);
         parts
     }

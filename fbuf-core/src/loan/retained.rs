@@ -6,7 +6,6 @@ use super::{Fbuf, fbuf::put_back};
 use crate::{
     lease::View,
     memory::Sealed,
-    outbound::Outbound,
     pool::{Pool, Shelf},
     slot::{Mark, SlotId},
 };
@@ -32,9 +31,9 @@ unsafe impl Send for Retained {}
 unsafe impl Sync for Retained {}
 
 impl Pool {
-    /// Keeps a slot that was taken to be sent, for its sender to read on. To be dropped, or [given
-    /// up](Self::give_up), if it is not sent.
-    pub fn retain(&mut self, slot: SlotId, length: u32, sequence: u64) -> Option<Retained> {
+    /// Keeps a slot that is about to be sent, of which so many bytes are filled, for its sender to read on. To be
+    /// [given up](Self::give_up) if it is not sent.
+    pub(crate) fn retain(&mut self, slot: SlotId, length: u32, sequence: u64) -> Option<Retained> {
         let (bytes, view) = if self.is_leased() {
             let view = self.view(slot)?;
             (view.bytes(), Some(view))
@@ -46,7 +45,7 @@ impl Pool {
     }
 
     /// Forgets that a slot was retained: it was not sent.
-    pub fn give_up(&mut self, retained: Retained) {
+    pub(crate) fn give_up(&mut self, retained: Retained) {
         if let Some((slot, ..)) = self.own_slot(&retained) {
             self.let_go(slot);
             retained.forget();
@@ -57,9 +56,9 @@ impl Pool {
     ///
     /// # Errors
     /// What was given, if not.
-    pub fn rewrite(&mut self, links: &[Outbound], retained: Retained) -> Result<Fbuf, Retained> {
+    pub fn rewrite(&mut self, retained: Retained) -> Result<Fbuf, Retained> {
         let Some((slot, message, length)) = self.own_slot(&retained) else { return Err(retained) };
-        match self.reclaim(links, slot, message) {
+        match self.reclaim(slot, message) {
             Some(bytes) => {
                 retained.forget();
                 Ok(self.fbuf(slot, bytes, length))

@@ -8,17 +8,22 @@
 //! when the hand comes by, and one that somebody keeps for long is passed over, once a round.
 
 mod drafts;
+mod links;
 mod memory;
+mod send;
 mod shelf;
 
 use std::{io, os::fd::OwnedFd, ptr::NonNull, sync::Arc};
 
 use nix::sys::eventfd::EventFd;
 
-pub use self::shelf::Shelf;
 use self::{
     drafts::Drafts,
     memory::{Memory, Segment},
+};
+pub use self::{
+    send::{Published, Unsent},
+    shelf::Shelf,
 };
 use crate::{
     guard::Guard,
@@ -26,13 +31,11 @@ use crate::{
     lease::{LeasedSlots, View},
     limits::MAX_SEGMENTS,
     link::{Gift, NewSegment},
-    loan::Fbuf,
     memory::{Address, Leasable, MemoryError, Pages, Pieces},
     outbound::Outbound,
     points,
     ring::Ring,
     slot::{Geometry, Mark, SlotId},
-    unread::Unread,
     violation::{Unsuitable, Violation},
     wire::Descriptor,
 };
@@ -54,6 +57,12 @@ pub struct Pool {
     ledger: Ring<Mark>,
     /// Slots that were sent and whose handle the sender has kept: they are used again when it lets go.
     retained: Vec<SlotId>,
+    /// The links.
+    links: Vec<Outbound>,
+    /// Links that were ended from this side, and whose receivers may read on.
+    parted: Vec<Outbound>,
+    /// The number of the next message.
+    next_sequence: u64,
     /// How many slots are in use: all but those of a segment that receivers do not know yet.
     used: u32,
     /// How many slots from the hand on were searched in vain.
@@ -158,6 +167,9 @@ impl Pool {
             free: Pieces::none(0),
             ledger: Ring::new(geometry.max_slots() as usize, || Mark::NONE),
             retained: Vec::new(),
+            links: Vec::new(),
+            parted: Vec::new(),
+            next_sequence: 0,
             used: 0,
             searched: 0,
             shelf,
@@ -195,27 +207,19 @@ impl Pool {
 
     /// Where its slots are. Goes through all of them.
     #[must_use]
-    pub fn places(&self, links: &[Outbound]) -> Places {
+    pub fn places(&self) -> Places {
         let put_back = self.shelf.slots();
-        let lent = self.all().filter(|&slot| self.is_lent(links, slot)).count();
-        let idle = self.retained.iter().filter(|slot| !put_back.contains(slot) && !self.is_lent(links, **slot)).count();
+        let lent = self.all().filter(|&slot| self.is_lent(slot)).count();
+        let idle = self.retained.iter().filter(|slot| !put_back.contains(slot) && !self.is_lent(**slot)).count();
         let out = self.count_out() - put_back.iter().filter(|slot| !self.retained.contains(slot)).count();
         Places { free: self.used as usize - out - lent - idle, held: out + idle, lent }
     }
 
     /// Whether any slot is lent.
     #[must_use]
-    pub fn lends(&self, links: &[Outbound]) -> bool {
+    pub fn lends(&self) -> bool {
         // What was sent last is the most likely.
-        (0..self.used).rev().any(|ahead| self.is_lent(links, self.ahead(ahead)))
-    }
-
-    /// What a receiver has not read to the end of the messages before number `sent`. Goes through all slots.
-    #[must_use]
-    pub fn unread(&self, link: &Outbound, sent: u64) -> Option<Unread> {
-        let marks = self.all().map(|slot| (slot, self.mark(slot)));
-        let lent = marks.filter(|&(slot, mark)| mark != Mark::OUT && link.has(slot, mark));
-        link.unread(lent.map(|(_, mark)| mark), sent)
+        (0..self.used).rev().any(|ahead| self.is_lent(self.ahead(ahead)))
     }
 
     fn all(&self) -> impl Iterator<Item = SlotId> {
@@ -238,16 +242,16 @@ impl Pool {
         *self.ledger.at(slot.index())
     }
 
-    fn is_lent(&self, links: &[Outbound], slot: SlotId) -> bool {
+    fn is_lent(&self, slot: SlotId) -> bool {
         let mark = self.mark(slot);
-        mark != Mark::OUT && links.iter().any(|link| link.has(slot, mark))
+        mark != Mark::OUT && self.linked().any(|link| link.has(slot, mark))
     }
 
-    fn is_free(&self, links: &[Outbound], slot: SlotId) -> bool {
+    fn is_free(&self, slot: SlotId) -> bool {
         let mark = self.mark(slot);
         mark != Mark::OUT
             && !self.retained.contains(&slot)
-            && !links.iter().any(|link| link.has(slot, mark))
+            && !self.linked().any(|link| link.has(slot, mark))
             && self.memory.is_available(slot)
     }
 
@@ -307,25 +311,6 @@ impl Pool {
         Some((SlotId::new(number), bytes))
     }
 
-    /// Takes a slot that was to be sent, and was lent to nobody.
-    pub(crate) fn take_back(&mut self, slot: SlotId) -> Option<Address> {
-        self.release(slot, 1).ok()?;
-        let mut pieces = self.memory.recall(self.geometry, slot).ok()??;
-        let (_, bytes) = pieces.next()?;
-        *self.ledger.at_mut(slot.index()) = Mark::OUT;
-        Some(bytes)
-    }
-
-    /// Before a slot is lent with a message: has nobody write it any more, in a pool with a guard.
-    pub fn seal(&mut self, slot: SlotId, sequence: u64) {
-        let Some(guard) = &self.guard else { return };
-        guard.sent(slot, Mark::of(sequence));
-        if self.protect(slot, 1, false).is_err() {
-            self.unguarded += 1;
-        }
-        points::reach("seal: guarded");
-    }
-
     /// Lets the owner write slots of one segment again.
     fn release(&self, first: SlotId, count: u32) -> io::Result<()> {
         let Some(guard) = &self.guard else { return Ok(()) };
@@ -353,22 +338,6 @@ impl Pool {
         NonNull::new(Arc::as_ptr(&self.shelf).cast_mut()).unwrap_or(NonNull::dangling())
     }
 
-    /// Takes a filled fbuf back in order to send it as message number `sequence`: its slot, and how many
-    /// bytes are filled.
-    ///
-    /// # Errors
-    /// The fbuf, if it came from another pool.
-    #[inline]
-    pub fn take(&mut self, fbuf: Fbuf, sequence: u64) -> Result<(SlotId, u32), Fbuf> {
-        if fbuf.home() != self.shelf() {
-            return Err(fbuf);
-        }
-        let (slot, length) = fbuf.into_slot();
-        *self.ledger.at_mut(slot.index()) = Mark::of(sequence);
-        points::reach("write: taken");
-        Ok((slot, length))
-    }
-
     /// Whether no slot is known to be free.
     #[must_use]
     #[inline]
@@ -377,7 +346,7 @@ impl Pool {
     }
 
     /// Looks which of the slots that come next are free, up to `most`: whether there is one.
-    pub fn collect(&mut self, links: &[Outbound], most: u32) -> bool {
+    pub fn collect(&mut self, most: u32) -> bool {
         if !self.free.is_empty() {
             return true;
         }
@@ -386,16 +355,14 @@ impl Pool {
         }
         let first = self.ahead(0);
         if !matches!(self.memory, Memory::Segments(_)) {
-            return self.collect_draft(links, first);
+            return self.collect_draft(first);
         }
         let Some(segment) = self.memory.segment_of(first) else { return false };
         let end = (segment.first + segment.slots).min(first.number().saturating_add(most));
         let marks = self.ledger.slice(first.index()..end as usize);
-        let count = match links {
-            [link] if self.retained.is_empty() => link.count_back(first, marks),
-            links => {
-                (first.number()..).zip(marks).take_while(|&(slot, _)| self.is_free(links, SlotId::new(slot))).count()
-            }
+        let count = match &self.links[..] {
+            [link] if self.retained.is_empty() && self.parted.is_empty() => link.count_back(first, marks),
+            _ => (first.number()..).zip(marks).take_while(|&(slot, _)| self.is_free(SlotId::new(slot))).count(),
         };
         if self.guard.is_some() && count > 0 && self.release(first, count as u32).is_err() {
             // The kernel has no mapping left that this would take; slots come back, and with them mappings.
@@ -406,8 +373,8 @@ impl Pool {
         count > 0
     }
 
-    fn collect_draft(&mut self, links: &[Outbound], slot: SlotId) -> bool {
-        if !self.is_free(links, slot) {
+    fn collect_draft(&mut self, slot: SlotId) -> bool {
+        if !self.is_free(slot) {
             return false;
         }
         let draft = self.memory.draft(self.geometry, slot);
@@ -422,18 +389,6 @@ impl Pool {
     #[must_use]
     pub fn is_exhausted(&self) -> bool {
         self.exhausted
-    }
-
-    /// Seals the buffer that was taken to be sent, in a pool of buffers that are sent once: its memory.
-    ///
-    /// # Errors
-    /// [`MemoryError`]: somebody else can write it, such as a child that was forked, and there is no memory
-    /// for a copy.
-    pub fn seal_for_good(&mut self, slot: SlotId) -> Result<Option<OwnedFd>, MemoryError> {
-        let Memory::Shots(drafts) = &mut self.memory else { return Ok(None) };
-        let sealed = drafts.seal(slot);
-        points::reach("seal: sealed");
-        sealed
     }
 
     /// Whether this is a pool of buffers that are sent once.
@@ -462,40 +417,27 @@ impl Pool {
         self.memory.leased().is_some_and(LeasedSlots::are_given)
     }
 
-    /// Gives up the right to write a slot that was taken to be sent, in a pool whose slots are leased: whether
-    /// it can be sent.
-    pub fn vacate(&mut self, slot: SlotId, length: u32) -> bool {
-        let vacated = self.memory.leased_mut().is_none_or(|slots| slots.vacate(slot, length as usize).is_ok());
-        points::reach("lease: vacated");
-        vacated
-    }
-
-    /// Whether a slot that was to be sent lies in memory of a receiver that has gone.
-    #[must_use]
-    pub fn is_homeless(&self, slot: SlotId) -> bool {
-        self.memory.leased().is_some_and(|slots| slots.is_homeless(slot))
-    }
-
     /// Takes what a receiver gives to a pool of such slots.
     ///
     /// # Errors
     /// [`Violation`]
-    pub fn give(&mut self, gift: Gift) -> Result<(), Violation> {
+    fn give(&mut self, gift: Gift) -> Result<(), Violation> {
         let Some(slots) = self.memory.leased_mut() else { return Ok(()) };
         slots.give(gift)
     }
 
     /// A receiver has gone. What it gave is of no use any more.
-    pub fn forget_gifts(&mut self, giver: Peer) {
+    fn forget_gifts(&mut self, giver: Peer) {
         if let Some(slots) = self.memory.leased_mut() {
             slots.forget_giver(giver);
         }
     }
 
-    /// Whether a slot that was handed back cannot be had, for a reason that passes without a word.
+    /// Whether a slot cannot be had for a reason that passes without a word: a lease that somebody has, or a receiver
+    /// whose link was ended and that reads on.
     #[must_use]
     pub fn is_blocked(&self) -> bool {
-        self.memory.leased().is_some_and(LeasedSlots::is_blocked)
+        !self.parted.is_empty() || self.memory.leased().is_some_and(LeasedSlots::is_blocked)
     }
 
     /// A slot that was taken to be sent, to be read on, where that takes another mapping.
@@ -518,27 +460,30 @@ impl Pool {
     /// Whether the slot is free that comes after so many others.
     #[must_use]
     #[inline]
-    pub fn is_back(&self, links: &[Outbound], count: u32) -> bool {
-        self.is_free(links, self.ahead(count.min(self.used - 1)))
+    pub fn is_back(&self, count: u32) -> bool {
+        self.is_free(self.ahead(count.min(self.used - 1)))
     }
 
     /// Looks for a slot that is free although it is not its turn: a fbuf that was dropped unsent, or a
     /// slot behind others that receivers keep for long. The hand goes there, and comes by those others
     /// again in the next round. False if none was found; the next look goes on where this one ended.
-    pub fn search(&mut self, links: &[Outbound]) -> bool {
+    pub fn search(&mut self) -> bool {
         let from = if self.searched < self.used { self.searched } else { 0 };
-        self.search_from(from, SEARCH, links)
+        self.search_from(from, SEARCH)
     }
 
     /// As [`Self::search`], but looks everywhere.
-    pub fn search_all(&mut self, links: &[Outbound]) -> bool {
-        self.search_from(0, u32::MAX, links)
+    pub fn search_all(&mut self) -> bool {
+        self.search_from(0, u32::MAX)
     }
 
-    fn search_from(&mut self, from: u32, most: u32, links: &[Outbound]) -> bool {
+    fn search_from(&mut self, from: u32, most: u32) -> bool {
         self.clear_shelf();
+        if !self.parted.is_empty() {
+            self.forget_parted();
+        }
         let end = from.saturating_add(most).min(self.used);
-        let found = (0..1).chain(from..end).map(|ahead| self.ahead(ahead)).find(|&slot| self.is_free(links, slot));
+        let found = (0..1).chain(from..end).map(|ahead| self.ahead(ahead)).find(|&slot| self.is_free(slot));
         if let Some(slot) = found {
             self.move_to(slot);
             self.searched = 0;
@@ -566,16 +511,6 @@ impl Pool {
     /// As if it had never been kept.
     pub(crate) fn let_go(&mut self, slot: SlotId) {
         self.retained.retain(|&retained| retained != slot);
-    }
-
-    /// The bytes of a slot that was sent and kept, to be written again: none while any receiver has it.
-    pub(crate) fn reclaim(&mut self, links: &[Outbound], slot: SlotId, message: Mark) -> Option<Address> {
-        if links.iter().any(|link| link.has(slot, message)) {
-            return None;
-        }
-        let bytes = self.take_back(slot)?;
-        self.let_go(slot);
-        Some(bytes)
     }
 
     /// Before the sender sleeps: have [`Fbuf`]s that are dropped from now on wake it. False if some

@@ -1,9 +1,10 @@
 //! A pool without links.
 
 use super::*;
+use crate::loan::Fbuf;
 
 fn next(pool: &mut Pool) -> Option<Fbuf> {
-    pool.allocate().or_else(|| pool.collect(&[], 64).then(|| pool.allocate())?)
+    pool.allocate().or_else(|| pool.collect(64).then(|| pool.allocate())?)
 }
 
 fn pool(slots: u32, limit: u64) -> Pool {
@@ -16,26 +17,15 @@ fn a_slot_is_in_one_place() {
     let mut pool = pool(3, 3);
     let all: Vec<_> = std::iter::from_fn(|| next(&mut pool)).collect();
     assert_eq!(all.len(), 3);
-    assert_eq!(pool.places(&[]), Places { free: 0, held: 3, lent: 0 });
+    assert_eq!(pool.places(), Places { free: 0, held: 3, lent: 0 });
     let mut starts: Vec<_> = all.iter().map(|fbuf| fbuf.as_ptr() as usize).collect();
     starts.sort_unstable();
     assert!(starts.windows(2).all(|pair| pair[1] - pair[0] >= 100), "slots overlap");
     drop(all);
-    assert_eq!(pool.places(&[]), Places { free: 3, held: 0, lent: 0 });
-    assert!(pool.search(&[]));
-    assert_eq!(pool.places(&[]), Places { free: 3, held: 0, lent: 0 });
+    assert_eq!(pool.places(), Places { free: 3, held: 0, lent: 0 });
+    assert!(pool.search());
+    assert_eq!(pool.places(), Places { free: 3, held: 0, lent: 0 });
     assert_eq!(std::iter::from_fn(|| next(&mut pool)).count(), 3);
-}
-
-#[test]
-fn slots_are_reused_first_in_first_out() {
-    let mut pool = pool(4, 4);
-    let mut order = Vec::new();
-    for sequence in 0..8 {
-        let fbuf = next(&mut pool).unwrap();
-        order.push(pool.take(fbuf, sequence).unwrap().0.index());
-    }
-    assert_eq!(order, [0, 1, 2, 3, 0, 1, 2, 3]);
 }
 
 #[test]
@@ -43,7 +33,7 @@ fn growth_doubles_up_to_the_limit() {
     let mut pool = pool(2, 7);
     pool.grow().unwrap();
     assert!(pool.is_growing());
-    assert_eq!(pool.places(&[]), Places { free: 2, held: 0, lent: 0 }, "slots are free before receivers know of them");
+    assert_eq!(pool.places(), Places { free: 2, held: 0, lent: 0 }, "slots are free before receivers know of them");
     pool.use_segment();
     pool.grow().unwrap();
     pool.use_segment();
@@ -56,8 +46,9 @@ fn growth_doubles_up_to_the_limit() {
 fn a_fbuf_of_another_pool_is_handed_back() {
     let (mut one, mut other) = (pool(1, 1), pool(1, 1));
     let fbuf = next(&mut one).unwrap();
-    let fbuf = other.take(fbuf, 0).unwrap_err();
-    assert!(one.take(fbuf, 0).is_ok());
+    let Err(Unsent::OtherPool(fbuf)) = other.send(fbuf) else { panic!("it was sent") };
+    let fbuf = other.send_simply(fbuf).unwrap_err();
+    assert!(matches!(one.send(fbuf), Err(Unsent::NoReceiver(_))));
 }
 
 #[test]

@@ -1,0 +1,167 @@
+//! Both halves of a link, honest, in one process: what any caller of this crate can do to a message that a receiver
+//! holds, through whatever safe function, is nothing.
+
+use std::sync::Arc;
+
+use nix::sys::eventfd::EventFd;
+
+use crate::{
+    control::Lodging,
+    inbound::{Answered, Greeted, Inbound, Peer},
+    loan::Received,
+    outbound::{Arrived, Expected},
+    pool::{Places, Pool},
+    protection::Mechanism,
+    slot::Geometry,
+    socket::{Credentials, PacketSocket},
+};
+
+fn geometry(slots: u64) -> Geometry {
+    Geometry::new(64, slots).unwrap()
+}
+
+fn pool(slots: u32) -> Pool {
+    Pool::new(geometry(slots.into()), slots, Arc::new(EventFd::new().unwrap())).unwrap()
+}
+
+/// Links a receiver, which skips if it holds more than so many.
+fn link(pool: &mut Pool, skip_above: Option<u32>) -> Inbound {
+    let peer = Peer { endpoint: 1, process: Credentials { pid: 1, uid: 1, gid: 1 }, same_user: true, trusted: true };
+    let (its, own) = PacketSocket::pair().unwrap();
+    let (its, own) = (PacketSocket::new(its).unwrap(), PacketSocket::new(own).unwrap());
+    let greeted = Greeted::new(peer, its, pool.geometry(), Mechanism::Shared, Lodging::Segments, skip_above).unwrap();
+    let Ok(Arrived::Here) = pool.link(Expected::new(peer, own)) else { panic!("an honest hello was refused") };
+    let Ok(Answered::Open(inbound)) = greeted.look() else { panic!("an honest welcome was refused") };
+    *inbound
+}
+
+/// Looks for free slots by each of the ways there are.
+fn find(pool: &mut Pool) -> bool {
+    pool.notice_leaving();
+    pool.collect(64) || pool.search() && pool.collect(64) || pool.search_all() && pool.collect(64)
+}
+
+/// Sends a message that is full of a byte, and receives it.
+fn exchange(pool: &mut Pool, inbound: &mut Inbound, byte: u8) -> Received {
+    send(pool, byte);
+    let received = inbound.take().expect("nothing came");
+    assert_eq!(&received[..], [byte; 64]);
+    received
+}
+
+fn send(pool: &mut Pool, byte: u8) {
+    assert!(find(pool), "no slot is free");
+    let mut fbuf = pool.allocate().unwrap();
+    fbuf.resize(64).unwrap();
+    fbuf.fill(byte);
+    if let Err(fbuf) = pool.send_simply(fbuf) {
+        pool.send(fbuf).unwrap();
+    }
+}
+
+#[test]
+fn a_slot_that_is_held_is_not_handed_out() {
+    let mut pool = pool(1);
+    let mut inbound = link(&mut pool, None);
+    for byte in 0..3 {
+        let received = exchange(&mut pool, &mut inbound, byte);
+        assert!(!find(&mut pool), "a slot was handed out that a receiver holds");
+        assert_eq!(pool.places(), Places { free: 0, held: 0, lent: 1 });
+        drop(received);
+    }
+    assert!(find(&mut pool));
+}
+
+#[test]
+fn a_slot_is_held_for_as_long_as_any_of_several_receivers_holds_it() {
+    let mut pool = pool(1);
+    let mut inbounds = [link(&mut pool, None), link(&mut pool, None), link(&mut pool, Some(8))];
+    for byte in 0..3 {
+        send(&mut pool, byte);
+        for inbound in &mut inbounds {
+            assert!(!find(&mut pool), "a slot was handed out that a receiver is yet to take");
+            let received = inbound.take().unwrap();
+            assert!(!find(&mut pool), "a slot was handed out that a receiver holds");
+            assert_eq!(&received[..], [byte; 64]);
+        }
+        inbounds.rotate_left(1);
+    }
+    assert!(find(&mut pool));
+}
+
+#[test]
+fn a_link_that_is_ended_while_its_receiver_reads_keeps_what_that_has() {
+    let mut pool = pool(3);
+    let mut inbound = link(&mut pool, None);
+    let one = exchange(&mut pool, &mut inbound, 1);
+    send(&mut pool, 2);
+    pool.end(0);
+    assert!(pool.links().is_empty() && pool.is_blocked());
+    assert_eq!(pool.places(), Places { free: 1, held: 0, lent: 2 });
+    let other = inbound.take().unwrap();
+    assert!(inbound.take().is_none() && inbound.is_over(), "it was not told of the end");
+    // The third slot is free, and the only one.
+    let free = find(&mut pool).then(|| pool.allocate()).flatten().unwrap();
+    assert!(!find(&mut pool), "a slot was handed out that a receiver holds");
+    assert_eq!((&one[..], &other[..]), (&[1; 64][..], &[2; 64][..]));
+    drop((one, other));
+    assert!(find(&mut pool), "slots that were handed back are lent for ever");
+    drop(free);
+    assert!(pool.search_all() && !pool.is_blocked());
+    assert_eq!(pool.places(), Places { free: 3, held: 0, lent: 0 });
+}
+
+#[test]
+fn a_receiver_that_hung_up_has_nothing_any_more_although_its_link_was_ended_before() {
+    let mut pool = pool(2);
+    let mut inbound = link(&mut pool, None);
+    let received = exchange(&mut pool, &mut inbound, 1);
+    send(&mut pool, 2);
+    pool.end(0);
+    // What was taken stays; what was not goes.
+    drop(inbound);
+    assert_eq!(pool.places().lent, 2);
+    assert!(find(&mut pool));
+    assert_eq!((pool.places().lent, &received[..]), (1, &[1; 64][..]));
+    drop(received);
+    assert!(pool.search_all());
+    assert_eq!(pool.places(), Places { free: 2, held: 0, lent: 0 });
+}
+
+#[test]
+fn what_is_kept_is_not_handed_out_and_not_written_while_it_is_read() {
+    let mut pool = pool(1);
+    let mut inbound = link(&mut pool, None);
+    assert!(find(&mut pool));
+    let mut fbuf = pool.allocate().unwrap();
+    fbuf.resize(64).unwrap();
+    fbuf.fill(1);
+    let (_, retained) = pool.send_and_keep(fbuf).unwrap();
+    let received = inbound.take().unwrap();
+    let retained = pool.rewrite(retained).unwrap_err();
+    drop(received);
+    assert!(!find(&mut pool), "a slot was handed out that its sender reads");
+    assert_eq!(&retained[..], [1; 64]);
+    let mut fbuf = pool.rewrite(retained).unwrap();
+    fbuf[0] = 2;
+    assert!(!find(&mut pool));
+    drop(fbuf);
+    assert!(find(&mut pool));
+}
+
+#[test]
+fn every_message_has_a_number_of_its_own_although_some_were_not_sent() {
+    let mut pool = pool(4);
+    assert!(pool.collect(4));
+    let unsent = pool.allocate().unwrap();
+    assert!(pool.send(unsent).is_err());
+    let mut inbound = link(&mut pool, None);
+    for sequence in 0..100 {
+        let received = exchange(&mut pool, &mut inbound, sequence as u8);
+        assert_eq!((received.sequence(), pool.next_sequence()), (sequence, sequence + 1));
+    }
+    pool.close();
+    let unsent = find(&mut pool).then(|| pool.allocate()).flatten().unwrap();
+    assert!(pool.send(unsent).is_err(), "a message was sent behind the end");
+    assert!(inbound.take().is_none() && inbound.is_over() && inbound.end().is_none());
+}

@@ -1,0 +1,140 @@
+//! The links of a pool. They belong to it: which slots are free is known only to who knows all of them.
+
+use std::{iter, mem, slice};
+
+use super::{Memory, Pool};
+use crate::{
+    link::LinkEnd,
+    outbound::{Arrived, Expected, Outbound},
+    slot::{Mark, SlotId},
+    unread::Unread,
+};
+
+impl Pool {
+    /// The links, in an order that changes only when one [ends](Self::end).
+    #[must_use]
+    #[inline]
+    pub fn links(&self) -> &[Outbound] {
+        &self.links
+    }
+
+    /// How many receivers are linked, as far as is known.
+    #[must_use]
+    pub fn receivers(&self) -> usize {
+        self.links.iter().filter(|link| link.is_open()).count()
+    }
+
+    /// All links over which a slot may be lent: those that are there, and those that were parted with.
+    #[inline]
+    pub(super) fn linked(&self) -> iter::Chain<slice::Iter<'_, Outbound>, slice::Iter<'_, Outbound>> {
+        self.links.iter().chain(&self.parted)
+    }
+
+    /// Looks for the hello of a receiver that is expected. If it came, the link is open, and the last of
+    /// [`Self::links`]: what is sent from now on reaches that receiver.
+    ///
+    /// # Errors
+    /// [`LinkEnd`]: there will be no link.
+    pub fn link(&mut self, expected: Expected) -> Result<Arrived, LinkEnd> {
+        match expected.look(self, self.next_sequence)? {
+            Ok(link) => {
+                self.links.push(link);
+                Ok(Arrived::Here)
+            }
+            Err(expected) => Ok(Arrived::NotYet(expected)),
+        }
+    }
+
+    /// Reads what a receiver sent over its socket, takes what it gave, and looks whether it has left.
+    ///
+    /// # Errors
+    /// [`LinkEnd`]: the link is over, and is to be [ended](Self::end).
+    ///
+    /// # Panics
+    /// There is no such link.
+    pub fn attend(&mut self, index: usize) -> Result<(), LinkEnd> {
+        let link = &mut self.links[index];
+        let attended = link.attend(self.next_sequence);
+        let given = link.gifts().into_iter().try_for_each(|gift| self.give(gift));
+        attended.and(given.map_err(LinkEnd::from))
+    }
+
+    /// Looks which receivers have left. What they never read is back at once; what they hold on to stays lent until
+    /// it is handed back, or the link hangs up.
+    pub fn notice_leaving(&mut self) {
+        for link in &mut self.links {
+            link.notice_leaving(self.next_sequence);
+        }
+    }
+
+    /// Announces the segments that a receiver does not know, before the first message that lies in one of them:
+    /// whether it knows all now. The kernel may have no room for a descriptor, which passes.
+    ///
+    /// # Errors
+    /// [`LinkEnd`]: the link is over, and is to be [ended](Self::end).
+    ///
+    /// # Panics
+    /// There is no such link.
+    pub fn announce_to(&mut self, index: usize) -> Result<bool, LinkEnd> {
+        let segments: Vec<_> = self.announce(self.links[index].announced()).collect();
+        self.links[index].announce(segments)
+    }
+
+    /// A link that was found to be over while something was sent, and why. It is to be [ended](Self::end).
+    pub fn lost(&mut self) -> Option<(usize, LinkEnd)> {
+        self.links.iter_mut().enumerate().find_map(|(index, link)| Some((index, link.lost()?)))
+    }
+
+    /// Ends a link; the last one takes its place. What its receiver has not read to the end is returned. What is lent over it alone is back, if its receiver has hung up,
+    /// or has broken a rule. Otherwise the receiver is told that nothing more comes, and what it has, or has yet to
+    /// read, stays lent until it lets go of it or hangs up.
+    ///
+    /// # Panics
+    /// There is no such link.
+    pub fn end(&mut self, index: usize) -> Option<Unread> {
+        let mut link = self.links.swap_remove(index);
+        link.notice_leaving(self.next_sequence);
+        let unread = link.unread(self.lent_over(&link).map(|(_, mark)| mark), self.next_sequence);
+        self.forget_gifts(link.peer());
+        // Where slots are memory of their own, it is the kernel who says when they can be written.
+        if matches!(self.memory, Memory::Segments(_)) && !link.is_over() && self.is_lent_over(&link) {
+            link.close(self.next_sequence);
+            self.parted.push(link);
+        }
+        unread
+    }
+
+    /// Looks whether receivers that were parted with have let go of all that they had.
+    pub(super) fn forget_parted(&mut self) {
+        let mut parted = mem::take(&mut self.parted);
+        parted.retain_mut(|link| link.attend(self.next_sequence).is_ok() && self.is_lent_over(link));
+        self.parted = parted;
+    }
+
+    /// Whether any slot is lent over this one of the [links](Self::links).
+    ///
+    /// # Panics
+    /// There is no such link.
+    #[must_use]
+    pub fn lends_over(&self, index: usize) -> bool {
+        self.is_lent_over(&self.links[index])
+    }
+
+    fn is_lent_over(&self, link: &Outbound) -> bool {
+        self.lent_over(link).next().is_some()
+    }
+
+    /// The slots that are lent over a link, and with which messages. Goes through all slots.
+    fn lent_over(&self, link: &Outbound) -> impl Iterator<Item = (SlotId, Mark)> {
+        let marks = self.all().map(|slot| (slot, self.mark(slot)));
+        marks.filter(move |&(slot, mark)| mark != Mark::OUT && link.has(slot, mark))
+    }
+
+    /// Tells all receivers that nothing more comes: everything that was sent arrives, and then the end. Without this,
+    /// a pool that is dropped ends its links as a process does that dies.
+    pub fn close(&mut self) {
+        for link in &mut self.links {
+            link.close(self.next_sequence);
+        }
+    }
+}
