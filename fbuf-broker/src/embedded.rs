@@ -12,7 +12,8 @@ use crate::{Broker, Listener, Policy};
 ///
 /// Without a given address it listens at a random name in the abstract namespace (unix(7)), so that
 /// nothing is left behind in any file system however the process ends. Children of this process can
-/// be given [`Embedded::address`].
+/// be given [`Embedded::address`]. Any process can take an abstract name over when its owner has ended; clients look which
+/// user listens there, and connect to no other user's than before.
 ///
 /// ```
 /// let broker = fbuf_broker::Embedded::start()?;
@@ -41,9 +42,8 @@ impl Embedded {
     /// # Errors
     /// As [`Self::start`].
     pub fn start_with(policy: Policy) -> io::Result<Self> {
-        let mut random = [0u8; 8];
-        io::Read::read_exact(&mut std::fs::File::open("/dev/urandom")?, &mut random)?;
-        let name = format!("@fbuf-{}-{:016x}", std::process::id(), u64::from_ne_bytes(random));
+        let random = u128::from_ne_bytes(sys::random()?);
+        let name = format!("@fbuf-{}-{random:032x}", std::process::id());
         Self::start_at(Address::new(name), policy)
     }
 

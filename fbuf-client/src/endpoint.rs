@@ -14,7 +14,7 @@ use std::{
 
 use crate::hangup::{Alarm, Watch};
 use fbuf_core::{
-    control::{Lodging, Report},
+    control::{LinkId, Lodging, Report},
     inbound::{Holdings, Peer},
     protection::Mechanism,
     slot::Geometry,
@@ -33,14 +33,14 @@ pub(crate) trait Post: Send {
     /// A peer was introduced.
     fn introduce(&self, peer: Peer, socket: PacketSocket, geometry: Geometry, mechanism: Mechanism, lodging: Lodging);
 
-    /// With whom there is a link, or will be, by the numbers by which peers know each other.
-    fn peers(&self) -> Vec<u64>;
+    /// The links that there are, or will be.
+    fn links(&self) -> Vec<LinkId>;
 
     /// What the endpoint has done, as far as it has said.
     fn report(&self) -> Report;
 
-    /// What is held of each peer's messages: how many, and which of them was sent first.
-    fn held(&self) -> Vec<(u64, usize, u64)>;
+    /// What is held of the messages of each link: how many, and which of them was sent first.
+    fn held(&self) -> Vec<(LinkId, usize, u64)>;
 }
 
 /// A post box: filled by the control thread, emptied by the endpoint.
@@ -50,8 +50,9 @@ pub(crate) struct Inbox<T> {
     /// Whether a peer has hung up since the endpoint last looked at its sockets.
     hung_up: AtomicBool,
     letters: Mutex<VecDeque<T>>,
-    /// Who was introduced and has not gone, and what is held of a sender's messages.
-    peers: Mutex<BTreeMap<u64, Option<Holdings>>>,
+    /// The links with peers that were introduced and have not gone, and what is held of a sender's messages. One peer
+    /// may have several: when a broker dies between its two introductions, the next one introduces the two again.
+    links: Mutex<BTreeMap<LinkId, Option<Holdings>>>,
     /// What the endpoint says of itself whenever it looks at its sockets.
     report: Mutex<Report>,
     wake: Arc<EventFd>,
@@ -60,9 +61,9 @@ pub(crate) struct Inbox<T> {
 impl<T> Inbox<T> {
     pub(crate) fn new() -> io::Result<Self> {
         let wake = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
-        let (letters, peers, report) = (Mutex::default(), Mutex::default(), Mutex::default());
+        let (letters, links, report) = (Mutex::default(), Mutex::default(), Mutex::default());
         let (filled, hung_up) = (AtomicBool::new(false), AtomicBool::new(false));
-        Ok(Self { filled, hung_up, letters, peers, report, wake: Arc::new(wake) })
+        Ok(Self { filled, hung_up, letters, links, report, wake: Arc::new(wake) })
     }
 
     /// What wakes the endpoint.
@@ -72,7 +73,7 @@ impl<T> Inbox<T> {
 
     /// A letter about a peer will come.
     pub(crate) fn expect(&self, peer: Peer) {
-        lock(&self.peers).insert(peer.endpoint, None);
+        lock(&self.links).insert(peer.link, None);
     }
 
     pub(crate) fn post(&self, peer: Peer, letter: T) {
@@ -128,31 +129,31 @@ impl<T> Inbox<T> {
 
     /// A peer is linked no more, or will not be.
     pub(crate) fn forget(&self, peer: Peer) {
-        lock(&self.peers).remove(&peer.endpoint);
+        lock(&self.links).remove(&peer.link);
     }
 
     /// Whether any peer is linked, or may be soon.
     pub(crate) fn has_peers(&self) -> bool {
-        !lock(&self.peers).is_empty()
+        !lock(&self.links).is_empty()
     }
 
-    /// As [`Post::peers`].
-    pub(crate) fn peers(&self) -> Vec<u64> {
-        lock(&self.peers).keys().copied().collect()
+    /// As [`Post::links`].
+    pub(crate) fn links(&self) -> Vec<LinkId> {
+        lock(&self.links).keys().copied().collect()
     }
 
     /// A sender's messages are received from now on.
     pub(crate) fn hold(&self, peer: Peer, holdings: Holdings) {
-        lock(&self.peers).insert(peer.endpoint, Some(holdings));
+        lock(&self.links).insert(peer.link, Some(holdings));
     }
 
     /// As [`Post::held`].
-    pub(crate) fn held(&self) -> Vec<(u64, usize, u64)> {
+    pub(crate) fn held(&self) -> Vec<(LinkId, usize, u64)> {
         // The endpoint does not wait for the survey.
-        let all: Vec<_> = lock(&self.peers).iter().filter_map(|(&peer, of)| Some((peer, of.clone()?))).collect();
-        let survey = |(peer, holdings): (u64, Holdings)| {
+        let all: Vec<_> = lock(&self.links).iter().filter_map(|(&link, of)| Some((link, of.clone()?))).collect();
+        let survey = |(link, holdings): (LinkId, Holdings)| {
             let (count, first) = holdings.survey();
-            Some((peer, count, first?))
+            Some((link, count, first?))
         };
         all.into_iter().filter_map(survey).collect()
     }
@@ -289,5 +290,31 @@ impl Sockets {
             }
         }
         ready
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use fbuf_core::socket::Credentials;
+
+    /// A broker that died between two introductions leaves half a link, and the next one makes a whole one.
+    #[test]
+    fn a_link_that_ends_leaves_another_with_the_same_peer_known() {
+        let inbox: Inbox<()> = Inbox::new().unwrap();
+        let process = Credentials { pid: 1, uid: 1, gid: 1 };
+        let [half, whole] = [(); 2].map(|()| Peer {
+            endpoint: 7,
+            process,
+            same_user: true,
+            trusted: true,
+            link: LinkId::draw().unwrap(),
+        });
+        inbox.expect(half);
+        inbox.post(whole, ());
+        inbox.forget(half);
+        assert_eq!(inbox.links(), [whole.link]);
+        inbox.forget(whole);
+        assert!(!inbox.has_peers());
     }
 }

@@ -389,10 +389,10 @@ mod tests {
 
     #[test]
     fn nobody_looks_for_what_only_another_on_the_same_processor_can_do() {
-        use fbuf_core::socket::Credentials;
+        use fbuf_core::{control::LinkId, socket::Credentials};
         let process = Credentials { pid: std::process::id() as i32, uid: 0, gid: 0 };
-        let one = Peer { endpoint: 1, process, same_user: true, trusted: true };
-        let other = Peer { endpoint: 2, process: Credentials { pid: 0, ..process }, same_user: true, trusted: true };
+        let one = Peer { endpoint: 1, process, same_user: true, trusted: true, link: LinkId::default() };
+        let other = Peer { endpoint: 2, process: Credentials { pid: 0, ..process }, ..one };
         // Alone on a thread of its own, which is then confined to one processor.
         std::thread::spawn(move || {
             let mut crowd = Crowd::default();

@@ -26,7 +26,13 @@ fn pool(slots: u32) -> Pool {
 
 /// Links a receiver, which skips if it holds more than so many.
 fn link(pool: &mut Pool, skip_above: Option<u32>) -> Inbound {
-    let peer = Peer { endpoint: 1, process: Credentials { pid: 1, uid: 1, gid: 1 }, same_user: true, trusted: true };
+    let peer = Peer {
+        endpoint: 1,
+        process: Credentials { pid: 1, uid: 1, gid: 1 },
+        same_user: true,
+        trusted: true,
+        link: crate::control::LinkId::default(),
+    };
     let (its, own) = PacketSocket::pair().unwrap();
     let (its, own) = (PacketSocket::new(its).unwrap(), PacketSocket::new(own).unwrap());
     let greeted = Greeted::new(peer, its, pool.geometry(), Mechanism::Shared, Lodging::Segments, skip_above).unwrap();

@@ -14,7 +14,7 @@ use proptest::{collection::vec, prelude::*, sample::Index};
 
 use crate::{
     board::BoardTable,
-    control::Lodging,
+    control::{LinkId, Lodging},
     inbound::{Answered, Greeted, Inbound, Peer},
     lane::{LaneTable, LaneWriter, capacity_for},
     limits::MAX_SEQUENCE,
@@ -39,7 +39,13 @@ fn geometry() -> Geometry {
 }
 
 fn peer() -> Peer {
-    Peer { endpoint: 1, process: Credentials { pid: 1, uid: 1, gid: 1 }, same_user: false, trusted: true }
+    Peer {
+        endpoint: 1,
+        process: Credentials { pid: 1, uid: 1, gid: 1 },
+        same_user: false,
+        trusted: true,
+        link: LinkId::default(),
+    }
 }
 
 fn sockets() -> (PacketSocket, PacketSocket) {

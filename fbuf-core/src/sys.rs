@@ -1,5 +1,6 @@
 //! The calls for which there is no safe wrapper: membarrier(2), accepting descriptors from recvmsg(2) and
-//! accept4(2), the groups of a peer, getauxval(3), the scheduling of a thread, and having tokio watch a descriptor.
+//! accept4(2), the groups of a peer, getauxval(3), getrandom(2), the scheduling of a thread, and having tokio watch a
+//! descriptor.
 //!
 //! One of the files of this crate that may be `unsafe`.
 #![allow(unsafe_code)]
@@ -43,6 +44,18 @@ pub fn membarrier(command: Membarrier) -> io::Result<()> {
 pub fn is_secure() -> bool {
     // SAFETY: getauxval takes a number and reads what the kernel put there when the program was executed.
     unsafe { libc::getauxval(libc::AT_SECURE) != 0 }
+}
+
+/// Bytes that no other process can guess; at most 256 of them, which come all at once (getrandom(2)).
+///
+/// # Errors
+/// What getrandom(2) says, or a filter before it.
+pub fn random<const COUNT: usize>() -> io::Result<[u8; COUNT]> {
+    const { assert!(COUNT <= 256) };
+    let mut bytes = [0; COUNT];
+    // SAFETY: `bytes` has `COUNT` bytes, which the kernel fills.
+    let filled = unsafe { libc::getrandom(bytes.as_mut_ptr().cast(), COUNT, 0) };
+    if usize::try_from(filled) == Ok(COUNT) { Ok(bytes) } else { Err(io::Error::last_os_error()) }
 }
 
 /// Words of room for the descriptors of one message: their header, and four bytes each.

@@ -48,7 +48,13 @@ mod tests {
     #[test]
     fn what_an_untrusted_peer_could_change_is_copied() {
         let process = Credentials { pid: 1, uid: 1, gid: 1 };
-        let peer = |same_user, trusted| Peer { endpoint: 1, process, same_user, trusted };
+        let peer = |same_user, trusted| Peer {
+            endpoint: 1,
+            process,
+            same_user,
+            trusted,
+            link: crate::control::LinkId::default(),
+        };
         for mechanism in [Mechanism::Shared, Mechanism::Copy, Mechanism::Lease, Mechanism::OneShot] {
             for trusted in [peer(true, true), peer(true, false), peer(false, true)] {
                 assert_eq!(mechanism.seen_from(trusted), mechanism);

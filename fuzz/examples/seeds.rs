@@ -13,7 +13,7 @@ use fbuf_core::{
     protection::{Mechanism, Protection},
     wire::{self, Descriptor},
 };
-use fbuf_fuzz::{SLOT_BYTES, SLOTS, peer};
+use fbuf_fuzz::{SLOT_BYTES, SLOTS, link as link_id, peer, secret};
 use serde::Serialize;
 use tarpc::{ClientMessage, Request, Response, ServerError, context};
 
@@ -74,6 +74,11 @@ fn request(client: u8, message: ControlRequest) -> Vec<u8> {
     said(6, client, 0, ClientMessage::Request(Request { context: context::current(), id: 7, message }))
 }
 
+/// What is told of an endpoint with this secret and one link.
+fn earlier(number: u8) -> Earlier {
+    Earlier { secret: secret(number), links: vec![link_id(1)] }
+}
+
 fn open(client: u8, endpoint: u64, role: Role, earlier: Option<Earlier>) -> Vec<u8> {
     request(client, ControlRequest::Open { endpoint, open: Open { channel: "a".into(), role, earlier } })
 }
@@ -94,8 +99,8 @@ fn control() {
     let (sends, receives) = (open(0, 1, leased, None), open(1, 2, receiver(Protection::Leased), None));
     let fetch = request(1, ControlRequest::News { receipt: 7 });
     write("control", "lease", &[&own, &trusted, &sends, &receives, &fetch, &[3, 0, 5, 0, 0, 0, 0, 0, 0, 0]]);
-    let sends = open(0, 1, sender(Mechanism::Lease, Slots::Sender), Some(Earlier { endpoint: 7, peers: vec![8] }));
-    let receives = open(1, 2, receiver(Protection::Sealed), Some(Earlier { endpoint: 8, peers: vec![7] }));
+    let sends = open(0, 1, sender(Mechanism::Lease, Slots::Sender), Some(earlier(7)));
+    let receives = open(1, 2, receiver(Protection::Sealed), Some(earlier(8)));
     let close = request(0, ControlRequest::Close { endpoint: 1 });
     write("control", "resumption", &[&trusted, &own, &sends, &receives, &close]);
     let oldest = Some(Oldest { sequence: 3, behind: 1, milliseconds: 20 });
@@ -117,7 +122,7 @@ fn control() {
     let lodgings = [Lodging::Segments, Lodging::Given(vec![any(), any()]), Lodging::Yours, Lodging::Theirs];
     let news =
         ControlResponse::News(News { introductions: lodgings.map(introduction).into(), report: true, receipt: 7 });
-    let opened = ControlResponse::Open(Ok(Opened { endpoint: 3, slots: vec![any(), any()] }));
+    let opened = ControlResponse::Open(Ok(Opened { endpoint: 3, secret: secret(3), slots: vec![any(), any()] }));
     let refused = ControlResponse::Open(Err(Refusal::OneReceiver { sender: peer(false) }));
     let failed = ServerError::new(std::io::ErrorKind::Other, "late".into());
     let answers = [answer(6, Ok(news)), answer(2, Ok(opened)), answer(0, Ok(refused)), answer(0, Err(failed))];

@@ -10,14 +10,14 @@ use std::{
 };
 
 use fbuf_core::{
-    control::Lodging,
+    control::{LinkId, Lodging, Secret},
     inbound::Peer,
     link::NewSegment,
     memory::{Leasable, Map, Reserved},
     pool::Pool,
     slot::Geometry,
     socket::{Credentials, PacketSocket},
-    wire::Descriptor,
+    wire::{self, Descriptor},
 };
 use nix::{sys::eventfd::EventFd, unistd::geteuid};
 
@@ -37,7 +37,19 @@ pub fn geometry() -> Geometry {
 pub fn peer(same_user: bool, trusted: bool) -> Peer {
     let own = geteuid().as_raw();
     let uid = if same_user { own } else { own.wrapping_add(1) };
-    Peer { endpoint: 1, process: Credentials { pid: 1, uid, gid: uid }, same_user, trusted: same_user || trusted }
+    Peer { endpoint: 1, process: Credentials { pid: 1, uid, gid: uid }, same_user, trusted: same_user || trusted, link: LinkId::default() }
+}
+
+/// One of a few secrets.
+#[must_use]
+pub fn secret(number: u8) -> Secret {
+    wire::decode(&[number; 16], Vec::new()).expect("any 16 bytes are one")
+}
+
+/// One of a few links.
+#[must_use]
+pub fn link(number: u8) -> LinkId {
+    wire::decode(&[number], Vec::new()).expect("a small number is one byte")
 }
 
 /// The two ends of a link socket.

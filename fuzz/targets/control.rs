@@ -26,6 +26,7 @@ use fbuf_core::{
     socket::Credentials,
     wire,
 };
+use fbuf_fuzz::{link, secret};
 use libfuzzer_sys::fuzz_target;
 use tarpc::{ClientMessage, Request, Response};
 
@@ -182,8 +183,9 @@ fn open(input: &mut Unstructured) -> Result<Open> {
     };
     let earlier = match input.arbitrary()? {
         true => {
-            let peers = (0..input.int_in_range(0..=3)?).map(|_| input.int_in_range(0..=15)).collect::<Result<_>>()?;
-            Some(Earlier { endpoint: input.int_in_range(0..=15)?, peers })
+            let links = (0..input.int_in_range(0..=3)?).map(|_| Ok(link(input.int_in_range(0..=15)?)));
+            let links = links.collect::<Result<_>>()?;
+            Some(Earlier { secret: secret(input.int_in_range(0..=15)?), links })
         }
         false => None,
     };
@@ -228,7 +230,7 @@ fn step(model: &mut Model, input: &mut Unstructured) -> Result<()> {
 
 fuzz_target!(|bytes: &[u8]| {
     let mut input = Unstructured::new(bytes);
-    let state = State::new(SERVED.clone(), 16);
+    let state = State::new(SERVED.clone());
     let mut model = Model { state, clients: Vec::new(), open: HashMap::new() };
     while !input.is_empty() && step(&mut model, &mut input).is_ok() {
         model.check_quotas();

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use fbuf_client::Address;
 use fbuf_core::{
-    control::{ClientTransport, ControlClient, Greeting, Open, Role, VERSION, Verdict},
+    control::{ClientTransport, ControlClient, Earlier, Greeting, Open, Role, VERSION, Verdict},
     link::LinkMessage,
     socket::{Arrival, PacketSocket},
     sys, wire,
@@ -24,6 +24,11 @@ pub struct Hostile {
 #[allow(dead_code, reason = "each test binary uses a part of it")]
 impl Hostile {
     pub fn join(broker: &Address, channel: &str, role: Role) -> Self {
+        Self::resume(broker, channel, role, None)
+    }
+
+    /// The same, with what it claims to be known of it from before a restart.
+    pub fn resume(broker: &Address, channel: &str, role: Role, earlier: Option<Earlier>) -> Self {
         let socket = PacketSocket::connect(&broker.to_kernel().unwrap(), SOON).unwrap();
         socket.send_bytes(&Greeting { version: VERSION, verdict: Verdict::Welcome }.to_bytes()).unwrap();
         while !matches!(socket.receive::<64>().unwrap(), Arrival::Message(..)) {
@@ -34,7 +39,7 @@ impl Hostile {
         let (control, link) = runtime.block_on(async {
             let transport = ClientTransport::new(sys::watch(socket).unwrap());
             let control = ControlClient::new(tarpc::client::Config::default(), transport).spawn();
-            control.open(context::current(), 1, Open { channel, role, earlier: None }).await.unwrap().unwrap();
+            control.open(context::current(), 1, Open { channel, role, earlier }).await.unwrap().unwrap();
             let mut introductions = control.news(context::current(), 0).await.unwrap().introductions;
             assert_eq!(introductions.len(), 1);
             let socket = introductions.remove(0).socket.into_owned().unwrap();

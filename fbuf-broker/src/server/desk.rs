@@ -55,12 +55,12 @@ impl Control for Desk {
         let name = role.name();
         let opening = inner.state.open(self.client, endpoint, open);
         let logs = inner.lines.may_log(self.process.uid, Instant::now());
-        let Opening { endpoint: known_as, pairs } = opening.inspect_err(|refusal| {
+        let Opening { endpoint: known_as, secret, pairs } = opening.inspect_err(|refusal| {
             if logs {
                 warn!(client = ?self.client, channel, role = name, %refusal, "refused");
             }
         })?;
-        let mut opened = Opened { endpoint: known_as, slots: Vec::new() };
+        let mut opened = Opened { endpoint: known_as, secret, slots: Vec::new() };
         points::reach("broker: opened");
         if let Role::Sender { slot_bytes, max_slots, slots: Slots::Broker { huge }, .. } = role {
             let geometry = Geometry::new(slot_bytes, max_slots)?;

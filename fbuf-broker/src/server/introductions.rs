@@ -3,7 +3,8 @@
 use std::{io, os::fd::OwnedFd};
 
 use fbuf_core::{
-    control::{Introduction, Lodging, Refusal, Slots},
+    control::{Introduction, LinkId, Lodging, Refusal, Slots},
+    inbound::Peer,
     points,
     socket::PacketSocket,
     wire::Descriptor,
@@ -57,9 +58,10 @@ impl Inner {
     /// Makes the link socket of a pair and posts both ends.
     fn make(&self, pair: Pair) -> io::Result<()> {
         let (to_sender, to_receiver) = PacketSocket::pair()?;
+        let link = LinkId::draw()?;
         let introduction = |own: Party, other: Party, lodging: Lodging, socket: OwnedFd| Introduction {
             endpoint: own.endpoint,
-            peer: other.peer,
+            peer: Peer { link, ..other.peer },
             slot_bytes: pair.geometry.slot_bytes().into(),
             max_slots: pair.geometry.max_slots().into(),
             mechanism: pair.mechanism,

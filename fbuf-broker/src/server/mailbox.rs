@@ -138,7 +138,7 @@ mod tests {
         state::State,
     };
     use fbuf_core::{
-        control::{Lodging, Resource},
+        control::{LinkId, Lodging, Resource},
         inbound::Peer,
         protection::Mechanism,
         socket::{Credentials, PacketSocket},
@@ -149,7 +149,7 @@ mod tests {
         let (socket, _) = PacketSocket::pair().unwrap();
         Introduction {
             endpoint: 1,
-            peer: Peer { endpoint: 2, process, same_user: true, trusted: true },
+            peer: Peer { endpoint: 2, process, same_user: true, trusted: true, link: LinkId::default() },
             slot_bytes: 64,
             max_slots: 4,
             mechanism: Mechanism::Shared,
@@ -178,7 +178,7 @@ mod tests {
 
     #[test]
     fn what_was_sent_is_paid_for_until_it_was_read() {
-        let mut state = State::new(Policy::only(1000), 0);
+        let mut state = State::new(Policy::only(1000));
         let process = Credentials { pid: 1, uid: 1000, gid: 1000 };
         let admission = state.admit(process, User { id: 1000, groups: Vec::new() }).unwrap();
         let client = state.join(admission).unwrap();

@@ -14,7 +14,7 @@ use std::{
     io,
     os::fd::OwnedFd,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::{Instant, SystemTime},
+    time::Instant,
 };
 
 use fbuf_core::{
@@ -122,18 +122,11 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Greater than the numbers of all endpoints of earlier brokers, none of which opened a million in a
-/// millisecond.
-fn first_number() -> u64 {
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    (now.as_millis() as u64) << 20
-}
-
 impl Broker {
     /// A broker with this policy, who serves nobody yet.
     #[must_use]
     pub fn new(policy: Policy) -> Self {
-        let state = State::new(policy, first_number());
+        let state = State::new(policy);
         Self(Arc::new(Mutex::new(Inner {
             state,
             mailboxes: HashMap::new(),

@@ -1,9 +1,9 @@
 //! One channel: its ends, who is to be linked with whom, and by which means.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use fbuf_core::{
-    control::{EndStatus, Refusal, Role, Slots},
+    control::{EndStatus, LinkId, Refusal, Role, Slots},
     inbound::Peer,
     limits::{MAX_LEASED, MAX_LINKS},
     protection::{Mechanism, Protection},
@@ -21,13 +21,22 @@ pub(super) struct Channel {
     receivers: BTreeMap<u64, Receiver>,
     /// How many ends each user has here, and what is paid for being here at all.
     seats: BTreeMap<u32, (usize, Option<Charge>)>,
+    /// Which sender, and which receiver, has named a link that it has since before this broker began.
+    named: HashMap<LinkId, Named>,
+}
+
+/// The ends that have named a link.
+#[derive(Debug, Default)]
+struct Named {
+    sender: Option<u64>,
+    receiver: Option<u64>,
 }
 
 #[derive(Debug)]
 pub(super) struct Sender {
     pub party: Party,
-    /// With whom it was linked before this broker began, in order.
-    pub peers: Box<[u64]>,
+    /// The links that it has since before this broker began.
+    pub earlier: Box<[LinkId]>,
     /// Whether receivers of other users may read what it could change.
     pub trusted: bool,
     pub stock: Stock,
@@ -38,8 +47,8 @@ pub(super) struct Sender {
 #[derive(Debug)]
 pub(super) struct Receiver {
     pub party: Party,
-    /// With whom it was linked before this broker began, in order.
-    pub peers: Box<[u64]>,
+    /// The links that it has since before this broker began.
+    pub earlier: Box<[LinkId]>,
     pub require: Protection,
     /// Whether senders of other users may write and read memory that it could change.
     pub trusted: bool,
@@ -97,7 +106,8 @@ impl Channel {
                     return Err(Refusal::SeveralReceivers { receivers: self.receivers.len() });
                 }
                 check_room(self.senders.len())?;
-                let strangers = self.receivers.values().filter(|receiver| !are_acquainted(sender, receiver));
+                let acquainted = self.acquainted(&sender.earlier, |named| named.receiver);
+                let strangers = self.receivers.iter().filter(|(number, _)| !acquainted.contains(number));
                 let pair = |receiver: &Receiver| {
                     pair(sender, receiver).map_err(|found| Refusal::ReceiverRequiresMore {
                         receiver: receiver.party.peer,
@@ -105,7 +115,7 @@ impl Channel {
                         found,
                     })
                 };
-                strangers.map(pair).collect()
+                strangers.map(|(_, other)| pair(other)).collect()
             }
             End::Receiver(receiver) => {
                 let alone = self.senders.values().find(|sender| sender.stock.slots == Slots::Receiver);
@@ -113,7 +123,8 @@ impl Channel {
                     return Err(Refusal::OneReceiver { sender: sender.party.peer });
                 }
                 check_room(self.receivers.len())?;
-                let strangers = self.senders.values().filter(|sender| !are_acquainted(sender, receiver));
+                let acquainted = self.acquainted(&receiver.earlier, |named| named.sender);
+                let strangers = self.senders.iter().filter(|(number, _)| !acquainted.contains(number));
                 let pair = |sender: &Sender| {
                     pair(sender, receiver).map_err(|found| Refusal::SenderGivesLess {
                         sender: sender.party.peer,
@@ -121,9 +132,15 @@ impl Channel {
                         found,
                     })
                 };
-                strangers.map(pair).collect()
+                strangers.map(|(_, other)| pair(other)).collect()
             }
         }
+    }
+
+    /// The ends that have named one of these links: each is linked with the end that names it as well. An end that names
+    /// a link which it has not loses one that it would have had.
+    fn acquainted(&self, links: &[LinkId], end: impl Fn(&Named) -> Option<u64>) -> BTreeSet<u64> {
+        links.iter().filter_map(|link| end(self.named.get(link)?)).collect()
     }
 
     /// Whether a user has paid for being here.
@@ -146,23 +163,44 @@ impl Channel {
         *count += 1;
         *paid = seat.or(paid.take());
         match end {
-            End::Sender(sender) => drop(self.senders.insert(number, sender)),
-            End::Receiver(receiver) => drop(self.receivers.insert(number, receiver)),
+            End::Sender(sender) => {
+                sender.earlier.iter().for_each(|&link| self.named.entry(link).or_default().sender = Some(number));
+                self.senders.insert(number, sender);
+            }
+            End::Receiver(receiver) => {
+                receiver.earlier.iter().for_each(|&link| self.named.entry(link).or_default().receiver = Some(number));
+                self.receivers.insert(number, receiver);
+            }
         }
     }
 
     /// Removes an end of a user.
     pub(super) fn remove(&mut self, number: u64, user: u32) {
         // Whoever has paid for a link with it need not any more.
-        if self.senders.remove(&number).is_some() {
+        if let Some(sender) = self.senders.remove(&number) {
             self.receivers.values_mut().for_each(|receiver| drop(receiver.links.remove(&number)));
-        } else if self.receivers.remove(&number).is_some() {
+            self.forget_names(&sender.earlier, number);
+        } else if let Some(receiver) = self.receivers.remove(&number) {
             self.senders.values_mut().for_each(|sender| drop(sender.links.remove(&number)));
+            self.forget_names(&receiver.earlier, number);
         }
         if let Some((count, _)) = self.seats.get_mut(&user) {
             *count -= 1;
             if *count == 0 {
                 self.seats.remove(&user);
+            }
+        }
+    }
+
+    /// Forgets which links an end has named.
+    fn forget_names(&mut self, links: &[LinkId], number: u64) {
+        for link in links {
+            if let Some(named) = self.named.get_mut(link) {
+                named.sender.take_if(|end| *end == number);
+                named.receiver.take_if(|end| *end == number);
+                if (named.sender, named.receiver) == (None, None) {
+                    self.named.remove(link);
+                }
             }
         }
     }
@@ -185,13 +223,6 @@ impl Channel {
 /// Whether one more end can join those of its kind, each of which every end of the other kind is linked with.
 fn check_room(ends: usize) -> Result<(), Refusal> {
     if ends < MAX_LINKS { Ok(()) } else { Err(Refusal::Crowded) }
-}
-
-/// Whether the two were linked before this broker began, and still are: each must say so of the other. Who
-/// lies loses a link that it would have had.
-fn are_acquainted(sender: &Sender, receiver: &Receiver) -> bool {
-    let names = |peers: &[u64], party: &Party| peers.binary_search(&party.peer.endpoint).is_ok();
-    names(&sender.peers, &receiver.party) && names(&receiver.peers, &sender.party)
 }
 
 /// The link between two ends; or what it would give, if that is less than the receiver requires.

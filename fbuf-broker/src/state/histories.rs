@@ -20,6 +20,13 @@ enum Step {
         channel: u8,
         role: Role,
     },
+    /// The same, with a secret and a link that it has made up, in the hope of being taken for another.
+    Pretend {
+        client: usize,
+        endpoint: u64,
+        channel: u8,
+        role: Role,
+    },
     Close {
         client: usize,
         endpoint: u64,
@@ -62,8 +69,10 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     ];
     let step = prop_oneof![
         4 => user.prop_map(|user| Step::Join { user }),
-        16 => (0..8usize, 0..4u64, 0..2u8, role)
+        16 => (0..8usize, 0..4u64, 0..2u8, role.clone())
             .prop_map(|(client, endpoint, channel, role)| Step::Open { client, endpoint, channel, role }),
+        2 => (0..8usize, 0..4u64, 0..2u8, role)
+            .prop_map(|(client, endpoint, channel, role)| Step::Pretend { client, endpoint, channel, role }),
         4 => (0..8usize, 0..4u64).prop_map(|(client, endpoint)| Step::Close { client, endpoint }),
         2 => (0..8usize).prop_map(|client| Step::Leave { client }),
         2 => (2..12usize).prop_map(|lost| Step::Restart { lost }),
@@ -90,10 +99,10 @@ struct Listed {
     endpoint: u64,
     channel: u8,
     role: Role,
-    /// How peers know it; none before a broker has said so.
-    known_as: Option<u64>,
-    /// Whom it was told of, by the same kind of numbers. It may not have noticed who has gone.
-    peers: BTreeSet<u64>,
+    /// What proves that it is the one that peers know; none before a broker has given it.
+    secret: Option<Secret>,
+    /// The links that it was told of. It may not have noticed which have gone.
+    links: BTreeSet<LinkId>,
 }
 
 /// An end of an introduction: the client, its number for the endpoint, and that of its peers.
@@ -113,12 +122,8 @@ impl Listed {
         self.channel == other.channel && self.sends() != other.sends()
     }
 
-    fn names(&self, other: &Self) -> bool {
-        other.known_as.is_some_and(|number| self.peers.contains(&number))
-    }
-
     fn side(&self) -> Side {
-        (self.client, self.endpoint, self.known_as.unwrap())
+        (self.client, self.endpoint, self.secret.unwrap().number())
     }
 
     /// By which means this sender's messages come to a receiver, and whether that is enough for it.
@@ -139,16 +144,22 @@ impl Listed {
 }
 
 /// What must hold: lists of who is there and of what is open.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Model {
     clients: Vec<Member>,
     /// In the order in which the broker that is there now has heard of them.
     open: Vec<Listed>,
     /// Those that it has not heard of yet.
     away: Vec<Listed>,
+    /// The number of the last client that an earlier broker has left.
+    absent: u64,
 }
 
 impl Model {
+    fn new() -> Self {
+        Self { clients: Vec::new(), open: Vec::new(), away: Vec::new(), absent: u64::MAX }
+    }
+
     /// What each user takes up.
     fn used(&self) -> BTreeMap<(u32, &'static str), u64> {
         let mut used = BTreeMap::new();
@@ -175,21 +186,22 @@ impl Model {
 
     /// A client that is there opens an endpoint, or tells of one that was open before.
     fn open(&mut self, state: &mut State, mut new: Listed) {
-        let earlier = new.known_as.map(|endpoint| Earlier { endpoint, peers: new.peers.iter().copied().collect() });
+        let earlier = new.secret.map(|secret| Earlier { secret, links: new.links.iter().copied().collect() });
         let open = Open { channel: new.channel.to_string(), role: new.role, earlier };
         let answer = state.open(new.client, new.endpoint, open);
         if self.open.iter().any(|other| other.is_of(new.client, new.endpoint)) {
             assert_eq!(answer, Err(Refusal::Taken(new.endpoint)));
             return;
         }
-        let is_stranger = |other: &&mut Listed| other.faces(&new) && !(other.names(&new) && new.names(other));
+        let is_stranger = |other: &&mut Listed| other.faces(&new) && other.links.is_disjoint(&new.links);
         let mut strangers: Vec<_> = self.open.iter_mut().filter(is_stranger).collect();
         let order = |other: &Listed| if new.sends() { new.gives(other) } else { other.gives(&new) };
         let means: Vec<_> = strangers.iter().map(|other| order(other)).collect();
         match &answer {
             Ok(opening) => {
-                assert!(new.known_as.is_none_or(|number| number == opening.endpoint));
-                new.known_as = Some(opening.endpoint);
+                assert!(new.secret.is_none_or(|secret| secret == opening.secret));
+                new.secret = Some(opening.secret);
+                assert_eq!(opening.secret.number(), opening.endpoint);
                 let due = strangers.iter().zip(&means).map(|(other, &(mechanism, is_enough))| {
                     assert!(is_enough, "{other:?}");
                     let (one, other) = (new.side(), other.side());
@@ -204,8 +216,9 @@ impl Model {
                 met.sort_unstable_by_key(|link| link.0);
                 assert_eq!(met, due);
                 for other in &mut strangers {
-                    new.peers.extend(other.known_as);
-                    other.peers.extend(new.known_as);
+                    let link = LinkId::draw().unwrap();
+                    new.links.insert(link);
+                    other.links.insert(link);
                 }
                 self.open.push(new);
             }
@@ -221,18 +234,24 @@ impl Model {
                     _ => panic!("{refusal}"),
                 }
                 // What it had, it keeps.
-                self.away.extend(new.known_as.is_some().then_some(new));
+                self.away.extend(new.secret.is_some().then_some(new));
             }
         }
     }
 
     /// The broker dies.
     fn lose_broker(&mut self, lost: usize) {
-        self.clients.iter_mut().for_each(|client| client.is_here = false);
         self.away.append(&mut self.open);
+        for client in self.clients.iter_mut().filter(|client| client.is_here) {
+            // The next broker counts from the beginning: until it has a number for this one, no other has this.
+            self.absent -= 1;
+            let id = ClientId(self.absent);
+            self.away.iter_mut().filter(|listed| listed.client == client.id).for_each(|listed| listed.client = id);
+            (client.id, client.is_here) = (id, false);
+        }
         let mut told = 0;
         for listed in &mut self.away {
-            listed.peers.retain(|_| {
+            listed.links.retain(|_| {
                 told += 1;
                 told % lost != 0
             });
@@ -275,19 +294,24 @@ proptest! {
     fn everybody_who_belongs_together_is_introduced_once(steps in steps()) {
         let quota = Quota { links: LINKS, ..Quota::default() };
         let policy = || Policy::only(DISTRUSTED).trust(TRUSTED).with_quota(quota.clone());
-        let (mut state, mut model, mut first) = (State::new(policy(), 0), Model::default(), 0);
+        let (mut state, mut model) = (State::new(policy()), Model::new());
         for step in steps {
+            let pretends = matches!(step, Step::Pretend { .. });
             match step {
                 Step::Join { user } => {
                     model.clients.push(Member { id: state.enter(user).unwrap(), user, is_here: true });
                 }
-                Step::Open { client, endpoint, channel, role } => {
+                Step::Open { client, endpoint, channel, role } | Step::Pretend { client, endpoint, channel, role } => {
                     let here = model.clients.iter().filter(|client| client.is_here);
                     let Some(&Member { id: client, user, .. }) = pick(here, client) else { continue };
                     // A client does not give the number of one that it has to another.
                     if !model.away.iter().any(|listed| listed.is_of(client, endpoint)) {
-                        let (known_as, peers) = (None, BTreeSet::new());
-                        model.open(&mut state, Listed { client, user, endpoint, channel, role, known_as, peers });
+                        let (mut secret, mut links) = (None, BTreeSet::new());
+                        if pretends {
+                            secret = Some(Secret::draw().unwrap());
+                            links.insert(LinkId::draw().unwrap());
+                        }
+                        model.open(&mut state, Listed { client, user, endpoint, channel, role, secret, links });
                     }
                 }
                 Step::Close { client, endpoint } => {
@@ -302,8 +326,7 @@ proptest! {
                     model.forget(|listed| listed.client == id);
                 }
                 Step::Restart { lost } => {
-                    first += 1 << 20;
-                    state = State::new(policy(), first);
+                    state = State::new(policy());
                     model.lose_broker(lost);
                 }
                 Step::Return { client } => {

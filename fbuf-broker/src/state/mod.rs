@@ -4,7 +4,7 @@
 mod channel;
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     ops::Bound,
     sync::Arc,
     time::Instant,
@@ -12,7 +12,9 @@ use std::{
 
 use fbuf_core::{
     channel::ChannelName,
-    control::{ClientStatus, Earlier, EndpointStatus, Open, Refusal, Resource, Role, Slots, Spent, Verdict},
+    control::{
+        ClientStatus, Earlier, EndpointStatus, LinkId, Open, Refusal, Resource, Role, Secret, Slots, Spent, Verdict,
+    },
     inbound::Peer,
     limits::{MAX_ENDPOINTS, MAX_LINKS},
     protection::Mechanism,
@@ -65,6 +67,8 @@ pub struct Pair {
 pub struct Opening {
     /// How its peers will know it.
     pub endpoint: u64,
+    /// What proves to the next broker that it is this one.
+    pub secret: Secret,
     /// The links that are to be made.
     pub pairs: Vec<Pair>,
 }
@@ -133,6 +137,8 @@ pub struct State {
     numbers: BTreeMap<u64, (ClientId, u64)>,
     /// The endpoints of each user.
     endpoints_of: BTreeSet<(u32, u64)>,
+    /// How the endpoints are known to their peers.
+    known: HashSet<u64>,
 }
 
 #[derive(Debug)]
@@ -156,19 +162,19 @@ struct Endpoint {
 }
 
 impl State {
-    /// A broker with this policy, whose endpoints are numbered from `first` on: greater than what an earlier
-    /// broker can have given, so that an endpoint of then is not taken for one of now.
+    /// A broker with this policy.
     #[must_use]
-    pub fn new(policy: Policy, first: u64) -> Self {
+    pub fn new(policy: Policy) -> Self {
         Self {
             policy,
             accounts: Accounts::default(),
-            last: first,
+            last: 0,
             clients: BTreeMap::new(),
             channels: HashMap::new(),
             numbers: BTreeMap::new(),
             clients_of: BTreeSet::new(),
             endpoints_of: BTreeSet::new(),
+            known: HashSet::new(),
         }
     }
 
@@ -230,7 +236,6 @@ impl State {
     /// # Errors
     /// [`Refusal::Spent`]; or the client is gone.
     pub fn charge_link(&self, id: ClientId) -> Result<Charge, Refusal> {
-        let gone = || Refusal::Exhausted("the client has gone".into());
         let Payer { user, account } = &self.clients.get(&id).ok_or_else(gone)?.payer;
         Ok(account.charge(self.policy.quota(user), Resource::Links, 1)?)
     }
@@ -250,7 +255,8 @@ impl State {
         let Open { channel, role, earlier } = open;
         let name = ChannelName::new(channel)?;
         let number = self.next();
-        let Some(client) = self.clients.get(&id) else { return Ok(Opening { endpoint: number, pairs: Vec::new() }) };
+        let exhausted = |error: std::io::Error| Refusal::Exhausted(error.to_string());
+        let Some(client) = self.clients.get(&id) else { return Err(gone()) };
         if client.endpoints.contains_key(&endpoint) {
             return Err(Refusal::Taken(endpoint));
         }
@@ -267,23 +273,33 @@ impl State {
         let trusted = self.policy.trusts(user, role, &name);
         let quota = self.policy.quota(user);
         let charge = |resource, amount| account.charge(quota, resource, amount);
-        if earlier.as_ref().is_some_and(|earlier| earlier.peers.len() > MAX_LINKS) {
+        if earlier.as_ref().is_some_and(|earlier| earlier.links.len() > MAX_LINKS) {
             return Err(Refusal::Crowded);
         }
-        let Earlier { endpoint: known_as, mut peers } =
-            earlier.unwrap_or(Earlier { endpoint: number, peers: Vec::new() });
+        let Earlier { secret, links: earlier } = match earlier {
+            Some(earlier) => earlier,
+            None => Earlier { secret: Secret::draw().map_err(exhausted)?, links: Vec::new() },
+        };
+        let (known_as, earlier) = (secret.number(), earlier.into_boxed_slice());
+        if self.known.contains(&known_as) {
+            return Err(Refusal::Elsewhere);
+        }
         let party = Party {
             client: id,
             endpoint,
-            peer: Peer { endpoint: known_as, process: client.process, same_user: false, trusted: false },
+            peer: Peer {
+                endpoint: known_as,
+                process: client.process,
+                same_user: false,
+                trusted: false,
+                link: LinkId::default(),
+            },
         };
         let none = Channel::default();
         let channel = self.channels.get(&name).unwrap_or(&none);
         // Also for those that it is linked with already: an earlier broker has not charged them here.
         let links = channel.others(role).map(|other| Ok((other, charge(Resource::Links, 1)?)));
         let links = links.collect::<Result<_, Refusal>>()?;
-        peers.sort_unstable();
-        let peers = peers.into_boxed_slice();
         let mut charges = vec![charge(Resource::Endpoints, 1)?];
         let mut made = None;
         let end = match role {
@@ -295,9 +311,9 @@ impl State {
                 if let Slots::Broker { .. } = slots {
                     made = Some(Arc::new(charge(Resource::Descriptors, geometry.max_slots().into())?));
                 }
-                End::Sender(Sender { party, peers, trusted, stock, links })
+                End::Sender(Sender { party, earlier, trusted, stock, links })
             }
-            Role::Receiver { require } => End::Receiver(Receiver { party, peers, require, trusted, links }),
+            Role::Receiver { require } => End::Receiver(Receiver { party, earlier, require, trusted, links }),
         };
         let pairs = channel.pairs(&end)?;
         let seat = match channel.has_seat(user.id) {
@@ -308,13 +324,14 @@ impl State {
         let channel = self.channels.entry(name.clone()).or_default();
         channel.add(number, end, user, seat);
         self.numbers.insert(number, (id, endpoint));
+        self.known.insert(known_as);
         self.endpoints_of.insert((user, number));
         if let Some(client) = self.clients.get_mut(&id) {
             client
                 .endpoints
                 .insert(endpoint, Endpoint { channel: name, number, known_as, _charges: charges, slots: made });
         }
-        Ok(Opening { endpoint: known_as, pairs })
+        Ok(Opening { endpoint: known_as, secret, pairs })
     }
 
     /// What is paid for the slots of an endpoint that the broker makes, for as long as these, or the endpoint, exist.
@@ -365,6 +382,7 @@ impl State {
 
     fn remove(&mut self, endpoint: &Endpoint, user: u32) {
         self.numbers.remove(&endpoint.number);
+        self.known.remove(&endpoint.known_as);
         self.endpoints_of.remove(&(user, endpoint.number));
         if let Some(channel) = self.channels.get_mut(&endpoint.channel) {
             channel.remove(endpoint.number, user);
@@ -381,6 +399,7 @@ impl State {
             && self.clients_of.is_empty()
             && self.channels.is_empty()
             && self.numbers.is_empty()
+            && self.known.is_empty()
             && self.accounts.used().next().is_none()
     }
 
@@ -428,6 +447,11 @@ impl State {
         self.last += 1;
         self.last
     }
+}
+
+/// What is asked for a client is asked for none.
+fn gone() -> Refusal {
+    Refusal::Exhausted("the client has gone".into())
 }
 
 #[cfg(test)]

@@ -33,7 +33,7 @@ impl State {
 
 #[test]
 fn other_users_are_sent_away() {
-    let mut state = State::new(Policy::only(1000), 0);
+    let mut state = State::new(Policy::only(1000));
     assert_eq!(state.enter(1001), Err(Verdict::NotPermitted));
     assert_eq!(state.enter(0), Err(Verdict::NotPermitted));
     assert!(state.is_empty());
@@ -41,7 +41,7 @@ fn other_users_are_sent_away() {
 
 #[test]
 fn messages_of_another_user_are_sealed_unless_that_user_is_trusted() {
-    let mut state = State::new(Policy::only(1000).allow(1001).trust(1002), 0);
+    let mut state = State::new(Policy::only(1000).allow(1001).trust(1002));
     let [own, other, trusted] = [1000, 1001, 1002].map(|uid| state.enter(uid).unwrap());
     for (client, channel) in [(own, "own"), (other, "other"), (trusted, "trusted")] {
         state.open(client, 0, sender(channel)).unwrap();
@@ -57,7 +57,7 @@ fn messages_of_another_user_are_sealed_unless_that_user_is_trusted() {
 
 #[test]
 fn each_end_is_told_whether_the_other_is_of_its_own_user() {
-    let mut state = State::new(Policy::only(1000).allow(1001).allow(NO_ID), 0);
+    let mut state = State::new(Policy::only(1000).allow(1001).allow(NO_ID));
     for (from, to, same) in [(1000, 1000, true), (1000, 1001, false), (NO_ID, NO_ID, false)] {
         let [from, to] = [from, to].map(|uid| state.enter(uid).unwrap());
         state.open(from, 0, sender("c")).unwrap();
@@ -71,7 +71,7 @@ fn each_end_is_told_whether_the_other_is_of_its_own_user() {
 
 #[test]
 fn each_end_is_told_whether_the_policy_trusts_the_other() {
-    let mut state = State::new(Policy::only(1000).allow(1001).trust(1002), 0);
+    let mut state = State::new(Policy::only(1000).allow(1001).trust(1002));
     for (from, to, trusted) in [
         (1000, 1000, [true, true]),
         (1000, 1001, [false, false]),
@@ -90,7 +90,7 @@ fn each_end_is_told_whether_the_policy_trusts_the_other() {
 #[test]
 fn a_lease_is_for_those_who_can_have_one_and_for_whom_it_is_enough() {
     use Protection::{Sealed, Volatile};
-    let mut state = State::new(Policy::only(1000).allow(1001).trust(1002), 0);
+    let mut state = State::new(Policy::only(1000).allow(1001).trust(1002));
     let [own, other, trusted] = [1000, 1001, 1002].map(|uid| state.enter(uid).unwrap());
     let given = Slots::Broker { huge: false };
     let mut next = 0;
@@ -115,7 +115,7 @@ fn a_lease_is_for_those_who_can_have_one_and_for_whom_it_is_enough() {
 
 #[test]
 fn less_than_is_required_is_refused_whoever_comes_first() {
-    let mut state = State::new(Policy::only(1000), 0);
+    let mut state = State::new(Policy::only(1000));
     let client = state.enter(1000).unwrap();
     let demanding = |channel: &str| ask(channel, Role::Receiver { require: Protection::Sealed });
     state.open(client, 1, sender("a")).unwrap();
@@ -132,7 +132,7 @@ fn less_than_is_required_is_refused_whoever_comes_first() {
 
 #[test]
 fn the_client_that_is_too_many_is_sent_away() {
-    let mut state = State::new(Policy::only(1000), 0);
+    let mut state = State::new(Policy::only(1000));
     let quota = Quota { connections: MAX_CLIENTS as u64 + 1, ..Quota::default() };
     state.set_policy(Policy::only(1000).with_quota(quota));
     for _ in 0..MAX_CLIENTS {
@@ -143,7 +143,7 @@ fn the_client_that_is_too_many_is_sent_away() {
 
 #[test]
 fn the_endpoint_that_is_too_many_is_refused() {
-    let mut state = State::new(Policy::only(1000), 0);
+    let mut state = State::new(Policy::only(1000));
     let client = state.enter(1000).unwrap();
     for endpoint in 0..MAX_ENDPOINTS as u64 {
         state.open(client, endpoint, receiver(&(endpoint % 16).to_string())).unwrap();
@@ -154,7 +154,7 @@ fn the_endpoint_that_is_too_many_is_refused() {
 
 #[test]
 fn what_cannot_be_is_refused_and_leaves_nothing() {
-    let mut state = State::new(Policy::only(1000), 0);
+    let mut state = State::new(Policy::only(1000));
     let client = state.enter(1000).unwrap();
     assert!(matches!(state.open(client, 1, receiver("")), Err(Refusal::Channel(_))));
     let role = Role::Sender { slot_bytes: 0, max_slots: 1, mechanism: Mechanism::Shared, slots: Slots::Segments };
@@ -167,7 +167,7 @@ fn what_cannot_be_is_refused_and_leaves_nothing() {
 fn each_quota_is_enforced_and_given_back() {
     let quota =
         Quota { bytes: 1000, slots: 10, channels: 2, links: 3, connections: 2, descriptors: 5, ..Quota::default() };
-    let mut state = State::new(Policy::only(1000).with_quota(quota), 0);
+    let mut state = State::new(Policy::only(1000).with_quota(quota));
     let (client, other) = (state.enter(1000).unwrap(), state.enter(1000).unwrap());
     assert_eq!(state.enter(1000), Err(Verdict::Spent));
     let role =
@@ -203,7 +203,7 @@ fn each_quota_is_enforced_and_given_back() {
 #[test]
 fn what_no_rule_allows_is_refused_and_the_rules_are_named() {
     let policy = Policy::parse("[[rule]]\nname = \"readers\"\nusers = [1000]\nreceive = [\"news/*\"]").unwrap();
-    let mut state = State::new(policy, 0);
+    let mut state = State::new(policy);
     let client = state.enter(1000).unwrap();
     state.links(client, 1, receiver("news/today")).unwrap();
     for (open, channel) in [(sender("news/today"), "news/today"), (receiver("mail"), "mail")] {
@@ -216,7 +216,7 @@ fn what_no_rule_allows_is_refused_and_the_rules_are_named() {
 
 #[test]
 fn each_user_sees_its_own_endpoints_page_by_page() {
-    let mut state = State::new(Policy::only(1000).allow(1001), 0);
+    let mut state = State::new(Policy::only(1000).allow(1001));
     let [own, other] = [1000, 1001].map(|uid| state.enter(uid).unwrap());
     for endpoint in 0..5 {
         state.links(own, endpoint, receiver("a")).unwrap();
@@ -260,7 +260,7 @@ fn each_user_sees_its_own_endpoints_page_by_page() {
 
 #[test]
 fn an_endpoint_has_no_more_links_than_its_messages_can_name() {
-    let mut state = State::new(Policy::only(1000), 0);
+    let mut state = State::new(Policy::only(1000));
     let client = state.enter(1000).unwrap();
     for endpoint in 0..MAX_LINKS as u64 {
         state.links(client, endpoint, receiver("c")).unwrap();
@@ -269,28 +269,59 @@ fn an_endpoint_has_no_more_links_than_its_messages_can_name() {
     assert_eq!(state.links(client, 5000, sender("c")).unwrap().len(), MAX_LINKS);
 }
 
+/// What a client tells the next broker.
+fn resumed(open: Open, secret: Secret, links: &[LinkId]) -> Open {
+    Open { earlier: Some(Earlier { secret, links: links.to_vec() }), ..open }
+}
+
 #[test]
-fn after_a_restart_only_those_are_introduced_who_do_not_know_each_other() {
-    let mut state = State::new(Policy::only(1000), 1 << 20);
+fn after_a_restart_only_those_are_introduced_that_have_no_link() {
+    let mut state = State::new(Policy::only(1000));
     let client = state.enter(1000).unwrap();
-    let resumed = |open: Open, endpoint, peers: &[u64]| Open {
-        earlier: Some(Earlier { endpoint, peers: peers.to_vec() }),
-        ..open
-    };
-    assert_eq!(state.links(client, 1, resumed(sender("c"), 7, &[8, 9])), Ok(vec![]));
-    assert_eq!(state.links(client, 2, resumed(receiver("c"), 8, &[7])), Ok(vec![]), "they are linked already");
+    let secrets = [(); 5].map(|()| Secret::draw().unwrap());
+    let [link, lost, never] = [(); 3].map(|()| LinkId::draw().unwrap());
+    let sender_again = resumed(sender("c"), secrets[0], &[link, lost]);
+    assert_eq!(state.links(client, 1, sender_again), Ok(vec![]));
+    let linked = resumed(receiver("c"), secrets[1], &[link]);
+    assert_eq!(state.links(client, 2, linked.clone()), Ok(vec![]), "they are linked already");
     assert!(state.used().any(|used| used == (1000, Resource::Links, 1)), "a link of before is not paid for");
     // One of whom only the sender thinks so, and one who only says so.
-    for (endpoint, known_as, peers) in [(3, 9, &[][..]), (4, 10, &[7])] {
-        let opening = state.open(client, endpoint, resumed(receiver("c"), known_as, peers)).unwrap();
-        assert_eq!((opening.endpoint, opening.pairs.len()), (known_as, 1));
-        assert_eq!(opening.pairs[0].sender.peer.endpoint, 7);
-        assert_eq!(opening.pairs[0].receiver.peer.endpoint, known_as);
+    for (endpoint, secret, links) in [(3, secrets[2], &[][..]), (4, secrets[3], &[never])] {
+        let opening = state.open(client, endpoint, resumed(receiver("c"), secret, links)).unwrap();
+        assert_eq!((opening.endpoint, opening.pairs.len()), (secret.number(), 1));
+        assert_eq!(opening.pairs[0].sender.peer.endpoint, secrets[0].number());
+        assert_eq!(opening.pairs[0].receiver.peer.endpoint, secret.number());
     }
+    // What was named is forgotten with the end that named it.
+    state.close(client, 2);
+    state.close(client, 1);
+    assert_eq!(state.links(client, 2, linked), Ok(vec![]));
+    assert_eq!(state.links(client, 1, sender("c")).unwrap().len(), 3);
     assert_eq!(state.links(client, 5, receiver("c")).unwrap().len(), 1);
     // What an earlier broker has made can be copied, and no more.
     let slots = Slots::Sender;
     let role = Role::Sender { slot_bytes: 64, max_slots: 4, mechanism: Mechanism::Lease, slots };
-    state.links(client, 6, resumed(ask("d", role), 11, &[])).unwrap();
+    state.links(client, 6, resumed(ask("d", role), secrets[4], &[])).unwrap();
     assert_eq!(state.links(client, 7, receiver("d")).unwrap()[0].mechanism, Mechanism::Copy);
+}
+
+#[test]
+fn a_number_is_that_of_the_client_that_has_its_secret_and_of_one_at_a_time() {
+    let mut state = State::new(Policy::only(1000).allow(1001));
+    let [own, other] = [1000, 1001].map(|uid| state.enter(uid).unwrap());
+    let Opening { endpoint, secret, .. } = state.open(own, 1, sender("c")).unwrap();
+    assert_eq!(secret.number(), endpoint);
+    // Whatever another user makes up, the number is another.
+    let made_up = state.open(other, 1, resumed(sender("c"), Secret::draw().unwrap(), &[])).unwrap();
+    assert_ne!(made_up.endpoint, endpoint);
+    // A client that comes again before its earlier connection has ended waits for that.
+    let again = state.enter(1000).unwrap();
+    let reopen = || resumed(sender("c"), secret, &[]);
+    assert_eq!(state.open(again, 1, reopen()), Err(Refusal::Elsewhere));
+    state.leave(own);
+    assert_eq!(state.open(again, 1, reopen()).unwrap().endpoint, endpoint);
+    let peers = state.links(other, 2, receiver("c")).unwrap();
+    let senders: Vec<_> = peers.iter().map(|pair| pair.sender.peer).collect();
+    assert_eq!(senders.iter().filter(|peer| peer.endpoint == endpoint).count(), 1);
+    assert!(senders.iter().all(|peer| (peer.endpoint == endpoint) == (peer.process.uid == 1000)));
 }

@@ -13,7 +13,7 @@ use std::{
 use fbuf_core::{
     control::{
         ClientStatus, ClientTransport, ControlClient, ControlRequest, ControlResponse, Earlier, EndpointStatus,
-        Introduction, MAX_PAGE, News, Oldest, Open, Opened, Refusal, Report, Role, Slots,
+        Introduction, LinkId, MAX_PAGE, News, Oldest, Open, Opened, Refusal, Report, Role, Secret, Slots,
     },
     points,
     slot::Geometry,
@@ -65,13 +65,13 @@ pub(super) enum Command {
 /// An endpoint that is open.
 struct Endpoint {
     open: Open,
-    /// How its peers know it.
-    known_as: u64,
+    /// What proves to the next broker that it is the endpoint that its peers know.
+    secret: Secret,
     post: Box<dyn Post>,
     /// Whether the broker that is there now has it.
     listed: bool,
-    /// By peer: the message that it has held for longest, and since when that is known.
-    oldest: BTreeMap<u64, (u64, Instant)>,
+    /// By link: the message that it has held for longest, and since when that is known.
+    oldest: BTreeMap<LinkId, (u64, Instant)>,
 }
 
 impl Endpoint {
@@ -79,10 +79,10 @@ impl Endpoint {
     fn report(&mut self) -> Report {
         let mut report = self.post.report();
         let (held, now) = (self.post.held(), Instant::now());
-        self.oldest.retain(|peer, _| held.iter().any(|(other, ..)| other == peer));
-        for (peer, count, sequence) in held {
+        self.oldest.retain(|link, _| held.iter().any(|(other, ..)| other == link));
+        for (link, count, sequence) in held {
             report.held += count as u64;
-            let (known, since) = self.oldest.entry(peer).or_insert((sequence, now));
+            let (known, since) = self.oldest.entry(link).or_insert((sequence, now));
             if *known != sequence {
                 (*known, *since) = (sequence, now);
             }
@@ -338,9 +338,9 @@ impl Session {
             let Request { endpoint, open, post, answer, .. } = endpoints.waiting.remove(0);
             points::reach("attach: opened");
             if let Ok(opened) = &result {
-                let known_as = opened.endpoint;
+                let secret = opened.secret;
                 let oldest = BTreeMap::new();
-                endpoints.open.insert(endpoint, Endpoint { open, known_as, post, listed: true, oldest });
+                endpoints.open.insert(endpoint, Endpoint { open, secret, post, listed: true, oldest });
             }
             // The caller waits for it.
             let _ = answer.send(result);
@@ -352,12 +352,12 @@ impl Session {
     /// is gone.
     async fn resume(&mut self, endpoints: &mut Endpoints) -> Option<()> {
         for (&number, endpoint) in endpoints.open.iter_mut().filter(|(_, endpoint)| !endpoint.listed) {
-            let Endpoint { open, known_as, post, .. } = endpoint;
+            let Endpoint { open, secret, post, .. } = endpoint;
             let mut open = open.clone();
             if let Role::Sender { slots: slots @ Slots::Broker { .. }, .. } = &mut open.role {
                 *slots = Slots::Sender;
             }
-            open.earlier = Some(Earlier { endpoint: *known_as, peers: post.peers() });
+            open.earlier = Some(Earlier { secret: *secret, links: post.links() });
             match self.client.open(context::current(), number, open).await {
                 // It may be open already, and no answer came. If it is refused, time will tell.
                 Ok(opened) => endpoint.listed = matches!(opened, Ok(_) | Err(Refusal::Taken(_))),

@@ -3,7 +3,7 @@
 use std::{collections::VecDeque, sync::Arc};
 
 use fbuf_core::{
-    control::{Lodging, Report, Role},
+    control::{LinkId, Lodging, Report, Role},
     inbound::{GreetError, Greeted, Peer},
     protection::{Mechanism, Protection},
     slot::Geometry,
@@ -119,15 +119,15 @@ impl Post for Senders {
         self.inbox.post(peer, greeted.map_err(|error| (peer, error)));
     }
 
-    fn peers(&self) -> Vec<u64> {
-        self.inbox.peers()
+    fn links(&self) -> Vec<LinkId> {
+        self.inbox.links()
     }
 
     fn report(&self) -> Report {
         self.inbox.report()
     }
 
-    fn held(&self) -> Vec<(u64, usize, u64)> {
+    fn held(&self) -> Vec<(LinkId, usize, u64)> {
         self.inbox.held()
     }
 }

@@ -3,7 +3,7 @@
 use std::{fmt, sync::Arc};
 
 use fbuf_core::{
-    control::{Lodging, Opened, Refusal, Report, Role, Slots},
+    control::{LinkId, Lodging, Opened, Refusal, Report, Role, Slots},
     guard::Guard,
     inbound::Peer,
     memory::{HUGE_PAGE, MemoryError, Pages, free_huge_pages, has_transparent_pages},
@@ -199,15 +199,15 @@ impl Post for Receivers {
         self.0.post(peer, Expected::new(peer, socket));
     }
 
-    fn peers(&self) -> Vec<u64> {
-        self.0.peers()
+    fn links(&self) -> Vec<LinkId> {
+        self.0.links()
     }
 
     fn report(&self) -> Report {
         self.0.report()
     }
 
-    fn held(&self) -> Vec<(u64, usize, u64)> {
+    fn held(&self) -> Vec<(LinkId, usize, u64)> {
         Vec::new()
     }
 }

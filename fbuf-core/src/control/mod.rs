@@ -2,6 +2,7 @@
 //! messages carry descriptors.
 
 mod greeting;
+mod identity;
 mod quota;
 mod status;
 mod transport;
@@ -18,6 +19,7 @@ use crate::{
 };
 
 pub use greeting::{Greeting, GreetingError, VERSION, Verdict};
+pub use identity::{LinkId, Secret};
 pub use quota::{Resource, Spent};
 pub use status::{ClientStatus, EndStatus, EndpointStatus, MAX_PAGE, News, Oldest, Report};
 // What is fuzzed is decoded as here, but without a socket.
@@ -58,10 +60,10 @@ pub struct Open {
 /// An endpoint that was open at an earlier broker.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Earlier {
-    /// How its peers know it: [`Peer::endpoint`].
-    pub endpoint: u64,
-    /// With whom it is linked, by the same kind of numbers. Two that name each other are not introduced again.
-    pub peers: Vec<u64>,
+    /// What proves that it is the endpoint that its peers know.
+    pub secret: Secret,
+    /// Its links. Two endpoints that name the same one are not introduced again.
+    pub links: Vec<LinkId>,
 }
 
 /// Which end of a channel.
@@ -114,10 +116,12 @@ pub enum Slots {
 }
 
 /// What was opened.
-#[derive(Debug, Default, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize)]
 pub struct Opened {
     /// How its peers will know the endpoint: [`Peer::endpoint`].
     pub endpoint: u64,
+    /// What proves to the next broker that this is the endpoint.
+    pub secret: Secret,
     /// The slots, if the broker makes them: without a page yet, and to be opened for writing by this user.
     pub slots: Vec<Descriptor>,
 }
@@ -226,6 +230,9 @@ pub enum Refusal {
         /// How many.
         receivers: usize,
     },
+    /// The same endpoint is open on another connection.
+    #[error("an endpoint was to be opened again, and is open on another connection: that one has to end first")]
+    Elsewhere,
     /// The number is taken.
     #[error("endpoint {0} was to be opened, and is open already")]
     Taken(u64),

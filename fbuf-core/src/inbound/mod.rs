@@ -21,6 +21,7 @@ use self::returns::next_retired;
 pub(crate) use self::returns::{Left, Returns};
 use crate::{
     board::BoardWriter,
+    control::LinkId,
     lane::{LaneReader, LaneTable, Note, capacity_for},
     lease::Rooms,
     limits::{MAX_AT_ONCE, MAX_SEGMENTS, MAX_SEQUENCE},
@@ -39,7 +40,7 @@ use crate::{
 /// Who is at the other end of a link.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Peer {
-    /// The endpoint, by a number that its broker gives only once.
+    /// The endpoint, by a number that no other has, had or will have, also after a restart of the broker.
     pub endpoint: u64,
     /// The process, as the kernel told the broker.
     pub process: Credentials,
@@ -49,6 +50,8 @@ pub struct Peer {
     /// Whether it may be relied upon not to change memory that it could change: it is of the same user, or the
     /// policy of the broker trusts its user on this channel. Of memory of any other peer no slice is ever made.
     pub trusted: bool,
+    /// Which link with it this is. Means something to its two ends and to a broker, and to nobody else.
+    pub link: LinkId,
 }
 
 /// What is held of a link, for whoever watches.
