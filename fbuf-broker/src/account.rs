@@ -13,18 +13,61 @@ use std::{
 
 use fbuf_core::control::{Resource, Spent};
 
-use crate::policy::Quota;
+use crate::{
+    policy::Quota,
+    share::{Holding, Pool},
+};
+
+/// What the broker itself has little of.
+#[derive(Debug, Clone)]
+pub struct Capacity {
+    clients: Arc<Pool>,
+    descriptors: Arc<Pool>,
+}
+
+impl Capacity {
+    /// That of a broker that this user runs, with so many places for clients and so many descriptors.
+    #[must_use]
+    pub fn new(clients: u64, descriptors: u64, owner: u32) -> Self {
+        Self { clients: Pool::new(clients, owner), descriptors: Pool::new(descriptors, owner) }
+    }
+
+    /// As much as anybody asks for.
+    #[must_use]
+    pub fn unlimited() -> Self {
+        Self::new(u64::MAX, u64::MAX, 0)
+    }
+
+    /// Takes what comes with something that is charged to a user.
+    fn take(&self, user: u32, resource: Resource, asked: u64) -> Result<Vec<Holding>, (u64, u64)> {
+        let pools = match resource {
+            Resource::Connections => &[&self.clients, &self.descriptors][..],
+            Resource::Descriptors => &[&self.descriptors],
+            _ => &[],
+        };
+        pools.iter().map(|pool| pool.take(user, asked)).collect()
+    }
+}
 
 /// The accounts of all users who take up anything.
-#[derive(Debug, Default)]
-pub struct Accounts(HashMap<u32, Arc<Account>>);
+#[derive(Debug)]
+pub struct Accounts {
+    capacity: Capacity,
+    of: HashMap<u32, Arc<Account>>,
+}
 
 impl Accounts {
+    /// None yet.
+    #[must_use]
+    pub fn new(capacity: Capacity) -> Self {
+        Self { capacity, of: HashMap::new() }
+    }
+
     /// That of a user, by id. Accounts on which nothing is charged, nor was asked lately, are forgotten.
     pub fn of(&mut self, user: u32) -> Arc<Account> {
         let now = Instant::now();
-        self.0.retain(|_, account| Arc::strong_count(account) > 1 || account.is_ahead(now));
-        self.0.entry(user).or_insert_with(|| Arc::new(Account::new(user))).clone()
+        self.of.retain(|_, account| Arc::strong_count(account) > 1 || account.is_ahead(now));
+        self.of.entry(user).or_insert_with(|| Arc::new(Account::new(user, self.capacity.clone()))).clone()
     }
 
     /// What every user takes up, by id.
@@ -33,13 +76,14 @@ impl Accounts {
             let (user, used) = (account.user, account.clone());
             Resource::ALL.into_iter().map(move |resource| (user, resource, used.used(resource)))
         };
-        self.0.values().flat_map(of).filter(|&(_, _, used)| used > 0)
+        self.of.values().flat_map(of).filter(|&(_, _, used)| used > 0)
     }
 }
 
 /// What one user takes up.
 pub struct Account {
     user: u32,
+    capacity: Capacity,
     used: [AtomicU64; Resource::ALL.len()],
     /// When requests that were made evenly, as often as the quota allows, would have come so far.
     due: Mutex<Option<Instant>>,
@@ -48,8 +92,8 @@ pub struct Account {
 }
 
 impl Account {
-    fn new(user: u32) -> Self {
-        Self { user, used: Default::default(), due: Mutex::new(None), line: tokio::sync::Mutex::default() }
+    fn new(user: u32, capacity: Capacity) -> Self {
+        Self { user, capacity, used: Default::default(), due: Mutex::new(None), line: tokio::sync::Mutex::default() }
     }
 
     /// How much of it is in use.
@@ -61,7 +105,7 @@ impl Account {
     /// Charges so much to it.
     ///
     /// # Errors
-    /// [`Spent`]: it would be more than the quota.
+    /// [`Spent`]: it would be more than the quota, or than the user's share of what the broker has.
     pub fn charge(self: &Arc<Self>, quota: &Quota, resource: Resource, asked: u64) -> Result<Charge, Spent> {
         let limit = quota.of(resource);
         // Relaxed: a number that stands for itself.
@@ -75,7 +119,22 @@ impl Account {
             limit,
             rule: quota.rule.clone(),
         })?;
-        Ok(Charge { account: self.clone(), resource, amount: asked })
+        let mut charge = Charge { account: self.clone(), resource, amount: asked, _holdings: Vec::new() };
+        charge._holdings = self.capacity.take(self.user, resource, asked).map_err(|(used, limit)| Spent {
+            user: self.user,
+            resource,
+            asked,
+            used,
+            limit,
+            rule: "a share of what the broker has left".into(),
+        })?;
+        Ok(charge)
+    }
+
+    /// Takes a descriptor of the broker's, for something that no quota is about; none, if the user has its share.
+    #[must_use]
+    pub fn take_descriptor(&self) -> Option<Holding> {
+        self.capacity.descriptors.take(self.user, 1).ok()
     }
 
     /// Waits for the requests of this user that came before.
@@ -118,6 +177,8 @@ pub struct Charge {
     account: Arc<Account>,
     resource: Resource,
     amount: u64,
+    /// What it takes of the broker's own.
+    _holdings: Vec<Holding>,
 }
 
 impl Drop for Charge {
@@ -133,7 +194,7 @@ mod tests {
 
     #[test]
     fn what_is_charged_is_discharged_with_what_it_pays_for() {
-        let mut accounts = Accounts::default();
+        let mut accounts = Accounts::new(Capacity::unlimited());
         let (account, quota) = (accounts.of(7), Quota { links: 10, ..Quota::default() });
         let three = account.charge(&quota, Resource::Links, 3).unwrap();
         let seven = account.charge(&quota, Resource::Links, 7).unwrap();
@@ -146,15 +207,16 @@ mod tests {
         let later = account.note_request(&quota, Instant::now());
         drop((seven, account));
         accounts.of(8);
-        assert!(accounts.0.contains_key(&7) && accounts.of(7).is_ahead(later), "what was asked lately was forgotten");
+        assert!(accounts.of.contains_key(&7) && accounts.of(7).is_ahead(later), "what was asked lately was forgotten");
         *accounts.of(7).due.lock().unwrap() = None;
         accounts.of(8);
-        assert_eq!(accounts.0.keys().collect::<Vec<_>>(), [&8], "an account with nothing on it was kept");
+        assert_eq!(accounts.of.keys().collect::<Vec<_>>(), [&8], "an account with nothing on it was kept");
     }
 
     #[test]
     fn who_asks_too_often_is_made_to_wait() {
-        let (account, quota) = (Account::new(1), Quota { requests_per_second: 100, ..Quota::default() });
+        let (account, quota) =
+            (Account::new(1, Capacity::unlimited()), Quota { requests_per_second: 100, ..Quota::default() });
         let now = Instant::now();
         for _ in 0..100 {
             assert!(account.note_request(&quota, now) <= now, "the first second's worth need not wait");

@@ -11,6 +11,7 @@ mod embedded;
 mod listener;
 pub mod policy;
 mod server;
+pub mod share;
 mod socket_file;
 pub mod state;
 

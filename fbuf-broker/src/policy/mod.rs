@@ -21,6 +21,8 @@
 //! requests_per_second = 1000
 //! ```
 //!
+//! Of the broker's own places and descriptors a user has no more than a share, whatever the quota ([`crate::share`]).
+//!
 //! What any rule about a user allows, that user may do. The quota is that of the first rule about a user
 //! which has one.
 

@@ -103,8 +103,7 @@ impl Control for Desk {
     }
 
     async fn news(self, _: Context, receipt: u64) -> News {
-        self.mailbox.acknowledge(receipt);
-        lock(&self.broker.0).catch_up(self.client);
+        lock(&self.broker.0).note_read(self.client, self.mailbox.acknowledge(receipt));
         timeout(NEWS_TIME, self.mailbox.news()).await.unwrap_or_default()
     }
 

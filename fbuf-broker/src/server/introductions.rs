@@ -27,10 +27,27 @@ impl Inner {
         }
     }
 
-    /// Of a pair, the client who has to read first.
+    /// Of a pair, the client who has to read first, or whose user has its share of the broker's descriptors.
     fn without_room(&self, pair: &Pair) -> Option<ClientId> {
-        let is_full = |client: &ClientId| self.mailboxes.get(client).is_some_and(|mailbox| !mailbox.has_room());
+        let is_full = |client: &ClientId| {
+            self.mailboxes.get(client).is_some_and(|mailbox| !mailbox.has_room())
+                || self.state.take_descriptor(*client).is_none()
+        };
         [pair.sender.client, pair.receiver.client].into_iter().find(is_full)
+    }
+
+    /// A client may have read what it was sent; whether it has read anything.
+    pub(super) fn note_read(&mut self, client: ClientId, anything: bool) {
+        self.catch_up(client);
+        if anything {
+            self.waiting_beside(client).into_iter().for_each(|other| self.catch_up(other));
+        }
+    }
+
+    /// The other clients of the same user for which pairs wait: what one reads may be what another lacks.
+    pub(super) fn waiting_beside(&self, client: ClientId) -> Vec<ClientId> {
+        let others = self.pending.keys().copied().filter(|&other| other != client);
+        others.filter(|&other| self.state.are_of_one_user(client, other)).collect()
     }
 
     /// Introduces those pairs that waited for a client, who may have read.
@@ -80,7 +97,8 @@ impl Inner {
         for (own, other, lodging, socket) in ends {
             if let Some(mailbox) = self.mailboxes.get(&own.client) {
                 let introduction = introduction(own, other, lodging, socket);
-                mailbox.post(introduction);
+                // Of two ends of one user the second may be one more than its share.
+                mailbox.post(introduction, self.state.take_descriptor(own.client));
                 points::reach("broker: introduced to one");
             }
         }

@@ -16,12 +16,12 @@ use fbuf_core::{
 use tokio::sync::Notify;
 
 use super::lock;
-use crate::account::Charge;
+use crate::{account::Charge, share::Holding};
 
 /// Introductions on their way to one client.
 #[derive(Debug, Default)]
 pub(super) struct Mailbox {
-    waiting: Mutex<VecDeque<Introduction>>,
+    waiting: Mutex<VecDeque<(Introduction, Option<Holding>)>>,
     filled: Notify,
     /// Whether somebody wants to know what the client's endpoints are doing.
     report: AtomicBool,
@@ -39,11 +39,13 @@ struct Sent {
     descriptors: usize,
     /// What is paid for others.
     charges: Vec<Arc<Charge>>,
+    /// What introductions take of the broker's descriptors.
+    holdings: Vec<Holding>,
 }
 
 impl Default for Sent {
     fn default() -> Self {
-        Self { receipt: 0, is_told: true, descriptors: 0, charges: Vec::new() }
+        Self { receipt: 0, is_told: true, descriptors: 0, charges: Vec::new(), holdings: Vec::new() }
     }
 }
 
@@ -82,13 +84,16 @@ impl Mailbox {
         }
     }
 
-    /// The client has read what it was sent, if it knows the receipt.
-    pub(super) fn acknowledge(&self, receipt: u64) {
+    /// The client has read what it was sent, if it knows the receipt. Whether that was anything.
+    pub(super) fn acknowledge(&self, receipt: u64) -> bool {
         let mut sent = lock(&self.sent);
-        if sent.receipt == receipt {
+        let has_read = sent.receipt == receipt && (sent.descriptors > 0 || !sent.charges.is_empty());
+        if has_read {
             sent.charges.clear();
+            sent.holdings.clear();
             sent.descriptors = 0;
         }
+        has_read
     }
 
     /// Something else is sent to the client, which is paid for until that has read it.
@@ -101,13 +106,13 @@ impl Mailbox {
 
     /// Whether one more introduction may be made ready.
     pub(super) fn has_room(&self) -> bool {
-        let waiting = lock(&self.waiting).iter().map(Introduction::descriptors).sum::<usize>();
+        let waiting = lock(&self.waiting).iter().map(|(one, _)| one.descriptors()).sum::<usize>();
         waiting + lock(&self.sent).descriptors < MAX_WAITING
     }
 
-    /// Keeps an introduction until it is fetched.
-    pub(super) fn post(&self, introduction: Introduction) {
-        lock(&self.waiting).push_back(introduction);
+    /// Keeps an introduction until it is fetched, and what it takes of the broker's descriptors until it was read.
+    pub(super) fn post(&self, introduction: Introduction, holding: Option<Holding>) {
+        lock(&self.waiting).push_back((introduction, holding));
         self.filled.notify_one();
     }
 
@@ -115,16 +120,17 @@ impl Mailbox {
     fn fetch(&self) -> Vec<Introduction> {
         let mut waiting = lock(&self.waiting);
         let mut descriptors = 0;
-        let fits = |introduction: &&Introduction| {
+        let fits = |(introduction, _): &&(Introduction, _)| {
             descriptors += introduction.descriptors();
             descriptors <= MAX_DESCRIPTORS
         };
         let count = waiting.iter().take(MAX_INTRODUCTIONS).take_while(fits).count();
-        let fetched: Vec<_> = waiting.drain(..count).collect();
+        let (fetched, holdings): (Vec<_>, Vec<_>) = waiting.drain(..count).unzip();
         if count > 0 {
             let mut sent = lock(&self.sent);
             sent.renew();
             sent.descriptors += fetched.iter().map(Introduction::descriptors).sum::<usize>();
+            sent.holdings.extend(holdings.into_iter().flatten());
         }
         fetched
     }
@@ -161,7 +167,7 @@ mod tests {
     #[test]
     fn there_is_room_again_when_the_client_has_read() {
         let mailbox = Mailbox::default();
-        let fill = || (0..).take_while(|_| mailbox.has_room()).for_each(|_| mailbox.post(introduction()));
+        let fill = || (0..).take_while(|_| mailbox.has_room()).for_each(|_| mailbox.post(introduction(), None));
         fill();
         assert_eq!(lock(&mailbox.waiting).len(), MAX_WAITING);
         for _ in 0..=MAX_WAITING / MAX_INTRODUCTIONS {

@@ -23,6 +23,7 @@ use fbuf_core::{
     socket::{Credentials, PacketSocket},
 };
 use futures_util::StreamExt;
+use nix::{sys::resource::getrlimit, unistd::geteuid};
 use tarpc::{
     ChannelError,
     server::{BaseChannel, Channel as _},
@@ -39,9 +40,9 @@ use tracing::{debug, info, warn};
 use self::{desk::Desk, door::Guest, lines::Lines, mailbox::Mailbox};
 use crate::{
     Listener,
-    account::Charge,
+    account::{Capacity, Charge},
     policy::Policy,
-    state::{ClientId, Pair, Payer, State},
+    state::{ClientId, MAX_CLIENTS, Pair, Payer, State},
 };
 
 /// The broker, shared by the tasks of its clients. Cheap to clone.
@@ -79,6 +80,10 @@ impl Inner {
     }
 }
 
+/// How many descriptors are not for clients: those of the runtime, of the log and the socket, and of connections that are
+/// sent away; more than there ever are.
+const OWN_DESCRIPTORS: u64 = 32;
+
 /// A client that has joined. It leaves when this is dropped, however its connection ends.
 #[derive(Debug)]
 struct Member {
@@ -91,11 +96,13 @@ struct Member {
 impl Drop for Member {
     fn drop(&mut self) {
         let mut inner = lock(&self.broker.0);
+        let relieved = inner.waiting_beside(self.client);
         inner.state.leave(self.client);
         inner.mailboxes.remove(&self.client);
         let_go(inner.slots.remove(&self.client).into_iter().flatten().flat_map(|(_, slots)| slots));
         inner.reports.remove(&self.client);
         inner.pending.remove(&self.client);
+        relieved.into_iter().for_each(|client| inner.catch_up(client));
         inner.note_answer(self.client);
         inner.asked.remove(&self.client);
     }
@@ -122,11 +129,17 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// What there is of places and descriptors, a few of which this process needs for itself.
+fn capacity() -> Capacity {
+    let limit = getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE).map_or(1024, |(soft, _)| soft);
+    Capacity::new(MAX_CLIENTS as u64, limit.saturating_sub(OWN_DESCRIPTORS), geteuid().as_raw())
+}
+
 impl Broker {
     /// A broker with this policy, who serves nobody yet.
     #[must_use]
     pub fn new(policy: Policy) -> Self {
-        let state = State::new(policy);
+        let state = State::with_capacity(policy, capacity());
         Self(Arc::new(Mutex::new(Inner {
             state,
             mailboxes: HashMap::new(),

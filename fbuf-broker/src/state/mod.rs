@@ -25,8 +25,9 @@ use tokio::sync::MutexGuard;
 
 use self::channel::{Channel, End, Receiver, Sender, Stock};
 use crate::{
-    account::{Account, Accounts, Charge},
+    account::{Account, Accounts, Capacity, Charge},
     policy::{Policy, User},
+    share::Holding,
 };
 
 /// The most clients that one broker serves.
@@ -165,9 +166,15 @@ impl State {
     /// A broker with this policy.
     #[must_use]
     pub fn new(policy: Policy) -> Self {
+        Self::with_capacity(policy, Capacity::unlimited())
+    }
+
+    /// A broker with this policy, of which each user may have a share.
+    #[must_use]
+    pub fn with_capacity(policy: Policy, capacity: Capacity) -> Self {
         Self {
             policy,
-            accounts: Accounts::default(),
+            accounts: Accounts::new(capacity),
             last: 0,
             clients: BTreeMap::new(),
             channels: HashMap::new(),
@@ -238,6 +245,19 @@ impl State {
     pub fn charge_link(&self, id: ClientId) -> Result<Charge, Refusal> {
         let Payer { user, account } = &self.clients.get(&id).ok_or_else(gone)?.payer;
         Ok(account.charge(self.policy.quota(user), Resource::Links, 1)?)
+    }
+
+    /// Takes a descriptor for what is on its way to a client; none, if its user has its share of the broker's.
+    #[must_use]
+    pub fn take_descriptor(&self, id: ClientId) -> Option<Holding> {
+        self.clients.get(&id)?.payer.account.take_descriptor()
+    }
+
+    /// Whether two clients are of one user.
+    #[must_use]
+    pub fn are_of_one_user(&self, one: ClientId, other: ClientId) -> bool {
+        let user = |id| self.clients.get(&id).map(|client: &Client| client.payer.user.id);
+        user(one).is_some() && user(one) == user(other)
     }
 
     /// Whether this end of a pair is open still.

@@ -1,0 +1,150 @@
+//! Places and descriptors of the broker: users that take all they can get leave some for others, and the last for root.
+
+#[path = "support/hostile.rs"]
+mod client;
+mod support;
+
+use std::{
+    env,
+    io::{BufRead, BufReader, Read},
+    os::unix::process::CommandExt,
+    path::Path,
+    process::{ChildStdout, Command, Stdio},
+};
+
+use client::Hostile;
+use fbuf_client::{Address, Client, ConnectError, Mechanism};
+use fbuf_core::control::{Role, Slots};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use support::{BrokerProcess, Process};
+
+/// Users that take all, and one that comes later.
+const GREEDY: [u32; 3] = [65_531, 65_532, 65_533];
+const LATER: u32 = 65_530;
+/// How many descriptors the broker may have.
+const DESCRIPTORS: u64 = 700;
+
+/// What this program does when it is run again; nothing in the process that tests.
+#[test]
+fn role() {
+    match env::var("FBUF_TEST_ROLE").as_deref() {
+        Ok("connections") => take(|| match Client::connect() {
+            Ok(client) => Some(client),
+            Err(ConnectError::Spent { spent, .. }) => {
+                assert!(spent.to_string().contains("a share of what the broker has left"), "{spent}");
+                None
+            }
+            Err(error) => panic!("{error}"),
+        }),
+        Ok("slots") => {
+            let client = Client::connect().unwrap();
+            let sender = |name: usize| {
+                let sender = client.sender(&format!("{}-{name}", std::process::id())).slot_size(64).slots(16);
+                let sender = sender.mechanism(Mechanism::Lease).open().ok()?;
+                // One whose slots the broker cannot make copies instead.
+                (sender.granted().mechanism == Mechanism::Lease).then_some(sender)
+            };
+            let mut names = 0..;
+            take(|| sender(names.next()?));
+        }
+        Ok("later") => {
+            let client = Client::connect().unwrap();
+            let _receiver = client.receiver("later").open().unwrap();
+            let mut sender = client.sender("later").open().unwrap();
+            sender.wait_for_receivers_timeout(1, support::SOON).unwrap();
+            println!("linked");
+        }
+        _ => {}
+    }
+}
+
+/// Takes as much as it gets, and keeps it until its input ends.
+fn take<T>(mut one: impl FnMut() -> Option<T>) {
+    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+    setrlimit(Resource::RLIMIT_NOFILE, most, most).unwrap();
+    let all: Vec<T> = std::iter::from_fn(&mut one).collect();
+    println!("{} taken", all.len());
+    std::io::stdin().read_to_end(&mut Vec::new()).unwrap();
+}
+
+struct Other {
+    _process: Process,
+    output: BufReader<ChildStdout>,
+}
+
+impl Other {
+    fn start(broker: &Address, role: &str, user: u32) -> Self {
+        let mut command = Command::new("/proc/self/exe");
+        command.args(["--exact", "role", "--nocapture", "--test-threads=1"]).current_dir("/");
+        command.env("FBUF_TEST_ROLE", role).env("FBUF_BROKER", broker.to_string()).uid(user).gid(user);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
+        let mut process = Process::start(&mut command);
+        let output = BufReader::new(process.0.stdout.take().unwrap());
+        Self { _process: process, output }
+    }
+
+    /// The word before this, at the end of a line.
+    fn wait_for(&mut self, words: &str) -> String {
+        loop {
+            let mut line = String::new();
+            assert_ne!(self.output.read_line(&mut line).unwrap(), 0, "it has ended, and not said {words:?}");
+            if line.trim_end().ends_with(words) {
+                return line.split_whitespace().rev().nth(1).unwrap_or_default().to_owned();
+            }
+        }
+    }
+}
+
+/// A broker for these users and root, with few descriptors.
+fn broker(folder: &Path) -> BrokerProcess {
+    use std::os::unix::fs::PermissionsExt;
+    std::fs::set_permissions(folder, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let broker = BrokerProcess::start_with(&folder.join("broker"), |command| {
+        let mut limited = Command::new("prlimit");
+        limited.arg(format!("--nofile={DESCRIPTORS}:{DESCRIPTORS}")).arg(command.get_program());
+        limited.args(command.get_args());
+        for user in GREEDY.iter().chain([&LATER]) {
+            limited.args(["--allow", &user.to_string()]);
+        }
+        limited.env_remove("NOTIFY_SOCKET").stdin(Stdio::null());
+        *command = limited;
+    });
+    broker.forget_log()
+}
+
+fn all_is_taken_and_others_are_served(role: &str, of_a_share: u64) {
+    if !support::is_root() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let broker = broker(folder.path());
+    let mut greedy = Vec::new();
+    for user in GREEDY {
+        let mut other = Other::start(&broker.address, role, user);
+        greedy.push((other.wait_for("taken").parse::<u64>().unwrap(), other));
+    }
+    let counts: Vec<_> = greedy.iter().map(|(count, _)| *count).collect();
+    // They do get what there is to get, and each less than the one before.
+    assert!(counts[0] * of_a_share > DESCRIPTORS / 4, "{counts:?}");
+    assert!(counts.is_sorted_by(|one, next| one > next) && counts[2] > 0, "{counts:?}");
+    Other::start(&broker.address, "later", LATER).wait_for("linked");
+    let root = Client::connect_to(&broker.address).unwrap();
+    let role = Role::Sender {
+        slot_bytes: 64,
+        max_slots: 16,
+        mechanism: Mechanism::Lease,
+        slots: Slots::Broker { huge: false },
+    };
+    let _receiver = root.receiver("root").stay().open().unwrap();
+    Hostile::join(&broker.address, "root", role);
+}
+
+#[test]
+fn users_that_connect_as_often_as_they_can_leave_places_for_others() {
+    all_is_taken_and_others_are_served("connections", 1);
+}
+
+#[test]
+fn users_that_have_slots_made_as_often_as_they_can_leave_descriptors_for_others() {
+    all_is_taken_and_others_are_served("slots", 16);
+}
