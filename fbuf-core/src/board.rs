@@ -7,10 +7,14 @@
 //! give back the slot it stands for, and only the lending it names.
 
 use std::ops::Range;
+#[cfg(not(loom))]
+use std::os::fd::BorrowedFd;
 
 #[cfg(not(loom))]
 use zerocopy::FromBytes;
 
+#[cfg(not(loom))]
+use crate::{link::LinkEnd, memory::MemoryError};
 use crate::{
     park::{Flag, Rang},
     slot::{Mark, SlotId},
@@ -107,6 +111,38 @@ impl<M: BoardMemory> BoardWriter<M> {
     pub fn leave(&self, next: u64) {
         self.head().next.store(next, Ordering::Relaxed);
         self.head().flag.leave();
+    }
+}
+
+#[cfg(not(loom))]
+impl BoardWriter<BoardTable> {
+    /// Has the words of the first so many slots exist, before any of them is handed back.
+    ///
+    /// # Errors
+    /// [`MemoryError`]
+    pub fn provide(&self, slots: u32) -> Result<(), MemoryError> {
+        self.0.provide(slots as usize)
+    }
+}
+
+#[cfg(not(loom))]
+impl BoardReader<BoardTable> {
+    /// Maps the board of a receiver, with the words of the first so many slots.
+    ///
+    /// # Errors
+    /// [`LinkEnd`]: it is not what a receiver may send, or there is no memory.
+    pub fn attach(board: BorrowedFd<'_>, most_slots: u32, slots: u32) -> Result<Self, LinkEnd> {
+        let board = Self(BoardTable::attach_growing(board, most_slots as usize)?);
+        board.provide(slots).map_err(|error| LinkEnd::Exhausted(error.to_string()))?;
+        Ok(board)
+    }
+
+    /// Has the words of the first so many slots exist, before any of them is lent.
+    ///
+    /// # Errors
+    /// [`MemoryError`]
+    pub fn provide(&self, slots: u32) -> Result<(), MemoryError> {
+        self.0.provide(slots as usize)
     }
 }
 

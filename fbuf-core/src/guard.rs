@@ -87,9 +87,9 @@ impl Guard {
     /// [`page_bytes`].
     ///
     /// # Errors
-    /// What sigaction(2) says.
+    /// What sigaction(2) says, or that there is no memory.
     pub fn new(channel: &str, slots: usize, stride: u64) -> io::Result<Self> {
-        let messages = Arc::new(marks(slots));
+        let messages = Arc::new(marks(slots)?);
         let mut watch = lock();
         if watch.senders.is_empty() && watch.previous.is_none() {
             let ours = SigAction::new(SigHandler::SigAction(on_fault), SaFlags::SA_ONSTACK, SigSet::empty());
@@ -115,11 +115,13 @@ impl Guard {
     }
 
     /// Guards the messages of a link from now on.
-    #[must_use]
-    pub(crate) fn add_link(&self, board: BoardTable) -> LinkGuard {
-        let link = Arc::new(GuardedLink { board: BoardReader::new(board), lent: marks(self.slots) });
+    ///
+    /// # Errors
+    /// There is no memory.
+    pub(crate) fn add_link(&self, board: BoardReader<BoardTable>) -> io::Result<LinkGuard> {
+        let link = Arc::new(GuardedLink { board, lent: marks(self.slots)? });
         with(self.number, |sender| sender.links.push(link.clone()));
-        LinkGuard { sender: self.number, link }
+        Ok(LinkGuard { sender: self.number, link })
     }
 
     /// Notes what was sent in a slot.
@@ -166,8 +168,9 @@ fn is_ours(handler: SigHandler) -> bool {
     matches!(handler, SigHandler::SigAction(handler) if std::ptr::fn_addr_eq(handler, on_fault as extern "C" fn(_, _, _)))
 }
 
-fn marks(slots: usize) -> Messages {
-    Ring::new(slots, || AtomicU64::new(Mark::NONE.word()))
+fn marks(slots: usize) -> io::Result<Messages> {
+    const { assert!(Mark::NONE.word() == 0) };
+    Ring::of_zeroes(slots).map_err(io::Error::other)
 }
 
 fn lock() -> MutexGuard<'static, Watch> {

@@ -1,6 +1,7 @@
 //! Both halves of a link against a peer that writes anything into its pages and sends anything over
 //! its socket. What comes out is messages inside their slots, nothing, or the end of that link.
 
+mod boards;
 mod bounds;
 
 use std::{

@@ -62,7 +62,7 @@ fn a_slot_is_known_before_it_is_used() {
             })
         };
         let (mut reader, board) = (LaneReader::new(lane), Arc::new(BoardWriter::new(board)));
-        let held = Arc::new(Held::new(ALL as usize));
+        let held = Arc::new(Held::new(ALL as usize).unwrap());
         held.add(SlotId::new(0), address(0));
         let mut known = FIRST;
         let mut holders = Vec::new();

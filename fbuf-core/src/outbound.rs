@@ -14,6 +14,7 @@ use crate::{
     lane::{LaneTable, LaneWriter, capacity_for},
     limits::{MAX_AT_ONCE, MAX_LEASED},
     link::{self, Gift, Hello, LinkEnd, LinkMessage, NewSegment, OneShot, Welcome},
+    memory::MemoryError,
     park::Fencing,
     points,
     pool::Pool,
@@ -127,9 +128,8 @@ struct Skipping {
 }
 
 impl Skipping {
-    fn new(most: u32, slots: u32) -> Self {
-        let ledger = Ring::new(slots as usize, || Mark::NONE);
-        Self { most: most.min(slots), lent: Vec::with_capacity(most.min(slots) as usize + 1), ledger }
+    fn new(most: u32, slots: u32) -> Result<Self, MemoryError> {
+        Ok(Self { most: most.min(slots), lent: Vec::new(), ledger: Ring::of_zeroes(slots as usize)? })
     }
 
     /// Whether the next message is to be lent: the receiver does not hold more than it wants to. If it seems
@@ -202,7 +202,7 @@ impl Outbound {
             false => None,
         };
         let slots = pool.geometry().max_slots();
-        let board = BoardTable::attach(hello.board.as_fd(), slots as usize)?;
+        let board = BoardReader::attach(hello.board.as_fd(), slots, pool.slots())?;
         let (lane, descriptor) = LaneTable::create("fbuf-lane", capacity_for(slots, hello.skip_above.is_some()))
             .map_err(|error| LinkEnd::Exhausted(error.to_string()))?;
         points::reach("attach: lane made");
@@ -210,8 +210,8 @@ impl Outbound {
         let fencing = Fencing::of_this_process();
         let guard = match pool.guard() {
             Some(guard) => {
-                let again = BoardTable::attach(hello.board.as_fd(), slots as usize)?;
-                Some(guard.add_link(again))
+                let again = BoardReader::attach(hello.board.as_fd(), slots, pool.slots())?;
+                Some(guard.add_link(again).map_err(exhausted)?)
             }
             None => None,
         };
@@ -219,6 +219,8 @@ impl Outbound {
         if hello.fences || fencing == Fencing::Full {
             writer.head().flag.ask_for_fences();
         }
+        let skipping = hello.skip_above.map(|most| Skipping::new(most, slots)).transpose();
+        let skipping = skipping.map_err(|error| LinkEnd::Exhausted(error.to_string()))?;
         let segments = pool.announce(0).collect();
         let memory = if hello.wants_slots { pool.hand_over().map_err(exhausted)? } else { Vec::new() };
         let welcome = Welcome { lane: Descriptor::from(descriptor), first_sequence, segments, slots: memory };
@@ -229,7 +231,7 @@ impl Outbound {
             peer,
             socket,
             writer,
-            board: BoardReader::new(board),
+            board,
             first: first_sequence,
             unread_from: None,
             unread: None,
@@ -241,7 +243,7 @@ impl Outbound {
             guard,
             lost: None,
             over: false,
-            skipping: hello.skip_above.map(|most| Skipping::new(most, slots)),
+            skipping,
             announced,
             admitted: false,
             giver,
@@ -446,8 +448,11 @@ impl Outbound {
         self.announced
     }
 
-    /// As [`Pool::announce_to`], of these segments.
-    pub(crate) fn announce(&mut self, segments: Vec<NewSegment>) -> Result<bool, LinkEnd> {
+    /// As [`Pool::announce_to`], of these segments; `slots` are all that there are then.
+    pub(crate) fn announce(&mut self, segments: Vec<NewSegment>, slots: u32) -> Result<bool, LinkEnd> {
+        if self.board.provide(slots).is_err() {
+            return Ok(false);
+        }
         for segment in segments {
             match link::send(&self.socket, &LinkMessage::Segment(segment)) {
                 Ok(()) => {

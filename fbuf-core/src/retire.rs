@@ -4,6 +4,11 @@
 //! only when a link ends while some are marked does anybody look.
 
 use crossbeam_utils::CachePadded;
+#[cfg(not(loom))]
+use zerocopy::FromZeros;
+
+#[cfg(not(loom))]
+use crate::memory::MemoryError;
 
 use crate::{
     board::{BoardMemory, BoardWriter},
@@ -15,9 +20,15 @@ use crate::{
 
 /// What a receiver knows of the slots of a link: where their bytes are, and which of them it holds.
 #[derive(Debug)]
-pub struct Held(Ring<Cell>);
+pub struct Held {
+    cells: Ring<Cell>,
+    /// How many slots are known: no cell behind them has ever been looked at. Not modelled: it is written by the
+    /// receiver only, and whoever else reads it does so with a lock, or for a report.
+    known: std::sync::atomic::AtomicUsize,
+}
 
 /// One slot, as its receiver knows it.
+#[cfg_attr(not(loom), derive(FromZeros))]
 #[derive(Debug)]
 pub struct Cell {
     /// Where its bytes are. Written and read by the receiver only.
@@ -27,28 +38,41 @@ pub struct Cell {
 }
 
 /// Nothing is held in the slot.
-const FREE: u64 = Mark::NONE.word();
-/// It was not announced yet.
-const UNKNOWN: u64 = Mark::OUT.word();
+const FREE: u64 = Mark::OUT.word();
+/// It was not announced yet: so is memory that nobody has written.
+const UNKNOWN: u64 = Mark::NONE.word();
+const _: () = assert!(UNKNOWN == 0);
 
 impl Held {
+    /// No slot is known of `slots` that there may be. They take memory once they are.
+    ///
+    /// # Errors
+    /// [`MemoryError`]
+    #[cfg(not(loom))]
+    pub fn new(slots: usize) -> Result<Self, MemoryError> {
+        Ok(Self { cells: Ring::of_zeroes(slots)?, known: 0.into() })
+    }
+
     /// No slot is known of `slots` that there may be.
-    pub fn new(slots: usize) -> Self {
-        Self(Ring::new(slots, || Cell { bytes: AtomicPtr::default(), mark: AtomicU64::new(UNKNOWN) }))
+    #[cfg(loom)]
+    pub fn new(slots: usize) -> Result<Self, std::convert::Infallible> {
+        let cell = || Cell { bytes: AtomicPtr::default(), mark: AtomicU64::new(UNKNOWN) };
+        Ok(Self { cells: Ring::new(slots, cell), known: 0.into() })
     }
 
     /// Enters a slot, and where its bytes are. By the receiver only.
     pub fn add(&self, slot: SlotId, bytes: *mut u8) {
-        let cell = self.0.at(slot.index());
+        let cell = self.cells.at(slot.index());
         cell.bytes.store(bytes, Ordering::Relaxed);
         cell.mark.store(FREE, Ordering::Relaxed);
+        self.known.fetch_max(slot.index() + 1, std::sync::atomic::Ordering::Relaxed);
     }
 
     /// Marks a slot as held with a message; none if there is no such slot, or it is held already. By the
     /// receiver only.
     #[inline]
     pub fn take(&self, number: u64, message: Mark) -> Option<&Cell> {
-        let cell = self.0.get(number)?;
+        let cell = self.cells.get(number)?;
         // Acquire: partner is the Release store in `clear`, by whichever thread held it last.
         if cell.mark.load(Ordering::Acquire) != FREE {
             return None;
@@ -61,14 +85,15 @@ impl Held {
     /// the mark a moment later; the sender may have lent it again by then. Waits for that moment; none
     /// if the slot was not handed back, and so is held in earnest.
     pub fn take_patiently<M: BoardMemory>(&self, number: u64, message: Mark, board: &BoardWriter<M>) -> Option<&Cell> {
-        let cell = self.0.get(number)?;
+        let cell = self.cells.get(number)?;
         loop {
             // Acquire: as in `take`.
             let held = cell.mark.load(Ordering::Acquire);
             if held == FREE {
                 return self.take(number, message);
             }
-            if !board.is_back(SlotId::new(number as u32), Mark::from_word(held)) {
+            // The word of a slot that is not known need not exist.
+            if held == UNKNOWN || !board.is_back(SlotId::new(number as u32), Mark::from_word(held)) {
                 return None;
             }
             yield_now();
@@ -78,13 +103,17 @@ impl Held {
     /// What is known of a slot.
     #[cfg(all(test, loom))]
     pub fn cell(&self, slot: u32) -> &Cell {
-        self.0.at(slot as usize)
+        self.cells.at(slot as usize)
+    }
+
+    fn known(&self) -> &[Cell] {
+        self.cells.slice(0..self.known.load(std::sync::atomic::Ordering::Relaxed))
     }
 
     /// How many are held, and which message of those was sent first.
     pub fn survey(&self) -> (usize, Option<Mark>) {
         // Relaxed: for whoever watches, and nothing follows from it.
-        let marks = self.0.iter().map(|cell| cell.mark.load(Ordering::Relaxed));
+        let marks = self.known().iter().map(|cell| cell.mark.load(Ordering::Relaxed));
         let held = marks.filter(|mark| !matches!(*mark, FREE | UNKNOWN));
         held.fold((0, None), |(count, least), mark| {
             let mark = Mark::from_word(mark);
@@ -94,12 +123,21 @@ impl Held {
 
     /// How many are held.
     pub fn count(&self) -> usize {
-        // Acquire: partner is the Release store in `clear`.
-        self.0.iter().filter(|cell| !matches!(cell.mark.load(Ordering::Acquire), FREE | UNKNOWN)).count()
+        self.known().iter().filter(|cell| cell.is_held()).count()
+    }
+
+    /// The first slot that is held, from this number on.
+    pub fn next(&self, from: usize) -> Option<usize> {
+        self.known().iter().skip(from).position(Cell::is_held).map(|ahead| from + ahead)
     }
 }
 
 impl Cell {
+    fn is_held(&self) -> bool {
+        // Acquire: partner is the Release store in `clear`.
+        !matches!(self.mark.load(Ordering::Acquire), FREE | UNKNOWN)
+    }
+
     /// Where its bytes are.
     #[inline]
     pub fn bytes(&self) -> *mut u8 {
@@ -110,15 +148,16 @@ impl Cell {
     /// after this: it may be gone.
     #[inline]
     pub fn clear(&self) {
-        // Release: partners are the Acquire loads in `take` and `count`.
+        // Release: partners are the Acquire loads in `take` and `is_held`.
         self.mark.store(FREE, Ordering::Release);
     }
 }
 
 /// What is left of a link that ended while some of its slots were held.
 pub trait Remains {
-    /// Whether nothing is held any more.
-    fn is_idle(&self) -> bool;
+    /// Whether nothing is held any more. Nothing is taken any more either, so that what was found idle need not be
+    /// looked at again.
+    fn is_idle(&mut self) -> bool;
 }
 
 /// In the count of [`Retired`]: it is to be looked at once more, behind a full fence.
@@ -234,13 +273,13 @@ mod tests {
     struct Link(Arc<Held>);
 
     impl Remains for Link {
-        fn is_idle(&self) -> bool {
+        fn is_idle(&mut self) -> bool {
             self.0.count() == 0
         }
     }
 
     fn held(slots: u32) -> Arc<Held> {
-        let held = Held::new(slots as usize);
+        let held = Held::new(slots as usize).unwrap();
         (0..slots).for_each(|slot| held.add(SlotId::new(slot), std::ptr::null_mut()));
         Arc::new(held)
     }
@@ -256,7 +295,7 @@ mod tests {
     #[test]
     fn a_slot_that_is_not_known_is_not_taken() {
         let (held, board) = (held(2), BoardWriter::new(HeapBoard::new(4)));
-        let more = Held::new(4);
+        let more = Held::new(4).unwrap();
         for number in [2, 3, 4, u64::MAX] {
             assert!(held.take(number, Mark::of(0)).is_none() && more.take(number, Mark::of(0)).is_none());
             assert!(more.take_patiently(number, Mark::of(0), &board).is_none());
@@ -270,7 +309,7 @@ mod tests {
         assert!(held.take(0, Mark::of(5)).is_some());
         board.hand_back(SlotId::new(0), Mark::of(5));
         let holder = held.clone();
-        let clearing = std::thread::spawn(move || holder.0.at(0).clear());
+        let clearing = std::thread::spawn(move || holder.cells.at(0).clear());
         assert!(held.take_patiently(0, Mark::of(6), &board).is_some());
         clearing.join().unwrap();
         assert_eq!(held.count(), 1);
@@ -315,7 +354,7 @@ mod model {
     }
 
     impl Remains for Link {
-        fn is_idle(&self) -> bool {
+        fn is_idle(&mut self) -> bool {
             self.held.count() == 0
         }
     }
@@ -330,7 +369,7 @@ mod model {
     }
 
     fn held(slots: u32) -> Arc<Held> {
-        let held = Held::new(slots as usize);
+        let held = Held::new(slots as usize).unwrap();
         (0..slots).for_each(|slot| held.add(SlotId::new(slot), std::ptr::null_mut()));
         Arc::new(held)
     }
@@ -371,7 +410,7 @@ mod model {
                     let (held, retired, bytes) = (held.clone(), retired.clone(), bytes.clone());
                     thread::spawn(move || {
                         read(&bytes[index as usize]);
-                        held.0.at(index as usize).clear();
+                        held.cells.at(index as usize).clear();
                         retired.after_clear();
                     })
                 })
@@ -397,7 +436,7 @@ mod model {
                 let (board, held) = (board.clone(), held.clone());
                 thread::spawn(move || {
                     board.hand_back(SlotId::new(0), Mark::of(0));
-                    held.0.at(0).clear();
+                    held.cells.at(0).clear();
                 })
             };
             while !sender.has(SlotId::new(0), Mark::of(0)) {
@@ -422,7 +461,7 @@ mod model {
                 let (held, retired, bytes) = (held.clone(), retired.clone(), bytes.clone());
                 thread::spawn(move || {
                     read(&bytes[0]);
-                    held.0.at(0).clear();
+                    held.cells.at(0).clear();
                     retired.after_clear();
                 })
             };
@@ -449,7 +488,7 @@ mod model {
                 let (held, retired, bytes) = (held.clone(), retired.clone(), bytes.clone());
                 thread::spawn(move || {
                     read(&bytes[0]);
-                    held.0.at(0).clear();
+                    held.cells.at(0).clear();
                     assert_ne!(retired.count.load(Ordering::Relaxed), 0, "nothing asked for a fence");
                     retired.look();
                 })

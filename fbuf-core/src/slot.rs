@@ -1,5 +1,7 @@
 //! Names for memory: which slot, and how slots lie in a segment.
 
+use zerocopy::FromZeros;
+
 use crate::limits::{MAX_LEASED, MAX_ONE_SHOTS, MAX_SLOT_BYTES, MAX_SLOTS, SLOT_ALIGNMENT};
 
 /// A slot of a sender, by its number among all slots of that sender: a name, and no right to anything. Who may write a
@@ -33,7 +35,7 @@ impl SlotId {
 ///
 /// One number for all links of a sender: a slot that is sent is entered once, however many receivers
 /// there are, and each hands back what that number names.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, FromZeros)]
 pub struct Mark(u64);
 
 impl Mark {

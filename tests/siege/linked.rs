@@ -96,6 +96,11 @@ fn welcome(lane: Descriptor, memory: Descriptor, slots: u32) -> LinkMessage {
     LinkMessage::Welcome(Welcome { lane, first_sequence: 0, segments, slots: Vec::new() })
 }
 
+/// The board of an honest receiver.
+fn attach(hello: &Hello) -> Result<BoardReader<BoardTable>, String> {
+    BoardReader::attach(hello.board.as_fd(), SLOTS, SLOTS).map_err(|end| format!("{end:?}"))
+}
+
 /// A receiver that keeps to the rules as long as it wants to.
 struct Receiving {
     link: Link,
@@ -168,8 +173,7 @@ impl Sending {
     fn begin() -> Result<Self, String> {
         let link = Link::to("c", SENDER)?;
         let LinkMessage::Hello(hello) = link.hear()? else { return Err("no hello".into()) };
-        let board = BoardTable::attach(hello.board.as_fd(), SLOTS as usize);
-        let board = BoardReader::new(board.map_err(|error| error.to_string())?);
+        let board = attach(&hello)?;
         let (lane, lane_fd) = LaneTable::create("fbuf-test", capacity_for(SLOTS, true)).unwrap();
         let (memory, memory_fd) = Map::create("fbuf-test", 4096).unwrap();
         link.say(&welcome(lane_fd.into(), memory_fd.into(), SLOTS))?;
@@ -332,8 +336,7 @@ pub fn gaps_without_end(turn: usize) -> Seen {
     let mut boards = Vec::new();
     for link in &links {
         let LinkMessage::Hello(hello) = link.hear()? else { return Err("no hello".into()) };
-        let board = BoardTable::attach(hello.board.as_fd(), SLOTS as usize).map_err(|error| error.to_string())?;
-        boards.push(BoardReader::new(board));
+        boards.push(attach(&hello)?);
         link.say(&welcome(lane_fd.clone(), memory(&[]), SLOTS))?;
     }
     for (link, board) in links.iter().zip(&boards) {

@@ -101,7 +101,7 @@ impl Greeted {
         skip_above: Option<u32>,
     ) -> Result<Self, GreetError> {
         let mechanism = mechanism.seen_from(peer);
-        let (board, descriptor) = BoardTable::create("fbuf-board", geometry.max_slots() as usize)?;
+        let (board, descriptor) = BoardTable::create_growing("fbuf-board", geometry.max_slots() as usize)?;
         points::reach("attach: board made");
         let fences = Fencing::of_this_process() == Fencing::Full;
         if fences {

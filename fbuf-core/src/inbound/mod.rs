@@ -27,7 +27,7 @@ use crate::{
     limits::{MAX_AT_ONCE, MAX_SEGMENTS, MAX_SEQUENCE},
     link::{self, LinkEnd, LinkMessage, NewSegment, Welcome},
     loan::{Kept, Received},
-    memory::{Map, SealedMemory},
+    memory::{Map, MemoryError, SealedMemory},
     park::Fencing,
     points,
     protection::Mechanism,
@@ -123,6 +123,7 @@ impl Inbound {
     fn open(greeted: Greeted, welcome: Welcome) -> Result<Self, LinkEnd> {
         let Greeted { peer, socket, geometry, mechanism, skips, rooms, owed, wants_slots, board } = greeted;
         let slots = geometry.max_slots();
+        let exhausted = |error: MemoryError| LinkEnd::Exhausted(error.to_string());
         let lane = LaneTable::attach(welcome.lane.as_fd(), capacity_for(slots, skips))?;
         let offset = check_sequence(Some(welcome.first_sequence))?;
         let board = board.take().ok_or(LinkEnd::HangUp)?;
@@ -144,7 +145,7 @@ impl Inbound {
             socket,
             memory: Mutex::new(Vec::new()),
             board: BoardWriter::new(board),
-            held: Held::new(slots as usize),
+            held: Held::new(slots as usize).map_err(exhausted)?,
             lane,
             rung: AtomicU64::new(0),
             among: next_retired(Fencing::of_this_process()),
@@ -180,6 +181,7 @@ impl Inbound {
             rooms.furnish().map_err(|error| LinkEnd::Exhausted(error.to_string()))?;
         }
         if inbound.rooms.is_some() || mechanism == Mechanism::OneShot {
+            inbound.returns().board.provide(slots).map_err(exhausted)?;
             // Slots are only numbers.
             (0..slots).for_each(|slot| inbound.returns().held.add(SlotId::new(slot), std::ptr::null_mut()));
             inbound.known = slots;
@@ -214,6 +216,8 @@ impl Inbound {
             Mechanism::Shared | Mechanism::Lease | Mechanism::OneShot => None,
             Mechanism::Copy => Some(Map::private(size).map_err(|error| LinkEnd::Exhausted(error.to_string()))?),
         };
+        let provided = self.returns().board.provide(self.known + new.slots);
+        provided.map_err(|error| LinkEnd::Exhausted(error.to_string()))?;
         let read = copies.as_ref().unwrap_or(&map);
         for (number, bytes) in read.pieces(0..new.slots, stride, self.geometry.slot_bytes()).into_iter().flatten() {
             self.returns().held.add(SlotId::new(self.known + number), bytes.pointer().as_ptr());
@@ -597,7 +601,7 @@ impl Drop for Inbound {
         Fencing::of_this_process().after_publishing();
         returns.wake_sender();
         let among = returns.among;
-        among.leave(Left { returns, _segments: std::mem::take(&mut self.segments) });
+        among.leave(Left { returns, _segments: std::mem::take(&mut self.segments), searched: 0 });
     }
 }
 

@@ -183,10 +183,14 @@ pub(super) fn next_retired(fencing: Fencing) -> &'static Retired<Left> {
 pub(crate) struct Left {
     pub(super) returns: Arc<Returns>,
     pub(super) _segments: Vec<Segment>,
+    /// No slot before this one is held.
+    pub(super) searched: usize,
 }
 
 impl Remains for Left {
-    fn is_idle(&self) -> bool {
-        self.returns.held.count() == 0
+    fn is_idle(&mut self) -> bool {
+        let held = self.returns.held.next(self.searched);
+        self.searched = held.unwrap_or(self.searched);
+        held.is_none()
     }
 }

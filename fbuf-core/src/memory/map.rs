@@ -11,7 +11,10 @@ use std::{
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     ptr::NonNull,
     slice,
-    sync::atomic::{AtomicU64, Ordering},
+    sync::{
+        OnceLock,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use nix::{
@@ -22,7 +25,7 @@ use nix::{
     },
 };
 
-use super::{MemoryError, Pieces, Reserved, Seals, room, verify};
+use super::{MemoryError, Pieces, Reserved, Seals, memfd::verify_promised, room, verify};
 use crate::violation::Unsuitable;
 
 /// A shared mapping of a whole memfd, writable only in the process that made the memfd.
@@ -57,6 +60,31 @@ impl Map {
     /// [`Unsuitable`]: it is not what a peer may send.
     pub fn attach(fd: BorrowedFd<'_>, size: u64) -> Result<Self, Unsuitable> {
         Self::attach_sealed(fd, size, Seals::OneWriter)
+    }
+
+    /// As [`Self::create`], with nothing but the first page: more is [provided](Self::provide) as it is needed.
+    ///
+    /// # Errors
+    /// As [`Self::create`].
+    pub(super) fn create_growing(name: &str, size: u64) -> Result<(Self, OwnedFd), MemoryError> {
+        if !can_provide() {
+            return Self::create(name, size);
+        }
+        let memory = Reserved::promised(name, size, 4096)?;
+        Ok((Self::writable(&memory)?, memory.seal()?))
+    }
+
+    /// As [`Self::attach`], of memory not all of which need exist. What does not may be looked at only once it was
+    /// [provided](Self::provide), lest there be no memory for it then.
+    ///
+    /// # Errors
+    /// As [`Self::attach`].
+    pub(super) fn attach_growing(fd: BorrowedFd<'_>, size: u64) -> Result<Self, Unsuitable> {
+        if !can_provide() {
+            return Self::attach(fd, size);
+        }
+        verify_promised(fd, size, Seals::OneWriter)?;
+        Self::new(fd, size, ProtFlags::PROT_READ).map_err(|error| Unsuitable::Unmappable(error.to_string()))
     }
 
     fn attach_sealed(fd: BorrowedFd<'_>, size: u64, seals: Seals) -> Result<Self, Unsuitable> {
@@ -133,7 +161,7 @@ impl Map {
         mapped.and_then(|value| value.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()).is_some_and(|kb| kb > 0)
     }
 
-    pub(super) fn base(&self) -> NonNull<u8> {
+    pub(crate) fn base(&self) -> NonNull<u8> {
         self.base
     }
 
@@ -237,6 +265,25 @@ impl Map {
         Ok(map)
     }
 
+    /// As [`Self::private`], of pages that exist once they are written, for what may never be needed. Nothing is
+    /// refused because there is little memory now.
+    ///
+    /// # Errors
+    /// [`MemoryError::Refused`]
+    pub(crate) fn of_zeroes(size: u64) -> Result<Self, MemoryError> {
+        let refused = |source| MemoryError::Refused { call: "mmap", asked: size, source };
+        let length = usize::try_from(size).ok().and_then(NonZeroUsize::new);
+        let length = length.ok_or_else(|| refused(io::Error::other("nothing to map")))?;
+        let flags = MapFlags::MAP_PRIVATE | MapFlags::MAP_NORESERVE;
+        // SAFETY: a fresh mapping at an address of the kernel's choice touches no existing memory.
+        let base = unsafe { mmap_anonymous(None, length, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE, flags) }
+            .map_err(|error| refused(error.into()))?;
+        let map = Self { base: base.cast(), size: length.get() };
+        // One cell is not to cost two megabytes.
+        map.advise(libc::MADV_NOHUGEPAGE);
+        Ok(map)
+    }
+
     /// A view of part of some memory for this process alone: it may be written, and each page that is
     /// written is copied first. `begin` is a multiple of the page size.
     ///
@@ -289,6 +336,17 @@ impl Map {
         let _ = unsafe { libc::madvise(self.base.as_ptr().cast(), self.size, advice) };
     }
 
+    /// Has the first so many bytes exist, to be read or to be written, so that no access to them fails later.
+    ///
+    /// # Errors
+    /// What madvise(2) says: there is no memory.
+    pub(super) fn provide(&self, bytes: usize, writes: bool) -> io::Result<()> {
+        let advice = if writes { libc::MADV_POPULATE_WRITE } else { libc::MADV_POPULATE_READ };
+        // SAFETY: the range lies in this mapping, and populating changes no byte of it.
+        let result = unsafe { libc::madvise(self.base.as_ptr().cast(), bytes.min(self.size), advice) };
+        if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    }
+
     /// Where it lies.
     pub(crate) fn addresses(&self) -> Range<usize> {
         let base = self.base.as_ptr() as usize;
@@ -335,6 +393,14 @@ fn name_limit(error: Errno) -> io::Error {
         error => return error.into(),
     };
     io::Error::new(io::Error::from(error).kind(), format!("{limit} ({error})"))
+}
+
+/// Whether the kernel can be told to have pages exist that are only mapped: since 5.14. Where it cannot, they all
+/// exist from the beginning.
+pub(super) fn can_provide() -> bool {
+    static CAN: OnceLock<bool> = OnceLock::new();
+    // SAFETY: no bytes, of which none changes.
+    *CAN.get_or_init(|| unsafe { libc::madvise(std::ptr::null_mut(), 0, libc::MADV_POPULATE_WRITE) } == 0)
 }
 
 /// A mapping of memory that was sealed for good: bytes that do not change.

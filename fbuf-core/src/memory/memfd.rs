@@ -68,8 +68,13 @@ impl Reserved {
     /// # Errors
     /// [`MemoryError`], before anything was taken, when there is not enough memory.
     pub fn new(name: &str, size: u64) -> Result<Self, MemoryError> {
+        Self::promised(name, size, size)
+    }
+
+    /// As [`Self::new`], but reserves only the first so many bytes.
+    pub(super) fn promised(name: &str, size: u64, begin: u64) -> Result<Self, MemoryError> {
         let refused = |call, source| MemoryError::Refused { call, asked: size, source };
-        room::check(size)?;
+        room::check(begin)?;
         let file = MemfdOptions::new()
             .allow_sealing(true)
             .create(name)
@@ -79,12 +84,12 @@ impl Reserved {
         if size < HUGE_PAGE {
             Map::make_small_pages(file.as_fd(), size);
         }
-        let length = i64::try_from(size).map_err(io::Error::other).map_err(|error| refused("fallocate", error))?;
+        let length = i64::try_from(begin).map_err(io::Error::other).map_err(|error| refused("fallocate", error))?;
         loop {
             match fallocate(&file, FallocateFlags::empty(), 0, length) {
                 Ok(()) => return Ok(Self { file, size }),
                 Err(Errno::EINTR) => {}
-                Err(Errno::ENOSPC | Errno::ENOMEM) => return Err(room::none_left(size)),
+                Err(Errno::ENOSPC | Errno::ENOMEM) => return Err(room::none_left(begin)),
                 Err(error) => return Err(refused("fallocate", error.into())),
             }
         }
@@ -170,6 +175,15 @@ impl AsFd for Reserved {
 /// # Errors
 /// [`Unsuitable`], naming the first rule it breaks.
 pub fn verify(fd: BorrowedFd<'_>, size: u64, seals: Seals) -> Result<(), Unsuitable> {
+    let reserved = verify_promised(fd, size, seals)?;
+    if reserved < size {
+        return Err(Unsuitable::Holes { reserved, size });
+    }
+    Ok(())
+}
+
+/// As [`verify`], but not all of it need be reserved: how many bytes are.
+pub(super) fn verify_promised(fd: BorrowedFd<'_>, size: u64, seals: Seals) -> Result<u64, Unsuitable> {
     check_seals(fd, seals)?;
     if is_huge(fd) {
         return Err(Unsuitable::Removable);
@@ -179,11 +193,7 @@ pub fn verify(fd: BorrowedFd<'_>, size: u64, seals: Seals) -> Result<(), Unsuita
     if found != size {
         return Err(Unsuitable::Size { found, wanted: size });
     }
-    let reserved = reserved(&stat);
-    if reserved < size {
-        return Err(Unsuitable::Holes { reserved, size });
-    }
-    Ok(())
+    Ok(reserved(&stat))
 }
 
 /// Checks that a descriptor names a memfd with exactly these seals, to which no more can be added.

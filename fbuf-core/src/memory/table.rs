@@ -10,13 +10,16 @@ use std::{
 
 use zerocopy::FromBytes;
 
-use super::{Map, MemoryError};
+use super::{Map, MemoryError, map::can_provide, room};
 use crate::{
     board::BoardHead,
     lane::{Entry, LaneHead},
     sync::AtomicU64,
     violation::Unsuitable,
 };
+
+/// From how many bytes on it is looked whether there is memory for them, which takes as long as to have some exist.
+const CHECKED_FROM: usize = 1 << 20;
 
 /// A type that may lie in memory which another process writes at any time.
 ///
@@ -56,6 +59,8 @@ pub struct Table<H, C> {
     map: Map,
     /// One less than there are cells.
     mask: usize,
+    /// Whether this process writes it.
+    writes: bool,
     layout: PhantomData<(H, C)>,
 }
 
@@ -87,7 +92,17 @@ impl<H: SharedLayout, C: SharedLayout> Table<H, C> {
     /// [`MemoryError`] as in [`Map::create`].
     pub fn create(name: &str, least: usize) -> Result<(Self, OwnedFd), MemoryError> {
         let (map, fd) = Map::create(name, Self::size(least))?;
-        Ok((Self::over(map, least), fd))
+        Ok((Self::over(map, least, true), fd))
+    }
+
+    /// As [`Self::create`], with memory for the first page only: before cells are used, they are
+    /// [provided](Self::provide).
+    ///
+    /// # Errors
+    /// As [`Self::create`].
+    pub fn create_growing(name: &str, least: usize) -> Result<(Self, OwnedFd), MemoryError> {
+        let (map, fd) = Map::create_growing(name, Self::size(least))?;
+        Ok((Self::over(map, least, true), fd))
     }
 
     /// Maps a table that a peer writes.
@@ -95,12 +110,38 @@ impl<H: SharedLayout, C: SharedLayout> Table<H, C> {
     /// # Errors
     /// [`Unsuitable`] as in [`Map::attach`].
     pub fn attach(fd: BorrowedFd<'_>, least: usize) -> Result<Self, Unsuitable> {
-        Ok(Self::over(Map::attach(fd, Self::size(least))?, least))
+        Ok(Self::over(Map::attach(fd, Self::size(least))?, least, false))
+    }
+
+    /// As [`Self::attach`], of a table whose cells need not all exist: nothing is looked at before it is
+    /// [provided](Self::provide).
+    ///
+    /// # Errors
+    /// As [`Self::attach`].
+    pub fn attach_growing(fd: BorrowedFd<'_>, least: usize) -> Result<Self, Unsuitable> {
+        Ok(Self::over(Map::attach_growing(fd, Self::size(least))?, least, false))
+    }
+
+    /// Has memory exist for the header and the first `cells` cells. Each side does so for what it uses, be the other
+    /// side honest or not: an access to a page that does not exist may find no memory, which ends the process.
+    ///
+    /// # Errors
+    /// [`MemoryError`]
+    pub fn provide(&self, cells: usize) -> Result<(), MemoryError> {
+        let bytes = size_of::<H>() + size_of::<C>() * cells.min(self.capacity());
+        if !can_provide() {
+            return Ok(());
+        }
+        if bytes > CHECKED_FROM {
+            room::check(bytes as u64)?;
+        }
+        let refused = |source| MemoryError::Refused { call: "madvise", asked: bytes as u64, source };
+        self.map.provide(bytes, self.writes).map_err(refused)
     }
 
     /// Over a mapping of `size(least)` bytes: that there is one says that `least` is no more than fits.
-    fn over(map: Map, least: usize) -> Self {
-        Self { map, mask: least.next_power_of_two() - 1, layout: PhantomData }
+    fn over(map: Map, least: usize, writes: bool) -> Self {
+        Self { map, mask: least.next_power_of_two() - 1, writes, layout: PhantomData }
     }
 
     /// The header.
@@ -156,6 +197,40 @@ mod tests {
         written.at(999).store(8, Ordering::Release);
         assert_eq!(read.head().load(Ordering::Acquire), 7);
         assert_eq!(read.at(999 + 3 * read.capacity()).load(Ordering::Acquire), 8);
+    }
+
+    /// How many pages a file has.
+    fn pages(fd: &OwnedFd) -> i64 {
+        nix::sys::stat::fstat(fd).unwrap().st_blocks / 8
+    }
+
+    #[test]
+    fn a_table_grows_by_what_is_provided() {
+        type Words = Table<AtomicU64, AtomicU64>;
+        let (written, fd) = Words::create_growing("fbuf-test", 1 << 20).unwrap();
+        assert_eq!(pages(&fd), 1);
+        let read = Words::attach_growing(fd.as_fd(), 1 << 20).unwrap();
+        assert!(matches!(Words::attach(fd.as_fd(), 1 << 20), Err(Unsuitable::Holes { .. })));
+        for (cells, wanted) in [(0, 1), (511, 1), (512, 2), (5000, 10), (1 << 20, 2049)] {
+            written.provide(cells).unwrap();
+            assert_eq!(pages(&fd), wanted, "{cells} cells");
+            read.provide(cells).unwrap();
+            assert_eq!(pages(&fd), wanted, "{cells} cells, to be read");
+            if let Some(last) = cells.checked_sub(1) {
+                written.at(last).store(cells as u64, Ordering::Release);
+                assert_eq!(read.at(last).load(Ordering::Acquire), cells as u64);
+            }
+        }
+    }
+
+    /// What the writer has not provided, the reader does.
+    #[test]
+    fn a_reader_has_exist_what_it_reads() {
+        type Words = Table<AtomicU64, AtomicU64>;
+        let (_written, fd) = Words::create_growing("fbuf-test", 1 << 20).unwrap();
+        let read = Words::attach_growing(fd.as_fd(), 1 << 20).unwrap();
+        read.provide(5000).unwrap();
+        assert_eq!((pages(&fd), read.at(4999).load(Ordering::Acquire)), (10, 0));
     }
 
     #[test]

@@ -68,7 +68,8 @@ impl Pool {
     }
 
     /// Announces the segments that a receiver does not know, before the first message that lies in one of them:
-    /// whether it knows all now. The kernel may have no room for a descriptor, which passes.
+    /// whether it knows all now. The kernel may have no room for a descriptor, or no memory for the words of their slots
+    /// on the board, which passes.
     ///
     /// # Errors
     /// [`LinkEnd`]: the link is over, and is to be [ended](Self::end).
@@ -77,7 +78,8 @@ impl Pool {
     /// There is no such link.
     pub fn announce_to(&mut self, index: usize) -> Result<bool, LinkEnd> {
         let segments: Vec<_> = self.announce(self.links[index].announced()).collect();
-        self.links[index].announce(segments)
+        let slots = self.slots();
+        self.links[index].announce(segments, slots)
     }
 
     /// A link that was found to be over while something was sent, and why. It is to be [ended](Self::end).

@@ -165,7 +165,7 @@ impl Pool {
             memory,
             exhausted: false,
             free: Pieces::none(0),
-            ledger: Ring::new(geometry.max_slots() as usize, || Mark::NONE),
+            ledger: Ring::of_zeroes(geometry.max_slots() as usize)?,
             retained: Vec::new(),
             links: Vec::new(),
             parted: Vec::new(),
