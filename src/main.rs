@@ -6,6 +6,7 @@ mod doctor;
 mod failure;
 mod generate;
 mod pipes;
+mod signals;
 mod standard;
 mod watch;
 
@@ -62,7 +63,7 @@ fn main() -> ExitCode {
         Ok(arguments) => arguments,
         Err(error) => return standard::explain(&error),
     };
-    let result = place.reject_unused(&command).and_then(|()| match command {
+    let result = place.reject_unused(&command).and_then(|()| hear_signals(&command)).and_then(|()| match command {
         Command::Broker(arguments) => broker::run(arguments, &place),
         Command::Send(arguments) => pipes::send(&arguments, &place),
         Command::Recv(arguments) => pipes::receive(&arguments, &place),
@@ -76,6 +77,15 @@ fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => standard::end(failure),
+    }
+}
+
+/// As the first process of a container, a command ends by signals as it would elsewhere. Two have their own ways.
+fn hear_signals(command: &Command) -> Result<(), Failure> {
+    match command {
+        Command::Broker(_) | Command::Top(_) => Ok(()),
+        _ if signals::is_first_process() => signals::before_the_end(|| {}),
+        _ => Ok(()),
     }
 }
 

@@ -10,6 +10,7 @@ use std::{
 
 use fbuf_bench::processors::Spent;
 use fbuf_client::{Client, GetError, Wait};
+use nix::sys::{prctl, signal::Signal};
 use xxhash_rust::xxh3::Xxh3;
 
 use super::Over;
@@ -58,6 +59,8 @@ impl Report {
 }
 
 pub(super) fn run(over: Over, message: u64, wait: Wait) -> Result<(), Failure> {
+    // It does not outlive the first process, whose embedded broker is the only one that it knows.
+    prctl::set_pdeathsig(Signal::SIGKILL)?;
     let mut hash = Xxh3::new();
     let mut bytes = 0;
     let mut digest = |data: &[u8]| {

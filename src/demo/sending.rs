@@ -4,7 +4,7 @@ use std::{
     fs::File,
     io::{BufReader, Read, Write},
     os::{fd::OwnedFd, unix::net::UnixStream},
-    process::{Command, Stdio},
+    process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
 
@@ -12,13 +12,30 @@ use bytesize::ByteSize;
 use fbuf_bench::processors::{self, Spent, pin};
 use fbuf_broker::Embedded;
 use fbuf_client::Client;
-use fbuf_core::address::VARIABLE;
-use indicatif::{ProgressBar, ProgressStyle};
+use fbuf_core::{address::VARIABLE, limits::MAX_SLOT_BYTES};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use nix::fcntl::{FcntlArg, fcntl};
 use xxhash_rust::xxh3::Xxh3;
 
 use super::{Arguments, Over, receiving::Report, source::Source};
-use crate::{Failure, standard::print};
+use crate::{
+    Failure,
+    standard::{has_cursor, print},
+};
+
+/// Longer than the second process takes for anything but the stream.
+const LONG: Duration = Duration::from_secs(60);
+
+/// The second process, which does not outlive an error of the first.
+struct Second(Child);
+
+impl Drop for Second {
+    fn drop(&mut self) {
+        // It has ended, or there is nothing more for it to do.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
 
 /// One row of the table.
 struct Row {
@@ -31,21 +48,26 @@ struct Row {
 
 pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let message = usize::try_from(arguments.message.as_u64())?;
-    if message == 0 {
-        return Err(Failure::new("messages of 0 bytes were asked for: give --message at least 1"));
+    if !(1..=u64::from(MAX_SLOT_BYTES)).contains(&arguments.message.as_u64()) {
+        return Err(Failure::new(format!("messages of {message} bytes were asked for: --message can be 1B to 1GiB")));
     }
     let mut source = match &arguments.file {
-        Some(path) => Source::open(path).map_err(|error| Failure::new(format!("{}: {error}", path.display())))?,
+        Some(path) => {
+            Source::open(path).map_err(|error| Failure::new(format!("{} cannot be sent: {error}", path.display())))?
+        }
         None => Source::generated(arguments.bytes.as_u64()),
     };
     // Pinned only after the broker's thread has started: that one may run anywhere.
     let broker = Embedded::start()?;
     let [first, second] = processors::two();
     pin(first);
-    let bar = ProgressBar::new(source.length() * (1 + arguments.over.len() as u64)).with_style(
+    let bar = ProgressBar::new(source.length().saturating_mul(1 + arguments.over.len() as u64)).with_style(
         ProgressStyle::with_template("{prefix:>8} {wide_bar} {binary_bytes}/{binary_total_bytes}")
             .unwrap_or_else(|_| ProgressStyle::default_bar()),
     );
+    if !has_cursor() {
+        bar.set_draw_target(ProgressDrawTarget::hidden());
+    }
     bar.set_prefix("hash");
     let expected = hash(&mut source, message, &bar)?;
     let mut rows = Vec::new();
@@ -117,7 +139,7 @@ fn stream(over: Over, source: &mut Source, setting: &Setting<'_>) -> Result<Row,
     } else {
         command.arg("demo");
     }
-    let mut child = command
+    let child = command
         .args(["--receive", "--over", over.name(), "--message", &message.to_string()])
         .args([
             "--wait",
@@ -127,7 +149,8 @@ fn stream(over: Over, source: &mut Source, setting: &Setting<'_>) -> Result<Row,
         .stdin(input)
         .stdout(Stdio::piped())
         .spawn()?;
-    let mut reports = BufReader::new(child.stdout.take().ok_or_else(|| Failure::new("no output to read"))?);
+    let mut second = Second(child);
+    let mut reports = BufReader::new(second.0.stdout.take().ok_or_else(|| Failure::new("no output to read"))?);
     Report::wait_until_ready(&mut reports)?;
     // Messages are counted; the bar is moved once for so many bytes.
     let mut progress = Progress { bar, pending: 0, messages: 0 };
@@ -141,13 +164,14 @@ fn stream(over: Over, source: &mut Source, setting: &Setting<'_>) -> Result<Row,
             if count == 0 {
                 break;
             }
-            output.write_all(&buffer[..count])?;
+            let written = output.write_all(&buffer[..count]);
+            written.map_err(|error| Failure::new(format!("the second process does not read: {error}")))?;
             progress.count(count);
         }
     } else {
         let client = Client::connect_to(broker.address())?;
         let mut sender = client.sender("demo").slot_size(message as u64).wait(arguments.wait.into()).open()?;
-        sender.wait_for_receivers(1)?;
+        sender.wait_for_receivers_timeout(1, LONG)?;
         (start, before) = (Instant::now(), Spent::so_far()?);
         loop {
             let mut fbuf = sender.allocate()?;
@@ -163,7 +187,7 @@ fn stream(over: Over, source: &mut Source, setting: &Setting<'_>) -> Result<Row,
     // The stream has ended with the block above; the report comes when the other side has it all.
     let report = Report::read(&mut reports)?;
     let (time, sender) = (start.elapsed(), Spent::so_far()?.since(before));
-    child.wait()?;
+    second.0.wait()?;
     Ok(Row { over, time, messages, sender, report })
 }
 

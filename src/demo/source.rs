@@ -18,8 +18,11 @@ const BLOCK: usize = 1 << 20;
 impl Source {
     pub(super) fn open(path: &Path) -> io::Result<Self> {
         let file = File::open(path)?;
-        let length = file.metadata()?.len();
-        Ok(Self::File { file, length })
+        let found = file.metadata()?;
+        if !found.is_file() {
+            return Err(io::Error::other("it is no regular file, and the demo reads it several times"));
+        }
+        Ok(Self::File { file, length: found.len() })
     }
 
     /// `length` bytes that are the same each time, and different in each block.

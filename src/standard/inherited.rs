@@ -36,6 +36,17 @@ pub(super) fn was_closed(descriptor: i32) -> bool {
     CLOSED.load(Ordering::Relaxed) & 1 << descriptor != 0
 }
 
+/// Whether a signal is ignored, as nohup(1) has it.
+pub(crate) fn ignores(which: Signal) -> bool {
+    let mut found = std::mem::MaybeUninit::<libc::sigaction>::zeroed();
+    // SAFETY: no new action is given, and all-zero is a valid one, should the old one not be stored.
+    let action = unsafe {
+        libc::sigaction(which as libc::c_int, std::ptr::null(), found.as_mut_ptr());
+        found.assume_init()
+    };
+    action.sa_sigaction == libc::SIG_IGN
+}
+
 /// Ends the process as the kernel ends one that does not ignore SIGPIPE. Returns only in a PID namespace's first
 /// process, which no signal ends that it has no handler for.
 pub(super) fn die_of_closed_pipe() {

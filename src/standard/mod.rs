@@ -225,6 +225,15 @@ pub(crate) fn has_cursor() -> bool {
     env::var_os("TERM").is_some_and(|term| !term.is_empty() && term != "dumb")
 }
 
+/// Whether the other side of a terminal or a pipe is closed.
+pub(crate) fn is_hung_up(descriptor: &impl AsFd) -> io::Result<bool> {
+    let mut polled = [PollFd::new(descriptor.as_fd(), PollFlags::empty())];
+    poll(&mut polled, PollTimeout::ZERO)?;
+    Ok(polled[0].revents().is_some_and(|events| events.intersects(PollFlags::POLLHUP | PollFlags::POLLERR)))
+}
+
+pub(crate) use inherited::ignores;
+
 /// Whether nothing comes from standard input that somebody has put there: a terminal, /dev/null, or nothing.
 pub(crate) fn has_no_input() -> bool {
     let is_null = || {

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use fbuf_client::{ClientStatus, EndStatus, EndpointStatus, Oldest, Report};
 
-use super::{Rates, age, is_suspect, protection, role, short};
+use super::{Rates, age, columns::Column, is_suspect, protection, role, short};
 
 /// What there is a line for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -133,12 +133,12 @@ impl By {
         }
     }
 
-    /// What lines begin with: the head of each column, and its width.
-    fn subjects(self) -> &'static [(&'static str, u16)] {
+    /// What lines begin with: the head of each column, and how important it is.
+    fn subjects(self) -> &'static [(&'static str, u8)] {
         match self {
-            Self::Endpoint => &[("channel", 20), ("end", 8), ("process", 8), ("user", 6), ("protection", 10)],
-            Self::Channel => &[("channel", 20), ("senders", 8), ("receivers", 9)],
-            Self::Client => &[("process", 8), ("user", 6), ("endpoints", 9), ("channels", 8)],
+            Self::Endpoint => &[("channel", 9), ("end", 8), ("process", 6), ("user", 2), ("protection", 2)],
+            Self::Channel => &[("channel", 9), ("senders", 6), ("receivers", 6)],
+            Self::Client => &[("process", 9), ("user", 6), ("endpoints", 5), ("channels", 4)],
         }
     }
 
@@ -148,11 +148,12 @@ impl By {
         self.subjects().iter().map(|&(head, _)| head).chain(numbers).chain(["oldest held"]).collect()
     }
 
-    /// The same for numbers by the second, and the widths.
-    pub(super) fn heads_of_rates(self) -> impl Iterator<Item = (&'static str, u16)> {
-        let rates = [("messages/s", 10), ("bytes/s", 8), ("waits/s", 8), ("sleeps/s", 8), ("left out/s", 10)];
-        let numbers = [("slots", 6), ("held", 5), ("violations", 10), ("oldest held", 36)];
-        self.subjects().iter().copied().chain([("links", 5)]).chain(rates).chain(numbers)
+    /// The same for numbers by the second.
+    pub(super) fn columns(self) -> Vec<Column> {
+        let rates = [("messages/s", 8), ("bytes/s", 7), ("waits/s", 1), ("sleeps/s", 1), ("left out/s", 3)];
+        let numbers = [("slots", 4), ("held", 5), ("violations", 3), ("oldest held", 4)];
+        let all = self.subjects().iter().copied().chain([("links", 5)]).chain(rates).chain(numbers);
+        all.map(|(head, importance)| Column { head, importance }).collect()
     }
 }
 
@@ -170,7 +171,7 @@ impl Line {
         self.report.map_or_else(Rates::default, |report| Rates::between(&self.before, &report, seconds))
     }
 
-    /// The cells under [`By::heads_of_rates`].
+    /// The cells under [`By::columns`].
     pub(super) fn cells_of_rates(&self, seconds: f64) -> Vec<String> {
         let Rates { messages, bytes, waits, sleeps, left_out } = self.rates(seconds);
         self.with(|_| [messages, bytes, waits, sleeps, left_out].map(short))
@@ -189,17 +190,17 @@ impl Line {
                 vec![process.pid.to_string(), process.uid.to_string(), endpoints.to_string(), channels.to_string()]
             }
         };
-        let Some(report) = &self.report else {
-            if !self.is_idle() {
-                cells.push("does not answer".into());
-            }
-            return cells;
-        };
+        let Some(report) = &self.report else { return cells };
         cells.push(report.links.to_string());
         cells.extend(exchanged(report));
         cells.extend([report.slots, report.held, report.violations].map(|number| short(number as f64)));
         cells.push(age(report.oldest) + if self.is_suspect { ", forgotten?" } else { "" });
         cells
+    }
+
+    /// What stands in the place of numbers.
+    pub(super) fn note(&self) -> Option<&'static str> {
+        (self.report.is_none() && !self.is_idle()).then_some("does not answer")
     }
 
     /// Whether there is nobody who could answer.
@@ -277,6 +278,6 @@ mod tests {
             .collect();
         assert_eq!(numbers, [2, 3, 4, 5]);
         assert_eq!(lines[0].cells().len(), By::Endpoint.heads().len());
-        assert_eq!(lines[0].cells_of_rates(1.0).len(), By::Endpoint.heads_of_rates().count());
+        assert_eq!(lines[0].cells_of_rates(1.0).len(), By::Endpoint.columns().len());
     }
 }

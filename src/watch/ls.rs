@@ -29,8 +29,12 @@ pub(crate) fn run(arguments: &Arguments, place: &Place) -> Result<(), Failure> {
     } else if lines.is_empty() {
         "no endpoint is open\n".to_owned()
     } else {
-        table(&arguments.by.heads(), lines.iter().map(Line::cells))
+        table(&arguments.by.heads(), lines.iter().map(cells))
     })
+}
+
+fn cells(line: &Line) -> Vec<String> {
+    line.cells().into_iter().chain(line.note().map(str::to_owned)).collect()
 }
 
 /// Columns as wide as they need to be, two spaces apart.

@@ -2,6 +2,7 @@
 //! Endpoints are asked only when somebody looks, and answer from another thread than that which exchanges
 //! messages.
 
+mod columns;
 mod lines;
 pub(crate) mod ls;
 pub(crate) mod metrics;
@@ -59,6 +60,8 @@ impl Rates {
 
 /// A number, short.
 fn short(number: f64) -> String {
+    // The sum of no numbers is -0.
+    let number = number + 0.0;
     let units = [(1e9, "G"), (1e6, "M"), (1e3, "k")];
     match units.into_iter().find(|&(unit, _)| number >= unit) {
         Some((unit, name)) => format!("{:.1}{name}", number / unit),
@@ -97,6 +100,7 @@ mod tests {
 
     #[test]
     fn numbers_are_short() {
+        assert_eq!(short(-0.0), "0");
         assert_eq!([0.0, 999.0, 1500.0, 2.5e6, 3e9, 0.25].map(short), ["0", "999", "1.5k", "2.5M", "3.0G", "0.2"]);
     }
 }

@@ -1,8 +1,10 @@
 //! The command, as a user runs it: what it copies, what it prints and where, what it says when something is wrong.
 
+mod signals;
 mod standard;
 #[path = "../support/mod.rs"]
 mod support;
+mod terminal;
 
 use std::{
     fs::{self, File},
