@@ -6,8 +6,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::limits::MAX_CHANNEL_NAME;
 
-/// The name of a channel: 1 to 255 bytes of UTF-8 without control characters. Nothing in a file
-/// system carries it.
+/// The name of a channel: 1 to 255 bytes of UTF-8 without characters that control how text is shown, such as U+202E,
+/// which turns the order of what follows. Nothing in a file system carries it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct ChannelName(String);
@@ -22,8 +22,8 @@ pub enum ChannelNameError {
     /// Too many.
     #[error("a channel name of {0} bytes was asked for: at most {MAX_CHANNEL_NAME} are possible")]
     TooLong(usize),
-    /// One that would not print.
-    #[error("the channel name {name:?} has the control character {character:?} in it: leave it out")]
+    /// One that would not print, or change how others do.
+    #[error("the channel name {name:?} has the control character U+{:04X} in it: leave it out", u32::from(*character))]
     Control {
         /// The name.
         name: String,
@@ -45,7 +45,7 @@ impl ChannelName {
         if name.len() > MAX_CHANNEL_NAME {
             return Err(ChannelNameError::TooLong(name.len()));
         }
-        if let Some(character) = name.chars().find(|character| character.is_control()) {
+        if let Some(character) = name.chars().find(|&character| controls_text(character)) {
             return Err(ChannelNameError::Control { name, character });
         }
         Ok(Self(name))
@@ -56,6 +56,13 @@ impl ChannelName {
     pub fn as_str(&self) -> &str {
         &self.0
     }
+}
+
+/// Whether a character controls how text is shown: of the categories Cc, Zl and Zp of Unicode, or with the property
+/// Bidi_Control (PropList.txt).
+fn controls_text(character: char) -> bool {
+    character.is_control()
+        || matches!(character, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
 impl TryFrom<String> for ChannelName {
@@ -86,6 +93,10 @@ mod tests {
         assert_eq!(ChannelName::new(""), Err(ChannelNameError::Empty));
         assert_eq!(ChannelName::new("x".repeat(256)), Err(ChannelNameError::TooLong(256)));
         assert!(matches!(ChannelName::new("a\nb"), Err(ChannelNameError::Control { character: '\n', .. })));
+        for character in ['\u{202e}', '\u{200f}', '\u{2029}', '\u{2066}', '\u{61c}'] {
+            let error = ChannelName::new(format!("a{character}b")).unwrap_err();
+            assert!(error.to_string().contains(&format!("U+{:04X}", u32::from(character))), "{error}");
+        }
         assert!(ChannelName::new("x".repeat(255)).is_ok());
         assert!(ChannelName::new("Kamera 1/ä").is_ok());
     }
