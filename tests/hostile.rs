@@ -11,7 +11,7 @@ use client::Hostile;
 use fbuf_broker::Embedded;
 use fbuf_client::{Client, ConnectError, Farewell, GetError};
 use fbuf_core::{
-    control::{Greeting, Role, Slots, VERSION, Verdict},
+    control::{Greeting, Limits, Role, Slots, VERSION, Verdict},
     link::{Hello, LinkMessage, NewSegment, Welcome},
     memory::{Map, Reserved},
     protection::{Mechanism, Protection},
@@ -130,7 +130,11 @@ fn a_hostile_receiver_loses_its_link_and_its_neighbour_keeps_its_own() {
         ),
     ];
     for (name, attack) in attacks {
-        let hostile = Hostile::join(broker.address(), "c", Role::Receiver { require: Protection::Volatile });
+        let hostile = Hostile::join(
+            broker.address(),
+            "c",
+            Role::Receiver { require: Protection::Volatile, accepts: Limits::DEFAULT },
+        );
         attack(&hostile);
         let farewell = loop {
             // Looks around until the attack was seen.

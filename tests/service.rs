@@ -11,7 +11,7 @@ use std::{
 };
 
 use fbuf_broker::{Embedded, Policy, Quota};
-use fbuf_client::{Address, Client, ConnectError};
+use fbuf_client::{Address, ChannelName, Client, ConnectError};
 use nix::sys::signal::Signal;
 use support::{BrokerProcess, HandedOver, Holdings, Process, fbuf, until};
 
@@ -212,16 +212,17 @@ fn the_policy_that_is_installed_serves_root_alone_and_its_examples_are_understoo
     // The examples are what follows a rule that is commented out, up to the next line that is empty.
     let mut inside = false;
     let lines = text.lines().map(|line| {
-        inside = (inside || line == "# [[rule]]") && !line.is_empty();
+        inside = (inside || ["# [[rule]]", "# [[channel]]"].contains(&line)) && !line.is_empty();
         if inside { line.trim_start_matches(['#', ' ']) } else { line }
     });
     let mut examples = lines.collect::<Vec<_>>().join("\n");
     // Users and groups that need not be here.
-    for name in ["\"camera\"", "\"video\"", "\"decoder\""] {
+    for name in ["\"camera\"", "\"video\"", "\"decoder\"", "\"display\"", "\"adm\""] {
         assert!(examples.contains(name), "{name}");
         examples = examples.replace(name, "1002");
     }
     let policy = Policy::parse(&examples).unwrap();
+    assert!(policy.is_confidential(&ChannelName::new("keys/1").unwrap()), "{examples}");
     assert!([0, 1001, 1002].iter().all(|&id| serves(&policy, id)) && !serves(&policy, 1003), "{examples}");
 }
 

@@ -33,6 +33,7 @@
 
 #![forbid(unsafe_code)]
 
+mod acceptance;
 pub mod caches;
 mod client;
 mod endpoint;
@@ -45,7 +46,7 @@ pub use client::{Client, ClientBuilder, ConnectError, OpenError};
 pub use fbuf_core::{
     address::Address,
     channel::{ChannelName, ChannelNameError},
-    control::{ClientStatus, EndStatus, EndpointStatus, Oldest, Report},
+    control::{ClientStatus, EndStatus, EndpointStatus, Mismatch, Oldest, Report, Unpaired},
     inbound::Peer,
     loan::{Fbuf, Private, Received, Retained, TooLarge},
     memory::{MemoryError, Pages, Sealed},

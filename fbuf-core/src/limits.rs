@@ -26,6 +26,17 @@ pub const SLOT_ALIGNMENT: u64 = 64;
 pub const MAX_ENDPOINTS: usize = 4096;
 /// The most senders of one channel, and the most receivers; and so the most links of one endpoint.
 pub const MAX_LINKS: usize = 1024;
+/// The most senders, or receivers, that one user may have on a channel, if the broker serves others as well. Each may
+/// cost each end of the other kind memory and descriptors.
+pub const MAX_ENDS_OF_USER: usize = MAX_LINKS / 8;
+/// The last of the senders, or receivers, of a channel are root's.
+pub const ENDS_OF_ROOT: usize = 16;
+/// The most users that an endpoint may name as its only peers.
+pub const MAX_PEER_USERS: usize = 256;
+/// The largest slots of another user's sender that a receiver accepts which does not say more, in bytes: 4 MiB.
+pub const OTHERS_SLOT_BYTES: u64 = 4 << 20;
+/// The most slots of such a sender.
+pub const OTHERS_SLOTS: u64 = 1 << 16;
 /// The most departed links that a sender remembers until it is asked about them.
 pub const MAX_DEPARTURES: usize = 64;
 /// How many messages one look at a link socket reads: more than an honest peer ever has waiting there, which is one
@@ -41,5 +52,8 @@ pub const MAX_ANSWERS: usize = 4;
 /// introductions until the client has read some: all clients together cannot take all that it may open.
 pub const MAX_WAITING: usize = 96;
 
-const _: () = assert!(MAX_LINKS * 10 + MAX_CHANNEL_NAME + 256 <= MAX_MESSAGE, "links that are told to the next broker");
+const _: () = assert!(
+    MAX_LINKS * 10 + MAX_PEER_USERS * 5 + MAX_CHANNEL_NAME + 256 <= MAX_MESSAGE,
+    "links and users that are told to the next broker"
+);
 const _: () = assert!(MAX_SEGMENTS + 2 <= MAX_DESCRIPTORS && (MAX_LEASED as usize) < MAX_DESCRIPTORS);

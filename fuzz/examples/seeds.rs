@@ -6,8 +6,8 @@ use std::{fs, fs::File, path::Path};
 
 use fbuf_core::{
     control::{
-        ControlRequest, ControlResponse, Earlier, Introduction, Lodging, News, Oldest, Open, Opened, Parcel, Refusal,
-        Report, Role, Slots,
+        ControlRequest, ControlResponse, Earlier, Introduction, Limits, Lodging, Mismatch, News, Oldest, Open, Opened,
+        Parcel, Refusal, Report, Role, Slots, Unpaired,
     },
     link::{Hello, LinkMessage, NewSegment, OneShot, Right, Welcome},
     protection::{Mechanism, Protection},
@@ -80,7 +80,7 @@ fn earlier(number: u8) -> Earlier {
 }
 
 fn open(client: u8, endpoint: u64, role: Role, earlier: Option<Earlier>) -> Vec<u8> {
-    request(client, ControlRequest::Open { endpoint, open: Open { channel: "a".into(), role, earlier } })
+    request(client, ControlRequest::Open { endpoint, open: Open { channel: "a".into(), role, users: None, earlier } })
 }
 
 fn answer(descriptors: u8, message: Result<ControlResponse, ServerError>) -> Vec<u8> {
@@ -90,7 +90,7 @@ fn answer(descriptors: u8, message: Result<ControlResponse, ServerError>) -> Vec
 fn control() {
     let (own, trusted) = ([0, 0, 0], [0, 0, 2]);
     let sender = |mechanism, slots| Role::Sender { slot_bytes: 100, max_slots: 4, mechanism, slots };
-    let receiver = |require| Role::Receiver { require };
+    let receiver = |require| Role::Receiver { require, accepts: Limits::DEFAULT };
     let (plain, leased) =
         (sender(Mechanism::Shared, Slots::Segments), sender(Mechanism::Lease, Slots::Broker { huge: false }));
     let sends = open(0, 1, plain, None);
@@ -110,6 +110,9 @@ fn control() {
     write("control", "status", &[&own, &opened, &request(0, report), &request(0, status)]);
     let clients = request(1, ControlRequest::Clients { behind: 0 });
     write("control", "clients", &[&own, &trusted, &own, &opened, &clients]);
+    let apart = request(0, ControlRequest::Unpaired { endpoint: 2, behind: 0 });
+    let (sends, receives) = (open(0, 1, plain, None), open(1, 2, receiver(Protection::Sealed), None));
+    write("control", "unpaired", &[&own, &trusted, &receives, &sends, &apart, &clients]);
     let introduction = |lodging| Introduction {
         endpoint: 1,
         peer: peer(true),
@@ -125,7 +128,15 @@ fn control() {
     let opened = ControlResponse::Open(Ok(Opened { endpoint: 3, secret: secret(3), slots: vec![any(), any()] }));
     let refused = ControlResponse::Open(Err(Refusal::OneReceiver { sender: peer(false) }));
     let failed = ServerError::new(std::io::ErrorKind::Other, "late".into());
-    let answers = [answer(6, Ok(news)), answer(2, Ok(opened)), answer(0, Ok(refused)), answer(0, Err(failed))];
+    let why = Mismatch::SlotSize { found: 100, accepted: 64 };
+    let unpaired = ControlResponse::Unpaired(vec![(3, Unpaired::new(peer(false), true, why))]);
+    let answers = [
+        answer(0, Ok(unpaired)),
+        answer(6, Ok(news)),
+        answer(2, Ok(opened)),
+        answer(0, Ok(refused)),
+        answer(0, Err(failed)),
+    ];
     write("control", "answers", &[&answers.concat()]);
 }
 

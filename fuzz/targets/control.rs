@@ -17,10 +17,12 @@ use arbitrary::{Result, Unstructured};
 use fbuf_broker::{
     Policy,
     policy::User,
-    state::{ClientId, Opening, State},
+    state::{ClientId, Opening, Pair, State},
 };
 use fbuf_core::{
-    control::{ControlRequest, ControlResponse, Earlier, MAX_PAGE, Open, Parcel, Role, Slots},
+    control::{
+        Accepted, ControlRequest, ControlResponse, Earlier, Limits, MAX_PAGE, Open, Parcel, Refusal, Role, Slots,
+    },
     limits::MAX_DESCRIPTORS,
     protection::{Mechanism, Protection},
     socket::Credentials,
@@ -47,11 +49,24 @@ const POLICY: &str = r#"
     users = ["*"]
     receive = ["a", "b"]
     quota = { links = 2, connections = 1 }
+    [[rule]]
+    users = [1001, 1002]
+    receive = ["c"]
+    trusted_pool = true
+    [[channel]]
+    names = ["d"]
+    confidential = true
 "#;
 const TRUSTED: u32 = 1002;
+/// Those from whose receivers others take slots, on channel c.
+const POOLS: [u32; 2] = [1001, 1002];
 
 static SERVED: LazyLock<Policy> = LazyLock::new(|| Policy::parse(POLICY).expect("it is correct"));
 static FILE: LazyLock<OwnedFd> = LazyLock::new(|| File::open("/dev/null").expect("it is always there").into());
+
+/// Few slots of others, and less of the own user.
+const FEW: Limits =
+    Limits { own: Accepted { slot_bytes: 100, max_slots: 8 }, others: Accepted { slot_bytes: 4096, max_slots: 32 } };
 
 /// A broker, and what its answers let one expect of it.
 struct Model {
@@ -73,8 +88,9 @@ impl Model {
     fn leave(&mut self, index: usize) {
         if index < self.clients.len() {
             let (client, _) = self.clients.remove(index);
-            self.state.leave(client);
+            let pairs = self.state.leave(client);
             self.open.retain(|&(owner, _), _| owner != client);
+            pairs.iter().for_each(|pair| self.check_pair(pair));
         }
     }
 
@@ -85,14 +101,18 @@ impl Model {
         }
         match request {
             ControlRequest::Open { endpoint, open } => {
-                let Ok(opening) = self.state.open(client, endpoint, open.clone()) else { return };
+                let opening = match self.state.open(client, endpoint, open.clone()) {
+                    Ok(opening) => opening,
+                    Err(refusal) => return self.check_refusal(user.id, &open, &refusal),
+                };
                 let known = self.open.insert((client, endpoint), (user.id, open));
                 assert!(known.is_none(), "endpoint {endpoint} was opened twice");
                 self.check(client, endpoint, &opening);
             }
             ControlRequest::Close { endpoint } => {
-                self.state.close(client, endpoint);
+                let pairs = self.state.close(client, endpoint);
                 self.open.remove(&(client, endpoint));
+                pairs.iter().for_each(|pair| self.check_pair(pair));
             }
             ControlRequest::News { .. } => {}
             ControlRequest::Report { reports, .. } => {
@@ -102,28 +122,59 @@ impl Model {
             }
             ControlRequest::Status { behind } => self.check_page(user.id, behind),
             ControlRequest::Clients { behind } => self.check_clients(user.id, behind),
+            ControlRequest::Unpaired { endpoint, behind } => {
+                let (unpaired, looked) = self.state.unpaired(client, endpoint, behind);
+                assert!(unpaired.len() <= looked && unpaired.iter().all(|&(number, _)| number > behind));
+            }
         }
     }
 
     fn check(&self, client: ClientId, endpoint: u64, opening: &Opening) {
         let mut met = HashSet::new();
         for pair in &opening.pairs {
-            let (sender, receiver) = (pair.sender, pair.receiver);
-            let (from, sending) = &self.open[&(sender.client, sender.endpoint)];
-            let (to, receiving) = &self.open[&(receiver.client, receiver.endpoint)];
-            let (Role::Sender { .. }, Role::Receiver { require }) = (sending.role, receiving.role) else {
-                panic!("{pair:?} are no sender and receiver");
-            };
-            assert_eq!(sending.channel, receiving.channel);
-            assert!(pair.mechanism.protection() >= require);
-            let one_user = from == to;
-            assert!(one_user || *from == TRUSTED || pair.mechanism.protection() == Protection::Sealed);
-            let trusted = [*from, *to].map(|user| one_user || user == TRUSTED);
-            assert_eq!([sender, receiver].map(|party| party.peer.trusted), trusted);
-            let (from, to) = ((sender.client, sender.endpoint), (receiver.client, receiver.endpoint));
-            assert!(from == (client, endpoint) || to == (client, endpoint), "{pair:?} are both others");
-            assert!(met.insert((from, to)), "{pair:?} are introduced twice");
-            assert_eq!([sender, receiver].map(|party| party.peer.same_user), [one_user; 2]);
+            self.check_pair(pair);
+            let ends = [pair.sender, pair.receiver].map(|party| (party.client, party.endpoint));
+            assert!(ends.contains(&(client, endpoint)), "{pair:?} are both others");
+            assert!(met.insert(ends), "{pair:?} are introduced twice");
+        }
+    }
+
+    /// Two that are paired fit.
+    fn check_pair(&self, pair: &Pair) {
+        let (sender, receiver) = (pair.sender, pair.receiver);
+        let (from, sending) = &self.open[&(sender.client, sender.endpoint)];
+        let (to, receiving) = &self.open[&(receiver.client, receiver.endpoint)];
+        let (Role::Sender { slots, .. }, Role::Receiver { require, accepts }) = (sending.role, receiving.role) else {
+            panic!("{pair:?} are no sender and receiver");
+        };
+        assert_eq!(sending.channel, receiving.channel);
+        assert!(pair.mechanism.protection() >= require);
+        let one_user = from == to;
+        assert!(one_user || *from == TRUSTED || pair.mechanism.protection() == Protection::Sealed);
+        let is_trusted_pool = one_user || POOLS.contains(to) && sending.channel == "c";
+        assert!(slots != Slots::Receiver || is_trusted_pool, "{pair:?}: a pool that the sender does not trust");
+        assert!(one_user || sending.channel != "d" || pair.mechanism == Mechanism::OneShot, "{pair:?}: confidential");
+        assert_eq!(accepts.check(pair.geometry, one_user), Ok(()));
+        let names = |open: &Open, user| open.users.as_ref().is_none_or(|users| users.contains(user));
+        assert!(names(sending, to) && names(receiving, from), "{pair:?}: another user was named");
+        let trusted = [one_user || *from == TRUSTED, is_trusted_pool];
+        assert_eq!([sender, receiver].map(|party| party.peer.trusted), trusted);
+        assert_eq!([sender, receiver].map(|party| party.peer.same_user), [one_user; 2]);
+    }
+
+    /// An endpoint is refused for what its own user has, and for nothing of others.
+    fn check_refusal(&self, user: u32, open: &Open, refusal: &Refusal) {
+        let others = self.open.values().filter(|(_, other)| other.channel == open.channel);
+        let sends = |open: &Open| matches!(open.role, Role::Sender { .. });
+        let own = others.filter(|(owner, other)| *owner == user && sends(other) != sends(open)).count();
+        match refusal {
+            Refusal::Unpaired(_)
+            | Refusal::SenderGivesLess { .. }
+            | Refusal::ReceiverRequiresMore { .. }
+            | Refusal::OneReceiver { .. } => assert!(own > 0, "{refusal}"),
+            Refusal::SeveralReceivers { .. } => assert!(own > 1, "{refusal}"),
+            Refusal::Spent(spent) => assert_eq!(spent.user, user, "{refusal}"),
+            _ => {}
         }
     }
 
@@ -171,9 +222,10 @@ fn open(input: &mut Unstructured) -> Result<Open> {
     let slots =
         [Slots::Segments, Slots::Broker { huge: false }, Slots::Broker { huge: true }, Slots::Receiver, Slots::Sender];
     let role = match input.arbitrary()? {
-        true => {
-            Role::Receiver { require: *input.choose(&[Protection::Volatile, Protection::Leased, Protection::Sealed])? }
-        }
+        true => Role::Receiver {
+            require: *input.choose(&[Protection::Volatile, Protection::Leased, Protection::Sealed])?,
+            accepts: *input.choose(&[Limits::DEFAULT, FEW])?,
+        },
         false => Role::Sender {
             slot_bytes: *input.choose(&[1, 64, 100, 4096, 1 << 20, 0, u64::MAX])?,
             max_slots: input.int_in_range(0..=70)?,
@@ -189,7 +241,8 @@ fn open(input: &mut Unstructured) -> Result<Open> {
         }
         false => None,
     };
-    Ok(Open { channel, role, earlier })
+    let users = *input.choose(&[None, None, Some(&[1000, 1001][..]), Some(&[1002])])?;
+    Ok(Open { channel, role, users: users.map(<[u32]>::to_vec), earlier })
 }
 
 /// One step, if the input has one more.

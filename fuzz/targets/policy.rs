@@ -9,14 +9,14 @@ use fbuf_broker::{
 };
 use fbuf_core::{
     channel::ChannelName,
-    control::{Role, Slots},
+    control::{Limits, Role, Slots},
     protection::{Mechanism, Protection},
 };
 use libfuzzer_sys::fuzz_target;
 
 const ROLES: [Role; 2] = [
     Role::Sender { slot_bytes: 64, max_slots: 4, mechanism: Mechanism::Shared, slots: Slots::Segments },
-    Role::Receiver { require: Protection::Volatile },
+    Role::Receiver { require: Protection::Volatile, accepts: Limits::DEFAULT },
 ];
 
 /// Whom to ask about, as it stands before the text: a user, a group, and the length and the bytes of a channel.
@@ -44,6 +44,7 @@ fuzz_target!(|bytes: &[u8]| {
     assert!(policy.serves(&user) || *quota == Default::default(), "a quota for somebody whom no rule is about");
     assert!(!policy.serves(&user) || policy.is_about_others_than(user.id.wrapping_add(1)));
     let Ok(channel) = ChannelName::new(channel) else { return };
+    let _ = policy.is_confidential(&channel);
     for role in ROLES {
         match policy.permit(&user, role, &channel) {
             Ok(()) => assert!(policy.serves(&user)),

@@ -17,7 +17,7 @@ pub(super) enum By {
 /// What a line is about.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Subject {
-    Endpoint(EndpointStatus),
+    Endpoint(Box<EndpointStatus>),
     Channel { channel: String, senders: usize, receivers: usize },
     Client { client: ClientStatus, channels: usize },
 }
@@ -51,7 +51,9 @@ fn of_endpoints(endpoints: &[Watched]) -> Vec<Line> {
     endpoints.sort_by(|(one, _), (other, _)| {
         (&one.channel, role(other.end), one.number).cmp(&(&other.channel, role(one.end), other.number))
     });
-    let line = |watched: &Watched| together(Subject::Endpoint(watched.0.clone()), std::iter::once(watched), |_| true);
+    let line = |watched: &Watched| {
+        together(Subject::Endpoint(Box::new(watched.0.clone())), std::iter::once(watched), |_| true)
+    };
     endpoints.into_iter().map(line).collect()
 }
 
@@ -179,7 +181,8 @@ impl Line {
 
     fn with(&self, exchanged: impl Fn(&Report) -> [String; 5]) -> Vec<String> {
         let mut cells = match &self.subject {
-            Subject::Endpoint(EndpointStatus { process, channel, end, .. }) => {
+            Subject::Endpoint(endpoint) => {
+                let EndpointStatus { process, channel, end, .. } = &**endpoint;
                 let (process, user) = (process.pid.to_string(), process.uid.to_string());
                 vec![channel.clone(), role(*end).into(), process, user, protection(*end)]
             }
@@ -222,7 +225,9 @@ mod tests {
         let process = Credentials { pid: 10, uid: 1000, gid: 1000 };
         let before = Some(Report { messages: 0, ..report });
         let (client, channel, report) = (1, channel.to_owned(), Some(report));
-        (EndpointStatus { number, endpoint: number, process, client, channel, end, report }, before)
+        let (unpaired, first_unpaired) = (0, None);
+        let endpoint = number;
+        (EndpointStatus { number, endpoint, process, client, channel, end, unpaired, first_unpaired, report }, before)
     }
 
     fn seen() -> Vec<Watched> {

@@ -29,7 +29,8 @@ pub(crate) fn run(arguments: &Arguments, place: &Place) -> Result<(), Failure> {
     } else if lines.is_empty() {
         "no endpoint is open\n".to_owned()
     } else {
-        table(&arguments.by.heads(), lines.iter().map(cells))
+        let apart = endpoints.iter().filter_map(|(endpoint, _)| apart(endpoint));
+        table(&arguments.by.heads(), lines.iter().map(cells)) + &apart.collect::<String>()
     })
 }
 
@@ -47,6 +48,17 @@ fn table(heads: &[&str], rows: impl Iterator<Item = Vec<String>>) -> String {
         format!("{}\n", cells.collect::<Vec<_>>().join("  ").trim_end())
     };
     rows.iter().map(line).collect()
+}
+
+/// With which endpoints of its channel one is not paired, in words.
+fn apart(endpoint: &EndpointStatus) -> Option<String> {
+    let EndpointStatus { endpoint: known_as, channel, end, unpaired, first_unpaired, .. } = endpoint;
+    let more = match unpaired {
+        ..=1 => String::new(),
+        many => format!(", nor with {} more", many - 1),
+    };
+    let first = first_unpaired.as_ref()?;
+    Some(format!("{} {known_as} of {channel:?} is {first}{more}\n", role(*end)))
 }
 
 /// Everything that is known.
@@ -74,11 +86,19 @@ fn to_json(line: &Line) -> Value {
 }
 
 fn of_endpoint(endpoint: &EndpointStatus) -> Value {
-    let EndpointStatus { number, endpoint: known_as, process, client, channel, end, .. } = endpoint;
+    let EndpointStatus { number, endpoint: known_as, process, client, channel, end, unpaired, first_unpaired, .. } =
+        endpoint;
     let mut value = json!({
         "number": number, "endpoint": known_as, "channel": channel, "end": role(*end), "client": client,
         "pid": process.pid, "uid": process.uid, "gid": process.gid, "protection": protection(*end),
     });
+    if let Some(first) = first_unpaired {
+        value["unpaired"] = (*unpaired).into();
+        value["first_unpaired"] = json!({
+            "endpoint": first.peer.endpoint, "pid": first.peer.process.pid, "uid": first.peer.process.uid,
+            "why": first.why.to_string(),
+        });
+    }
     if let EndStatus::Sender { slot_bytes, max_slots, .. } = end {
         value["slot_bytes"] = (*slot_bytes).into();
         value["max_slots"] = (*max_slots).into();

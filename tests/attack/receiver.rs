@@ -9,10 +9,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use fbuf_client::{Address, Client, Farewell, Sender};
+use fbuf_client::{Address, Client, Farewell, Mismatch, Sender, Unpaired};
 use fbuf_core::{
     board::BoardTable,
-    control::Role,
+    control::{Limits, Role},
     link::{Hello, LinkMessage, Right},
     memory::Leasable,
     protection::Protection,
@@ -35,6 +35,8 @@ use super::{
 const FILL: u8 = 7;
 /// What the attacker prints when it is about to join.
 const JOINS: &str = "it joins";
+
+const RECEIVER: Role = Role::Receiver { require: Protection::Volatile, accepts: Limits::DEFAULT };
 
 /// What a receiver tries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -151,7 +153,7 @@ fn forge(attack: Attack) -> ! {
     };
     let (writer, reader) = given.expect("such memory");
     let address = Address::new(env::var_os("FBUF_BROKER").unwrap());
-    let hostile = Hostile::join(&address, "prey", Role::Receiver { require: Protection::Volatile });
+    let hostile = Hostile::join(&address, "prey", RECEIVER);
     let (_board, board) = BoardTable::create("fbuf-board", 1).unwrap();
     hostile.say(&LinkMessage::Hello(Hello {
         board: board.into(),
@@ -181,6 +183,7 @@ fn changes(first: *const u8) -> bool {
 /// What the sender meets, which does nothing but what any program would do.
 fn suffer(attack: Attack, sender: &mut Sender) -> (Outcome, Option<Violation>) {
     let start = Instant::now();
+    let is_untrusted = |one: &Unpaired| one.why == Mismatch::UntrustedPool(OTHER);
     loop {
         let linked = sender.wait_for_receivers_timeout(1, Duration::from_millis(10)).is_ok();
         if let Some(departure) = sender.departed() {
@@ -201,7 +204,8 @@ fn suffer(attack: Attack, sender: &mut Sender) -> (Outcome, Option<Violation>) {
             assert!(changes(kept.as_ptr()), "the attack does nothing");
             return (Changes, None);
         }
-        if !linked && start.elapsed() > Duration::from_secs(2) && sender.peers().next().is_none() {
+        if !linked && sender.unpaired().unwrap().iter().any(is_untrusted) {
+            assert_eq!(sender.peers().count(), 0);
             return (NoLink, None);
         }
         assert!(start.elapsed() < SOON, "nothing comes of it");

@@ -3,7 +3,10 @@
 use fbuf_client::Violation;
 use fbuf_core::{
     control::Resource,
-    limits::{GREETING_TIME, MAX_ANSWERS, MAX_AT_ONCE, MAX_DESCRIPTORS, MAX_MESSAGE, MAX_REQUESTS, MAX_WAITING},
+    limits::{
+        GREETING_TIME, MAX_ANSWERS, MAX_AT_ONCE, MAX_DESCRIPTORS, MAX_ENDS_OF_USER, MAX_MESSAGE, MAX_REQUESTS,
+        MAX_WAITING,
+    },
 };
 
 /// Requests in a second that the attackers' user may make.
@@ -55,6 +58,10 @@ pub enum Attack {
     Churn,
     /// Takes up as much as it gets.
     Hoards(Resource),
+    /// Opens as many ends as it gets of a channel that honest ones use.
+    Crowds,
+    /// Opens ends that honest ones on the same channel do not fit with.
+    Demands,
     /// Garbage, half messages and huge ones over a link.
     GarbageOverLink,
     /// As many descriptors as the kernel takes, over a link.
@@ -90,7 +97,7 @@ pub enum Report {
 }
 
 impl Attack {
-    pub const ALL: [Self; 30] = [
+    pub const ALL: [Self; 32] = [
         Self::Garbage,
         Self::HalfMessages,
         Self::HugeMessages,
@@ -110,6 +117,8 @@ impl Attack {
         Self::Hoards(Resource::Links),
         Self::Hoards(Resource::Descriptors),
         Self::Hoards(Resource::Endpoints),
+        Self::Crowds,
+        Self::Demands,
         Self::GarbageOverLink,
         Self::DescriptorsOverLink,
         Self::WrongDescriptorsOverLink,
@@ -125,7 +134,16 @@ impl Attack {
 
     /// Whether it is on a quota, and so on nobody but other processes of the same user.
     pub fn needs_user_of_its_own(self) -> bool {
-        matches!(self, Self::NeverFetches | Self::LeavesSlots | Self::Connections | Self::Churn | Self::Hoards(_))
+        matches!(
+            self,
+            Self::NeverFetches
+                | Self::LeavesSlots
+                | Self::Connections
+                | Self::Churn
+                | Self::Hoards(_)
+                | Self::Crowds
+                | Self::Demands
+        )
     }
 
     /// What stops it: what its effects show, and honest peers report.
@@ -144,6 +162,8 @@ impl Attack {
             Self::Connections => quota_of(Resource::Connections),
             Self::Churn => format!("the quota of requests_per_second, {REQUESTS_PER_SECOND}"),
             Self::Hoards(resource) => quota_of(resource),
+            Self::Crowds => format!("MAX_ENDS_OF_USER, {MAX_ENDS_OF_USER}"),
+            Self::Demands => "Mismatch: what does not fit between users is not paired".into(),
             Self::GarbageOverLink => "Violation::Garbage".into(),
             Self::DescriptorsOverLink => format!("MAX_DESCRIPTORS, {MAX_DESCRIPTORS}"),
             Self::WrongDescriptorsOverLink => "Unsuitable: sealed memory of the size that was announced".into(),

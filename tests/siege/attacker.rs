@@ -12,8 +12,11 @@ use std::{
 };
 
 use fbuf_core::{
-    control::{ControlRequest, ControlResponse, Greeting, Refusal, Resource, Role, Slots, VERSION, Verdict},
-    limits::{GREETING_TIME, MAX_ANSWERS, MAX_LEASED, MAX_MESSAGE, MAX_REQUESTS, MAX_WAITING},
+    control::{
+        Accepted, ControlRequest, ControlResponse, Greeting, Limits, Mismatch, Refusal, Resource, Role, Slots, VERSION,
+        Verdict,
+    },
+    limits::{GREETING_TIME, MAX_ANSWERS, MAX_ENDS_OF_USER, MAX_LEASED, MAX_MESSAGE, MAX_REQUESTS, MAX_WAITING},
     memory::Map,
     protection::{Mechanism, Protection},
     socket::PacketSocket,
@@ -36,12 +39,14 @@ pub const BEGUN: &str = "the attack has begun";
 pub const AGAIN: &str = "the attack goes on";
 pub const FAILED: &str = "the attack failed: ";
 
-pub const RECEIVER: Role = Role::Receiver { require: Protection::Volatile };
+pub const RECEIVER: Role = Role::Receiver { require: Protection::Volatile, accepts: Limits::DEFAULT };
 pub const SENDER: Role =
     Role::Sender { slot_bytes: 64, max_slots: 4, mechanism: Mechanism::Copy, slots: Slots::Segments };
 
 /// How many descriptors the kernel takes with a message (SCM_MAX_FD).
 const MOST_DESCRIPTORS: usize = 253;
+/// How many receivers it opens on one channel: fewer than its share.
+const PEERS: usize = MAX_ENDS_OF_USER - 1;
 /// How long a broker that reads on takes at most to make room in a full socket.
 const ROOM: Duration = Duration::from_secs(1);
 
@@ -120,6 +125,8 @@ pub fn attack(attack: Attack) -> ! {
         Attack::Churn => over_and_over(churn),
         Attack::Hoards(Resource::Links) => over_and_over(hoard_links),
         Attack::Hoards(resource) => over_and_over(|| hoard(resource)),
+        Attack::Crowds => over_and_over(crowd),
+        Attack::Demands => over_and_over(demand),
         Attack::GarbageOverLink => over_and_over(|| linked::garbage(&mut random, turn())),
         Attack::DescriptorsOverLink => over_and_over(|| linked::descriptors(turn())),
         Attack::WrongDescriptorsOverLink => over_and_over(|| linked::wrong_descriptors(turn())),
@@ -261,10 +268,14 @@ fn ask_at_once() -> Seen {
 /// links, so that fewer get in than the quota has room for.
 fn never_fetch() -> Seen {
     let caller = Caller::join()?;
-    Effect::if_so(caller.open(0, "unfetched", SENDER)? == Some(Ok(())), || "no sender".into())?;
     let most = (quota(Resource::Links) as usize + MAX_WAITING) / 2;
     for opened in 0..=most {
-        match caller.open(opened as u64 + 1, "unfetched", RECEIVER)? {
+        let channel = format!("unfetched-{}", opened / PEERS);
+        if opened.is_multiple_of(PEERS) {
+            let opened = caller.open(opened as u64 + 10_000, &channel, SENDER)?;
+            Effect::if_so(opened == Some(Ok(())), || "no sender".into())?;
+        }
+        match caller.open(opened as u64, &channel, RECEIVER)? {
             Some(Ok(())) => {}
             Some(Err(refusal)) => return Effect::spent(&refusal, Resource::Links),
             None => return Err(format!("the broker hangs up after {opened}")),
@@ -352,7 +363,8 @@ fn hoard(resource: Resource) -> Seen {
         _ => RECEIVER,
     };
     for opened in 0.. {
-        let channel = if resource == Resource::Channels { format!("hoard-{opened}") } else { "hoard".to_owned() };
+        let channel = if resource == Resource::Channels { opened } else { opened / PEERS as u64 };
+        let channel = format!("hoard-{channel}");
         match caller.open(opened, &channel, role)? {
             Some(Ok(())) => {}
             Some(Err(refusal)) => return Effect::spent(&refusal, resource),
@@ -365,13 +377,52 @@ fn hoard(resource: Resource) -> Seen {
 /// The same for links, of a client with a sender and one with receivers, so that neither has too many introductions.
 fn hoard_links() -> Seen {
     let (one, other) = (Caller::join()?, Caller::join()?);
-    Effect::if_so(one.open(0, "hoard", SENDER)? == Some(Ok(())), || "no sender".into())?;
     for opened in 0.. {
-        match other.open(opened, "hoard", RECEIVER)? {
+        let channel = format!("hoard-{}", opened / PEERS as u64);
+        if opened.is_multiple_of(PEERS as u64) {
+            Effect::if_so(one.open(opened, &channel, SENDER)? == Some(Ok(())), || "no sender".into())?;
+        }
+        match other.open(opened, &channel, RECEIVER)? {
             Some(Ok(())) => {}
             Some(Err(refusal)) => return Effect::spent(&refusal, Resource::Links),
             None => return Err(format!("the broker hangs up after {opened}")),
         }
     }
     unreachable!("there is a last one")
+}
+
+/// Opens receivers where newcomers attach, until it has its share.
+fn crowd() -> Seen {
+    let caller = Caller::join()?;
+    for opened in 0.. {
+        match caller.open(opened, "newcomers", RECEIVER)? {
+            Some(Ok(())) => {}
+            Some(Err(Refusal::Share { ends, .. })) if ends == MAX_ENDS_OF_USER => break,
+            other => return Err(format!("after {opened} receivers: {other:?}")),
+        }
+    }
+    caller.is_answered()
+}
+
+/// Opens a sender that takes its slots from a receiver, which there is, and a receiver that accepts next to nothing,
+/// where honest ones are and newcomers attach: it sees that those are not paired with it.
+fn demand() -> Seen {
+    let caller = Caller::join()?;
+    let none = Accepted { slot_bytes: 1, max_slots: 1 };
+    let modest = Role::Receiver { require: Protection::Sealed, accepts: Limits { own: none, others: none } };
+    let from_receiver =
+        Role::Sender { slot_bytes: 1, max_slots: 1, mechanism: Mechanism::Lease, slots: Slots::Receiver };
+    let ends = [("newcomers", modest), ("newcomers", from_receiver), ("c", modest), ("c", from_receiver)];
+    for (endpoint, (channel, role)) in (0..).zip(ends) {
+        let opened = caller.open(endpoint, channel, role)?;
+        Effect::if_so(opened == Some(Ok(())), || format!("to open: {opened:?}"))?;
+    }
+    let apart = |endpoint| match caller.ask(ControlRequest::Unpaired { endpoint, behind: 0 })? {
+        ControlResponse::Unpaired(apart) => Ok(apart.into_iter().map(|(_, one)| one.why).collect::<Vec<_>>()),
+        other => Err(format!("answered with {other:?}")),
+    };
+    let (receiver, sender) = (apart(2)?, apart(3)?);
+    let is_apart = matches!(receiver[..], [Mismatch::SlotSize { .. }, ..])
+        && matches!(sender[..], [Mismatch::UntrustedPool(_), ..]);
+    Effect::if_so(is_apart, || format!("not paired: {receiver:?}, {sender:?}"))
 }

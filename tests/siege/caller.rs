@@ -201,5 +201,5 @@ impl Caller {
 }
 
 pub fn open(endpoint: u64, channel: &str, role: Role) -> ControlRequest {
-    ControlRequest::Open { endpoint, open: Open { channel: channel.to_owned(), role, earlier: None } }
+    ControlRequest::Open { endpoint, open: Open { channel: channel.to_owned(), role, users: None, earlier: None } }
 }

@@ -27,7 +27,7 @@ use nix::unistd::geteuid;
 use support::{BrokerProcess, Holdings, Process, SOON, is_root, until_is};
 
 /// Another user, as which attackers run if this one is root.
-const OTHER: u32 = 65_534;
+const OTHER: u32 = 65_533;
 /// How many messages honest ones exchange at a time.
 const MESSAGES: u64 = 100;
 /// The slots of the honest sender.

@@ -39,7 +39,8 @@ impl Hostile {
         let (control, link) = runtime.block_on(async {
             let transport = ClientTransport::new(sys::watch(socket).unwrap());
             let control = ControlClient::new(tarpc::client::Config::default(), transport).spawn();
-            control.open(context::current(), 1, Open { channel, role, earlier }).await.unwrap().unwrap();
+            let open = Open { channel, role, users: None, earlier };
+            control.open(context::current(), 1, open).await.unwrap().unwrap();
             let mut introductions = control.news(context::current(), 0).await.unwrap().introductions;
             assert_eq!(introductions.len(), 1);
             let socket = introductions.remove(0).socket.into_owned().unwrap();

@@ -2,7 +2,7 @@
 
 use fbuf_client::{Address, Mechanism, Protection};
 use fbuf_core::{
-    control::{ControlRequest, ControlResponse, Open, Refusal, Resource, Role, Slots},
+    control::{ControlRequest, ControlResponse, Limits, Open, Refusal, Resource, Role, Slots},
     limits::{MAX_LEASED, MAX_SLOT_BYTES, MAX_SLOTS},
     socket::PacketSocket,
     wire,
@@ -37,7 +37,7 @@ pub(super) fn hoard(address: &Address, resource: Resource) -> Result<Vec<PacketS
 pub(super) fn more(resource: Resource, number: u64) -> ControlRequest {
     let sender =
         |slot_bytes, max_slots, slots| Role::Sender { slot_bytes, max_slots, mechanism: Mechanism::Copy, slots };
-    let receiver = Role::Receiver { require: Protection::Volatile };
+    let receiver = Role::Receiver { require: Protection::Volatile, accepts: Limits::DEFAULT };
     let (channel, role) = match resource {
         Resource::Bytes => (number % FEW, sender(MAX_SLOT_BYTES.into(), 64, Slots::Segments)),
         Resource::Slots => (number % FEW, sender(64, MAX_SLOTS.into(), Slots::Segments)),
@@ -49,5 +49,5 @@ pub(super) fn more(resource: Resource, number: u64) -> ControlRequest {
         Resource::Connections => return ControlRequest::Close { endpoint: number },
     };
     let channel = format!("hoard/{channel}");
-    ControlRequest::Open { endpoint: number, open: Open { channel, role, earlier: None } }
+    ControlRequest::Open { endpoint: number, open: Open { channel, role, users: None, earlier: None } }
 }

@@ -1,14 +1,15 @@
 //! Who may do what: rules that the owner of a broker writes down, in TOML.
 //!
 //! ```toml
-//! # Users and groups are named, or numbered; "*" is everybody. In patterns, * stands for any characters.
+//! # Users and groups are named, or numbered; "*" is every user. In patterns, * stands for any characters.
 //! [[rule]]
-//! name = "cameras"             # what refusals call it
+//! name = "cameras"             # refusals name the rule
 //! users = ["camera", 1001]
 //! groups = ["video"]
-//! send = ["camera/*"]          # channels on which they may send
+//! send = ["camera/*"]          # channels on which these users may send
 //! receive = ["camera/*", "status"]
 //! trusted = true               # other users get their messages as they are sent: volatile, or leased
+//! trusted_pool = false         # senders of other users may take slots from their receivers (from_receiver)
 //!
 //! [rule.quota]                 # for each of these users; what is not set stays as it is by default
 //! bytes = "1GiB"
@@ -19,13 +20,36 @@
 //! descriptors = 256
 //! endpoints = 1000
 //! requests_per_second = 1000
+//!
+//! [[channel]]                  # what holds on some channels for all users
+//! names = ["keys/*"]
+//! confidential = true          # senders send one-shot messages only, so other users can read nothing else
 //! ```
 //!
 //! Of the broker's own places and descriptors a user has no more than a share, whatever the quota ([`crate::share`]).
 //!
 //! What any rule about a user allows, that user may do. The quota is that of the first rule about a user
-//! which has one.
+//! which has one. A rule that allows neither to send nor to receive lets its users connect, and see their own
+//! endpoints. `packaging/policy.toml` documents what each word means for other users.
+//!
+//! # Who is paired with whom
+//!
+//! Every sender of a channel is linked with every receiver of it, unless the two do not fit: the receiver requires more
+//! protection than the sender gives, accepts only smaller or fewer slots, one of them names other users as its peers
+//! (`from_users`, `to_users`), the sender takes its slots from the receiver and the policy does not trust that one's
+//! pool, or the channel is confidential and the sender's messages are not one-shots. Two ends of *one user* that do not
+//! fit are a mistake: the second is refused, with the reason. Between *different users* they are just not paired, and
+//! nobody is refused; `fbuf ls` lists the reason to the users of both, and `unpaired()` of a sender or receiver.
+//!
+//! A user that shares a broker with others has at most 128 senders and 128 receivers on a channel, and never more of
+//! either than places are left for others (of 1,024, the last 16 of which are root's).
+//!
+//! A link is paid for by the user who has more endpoints on the channel, since those make most of the links between the
+//! two users necessary; by the one who came last if both have as many. No other user can thus charge a user with more
+//! links than the square of the number of endpoints that the user has there. If that one has as many links as the quota
+//! allows, the pair is not made; within one user the endpoint is refused.
 
+mod pattern;
 mod written;
 
 use std::{collections::BTreeSet, fmt, fs::File, io::Read, os::unix::fs::MetadataExt, path::Path};
@@ -34,8 +58,8 @@ use fbuf_core::{
     channel::ChannelName,
     control::{Resource, Role},
 };
-use glob::Pattern;
 
+use self::pattern::Pattern;
 pub use written::PolicyError;
 
 use crate::socket_file::is_exposed;
@@ -110,6 +134,8 @@ pub struct User {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Policy {
     rules: Vec<Rule>,
+    /// Channels on which other users get one-shot messages only.
+    confidential: Vec<Pattern>,
     /// Of those whose rules have none.
     quota: Quota,
 }
@@ -125,16 +151,28 @@ struct Rule {
     send: Vec<Pattern>,
     receive: Vec<Pattern>,
     trusted: bool,
+    trusted_pool: bool,
     quota: Option<Quota>,
 }
 
 impl Rule {
     /// All channels, for some users.
     fn all(users: BTreeSet<u32>, trusted: bool) -> Self {
-        let any = || Pattern::new("*").into_iter().collect();
+        let any = || Pattern::any().into_iter().collect();
         let name = if trusted { "trusted" } else { "own" }.to_owned();
         let (send, receive, groups, unknown) = (any(), any(), BTreeSet::new(), Vec::new());
-        Self { name, everybody: false, users, groups, unknown, send, receive, trusted, quota: None }
+        Self {
+            name,
+            everybody: false,
+            users,
+            groups,
+            unknown,
+            send,
+            receive,
+            trusted,
+            trusted_pool: trusted,
+            quota: None,
+        }
     }
 
     fn is_about(&self, user: &User) -> bool {
@@ -146,7 +184,15 @@ impl Rule {
             Role::Sender { .. } => &self.send,
             Role::Receiver { .. } => &self.receive,
         };
-        patterns.iter().any(|pattern| pattern.matches(channel.as_str()))
+        patterns.iter().any(|pattern| pattern.matches(channel))
+    }
+
+    /// Whether it trusts those that it is about in this role.
+    fn trusts(&self, role: Role) -> bool {
+        match role {
+            Role::Sender { .. } => self.trusted,
+            Role::Receiver { .. } => self.trusted_pool,
+        }
     }
 }
 
@@ -154,7 +200,8 @@ impl Policy {
     /// One user, by id, who may do everything.
     #[must_use]
     pub fn only(user: u32) -> Self {
-        Self { rules: vec![Rule::all(BTreeSet::from([user]), false)], quota: Quota::default() }
+        let rules = vec![Rule::all(BTreeSet::from([user]), false)];
+        Self { rules, confidential: Vec::new(), quota: Quota::default() }
     }
 
     /// The user that runs this process, who may do everything.
@@ -179,6 +226,15 @@ impl Policy {
         self
     }
 
+    /// On the channels of this pattern, other users get one-shot messages only.
+    ///
+    /// # Errors
+    /// [`PolicyError::Pattern`]
+    pub fn confidential(mut self, pattern: &str) -> Result<Self, PolicyError> {
+        self.confidential.push(written::pattern("a confidential channel", pattern.to_owned())?);
+        Ok(self)
+    }
+
     /// With this quota for those whose rules have none.
     #[must_use]
     pub fn with_quota(mut self, quota: Quota) -> Self {
@@ -192,7 +248,8 @@ impl Policy {
     /// # Errors
     /// [`PolicyError`]
     pub fn parse(text: &str) -> Result<Self, PolicyError> {
-        Ok(Self { rules: written::rules(text)?, quota: Quota::default() })
+        let (rules, confidential) = written::read(text)?;
+        Ok(Self { rules, confidential, quota: Quota::default() })
     }
 
     /// Reads the policy of a file, which no user but root and the one that reads it may write.
@@ -248,11 +305,17 @@ impl Policy {
         Err(self.about(user).map(|rule| rule.name.clone()).collect())
     }
 
-    /// Whether others may read this user's messages on a channel while that one could change them; or, of a receiver,
-    /// fill and read slots that it made.
+    /// Whether other users may trust this one on a channel: as a sender, with volatile and leased messages; as a
+    /// receiver, with the memory that their senders fill.
     #[must_use]
     pub fn trusts(&self, user: &User, role: Role, channel: &ChannelName) -> bool {
-        self.about(user).any(|rule| rule.trusted && rule.allows(role, channel))
+        self.about(user).any(|rule| rule.trusts(role) && rule.allows(role, channel))
+    }
+
+    /// Whether other users get one-shot messages only on a channel.
+    #[must_use]
+    pub fn is_confidential(&self, channel: &ChannelName) -> bool {
+        self.confidential.iter().any(|pattern| pattern.matches(channel))
     }
 
     /// What this user may take up.
@@ -288,10 +351,15 @@ impl fmt::Display for Policy {
             }
             writeln!(f, "  may send to      {}", join(&rule.send))?;
             writeln!(f, "  may receive from {}", join(&rule.receive))?;
-            writeln!(f, "  trusted          {}", if rule.trusted { "yes" } else { "no" })?;
+            for (word, is_set) in [("trusted", rule.trusted), ("trusted pool", rule.trusted_pool)] {
+                writeln!(f, "  {word:<17}{}", if is_set { "yes" } else { "no" })?;
+            }
             let quota = rule.quota.as_ref().unwrap_or(&self.quota);
             let limits = Resource::ALL.map(|resource| resource.describe(quota.of(resource))).join(", ");
             writeln!(f, "  each at most     {limits}, {} requests/s", quota.requests_per_second)?;
+        }
+        if !self.confidential.is_empty() {
+            writeln!(f, "confidential channels {}", join(&self.confidential))?;
         }
         Ok(())
     }
@@ -301,13 +369,13 @@ impl fmt::Display for Policy {
 mod tests {
     use super::*;
     use fbuf_core::{
-        control::Slots,
+        control::{Limits, Slots},
         protection::{Mechanism, Protection},
     };
 
     const SENDER: Role =
         Role::Sender { slot_bytes: 64, max_slots: 4, mechanism: Mechanism::Shared, slots: Slots::Segments };
-    const RECEIVER: Role = Role::Receiver { require: Protection::Volatile };
+    const RECEIVER: Role = Role::Receiver { require: Protection::Volatile, accepts: Limits::DEFAULT };
 
     fn user(id: u32, groups: &[u32]) -> User {
         User { id, groups: groups.to_vec() }
@@ -328,6 +396,12 @@ mod tests {
         [[rule]]
         users = ["*"]
         receive = ["camera/*", "status"]
+        trusted_pool = true
+        [[channel]]
+        names = ["keys/*", "pin"]
+        confidential = true
+        [[channel]]
+        names = ["keys/public"]
     "#;
 
     #[test]
@@ -345,6 +419,11 @@ mod tests {
         assert_eq!(refused, ["cameras", "number 2"]);
         assert_eq!(policy.permit(&viewer, SENDER, &channel("camera/1")).unwrap_err(), ["number 2"]);
         assert!(!policy.trusts(&viewer, SENDER, &channel("camera/1")));
+        assert!(
+            policy.trusts(&viewer, RECEIVER, &channel("camera/1")) && !policy.trusts(&viewer, RECEIVER, &channel("x"))
+        );
+        let confidential = |name| policy.is_confidential(&channel(name));
+        assert!(confidential("keys/1") && confidential("pin") && !confidential("pins") && !confidential("camera/1"));
         assert_eq!(policy.quota(&viewer), &Quota::default());
     }
 
@@ -361,7 +440,9 @@ mod tests {
     fn what_is_wrong_is_named() {
         for (text, words) in [
             ("[[rule]]\nsend = [\"x\"]", "about nobody"),
-            ("[[rule]]\nusers = [1]\nsend = [\"[a\"]", "pattern \"[a\""),
+            ("[[rule]]\nusers = [1]\nsend = [\"\"]", "pattern \"\""),
+            ("[[channel]]\nnames = [\"\"]", "a channel has the pattern"),
+            ("[[channel]]\nconfidential = true", "missing field `names`"),
             ("[[rule]]\nuser = [1]", "unknown field `user`"),
             ("[[rule]]\nusers = [1]\nquota = { bytes = \"many\" }", "line 3"),
             ("[[rule]]\nusers = [-1]", "line 2"),
@@ -404,7 +485,14 @@ mod tests {
     #[test]
     fn it_can_be_read_by_a_person() {
         let text = Policy::parse(EXAMPLE).unwrap().to_string();
-        for words in ["rule \"cameras\"", "about users      1001", "\"camera/*\", \"status\"", "1.0 GiB", "everybody"] {
+        for words in [
+            "rule \"cameras\"",
+            "about users      1001",
+            "\"camera/*\", \"status\"",
+            "1.0 GiB",
+            "everybody",
+            "\"keys/*\", \"pin\"",
+        ] {
             assert!(text.contains(words), "{words} is missing in\n{text}");
         }
     }

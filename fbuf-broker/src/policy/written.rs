@@ -3,10 +3,9 @@
 use std::{collections::BTreeSet, io};
 
 use bytesize::ByteSize;
-use glob::Pattern;
 use serde::Deserialize;
 
-use super::{Quota, Rule};
+use super::{Quota, Rule, pattern::Pattern};
 
 /// A policy that cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -43,10 +42,10 @@ pub enum PolicyError {
     #[error("rule {0:?} is about nobody: give it users or groups, or \"*\"")]
     AboutNobody(String),
     /// A pattern cannot be one.
-    #[error("rule {rule:?} has the pattern {pattern:?}, which cannot be one: {why}")]
+    #[error("{place} has the pattern {pattern:?}, which no channel can have: {why}")]
     Pattern {
-        /// Which rule.
-        rule: String,
+        /// Which rule, or what else.
+        place: String,
         /// What it says.
         pattern: String,
         /// What is wrong.
@@ -60,6 +59,16 @@ pub enum PolicyError {
 struct WrittenPolicy {
     #[serde(default)]
     rule: Vec<WrittenRule>,
+    #[serde(default)]
+    channel: Vec<WrittenChannel>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct WrittenChannel {
+    names: Vec<String>,
+    #[serde(default)]
+    confidential: bool,
 }
 
 #[derive(Debug, Deserialize)]
@@ -76,6 +85,8 @@ struct WrittenRule {
     receive: Vec<String>,
     #[serde(default)]
     trusted: bool,
+    #[serde(default)]
+    trusted_pool: bool,
     quota: Option<WrittenQuota>,
 }
 
@@ -99,16 +110,33 @@ struct WrittenQuota {
     requests_per_second: Option<u32>,
 }
 
-/// The rules of a text.
-pub(super) fn rules(text: &str) -> Result<Vec<Rule>, PolicyError> {
-    let WrittenPolicy { rule } =
+/// The rules of a text, and the patterns of confidential channels.
+pub(super) fn read(text: &str) -> Result<(Vec<Rule>, Vec<Pattern>), PolicyError> {
+    let WrittenPolicy { rule, channel } =
         toml::from_str(text).map_err(|error| PolicyError::Malformed(error.to_string().trim_end().to_owned()))?;
-    (1..).zip(rule).map(|(number, rule)| rule.read(number)).collect()
+    let rules = (1..).zip(rule).map(|(number, rule)| rule.read(number)).collect::<Result<_, _>>()?;
+    let mut confidential = Vec::new();
+    for WrittenChannel { names, confidential: is_confidential } in channel {
+        for name in names {
+            let pattern = pattern("a channel", name)?;
+            confidential.extend(is_confidential.then_some(pattern));
+        }
+    }
+    Ok((rules, confidential))
+}
+
+/// The pattern that stands in some place.
+pub(super) fn pattern(place: &str, pattern: String) -> Result<Pattern, PolicyError> {
+    Pattern::new(pattern.clone()).map_err(|error| PolicyError::Pattern {
+        place: place.to_owned(),
+        pattern,
+        why: error.to_string(),
+    })
 }
 
 impl WrittenRule {
     fn read(self, number: usize) -> Result<Rule, PolicyError> {
-        let Self { name, users, groups, send, receive, trusted, quota } = self;
+        let Self { name, users, groups, send, receive, trusted, trusted_pool, quota } = self;
         let name = name.unwrap_or_else(|| format!("number {number}"));
         if users.is_empty() && groups.is_empty() {
             return Err(PolicyError::AboutNobody(name));
@@ -129,14 +157,8 @@ impl WrittenRule {
         };
         let (users, groups) = (ids(users, "user", user_of_name), ids(groups, "group", group_of_name));
         let patterns = |written: Vec<String>| {
-            let pattern = |pattern: String| {
-                Pattern::new(&pattern).map_err(|error| PolicyError::Pattern {
-                    rule: name.clone(),
-                    pattern,
-                    why: error.to_string(),
-                })
-            };
-            written.into_iter().map(pattern).collect::<Result<Vec<_>, _>>()
+            let place = format!("rule {name:?}");
+            written.into_iter().map(|text| pattern(&place, text)).collect::<Result<Vec<_>, _>>()
         };
         Ok(Rule {
             everybody,
@@ -146,6 +168,7 @@ impl WrittenRule {
             send: patterns(send)?,
             receive: patterns(receive)?,
             trusted,
+            trusted_pool,
             quota: quota.map(|quota| quota.complete(&name)),
             name,
         })

@@ -7,7 +7,9 @@ use std::{
 };
 
 use fbuf_core::{
-    control::{ClientStatus, Control, EndpointStatus, MAX_PAGE, News, Open, Opened, Refusal, Report, Role, Slots},
+    control::{
+        ClientStatus, Control, EndpointStatus, MAX_PAGE, News, Open, Opened, Refusal, Report, Role, Slots, Unpaired,
+    },
     memory::{Leasable, MemoryError},
     points,
     slot::Geometry,
@@ -18,7 +20,7 @@ use tarpc::context::Context;
 use tokio::time::timeout;
 use tracing::{debug, info, warn};
 
-use super::{Broker, lock, mailbox::Mailbox};
+use super::{Broker, LOOKS, lock, mailbox::Mailbox};
 use crate::state::{ClientId, Opening};
 
 /// How long a client waits for news before it is told that there are none.
@@ -74,7 +76,7 @@ impl Control for Desk {
                     }
                 }
                 Err(error) => {
-                    inner.state.close(self.client, endpoint);
+                    inner.close(self.client, endpoint);
                     if logs {
                         warn!(client = ?self.client, channel, %error, "no slots to be leased");
                     }
@@ -87,7 +89,7 @@ impl Control for Desk {
         }
         inner.state.note_links(self.client, pairs.len(), Instant::now());
         for pair in pairs {
-            inner.introduce(pair, self.client).inspect_err(|refusal| {
+            inner.introduce(pair).inspect_err(|refusal| {
                 inner.close(self.client, endpoint);
                 if logs {
                     warn!(client = ?self.client, channel, role = name, %refusal, "not introduced");
@@ -125,7 +127,15 @@ impl Control for Desk {
         if behind == 0 {
             self.broker.ask_for_reports(user).await;
         }
-        self.broker.page(user, behind, MAX_PAGE)
+        self.broker.page_of(self.client, user, behind)
+    }
+
+    async fn unpaired(self, _: Context, endpoint: u64, behind: u64) -> Vec<(u64, Unpaired)> {
+        let inner = lock(&self.broker.0);
+        let (mut unpaired, looked) = inner.state.unpaired(self.client, endpoint, behind);
+        inner.state.note_links(self.client, looked / LOOKS, Instant::now());
+        unpaired.truncate(MAX_PAGE);
+        unpaired
     }
 
     async fn clients(self, _: Context, behind: u64) -> Vec<ClientStatus> {

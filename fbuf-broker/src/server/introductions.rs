@@ -10,19 +10,29 @@ use fbuf_core::{
     wire::Descriptor,
 };
 
+use tracing::debug;
+
 use super::Inner;
 use crate::state::{ClientId, Pair, Party};
 
 impl Inner {
     /// Introduces a pair; or has it wait, if either client has not read what it was sent before, for a link more to the
-    /// account of whoever caused it.
-    pub(super) fn introduce(&mut self, pair: Pair, cause: ClientId) -> Result<(), Refusal> {
-        match self.without_room(&pair) {
-            None => self.make(pair).map_err(|error| Refusal::Exhausted(error.to_string())),
-            Some(client) => {
-                let charge = self.state.charge_link(cause)?;
-                self.pending.entry(client).or_default().push_back((pair, charge));
-                Ok(())
+    /// account of the user who pays for it.
+    pub(super) fn introduce(&mut self, pair: Pair) -> Result<(), Refusal> {
+        let Some(client) = self.without_room(&pair) else {
+            return self.make(pair).map_err(|error| Refusal::Exhausted(error.to_string()));
+        };
+        if let Some(charge) = self.state.charge_waiting(&pair)? {
+            self.pending.entry(client).or_default().push_back((pair, charge));
+        }
+        Ok(())
+    }
+
+    /// Introduces those that an end has left to each other. What cannot be introduced now, is not.
+    pub(super) fn introduce_all(&mut self, pairs: Vec<Pair>) {
+        for pair in pairs {
+            if let Err(error) = self.introduce(pair) {
+                debug!(%error, "not introduced");
             }
         }
     }

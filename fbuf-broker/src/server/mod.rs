@@ -18,7 +18,7 @@ use std::{
 };
 
 use fbuf_core::{
-    control::{Control, EndpointStatus, Report, Resource, ServerTransport, Turn},
+    control::{Control, EndpointStatus, MAX_PAGE, Report, Resource, ServerTransport, Turn},
     limits::{GREETING_TIME, MAX_REQUESTS},
     socket::{Credentials, PacketSocket},
 };
@@ -44,6 +44,9 @@ use crate::{
     policy::Policy,
     state::{ClientId, MAX_CLIENTS, Pair, Payer, State},
 };
+
+/// So many looks whether two ends fit are as much work as a request.
+const LOOKS: usize = 64;
 
 /// The broker, shared by the tasks of its clients. Cheap to clone.
 ///
@@ -74,9 +77,16 @@ struct Inner {
 
 impl Inner {
     fn close(&mut self, client: ClientId, endpoint: u64) {
-        self.state.close(client, endpoint);
+        let pairs = self.state.close(client, endpoint);
         let_go(self.slots.get_mut(&client).and_then(|slots| slots.remove(&endpoint)).into_iter().flatten());
         self.reports.get_mut(&client).map(|reports| reports.remove(&endpoint));
+        self.introduce_all(pairs);
+    }
+
+    /// With what the endpoint last said of itself.
+    fn with_report(&self, client: ClientId, endpoint: u64, status: EndpointStatus) -> EndpointStatus {
+        let report = self.reports.get(&client).and_then(|reports| reports.get(&endpoint)).copied();
+        EndpointStatus { report, ..status }
     }
 }
 
@@ -97,7 +107,7 @@ impl Drop for Member {
     fn drop(&mut self) {
         let mut inner = lock(&self.broker.0);
         let relieved = inner.waiting_beside(self.client);
-        inner.state.leave(self.client);
+        let pairs = inner.state.leave(self.client);
         inner.mailboxes.remove(&self.client);
         let_go(inner.slots.remove(&self.client).into_iter().flatten().flat_map(|(_, slots)| slots));
         inner.reports.remove(&self.client);
@@ -105,6 +115,7 @@ impl Drop for Member {
         relieved.into_iter().for_each(|client| inner.catch_up(client));
         inner.note_answer(self.client);
         inner.asked.remove(&self.client);
+        inner.introduce_all(pairs);
     }
 }
 
@@ -174,13 +185,27 @@ impl Broker {
         lock(&self.0).lines.may_log(user, Instant::now())
     }
 
+    /// A page for a client, with what keeps endpoints apart.
+    fn page_of(&self, client: ClientId, user: Option<u32>, behind: u64) -> Vec<EndpointStatus> {
+        let inner = lock(&self.0);
+        let mut looks = 0;
+        let page = inner.state.status(user, behind, MAX_PAGE).into_iter();
+        let page = page.map(|(of, endpoint, mut status)| {
+            let (unpaired, looked) = inner.state.unpaired(of, endpoint, 0);
+            looks += looked;
+            status.unpaired = unpaired.len() as u64;
+            status.first_unpaired = unpaired.first().map(|&(_, unpaired)| unpaired);
+            inner.with_report(of, endpoint, status)
+        });
+        let page = page.collect();
+        inner.state.note_links(client, looks / LOOKS, Instant::now());
+        page
+    }
+
     fn page(&self, user: Option<u32>, behind: u64, most: usize) -> Vec<EndpointStatus> {
         let inner = lock(&self.0);
-        let with_report = |(client, endpoint, status)| {
-            let report = inner.reports.get(&client).and_then(|reports| reports.get(&endpoint)).copied();
-            EndpointStatus { report, ..status }
-        };
-        inner.state.status(user, behind, most).into_iter().map(with_report).collect()
+        let status = inner.state.status(user, behind, most).into_iter();
+        status.map(|(client, endpoint, status)| inner.with_report(client, endpoint, status)).collect()
     }
 
     /// Serves clients until `until` is ready. What was introduced goes on afterwards.

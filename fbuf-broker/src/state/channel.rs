@@ -1,17 +1,19 @@
-//! One channel: its ends, who is to be linked with whom, and by which means.
+//! One channel: its ends, the links between them, and what each user pays for.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use fbuf_core::{
-    control::{EndStatus, LinkId, Refusal, Role, Slots},
+    control::{EndStatus, Limits, LinkId, Mismatch, Refusal, Role, Slots, Spent, Unpaired},
     inbound::Peer,
-    limits::{MAX_LEASED, MAX_LINKS},
+    limits::{ENDS_OF_ROOT, MAX_ENDS_OF_USER, MAX_LEASED, MAX_LINKS},
     protection::{Mechanism, Protection},
     slot::{Geometry, GeometryError},
-    socket::NO_ID,
 };
 
-use super::{Pair, Party};
+use super::{
+    ClientId, Pair, Party,
+    pairing::{are_of_one_user, pair, refusal},
+};
 use crate::account::Charge;
 
 /// The ends of one channel, by the numbers that are given only once, and so in the order of opening.
@@ -19,8 +21,8 @@ use crate::account::Charge;
 pub(super) struct Channel {
     senders: BTreeMap<u64, Sender>,
     receivers: BTreeMap<u64, Receiver>,
-    /// How many ends each user has here, and what is paid for being here at all.
-    seats: BTreeMap<u32, (usize, Option<Charge>)>,
+    /// What each user has here.
+    seats: BTreeMap<u32, Seat>,
     /// Which sender, and which receiver, has named a link that it has since before this broker began.
     named: HashMap<LinkId, Named>,
 }
@@ -32,28 +34,54 @@ struct Named {
     receiver: Option<u64>,
 }
 
+/// What one user has on a channel.
+#[derive(Debug, Default)]
+struct Seat {
+    senders: usize,
+    receivers: usize,
+    /// What is paid for being here at all.
+    paid: Option<Charge>,
+}
+
+/// What senders and receivers have in common.
 #[derive(Debug)]
-pub(super) struct Sender {
+pub(super) struct Side {
     pub party: Party,
     /// The links that it has since before this broker began.
     pub earlier: Box<[LinkId]>,
-    /// Whether receivers of other users may read what it could change.
+    /// The users with whose endpoints alone it may be linked, in order.
+    pub users: Option<Box<[u32]>>,
+    /// Whether the policy trusts it: a sender with volatile messages to other users, a receiver with a pool for their
+    /// senders.
     pub trusted: bool,
+}
+
+impl Side {
+    pub(super) fn user(&self) -> u32 {
+        self.party.peer.process.uid
+    }
+
+    /// Whether it may be linked with endpoints of this user.
+    pub(super) fn accepts(&self, user: u32) -> bool {
+        self.users.as_ref().is_none_or(|users| users.binary_search(&user).is_ok())
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct Sender {
+    pub side: Side,
     pub stock: Stock,
-    /// What it has paid for its links with those who were here before it.
+    /// By receiver: what is paid for the link with it, by either end's user.
     pub links: BTreeMap<u64, Charge>,
 }
 
 #[derive(Debug)]
 pub(super) struct Receiver {
-    pub party: Party,
-    /// The links that it has since before this broker began.
-    pub earlier: Box<[LinkId]>,
+    pub side: Side,
     pub require: Protection,
-    /// Whether senders of other users may write and read memory that it could change.
-    pub trusted: bool,
-    /// What it has paid for its links with those who were here before it.
-    pub links: BTreeMap<u64, Charge>,
+    pub accepts: Limits,
+    /// How many links it has.
+    pub links: usize,
 }
 
 /// An endpoint that is about to be opened.
@@ -61,6 +89,15 @@ pub(super) struct Receiver {
 pub(super) enum End {
     Sender(Sender),
     Receiver(Receiver),
+}
+
+impl End {
+    fn side(&self) -> &Side {
+        match self {
+            Self::Sender(sender) => &sender.side,
+            Self::Receiver(receiver) => &receiver.side,
+        }
+    }
 }
 
 /// The slots of a sender.
@@ -94,47 +131,108 @@ impl Stock {
     }
 }
 
+/// What comes of pairing an end with those of the other kind.
+#[derive(Debug, Default)]
+pub(super) struct Match {
+    /// The links that are to be made.
+    pub pairs: Vec<Pair>,
+    /// By the number of the other end, what is paid for a link.
+    links: Vec<(u64, Charge)>,
+}
+
 impl Channel {
-    /// With whom a new end is to be linked.
+    /// Whether a user may have one more end of a kind. A user that shares the broker with others has at most a fixed
+    /// share, and never more ends than places are left for others.
+    pub(super) fn check_share(&self, name: &str, role: Role, user: u32, shares: bool) -> Result<(), Refusal> {
+        let of = |seat: &Seat| match role {
+            Role::Sender { .. } => seat.senders,
+            Role::Receiver { .. } => seat.receivers,
+        };
+        let all: usize = self.seats.values().map(of).sum();
+        let own = self.seats.get(&user).map_or(0, of);
+        if all == MAX_LINKS {
+            return Err(Refusal::Crowded);
+        }
+        let left = MAX_LINKS.saturating_sub(ENDS_OF_ROOT + all);
+        if shares && own >= MAX_ENDS_OF_USER.min(left) {
+            let (role, channel) = (role.name().into(), name.into());
+            return Err(Refusal::Share { user, ends: own, role, channel });
+        }
+        Ok(())
+    }
+
+    /// With which ends a new one is to be linked. Those of another user with which it does not fit, it is not linked
+    /// with; of the same user, they are a reason to refuse it. `pay` charges a link to the user of a client.
     ///
     /// # Errors
     /// [`Refusal`]: it cannot be on this channel as it is.
-    pub(super) fn pairs(&self, end: &End) -> Result<Vec<Pair>, Refusal> {
-        match end {
-            End::Sender(sender) => {
-                if sender.stock.slots == Slots::Receiver && self.receivers.len() > 1 {
-                    return Err(Refusal::SeveralReceivers { receivers: self.receivers.len() });
-                }
-                check_room(self.senders.len())?;
-                let acquainted = self.acquainted(&sender.earlier, |named| named.receiver);
-                let strangers = self.receivers.iter().filter(|(number, _)| !acquainted.contains(number));
-                let pair = |receiver: &Receiver| {
-                    pair(sender, receiver).map_err(|found| Refusal::ReceiverRequiresMore {
-                        receiver: receiver.party.peer,
-                        required: receiver.require,
-                        found,
-                    })
-                };
-                strangers.map(|(_, other)| pair(other)).collect()
-            }
-            End::Receiver(receiver) => {
-                let alone = self.senders.values().find(|sender| sender.stock.slots == Slots::Receiver);
-                if let Some(sender) = alone.filter(|_| !self.receivers.is_empty()) {
-                    return Err(Refusal::OneReceiver { sender: sender.party.peer });
-                }
-                check_room(self.receivers.len())?;
-                let acquainted = self.acquainted(&receiver.earlier, |named| named.sender);
-                let strangers = self.senders.iter().filter(|(number, _)| !acquainted.contains(number));
-                let pair = |sender: &Sender| {
-                    pair(sender, receiver).map_err(|found| Refusal::SenderGivesLess {
-                        sender: sender.party.peer,
-                        required: receiver.require,
-                        found,
-                    })
-                };
-                strangers.map(|(_, other)| pair(other)).collect()
+    pub(super) fn match_with(
+        &self,
+        end: &End,
+        is_confidential: bool,
+        pay: impl Fn(ClientId) -> Result<Charge, Spent>,
+    ) -> Result<Match, Refusal> {
+        let mut others: Vec<_> = match end {
+            End::Sender(sender) => self.receivers.iter().map(|(&number, other)| (number, sender, other)).collect(),
+            End::Receiver(receiver) => self.senders.iter().map(|(&number, other)| (number, other, receiver)).collect(),
+        };
+        let takes_one = matches!(end, End::Sender(Sender { stock: Stock { slots: Slots::Receiver, .. }, .. }));
+        if takes_one {
+            // It takes its slots from one of its own user's, if it can.
+            others.sort_by_key(|(_, sender, receiver)| !are_of_one_user(&sender.side, &receiver.side));
+            let own = others.iter().filter(|(_, sender, receiver)| are_of_one_user(&sender.side, &receiver.side));
+            let receivers = own.count();
+            if receivers > 1 {
+                return Err(Refusal::SeveralReceivers { receivers });
             }
         }
+        let acquainted = match end {
+            End::Sender(sender) => self.acquainted(&sender.side.earlier, |named| named.receiver),
+            End::Receiver(receiver) => self.acquainted(&receiver.side.earlier, |named| named.sender),
+        };
+        let mut found = Match::default();
+        for (number, sender, receiver) in others {
+            if takes_one && !found.links.is_empty() {
+                break;
+            }
+            let of_one_user = are_of_one_user(&sender.side, &receiver.side);
+            let other = if let End::Sender(_) = end { &receiver.side } else { &sender.side };
+            let payer = self.payer(end.side(), other);
+            let pair = match pair(sender, receiver, is_confidential, payer) {
+                _ if acquainted.contains(&number) => None,
+                Ok(pair) => Some(pair),
+                Err(why) if of_one_user => match refusal(sender, receiver, matches!(end, End::Sender(_)), why) {
+                    Some(refusal) if !self.takes_from_another(sender) => return Err(refusal),
+                    _ => continue,
+                },
+                Err(_) => continue,
+            };
+            match pay(payer) {
+                Ok(charge) => found.links.push((number, charge)),
+                Err(spent) if of_one_user => return Err(spent.into()),
+                // A link from before is there, whether or not it is paid for.
+                Err(_) if pair.is_none() => {}
+                Err(_) => continue,
+            }
+            found.pairs.extend(pair);
+        }
+        Ok(found)
+    }
+
+    /// Whether a sender takes its slots from a receiver of another user.
+    fn takes_from_another(&self, sender: &Sender) -> bool {
+        let receiver = sender.links.keys().next().and_then(|number| self.receivers.get(number));
+        sender.stock.slots == Slots::Receiver
+            && receiver.is_some_and(|receiver| !are_of_one_user(&sender.side, &receiver.side))
+    }
+
+    /// The client whose user pays for a link: of the user that has more ends here, and so makes most of the links
+    /// between the two necessary; of the newcomer's between equals. A user can be made to pay for no more links with
+    /// another one's ends than the square of the number of its own.
+    fn payer(&self, newcomer: &Side, other: &Side) -> ClientId {
+        let ends = |user| self.seats.get(&user).map_or(0, |seat| seat.senders + seat.receivers);
+        let is_other = newcomer.user() != other.user() && ends(other.user()) > ends(newcomer.user()) + 1;
+        if is_other { other.party.client } else { newcomer.party.client }
     }
 
     /// The ends that have named one of these links: each is linked with the end that names it as well. An end that names
@@ -148,71 +246,134 @@ impl Channel {
         self.seats.contains_key(&user)
     }
 
-    /// The ends that a new one will be linked with, or is already.
-    pub(super) fn others(&self, role: Role) -> impl Iterator<Item = u64> {
-        let (senders, receivers) = match role {
-            Role::Sender { .. } => (None, Some(self.receivers.keys())),
-            Role::Receiver { .. } => (Some(self.senders.keys()), None),
-        };
-        senders.into_iter().flatten().chain(receivers.into_iter().flatten()).copied()
-    }
-
-    /// Adds an end of a user, who has paid for being here unless that was paid before.
-    pub(super) fn add(&mut self, number: u64, end: End, user: u32, seat: Option<Charge>) {
-        let (count, paid) = self.seats.entry(user).or_default();
-        *count += 1;
-        *paid = seat.or(paid.take());
+    /// Adds an end and its links. Its user has paid for being here unless that was paid before.
+    pub(super) fn add(&mut self, number: u64, end: End, links: Match, paid: Option<Charge>) -> Vec<Pair> {
+        let seat = self.seats.entry(end.side().user()).or_default();
+        seat.paid = paid.or(seat.paid.take());
         match end {
-            End::Sender(sender) => {
-                sender.earlier.iter().for_each(|&link| self.named.entry(link).or_default().sender = Some(number));
+            End::Sender(mut sender) => {
+                seat.senders += 1;
+                for (receiver, _) in &links.links {
+                    self.receivers.entry(*receiver).and_modify(|receiver| receiver.links += 1);
+                }
+                sender.links.extend(links.links);
+                for &link in &sender.side.earlier {
+                    self.named.entry(link).or_default().sender = Some(number);
+                }
                 self.senders.insert(number, sender);
             }
-            End::Receiver(receiver) => {
-                receiver.earlier.iter().for_each(|&link| self.named.entry(link).or_default().receiver = Some(number));
+            End::Receiver(mut receiver) => {
+                seat.receivers += 1;
+                receiver.links = links.links.len();
+                for &link in &receiver.side.earlier {
+                    self.named.entry(link).or_default().receiver = Some(number);
+                }
+                for (sender, charge) in links.links {
+                    self.senders.entry(sender).and_modify(|sender| drop(sender.links.insert(number, charge)));
+                }
                 self.receivers.insert(number, receiver);
             }
         }
+        links.pairs
     }
 
-    /// Removes an end of a user.
-    pub(super) fn remove(&mut self, number: u64, user: u32) {
-        // Whoever has paid for a link with it need not any more.
+    /// Removes an end of a user: the senders that took their slots from it.
+    pub(super) fn remove(&mut self, number: u64, user: u32) -> Vec<u64> {
+        let mut bereft = Vec::new();
+        let mut seat = self.seats.get_mut(&user);
         if let Some(sender) = self.senders.remove(&number) {
-            self.receivers.values_mut().for_each(|receiver| drop(receiver.links.remove(&number)));
-            self.forget_names(&sender.earlier, number);
-        } else if let Some(receiver) = self.receivers.remove(&number) {
-            self.senders.values_mut().for_each(|sender| drop(sender.links.remove(&number)));
-            self.forget_names(&receiver.earlier, number);
-        }
-        if let Some((count, _)) = self.seats.get_mut(&user) {
-            *count -= 1;
-            if *count == 0 {
-                self.seats.remove(&user);
+            for receiver in sender.links.keys() {
+                self.receivers.entry(*receiver).and_modify(|receiver| receiver.links -= 1);
             }
-        }
-    }
-
-    /// Forgets which links an end has named.
-    fn forget_names(&mut self, links: &[LinkId], number: u64) {
-        for link in links {
-            if let Some(named) = self.named.get_mut(link) {
-                named.sender.take_if(|end| *end == number);
-                named.receiver.take_if(|end| *end == number);
-                if (named.sender, named.receiver) == (None, None) {
-                    self.named.remove(link);
+            seat.iter_mut().for_each(|seat| seat.senders -= 1);
+            forget_names(&mut self.named, &sender.side.earlier, number);
+        } else if let Some(receiver) = self.receivers.remove(&number) {
+            for (&sender, Sender { stock, links, .. }) in &mut self.senders {
+                if links.remove(&number).is_some() && stock.slots == Slots::Receiver {
+                    bereft.push(sender);
                 }
             }
+            seat.iter_mut().for_each(|seat| seat.receivers -= 1);
+            forget_names(&mut self.named, &receiver.side.earlier, number);
+        }
+        if seat.is_some_and(|seat| seat.senders + seat.receivers == 0) {
+            self.seats.remove(&user);
+        }
+        bereft
+    }
+
+    /// Links a sender that takes its slots from a receiver, and has none, with the first that fits.
+    pub(super) fn find_receiver(
+        &mut self,
+        number: u64,
+        is_confidential: bool,
+        pay: impl Fn(ClientId) -> Result<Charge, Spent>,
+    ) -> Option<Pair> {
+        let sender = self.senders.get(&number)?;
+        let fitting = self.receivers.iter().find_map(|(&receiver, other)| {
+            let payer = self.payer(&sender.side, &other.side);
+            Some((receiver, pair(sender, other, is_confidential, payer).ok()?, pay(payer).ok()?))
+        });
+        let (receiver, pair, charge) = fitting?;
+        self.senders.get_mut(&number)?.links.insert(receiver, charge);
+        self.receivers.get_mut(&receiver)?.links += 1;
+        Some(pair)
+    }
+
+    /// A link that was to be made will not be.
+    pub(super) fn unlink(&mut self, sender: u64, receiver: u64) {
+        let link = self.senders.get_mut(&sender).and_then(|sender| sender.links.remove(&receiver));
+        if let (Some(_), Some(receiver)) = (link, self.receivers.get_mut(&receiver)) {
+            receiver.links -= 1;
         }
     }
 
     /// One of its ends.
     pub(super) fn status(&self, number: u64) -> Option<(Peer, EndStatus)> {
-        if let Some(Sender { party, stock: Stock { geometry, mechanism, .. }, .. }) = self.senders.get(&number) {
+        if let Some(Sender { side, stock: Stock { geometry, mechanism, .. }, .. }) = self.senders.get(&number) {
             let (slot_bytes, max_slots) = (geometry.slot_bytes().into(), geometry.max_slots().into());
-            return Some((party.peer, EndStatus::Sender { slot_bytes, max_slots, mechanism: *mechanism }));
+            return Some((side.party.peer, EndStatus::Sender { slot_bytes, max_slots, mechanism: *mechanism }));
         }
-        let Receiver { party, require, .. } = self.receivers.get(&number)?;
-        Some((party.peer, EndStatus::Receiver { require: *require }))
+        let Receiver { side, require, .. } = self.receivers.get(&number)?;
+        Some((side.party.peer, EndStatus::Receiver { require: *require }))
+    }
+
+    /// The ends behind a number with which one of the other kind is not linked, and why; how many were looked at.
+    pub(super) fn unpaired(&self, number: u64, behind: u64, is_confidential: bool) -> (Vec<(u64, Unpaired)>, usize) {
+        let behind = behind.saturating_add(1);
+        let why = |sender: &Sender, receiver: &Receiver| match pair(sender, receiver, is_confidential, ClientId(0)) {
+            Err(why) => why,
+            Ok(_) => {
+                let ends = |side: &Side| self.seats.get(&side.user()).map_or(0, |seat| seat.senders + seat.receivers);
+                let of_sender = ends(&sender.side) >= ends(&receiver.side);
+                Mismatch::Quota(if of_sender { &sender.side } else { &receiver.side }.user())
+            }
+        };
+        let peer = |other: &Side, of_one_user| Peer { same_user: of_one_user, ..other.party.peer };
+        if let Some(sender) = self.senders.get(&number) {
+            if sender.links.len() == self.receivers.len() {
+                return (Vec::new(), 0);
+            }
+            let acquainted = self.acquainted(&sender.side.earlier, |named| named.receiver);
+            let others = self.receivers.range(behind..);
+            let unpaired = others.clone().filter_map(|(&number, other)| {
+                let is_linked = sender.links.contains_key(&number) || acquainted.contains(&number);
+                let peer = peer(&other.side, are_of_one_user(&sender.side, &other.side));
+                (!is_linked).then(|| (number, Unpaired::new(peer, false, why(sender, other))))
+            });
+            return (unpaired.collect(), others.count());
+        }
+        let Some(receiver) = self.receivers.get(&number).filter(|one| one.links < self.senders.len()) else {
+            return (Vec::new(), 0);
+        };
+        let acquainted = self.acquainted(&receiver.side.earlier, |named| named.sender);
+        let others = self.senders.range(behind..);
+        let unpaired = others.clone().filter_map(|(&other, sender)| {
+            let is_linked = sender.links.contains_key(&number) || acquainted.contains(&other);
+            let peer = peer(&sender.side, are_of_one_user(&sender.side, &receiver.side));
+            (!is_linked).then(|| (other, Unpaired::new(peer, true, why(sender, receiver))))
+        });
+        (unpaired.collect(), others.count())
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -220,45 +381,15 @@ impl Channel {
     }
 }
 
-/// Whether one more end can join those of its kind, each of which every end of the other kind is linked with.
-fn check_room(ends: usize) -> Result<(), Refusal> {
-    if ends < MAX_LINKS { Ok(()) } else { Err(Refusal::Crowded) }
-}
-
-/// The link between two ends; or what it would give, if that is less than the receiver requires.
-fn pair(sender: &Sender, receiver: &Receiver) -> Result<Pair, Protection> {
-    let mechanism = mechanism(sender, receiver);
-    if mechanism.protection() < receiver.require {
-        return Err(mechanism.protection());
-    }
-    let Stock { geometry, slots, .. } = sender.stock;
-    let same_user = are_of_one_user(sender, receiver);
-    let [sender, receiver] =
-        [(sender.party, sender.trusted), (receiver.party, receiver.trusted)].map(|(party, trusted)| Party {
-            peer: Peer { same_user, trusted: same_user || trusted, ..party.peer },
-            ..party
-        });
-    Ok(Pair { sender, receiver, geometry, mechanism, slots })
-}
-
-/// Those who have no id in the broker's user namespace may be anybody.
-fn are_of_one_user(sender: &Sender, receiver: &Receiver) -> bool {
-    let (from, to) = (sender.party.peer.process.uid, receiver.party.peer.process.uid);
-    from == to && from != NO_ID
-}
-
-/// The rule of trust. Processes of one user can write each other's memory anyway (ptrace(2)), so
-/// between them volatile messages lose nothing; whoever receives from another user gets them sealed,
-/// unless that user is trusted.
-fn mechanism(sender: &Sender, receiver: &Receiver) -> Mechanism {
-    let same_user = are_of_one_user(sender, receiver);
-    let distrusted = !same_user && !sender.trusted;
-    match sender.stock.mechanism {
-        Mechanism::Shared | Mechanism::Lease if distrusted => Mechanism::Copy,
-        // A slot of the sender's user nobody else can lease.
-        Mechanism::Lease if !same_user && sender.stock.slots != Slots::Receiver => Mechanism::Copy,
-        // What can be leased can be copied as well.
-        Mechanism::Lease if receiver.require == Protection::Sealed => Mechanism::Copy,
-        mechanism => mechanism,
+/// Forgets which links an end has named.
+fn forget_names(all: &mut HashMap<LinkId, Named>, links: &[LinkId], number: u64) {
+    for link in links {
+        if let Some(named) = all.get_mut(link) {
+            named.sender.take_if(|end| *end == number);
+            named.receiver.take_if(|end| *end == number);
+            if (named.sender, named.receiver) == (None, None) {
+                all.remove(link);
+            }
+        }
     }
 }

@@ -2,6 +2,7 @@
 //! client, each answer says what is to be done.
 
 mod channel;
+mod pairing;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
@@ -13,17 +14,18 @@ use std::{
 use fbuf_core::{
     channel::ChannelName,
     control::{
-        ClientStatus, Earlier, EndpointStatus, LinkId, Open, Refusal, Resource, Role, Secret, Slots, Spent, Verdict,
+        ClientStatus, Earlier, EndpointStatus, LinkId, Open, Refusal, Resource, Role, Secret, Slots, Spent, Unpaired,
+        Verdict,
     },
     inbound::Peer,
-    limits::{MAX_ENDPOINTS, MAX_LINKS},
+    limits::{MAX_ENDPOINTS, MAX_LINKS, MAX_PEER_USERS},
     protection::Mechanism,
     slot::Geometry,
     socket::Credentials,
 };
 use tokio::sync::MutexGuard;
 
-use self::channel::{Channel, End, Receiver, Sender, Stock};
+use self::channel::{Channel, End, Receiver, Sender, Side, Stock};
 use crate::{
     account::{Account, Accounts, Capacity, Charge},
     policy::{Policy, User},
@@ -32,6 +34,9 @@ use crate::{
 
 /// The most clients that one broker serves.
 pub const MAX_CLIENTS: usize = 4096;
+
+/// The user who takes the last place.
+const ROOT: u32 = 0;
 
 /// A client, by a number that is given only once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -61,6 +66,8 @@ pub struct Pair {
     pub mechanism: Mechanism,
     /// Where the slots come from.
     pub slots: Slots,
+    /// The client whose user pays for it.
+    pub payer: ClientId,
 }
 
 /// What comes of opening an endpoint.
@@ -238,13 +245,25 @@ impl State {
         }
     }
 
-    /// Charges a link more to a client, which it caused and which cannot be made yet.
+    /// Charges a link more to the user who pays for a pair that cannot be introduced yet. Between users it is not made
+    /// if that user has too many.
     ///
     /// # Errors
-    /// [`Refusal::Spent`]; or the client is gone.
-    pub fn charge_link(&self, id: ClientId) -> Result<Charge, Refusal> {
-        let Payer { user, account } = &self.clients.get(&id).ok_or_else(gone)?.payer;
-        Ok(account.charge(self.policy.quota(user), Resource::Links, 1)?)
+    /// [`Refusal::Spent`], within one user.
+    pub fn charge_waiting(&mut self, pair: &Pair) -> Result<Option<Charge>, Refusal> {
+        match self.charge_link(pair.payer) {
+            Ok(charge) => Ok(Some(charge)),
+            Err(spent) if pair.sender.peer.same_user => Err(spent.into()),
+            Err(_) => {
+                let place = |party: &Party| self.clients.get(&party.client)?.endpoints.get(&party.endpoint);
+                if let (Some(sender), Some(receiver)) = (place(&pair.sender), place(&pair.receiver))
+                    && let Some(channel) = self.channels.get_mut(&sender.channel)
+                {
+                    channel.unlink(sender.number, receiver.number);
+                }
+                Ok(None)
+            }
+        }
     }
 
     /// Takes a descriptor for what is on its way to a client; none, if its user has its share of the broker's.
@@ -272,7 +291,7 @@ impl State {
     /// # Errors
     /// [`Refusal`], and nothing has changed.
     pub fn open(&mut self, id: ClientId, endpoint: u64, open: Open) -> Result<Opening, Refusal> {
-        let Open { channel, role, earlier } = open;
+        let Open { channel, role, users, earlier } = open;
         let name = ChannelName::new(channel)?;
         let number = self.next();
         let exhausted = |error: std::io::Error| Refusal::Exhausted(error.to_string());
@@ -291,11 +310,17 @@ impl State {
             rules,
         })?;
         let trusted = self.policy.trusts(user, role, &name);
+        let is_confidential = self.policy.is_confidential(&name);
         let quota = self.policy.quota(user);
         let charge = |resource, amount| account.charge(quota, resource, amount);
         if earlier.as_ref().is_some_and(|earlier| earlier.links.len() > MAX_LINKS) {
             return Err(Refusal::Crowded);
         }
+        let users = users.map(sorted);
+        if let Some(users) = users.as_ref().filter(|users| users.len() > MAX_PEER_USERS) {
+            return Err(Refusal::TooManyUsers(users.len()));
+        }
+        let is_new = earlier.is_none();
         let Earlier { secret, links: earlier } = match earlier {
             Some(earlier) => earlier,
             None => Earlier { secret: Secret::draw().map_err(exhausted)?, links: Vec::new() },
@@ -304,45 +329,44 @@ impl State {
         if self.known.contains(&known_as) {
             return Err(Refusal::Elsewhere);
         }
-        let party = Party {
-            client: id,
-            endpoint,
-            peer: Peer {
-                endpoint: known_as,
-                process: client.process,
-                same_user: false,
-                trusted: false,
-                link: LinkId::default(),
-            },
+        let peer = Peer {
+            endpoint: known_as,
+            process: client.process,
+            same_user: false,
+            trusted: false,
+            link: LinkId::default(),
         };
+        let side = Side { party: Party { client: id, endpoint, peer }, earlier, users, trusted };
         let none = Channel::default();
         let channel = self.channels.get(&name).unwrap_or(&none);
-        // Also for those that it is linked with already: an earlier broker has not charged them here.
-        let links = channel.others(role).map(|other| Ok((other, charge(Resource::Links, 1)?)));
-        let links = links.collect::<Result<_, Refusal>>()?;
         let mut charges = vec![charge(Resource::Endpoints, 1)?];
         let mut made = None;
         let end = match role {
             Role::Sender { slot_bytes, max_slots, mechanism, slots } => {
                 let stock = Stock::check(slot_bytes, max_slots, mechanism, slots)?;
+                // What was open before the policy changed, or the broker died, is.
+                if is_new && is_confidential && stock.mechanism != Mechanism::OneShot {
+                    return Err(Refusal::Confidential(name.as_str().into()));
+                }
                 let geometry = stock.geometry;
                 charges.push(charge(Resource::Slots, geometry.max_slots().into())?);
                 charges.push(charge(Resource::Bytes, geometry.stride().saturating_mul(geometry.max_slots().into()))?);
                 if let Slots::Broker { .. } = slots {
                     made = Some(Arc::new(charge(Resource::Descriptors, geometry.max_slots().into())?));
                 }
-                End::Sender(Sender { party, earlier, trusted, stock, links })
+                End::Sender(Sender { side, stock, links: BTreeMap::new() })
             }
-            Role::Receiver { require } => End::Receiver(Receiver { party, earlier, require, trusted, links }),
+            Role::Receiver { require, accepts } => End::Receiver(Receiver { side, require, accepts, links: 0 }),
         };
-        let pairs = channel.pairs(&end)?;
+        let shares = user.id != ROOT && self.policy.is_about_others_than(user.id);
+        channel.check_share(name.as_str(), role, user.id, shares)?;
+        let links = channel.match_with(&end, is_confidential, |client| self.charge_link(client))?;
         let seat = match channel.has_seat(user.id) {
             true => None,
             false => Some(charge(Resource::Channels, 1)?),
         };
         let user = user.id;
-        let channel = self.channels.entry(name.clone()).or_default();
-        channel.add(number, end, user, seat);
+        let pairs = self.channels.entry(name.clone()).or_default().add(number, end, links, seat);
         self.numbers.insert(number, (id, endpoint));
         self.known.insert(known_as);
         self.endpoints_of.insert((user, number));
@@ -352,6 +376,14 @@ impl State {
                 .insert(endpoint, Endpoint { channel: name, number, known_as, _charges: charges, slots: made });
         }
         Ok(Opening { endpoint: known_as, secret, pairs })
+    }
+
+    /// Charges a link to the user of a client.
+    ///
+    /// # Errors
+    /// [`Spent`]: that user has as many as the quota allows.
+    pub fn charge_link(&self, client: ClientId) -> Result<Charge, Spent> {
+        charge_link(&self.clients, &self.policy, client)
     }
 
     /// What is paid for the slots of an endpoint that the broker makes, for as long as these, or the endpoint, exist.
@@ -382,34 +414,44 @@ impl State {
         self.clients.get(&id).is_some_and(|client| client.endpoints.contains_key(&endpoint))
     }
 
-    /// A client closes an endpoint. One that is not open is closed already.
-    pub fn close(&mut self, id: ClientId, endpoint: u64) {
-        let Some(client) = self.clients.get_mut(&id) else { return };
+    /// A client closes an endpoint: the links that are to be made now. One that is not open is closed already.
+    #[must_use]
+    pub fn close(&mut self, id: ClientId, endpoint: u64) -> Vec<Pair> {
+        let Some(client) = self.clients.get_mut(&id) else { return Vec::new() };
         let user = client.payer.user.id;
-        if let Some(closed) = client.endpoints.remove(&endpoint) {
-            self.remove(&closed, user);
-        }
+        let closed = client.endpoints.remove(&endpoint);
+        self.remove(closed.into_iter(), user)
     }
 
-    /// A client is gone.
-    pub fn leave(&mut self, id: ClientId) {
-        let Some(client) = self.clients.remove(&id) else { return };
-        self.clients_of.remove(&(client.payer.user.id, id));
-        for endpoint in client.endpoints.values() {
-            self.remove(endpoint, client.payer.user.id);
-        }
+    /// A client is gone: the links that are to be made now.
+    #[must_use]
+    pub fn leave(&mut self, id: ClientId) -> Vec<Pair> {
+        let Some(client) = self.clients.remove(&id) else { return Vec::new() };
+        let user = client.payer.user.id;
+        self.clients_of.remove(&(user, id));
+        self.remove(client.endpoints.into_values(), user)
     }
 
-    fn remove(&mut self, endpoint: &Endpoint, user: u32) {
-        self.numbers.remove(&endpoint.number);
-        self.known.remove(&endpoint.known_as);
-        self.endpoints_of.remove(&(user, endpoint.number));
-        if let Some(channel) = self.channels.get_mut(&endpoint.channel) {
-            channel.remove(endpoint.number, user);
-            if channel.is_empty() {
-                self.channels.remove(&endpoint.channel);
+    /// Removes endpoints of a user. Senders that took their slots from one of them take them from another.
+    fn remove(&mut self, endpoints: impl Iterator<Item = Endpoint>, user: u32) -> Vec<Pair> {
+        let mut bereft = BTreeMap::new();
+        for Endpoint { channel: name, number, known_as, .. } in endpoints {
+            self.numbers.remove(&number);
+            self.known.remove(&known_as);
+            self.endpoints_of.remove(&(user, number));
+            if let Some(channel) = self.channels.get_mut(&name) {
+                bereft.extend(channel.remove(number, user).into_iter().map(|sender| (sender, name.clone())));
+                if channel.is_empty() {
+                    self.channels.remove(&name);
+                }
             }
         }
+        let (clients, policy) = (&self.clients, &self.policy);
+        let pay = |client| charge_link(clients, policy, client);
+        let find = |(sender, name): (u64, ChannelName)| {
+            self.channels.get_mut(&name)?.find_receiver(sender, policy.is_confidential(&name), pay)
+        };
+        bereft.into_iter().filter_map(find).collect()
     }
 
     /// Whether nothing is left of any client, and nothing is charged to anybody.
@@ -444,9 +486,31 @@ impl State {
         let channel = &self.clients.get(&client)?.endpoints.get(&endpoint)?.channel;
         let (Peer { endpoint: known_as, process, .. }, end) = self.channels.get(channel)?.status(number)?;
         let channel = channel.as_str().to_owned();
-        let status =
-            EndpointStatus { number, endpoint: known_as, process, client: client.0, channel, end, report: None };
+        let (unpaired, first_unpaired, report) = (0, None, None);
+        let client_number = client.0;
+        let status = EndpointStatus {
+            number,
+            endpoint: known_as,
+            process,
+            client: client_number,
+            channel,
+            end,
+            unpaired,
+            first_unpaired,
+            report,
+        };
         Some((client, endpoint, status))
+    }
+
+    /// The endpoints behind a number with which this endpoint of a client is not paired, and why; and how many were
+    /// looked at.
+    #[must_use]
+    pub fn unpaired(&self, id: ClientId, endpoint: u64, behind: u64) -> (Vec<(u64, Unpaired)>, usize) {
+        let endpoint = self.clients.get(&id).and_then(|client| client.endpoints.get(&endpoint));
+        let on = endpoint.and_then(|endpoint| Some((endpoint, self.channels.get(&endpoint.channel)?)));
+        on.map_or((Vec::new(), 0), |(endpoint, channel)| {
+            channel.unpaired(endpoint.number, behind, self.policy.is_confidential(&endpoint.channel))
+        })
     }
 
     /// The clients of a user, or of all, in the order in which they came, behind one of them.
@@ -474,6 +538,22 @@ fn gone() -> Refusal {
     Refusal::Exhausted("the client has gone".into())
 }
 
+fn charge_link(clients: &BTreeMap<ClientId, Client>, policy: &Policy, client: ClientId) -> Result<Charge, Spent> {
+    // Every end on a channel is of a client that is here; one that is not pays for nothing.
+    let gone = Spent { user: 0, resource: Resource::Links, asked: 1, used: 0, limit: 0, rule: String::new() };
+    let Payer { user, account } = &clients.get(&client).ok_or(gone)?.payer;
+    account.charge(policy.quota(user), Resource::Links, 1)
+}
+
+/// In order, each once.
+fn sorted<T: Ord>(mut all: Vec<T>) -> Box<[T]> {
+    all.sort_unstable();
+    all.dedup();
+    all.into_boxed_slice()
+}
+
+#[cfg(test)]
+mod between_users;
 #[cfg(test)]
 mod histories;
 #[cfg(test)]

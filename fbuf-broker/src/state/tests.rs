@@ -1,20 +1,25 @@
 use super::*;
 use crate::policy::Quota;
-use fbuf_core::{limits::MAX_LINKS, protection::Protection, socket::NO_ID};
+use fbuf_core::{control::Limits, limits::MAX_LINKS, protection::Protection, socket::NO_ID};
 
 const OWN: Credentials = Credentials { pid: 1, uid: 1000, gid: 1000 };
 
-fn sender(channel: &str) -> Open {
+pub(super) fn sender(channel: &str) -> Open {
     let role = Role::Sender { slot_bytes: 64, max_slots: 4, mechanism: Mechanism::Shared, slots: Slots::Segments };
     ask(channel, role)
 }
 
-fn receiver(channel: &str) -> Open {
-    ask(channel, Role::Receiver { require: Protection::Volatile })
+pub(super) fn receiver(channel: &str) -> Open {
+    ask(channel, wants(Protection::Volatile))
 }
 
-fn ask(channel: &str, role: Role) -> Open {
-    Open { channel: channel.into(), role, earlier: None }
+/// A receiver that requires so much.
+pub(super) fn wants(require: Protection) -> Role {
+    Role::Receiver { require, accepts: Limits::DEFAULT }
+}
+
+pub(super) fn ask(channel: &str, role: Role) -> Open {
+    Open { channel: channel.into(), role, users: None, earlier: None }
 }
 
 impl State {
@@ -26,7 +31,7 @@ impl State {
     }
 
     /// The links that opening makes.
-    fn links(&mut self, client: ClientId, endpoint: u64, open: Open) -> Result<Vec<Pair>, Refusal> {
+    pub(super) fn links(&mut self, client: ClientId, endpoint: u64, open: Open) -> Result<Vec<Pair>, Refusal> {
         self.open(client, endpoint, open).map(|opening| opening.pairs)
     }
 }
@@ -64,8 +69,8 @@ fn each_end_is_told_whether_the_other_is_of_its_own_user() {
         let pair = state.links(to, 0, receiver("c")).unwrap()[0];
         assert_eq!([pair.sender, pair.receiver].map(|party| party.peer.same_user), [same; 2]);
         assert_eq!(pair.mechanism, if same { Mechanism::Shared } else { Mechanism::Copy });
-        state.leave(from);
-        state.leave(to);
+        let _ = state.leave(from);
+        let _ = state.leave(to);
     }
 }
 
@@ -82,15 +87,15 @@ fn each_end_is_told_whether_the_policy_trusts_the_other() {
         state.open(from, 0, sender("c")).unwrap();
         let pair = state.links(to, 0, receiver("c")).unwrap()[0];
         assert_eq!([pair.sender, pair.receiver].map(|party| party.peer.trusted), trusted);
-        state.leave(from);
-        state.leave(to);
+        let _ = state.leave(from);
+        let _ = state.leave(to);
     }
 }
 
 #[test]
 fn a_lease_is_for_those_who_can_have_one_and_for_whom_it_is_enough() {
     use Protection::{Sealed, Volatile};
-    let mut state = State::new(Policy::only(1000).allow(1001).trust(1002));
+    let mut state = State::new(Policy::only(1000).trust(1000).allow(1001).trust(1002));
     let [own, other, trusted] = [1000, 1001, 1002].map(|uid| state.enter(uid).unwrap());
     let given = Slots::Broker { huge: false };
     let mut next = 0;
@@ -99,7 +104,7 @@ fn a_lease_is_for_those_who_can_have_one_and_for_whom_it_is_enough() {
         let role = Role::Sender { slot_bytes: 64, max_slots: 4, mechanism: Mechanism::Lease, slots };
         let channel = next.to_string();
         state.links(from, next, ask(&channel, role)).unwrap();
-        let role = Role::Receiver { require };
+        let role = wants(require);
         state.links(to, next + 1, ask(&channel, role)).unwrap()[0].mechanism
     };
     for slots in [given, Slots::Receiver] {
@@ -117,7 +122,7 @@ fn a_lease_is_for_those_who_can_have_one_and_for_whom_it_is_enough() {
 fn less_than_is_required_is_refused_whoever_comes_first() {
     let mut state = State::new(Policy::only(1000));
     let client = state.enter(1000).unwrap();
-    let demanding = |channel: &str| ask(channel, Role::Receiver { require: Protection::Sealed });
+    let demanding = |channel: &str| ask(channel, wants(Protection::Sealed));
     state.open(client, 1, sender("a")).unwrap();
     assert!(matches!(state.open(client, 2, demanding("a")), Err(Refusal::SenderGivesLess { .. })));
     state.open(client, 3, demanding("b")).unwrap();
@@ -184,19 +189,19 @@ fn each_quota_is_enforced_and_given_back() {
         state.links(client, endpoint, receiver("a")).unwrap();
     }
     assert_eq!(spent(state.links(client, 5, sender("a"))), Resource::Links);
-    state.close(client, 4);
+    let _ = state.close(client, 4);
     assert_eq!(state.links(client, 5, sender("a")).unwrap().len(), 3);
     state.links(other, 1, receiver("b")).unwrap();
     assert_eq!(spent(state.links(other, 2, receiver("c"))), Resource::Channels);
     // Whoever closes gives back the links that were paid for by the other end, too.
-    (1..=3).for_each(|endpoint| state.close(client, endpoint));
+    (1..=3).for_each(|endpoint| drop(state.close(client, endpoint)));
     let used: Vec<_> = state.used().filter(|&(_, resource, _)| resource == Resource::Links).collect();
     assert_eq!(used, []);
     let charges: Vec<_> = (0..3).map(|_| state.charge_link(client).unwrap()).collect();
     assert!(state.charge_link(client).is_err());
     drop(charges);
-    state.leave(client);
-    state.leave(other);
+    let _ = state.leave(client);
+    let _ = state.leave(other);
     assert!(state.is_empty(), "{state:?}");
 }
 
@@ -253,7 +258,7 @@ fn each_user_sees_its_own_endpoints_page_by_page() {
     assert_eq!(clients(None, 0), all);
     assert_eq!(clients(None, own.0), all[1..]);
     assert_eq!((clients(Some(1000), 0), clients(Some(1001), other.0)), (all[..1].to_vec(), all[2..].to_vec()));
-    state.leave(other);
+    let _ = state.leave(other);
     assert!(state.status(Some(1001), 0, 10).is_empty());
     assert_eq!(state.clients(None, 0).count(), 2);
 }
@@ -270,7 +275,7 @@ fn an_endpoint_has_no_more_links_than_its_messages_can_name() {
 }
 
 /// What a client tells the next broker.
-fn resumed(open: Open, secret: Secret, links: &[LinkId]) -> Open {
+pub(super) fn resumed(open: Open, secret: Secret, links: &[LinkId]) -> Open {
     Open { earlier: Some(Earlier { secret, links: links.to_vec() }), ..open }
 }
 
@@ -293,8 +298,8 @@ fn after_a_restart_only_those_are_introduced_that_have_no_link() {
         assert_eq!(opening.pairs[0].receiver.peer.endpoint, secret.number());
     }
     // What was named is forgotten with the end that named it.
-    state.close(client, 2);
-    state.close(client, 1);
+    let _ = state.close(client, 2);
+    let _ = state.close(client, 1);
     assert_eq!(state.links(client, 2, linked), Ok(vec![]));
     assert_eq!(state.links(client, 1, sender("c")).unwrap().len(), 3);
     assert_eq!(state.links(client, 5, receiver("c")).unwrap().len(), 1);
@@ -318,7 +323,7 @@ fn a_number_is_that_of_the_client_that_has_its_secret_and_of_one_at_a_time() {
     let again = state.enter(1000).unwrap();
     let reopen = || resumed(sender("c"), secret, &[]);
     assert_eq!(state.open(again, 1, reopen()), Err(Refusal::Elsewhere));
-    state.leave(own);
+    let _ = state.leave(own);
     assert_eq!(state.open(again, 1, reopen()).unwrap().endpoint, endpoint);
     let peers = state.links(other, 2, receiver("c")).unwrap();
     let senders: Vec<_> = peers.iter().map(|pair| pair.sender.peer).collect();

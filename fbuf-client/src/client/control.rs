@@ -13,7 +13,7 @@ use std::{
 use fbuf_core::{
     control::{
         ClientStatus, ClientTransport, ControlClient, ControlRequest, ControlResponse, Earlier, EndpointStatus,
-        Introduction, LinkId, MAX_PAGE, News, Oldest, Open, Opened, Refusal, Report, Role, Secret, Slots,
+        Introduction, LinkId, MAX_PAGE, News, Oldest, Open, Opened, Refusal, Report, Role, Secret, Slots, Unpaired,
     },
     points,
     slot::Geometry,
@@ -59,6 +59,11 @@ pub(super) enum Command {
     },
     Clients {
         answer: SyncSender<Result<Vec<ClientStatus>, OpenError>>,
+    },
+    /// With which endpoints one of this client is not paired.
+    Unpaired {
+        endpoint: u64,
+        answer: SyncSender<Result<Vec<(u64, Unpaired)>, OpenError>>,
     },
 }
 
@@ -176,7 +181,7 @@ impl Endpoints {
                         }
                         Command::Close { endpoint } => drop(self.open.remove(&endpoint)),
                         // Whoever asks hears that there is none.
-                        Command::Status { .. } | Command::Clients { .. } => {}
+                        Command::Status { .. } | Command::Clients { .. } | Command::Unpaired { .. } => {}
                     },
                     result = &mut attempt => match result {
                         Ok(socket) => return Some(socket),
@@ -289,6 +294,13 @@ impl Session {
                         self.look(answer, async move {
                             let page = |behind| client.clients(context::current(), behind);
                             all(page, |last: &ClientStatus| last.number).await
+                        });
+                    }
+                    Some(Command::Unpaired { endpoint, answer }) => {
+                        let client = self.client.clone();
+                        self.look(answer, async move {
+                            let page = |behind| client.unpaired(context::current(), endpoint, behind);
+                            all(page, |last: &(u64, Unpaired)| last.0).await
                         });
                     }
                 },

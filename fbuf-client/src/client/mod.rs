@@ -19,7 +19,7 @@ use std::{
 use fbuf_core::{
     address::Address,
     channel::ChannelNameError,
-    control::{ClientStatus, EndpointStatus, Open, Opened, Refusal, Role},
+    control::{ClientStatus, EndpointStatus, Open, Opened, Refusal, Role, Unpaired},
     memory::MemoryError,
     slot::GeometryError,
     sys::{self, limit_behind},
@@ -41,6 +41,8 @@ const PATIENCE: Duration = Duration::from_secs(5);
 
 /// A connection to a broker. Cheap to clone; closed when the last clone and the last endpoint are
 /// dropped.
+///
+/// Receivers can read more than what is sent to them: see [`Protection`](crate::Protection).
 ///
 /// If the broker dies, links go on. When there is one again at the same address, the connection is made
 /// again by itself, and endpoints that come later are linked with those of this process as before.
@@ -218,12 +220,13 @@ impl Client {
         &self,
         channel: &str,
         role: Role,
+        users: Option<Vec<u32>>,
         post: Box<dyn Post>,
     ) -> Result<(Registration, Opened), OpenError> {
         let number = self.0.next.fetch_add(1, Ordering::Relaxed);
         let mut registration = Registration { client: self.clone(), number, endpoint: 0 };
         let (answer, answered) = mpsc::sync_channel(1);
-        let open = Open { channel: channel.to_owned(), role, earlier: None };
+        let open = Open { channel: channel.to_owned(), role, users, earlier: None };
         let deadline = Instant::now() + PATIENCE;
         let gone = || OpenError::BrokerGone("this process ends the connection".into());
         self.0.command(Command::Open { endpoint: number, open, post, answer, deadline }).ok_or_else(gone)?;
@@ -290,6 +293,12 @@ impl Registration {
     /// Has the endpoint told when a peer hangs up.
     pub(crate) fn watch_hang_ups(&self, alarm: &Arc<impl Alarm + 'static>) -> Watch {
         self.client.0.hang_ups.watch(self.number, alarm)
+    }
+
+    /// The endpoints of the other end of the channel with which it is not paired, and why. The broker is asked.
+    pub(crate) fn unpaired(&self) -> Result<Vec<Unpaired>, OpenError> {
+        let unpaired = self.client.look(|answer| Command::Unpaired { endpoint: self.number, answer })?;
+        Ok(unpaired.into_iter().map(|(_, unpaired)| unpaired).collect())
     }
 }
 

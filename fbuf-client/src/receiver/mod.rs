@@ -10,7 +10,7 @@ use std::{
 };
 
 use fbuf_core::{
-    control::Report,
+    control::{Report, Unpaired},
     inbound::{Answered, GreetError, Greeted, Inbound, Peer},
     link::LinkEnd,
     loan::Received,
@@ -20,7 +20,7 @@ use fbuf_core::{
 
 use self::open::Letter;
 use crate::{
-    client::Registration,
+    client::{OpenError, Registration},
     endpoint::{Inbox, Ready, Sockets, position},
     hangup::Alarm,
     wait::{
@@ -139,6 +139,15 @@ impl Receiver {
     /// The senders that are linked, or about to be, as far as is known.
     pub fn peers(&self) -> impl Iterator<Item = Peer> {
         self.links.iter().map(Inbound::peer).chain(self.greeted.iter().map(Greeted::peer))
+    }
+
+    /// The senders of the channel with which this receiver is not paired, and why: [`Unpaired`] says it in words. Asks the
+    /// broker, and waits for its answer.
+    ///
+    /// # Errors
+    /// [`OpenError::BrokerGone`] if there is no broker now, [`OpenError::NoAnswer`] if it does not answer.
+    pub fn unpaired(&self) -> Result<Vec<Unpaired>, OpenError> {
+        self.registration.unpaired()
     }
 
     /// What was done so far.

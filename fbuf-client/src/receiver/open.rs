@@ -3,7 +3,7 @@
 use std::{collections::VecDeque, sync::Arc};
 
 use fbuf_core::{
-    control::{LinkId, Lodging, Report, Role},
+    control::{Limits, LinkId, Lodging, Report, Role},
     inbound::{GreetError, Greeted, Peer},
     protection::{Mechanism, Protection},
     slot::Geometry,
@@ -12,6 +12,7 @@ use fbuf_core::{
 
 use super::Receiver;
 use crate::{
+    acceptance::Acceptance,
     client::{Client, OpenError},
     endpoint::{Inbox, Post, Ready, Sockets},
     wait::{Crowd, Gathering, Pace, Patience, Wait},
@@ -27,12 +28,22 @@ pub struct ReceiverBuilder {
     skip_above: Option<u32>,
     stay: bool,
     require: Protection,
+    accepts: Limits,
+    acceptance: Acceptance,
 }
 
 impl ReceiverBuilder {
     pub(crate) fn new(client: Client, channel: &str) -> Self {
-        let (channel, require) = (channel.to_owned(), Protection::default());
-        Self { client, channel, wait: Wait::default(), skip_above: None, stay: false, require }
+        Self {
+            client,
+            channel: channel.to_owned(),
+            wait: Wait::default(),
+            skip_above: None,
+            stay: false,
+            require: Protection::default(),
+            accepts: Limits::default(),
+            acceptance: Acceptance::default(),
+        }
     }
 
     /// How [`Receiver::get`] passes the time while there is no message.
@@ -55,11 +66,42 @@ impl ReceiverBuilder {
         self
     }
 
-    /// Refuse senders whose messages are protected less than this. If not set, whatever the rule of trust
+    /// Accepts only senders whose messages are protected at least like this. If not set, all that the rule of trust
     /// allows: volatile messages come only from the own user, and from those whom the broker was told to
     /// trust.
+    ///
+    /// If a sender of the same user gives less, the one of the two that is opened later is refused; a sender of another
+    /// user is just not paired with this receiver, as [`Receiver::unpaired`] and `fbuf ls` tell.
     pub fn require(mut self, protection: Protection) -> Self {
         self.require = protection;
+        self
+    }
+
+    /// Accepts only senders with at most so many slots: this process keeps 24 bytes for each. If not set, 2²⁰ (all) of the
+    /// own user's senders, and 65,536 of other users'.
+    pub fn max_slots(mut self, count: u64) -> Self {
+        (self.accepts.own.max_slots, self.accepts.others.max_slots) = (count, count);
+        self
+    }
+
+    /// Accepts only senders with slots of at most so many bytes, which no message is longer than: of other users',
+    /// messages are copied. If not set, 1 GiB (all) of the own user's senders, and 4 MiB of other users'.
+    pub fn max_slot_size(mut self, bytes: u64) -> Self {
+        (self.accepts.own.slot_bytes, self.accepts.others.slot_bytes) = (bytes, bytes);
+        self
+    }
+
+    /// Receives from senders of these users only, by their ids as the broker knows them ([`Peer::process`]); at most 256.
+    /// If not set, from those of all users that the broker's policy permits to send.
+    pub fn from_users(mut self, users: impl IntoIterator<Item = u32>) -> Self {
+        self.acceptance.users = Some(users.into_iter().collect());
+        self
+    }
+
+    /// Is linked only with senders for which this returns true, which is asked before a sender hears of this receiver. It
+    /// runs on the thread of the [`Client`] and must not wait for anything.
+    pub fn accept(mut self, accept: impl Fn(&Peer) -> bool + Send + Sync + 'static) -> Self {
+        self.acceptance.accept = Some(Arc::new(accept));
         self
     }
 
@@ -69,11 +111,12 @@ impl ReceiverBuilder {
     /// # Errors
     /// [`OpenError`]; nothing is kept then.
     pub fn open(self) -> Result<Receiver, OpenError> {
-        let Self { client, channel, wait, skip_above, stay, require } = self;
+        let Self { client, channel, wait, skip_above, stay, require, accepts, acceptance } = self;
         fbuf_core::channel::ChannelName::new(channel.as_str())?;
         let inbox = Arc::new(Inbox::new()?);
-        let senders = Box::new(Senders { inbox: inbox.clone(), skip_above });
-        let (registration, _) = client.open(&channel, Role::Receiver { require }, senders)?;
+        let (role, users) = (Role::Receiver { require, accepts }, acceptance.users.clone());
+        let senders = Box::new(Senders { inbox: inbox.clone(), skip_above, accepts, acceptance });
+        let (registration, _) = client.open(&channel, role, users, senders)?;
         let sockets = Sockets::new(inbox.wake().clone(), registration.watch_hang_ups(&inbox))?;
         Ok(Receiver {
             links: Vec::new(),
@@ -109,10 +152,17 @@ pub(super) type Letter = Result<Greeted, (Peer, GreetError)>;
 struct Senders {
     inbox: Arc<Inbox<Letter>>,
     skip_above: Option<u32>,
+    accepts: Limits,
+    acceptance: Acceptance,
 }
 
 impl Post for Senders {
     fn introduce(&self, peer: Peer, socket: PacketSocket, geometry: Geometry, mechanism: Mechanism, lodging: Lodging) {
+        // The broker introduces no sender with other slots; one that does is not believed. A sender that is not accepted
+        // sees the socket hang up.
+        if self.accepts.check(geometry, peer.same_user).is_err() || !self.acceptance.accepts(&peer) {
+            return;
+        }
         // Once it is greeted it may send, and the receiver must not find that all is over meanwhile.
         self.inbox.expect(peer);
         let greeted = Greeted::new(peer, socket, geometry, mechanism, lodging, self.skip_above);

@@ -15,6 +15,7 @@ use fbuf_core::{
 };
 
 use crate::{
+    acceptance::Acceptance,
     client::{Client, OpenError, Registration},
     endpoint::{Inbox, Post},
 };
@@ -96,6 +97,7 @@ pub(crate) struct Terms<'a> {
     pub guarded: bool,
     /// In which pages at most slots are leased.
     pub pages: Pages,
+    pub acceptance: Acceptance,
 }
 
 impl Terms<'_> {
@@ -176,8 +178,9 @@ impl Terms<'_> {
         };
         let (slot_bytes, max_slots) = (geometry.slot_bytes().into(), geometry.max_slots().into());
         let role = Role::Sender { slot_bytes, max_slots, mechanism, slots };
-        let post = Box::new(Receivers(inbox.clone()));
-        let (registration, Opened { slots, .. }) = self.client.open(self.channel, role, post)?;
+        let users = self.acceptance.users.clone();
+        let post = Box::new(Receivers { inbox: inbox.clone(), acceptance: self.acceptance.clone() });
+        let (registration, Opened { slots, .. }) = self.client.open(self.channel, role, users, post)?;
         let (pool, pages) = match pool {
             Some(pool) => (pool, None),
             None => {
@@ -192,19 +195,25 @@ impl Terms<'_> {
 }
 
 /// Where receivers are introduced.
-struct Receivers(Arc<Inbox<Expected>>);
+struct Receivers {
+    inbox: Arc<Inbox<Expected>>,
+    acceptance: Acceptance,
+}
 
 impl Post for Receivers {
     fn introduce(&self, peer: Peer, socket: PacketSocket, _: Geometry, _: Mechanism, _: Lodging) {
-        self.0.post(peer, Expected::new(peer, socket));
+        // One that is not accepted sees the socket hang up.
+        if self.acceptance.accepts(&peer) {
+            self.inbox.post(peer, Expected::new(peer, socket));
+        }
     }
 
     fn links(&self) -> Vec<LinkId> {
-        self.0.links()
+        self.inbox.links()
     }
 
     fn report(&self) -> Report {
-        self.0.report()
+        self.inbox.report()
     }
 
     fn held(&self) -> Vec<(LinkId, usize, u64)> {

@@ -14,6 +14,7 @@ use std::{
 };
 
 use fbuf_core::{
+    control::Unpaired,
     inbound::Peer,
     loan::{Fbuf, Retained},
     outbound::{Expected, LinkCounts, Outbound},
@@ -21,7 +22,7 @@ use fbuf_core::{
 };
 
 use crate::{
-    client::Registration,
+    client::{OpenError, Registration},
     endpoint::{Inbox, Ready, Sockets},
     hangup::Alarm,
     wait::{Crowd, Gathering, Next, Pace, Patience, Wait, Waiting, deadline},
@@ -324,6 +325,15 @@ impl Sender {
         let linked = self.pool.links().iter().filter(move |link| !(doubted && link.has_hung_up())).map(Outbound::peer);
         let expected = self.expected.iter().filter(move |peer| !(doubted && peer.has_hung_up())).map(Expected::peer);
         linked.chain(expected)
+    }
+
+    /// The receivers of the channel with which this sender is not paired, and why: [`Unpaired`] says it in words. Asks
+    /// the broker, and waits for its answer.
+    ///
+    /// # Errors
+    /// [`OpenError::BrokerGone`] if there is no broker now, [`OpenError::NoAnswer`] if it does not answer.
+    pub fn unpaired(&self) -> Result<Vec<Unpaired>, OpenError> {
+        self.registration.unpaired()
     }
 
     /// The receiver that went longest ago and was not asked about yet: how it went, and what it left unread. The

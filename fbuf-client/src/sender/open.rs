@@ -1,10 +1,12 @@
 //! How a sender is opened.
 
-use std::{collections::VecDeque, env};
+use std::{collections::VecDeque, env, sync::Arc};
 
 use fbuf_core::{
     channel::ChannelName,
+    control::Refusal,
     guard::page_bytes,
+    inbound::Peer,
     limits::{MAX_LEASED, MAX_ONE_SHOTS},
     memory::Pages,
     outbound::LinkCounts,
@@ -17,6 +19,7 @@ use super::{
     grant::{Place, Terms, Wanted},
 };
 use crate::{
+    acceptance::Acceptance,
     caches::{ENOUGH_SLOTS, default_slots_here},
     client::{Client, OpenError},
     endpoint::{Ready, Sockets},
@@ -43,6 +46,7 @@ pub struct SenderBuilder {
     guard: Option<bool>,
     wanted: Wanted,
     pages: Pages,
+    acceptance: Acceptance,
 }
 
 impl SenderBuilder {
@@ -57,6 +61,7 @@ impl SenderBuilder {
             guard: None,
             wanted: Wanted::Level(Protection::default()),
             pages: Pages::Huge,
+            acceptance: Acceptance::default(),
         }
     }
 
@@ -166,12 +171,47 @@ impl SenderBuilder {
         self
     }
 
+    /// Sends to receivers of these users only, by their ids as the broker knows them ([`Peer::process`]); at most 256. If
+    /// not set, to those of all users that the broker's policy permits to receive.
+    pub fn to_users(mut self, users: impl IntoIterator<Item = u32>) -> Self {
+        self.acceptance.users = Some(users.into_iter().collect());
+        self
+    }
+
+    /// Is linked only with receivers for which this returns true, which is asked before anything is sent to them. It runs
+    /// on the thread of the [`Client`] and must not wait for anything.
+    pub fn accept(mut self, accept: impl Fn(&Peer) -> bool + Send + Sync + 'static) -> Self {
+        self.acceptance.accept = Some(Arc::new(accept));
+        self
+    }
+
     /// Reserves the memory and opens the sender.
+    ///
+    /// On a channel that the broker's policy declares confidential, a sender that was not told by which
+    /// [mechanism](Self::mechanism) to send sends [one-shot messages](Mechanism::OneShot); one that was told another is
+    /// refused.
     ///
     /// # Errors
     /// [`OpenError`]; nothing is kept then.
     pub fn open(self) -> Result<Sender, OpenError> {
-        let Self { client, channel, slot_size, slots, grow_to, wait, guard, wanted, pages } = self;
+        let again = matches!(self.wanted, Wanted::Level(_)).then(|| self.clone());
+        let (refusal, again) = match (self.open_as_wanted(), again) {
+            (Err(refusal @ OpenError::Refused(Refusal::Confidential(_))), Some(again)) => (refusal, again),
+            (result, _) => return result,
+        };
+        match again.mechanism(Mechanism::OneShot).open_as_wanted() {
+            Ok(mut sender) => {
+                sender.granted.reason = "the channel is confidential".to_owned();
+                Ok(sender)
+            }
+            // As many slots as were asked for cannot be.
+            Err(OpenError::Geometry(_)) => Err(refusal),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn open_as_wanted(self) -> Result<Sender, OpenError> {
+        let Self { client, channel, slot_size, slots, grow_to, wait, guard, wanted, pages, acceptance } = self;
         ChannelName::new(channel.as_str())?;
         let one_shot = matches!(wanted, Wanted::Means(Mechanism::OneShot));
         let few = one_shot || wanted.may_lease(slot_size);
@@ -200,7 +240,8 @@ impl SenderBuilder {
             count if !one_shot && few && count > MAX_LEASED => return Err(GeometryError::Leased(count).into()),
             _ => {}
         }
-        let terms = Terms { client: &client, channel: &channel, wanted, geometry, start, capacity, guarded, pages };
+        let terms =
+            Terms { client: &client, channel: &channel, wanted, geometry, start, capacity, guarded, pages, acceptance };
         let Place { pool, inbox, registration, granted } = terms.open()?;
         Ok(Sender {
             pool,

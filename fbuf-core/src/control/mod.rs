@@ -6,13 +6,14 @@ mod identity;
 mod quota;
 mod status;
 mod transport;
+mod unpaired;
 
 use serde::{Deserialize, Serialize};
 
 use crate::{
     channel::ChannelNameError,
     inbound::Peer,
-    limits::{MAX_ENDPOINTS, MAX_LINKS},
+    limits::{MAX_ENDPOINTS, MAX_LINKS, MAX_ONE_SHOTS, MAX_PEER_USERS},
     protection::{Mechanism, Protection},
     slot::GeometryError,
     wire::Descriptor,
@@ -26,6 +27,7 @@ pub use status::{ClientStatus, EndStatus, EndpointStatus, MAX_PAGE, News, Oldest
 #[cfg(fuzzing)]
 pub use transport::Parcel;
 pub use transport::{Call, ClientTransport, Packets, ServerTransport, Turn};
+pub use unpaired::{Accepted, Limits, Mismatch, Unpaired};
 
 /// What a client may ask of its broker.
 #[tarpc::service]
@@ -44,6 +46,9 @@ pub trait Control {
     async fn status(behind: u64) -> Vec<EndpointStatus>;
     /// The same of clients.
     async fn clients(behind: u64) -> Vec<ClientStatus>;
+    /// The endpoints of the other end of its channel with which an endpoint of this client is not paired, and why:
+    /// those whose number is greater, in this order, at most [`MAX_PAGE`] of them.
+    async fn unpaired(endpoint: u64, behind: u64) -> Vec<(u64, Unpaired)>;
 }
 
 /// What is opened.
@@ -53,6 +58,8 @@ pub struct Open {
     pub channel: String,
     /// Which end.
     pub role: Role,
+    /// The users with whose endpoints alone it may be linked, at most [`MAX_PEER_USERS`]; none: with those of all.
+    pub users: Option<Vec<u32>>,
     /// If it was open at an earlier broker that is gone: what that one had said.
     pub earlier: Option<Earlier>,
 }
@@ -82,8 +89,10 @@ pub enum Role {
     },
     /// It receives.
     Receiver {
-        /// What it will not do without.
+        /// The least protection that it accepts.
         require: Protection,
+        /// The slots that it accepts.
+        accepts: Limits,
     },
 }
 
@@ -233,6 +242,18 @@ pub enum Refusal {
     /// The same endpoint is open on another connection.
     #[error("an endpoint was to be opened again, and is open on another connection: that one has to end first")]
     Elsewhere,
+    /// An endpoint of the same user does not fit.
+    #[error("{0}")]
+    Unpaired(Unpaired),
+    /// The policy says that other users get one-shot messages on this channel.
+    #[error(
+        "the channel {0:?} is confidential by the broker's policy: open the sender with mechanism(OneShot), \
+         or without a mechanism, and with at most {MAX_ONE_SHOTS} slots"
+    )]
+    Confidential(String),
+    /// A list of users is too long.
+    #[error("{0} users were named as peers: at most {MAX_PEER_USERS} are possible")]
+    TooManyUsers(usize),
     /// The number is taken.
     #[error("endpoint {0} was to be opened, and is open already")]
     Taken(u64),
@@ -244,6 +265,21 @@ pub enum Refusal {
     /// Too many ends of a kind on one channel.
     #[error("one more endpoint was to be opened on a channel that has {MAX_LINKS} of the kind: use several channels")]
     Crowded,
+    /// The user has its share of the ends of a channel.
+    #[error(
+        "user {user} has {ends} {role}s on the channel {channel:?}, which is one user's share of {MAX_LINKS}: \
+         use several channels"
+    )]
+    Share {
+        /// The user.
+        user: u32,
+        /// How many the user has.
+        ends: usize,
+        /// Of which kind: sender, or receiver.
+        role: String,
+        /// The channel.
+        channel: String,
+    },
     /// No rule of the policy allows it.
     #[error(
         "a {role} was to be opened on the channel {channel:?}, and no rule of the broker's policy about user {user} allows that ({}): \

@@ -3,6 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::Unpaired;
 use crate::{
     protection::{Mechanism, Protection},
     socket::Credentials,
@@ -74,6 +75,11 @@ pub struct EndpointStatus {
     pub channel: String,
     /// Which end.
     pub end: EndStatus,
+    /// With how many endpoints of the other end it is not paired, which its client can
+    /// [list](super::ControlClient::unpaired).
+    pub unpaired: u64,
+    /// The first of them, and why.
+    pub first_unpaired: Option<Unpaired>,
     /// What it says of itself; none if it has not answered yet.
     pub report: Option<Report>,
 }

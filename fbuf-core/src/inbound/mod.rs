@@ -48,7 +48,8 @@ pub struct Peer {
     /// the user namespaces of other processes.
     pub same_user: bool,
     /// Whether it may be relied upon not to change memory that it could change: it is of the same user, or the
-    /// policy of the broker trusts its user on this channel. Of memory of any other peer no slice is ever made.
+    /// policy of the broker trusts its user on this channel, a sender with volatile messages (`trusted`), a receiver
+    /// with a pool (`trusted_pool`). Of memory of any other peer no slice is ever made.
     pub trusted: bool,
     /// Which link with it this is. Means something to its two ends and to a broker, and to nobody else.
     pub link: LinkId,

@@ -175,6 +175,8 @@ mod tests {
             client: 1,
             channel: "camera/front".into(),
             end: EndStatus::Sender { slot_bytes: 64, max_slots: 4, mechanism: Mechanism::Shared },
+            unpaired: 0,
+            first_unpaired: None,
             report: Some(Report { links: 2, messages, slots: 4, ..Report::default() }),
         }
     }
