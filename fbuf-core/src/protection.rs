@@ -6,11 +6,19 @@ use serde::{Deserialize, Serialize};
 
 /// What a receiver may rely on, of a message that it holds.
 ///
+/// It says who can write a message, and nothing about who can read: a receiver can read all memory of its sender, messages
+/// before and after its own, those to others and those never sent among it, also after it has closed, for as long as the
+/// sender lives. What is confidential goes over a channel that the broker's policy says so of, or as
+/// [one-shot messages](Mechanism::OneShot), each of which is memory of its own. Memory that a receiver has mapped stays for
+/// as long as it likes, also when the sender has ended, and then no quota counts it.
+///
 /// After the fbufs of Druschel and Peterson (SOSP 1993), which could be volatile or secure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum Protection {
-    /// Nobody but its sender can write it, and the sender's safe code cannot.
+    /// Nobody but its sender can write it, and the sender's safe code cannot. Enough among processes of one user, which can
+    /// trace each other (ptrace(2)). A process that others of its user cannot trace, by Yama's `ptrace_scope`, in a sandbox
+    /// or container, or because it is not dumpable, requires more if it does not trust them.
     #[default]
     Volatile,
     /// Nobody can write it, in any mapping or through any descriptor: the kernel says so. There is one way

@@ -61,10 +61,16 @@ impl Draft {
         Ok(copy)
     }
 
-    fn seal(self) -> Result<OwnedFd, (Reserved, MemoryError)> {
-        drop(self.map);
+    /// Seals it with a message of so many bytes. Of what was written behind these, or before the buffer was dropped unsent
+    /// and used again, receivers get nothing.
+    fn seal(self, length: u64) -> Result<OwnedFd, (Reserved, MemoryError)> {
+        let Self { map, memory } = self;
+        drop(map);
         points::reach("seal: unmapped");
-        self.memory.seal_for_good()
+        match memory.clear_from(length) {
+            Ok(()) => memory.seal_for_good(),
+            Err(error) => Err((memory, error)),
+        }
     }
 }
 
@@ -94,19 +100,19 @@ impl Drafts {
         Ok(place.as_ref().map_or(Pieces::none(slot.number()), |draft| Pieces::one(&draft.map, slot.number())))
     }
 
-    /// Seals the buffer in a slot for good, and gives it away; or a copy of it, if somebody else can write
+    /// Seals the buffer in a slot for good with a message of so many bytes, and gives it away; or a copy of it, if somebody else can write
     /// it: a child that was forked before it was [kept](Map::kept_from_children) from children, say.
     ///
     /// # Errors
     /// [`MemoryError`]; the buffer stays, perhaps at another address.
-    pub(crate) fn seal(&mut self, slot: SlotId) -> Result<Option<OwnedFd>, MemoryError> {
+    pub(crate) fn seal(&mut self, slot: SlotId, length: u32) -> Result<Option<OwnedFd>, MemoryError> {
         let Some(place) = self.slots.get_mut(slot.index()) else { return Ok(None) };
         let Some(draft) = place.take() else { return Ok(None) };
-        let memory = match draft.seal() {
+        let memory = match draft.seal(length.into()) {
             Ok(sealed) => return Ok(Some(sealed)),
             Err((memory, _)) => memory,
         };
-        match Draft::copy(&memory).and_then(|copy| copy.seal().map_err(|(_, error)| error)) {
+        match Draft::copy(&memory).and_then(|copy| copy.seal(length.into()).map_err(|(_, error)| error)) {
             Ok(sealed) => Ok(Some(sealed)),
             Err(error) => {
                 *place = Some(Draft::of(memory)?);

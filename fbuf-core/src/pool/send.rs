@@ -164,7 +164,7 @@ impl Pool {
     /// Seals a buffer for good and gives it to every receiver that takes it.
     fn give_away(&mut self, slot: SlotId, length: u32, keep: bool) -> Result<(Published, Option<Retained>), Unsent> {
         let Memory::Shots(drafts) = &mut self.memory else { return Err(Unsent::Lost) };
-        let sealed = drafts.seal(slot);
+        let sealed = drafts.seal(slot, length);
         points::reach("seal: sealed");
         match sealed {
             Ok(memory) => {
