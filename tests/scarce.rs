@@ -5,13 +5,15 @@ mod support;
 
 use std::{
     fs::{self, File},
-    os::fd::AsRawFd,
-    sync::{Mutex, MutexGuard, PoisonError},
+    os::fd::{AsRawFd, OwnedFd},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
 use fbuf_broker::Embedded;
-use fbuf_client::{Client, Farewell, GetError, Receiver, Sender};
+use fbuf_client::{AllocateError, Client, Farewell, GetError, Mechanism, Receiver, Sender, WriteError};
+use fbuf_core::{limits::MAX_DESCRIPTORS, socket::PacketSocket, wire::Letter};
+use nix::libc;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use support::{SOON, until};
 
@@ -82,13 +84,19 @@ fn slots_that_cannot_be_given_at_first_are_given_later() {
             refused += 1;
             continue;
         };
-        let mut trouble = None;
-        until("they are linked, or it is told why not", || {
+        let (mut trouble, mut departure) = (None, None);
+        until("they are linked, or one of them is told why not", || {
             sender.look();
             trouble = receiver.try_get().err();
-            (sender.receivers() == 1 && receiver.senders() == 1) || trouble.is_some()
+            departure = sender.departed();
+            (sender.receivers() == 1 && receiver.senders() == 1) || trouble.is_some() || departure.is_some()
         });
         drop(scarcity);
+        if let Some(departure) = departure {
+            assert!(matches!(departure.farewell, Farewell::Exhausted(_)), "{departure:?}");
+            refused += 1;
+            continue;
+        }
         if let Some(trouble) = trouble {
             assert!(matches!(trouble, GetError::Exhausted { .. } | GetError::Disconnected(_)), "{trouble}");
             refused += 1;
@@ -111,7 +119,7 @@ fn slots_that_cannot_be_given_at_first_are_given_later() {
 }
 
 #[test]
-fn what_was_sent_before_a_segment_that_there_is_no_descriptor_for_is_taken() {
+fn a_segment_waits_for_a_descriptor_and_what_was_sent_before_is_taken() {
     let _alone = alone();
     let broker = Embedded::start().unwrap();
     let client = Client::connect_to(broker.address()).unwrap();
@@ -125,22 +133,60 @@ fn what_was_sent_before_a_segment_that_there_is_no_descriptor_for_is_taken() {
     let scarcity = Scarcity::but_for(0);
     let start = Instant::now();
     until("it is time to look at sockets, also for one that is busy", || start.elapsed() > Duration::from_millis(200));
-    (0..MANY / 2).for_each(|number| get(&mut receiver, number));
+    (0..MANY).for_each(|number| get(&mut receiver, number));
+    // It is told what is in the way, and the rest comes when there is a descriptor again.
+    for _ in 0..3 {
+        let trouble = receiver.get_timeout(SOON).unwrap_err();
+        assert!(matches!(trouble, GetError::NoDescriptor { .. }), "{trouble}");
+        assert!(trouble.to_string().contains("RLIMIT_NOFILE"), "{trouble}");
+    }
     drop(scarcity);
-    // There is a descriptor for the next one again, whose slots have other numbers.
-    (MANY + 1..3 * MANY).for_each(|number| send(&mut sender, number));
-    (MANY / 2..MANY).for_each(|number| get(&mut receiver, number));
-    let trouble = receiver.get_timeout(SOON).unwrap_err();
-    assert!(matches!(trouble, GetError::Exhausted { .. }), "{trouble}");
-    until("the sender has heard of it", || {
-        sender.look();
-        sender.receivers() == 0
-    });
+    get(&mut receiver, MANY);
+    for number in MANY + 1..3 * MANY {
+        send(&mut sender, number);
+        get(&mut receiver, number);
+    }
+    assert_eq!(receiver.get_timeout(BRIEFLY).unwrap_err(), GetError::TimedOut);
     sender.wait_for_returns_timeout(SOON).unwrap();
+    assert_eq!((sender.receivers(), sender.departed()), (1, None));
+}
+
+/// It keeps each for good, and with it a descriptor.
+#[test]
+fn one_shots_wait_for_descriptors_and_none_is_lost() {
+    let _alone = alone();
+    let broker = Embedded::start().unwrap();
+    let client = Client::connect_to(broker.address()).unwrap();
+    let mut receiver = client.receiver("c").stay().open().unwrap();
+    let mut sender = client.sender("c").slot_size(8).slots(64).mechanism(Mechanism::OneShot).open().unwrap();
+    sender.wait_for_receivers_timeout(1, SOON).unwrap();
+    (0..64).for_each(|number| send(&mut sender, number));
+    let scarcity = Scarcity::but_for(10);
+    let (mut kept, mut next, mut told) = (Vec::new(), 0, 0);
+    while next < 64 {
+        match receiver.get_timeout(SOON) {
+            Ok(received) => {
+                assert_eq!((received.sequence(), &received[..]), (next, &u64::to_ne_bytes(next)[..]));
+                kept.push(received.into_sealed().unwrap());
+                next += 1;
+            }
+            Err(trouble) => {
+                assert!(matches!(trouble, GetError::NoDescriptor { .. }), "{trouble}");
+                assert!(!kept.is_empty(), "there is no descriptor, and none is kept");
+                told += 1;
+                kept.clear();
+            }
+        }
+    }
+    drop(scarcity);
+    assert!(told > 3, "there were descriptors for all: {told}");
+    assert_eq!((sender.receivers(), sender.departed()), (1, None));
+    send(&mut sender, 64);
+    get(&mut receiver, 64);
 }
 
 #[test]
-fn a_sender_that_cannot_take_a_right_does_not_wait_for_it_for_ever() {
+fn a_right_to_write_waits_for_a_descriptor_and_its_sender_is_told() {
     let _alone = alone();
     let broker = Embedded::start().unwrap();
     let client = Client::connect_to(broker.address()).unwrap();
@@ -150,13 +196,98 @@ fn a_sender_that_cannot_take_a_right_does_not_wait_for_it_for_ever() {
     send(&mut sender, 0);
     get(&mut receiver, 0);
     let scarcity = Scarcity::but_for(0);
-    sender.look();
+    let trouble = sender.allocate_timeout(SOON).unwrap_err();
+    assert_eq!(trouble, AllocateError::NoDescriptor(8));
     drop(scarcity);
-    let departure = sender.departed().expect("it is told");
-    assert!(matches!(departure.farewell, Farewell::Exhausted(_)), "{departure:?}");
-    drop(receiver);
-    let mut next = client.receiver("c").open().unwrap();
-    sender.wait_for_receivers_timeout(1, SOON).unwrap();
     send(&mut sender, 1);
-    get(&mut next, 1);
+    get(&mut receiver, 1);
+    assert_eq!(sender.departed(), None);
+}
+
+/// While it exists, more descriptors of this user are on their way than this process may open: none more can be sent by
+/// a thread without capabilities (ETOOMANYREFS).
+struct Jam {
+    limit: (u64, u64),
+    _socket: (PacketSocket, OwnedFd),
+}
+
+impl Jam {
+    fn new() -> Self {
+        let (from, to) = PacketSocket::pair().unwrap();
+        let from = PacketSocket::new(from).unwrap();
+        let file = Arc::new(OwnedFd::from(File::open("/dev/null").unwrap()));
+        for _ in 0..4 {
+            from.send(&Letter { bytes: vec![0], descriptors: vec![file.clone(); MAX_DESCRIPTORS] }).unwrap();
+        }
+        let limit = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+        setrlimit(Resource::RLIMIT_NOFILE, 4 * MAX_DESCRIPTORS as u64 - 1, limit.1).unwrap();
+        Self { limit, _socket: (from, to) }
+    }
+}
+
+impl Drop for Jam {
+    fn drop(&mut self) {
+        setrlimit(Resource::RLIMIT_NOFILE, self.limit.0, self.limit.1).unwrap();
+    }
+}
+
+/// Whatever this thread may do that other users may not, until it ends.
+#[allow(unsafe_code, reason = "capset(2)")]
+fn drop_capabilities() {
+    #[repr(C)]
+    struct Header(u32, i32);
+    // Version 3 of linux/capability.h; of the calling thread; effective, permitted, inheritable, twice.
+    let (header, none) = (Header(0x2008_0522, 0), [0u32; 6]);
+    // SAFETY: the kernel reads both, which are laid out as it wants.
+    let result = unsafe { libc::syscall(libc::SYS_capset, &raw const header, &raw const none) };
+    assert_eq!(result, 0, "{}", std::io::Error::last_os_error());
+}
+
+/// More descriptors of a user are on their way between its processes than one may open (ETOOMANYREFS).
+#[test]
+fn a_one_shot_that_cannot_be_passed_comes_back_and_can_be_written_again() {
+    let _alone = alone();
+    let broker = Embedded::start().unwrap();
+    let client = Client::connect_to(broker.address()).unwrap();
+    let mut receiver = client.receiver("c").open().unwrap();
+    let mut sender = client.sender("c").slot_size(8).slots(4).mechanism(Mechanism::OneShot).open().unwrap();
+    sender.wait_for_receivers_timeout(1, SOON).unwrap();
+    let sending = std::thread::spawn(move || {
+        drop_capabilities();
+        send(&mut sender, 0);
+        let mut fbuf = sender.allocate_timeout(SOON).unwrap();
+        fbuf.resize(8).unwrap();
+        fbuf.copy_from_slice(&1u64.to_ne_bytes());
+        let jam = Jam::new();
+        let refused = sender.write(fbuf);
+        drop(jam);
+        let Err(WriteError::NotPassed { fbuf, reason }) = refused else { panic!("{refused:?}") };
+        assert!(reason.contains("RLIMIT_NOFILE"), "{reason}");
+        assert_eq!(fbuf[..], 1u64.to_ne_bytes());
+        assert_eq!(sender.write(fbuf).unwrap().sequence, 1);
+        send(&mut sender, 2);
+        assert_eq!((sender.receivers(), sender.departed()), (1, None));
+    });
+    (0..3).for_each(|number| get(&mut receiver, number));
+    sending.join().unwrap();
+}
+
+#[test]
+fn a_broker_that_cannot_introduce_now_does_so_later_over_the_same_connection() {
+    let _alone = alone();
+    let starting = std::thread::spawn(|| {
+        drop_capabilities();
+        Embedded::start().unwrap()
+    });
+    let broker = starting.join().unwrap();
+    let client = Client::connect_to(broker.address()).unwrap();
+    let _receiver = client.receiver("c").open().unwrap();
+    let jam = Jam::new();
+    let mut sender = client.sender("c").slot_size(8).slots(1).open().unwrap();
+    for _ in 0..20 {
+        assert!(sender.wait_for_receivers_timeout(1, 10 * BRIEFLY).is_err(), "the descriptors were sent all the same");
+        assert!(client.is_connected());
+    }
+    drop(jam);
+    sender.wait_for_receivers_timeout(1, SOON).unwrap();
 }

@@ -28,6 +28,8 @@ mod exchange;
 mod hostile;
 #[cfg(all(test, loom))]
 mod model;
+#[cfg(all(test, not(loom)))]
+mod scarce;
 
 // Everything that touches the kernel. The models (`--cfg loom`) need none of it.
 #[cfg(not(loom))]

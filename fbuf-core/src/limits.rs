@@ -39,6 +39,11 @@ pub const OTHERS_SLOT_BYTES: u64 = 4 << 20;
 pub const OTHERS_SLOTS: u64 = 1 << 16;
 /// The most departed links that a sender remembers until it is asked about them.
 pub const MAX_DEPARTURES: usize = 64;
+/// The send buffer of each socket, in bytes as the kernel counts them: its default (net.core.wmem_default), and enough for
+/// all that an honest peer can have waiting there while the other side is stopped.
+pub const SEND_BUFFER: usize = 212_992;
+/// What one message that carries a descriptor takes of a send buffer at most; 768 bytes were measured.
+pub const MESSAGE_COST: usize = 1280;
 /// How many messages one look at a link socket reads: more than an honest peer ever has waiting there, which is one
 /// announcement for each segment, one bell for each sleep, and messages of their own or the right to write a slot.
 pub const MAX_AT_ONCE: usize = 2 * MAX_SEGMENTS + MAX_ONE_SHOTS as usize;
@@ -56,4 +61,5 @@ const _: () = assert!(
     MAX_LINKS * 10 + MAX_PEER_USERS * 5 + MAX_CHANNEL_NAME + 256 <= MAX_MESSAGE,
     "links and users that are told to the next broker"
 );
+const _: () = assert!((MAX_ONE_SHOTS as usize + MAX_SEGMENTS + 2) * MESSAGE_COST <= SEND_BUFFER);
 const _: () = assert!(MAX_SEGMENTS + 2 <= MAX_DESCRIPTORS && (MAX_LEASED as usize) < MAX_DESCRIPTORS);

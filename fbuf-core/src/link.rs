@@ -166,16 +166,43 @@ impl From<GreetError> for LinkEnd {
     }
 }
 
+/// What could not be read from a link socket.
+#[derive(Debug)]
+pub(crate) enum ReadError {
+    /// The next message waits there until this process has a descriptor left for it.
+    NoDescriptor,
+    /// Nothing comes any more.
+    End(LinkEnd),
+}
+
+impl From<ReadError> for LinkEnd {
+    fn from(unread: ReadError) -> Self {
+        match unread {
+            ReadError::NoDescriptor => Self::Exhausted("no descriptor is left for a link (RLIMIT_NOFILE)".into()),
+            ReadError::End(end) => end,
+        }
+    }
+}
+
 /// Sends a message that has to arrive. Between honest peers there is always room: what one of them
-/// may send is bounded, and each reads its socket whenever it has slept.
+/// may send is bounded, and each reads its socket whenever it has slept. Only a send buffer that the kernel
+/// keeps [narrow](PacketSocket::narrow) may be full of that, which passes.
 pub(crate) fn send(socket: &PacketSocket, message: &LinkMessage) -> Result<(), LinkEnd> {
     let letter = wire::encode(message).map_err(|error| Violation::Garbage(error.to_string()))?;
     socket.send(&letter).map_err(|error| match error.kind() {
         _ if means_gone(&error) => LinkEnd::HangUp,
-        io::ErrorKind::WouldBlock => Violation::SocketFull.into(),
+        io::ErrorKind::WouldBlock => match socket.narrow() {
+            None => Violation::SocketFull.into(),
+            Some(size) => LinkEnd::Exhausted(full(size)),
+        },
         // Too many descriptors of this user are under way, or the kernel has no memory.
         _ => LinkEnd::Exhausted(error.to_string()),
     })
+}
+
+/// Says that a narrow send buffer is full.
+pub(crate) fn full(size: usize) -> String {
+    format!("the send buffer of a link is full, of which the kernel grants {size} bytes (net.core.wmem_max)")
 }
 
 /// Wakes the peer: whether that need not be tried again. A full socket is a bell that rings already,
@@ -187,19 +214,27 @@ pub(crate) fn ring(socket: &PacketSocket) -> bool {
     }
 }
 
-/// Takes the next message, if one is there.
-pub(crate) fn receive(socket: &PacketSocket) -> Result<Option<LinkMessage>, LinkEnd> {
-    match socket.receive::<LONGEST>() {
+/// Takes the first message, if it is there.
+pub(crate) fn receive_first(socket: &PacketSocket) -> Result<Option<LinkMessage>, LinkEnd> {
+    Ok(read(socket.receive::<LONGEST>())?)
+}
+
+/// Takes the next message, if one is there, where none may carry more than so many descriptors.
+pub(crate) fn receive(socket: &PacketSocket, descriptors: usize) -> Result<Option<LinkMessage>, ReadError> {
+    read(socket.receive_few::<LONGEST>(descriptors))
+}
+
+fn read(arrival: io::Result<Arrival>) -> Result<Option<LinkMessage>, ReadError> {
+    let garbage = |what| ReadError::End(Violation::Garbage(what).into());
+    match arrival {
         Ok(Arrival::Message(bytes, descriptors)) => {
-            wire::decode(&bytes, descriptors).map(Some).map_err(|error| Violation::Garbage(error.to_string()).into())
+            wire::decode(&bytes, descriptors).map(Some).map_err(|error| garbage(error.to_string()))
         }
-        Ok(Arrival::TooLong) => Err(Violation::Garbage("longer than any message may be".into()).into()),
-        Ok(Arrival::NoDescriptors) => {
-            Err(LinkEnd::Exhausted("no descriptor is left for a link (RLIMIT_NOFILE)".into()))
-        }
+        Ok(Arrival::TooLong) => Err(garbage("longer, or with more descriptors, than any may be".into())),
+        Ok(Arrival::NoDescriptors) => Err(ReadError::NoDescriptor),
         Ok(Arrival::Nothing) => Ok(None),
-        Ok(Arrival::HangUp) => Err(LinkEnd::HangUp),
-        Err(error) => Err(LinkEnd::Exhausted(error.to_string())),
+        Ok(Arrival::HangUp) => Err(ReadError::End(LinkEnd::HangUp)),
+        Err(error) => Err(ReadError::End(LinkEnd::Exhausted(error.to_string()))),
     }
 }
 

@@ -12,8 +12,8 @@ use crate::{
     board::{BoardReader, BoardTable},
     guard::LinkGuard,
     lane::{LaneTable, LaneWriter, capacity_for},
-    limits::{MAX_AT_ONCE, MAX_LEASED},
-    link::{self, Gift, Hello, LinkEnd, LinkMessage, NewSegment, OneShot, Welcome},
+    limits::{MAX_AT_ONCE, MAX_LEASED, MESSAGE_COST},
+    link::{self, Gift, Hello, LinkEnd, LinkMessage, NewSegment, OneShot, ReadError, Welcome},
     memory::MemoryError,
     park::Fencing,
     points,
@@ -67,7 +67,7 @@ impl Expected {
     /// Looks for the receiver's hello. If it came, answers it and opens the link, over which `first_sequence` is the
     /// number of the first message.
     pub(crate) fn look(self, pool: &Pool, first_sequence: u64) -> Result<Result<Outbound, Self>, LinkEnd> {
-        match link::receive(&self.socket)? {
+        match link::receive_first(&self.socket)? {
             None => Ok(Err(self)),
             Some(LinkMessage::Hello(hello)) => Ok(Ok(Outbound::open(self, &hello, pool, first_sequence)?)),
             Some(other) => Err(Violation::OutOfTurn { found: other.name(), wanted: "a receiver's hello" }.into()),
@@ -80,6 +80,10 @@ impl AsFd for Expected {
         self.socket.as_fd()
     }
 }
+
+/// How often the memory of one message is passed over a link at most, because other links could not take it.
+const MOST_PASSES: u32 = 100;
+const _: () = assert!((MOST_PASSES as usize) < MAX_AT_ONCE);
 
 /// The sender's half of a link. It belongs to its [`Pool`], which alone can send over it, and shows it.
 #[derive(Debug)]
@@ -108,8 +112,15 @@ pub struct Outbound {
     admitted: bool,
     /// The receiver, if the slots are its own.
     giver: Option<Trusted>,
+    /// The size of the socket's send buffer, if that is smaller than it should be.
+    narrow: Option<usize>,
     /// What the receiver gave and the pool has not yet.
     gifts: Vec<Gift>,
+    lacks_descriptor: bool,
+    /// Whether the receiver was passed the memory of the next message already. Then it gets that message.
+    passed: bool,
+    /// How often that was tried.
+    passes: u32,
     /// Messages left out since the last one that was sent.
     gap: u64,
     /// The sleep of the receiver for which the bell was rung last.
@@ -229,6 +240,7 @@ impl Outbound {
         points::reach("attach: answered");
         Ok(Self {
             peer,
+            narrow: socket.narrow(),
             socket,
             writer,
             board,
@@ -248,6 +260,9 @@ impl Outbound {
             admitted: false,
             giver,
             gifts: Vec::new(),
+            lacks_descriptor: false,
+            passed: false,
+            passes: 0,
             gap: 0,
             rung: 0,
             counts: LinkCounts::default(),
@@ -281,29 +296,58 @@ impl Outbound {
     /// Whether the slot that is to be sent will be lent to this receiver: it is there, and would not rather
     /// skip. Nothing is noted before [`Self::offer`], which follows if the slot can be sent at all.
     pub(crate) fn admit(&mut self) -> bool {
-        self.admitted = self.is_open() && self.skipping.as_mut().is_none_or(|skipping| skipping.has_room(&self.board));
+        let has_room = |skipping: &mut Skipping| self.passed || skipping.has_room(&self.board);
+        self.admitted = self.is_open() && self.skipping.as_mut().is_none_or(has_room);
         self.admitted
     }
 
-    /// Lends a slot to the receiver and tells it, if it was [admitted](Self::admit). A message that is
-    /// memory of its own goes before, over the socket.
-    pub(crate) fn offer(&mut self, slot: SlotId, length: u32, sequence: u64, own: Option<&Arc<OwnedFd>>) -> Offer {
+    /// Sends the memory of a one-shot over the socket, if the message was [admitted](Self::admit). The receiver is told of
+    /// the message by [`Self::offer`], once every link has taken the memory; if one could not, the next message has the same
+    /// number, and its memory takes the place of this one.
+    ///
+    /// # Errors
+    /// Which limit is in the way. That passes, and the link goes on.
+    pub(crate) fn pass(&mut self, memory: &Arc<OwnedFd>, sequence: u64) -> Result<(), String> {
+        if !self.admitted {
+            return Ok(());
+        }
+        self.passes += 1;
+        let shot = OneShot { memory: Descriptor::from(memory.clone()), sequence };
+        match link::send(&self.socket, &LinkMessage::OneShot(shot)) {
+            Ok(()) => {
+                self.passed = true;
+                points::reach("seal: sent");
+            }
+            // A receiver does not look through more than so many that take each other's place.
+            Err(LinkEnd::Exhausted(reason)) if self.passes < MOST_PASSES => return Err(reason),
+            Err(end) => {
+                self.admitted = false;
+                self.lose(sequence, end);
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether so many one-shots more can be passed now: none if so, or the size of the send buffer if that is narrow, and
+    /// the receiver has not read enough of it. Over a socket of full size they can.
+    #[must_use]
+    pub(crate) fn lacks_room(&self, one_shots: usize) -> Option<usize> {
+        let size = self.narrow.filter(|_| self.is_open())?;
+        (self.socket.unread() + one_shots.saturating_sub(1) * MESSAGE_COST >= size).then_some(size)
+    }
+
+    /// Lends a slot to the receiver and tells it, if it was [admitted](Self::admit).
+    pub(crate) fn offer(&mut self, slot: SlotId, length: u32, sequence: u64) -> Offer {
         if !std::mem::take(&mut self.admitted) {
             return self.leave_out(slot);
         }
+        (self.passed, self.passes) = (false, 0);
         let mark = Mark::of(sequence);
         if let Some(skipping) = &mut self.skipping {
             skipping.lend(slot, mark);
         }
         if let Some(guard) = &self.guard {
             guard.lent(slot, mark);
-        }
-        if let Some(memory) = own {
-            let shot = OneShot { memory: Descriptor::from(memory.clone()), sequence };
-            if let Err(end) = link::send(&self.socket, &LinkMessage::OneShot(shot)) {
-                return self.lose(sequence, end);
-            }
-            points::reach("seal: sent");
         }
         if self.gap > 0 {
             // Nothing can fail between the two: a receiver takes a gap for the beginning of a message.
@@ -313,11 +357,10 @@ impl Outbound {
     }
 
     /// The link is over before this message was sent over it.
-    fn lose(&mut self, sequence: u64, end: LinkEnd) -> Offer {
+    fn lose(&mut self, sequence: u64, end: LinkEnd) {
         self.unread_from = Some(self.unread_from.unwrap_or(sequence).min(sequence));
         self.plain = false;
         self.lost = Some(self.note(end));
-        Offer::Gone
     }
 
     /// Notes why the link ends.
@@ -478,14 +521,19 @@ impl Outbound {
     }
 
     fn read_socket(&mut self) -> Result<(), LinkEnd> {
+        // Those of a right.
+        let descriptors = if self.giver.is_some() { 2 } else { 0 };
+        self.lacks_descriptor = false;
         // A peer that never stops is not listened to for ever; what is left is reported again.
         for _ in 0..MAX_AT_ONCE {
-            match link::receive(&self.socket) {
-                // That this process has no memory to read a bell passes. It must not end the link,
-                // for then slots would be written that the receiver still reads.
-                Ok(None) => break,
-                // Where slots are the receiver's, it may have been the right to one, which would be lost for good.
-                Err(LinkEnd::Exhausted(_)) if self.giver.is_none() => break,
+            match link::receive(&self.socket, descriptors) {
+                // That this process has no memory to read a bell, or no descriptor for a right, passes: it waits. It
+                // must not end the link, for then slots would be written that the receiver still reads.
+                Ok(None) | Err(ReadError::End(LinkEnd::Exhausted(_))) => break,
+                Err(ReadError::NoDescriptor) => {
+                    self.lacks_descriptor = true;
+                    break;
+                }
                 Ok(Some(LinkMessage::Bell)) => {}
                 Ok(Some(other)) => match (other, self.giver) {
                     (LinkMessage::Right(right), Some(giver)) if self.gifts.len() < MAX_LEASED as usize => {
@@ -493,10 +541,16 @@ impl Outbound {
                     }
                     (other, _) => return Err(Violation::OutOfTurn { found: other.name(), wanted: "a bell" }.into()),
                 },
-                Err(end) => return Err(end),
+                Err(ReadError::End(end)) => return Err(end),
             }
         }
         Ok(())
+    }
+
+    /// Whether the right to write a slot waits on the socket, for which this process had no descriptor at the last look.
+    #[must_use]
+    pub fn lacks_descriptor(&self) -> bool {
+        self.lacks_descriptor
     }
 
     /// What the receiver gave since the last time.

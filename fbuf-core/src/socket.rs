@@ -13,14 +13,18 @@ use nix::{
     poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::{
         socket::{
-            AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, UnixAddr, connect, send, sendmsg, setsockopt,
-            socket, socketpair, sockopt,
+            AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, UnixAddr, connect, getsockopt, recv, send,
+            sendmsg, setsockopt, socket, socketpair, sockopt,
         },
         time::TimeVal,
     },
 };
 
-use crate::{limits::MAX_DESCRIPTORS, sys, wire::Letter};
+use crate::{
+    limits::{MAX_DESCRIPTORS, SEND_BUFFER},
+    sys,
+    wire::Letter,
+};
 
 /// One end of a connection.
 #[derive(Debug)]
@@ -33,7 +37,7 @@ pub enum Arrival {
     Message(Vec<u8>, Vec<OwnedFd>),
     /// One that was longer, or carried more descriptors, than any may; it is lost.
     TooLong,
-    /// One whose descriptors this process has no room for; it is lost.
+    /// One whose descriptors this process has no room for. It comes again at the next look.
     NoDescriptors,
     /// Nothing now.
     Nothing,
@@ -56,6 +60,7 @@ impl PacketSocket {
     /// Takes over what [`sys::accept`] returned, which is non-blocking already.
     #[must_use]
     pub fn accepted(fd: OwnedFd) -> Self {
+        widen(&fd);
         Self(fd)
     }
 
@@ -65,7 +70,10 @@ impl PacketSocket {
     /// What socketpair(2) says.
     pub fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-        Ok(socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags)?)
+        let (one, other) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags)?;
+        widen(&one);
+        widen(&other);
+        Ok((one, other))
     }
 
     /// Connects to a listening socket, waiting at most `patience` for a place in its queue.
@@ -76,6 +84,7 @@ impl PacketSocket {
         let fd = socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None)?;
         let limit = TimeVal::new(patience.as_secs().try_into().unwrap_or(i64::MAX), patience.subsec_micros().into());
         setsockopt(&fd, sockopt::SendTimeout, &limit)?;
+        widen(&fd);
         connect(fd.as_raw_fd(), address)?;
         Self::new(fd)
     }
@@ -87,21 +96,51 @@ impl PacketSocket {
     pub fn connect_at_once(address: &UnixAddr) -> io::Result<Self> {
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
         let fd = socket(AddressFamily::Unix, SockType::SeqPacket, flags, None)?;
+        widen(&fd);
         connect(fd.as_raw_fd(), address)?;
         Ok(Self(fd))
+    }
+
+    /// The size of its send buffer, if that is smaller than [`SEND_BUFFER`]: then it may be full although the peer is honest.
+    #[must_use]
+    pub fn narrow(&self) -> Option<usize> {
+        getsockopt(&self.0, sockopt::SndBuf).ok().filter(|&size| size < SEND_BUFFER)
+    }
+
+    /// How much of the send buffer is in use: what the peer has not read.
+    #[must_use]
+    pub fn unread(&self) -> usize {
+        sys::unread_bytes(self.0.as_fd()).unwrap_or(0)
     }
 
     /// Sends a message without waiting.
     ///
     /// # Errors
-    /// `WouldBlock` if there is no room now, `BrokenPipe` if the other side is gone.
+    /// `WouldBlock` if there is no room now, `BrokenPipe` if the other side is gone; where a limit is in the way, it is
+    /// named.
     pub fn send(&self, letter: &Letter) -> io::Result<()> {
         let raw: Vec<_> = letter.descriptors.iter().map(|fd| fd.as_raw_fd()).collect();
         let rights = [ControlMessage::ScmRights(&raw)];
         let control = if raw.is_empty() { &[] } else { &rights[..] };
         let flags = MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT;
-        sendmsg::<()>(self.0.as_raw_fd(), &[IoSlice::new(&letter.bytes)], control, flags, None)?;
-        Ok(())
+        match sendmsg::<()>(self.0.as_raw_fd(), &[IoSlice::new(&letter.bytes)], control, flags, None) {
+            Ok(_) => Ok(()),
+            Err(Errno::ETOOMANYREFS) => Err(io::Error::new(
+                io::ErrorKind::QuotaExceeded,
+                "more descriptors of this user are on their way than one process may open (RLIMIT_NOFILE): \
+                 raise `ulimit -n`, or let their receivers run",
+            )),
+            Err(Errno::EMSGSIZE) => Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                format!(
+                    "a message of {} bytes does not fit into the send buffer of {} bytes that the kernel grants: \
+                     raise net.core.wmem_max",
+                    letter.bytes.len(),
+                    getsockopt(&self.0, sockopt::SndBuf).unwrap_or(0),
+                ),
+            )),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// Sends a few bytes without waiting, and without allocating.
@@ -130,6 +169,14 @@ impl PacketSocket {
         self.receive_with::<LONGEST>(MAX_DESCRIPTORS)
     }
 
+    /// As [`Self::receive`], where no message may carry more than so many descriptors.
+    ///
+    /// # Errors
+    /// As [`Self::receive`].
+    pub fn receive_few<const LONGEST: usize>(&self, most: usize) -> io::Result<Arrival> {
+        self.receive_with::<LONGEST>(most)
+    }
+
     /// As [`Self::receive`], where no message may carry a descriptor. One that does is too long, and its
     /// descriptors never are this process's: there is nothing to close, which can take long for files of a
     /// file system that is somebody's program.
@@ -142,15 +189,28 @@ impl PacketSocket {
 
     fn receive_with<const LONGEST: usize>(&self, most: usize) -> io::Result<Arrival> {
         let mut buffer = [0; LONGEST];
-        let mut receive = || sys::receive(self.0.as_fd(), &mut buffer, most > 0);
+        // The kernel drops a message together with the descriptors for which a process has no room. So a message that
+        // may carry any is looked at first, and taken off only with all of them here.
+        let mut receive = || match most {
+            0 => sys::receive(self.0.as_fd(), &mut buffer),
+            most => sys::peek(self.0.as_fd(), &mut buffer, most),
+        };
         let received = match receive() {
             // Said once, and before what had been sent.
             Err(error) if error.kind() == io::ErrorKind::ConnectionReset => receive(),
             received => received,
         };
+        let lacks_room = |packet: &sys::Packet| packet.descriptors_lost && packet.descriptors.len() < most;
+        if most > 0
+            && let Ok(packet) = &received
+            && (packet.truncated || !lacks_room(packet))
+        {
+            // What it carries is here, or too much, or nothing: the end, which stays.
+            recv(self.0.as_raw_fd(), &mut [], MsgFlags::MSG_DONTWAIT)?;
+        }
         match received {
             Ok(packet) if packet.truncated => Ok(Arrival::TooLong),
-            Ok(packet) if packet.descriptors_lost && packet.descriptors.len() < most => Ok(Arrival::NoDescriptors),
+            Ok(packet) if lacks_room(&packet) => Ok(Arrival::NoDescriptors),
             Ok(packet) if packet.descriptors_lost => Ok(Arrival::TooLong),
             Ok(packet) if packet.length == 0 => Ok(Arrival::HangUp),
             Ok(packet) => Ok(Arrival::Message(buffer[..packet.length].to_vec(), packet.descriptors)),
@@ -193,6 +253,18 @@ impl PacketSocket {
 
 /// The id that stands for users who have none in this user namespace (kernel.overflowuid in proc(5)).
 pub const NO_ID: u32 = 65_534;
+
+/// Has a socket take as much as may have to wait in it, where net.core.wmem_default gives it less: as far as
+/// net.core.wmem_max, or this process's rights (CAP_NET_ADMIN), permit.
+fn widen(socket: &OwnedFd) {
+    if getsockopt(socket, sockopt::SndBuf).is_ok_and(|size| size < SEND_BUFFER) {
+        // The kernel doubles what it is asked for (socket(7)). What it refuses shows in `PacketSocket::narrow`.
+        let wanted = SEND_BUFFER / 2;
+        if setsockopt(socket, sockopt::SndBufForce, &wanted).is_err() {
+            let _ = setsockopt(socket, sockopt::SndBuf, &wanted);
+        }
+    }
+}
 
 /// A process, as SO_PEERCRED names it (unix(7)).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -303,6 +375,39 @@ mod tests {
         drop(a);
         assert!(matches!(b.receive::<MAX_MESSAGE>().unwrap(), Arrival::Message(..)));
         assert!(matches!(b.receive::<MAX_MESSAGE>().unwrap(), Arrival::HangUp));
+    }
+
+    /// A pair with the smallest send buffers that the kernel makes, as under net.core.wmem_max=4608.
+    fn narrow_pair() -> (PacketSocket, PacketSocket) {
+        let (a, b) = pair();
+        for socket in [&a, &b] {
+            setsockopt(socket, sockopt::SndBuf, &0).unwrap();
+        }
+        (a, b)
+    }
+
+    #[test]
+    fn small_send_buffers_are_widened() {
+        let (socket, _other) = narrow_pair();
+        assert!(socket.narrow().is_some_and(|size| size < MAX_MESSAGE));
+        widen(&socket.0);
+        assert_eq!(socket.narrow(), None);
+        socket.send(&letter(MAX_MESSAGE, MAX_DESCRIPTORS)).unwrap();
+    }
+
+    #[test]
+    fn a_message_that_a_send_buffer_cannot_take_is_told_which_limit_it_is() {
+        let (a, _b) = narrow_pair();
+        let error = a.send(&letter(MAX_MESSAGE, 0)).unwrap_err().to_string();
+        assert!(error.contains("16384 bytes") && error.contains("net.core.wmem_max"), "{error}");
+    }
+
+    #[test]
+    fn so_many_messages_with_a_descriptor_fit_as_are_reckoned() {
+        let (a, _b) = pair();
+        let sent = (0..).take_while(|_| a.send(&letter(16, 1)).is_ok()).count();
+        assert!(sent >= SEND_BUFFER / crate::limits::MESSAGE_COST, "only {sent}");
+        assert!(a.unread() >= SEND_BUFFER);
     }
 
     #[test]

@@ -73,19 +73,36 @@ pub(crate) struct Packet {
     pub descriptors_lost: bool,
 }
 
-/// Takes one message from a socket, without waiting; with its descriptors, or without any.
-pub(crate) fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8], descriptors_too: bool) -> io::Result<Packet> {
+/// Takes one message from a socket, without waiting, and without its descriptors.
+pub(crate) fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<Packet> {
+    receive_with(socket, buffer, 0, 0)
+}
+
+/// Looks at the next message of a socket, without waiting, and takes at most so many descriptors that it carries: a
+/// second reference to each. The message stays where it is.
+pub(crate) fn peek(socket: BorrowedFd<'_>, buffer: &mut [u8], descriptors: usize) -> io::Result<Packet> {
+    receive_with(socket, buffer, descriptors, libc::MSG_PEEK)
+}
+
+fn receive_with(
+    socket: BorrowedFd<'_>,
+    buffer: &mut [u8],
+    descriptors_wanted: usize,
+    flag: libc::c_int,
+) -> io::Result<Packet> {
     let mut control = [0u64; CONTROL_WORDS];
     let mut part = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
     // SAFETY: all-zero is a valid msghdr: no name, no parts, no control.
     let mut header: libc::msghdr = unsafe { mem::zeroed() };
     header.msg_iov = &raw mut part;
     header.msg_iovlen = 1;
-    if descriptors_too {
+    if descriptors_wanted > 0 {
+        let bytes = descriptors_wanted.min(MAX_DESCRIPTORS) * size_of::<RawFd>();
         header.msg_control = control.as_mut_ptr().cast();
-        header.msg_controllen = size_of_val(&control) as _;
+        // SAFETY: CMSG_LEN is arithmetic. What it says is less than `control` has.
+        header.msg_controllen = unsafe { libc::CMSG_LEN(bytes as libc::c_uint) } as _;
     }
-    let flags = libc::MSG_CMSG_CLOEXEC | libc::MSG_DONTWAIT;
+    let flags = libc::MSG_CMSG_CLOEXEC | libc::MSG_DONTWAIT | flag;
     // SAFETY: the header points at `part` and `control`, which live here, with their true sizes.
     let length = unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut header, flags) };
     let length = usize::try_from(length).map_err(|_| io::Error::last_os_error())?;
@@ -96,6 +113,15 @@ pub(crate) fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8], descriptors_too
         truncated: header.msg_flags & libc::MSG_TRUNC != 0,
         descriptors_lost: header.msg_flags & libc::MSG_CTRUNC != 0,
     })
+}
+
+/// How many bytes that were sent over a socket the peer has not read, as the kernel counts them against its send
+/// buffer (SIOCOUTQ in unix(7)).
+pub(crate) fn unread_bytes(socket: BorrowedFd<'_>) -> io::Result<usize> {
+    let mut bytes: libc::c_int = 0;
+    // SAFETY: SIOCOUTQ, which is TIOCOUTQ, stores one int, for which there is room.
+    let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::TIOCOUTQ, &raw mut bytes) };
+    if result == 0 { Ok(bytes.max(0) as usize) } else { Err(io::Error::last_os_error()) }
 }
 
 /// All descriptors of a message, also where some were lost: what came must be closed.

@@ -52,7 +52,7 @@ pub fn section() -> Section {
             longest(),
             Consequence {
                 follows: "Some introductions will fail: those of senders with many segments.",
-                remedy: "`sysctl net.core.wmem_default=212992`, or `ulimit -n` where descriptors did not fit.",
+                remedy: "`sysctl net.core.wmem_max=212992`, or `ulimit -n` where descriptors did not fit.",
             },
         ),
         Finding::fact("send buffer", send_buffer()),

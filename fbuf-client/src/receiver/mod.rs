@@ -255,6 +255,10 @@ impl Receiver {
         if let Some(received) = self.take() {
             return Some(Ok(received));
         }
+        // To sleep would be to wait for what is there already.
+        if let Some(peer) = self.links.iter_mut().find_map(|link| link.lacks_descriptor().then(|| link.peer())) {
+            return Some(Err(GetError::NoDescriptor { peer }));
+        }
         let nothing = self.links.is_empty() && self.greeted.is_empty() && self.troubles.is_empty();
         let over = !self.stay && self.had_sender && nothing && !self.inbox.has_peers();
         over.then_some(Err(GetError::Ended))

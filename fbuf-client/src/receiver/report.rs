@@ -54,6 +54,17 @@ pub enum GetError {
         /// What was missing.
         what: Box<str>,
     },
+    /// Something that a sender has sent waits for a descriptor, of which this process has none left. It is not lost: call
+    /// again when some are closed. Reported by each call that finds nothing else.
+    #[error(
+        "no descriptor is left for what sender {} ({}) has sent (RLIMIT_NOFILE): drop messages or sealed bytes that are \
+         kept, or raise `ulimit -n`; nothing is lost",
+        peer.endpoint, peer.process
+    )]
+    NoDescriptor {
+        /// Which sender.
+        peer: Peer,
+    },
     /// Messages may have changed while they were held, since the kernel took their leases away. Reported
     /// when they are dropped; [`Received::is_intact`](crate::Received::is_intact) tells before.
     #[error(

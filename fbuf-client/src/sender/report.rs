@@ -68,6 +68,14 @@ pub enum WriteError {
         /// What the kernel says.
         error: MemoryError,
     },
+    /// A one-shot could not be passed to every receiver now, and no receiver was told of it.
+    #[error("a one-shot could not be sent: {reason}; write it again later")]
+    NotPassed {
+        /// The fbuf.
+        fbuf: Fbuf,
+        /// Which limit is in the way.
+        reason: String,
+    },
     /// Neither was there a receiver, nor memory to take the fbuf back.
     #[error(
         "a message was written, the channel has no receiver, and there is no memory to map the fbuf again: it is lost"
@@ -80,7 +88,10 @@ impl WriteError {
     #[must_use]
     pub fn into_fbuf(self) -> Option<Fbuf> {
         match self {
-            Self::NoReceiver(fbuf) | Self::OtherSender(fbuf) | Self::NotSealed { fbuf, .. } => Some(fbuf),
+            Self::NoReceiver(fbuf)
+            | Self::OtherSender(fbuf)
+            | Self::NotSealed { fbuf, .. }
+            | Self::NotPassed { fbuf, .. } => Some(fbuf),
             Self::Lost => None,
         }
     }
@@ -92,6 +103,7 @@ impl From<Unsent> for WriteError {
             Unsent::OtherPool(fbuf) => Self::OtherSender(fbuf),
             Unsent::NoReceiver(fbuf) => Self::NoReceiver(fbuf),
             Unsent::NotSealed { fbuf, error } => Self::NotSealed { fbuf, error },
+            Unsent::NotPassed { fbuf, reason } => Self::NotPassed { fbuf, reason },
             Unsent::Lost => Self::Lost,
         }
     }
@@ -106,6 +118,16 @@ pub enum AllocateError {
         "a slot was asked for, and all {0} are in use: let receivers drop what they hold, open with more slots, or let receivers be skipped"
     )]
     TimedOut(usize),
+    /// There is no descriptor for a slot: for a one-shot, or for one that a receiver gives, which waits until there is.
+    #[error("no descriptor is left for a buffer of {0} bytes (RLIMIT_NOFILE): close some, or raise `ulimit -n`")]
+    NoDescriptor(usize),
+    /// A slot is free, and no one-shot can be sent: the send buffer of the link to some receiver is full of messages that
+    /// it has not read, and smaller than it should be.
+    #[error(
+        "no room for a message: the send buffer of a link is full, of which the kernel grants {0} bytes: \
+         let receivers take what was sent, or raise net.core.wmem_max"
+    )]
+    NoRoom(usize),
     /// There is no memory for a message that is to be sealed for good.
     #[error(
         "a buffer of {0} bytes was asked for, and there is no memory: let receivers drop what they keep, or free some"

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use fbuf_core::{outbound::Outbound, park::Fencing, points};
+use fbuf_core::{outbound::Outbound, park::Fencing, points, pool::Lack};
 
 use super::{AllocateError, Sender};
 use crate::wait::{Gathering, LATE, Next, Sight, UNSURE, Waiting, within};
@@ -74,18 +74,29 @@ impl Sender {
                     return Ok(());
                 }
             }
-            if self.pool.is_exhausted() {
-                return Err(AllocateError::NoMemory(self.pool.capacity() as usize));
+            let capacity = self.pool.capacity() as usize;
+            match self.pool.lack() {
+                Some(Lack::Memory) => return Err(AllocateError::NoMemory(capacity)),
+                Some(Lack::Descriptors) => return Err(AllocateError::NoDescriptor(capacity)),
+                None => {}
             }
             match next {
                 Next::Again => {}
                 Next::Look => self.look(),
+                // What would wake it is there, and cannot be read.
+                Next::Sleep if self.pool.links().iter().any(Outbound::lacks_descriptor) => {
+                    return Err(AllocateError::NoDescriptor(capacity));
+                }
                 Next::Sleep => {
-                    let wake = if grows || self.pool.is_blocked() { within(LATE, deadline) } else { deadline };
+                    let passes = self.pool.is_blocked() || self.pool.lacks_room().is_some();
+                    let wake = if grows || passes { within(LATE, deadline) } else { deadline };
                     // A slot that is put back by a thread of this process wakes it as well.
                     self.sleep(wake, |sender| sender.pool.search_all() || !sender.pool.await_fbufs());
                 }
-                Next::Expired => return Err(AllocateError::TimedOut(self.pool.slots() as usize)),
+                Next::Expired => {
+                    let full = AllocateError::TimedOut(self.pool.slots() as usize);
+                    return Err(self.pool.lacks_room().map_or(full, AllocateError::NoRoom));
+                }
             }
         }
     }

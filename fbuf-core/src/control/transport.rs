@@ -19,7 +19,10 @@ use std::{
 use futures_util::{Sink, Stream};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tarpc::{ClientMessage, Request, Response, ServerError, context};
-use tokio::io::unix::AsyncFd;
+use tokio::{
+    io::unix::AsyncFd,
+    time::{Sleep, sleep},
+};
 
 use crate::{
     limits::{MAX_ANSWERS, MAX_MESSAGE},
@@ -109,6 +112,8 @@ impl<T: Serialize + DeserializeOwned> Parcel for Response<T> {
 pub struct Packets<In, Out> {
     socket: AsyncFd<PacketSocket>,
     outbox: VecDeque<Letter>,
+    /// Until when nothing is sent, for lack of something that passes.
+    pause: Option<Pin<Box<Sleep>>>,
     pace: Option<Pace>,
     messages: PhantomData<fn(Out) -> In>,
 }
@@ -142,7 +147,7 @@ impl<In, Out> Packets<In, Out> {
     /// Speaks over this socket.
     #[must_use]
     pub fn new(socket: AsyncFd<PacketSocket>) -> Self {
-        Self { socket, outbox: VecDeque::new(), pace: None, messages: PhantomData }
+        Self { socket, outbox: VecDeque::new(), pause: None, pace: None, messages: PhantomData }
     }
 
     /// Passes on a message, and reads the next one, only when a `turn` that began with its coming is over. What comes
@@ -156,15 +161,30 @@ impl<In, Out> Packets<In, Out> {
 
     fn poll_empty(&mut self, task: &mut Context<'_>) -> Poll<io::Result<()>> {
         while let Some(letter) = self.outbox.front() {
+            if let Some(pause) = &mut self.pause {
+                ready!(pause.as_mut().poll(task));
+                self.pause = None;
+            }
             let mut ready = ready!(self.socket.poll_write_ready(task))?;
             match ready.try_io(|socket| socket.get_ref().send(letter)) {
                 Ok(Ok(())) => drop(self.outbox.pop_front()),
+                Ok(Err(error)) if is_passing(&error) => self.pause = Some(Box::pin(sleep(PAUSE))),
                 Ok(Err(error)) => return Poll::Ready(Err(error)),
                 Err(_would_block) => {}
             }
         }
         Poll::Ready(Ok(()))
     }
+}
+
+/// How long to wait before a message is sent again for which there was no memory, or too many descriptors on their way.
+const PAUSE: Duration = Duration::from_millis(20);
+
+/// Whether a message that was not sent can be sent later: the user has too many descriptors on their way, or the kernel
+/// has no memory.
+fn is_passing(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::QuotaExceeded | io::ErrorKind::OutOfMemory)
+        || error.raw_os_error() == Some(libc::ENOBUFS)
 }
 
 /// The next message of a socket; `UnexpectedEof` at its end.

@@ -87,7 +87,7 @@ fn a_gap_is_published_with_the_message_behind_it() {
     let hello = Hello { board: descriptor.into(), skip_above: Some(0), fences: false, wants_slots: false };
     own.send(&wire::encode(&LinkMessage::Hello(hello)).unwrap()).unwrap();
     let Ok(Arrived::Here) = pool.link(Expected::new(peer(), its)) else { panic!("an honest hello was refused") };
-    let Ok(Some(LinkMessage::Welcome(welcome))) = link::receive(&own) else { panic!("no welcome") };
+    let Ok(Some(LinkMessage::Welcome(welcome))) = link::receive_first(&own) else { panic!("no welcome") };
     let mut lane = LaneReader::new(LaneTable::attach(welcome.lane.as_fd(), capacity_for(SLOTS, true)).unwrap());
     assert_eq!(send(&mut pool).unwrap().receivers, 1);
     assert_eq!(send(&mut pool).unwrap().receivers, 0);

@@ -140,7 +140,7 @@ impl Greeted {
     /// # Errors
     /// [`LinkEnd`]: there will be no link.
     pub fn look(self) -> Result<Answered, LinkEnd> {
-        match link::receive(&self.socket)? {
+        match link::receive_first(&self.socket)? {
             None => Ok(Answered::NotYet(self)),
             Some(LinkMessage::Welcome(welcome)) => {
                 let link = Inbound::open(self, welcome)?;

@@ -25,7 +25,7 @@ use crate::{
     lane::{LaneReader, LaneTable, Note, capacity_for},
     lease::Rooms,
     limits::{MAX_AT_ONCE, MAX_SEGMENTS, MAX_SEQUENCE},
-    link::{self, LinkEnd, LinkMessage, NewSegment, Welcome},
+    link::{self, LinkEnd, LinkMessage, NewSegment, OneShot, ReadError, Welcome},
     loan::{Kept, Received},
     memory::{Map, MemoryError, SealedMemory},
     park::Fencing,
@@ -95,6 +95,8 @@ pub struct Inbound {
     end: Option<LinkEnd>,
     /// What this process had no room for, and what was published so far may do without.
     lacks: Option<String>,
+    /// Whether the next message on the socket waits for a descriptor, of which this process had none left.
+    lacks_descriptor: bool,
     segments: Vec<Segment>,
     /// The slots, if each is memory of its own.
     rooms: Option<Rooms>,
@@ -173,6 +175,7 @@ impl Inbound {
             missed: 0,
             end: None,
             lacks: None,
+            lacks_descriptor: false,
             segments: Vec::new(),
             rooms,
             shots: VecDeque::new(),
@@ -356,6 +359,15 @@ impl Inbound {
     fn take_message(&mut self, number: u32, length: u64) -> Option<Received> {
         if number >= self.known {
             self.learn_of(number);
+            if number >= self.known && self.lacks_descriptor {
+                return None;
+            }
+        }
+        if self.returns().mechanism == Mechanism::OneShot {
+            self.fetch_shot();
+            if self.lacks_descriptor {
+                return None;
+            }
         }
         let (home, mark) = (&**self.returns(), self.next_mark());
         let Some(cell) =
@@ -390,10 +402,6 @@ impl Inbound {
 
     /// The bytes of a message that came over the socket, which they did before its entry came.
     fn take_shot(&mut self, sequence: u64, length: usize) -> Result<SealedMemory, LinkEnd> {
-        let mut left = MAX_AT_ONCE;
-        while self.shots.is_empty() && left > 0 && self.read_message()? {
-            left -= 1;
-        }
         let memory = match self.shots.pop_front() {
             Some((number, memory)) if number == sequence => memory,
             _ => {
@@ -533,13 +541,35 @@ impl Inbound {
             if full || self.lacks.is_some() || self.is_broken() || self.known != known {
                 return;
             }
-            match self.read_message() {
-                Ok(true) => {}
-                Ok(false) => return,
-                Err(LinkEnd::Exhausted(what)) => self.lacks = Some(what),
-                Err(end) => return self.end_with(end),
+            if !self.read_one() {
+                return;
             }
         }
+    }
+
+    /// Reads the next message on the socket: whether to go on.
+    fn read_one(&mut self) -> bool {
+        self.lacks_descriptor = false;
+        match self.read_message() {
+            Ok(more) => return more,
+            Err(ReadError::NoDescriptor) => self.lacks_descriptor = true,
+            Err(ReadError::End(LinkEnd::Exhausted(what))) => self.lacks = Some(what),
+            Err(ReadError::End(end)) => self.end_with(end),
+        }
+        false
+    }
+
+    /// Whether something on the socket waits for a descriptor, of which this process has none left: a segment, or a
+    /// message. Nothing is lost; it is tried again with each look, and this tries now.
+    pub fn lacks_descriptor(&mut self) -> bool {
+        if self.lacks_descriptor {
+            if self.returns().mechanism == Mechanism::OneShot && self.is_ready() {
+                self.fetch_shot();
+            } else {
+                self.attend();
+            }
+        }
+        self.lacks_descriptor
     }
 
     /// Reads on until this slot is known. The sender announced it before it used it.
@@ -551,25 +581,53 @@ impl Inbound {
         }
     }
 
+    /// Reads on until the memory of the next message is here, and nothing that takes its place: the sender may have passed
+    /// it again before it told of it.
+    fn fetch_shot(&mut self) {
+        let sequence = self.next_mark().sequence();
+        let mut left = MAX_AT_ONCE;
+        self.lacks_descriptor = false;
+        while self.shots.back().is_none_or(|(last, _)| *last <= sequence) && left > 0 {
+            left -= 1;
+            if !self.read_one() {
+                return;
+            }
+        }
+    }
+
     /// Reads the next message on the socket: whether there was one.
-    fn read_message(&mut self) -> Result<bool, LinkEnd> {
-        match link::receive(&self.returns().socket)? {
+    fn read_message(&mut self) -> Result<bool, ReadError> {
+        let grows = self.rooms.is_none() && self.known < self.geometry.max_slots();
+        let descriptors = usize::from(grows || self.returns().mechanism == Mechanism::OneShot);
+        match link::receive(&self.returns().socket, descriptors)? {
             None => return Ok(false),
             Some(LinkMessage::Bell) => {}
-            Some(LinkMessage::Segment(segment)) => self.add_segment(&segment)?,
-            Some(LinkMessage::OneShot(shot))
-                if self.returns().mechanism == Mechanism::OneShot
-                    // The entry of the one before was published before this one was sent.
-                    && self.shots.len().checked_sub(1).is_none_or(|before| self.reader.has(before as u64)) =>
-            {
-                let memory = shot.memory.into_owned().map_err(|error| LinkEnd::Exhausted(error.to_string()))?;
-                self.shots.push_back((shot.sequence, memory));
+            Some(LinkMessage::Segment(segment)) => self.add_segment(&segment).map_err(ReadError::End)?,
+            Some(LinkMessage::OneShot(shot)) if self.returns().mechanism == Mechanism::OneShot => {
+                self.add_shot(shot).map_err(ReadError::End)?;
             }
             Some(other) => {
-                return Err(Violation::OutOfTurn { found: other.name(), wanted: "a bell or a new segment" }.into());
+                let wanted = "a bell or a new segment";
+                return Err(ReadError::End(Violation::OutOfTurn { found: other.name(), wanted }.into()));
             }
         }
         Ok(true)
+    }
+
+    fn add_shot(&mut self, shot: OneShot) -> Result<(), LinkEnd> {
+        // The sender could not pass the last one to all other receivers, and passes another of the same number.
+        if self.shots.back().is_some_and(|(number, _)| *number == shot.sequence) {
+            self.shots.pop_back();
+        }
+        // The entry of the one before was published before this one was sent.
+        if self.shots.len().checked_sub(1).is_some_and(|before| !self.reader.has(before as u64)) {
+            return Err(
+                Violation::OutOfTurn { found: "a message of its own", wanted: "the entry of the one before" }.into()
+            );
+        }
+        let memory = shot.memory.into_owned().map_err(|error| LinkEnd::Exhausted(error.to_string()))?;
+        self.shots.push_back((shot.sequence, memory));
+        Ok(())
     }
 
     /// How long ago the sender rang.

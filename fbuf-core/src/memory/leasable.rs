@@ -24,8 +24,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Map, MemoryError, Seals,
-    memfd::kernels_reason,
-    memfd::{check_seals, reserved, unmappable},
+    memfd::{check_seals, kernels_reason, reserved, unmappable},
     room,
 };
 use crate::violation::Unsuitable;

@@ -53,6 +53,15 @@ pub enum MemoryError {
     },
 }
 
+impl MemoryError {
+    /// Whether it was a descriptor that could not be had (RLIMIT_NOFILE), and not memory.
+    #[must_use]
+    pub fn is_of_descriptors(&self) -> bool {
+        let errno = |source: &io::Error| source.raw_os_error().map(Errno::from_raw);
+        matches!(self, Self::Refused { source, .. } if matches!(errno(source), Some(Errno::EMFILE | Errno::ENFILE)))
+    }
+}
+
 /// A memfd whose pages all exist, not yet sealed.
 #[derive(Debug)]
 pub struct Reserved {

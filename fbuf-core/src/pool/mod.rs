@@ -48,8 +48,8 @@ const SEARCH: u32 = 256;
 pub struct Pool {
     geometry: Geometry,
     memory: Memory,
-    /// Whether there was no memory for a buffer when it was last asked for.
-    exhausted: bool,
+    /// What there was not enough of for a buffer when it was last asked for.
+    lack: Option<Lack>,
     /// The hand: the slots that come next, as far as they are known to be free.
     free: Pieces,
     /// The ledger: which message used each slot last. [`Mark::OUT`] for those that are fbufs, or are among
@@ -71,6 +71,15 @@ pub struct Pool {
     guard: Option<Guard>,
     /// Messages that were sent without being guarded, although they should have been.
     unguarded: u64,
+}
+
+/// What there is not enough of for a free slot to be used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lack {
+    /// Memory.
+    Memory,
+    /// Descriptors of this process.
+    Descriptors,
 }
 
 /// Where a sender's slots are.
@@ -163,7 +172,7 @@ impl Pool {
         let mut pool = Self {
             geometry,
             memory,
-            exhausted: false,
+            lack: None,
             free: Pieces::none(0),
             ledger: Ring::of_zeroes(geometry.max_slots() as usize)?,
             retained: Vec::new(),
@@ -374,21 +383,32 @@ impl Pool {
     }
 
     fn collect_draft(&mut self, slot: SlotId) -> bool {
-        if !self.is_free(slot) {
+        if !self.is_free(slot) || self.lacks_room().is_some() {
             return false;
         }
         let draft = self.memory.draft(self.geometry, slot);
-        self.exhausted = draft.is_err();
+        let lack = |error: &MemoryError| if error.is_of_descriptors() { Lack::Descriptors } else { Lack::Memory };
+        self.lack = draft.as_ref().err().map(lack);
         let Ok(Some(pieces)) = draft else { return false };
         self.free = pieces;
         *self.ledger.at_mut(slot.index()) = Mark::OUT;
         true
     }
 
-    /// Whether the last look found a slot free, but no memory for what is to be written.
+    /// Of what there was not enough, if the last look found a slot free and it could not be had.
     #[must_use]
-    pub fn is_exhausted(&self) -> bool {
-        self.exhausted
+    pub fn lack(&self) -> Option<Lack> {
+        self.lack
+    }
+
+    /// The size of a send buffer in which there is no room for one message more than there are fbufs, in a pool of
+    /// buffers that are sent once: a slot that is free is not used before the receiver has read.
+    #[must_use]
+    pub fn lacks_room(&self) -> Option<usize> {
+        if !matches!(self.memory, Memory::Shots(_)) {
+            return None;
+        }
+        self.links.iter().find_map(|link| link.lacks_room(self.count_out() + 1))
     }
 
     /// Whether this is a pool of buffers that are sent once.
@@ -481,6 +501,9 @@ impl Pool {
         self.clear_shelf();
         if !self.parted.is_empty() {
             self.forget_parted();
+        }
+        if self.lacks_room().is_some() {
+            return false;
         }
         let end = from.saturating_add(most).min(self.used);
         let found = (0..1).chain(from..end).map(|ahead| self.ahead(ahead)).find(|&slot| self.is_free(slot));

@@ -2,10 +2,11 @@
 //! under a number that no message had before; or the fbuf comes out again. Slot, number and links never leave this
 //! crate, so no caller can lend a slot that is being written, or lend one twice.
 
-use std::{os::fd::OwnedFd, sync::Arc};
+use std::sync::Arc;
 
 use super::{Memory, Pool};
 use crate::{
+    link,
     loan::{Fbuf, Retained},
     memory::{Address, MemoryError, Sealed},
     outbound::{Offer, Outbound},
@@ -39,6 +40,13 @@ pub enum Unsent {
         fbuf: Fbuf,
         /// What the kernel says.
         error: MemoryError,
+    },
+    /// It could not be passed to every receiver now, and none was told of it.
+    NotPassed {
+        /// The fbuf.
+        fbuf: Fbuf,
+        /// Which limit is in the way. It passes.
+        reason: String,
     },
     /// It cannot be written again, or, if it was to be kept, not be read on: there is no memory to map it. The slot is
     /// free.
@@ -150,7 +158,7 @@ impl Pool {
         // Before any receiver hears of it. A message that cannot be sent was left out for none of them.
         let sendable = if self.admit() == 0 { !self.is_homeless(slot) } else { self.vacate(slot, length) };
         if sendable {
-            let receivers = self.offer(slot, length, None);
+            let receivers = self.offer(slot, length);
             if receivers > 0 || self.receivers() > 0 {
                 return Ok((self.published(length, receivers), retained));
             }
@@ -163,6 +171,11 @@ impl Pool {
 
     /// Seals a buffer for good and gives it to every receiver that takes it.
     fn give_away(&mut self, slot: SlotId, length: u32, keep: bool) -> Result<(Published, Option<Retained>), Unsent> {
+        // Once it is sealed, there is no way back but a copy.
+        if let Some(size) = self.links.iter().find_map(|link| link.lacks_room(1)) {
+            let fbuf = self.recall(slot, length).ok_or(Unsent::Lost)?;
+            return Err(Unsent::NotPassed { fbuf, reason: link::full(size) });
+        }
         let Memory::Shots(drafts) = &mut self.memory else { return Err(Unsent::Lost) };
         let sealed = drafts.seal(slot, length);
         points::reach("seal: sealed");
@@ -170,8 +183,15 @@ impl Pool {
             Ok(memory) => {
                 let memory = Arc::new(memory.ok_or(Unsent::Lost)?);
                 self.admit();
-                let receivers = self.offer(slot, length, Some(&memory));
+                // To all, before any of them is told of it.
+                let sequence = self.next_sequence;
+                let passed = self.links.iter_mut().try_for_each(|link| link.pass(&memory, sequence));
+                let receivers = if passed.is_ok() { self.offer(slot, length) } else { 0 };
                 let sealed = || Sealed::new(Arc::into_inner(memory)?, length as usize).ok();
+                if let Err(reason) = passed {
+                    let fbuf = sealed().and_then(|sealed| self.copy_back(slot, &sealed));
+                    return Err(fbuf.map_or(Unsent::Lost, |fbuf| Unsent::NotPassed { fbuf, reason }));
+                }
                 if receivers == 0 && self.receivers() == 0 {
                     let fbuf = sealed().and_then(|sealed| self.copy_back(slot, &sealed));
                     return Err(fbuf.map_or(Unsent::Lost, Unsent::NoReceiver));
@@ -186,7 +206,7 @@ impl Pool {
         }
     }
 
-    /// A message that was sealed for good before its last receiver was found to be gone, in a buffer that can be sent.
+    /// A message that was sealed for good and could not be sent, in a buffer that can be.
     fn copy_back(&mut self, slot: SlotId, sealed: &Sealed) -> Option<Fbuf> {
         let mut fbuf = self.recall(slot, sealed.len() as u32)?;
         fbuf.copy_from_slice(sealed);
@@ -199,9 +219,9 @@ impl Pool {
     }
 
     /// Lends a slot over every link that takes it: to how many receivers.
-    fn offer(&mut self, slot: SlotId, length: u32, own: Option<&Arc<OwnedFd>>) -> usize {
+    fn offer(&mut self, slot: SlotId, length: u32) -> usize {
         let sequence = self.next_sequence;
-        let offers = self.links.iter_mut().map(|link| link.offer(slot, length, sequence, own));
+        let offers = self.links.iter_mut().map(|link| link.offer(slot, length, sequence));
         offers.filter(|offer| *offer == Offer::Lent).count()
     }
 
