@@ -1,0 +1,229 @@
+//! Which endpoints of other users an endpoint is linked with: those that fit, and that it accepts. The others are not
+//! paired, none of them is refused, and the users of both ends can see why.
+
+#[path = "support/mod.rs"]
+mod support;
+
+use std::{
+    env,
+    io::{BufRead, BufReader},
+    os::unix::process::CommandExt,
+    process::{ChildStdout, Command, Stdio},
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use fbuf_broker::{Embedded, Policy};
+use fbuf_client::{Client, Mismatch, Protection, Receiver, Sender};
+use nix::unistd::geteuid;
+use support::{Process, SOON, fbuf, is_root, until};
+
+/// Users that tests as other ones.
+const OTHER: u32 = 65_533;
+const ANOTHER: u32 = 65_532;
+/// How long an end waits for a peer before it asks why there is none.
+const MOMENT: Duration = Duration::from_millis(50);
+
+/// What this program does when it is run again; nothing in the process that tests.
+#[test]
+fn role() {
+    let Ok(role) = env::var("FBUF_TEST_ROLE") else { return };
+    let client = Client::connect().unwrap();
+    match &*role {
+        "sender" => {
+            let size = env::var("FBUF_TEST_SIZE").unwrap().parse().unwrap();
+            let mut sender = client.sender("c").slot_size(size).slots(1).open().unwrap();
+            while sender.wait_for_receivers_timeout(1, MOMENT).is_err() {
+                sender.unpaired().unwrap().iter().for_each(|one| println!("it is {one}"));
+            }
+            send(&mut sender);
+            println!("it has sent");
+        }
+        "receiver" | "strict receiver" => {
+            let require = if role == "receiver" { Protection::Volatile } else { Protection::Sealed };
+            let mut receiver = client.receiver("c").require(require).stay().open().unwrap();
+            println!("it is open");
+            loop {
+                match receiver.get_timeout(MOMENT) {
+                    Ok(message) => println!("it got {} bytes", message.len()),
+                    Err(_) => receiver.unpaired().unwrap().iter().for_each(|one| println!("it is {one}")),
+                }
+            }
+        }
+        other => panic!("no such role: {other}"),
+    }
+    loop {
+        std::thread::park();
+    }
+}
+
+fn send(sender: &mut Sender) {
+    let mut fbuf = sender.allocate_timeout(SOON).unwrap();
+    fbuf.resize(8).unwrap();
+    sender.write(fbuf).unwrap();
+}
+
+/// This program in another role, as another user, and what it prints.
+struct Peer {
+    process: Process,
+    output: BufReader<ChildStdout>,
+}
+
+impl Peer {
+    fn start(broker: &Embedded, role: &str, uid: u32, slot_size: u64) -> Self {
+        // Which another user can run wherever it lies.
+        let mut command = Command::new("/proc/self/exe");
+        command.args(["--exact", "role", "--nocapture", "--test-threads=1"]).current_dir("/").uid(uid).gid(uid);
+        command.env("FBUF_TEST_ROLE", role).env("FBUF_TEST_SIZE", slot_size.to_string());
+        command.env("FBUF_BROKER", broker.address().to_string()).stdin(Stdio::null()).stdout(Stdio::piped());
+        let mut process = Process::start(&mut command);
+        let output = BufReader::new(process.0.stdout.take().unwrap());
+        Self { process, output }
+    }
+
+    /// The next line with this in it.
+    fn hear(&mut self, text: &str) -> String {
+        loop {
+            let mut line = String::new();
+            assert_ne!(self.output.read_line(&mut line).unwrap(), 0, "it ended before it said {text:?}");
+            if line.contains(text) {
+                return line.trim_end().to_owned();
+            }
+        }
+    }
+}
+
+fn broker() -> Embedded {
+    Embedded::start_with(Policy::own().allow(OTHER).allow(ANOTHER)).unwrap()
+}
+
+/// A message comes from a process of this user, and from no other.
+fn get_from(receiver: &mut Receiver, peer: &Peer, uid: u32) {
+    let message = receiver.get_timeout(SOON).unwrap();
+    let process = message.sender().process;
+    assert_eq!((process.uid, process.pid as u32), (uid, peer.process.pid()), "what the kernel says");
+    assert!(receiver.peers().all(|peer| peer.process.uid == uid));
+}
+
+#[test]
+fn a_receiver_is_linked_with_senders_of_the_users_that_it_names_and_no_others() {
+    if !is_root() {
+        return;
+    }
+    let broker = broker();
+    let client = Client::connect_to(broker.address()).unwrap();
+    let mut receiver = client.receiver("c").from_users([OTHER]).stay().open().unwrap();
+    let mut another = Peer::start(&broker, "sender", ANOTHER, 64);
+    let told = another.hear("not paired");
+    let number = receiver.endpoint();
+    assert!(told.contains(&format!("receiver {number} (pid {} of user 0)", std::process::id())), "{told}");
+    assert!(told.ends_with("accepts no sender of user 65532 (from_users)"), "{told}");
+    let mut other = Peer::start(&broker, "sender", OTHER, 64);
+    other.hear("it has sent");
+    get_from(&mut receiver, &other, OTHER);
+    let unpaired = receiver.unpaired().unwrap();
+    assert!(matches!(unpaired[..], [one] if one.sends && one.why == Mismatch::FromUsers(ANOTHER)), "{unpaired:?}");
+    // The command lists it as well.
+    let listed = fbuf(["ls"]).env("FBUF_BROKER", broker.address().to_string()).output().unwrap();
+    let listed = String::from_utf8_lossy(&listed.stdout).into_owned();
+    let line = format!("receiver {number} of \"c\" is not paired with sender ");
+    assert!(listed.contains(&line) && listed.contains("(from_users)"), "{listed}");
+}
+
+#[test]
+fn a_sender_is_linked_with_receivers_of_the_users_that_it_names_and_no_others() {
+    if !is_root() {
+        return;
+    }
+    let broker = broker();
+    let client = Client::connect_to(broker.address()).unwrap();
+    let mut another = Peer::start(&broker, "receiver", ANOTHER, 0);
+    let mut other = Peer::start(&broker, "receiver", OTHER, 0);
+    let mut sender = client.sender("c").slot_size(64).slots(2).to_users([OTHER]).open().unwrap();
+    let told = another.hear("not paired");
+    assert!(told.ends_with("accepts no receiver of user 65532 (to_users)"), "{told}");
+    sender.wait_for_receivers_timeout(1, SOON).unwrap();
+    send(&mut sender);
+    other.hear("it got 8 bytes");
+    assert_eq!(sender.peers().map(|peer| peer.process.uid).collect::<Vec<_>>(), [OTHER]);
+}
+
+#[test]
+fn both_ends_are_asked_before_they_are_linked() {
+    if !is_root() {
+        return;
+    }
+    let broker = broker();
+    let client = Client::connect_to(broker.address()).unwrap();
+    let asked = Arc::new(Mutex::new(Vec::new()));
+    let accept = |asked: &Arc<Mutex<Vec<u32>>>| {
+        let asked = asked.clone();
+        move |peer: &fbuf_client::Peer| {
+            asked.lock().unwrap().push(peer.process.uid);
+            // A question that panics is answered with no.
+            assert_eq!(peer.process.uid, OTHER);
+            true
+        }
+    };
+    let mut receiver = client.receiver("c").accept(accept(&asked)).stay().open().unwrap();
+    let _another = Peer::start(&broker, "sender", ANOTHER, 64);
+    until("the sender is introduced", || asked.lock().unwrap().contains(&ANOTHER));
+    let mut other = Peer::start(&broker, "sender", OTHER, 64);
+    other.hear("it has sent");
+    get_from(&mut receiver, &other, OTHER);
+    drop((receiver, other));
+    asked.lock().unwrap().clear();
+    let _another = Peer::start(&broker, "receiver", ANOTHER, 0);
+    let mut sender = client.sender("c").slot_size(64).slots(2).accept(accept(&asked)).open().unwrap();
+    until("the receiver is introduced", || asked.lock().unwrap().contains(&ANOTHER));
+    let mut other = Peer::start(&broker, "receiver", OTHER, 0);
+    sender.wait_for_receivers_timeout(1, SOON).unwrap();
+    send(&mut sender);
+    other.hear("it got 8 bytes");
+    assert_eq!(sender.peers().map(|peer| peer.process.uid).collect::<Vec<_>>(), [OTHER]);
+}
+
+#[test]
+fn a_receiver_is_linked_with_large_slots_of_another_user_only_if_it_says_so() {
+    if !is_root() {
+        return;
+    }
+    const LARGE: u64 = 5 << 20;
+    let broker = broker();
+    let client = Client::connect_to(broker.address()).unwrap();
+    let careful = client.receiver("c").stay().open().unwrap();
+    let mut other = Peer::start(&broker, "sender", OTHER, LARGE);
+    let told = other.hear("not paired");
+    assert!(told.ends_with("slots of 5242880 bytes, and the receiver accepts 4194304 (max_slot_size)"), "{told}");
+    assert_eq!(careful.peers().count(), 0);
+    let mut generous = client.receiver("c").max_slot_size(LARGE).max_slots(1).stay().open().unwrap();
+    other.hear("it has sent");
+    get_from(&mut generous, &other, OTHER);
+    // Of the own user all is accepted, unless the receiver says less; then it is an error.
+    let own = client.sender("own").slot_size(LARGE).slots(1).open().unwrap();
+    client.receiver("own").open().unwrap();
+    let refused = client.receiver("own").max_slot_size(LARGE - 1).open().unwrap_err().to_string();
+    assert!(refused.contains(&format!("sender {}", own.endpoint())) && refused.contains("max_slot_size"), "{refused}");
+}
+
+#[test]
+fn a_receiver_that_requires_more_keeps_no_other_user_off_the_channel() {
+    if !is_root() {
+        return;
+    }
+    // The sender's messages are volatile for all: it is trusted.
+    let broker = Embedded::start_with(Policy::own().trust(geteuid().as_raw()).allow(OTHER)).unwrap();
+    let client = Client::connect_to(broker.address()).unwrap();
+    let mut strict = Peer::start(&broker, "strict receiver", OTHER, 0);
+    strict.hear("it is open");
+    let mut sender = client.sender("c").slot_size(64).slots(2).open().unwrap();
+    let mut pleased = client.receiver("c").open().unwrap();
+    sender.wait_for_receivers_timeout(1, SOON).unwrap();
+    send(&mut sender);
+    assert_eq!(pleased.get_timeout(SOON).unwrap().len(), 8);
+    let told = strict.hear("not paired");
+    assert!(told.ends_with("requires sealed messages, and the sender's would be volatile"), "{told}");
+    // Within one user it is a mistake, and refused.
+    let refused = client.receiver("c").require(Protection::Sealed).open().unwrap_err().to_string();
+    assert!(refused.contains("requires sealed"), "{refused}");
+}
