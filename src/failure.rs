@@ -1,4 +1,14 @@
-//! How a command fails: with a sentence and a status, or because nobody reads its output any more.
+//! How a command fails: with a sentence and a status, or because nobody reads its output any more. Errors of the
+//! library speak of calls; here they speak of options.
+
+use std::error::Error;
+
+use bytesize::ByteSize;
+use fbuf_client::{GeometryError, MemoryError, OpenError};
+use fbuf_core::{
+    control::Refusal,
+    limits::{MAX_LEASED, MAX_SLOTS},
+};
 
 /// Why the command does not succeed.
 #[derive(Debug)]
@@ -16,10 +26,48 @@ pub(crate) enum Failure {
     ClosedPipe,
 }
 
-impl<E: std::error::Error> From<E> for Failure {
+impl<E: Error + 'static> From<E> for Failure {
     fn from(error: E) -> Self {
-        Self::new(error.to_string())
+        let error: &(dyn Error + 'static) = &error;
+        Self::new(error.downcast_ref().and_then(in_options).unwrap_or_else(|| error.to_string()))
     }
+}
+
+/// What an option is to be, where the library names a call.
+fn in_options(error: &OpenError) -> Option<String> {
+    let size = |bytes: u64| ByteSize(bytes).display().iec();
+    Some(match error {
+        OpenError::Refused(Refusal::SenderGivesLess { sender, required, found }) => format!(
+            "{required} messages are required, and those of sender {} ({}) are {found}: have it send with `--protection \
+             {required}`, or receive with `--require {found}`",
+            sender.endpoint, sender.process
+        ),
+        OpenError::Refused(Refusal::ReceiverRequiresMore { receiver, required, found }) => format!(
+            "receiver {} ({}) of the channel requires {required} messages, and these would be {found}: send with \
+             `--protection {required}`",
+            receiver.endpoint, receiver.process
+        ),
+        OpenError::Refused(Refusal::OneReceiver { sender }) => format!(
+            "the slots of sender {} ({}) come from the one receiver that the channel has: end that receiver first",
+            sender.endpoint, sender.process
+        ),
+        OpenError::Geometry(GeometryError::SlotBytes(bytes)) => {
+            format!("--slot-size can be 1B to 1GiB, and {bytes} bytes were asked for")
+        }
+        OpenError::Geometry(GeometryError::Slots(slots)) => {
+            format!("--slots can be 1 to {MAX_SLOTS}, and {slots} were asked for")
+        }
+        OpenError::Geometry(GeometryError::Leased(slots)) => {
+            format!("--slots can be 1 to {MAX_LEASED} with `--protection leased`, and {slots} were asked for")
+        }
+        OpenError::Memory(MemoryError::NotEnough { asked, available, bound }) => format!(
+            "{} of shared memory were asked for, and {} are available ({bound}): give fewer --slots or a smaller \
+             --slot-size, or free some memory",
+            size(*asked),
+            size(*available)
+        ),
+        _ => return None,
+    })
 }
 
 impl Failure {

@@ -17,12 +17,13 @@ use clap::{
     builder::{OsStringValueParser, TypedValueParser},
 };
 use fbuf_client::{Address, Client, ClientBuilder, ConnectError, Wait};
+use nix::unistd::User;
 
 use failure::Failure;
 
 /// Shared-buffer IPC: processes exchange buffers without copying them.
 #[derive(Debug, Parser)]
-#[command(version, propagate_version = true, arg_required_else_help = true)]
+#[command(version, propagate_version = true, arg_required_else_help = true, after_help = STATUS)]
 struct Arguments {
     #[command(flatten)]
     place: Place,
@@ -30,26 +31,70 @@ struct Arguments {
     command: Command,
 }
 
+const STATUS: &str = "\
+Exit status:
+  0  it did what was asked
+  1  something went wrong; standard error says what, and what to do
+  2  the command line is not understood
+  A reader that closes the pipe ends it as SIGPIPE does (141 in a shell).";
+
+const STATUS_OF_BROKER: &str = "\
+Exit status:
+  0  it was stopped by SIGTERM or SIGINT
+  1  it could not listen, or serve; standard error says why
+  2  the command line is not understood
+  A log that cannot be written is no reason to end.
+
+Environment:
+  FBUF_BROKER, XDG_RUNTIME_DIR  where it listens, if there is no --socket
+  RUST_LOG                      what is logged, for example fbuf_broker=debug
+  NO_COLOR                      no colours in the log";
+
+const STATUS_OF_SEND: &str = "\
+Exit status:
+  0  all of the input was sent, and every receiver has taken it
+  1  not all of it, or there is no broker; standard error says why
+  2  the command line is not understood, or the channel is missing";
+
+const STATUS_OF_RECV: &str = "\
+Exit status:
+  0  the sender has ended its stream, and all of it was written
+  1  something else went wrong; standard error says what
+  2  the command line is not understood
+  3  the sender died before it ended its stream: what was written is not all
+  A reader that closes the pipe ends it as SIGPIPE does (141 in a shell).";
+
+const STATUS_OF_DOCTOR: &str = "\
+Exit status:
+  0  all that fbuf needs works here
+  1  something that it needs is missing, or could not be tried
+  2  the command line is not understood";
+
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Run the broker that introduces processes to each other
+    #[command(after_help = STATUS_OF_BROKER)]
     Broker(broker::Arguments),
     /// Send a file, or standard input, to whoever receives on a channel
+    #[command(after_help = STATUS_OF_SEND)]
     Send(pipes::SendArguments),
     /// Receive what somebody sends on a channel into a file, or to standard output
-    ///
-    /// Exits with 0 when the sender has ended its stream and all of it was written, with 3 when the
-    /// sender died before that, and with 1 for any other failure.
+    #[command(after_help = STATUS_OF_RECV)]
     Recv(pipes::RecvArguments),
     /// Stream a file through fbufs, a pipe and a Unix socket, and compare
+    #[command(after_help = STATUS)]
     Demo(demo::Arguments),
     /// Measure what fbuf costs, beside other ways between two processes
+    #[command(after_help = STATUS)]
     Bench(fbuf_bench::Arguments),
     /// List every endpoint, channel or client, and what it does
+    #[command(after_help = STATUS)]
     Ls(watch::ls::Arguments),
     /// Watch endpoints, channels and clients in the terminal
+    #[command(after_help = STATUS)]
     Top(watch::top::Arguments),
     /// Try what fbuf needs of this machine, and say what works and what to do about the rest
+    #[command(after_help = STATUS_OF_DOCTOR)]
     Doctor,
     /// Write man pages, or completions for shells, into a folder: what a package installs
     #[command(hide = true)]
@@ -103,13 +148,23 @@ struct Place {
     /// Where the broker listens [default: $FBUF_BROKER, $XDG_RUNTIME_DIR/fbuf.sock, /run/fbuf/broker.sock]
     #[arg(long, global = true, value_name = "PATH", value_parser = OsStringValueParser::new().try_map(address))]
     socket: Option<Address>,
-    /// Accept a broker that this user runs, by number, besides one of root or of one's own
-    #[arg(long, global = true, value_name = "UID")]
+    /// Accept a broker that this user runs, besides one of root or of one's own
+    #[arg(long, global = true, value_name = "USER", value_parser = user)]
     broker_user: Option<u32>,
 }
 
 fn address(text: OsString) -> Result<Address, &'static str> {
     if text.is_empty() { Err("it is empty: give a path, or @ and a name") } else { Ok(Address::new(text)) }
+}
+
+/// A user, by name or number.
+fn user(text: &str) -> Result<u32, String> {
+    match (text.parse(), User::from_name(text)) {
+        (Ok(number), _) => Ok(number),
+        (_, Ok(Some(user))) => Ok(user.uid.as_raw()),
+        (_, Ok(None)) => Err("there is no user of that name: correct it, or give a number".into()),
+        (_, Err(error)) => Err(format!("users cannot be looked up ({error}): give a number")),
+    }
 }
 
 impl Place {

@@ -22,7 +22,7 @@ mod work;
 
 use std::io::Write;
 
-pub use options::Arguments;
+pub use options::{Arguments, size};
 
 /// Why there is no figure, in words.
 pub type Error = Box<dyn std::error::Error + Send + Sync>;

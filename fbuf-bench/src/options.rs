@@ -30,7 +30,7 @@ enum What {
     /// As latency, but with pauses in which both sides may sleep, and what that costs in processor time
     Wakeup {
         /// How many messages a second
-        #[arg(long, value_name = "RATE", value_delimiter = ',', default_value = "1,100,10000")]
+        #[arg(long, value_name = "RATE", value_delimiter = ',', value_parser = more_than_zero, default_value = "1,100,10000")]
         rate: Vec<f64>,
         /// What both sides do while there is nothing to do
         #[arg(long, value_enum, value_delimiter = ',', default_value = "adaptive,block")]
@@ -61,6 +61,7 @@ enum What {
             long,
             value_name = "BYTES",
             value_delimiter = ',',
+            value_parser = size,
             default_value = "4KiB,64KiB,256KiB,1MiB,2MiB,4MiB,16MiB,64MiB"
         )]
         size: Vec<ByteSize>,
@@ -86,7 +87,7 @@ enum What {
     /// How many instructions a message takes, both sides together, as valgrind counts them
     Instructions {
         /// Bytes of a message
-        #[arg(long, value_name = "BYTES", default_value = "64")]
+        #[arg(long, value_name = "BYTES", value_parser = size, default_value = "64")]
         size: ByteSize,
         /// What to measure
         #[arg(
@@ -130,7 +131,7 @@ enum What {
 #[derive(Debug, Args)]
 pub(crate) struct Settings {
     /// Bytes of a message [default: 64, 4 KiB, 64 KiB, 1 MiB; for latency also 16 MiB]
-    #[arg(long, value_name = "BYTES", value_delimiter = ',')]
+    #[arg(long, value_name = "BYTES", value_delimiter = ',', value_parser = size)]
     pub(crate) size: Vec<ByteSize>,
     /// What to measure [default: all that there are; for depth, fbuf and limit]
     #[arg(long, value_enum, value_name = "NAME", value_delimiter = ',')]
@@ -156,11 +157,29 @@ pub(crate) struct Common {
     #[arg(long, default_value_t = 5)]
     pub(crate) runs: usize,
     /// For how long each run is measured
-    #[arg(long, value_name = "SECONDS", default_value_t = 0.3)]
+    #[arg(long, value_name = "SECONDS", value_parser = more_than_zero, default_value = "0.3")]
     seconds: f64,
     /// Print one line of JSON for each run, and nothing else
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+/// Reads a size as a user writes it.
+///
+/// # Errors
+/// What sizes look like.
+pub fn size(text: &str) -> std::result::Result<ByteSize, String> {
+    text.parse().map_err(|_| {
+        "a size is a number of bytes, or a number with a unit of 1000 (kB, MB, GB, TB) or of 1024 (KiB, MiB, GiB, TiB), as \
+         in 64KiB or 1.5MiB"
+            .to_owned()
+    })
+}
+
+/// Reads a number that is more than zero.
+fn more_than_zero(text: &str) -> std::result::Result<f64, &'static str> {
+    let number = text.parse().ok().filter(|number: &f64| number.is_finite() && *number > 0.0);
+    number.ok_or("give a number that is more than zero")
 }
 
 /// Does it.

@@ -4,7 +4,7 @@ mod handed;
 mod log;
 
 use std::{
-    fs,
+    env, fs,
     io::{self, stderr},
     net::{SocketAddr, TcpListener},
     os::unix::fs::DirBuilderExt,
@@ -29,6 +29,7 @@ use self::{
 use crate::{
     Failure, Place,
     standard::{has_colours, print},
+    user,
     watch::metrics,
 };
 
@@ -44,11 +45,11 @@ pub(crate) struct Arguments {
     /// service manager hands over are served too
     #[arg(long, value_name = "ADDRESS:PORT")]
     metrics: Option<SocketAddr>,
-    /// Serve this user too, by number; what users send to each other is sealed
-    #[arg(long, value_name = "UID")]
+    /// Serve this user too; what users send to each other is sealed
+    #[arg(long, value_name = "USER", value_parser = user)]
     allow: Vec<u32>,
     /// Serve this user too, and let others get its messages volatile or leased, as it sends them
-    #[arg(long, value_name = "UID")]
+    #[arg(long, value_name = "USER", value_parser = user)]
     trust: Vec<u32>,
 }
 
@@ -67,10 +68,16 @@ pub(crate) fn run(arguments: Arguments, place: &Place) -> Result<(), Failure> {
         return print(Policy::read(path)?);
     }
     // tarpc has a line for each request that expired, and clients choose when that is.
-    let filter = EnvFilter::try_from_default_env()
-        .unwrap_or_else(|_| EnvFilter::new("warn,tarpc=off,fbuf=info,fbuf_broker=info"));
+    let asked = env::var(EnvFilter::DEFAULT_ENV).ok().filter(|asked| !asked.is_empty());
+    let asked = asked.map(EnvFilter::try_new).transpose();
+    let unclear = asked.as_ref().err().map(ToString::to_string);
+    let usual = || EnvFilter::new("warn,tarpc=off,fbuf=info,fbuf_broker=info");
+    let filter = asked.ok().flatten().unwrap_or_else(usual);
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(|| Log);
     log.with_ansi(has_colours(&stderr())).log_internal_errors(false).init();
+    if let Some(error) = unclear {
+        warn!(error, "RUST_LOG is not understood, and left aside");
+    }
     allow_descriptors();
     let policy = arguments.policy()?;
     name_unknown(&policy);

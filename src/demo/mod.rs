@@ -9,7 +9,7 @@ use std::path::PathBuf;
 
 use bytesize::ByteSize;
 use clap::ValueEnum;
-use fbuf_bench::processors::pin;
+use fbuf_bench::{processors::pin, size};
 
 use crate::{Failure, WaitArgument};
 
@@ -18,10 +18,10 @@ pub(crate) struct Arguments {
     /// What to send [default: generated data]
     file: Option<PathBuf>,
     /// How much to generate
-    #[arg(long, value_name = "BYTES", default_value = "4GiB", conflicts_with = "file")]
+    #[arg(long, value_name = "BYTES", value_parser = size, default_value = "4GiB", conflicts_with = "file")]
     bytes: ByteSize,
     /// How much each message holds
-    #[arg(long, value_name = "BYTES", default_value = "1MiB")]
+    #[arg(long, value_name = "BYTES", value_parser = size, default_value = "1MiB")]
     message: ByteSize,
     /// What to send it over
     #[arg(long, value_enum, value_delimiter = ',', default_value = "fbuf,pipe,socket")]

@@ -12,6 +12,10 @@ use fbuf_client::caches::{Cache, Users, caches, default_slots, in_flight, larges
 
 use super::finding::{Finding, Section, bytes};
 
+/// The oldest kernel on which fbuf is tried, as README says too. What it needs came with 5.5; whatever else is missing
+/// from an older one is found out by trying it.
+pub const OLDEST_KERNEL: &str = "5.15";
+
 /// The group.
 pub fn section() -> Section {
     let processors = processors();
@@ -27,7 +31,12 @@ pub fn section() -> Section {
 
 fn kernel() -> String {
     match uname() {
-        Ok(name) => format!("{} {}, {}", name.sysname().display(), name.release().display(), name.machine().display()),
+        Ok(name) => format!(
+            "{} {}, {}; fbuf is made for {OLDEST_KERNEL} and later",
+            name.sysname().display(),
+            name.release().display(),
+            name.machine().display()
+        ),
         Err(error) => format!("unknown (uname: {error})"),
     }
 }
@@ -104,6 +113,13 @@ mod tests {
         assert_eq!(ranges(&[0, 1, 2, 3, 8]), "0-3,8");
         assert_eq!(ranges(&[5]), "5");
         assert_eq!(ranges(&[]), "");
+    }
+
+    #[test]
+    fn readme_names_the_same_kernel() {
+        let readme = include_str!("../../README.md");
+        assert!(readme.contains(&format!("Linux {OLDEST_KERNEL} or later")), "README names another kernel");
+        assert!(kernel().contains(OLDEST_KERNEL));
     }
 
     #[test]

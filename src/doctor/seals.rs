@@ -27,7 +27,7 @@ const OLD: Consequence = Consequence {
 
 const UNSOUND: Consequence = Consequence {
     follows: "Who receives a buffer could write it, so nothing that fbuf promises would hold.",
-    remedy: "Kernel 5.5 or later; 5.1 to 5.4 know the seal but leave ways around it.",
+    remedy: "A newer kernel: 5.1 to 5.4 know the seal but leave ways around it, and older ones do not.",
 };
 
 /// The group.

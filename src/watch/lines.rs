@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use fbuf_client::{ClientStatus, EndStatus, EndpointStatus, Oldest, Report};
 
-use super::{Rates, age, columns::Column, is_suspect, protection, role, short};
+use super::{Rates, age, columns::Column, is_suspect, number, protection, role, short};
 
 /// What there is a line for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -183,14 +183,14 @@ impl Line {
         let mut cells = match &self.subject {
             Subject::Endpoint(endpoint) => {
                 let EndpointStatus { process, channel, end, .. } = &**endpoint;
-                let (process, user) = (process.pid.to_string(), process.uid.to_string());
+                let (process, user) = (number(*process), process.uid.to_string());
                 vec![channel.clone(), role(*end).into(), process, user, protection(*end)]
             }
             Subject::Channel { channel, senders, receivers } => {
                 vec![channel.clone(), senders.to_string(), receivers.to_string()]
             }
             Subject::Client { client: ClientStatus { process, endpoints, .. }, channels } => {
-                vec![process.pid.to_string(), process.uid.to_string(), endpoints.to_string(), channels.to_string()]
+                vec![number(*process), process.uid.to_string(), endpoints.to_string(), channels.to_string()]
             }
         };
         let Some(report) = &self.report else { return cells };

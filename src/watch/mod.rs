@@ -8,7 +8,7 @@ pub(crate) mod ls;
 pub(crate) mod metrics;
 pub(crate) mod top;
 
-use fbuf_client::{EndStatus, Oldest, Report};
+use fbuf_client::{Credentials, EndStatus, Oldest, Report};
 
 /// A message that is held for so long,
 const LONG: u64 = 10_000;
@@ -24,6 +24,14 @@ fn role(end: EndStatus) -> &'static str {
     match end {
         EndStatus::Sender { .. } => "sender",
         EndStatus::Receiver { .. } => "receiver",
+    }
+}
+
+/// The number of a process; one in another PID namespace has none here.
+fn number(process: Credentials) -> String {
+    match process.pid {
+        0 => "elsewhere".to_owned(),
+        pid => pid.to_string(),
     }
 }
 
@@ -96,6 +104,12 @@ mod tests {
         };
         assert!(held(LONG, MANY) && !held(LONG - 1, MANY) && !held(LONG, MANY - 1));
         assert!(!is_suspect(&Report::default()));
+    }
+
+    #[test]
+    fn a_process_of_another_namespace_is_no_process_zero() {
+        let of = |pid| number(Credentials { pid, uid: 0, gid: 0 });
+        assert_eq!([of(0), of(7)], ["elsewhere", "7"]);
     }
 
     #[test]

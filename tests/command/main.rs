@@ -1,5 +1,6 @@
 //! The command, as a user runs it: what it copies, what it prints and where, what it says when something is wrong.
 
+mod errors;
 mod signals;
 mod standard;
 #[path = "../support/mod.rs"]
@@ -119,7 +120,7 @@ fn errors_say_what_to_do() {
     let output = place.command(&["send", "a\nb", "/dev/null"]).output().unwrap();
     assert!(text(&output.stderr).contains("control character"), "{}", text(&output.stderr));
     let output = place.command(&["send", "c", "/dev/null", "--slot-size", "100TiB"]).output().unwrap();
-    assert!(text(&output.stderr).contains("a slot of"), "{}", text(&output.stderr));
+    assert!(text(&output.stderr).contains("--slot-size can be"), "{}", text(&output.stderr));
     let output = place.command(&["send", "c", "/no/such/file"]).output().unwrap();
     assert!(text(&output.stderr).contains("/no/such/file"), "{}", text(&output.stderr));
 }

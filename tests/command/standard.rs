@@ -224,7 +224,6 @@ fn a_receiver_whose_output_nobody_reads_ends_as_by_sigpipe() {
     let mut said = String::new();
     receive.0.stderr.take().unwrap().read_to_string(&mut said).unwrap();
     assert_eq!(said, "");
-    assert!(!send.end().success());
 }
 
 #[test]
