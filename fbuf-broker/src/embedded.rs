@@ -3,7 +3,7 @@
 
 use std::{io, sync::mpsc, thread};
 
-use fbuf_core::{address::Address, sys, threads};
+use fbuf_core::{address::Address, fork::Generation, sys, threads};
 use tokio::sync::oneshot;
 
 use crate::{Broker, Listener, Policy};
@@ -22,6 +22,7 @@ use crate::{Broker, Listener, Policy};
 /// ```
 #[derive(Debug)]
 pub struct Embedded {
+    generation: Generation,
     broker: Broker,
     address: Address,
     stop: Option<oneshot::Sender<()>>,
@@ -77,7 +78,7 @@ impl Embedded {
             }
         })?;
         start.recv().map_err(io::Error::other)??;
-        Ok(Self { broker, address, stop: Some(stop), thread: Some(thread) })
+        Ok(Self { generation: Generation::current(), broker, address, stop: Some(stop), thread: Some(thread) })
     }
 
     /// Where clients connect.
@@ -95,6 +96,10 @@ impl Embedded {
 
 impl Drop for Embedded {
     fn drop(&mut self) {
+        if !self.generation.is_current() {
+            // It is the broker of the process that this one was forked from.
+            return std::mem::forget((self.stop.take(), self.thread.take()));
+        }
         drop(self.stop.take());
         if let Some(thread) = self.thread.take() {
             // A panic in there was reported by the thread itself.

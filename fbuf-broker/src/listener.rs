@@ -8,7 +8,7 @@ use std::{
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
-use fbuf_core::address::Address;
+use fbuf_core::{address::Address, fork::Withheld};
 use nix::{
     errno::Errno,
     sys::socket::{AddressFamily, Backlog, SockFlag, SockType, bind, getsockopt, listen, socket, sockopt::AcceptConn},
@@ -31,7 +31,7 @@ pub struct Listener {
 
 #[derive(Debug)]
 struct Bound {
-    socket: OwnedFd,
+    socket: Withheld<OwnedFd>,
     /// Removed at the end.
     file: Option<SocketFile>,
     /// Whether processes of every user may connect.
@@ -147,7 +147,7 @@ impl Listener {
         if !getsockopt(&socket, AcceptConn)? {
             listen(&socket, Backlog::new(QUEUE)?)?;
         }
-        let bound = Bound { socket, file: None, is_open_to_all: true };
+        let bound = Bound { socket: socket.into(), file: None, is_open_to_all: true };
         Ok(Self { address: None, bound: Mutex::new(bound) })
     }
 
@@ -155,8 +155,8 @@ impl Listener {
     ///
     /// # Errors
     /// When there is no descriptor left.
-    pub fn socket(&self) -> io::Result<OwnedFd> {
-        self.lock().socket.try_clone()
+    pub fn socket(&self) -> io::Result<Withheld<OwnedFd>> {
+        Ok(self.lock().socket.try_clone()?.into())
     }
 
     /// Looks whether clients still find it, and makes its file anew if that is gone.
@@ -216,7 +216,7 @@ impl Bound {
         })?;
         let file = folder.map(SocketFile::made_in).transpose().map_err(refused)?;
         Backlog::new(QUEUE).and_then(|queue| listen(&socket, queue)).map_err(|error| refused(error.into()))?;
-        Ok(Self { socket, file, is_open_to_all: false })
+        Ok(Self { socket: socket.into(), file, is_open_to_all: false })
     }
 
     fn open_to_all(&mut self) -> io::Result<()> {

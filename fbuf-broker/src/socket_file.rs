@@ -14,7 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use fbuf_core::{address::Address, socket::PacketSocket};
+use fbuf_core::{address::Address, fork::Generation, socket::PacketSocket};
 use nix::{
     errno::Errno,
     fcntl::{AtFlags, Flock, FlockArg, OFlag, open, openat},
@@ -48,6 +48,7 @@ pub(crate) struct Folder {
 /// A socket file that this broker has made.
 #[derive(Debug)]
 pub(crate) struct SocketFile {
+    generation: Generation,
     folder: Folder,
     /// The file itself (O_PATH), whatever has its name.
     file: OwnedFd,
@@ -165,7 +166,7 @@ impl SocketFile {
         let file = openat(&folder.folder, &*folder.name, flags, Mode::empty())?;
         let found = fstat(&file)?;
         if is_socket(&found) && found.st_uid == geteuid().as_raw() {
-            Ok(Self { folder, file })
+            Ok(Self { generation: Generation::current(), folder, file })
         } else {
             Err(io::Error::other("another process has changed what is there"))
         }
@@ -191,6 +192,10 @@ impl SocketFile {
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
+        if !self.generation.is_current() {
+            // It is the broker's that this process was forked from.
+            return;
+        }
         if let (Ok(made), Ok(Some(found))) = (fstat(&self.file), self.folder.find(&self.folder.name))
             && is_same(&made, &found)
         {

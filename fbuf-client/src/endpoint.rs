@@ -15,6 +15,7 @@ use std::{
 use crate::hangup::{Alarm, Watch};
 use fbuf_core::{
     control::{LinkId, Lodging, Report},
+    fork::{Notice, WithheldDescriptor},
     inbound::{Holdings, Peer},
     protection::Mechanism,
     slot::Geometry,
@@ -46,7 +47,7 @@ pub(crate) trait Post: Send {
 /// A post box: filled by the control thread, emptied by the endpoint.
 #[derive(Debug)]
 pub(crate) struct Inbox<T> {
-    filled: AtomicBool,
+    filled: Notice,
     /// Whether a peer has hung up since the endpoint last looked at its sockets.
     hung_up: AtomicBool,
     letters: Mutex<VecDeque<T>>,
@@ -55,6 +56,7 @@ pub(crate) struct Inbox<T> {
     links: Mutex<BTreeMap<LinkId, Option<Holdings>>>,
     /// What the endpoint says of itself whenever it looks at its sockets.
     report: Mutex<Report>,
+    _withheld: WithheldDescriptor,
     wake: Arc<EventFd>,
 }
 
@@ -62,8 +64,9 @@ impl<T> Inbox<T> {
     pub(crate) fn new() -> io::Result<Self> {
         let wake = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
         let (letters, links, report) = (Mutex::default(), Mutex::default(), Mutex::default());
-        let (filled, hung_up) = (AtomicBool::new(false), AtomicBool::new(false));
-        Ok(Self { filled, hung_up, letters, links, report, wake: Arc::new(wake) })
+        let (filled, hung_up) = (Notice::new()?, AtomicBool::new(false));
+        let withheld = WithheldDescriptor::new(&wake);
+        Ok(Self { filled, hung_up, letters, links, report, _withheld: withheld, wake: Arc::new(wake) })
     }
 
     /// What wakes the endpoint.
@@ -82,16 +85,21 @@ impl<T> Inbox<T> {
             let mut letters = lock(&self.letters);
             letters.push_back(letter);
             // Relaxed: what is said of the letters is said by their lock.
-            self.filled.store(true, Ordering::Relaxed);
+            self.filled.set(true);
         }
         // A counter that is full wakes as well.
         let _ = self.wake.write(1);
     }
 
-    /// Whether there is anything; one load of memory that rarely changes.
+    /// Whether there is anything; one load of memory that rarely changes. It says so in a child that was forked.
     #[inline]
     pub(crate) fn is_filled(&self) -> bool {
-        self.filled.load(Ordering::Relaxed)
+        self.filled.is_raised()
+    }
+
+    /// What [`Self::is_filled`] looks at.
+    pub(crate) fn notice(&self) -> Notice {
+        self.filled.clone()
     }
 
     /// Whether there is a letter.
@@ -101,7 +109,7 @@ impl<T> Inbox<T> {
 
     /// Has [`Self::is_filled`] say so although there may be nothing: there is something else to look for.
     pub(crate) fn remind(&self) {
-        self.filled.store(true, Ordering::Relaxed);
+        self.filled.set(true);
     }
 
     /// Whether a peer has hung up, as far as the control thread has told.
@@ -123,7 +131,7 @@ impl<T> Inbox<T> {
         let mut letters = lock(&self.letters);
         let letter = letters.pop_front();
         // With the letters locked, so that the word of one that is posted just now is not wiped out.
-        self.filled.store(!letters.is_empty() || self.has_hung_up(), Ordering::Relaxed);
+        self.filled.set(!letters.is_empty() || self.has_hung_up());
         letter
     }
 
@@ -176,7 +184,7 @@ impl<T: Send> Alarm for Inbox<T> {
         // With the letters locked, as in `next`.
         let _letters = lock(&self.letters);
         self.hung_up.store(true, Ordering::Relaxed);
-        self.filled.store(true, Ordering::Relaxed);
+        self.filled.set(true);
     }
 }
 
@@ -191,6 +199,7 @@ const EVENTS: usize = 32;
 /// The sockets of an endpoint, and the eventfd of its inbox.
 #[derive(Debug)]
 pub(crate) struct Sockets {
+    _withheld: WithheldDescriptor,
     epoll: Epoll,
     wake: Arc<EventFd>,
     hang_ups: Watch,
@@ -239,7 +248,7 @@ impl Sockets {
     pub(crate) fn new(wake: Arc<EventFd>, hang_ups: Watch) -> io::Result<Self> {
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
         epoll.add(wake.as_fd(), EpollEvent::new(EpollFlags::EPOLLIN, wake.as_fd().as_raw_fd() as u64))?;
-        Ok(Self { epoll, wake, hang_ups })
+        Ok(Self { _withheld: WithheldDescriptor::new(&epoll.0), epoll, wake, hang_ups })
     }
 
     pub(crate) fn add(&self, socket: &impl AsFd) -> io::Result<()> {

@@ -11,7 +11,10 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
 };
 
-use fbuf_core::sys;
+use fbuf_core::{
+    fork::{Generation, WithheldDescriptor},
+    sys,
+};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 
 /// What is told of a hang-up.
@@ -22,6 +25,8 @@ pub(crate) trait Alarm: Send + Sync {
 
 /// The link sockets of all endpoints of a client, watched for hang-ups.
 pub(crate) struct HangUps {
+    generation: Generation,
+    _withheld: WithheldDescriptor,
     epoll: Arc<Epoll>,
     /// By the number under which the connection knows an endpoint.
     endpoints: Mutex<BTreeMap<u64, Weak<dyn Alarm>>>,
@@ -33,7 +38,8 @@ const EVENTS: usize = 32;
 impl HangUps {
     pub(crate) fn new() -> io::Result<Self> {
         let epoll = Arc::new(Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?);
-        Ok(Self { epoll, endpoints: Mutex::default() })
+        let withheld = WithheldDescriptor::new(&epoll.0);
+        Ok(Self { generation: Generation::current(), _withheld: withheld, epoll, endpoints: Mutex::default() })
     }
 
     /// Has an endpoint told of hang-ups until what is returned is dropped.
@@ -92,7 +98,10 @@ impl Watch {
 
 impl Drop for Watch {
     fn drop(&mut self) {
-        self.hang_ups.endpoints().remove(&self.endpoint);
+        // In a child that was forked, the lock may be held by a thread that is not there.
+        if self.hang_ups.generation.is_current() {
+            self.hang_ups.endpoints().remove(&self.endpoint);
+        }
     }
 }
 

@@ -47,6 +47,7 @@ pub use fbuf_core::{
     address::Address,
     channel::{ChannelName, ChannelNameError},
     control::{ClientStatus, EndStatus, EndpointStatus, Mismatch, Oldest, Report, Unpaired},
+    fork::Forked,
     inbound::Peer,
     loan::{Fbuf, Private, Received, Retained, TooLarge},
     memory::{MemoryError, Pages, Sealed},

@@ -173,6 +173,16 @@ fn marks(slots: usize) -> io::Result<Messages> {
     Ring::of_zeroes(slots).map_err(io::Error::other)
 }
 
+/// Holds the lock on all that is guarded.
+pub(crate) struct Locked {
+    _watch: MutexGuard<'static, Watch>,
+}
+
+/// Takes it.
+pub(crate) fn lock_for_fork() -> Locked {
+    Locked { _watch: lock() }
+}
+
 fn lock() -> MutexGuard<'static, Watch> {
     // A panic while it was locked cannot have left it half changed.
     WATCH.lock().unwrap_or_else(PoisonError::into_inner)

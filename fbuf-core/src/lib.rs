@@ -39,6 +39,8 @@ pub mod channel;
 #[cfg(not(loom))]
 pub mod control;
 #[cfg(not(loom))]
+pub mod fork;
+#[cfg(not(loom))]
 pub mod guard;
 #[cfg(not(loom))]
 pub mod inbound;

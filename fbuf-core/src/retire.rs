@@ -246,7 +246,7 @@ impl<T: Remains> Retired<T> {
     }
 
     #[cfg(not(loom))]
-    fn lock(&self) -> std::sync::MutexGuard<'_, Vec<T>> {
+    pub(crate) fn lock(&self) -> std::sync::MutexGuard<'_, Vec<T>> {
         // A panic while it was locked cannot have left the list half changed.
         self.list.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }

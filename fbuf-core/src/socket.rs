@@ -21,6 +21,7 @@ use nix::{
 };
 
 use crate::{
+    fork::Withheld,
     limits::{MAX_DESCRIPTORS, SEND_BUFFER},
     sys,
     wire::Letter,
@@ -28,7 +29,7 @@ use crate::{
 
 /// One end of a connection.
 #[derive(Debug)]
-pub struct PacketSocket(OwnedFd);
+pub struct PacketSocket(Withheld<OwnedFd>);
 
 /// What came out of a socket.
 #[derive(Debug)]
@@ -54,14 +55,14 @@ impl PacketSocket {
         use nix::fcntl::{FcntlArg, OFlag, fcntl};
         let flags = OFlag::from_bits_retain(fcntl(&fd, FcntlArg::F_GETFL)?);
         fcntl(&fd, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
-        Ok(Self(fd))
+        Ok(Self(fd.into()))
     }
 
     /// Takes over what [`sys::accept`] returned, which is non-blocking already.
     #[must_use]
     pub fn accepted(fd: OwnedFd) -> Self {
         widen(&fd);
-        Self(fd)
+        Self(fd.into())
     }
 
     /// Two ends of one connection.
@@ -98,7 +99,7 @@ impl PacketSocket {
         let fd = socket(AddressFamily::Unix, SockType::SeqPacket, flags, None)?;
         widen(&fd);
         connect(fd.as_raw_fd(), address)?;
-        Ok(Self(fd))
+        Ok(Self(fd.into()))
     }
 
     /// The size of its send buffer, if that is smaller than [`SEND_BUFFER`]: then it may be full although the peer is honest.
@@ -246,7 +247,7 @@ impl PacketSocket {
     /// # Errors
     /// What getsockopt(2) says.
     pub fn peer(&self) -> io::Result<Credentials> {
-        let found = nix::sys::socket::getsockopt(&self.0, nix::sys::socket::sockopt::PeerCredentials)?;
+        let found = nix::sys::socket::getsockopt(&*self.0, nix::sys::socket::sockopt::PeerCredentials)?;
         Ok(Credentials { pid: found.pid(), uid: found.uid(), gid: found.gid() })
     }
 }

@@ -17,7 +17,7 @@ use nix::sys::{
 };
 use tokio::io::{Interest, unix::AsyncFd};
 
-use crate::{limits::MAX_DESCRIPTORS, socket::PacketSocket};
+use crate::{fork::Withheld, limits::MAX_DESCRIPTORS, socket::PacketSocket};
 
 /// A request to membarrier(2).
 #[derive(Debug, Clone, Copy)]
@@ -267,7 +267,7 @@ pub fn watch(socket: PacketSocket) -> io::Result<AsyncFd<PacketSocket>> {
 ///
 /// # Errors
 /// What epoll_ctl(2) says.
-pub fn watch_listener(listener: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+pub fn watch_listener(listener: Withheld<OwnedFd>) -> io::Result<AsyncFd<Withheld<OwnedFd>>> {
     // SAFETY: an OwnedFd returns the same descriptor each time, and owns it until it is dropped.
     Ok(unsafe { AsyncFd::register_with_interest(listener, Interest::READABLE) }?)
 }

@@ -105,12 +105,20 @@ pub struct Fork(nix::unistd::Pid);
 impl Fork {
     #[allow(unsafe_code, reason = "fork(2)")]
     pub fn here() -> Self {
+        let (started, starts) = nix::unistd::pipe().expect("a pipe");
         // SAFETY: the child does nothing but wait until it is killed.
         match unsafe { nix::unistd::fork() }.expect("a child") {
-            nix::unistd::ForkResult::Child => loop {
-                nix::unistd::pause();
-            },
-            nix::unistd::ForkResult::Parent { child } => Self(child),
+            nix::unistd::ForkResult::Child => {
+                let _ = nix::unistd::write(&starts, b"x");
+                loop {
+                    nix::unistd::pause();
+                }
+            }
+            nix::unistd::ForkResult::Parent { child } => {
+                // The handlers of fork have run in it.
+                nix::unistd::read(&started, &mut [0]).expect("its word");
+                Self(child)
+            }
         }
     }
 }

@@ -20,6 +20,7 @@ use fbuf_core::{
     address::Address,
     channel::ChannelNameError,
     control::{ClientStatus, EndpointStatus, Open, Opened, Refusal, Role, Unpaired},
+    fork::{Forked, Generation},
     memory::MemoryError,
     slot::GeometryError,
     sys::{self, limit_behind},
@@ -46,6 +47,14 @@ const PATIENCE: Duration = Duration::from_secs(5);
 ///
 /// If the broker dies, links go on. When there is one again at the same address, the connection is made
 /// again by itself, and endpoints that come later are linked with those of this process as before.
+///
+/// # After fork(2)
+/// A child cannot use what its parent has opened, and changes nothing of it: calls return an error ([`OpenError::Forked`]
+/// and its like) at once, and what is dropped there stays as it is in the parent. The child can connect again. A
+/// [`Received`](crate::Received) that the parent holds can be read in the child for as long as the parent holds it; a
+/// [`Fbuf`](crate::Fbuf) reads as zeroes there, and [`Sender::allocate`](crate::Sender::allocate) may return such ones before it
+/// returns the error. The links of a parent end with the parent, also if a child lives on. (A child of clone(2) or
+/// _Fork(3), which run no handlers of pthread_atfork(3), changes nothing either: it is killed by SIGSEGV where it would.)
 ///
 /// ```
 /// use fbuf_client::Client;
@@ -81,6 +90,9 @@ pub enum OpenError {
     /// The broker does not answer.
     #[error("an endpoint was to be opened, and the broker does not answer: look whether it is stopped or overloaded")]
     NoAnswer,
+    /// This process was forked from the one that connected.
+    #[error(transparent)]
+    Forked(#[from] Forked),
     /// This process cannot.
     #[error("an endpoint could not be set up: {0}{limit}", limit = limit_behind(.0))]
     Local(#[from] io::Error),
@@ -102,6 +114,7 @@ impl ConnectionState {
 
 #[derive(Debug)]
 struct Connection {
+    generation: Generation,
     commands: Option<UnboundedSender<Command>>,
     next: AtomicU64,
     address: Address,
@@ -154,7 +167,8 @@ impl Client {
             }
         };
         let (commands, next, thread) = (Some(commands), AtomicU64::new(0), Some(thread));
-        Ok(Self(Arc::new(Connection { commands, next, address, state, hang_ups, thread })))
+        let generation = Generation::current();
+        Ok(Self(Arc::new(Connection { generation, commands, next, address, state, hang_ups, thread })))
     }
 
     /// Where the broker listens.
@@ -166,12 +180,15 @@ impl Client {
     /// Whether there is a connection now, as far as is known. If not, it is being made again.
     #[must_use]
     pub fn is_connected(&self) -> bool {
-        self.0.state.get().is_none()
+        self.connection_error().is_none()
     }
 
     /// Why there is no connection now, if there is none: what came of the last attempt to make it again.
     #[must_use]
     pub fn connection_error(&self) -> Option<String> {
+        if let Err(forked) = self.0.generation.check() {
+            return Some(forked.to_string());
+        }
         self.0.state.get()
     }
 
@@ -209,6 +226,7 @@ impl Client {
         &self,
         command: impl FnOnce(SyncSender<Result<Vec<T>, OpenError>>) -> Command,
     ) -> Result<Vec<T>, OpenError> {
+        self.0.generation.check()?;
         let (answer, answered) = mpsc::sync_channel(1);
         let gone = || OpenError::BrokerGone("there is no connection now".into());
         self.0.command(command(answer)).ok_or_else(gone)?;
@@ -223,6 +241,7 @@ impl Client {
         users: Option<Vec<u32>>,
         post: Box<dyn Post>,
     ) -> Result<(Registration, Opened), OpenError> {
+        self.0.generation.check()?;
         let number = self.0.next.fetch_add(1, Ordering::Relaxed);
         let mut registration = Registration { client: self.clone(), number, endpoint: 0 };
         let (answer, answered) = mpsc::sync_channel(1);
@@ -265,12 +284,17 @@ fn speak(
 
 impl Connection {
     fn command(&self, command: Command) -> Option<()> {
-        self.commands.as_ref()?.send(command).ok()
+        // In a child that was forked nothing is received, and locks may be held by threads that are not there.
+        self.commands.as_ref().filter(|_| self.generation.is_current())?.send(command).ok()
     }
 }
 
 impl Drop for Connection {
     fn drop(&mut self) {
+        if !self.generation.is_current() {
+            // The thread is the parent's, as what it owns.
+            return std::mem::forget((self.commands.take(), self.thread.take()));
+        }
         drop(self.commands.take());
         if let Some(thread) = self.thread.take() {
             // A panic in there was reported by the thread itself.

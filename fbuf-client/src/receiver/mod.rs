@@ -11,6 +11,7 @@ use std::{
 
 use fbuf_core::{
     control::{Report, Unpaired},
+    fork::Generation,
     inbound::{Answered, GreetError, Greeted, Inbound, Peer},
     link::LinkEnd,
     loan::Received,
@@ -77,6 +78,7 @@ pub struct Receiver {
     sleeps: u64,
     /// Senders that broke a rule.
     violations: u64,
+    generation: Generation,
     registration: Registration,
 }
 
@@ -178,6 +180,7 @@ impl Receiver {
     #[cold]
     #[inline(never)]
     fn get_slowly(&mut self, deadline: Option<Instant>) -> Result<Received, GetError> {
+        self.generation.check()?;
         if let Some(received) = self.take() {
             return Ok(received);
         }
@@ -191,6 +194,7 @@ impl Receiver {
     #[cold]
     #[inline(never)]
     fn try_get_slowly(&mut self) -> Result<Option<Received>, GetError> {
+        self.generation.check()?;
         if let Some(received) = self.take() {
             return Ok(Some(received));
         }

@@ -4,6 +4,7 @@ use std::{collections::VecDeque, sync::Arc};
 
 use fbuf_core::{
     control::{Limits, LinkId, Lodging, Report, Role},
+    fork::Generation,
     inbound::{GreetError, Greeted, Peer},
     protection::{Mechanism, Protection},
     slot::Geometry,
@@ -139,6 +140,7 @@ impl ReceiverBuilder {
             past_bytes: 0,
             sleeps: 0,
             violations: 0,
+            generation: Generation::current(),
             registration,
         })
     }

@@ -2,7 +2,7 @@
 
 use std::io;
 
-use fbuf_core::{inbound::Peer, violation::Violation};
+use fbuf_core::{fork::Forked, inbound::Peer, violation::Violation};
 
 /// What a receiver has done so far.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,6 +29,9 @@ pub struct ReceiverCounters {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum GetError {
+    /// This process was forked from the one that opened the receiver.
+    #[error(transparent)]
+    Forked(#[from] Forked),
     /// All senders have ended in order, and everything they sent was received. Another one may come.
     #[error(
         "a message was asked for, and all senders have ended: open the receiver with stay() to wait for the next one"

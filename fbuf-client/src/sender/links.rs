@@ -32,6 +32,17 @@ impl Sender {
         }
     }
 
+    /// Looks if there is a reason, before a message is written: false if this process was forked.
+    #[cold]
+    #[inline(never)]
+    pub(super) fn heed(&mut self) -> bool {
+        let here = self.generation.is_current();
+        if here {
+            self.look_if_due();
+        }
+        here
+    }
+
     /// What happened at sockets, or will happen until the deadline. Does not wait while something else is to be
     /// [attended to](Self::attend).
     pub(super) fn await_sockets(&mut self, deadline: Option<Instant>) {

@@ -15,6 +15,7 @@ use std::{
 
 use fbuf_core::{
     control::Unpaired,
+    fork::{Generation, Notice},
     inbound::Peer,
     loan::{Fbuf, Retained},
     outbound::{Expected, LinkCounts, Outbound},
@@ -45,6 +46,9 @@ pub struct Sender {
     /// The sockets at which something happened and that were not attended to yet.
     ready: Ready,
     inbox: Arc<Inbox<Expected>>,
+    /// Whether there is anything in the inbox, or this process was forked.
+    notice: Notice,
+    generation: Generation,
     wait: Wait,
     patience: Patience,
     gathering: Gathering,
@@ -118,7 +122,10 @@ impl Sender {
     /// Takes a free slot, if there is one; grows, but never waits.
     #[inline]
     pub fn try_allocate(&mut self) -> Option<Fbuf> {
-        self.pool.allocate().or_else(|| if self.collect_or_find(true) { self.pool.allocate() } else { None })
+        self.pool.allocate().or_else(|| {
+            let may_have = self.generation.is_current() && self.collect_or_find(true);
+            if may_have { self.pool.allocate() } else { None }
+        })
     }
 
     /// Sees to it that the pool knows of a free slot; looks at a round of slots, and waits if none of any
@@ -126,6 +133,7 @@ impl Sender {
     #[cold]
     #[inline(never)]
     fn provide(&mut self, deadline: Option<Instant>) -> Result<(), AllocateError> {
+        self.generation.check()?;
         if self.collect_or_find(!self.grows_late) { Ok(()) } else { self.wait_for_slot(deadline) }
     }
 
@@ -148,8 +156,8 @@ impl Sender {
     #[inline(always)]
     pub fn write(&mut self, fbuf: Fbuf) -> Result<Sent, WriteError> {
         // All of this is inlined where messages are written; whatever is more goes through a call.
-        if self.inbox.is_filled() {
-            self.look_if_due();
+        if self.notice.is_raised() && !self.heed() {
+            return Err(WriteError::Forked(fbuf));
         }
         match self.pool.send_simply(fbuf) {
             Ok(published) => {
@@ -179,8 +187,8 @@ impl Sender {
     /// # Errors
     /// [`WriteError`], with the fbuf in it.
     pub fn write_keep(&mut self, fbuf: Fbuf) -> Result<(Sent, Retained), WriteError> {
-        if self.inbox.is_filled() {
-            self.look_if_due();
+        if self.notice.is_raised() && !self.heed() {
+            return Err(WriteError::Forked(fbuf));
         }
         let (published, retained) = self.send_by(fbuf, Pool::send_and_keep)?;
         Ok((self.sent(published), retained))
@@ -193,6 +201,9 @@ impl Sender {
     /// # Errors
     /// What was given, if no slot is free, or if its sender was another one whose messages are longer.
     pub fn make_mut(&mut self, retained: Retained) -> Result<Fbuf, Retained> {
+        if !self.generation.is_current() {
+            return Err(retained);
+        }
         self.pool.notice_leaving();
         let retained = match self.pool.rewrite(retained) {
             Ok(fbuf) => return Ok(fbuf),
@@ -274,6 +285,7 @@ impl Sender {
     }
 
     fn wait_until_returned(&mut self, deadline: Option<Instant>) -> Result<(), WaitError> {
+        self.generation.check()?;
         let mut waiting = Waiting::new(self.crowd.wait(self.wait, self.pool.links().len()), self.patience, deadline);
         waiting = waiting.among(self.pool.links().len());
         while self.pool.lends() {
@@ -291,6 +303,7 @@ impl Sender {
     }
 
     fn wait_until_linked(&mut self, wanted: usize, deadline: Option<Instant>) -> Result<usize, WaitError> {
+        self.generation.check()?;
         self.look();
         loop {
             let linked = self.receivers();
@@ -345,6 +358,9 @@ impl Sender {
     /// Looks for receivers that have come or gone, without waiting.
     /// Everything else does so too, but only when there is a reason.
     pub fn look(&mut self) {
+        if !self.generation.is_current() {
+            return;
+        }
         let (hung_up, asks) = (self.inbox.take_hang_up(), self.ready.is_empty());
         if asks {
             self.ready = self.sockets.look();

@@ -5,6 +5,7 @@ use std::{collections::VecDeque, env, sync::Arc};
 use fbuf_core::{
     channel::ChannelName,
     control::Refusal,
+    fork::Generation,
     guard::page_bytes,
     inbound::Peer,
     limits::{MAX_LEASED, MAX_ONE_SHOTS},
@@ -120,8 +121,7 @@ impl SenderBuilder {
     /// given away: receivers may keep it for ever, clone it and pass it on
     /// ([`Received::into_sealed`](crate::Received::into_sealed)). It is not used again, and so costs more
     /// than a copy; at most 128 messages are under way. A thread makes up to four buffers in advance, of 64 MiB
-    /// together or one, so that an allocation seldom waits for the kernel to find and clear memory. Children
-    /// that are forked do not have what is being written: they get a SIGSEGV where it was.
+    /// together or one, so that an allocation seldom waits for the kernel to find and clear memory.
     pub fn mechanism(mut self, mechanism: Mechanism) -> Self {
         self.wanted = Wanted::Means(mechanism);
         self
@@ -248,6 +248,7 @@ impl SenderBuilder {
             expected: Vec::new(),
             sockets: Sockets::new(inbox.wake().clone(), registration.watch_hang_ups(&inbox))?,
             ready: Ready::none(),
+            notice: inbox.notice(),
             inbox,
             wait,
             patience: Patience::new(),
@@ -259,6 +260,7 @@ impl SenderBuilder {
             past: LinkCounts::default(),
             counters: Counts::default(),
             granted,
+            generation: Generation::current(),
             registration,
         })
     }

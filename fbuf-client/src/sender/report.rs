@@ -3,6 +3,7 @@
 use std::io;
 
 use fbuf_core::{
+    fork::Forked,
     inbound::Peer,
     loan::Fbuf,
     memory::MemoryError,
@@ -59,6 +60,9 @@ pub enum WriteError {
     /// It belongs to somebody else.
     #[error("a fbuf was written to a sender that did not allocate it: write it to its own, or copy it")]
     OtherSender(Fbuf),
+    /// This process was forked from the one that opened the sender.
+    #[error("{}", fbuf_core::fork::Forked)]
+    Forked(Fbuf),
     /// It could not be sealed for good: somebody else can write it, such as a child that was forked, and there
     /// is no memory for a copy.
     #[error("a fbuf was to be sealed for good, and neither can it be nor a copy of it: {error}")]
@@ -90,6 +94,7 @@ impl WriteError {
         match self {
             Self::NoReceiver(fbuf)
             | Self::OtherSender(fbuf)
+            | Self::Forked(fbuf)
             | Self::NotSealed { fbuf, .. }
             | Self::NotPassed { fbuf, .. } => Some(fbuf),
             Self::Lost => None,
@@ -113,6 +118,9 @@ impl From<Unsent> for WriteError {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum AllocateError {
+    /// This process was forked from the one that opened the sender.
+    #[error(transparent)]
+    Forked(#[from] Forked),
     /// All slots were in use until the time was over.
     #[error(
         "a slot was asked for, and all {0} are in use: let receivers drop what they hold, open with more slots, or let receivers be skipped"
@@ -139,6 +147,9 @@ pub enum AllocateError {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum WaitError {
+    /// This process was forked from the one that opened the sender.
+    #[error(transparent)]
+    Forked(#[from] Forked),
     /// They did not come in time.
     #[error("{wanted} receivers were waited for, and {linked} are linked")]
     TimedOut {

@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use self::greeted::rooms_of;
 pub use self::greeted::{Answered, GreetError, Greeted};
 use self::returns::next_retired;
-pub(crate) use self::returns::{Left, Returns};
+pub(crate) use self::returns::{Left, Locked, Returns, lock};
 use crate::{
     board::BoardWriter,
     control::LinkId,

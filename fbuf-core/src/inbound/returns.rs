@@ -166,10 +166,19 @@ impl Returns {
     }
 }
 
+/// Links that ended while some of their messages were held.
+static RETIRED: [Retired<Left>; 16] = [const { Retired::new() }; 16];
+
+/// Holds their locks.
+pub(crate) type Locked = [MutexGuard<'static, Vec<Left>>; RETIRED.len()];
+
+/// Takes them.
+pub(crate) fn lock() -> Locked {
+    std::array::from_fn(|index| RETIRED[index].lock())
+}
+
 /// Deals links out.
 pub(super) fn next_retired(fencing: Fencing) -> &'static Retired<Left> {
-    /// Links that ended while some of their messages were held.
-    static RETIRED: [Retired<Left>; 16] = [const { Retired::new() }; 16];
     static NEXT: AtomicUsize = AtomicUsize::new(0);
     let next = &RETIRED[NEXT.fetch_add(1, Ordering::Relaxed) % RETIRED.len()];
     if fencing == Fencing::Full {

@@ -15,7 +15,7 @@ use nix::{
 };
 
 use super::{calls::Breaks, tenant::Tenant};
-use crate::threads;
+use crate::{fork::Generation, threads};
 
 /// How often it looks at all leases, because a signal may have found no room in the kernel's queue
 /// (RLIMIT_SIGPENDING), in milliseconds: well below fs.lease-break-time.
@@ -28,8 +28,9 @@ type Register = Arc<Mutex<HashMap<RawFd, Weak<Tenant>>>>;
 
 /// There while any slot is.
 #[derive(Debug)]
-pub(super) struct Keeper {
+pub(crate) struct Keeper {
     thread: Pid,
+    generation: Generation,
     register: Register,
     stop: Arc<EventFd>,
     handle: Option<JoinHandle<()>>,
@@ -37,6 +38,14 @@ pub(super) struct Keeper {
 
 /// The one of this process, while there is one.
 static CURRENT: Mutex<Weak<Keeper>> = Mutex::new(Weak::new());
+
+/// Holds the lock on the current one.
+pub(crate) type Locked = MutexGuard<'static, Weak<Keeper>>;
+
+/// Takes it.
+pub(crate) fn lock_current() -> Locked {
+    lock(&CURRENT)
+}
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // A panic while it was locked cannot have left it half changed.
@@ -47,7 +56,7 @@ impl Keeper {
     /// The one of this process, which is started if there is none.
     pub(super) fn of_this_process() -> io::Result<Arc<Self>> {
         let mut current = lock(&CURRENT);
-        if let Some(keeper) = current.upgrade() {
+        if let Some(keeper) = current.upgrade().filter(|keeper| !keeper.is_inherited()) {
             return Ok(keeper);
         }
         let keeper = Arc::new(Self::start()?);
@@ -71,7 +80,12 @@ impl Keeper {
             }
         })?;
         let thread = start.recv().map_err(io::Error::other)??;
-        Ok(Self { thread, register, stop, handle: Some(handle) })
+        Ok(Self { thread, generation: Generation::current(), register, stop, handle: Some(handle) })
+    }
+
+    /// Whether its thread is that of the process that this one was forked from.
+    pub(super) fn is_inherited(&self) -> bool {
+        !self.generation.is_current()
     }
 
     /// The thread that hears of broken leases.
@@ -92,6 +106,10 @@ impl Keeper {
 
 impl Drop for Keeper {
     fn drop(&mut self) {
+        if self.is_inherited() {
+            // There is no such thread here.
+            return std::mem::forget(self.handle.take());
+        }
         // A counter that is full wakes as well.
         let _ = self.stop.write(1);
         // It may be the thread itself that had the last slot in its hands.

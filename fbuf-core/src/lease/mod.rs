@@ -15,5 +15,6 @@ mod keeper;
 mod slots;
 mod tenant;
 
+pub(crate) use keeper::{Locked, lock_current as lock};
 pub(crate) use slots::{LeasedSlots, View};
 pub(crate) use tenant::{Due, Rooms, Tenant};

@@ -8,6 +8,7 @@ use std::{
 };
 
 use crate::{
+    fork::Withheld,
     inbound::Peer,
     link::Gift,
     memory::{Leasable, Map, MemoryError, Pages, Pieces},
@@ -52,7 +53,7 @@ enum Right {
     /// From its receiver, who hands the right back with each message. None: that one has it.
     #[default]
     Away,
-    Here(OwnedFd),
+    Here(Withheld<OwnedFd>),
 }
 
 #[derive(Debug)]
@@ -160,7 +161,7 @@ impl LeasedSlots {
             }
         };
         memory.verify_writer(writer.as_fd(), giver.same_user)?;
-        (place.memory, place.right) = (Some(memory), Right::Here(writer));
+        (place.memory, place.right) = (Some(memory), Right::Here(writer.into()));
         points::reach("right: accepted");
         Ok(())
     }
@@ -290,7 +291,7 @@ impl Slot {
             right => match std::mem::take(right) {
                 Right::Here(writer) => {
                     points::reach("right: used");
-                    writer
+                    writer.into_inner()
                 }
                 _ => return Ok(None),
             },

@@ -61,6 +61,11 @@ impl Tenant {
         Ok(tenant)
     }
 
+    /// Whether this process was forked from the one that has it.
+    pub(crate) fn is_inherited(&self) -> bool {
+        self.keeper.is_inherited()
+    }
+
     fn lock(&self) -> MutexGuard<'_, Standing> {
         // A panic while it was locked cannot have left it half changed.
         self.standing.lock().unwrap_or_else(PoisonError::into_inner)
@@ -151,6 +156,9 @@ impl Tenant {
     /// A view of the first bytes, while they are read, that this process may write for itself; none if
     /// what is read is a copy, which it may write as it is.
     pub(crate) fn make_private(&self, length: usize) -> Result<Option<Map>, MemoryError> {
+        if self.is_inherited() {
+            return Map::copy_on_write(self.memory.as_fd(), 0, length as u64).map(Some);
+        }
         let mut standing = self.lock();
         let Standing::Leased(private) = &mut *standing else { return Ok(None) };
         let map = Map::copy_on_write(self.memory.as_fd(), 0, length as u64)?;
@@ -160,6 +168,9 @@ impl Tenant {
 
     /// Forgets such a view, which is about to be unmapped.
     pub(crate) fn end_private(&self) {
+        if self.is_inherited() {
+            return;
+        }
         if let Standing::Leased(private) = &mut *self.lock() {
             *private = None;
         }
@@ -168,6 +179,9 @@ impl Tenant {
 
 impl Drop for Tenant {
     fn drop(&mut self) {
+        if self.is_inherited() {
+            return;
+        }
         self.keeper.remove(self.memory.as_fd().as_raw_fd());
     }
 }

@@ -180,7 +180,7 @@ impl Received {
     pub fn is_intact(&self) -> bool {
         match self.kept() {
             None => self.mechanism().protection() > Protection::Volatile,
-            Some(Kept::Leased(tenant)) => tenant.is_intact(),
+            Some(Kept::Leased(tenant)) => !tenant.is_inherited() && tenant.is_intact(),
             Some(_) => true,
         }
     }
@@ -231,6 +231,10 @@ impl Drop for Received {
 #[expect(clippy::boxed_local, reason = "opened here, and not wherever a message is dropped")]
 fn let_go(kept: Box<Kept>, home: NonNull<Returns>, slot: SlotId) {
     if let Kept::Leased(tenant) = *kept {
+        if tenant.is_inherited() {
+            // The lease is the parent's.
+            return std::mem::forget(tenant);
+        }
         // SAFETY: `home` lives until the mark of this slot is cleared (`Remains`), which comes after.
         unsafe { home.as_ref() }.release(slot, &tenant);
     }

@@ -25,14 +25,16 @@ use nix::{
     },
 };
 
-use super::{MemoryError, Pieces, Reserved, Seals, memfd::verify_promised, room, verify};
-use crate::violation::Unsuitable;
+use super::{HUGE_PAGE, MemoryError, Pieces, Reserved, Seals, memfd::verify_promised, room, verify};
+use crate::{fork::WithheldMemory, violation::Unsuitable};
 
 /// A shared mapping of a whole memfd, writable only in the process that made the memfd.
 #[derive(Debug)]
 pub struct Map {
     base: NonNull<u8>,
     size: usize,
+    /// If it is one that no child may have.
+    withheld: Option<WithheldMemory>,
 }
 
 // SAFETY: a mapping belongs to the process, not to a thread; `Map` itself only hands out raw
@@ -71,7 +73,11 @@ impl Map {
             return Self::create(name, size);
         }
         let memory = Reserved::promised(name, size, 4096)?;
-        Ok((Self::writable(&memory)?, memory.seal()?))
+        let map = Self::writable(&memory)?;
+        if size < HUGE_PAGE {
+            map.advise(libc::MADV_NOHUGEPAGE);
+        }
+        Ok((map, memory.seal()?))
     }
 
     /// As [`Self::attach`], of memory not all of which need exist. What does not may be looked at only once it was
@@ -116,9 +122,10 @@ impl Map {
             .map_err(|source| MemoryError::Refused { call: "mmap", asked: size, source })
     }
 
-    /// Not in children that are forked: who reads or writes it there gets a SIGSEGV.
-    pub(crate) fn kept_from_children(self) -> Self {
-        self.advise(libc::MADV_DONTFORK);
+    /// Not in children that are forked, which get zeroes in its place.
+    pub(crate) fn kept_from_children(mut self) -> Self {
+        self.withheld
+            .get_or_insert_with(|| WithheldMemory::new(self.base.addr().get()..self.base.addr().get() + self.size));
         self
     }
 
@@ -135,8 +142,6 @@ impl Map {
     pub(crate) fn of_writer(writer: BorrowedFd<'_>, size: u64, huge: bool) -> Result<Self, MemoryError> {
         let map = Self::new(writer, size, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE)
             .map_err(|source| MemoryError::Refused { call: "mmap", asked: size, source })?;
-        // While a child could write it, it could not be leased.
-        let map = map.kept_from_children();
         if huge {
             map.advise(libc::MADV_HUGEPAGE);
         }
@@ -243,7 +248,8 @@ impl Map {
         let length = NonZeroUsize::new(size).ok_or_else(|| io::Error::other("nothing to map"))?;
         // SAFETY: a fresh mapping at an address of the kernel's choice touches no existing memory.
         let base = unsafe { mmap(None, length, protection, MapFlags::MAP_SHARED, fd, 0) }.map_err(name_limit)?;
-        Ok(Self { base: base.cast(), size })
+        let map = Self { base: base.cast(), size, withheld: None };
+        Ok(if protection.contains(ProtFlags::PROT_WRITE) { map.kept_from_children() } else { map })
     }
 
     /// Memory of this process alone, of zeroes.
@@ -260,7 +266,7 @@ impl Map {
             mmap_anonymous(None, length, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE, MapFlags::MAP_PRIVATE)
         }
         .map_err(|error| refused(name_limit(error)))?;
-        let map = Self { base: base.cast(), size: length.get() };
+        let map = Self { base: base.cast(), size: length.get(), withheld: None };
         map.advise(libc::MADV_POPULATE_WRITE);
         Ok(map)
     }
@@ -278,7 +284,7 @@ impl Map {
         // SAFETY: a fresh mapping at an address of the kernel's choice touches no existing memory.
         let base = unsafe { mmap_anonymous(None, length, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE, flags) }
             .map_err(|error| refused(error.into()))?;
-        let map = Self { base: base.cast(), size: length.get() };
+        let map = Self { base: base.cast(), size: length.get(), withheld: None };
         // One cell is not to cost two megabytes.
         map.advise(libc::MADV_NOHUGEPAGE);
         Ok(map)
@@ -298,7 +304,7 @@ impl Map {
         // SAFETY: a fresh mapping at an address of the kernel's choice touches no existing memory.
         let base = unsafe { mmap(None, length, protection, MapFlags::MAP_PRIVATE, memory, begin) }
             .map_err(|error| refused(name_limit(error)))?;
-        Ok(Self { base: base.cast(), size: length.get() })
+        Ok(Self { base: base.cast(), size: length.get(), withheld: None })
     }
 
     /// Where so many bytes from `begin` on lie, if they do lie inside.
@@ -428,6 +434,10 @@ impl Deref for Frozen {
 
 impl Drop for Map {
     fn drop(&mut self) {
+        if self.withheld.take().is_some_and(|withheld| !withheld.is_here()) {
+            // It is not mapped in this child, or by its parent's handlers.
+            return;
+        }
         // SAFETY: the range is exactly what `new` mapped. Pointers into it live in `Fbuf` and
         // `Received`, whose homes own this `Map` until the last of them is gone (invariant 2).
         let _ = unsafe { munmap(self.base.cast(), self.size) };

@@ -84,14 +84,15 @@ impl Reserved {
     pub(super) fn promised(name: &str, size: u64, begin: u64) -> Result<Self, MemoryError> {
         let refused = |call, source| MemoryError::Refused { call, asked: size, source };
         room::check(begin)?;
+        room::check_length(size)?;
         let file = MemfdOptions::new()
             .allow_sealing(true)
             .create(name)
             .map_err(|error| refused("memfd_create", kernels_reason(error)))?
             .into_file();
         file.set_len(size).map_err(|error| refused("ftruncate", error))?;
-        if size < HUGE_PAGE {
-            Map::make_small_pages(file.as_fd(), size);
+        if begin < HUGE_PAGE {
+            Map::make_small_pages(file.as_fd(), begin);
         }
         let length = i64::try_from(begin).map_err(io::Error::other).map_err(|error| refused("fallocate", error))?;
         loop {

@@ -141,6 +141,8 @@ impl<H: SharedLayout, C: SharedLayout> Table<H, C> {
 
     /// Over a mapping of `size(least)` bytes: that there is one says that `least` is no more than fits.
     fn over(map: Map, least: usize, writes: bool) -> Self {
+        // A child that wrote, or read on, would take part in what is between this process and its peer.
+        let map = map.kept_from_children();
         Self { map, mask: least.next_power_of_two() - 1, writes, layout: PhantomData }
     }
 

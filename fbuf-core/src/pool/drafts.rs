@@ -47,8 +47,8 @@ impl Draft {
     }
 
     fn of(memory: Reserved) -> Result<Self, MemoryError> {
-        // A child with a mapping to write it, whatever it does, would keep it from being sealed.
-        Ok(Self { map: Map::writable(&memory)?.kept_from_children(), memory })
+        // A child with a mapping to write it would keep it from being sealed; none has one (`Map`).
+        Ok(Self { map: Map::writable(&memory)?, memory })
     }
 
     fn copy(memory: &Reserved) -> Result<Self, MemoryError> {
@@ -161,6 +161,7 @@ impl Stock {
 
 impl Drop for Stock {
     fn drop(&mut self) {
+        // In a child that was forked the pool forgets it (`Drop for Pool`): there is no such thread.
         lock(&self.shelf).over = true;
         if let Some(thread) = self.thread.take() {
             thread.thread().unpark();

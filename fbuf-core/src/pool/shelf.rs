@@ -5,12 +5,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use nix::sys::eventfd::EventFd;
 
 use super::memory::Memory;
-use crate::slot::SlotId;
+use crate::{fork::Generation, slot::SlotId};
 
 /// Where fbufs go that are dropped unsent. Outlives its pool for as long as fbufs are out.
 #[derive(Debug)]
 pub struct Shelf {
     slot_bytes: u32,
+    generation: Generation,
     stored: Mutex<Stored>,
     pub(super) wake: Arc<EventFd>,
 }
@@ -36,13 +37,19 @@ impl Shelf {
     /// For slots of this size. `wake` is signalled when one is put here that is waited for.
     pub(super) fn new(slot_bytes: u32, wake: Arc<EventFd>) -> Arc<Self> {
         let stored = Mutex::new(Stored::Open { slots: Vec::new(), waited_for: false });
-        Arc::new(Self { slot_bytes, stored, wake })
+        Arc::new(Self { slot_bytes, generation: Generation::current(), stored, wake })
     }
 
     /// The size of the slots that belong here.
     #[inline]
     pub(crate) fn slot_bytes(&self) -> u32 {
         self.slot_bytes
+    }
+
+    /// Whether this process was forked from the one that has the pool. The lock may then be held by a thread that is not
+    /// there, and what fbufs need is not freed.
+    pub(super) fn is_inherited(&self) -> bool {
+        !self.generation.is_current()
     }
 
     fn lock(&self) -> MutexGuard<'_, Stored> {
@@ -52,6 +59,9 @@ impl Shelf {
 
     /// Puts a slot here; what to drop afterwards, if this was the last one.
     pub(crate) fn put_back(&self, slot: SlotId) -> Option<Kept> {
+        if self.is_inherited() {
+            return None;
+        }
         let mut state = self.lock();
         match &mut *state {
             Stored::Open { slots, waited_for } => {
