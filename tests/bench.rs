@@ -130,6 +130,9 @@ fn what_it_costs_when_there_are_many_is_measured() {
     for neighbour in ["nobody", "spins", "asks, the same user", "opens, the same user"] {
         assert_eq!(of("neighbour").filter(|line| line["what"] == neighbour).count(), 4, "{neighbour}");
     }
+    for beside in ["no other", "5 lanes, refilled", "5 lanes, bells"] {
+        assert_eq!(of("hostile-links").filter(|line| line["beside"] == beside).count(), 3, "{beside}");
+    }
     let page = std::fs::read_to_string(out.path().join("fbuf-scale.html")).unwrap();
     assert!(page.contains("<svg") && page.contains("another user") == nix::unistd::geteuid().is_root());
 }

@@ -20,6 +20,7 @@ pub(super) enum Subject {
     FanIn,
     Idle,
     Neighbour,
+    HostileLinks,
 }
 
 impl Subject {
@@ -31,6 +32,7 @@ impl Subject {
             Self::FanIn => "senders on one processor, one receiver, 64 B",
             Self::Idle => "a stream on one link, beside idle channels",
             Self::Neighbour => "time to attach, beside a process that does what it can to the broker",
+            Self::HostileLinks => "receiving, beside a process that does what it can to the receiver over many links",
         }
     }
 }

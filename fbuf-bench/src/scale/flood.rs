@@ -13,6 +13,7 @@ use super::{
     connection::{ask, several},
     crowd::link,
     hoard::{hoard, more},
+    hostile_sender,
     neighbour::Kind,
 };
 use crate::{Result, pair::Line};
@@ -47,6 +48,7 @@ pub(crate) fn be() -> Result<()> {
             // More of what there is no more of.
             ask(&connections, |id| more(resource, id))
         }
+        Kind::Refills(_) | Kind::Rings(_) => hostile_sender::be(&address, kind, begun),
         Kind::Knocks => {
             let _connections = hoard(&address, Resource::Connections)?;
             in_threads(&address, begun, connect_and_leave)

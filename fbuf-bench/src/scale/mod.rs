@@ -1,5 +1,5 @@
 //! What it costs when there are many: clients, channels, receivers of one sender, senders to one receiver; and
-//! beside a client that gives the broker as much to do as it can. The broker is a process of its own, and so are
+//! beside a client that gives the broker, or a receiver, as much to do as it can. The broker is a process of its own, and so are
 //! the others.
 
 mod attach;
@@ -11,6 +11,8 @@ mod figure;
 mod flood;
 mod hoard;
 mod holdings;
+mod hostile_links;
+mod hostile_sender;
 mod idle;
 mod neighbour;
 
@@ -59,7 +61,7 @@ pub(crate) fn run(clients: u32, common: Common, folder: Option<&Path>, out: &mut
     setrlimit(Resource::RLIMIT_NOFILE, most, most)?;
     let extent = Extent { clients, runs: common.runs, time: common.time()? };
     let mut all = Vec::new();
-    for measure in [attach::measure, fan::measure, idle::measure, neighbour::measure] {
+    for measure in [attach::measure, fan::measure, idle::measure, neighbour::measure, hostile_links::measure] {
         let figures = measure(extent)?;
         if common.json {
             for figure in &figures {

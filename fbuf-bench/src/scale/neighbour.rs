@@ -3,7 +3,7 @@
 
 use std::{
     os::unix::process::CommandExt,
-    process::{Child, Command},
+    process::{Child, Command, ExitStatus},
 };
 
 use fbuf_core::control::Resource;
@@ -35,6 +35,10 @@ pub(super) enum Kind {
     Hoards(Resource),
     /// Has as many connections as it may, and connects again and again.
     Knocks,
+    /// Has so many links to one receiver, and fills their lanes again as soon as they were read.
+    Refills(u32),
+    /// Has so many links to one receiver, on which nothing comes but bells.
+    Rings(u32),
 }
 
 /// A neighbour of some kind, as this user or as another one.
@@ -65,11 +69,11 @@ fn describe(setting: Setting) -> String {
 }
 
 /// The process.
-struct Neighbour(Child);
+pub(super) struct Neighbour(Child);
 
 impl Neighbour {
     /// Starts it, and waits until it does what it does.
-    fn start(address: &str, kind: Kind, is_other: bool) -> Result<Self> {
+    pub(super) fn start(address: &str, kind: Kind, is_other: bool) -> Result<Self> {
         // Which another user can run wherever it lies.
         let mut command = Command::new("/proc/self/exe");
         command.args(["bench", "neighbour"]).current_dir("/");
@@ -81,6 +85,11 @@ impl Neighbour {
         line.tell(&(address, kind))?;
         line.hear::<std::result::Result<(), String>>()??;
         Ok(neighbour)
+    }
+
+    /// How it has ended, if it has.
+    pub(super) fn has_ended(&mut self) -> Result<Option<ExitStatus>> {
+        Ok(self.0.try_wait()?)
     }
 }
 
@@ -106,7 +115,7 @@ pub(super) fn measure(extent: Extent) -> Result<Vec<Figure>> {
                 times.push(steps.map_err(|error| format!("beside one that {}: {error}", describe(setting)))?);
             }
             if let Some(mut neighbour) = neighbour
-                && let Some(status) = neighbour.0.try_wait()?
+                && let Some(status) = neighbour.has_ended()?
             {
                 return Err(format!("the neighbour that {} has ended: {status}", describe(setting)).into());
             }
