@@ -13,7 +13,7 @@ use crate::{
     park::{Flag, Rang},
     points,
     slot::SlotId,
-    sync::{AtomicU64, Ordering},
+    sync::{AtomicU64, Ordering, fence},
     violation::Violation,
 };
 
@@ -30,6 +30,8 @@ pub struct LaneHead {
     left_out: AtomicU64,
     /// When the sender rang last.
     pub rang: Rang,
+    /// Whether the sender has disconnected the receiver: then what it copies of a slot may be of another message.
+    dropped: AtomicU64,
 }
 
 /// One entry of the ring.
@@ -62,7 +64,8 @@ impl Entry {
 #[cfg(fuzzing)]
 impl LaneHead {
     /// Writes any words, as a hostile peer would.
-    pub fn scribble(&self, flag: u64, closed: u64, left_out: u64) {
+    pub fn scribble(&self, flag: u64, closed: u64, left_out: u64, dropped: u64) {
+        self.dropped.store(dropped, Ordering::Relaxed);
         self.flag.scribble(flag);
         self.closed.store(closed, Ordering::Relaxed);
         self.left_out.store(left_out, Ordering::Relaxed);
@@ -180,6 +183,13 @@ impl<M: LaneMemory> LaneWriter<M> {
         entry.head.store(head_of(position, kind) + slot, Ordering::Release);
     }
 
+    /// Says that the receiver is disconnected, before any slot is used again that it has.
+    pub fn drop_receiver(&self) {
+        self.memory.head().dropped.store(1, Ordering::Relaxed);
+        // Partner: the fence in `is_dropped`. A reader that sees a byte of a later message in a slot sees this.
+        fence(Ordering::Release);
+    }
+
     /// Says that nothing follows but messages that were left out.
     pub fn close(&mut self, left_out: u64) {
         self.memory.head().left_out.store(left_out, Ordering::Relaxed);
@@ -279,6 +289,14 @@ impl<M: LaneMemory> LaneReader<M> {
         mark(head_of(self.position.saturating_sub(self.memory.capacity()), 0))
     }
 
+    /// Whether the sender has disconnected this receiver. To be asked after the bytes of a message were copied: if it
+    /// has not, they are that message's.
+    pub fn is_dropped(&self) -> bool {
+        // Partner: the fence in `drop_receiver`.
+        fence(Ordering::Acquire);
+        self.memory.head().dropped.load(Ordering::Relaxed) != 0
+    }
+
     /// If the sender has said that nothing follows the entries read so far: how many messages it
     /// has left out behind them.
     #[inline]
@@ -311,6 +329,7 @@ pub(crate) mod heap {
                 closed: AtomicU64::new(0),
                 left_out: AtomicU64::new(0),
                 rang: Rang::new(),
+                dropped: AtomicU64::new(0),
             };
             let ring = Ring::new(capacity, || Entry { head: AtomicU64::new(0), body: AtomicU64::new(0) });
             Self(Arc::new((head, ring)))

@@ -137,6 +137,8 @@ pub enum LinkEnd {
     HangUp,
     /// This process has no memory or no descriptor left for it.
     Exhausted(String),
+    /// The sender has disconnected this receiver.
+    Dropped,
 }
 
 impl From<Violation> for LinkEnd {

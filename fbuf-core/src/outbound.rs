@@ -18,6 +18,7 @@ use crate::{
     park::Fencing,
     points,
     pool::Pool,
+    protection::Mechanism,
     ring::Ring,
     slot::{Mark, SlotId},
     socket::PacketSocket,
@@ -34,6 +35,7 @@ pub use crate::inbound::Peer;
 pub struct Expected {
     peer: Peer,
     socket: PacketSocket,
+    copies: bool,
 }
 
 /// What a look at the socket of an expected receiver found: [`Pool::link`].
@@ -49,7 +51,13 @@ impl Expected {
     /// Takes the sender's end of a link socket.
     #[must_use]
     pub fn new(peer: Peer, socket: PacketSocket) -> Self {
-        Self { peer, socket }
+        Self { peer, socket, copies: false }
+    }
+
+    /// As the broker says, the receiver protects itself by these means.
+    #[must_use]
+    pub fn protected_by(self, mechanism: Mechanism) -> Self {
+        Self { copies: mechanism == Mechanism::Copy, ..self }
     }
 
     /// Who it is.
@@ -90,6 +98,8 @@ const _: () = assert!((MOST_PASSES as usize) < MAX_AT_ONCE);
 pub struct Outbound {
     peer: Peer,
     socket: PacketSocket,
+    /// Whether the receiver reads copies of messages, which it makes before it takes them.
+    copies: bool,
     writer: LaneWriter<LaneTable>,
     board: BoardReader<BoardTable>,
     /// The number of the first message that was sent over it.
@@ -206,7 +216,7 @@ pub(crate) enum Offer {
 
 impl Outbound {
     fn open(expected: Expected, hello: &Hello, pool: &Pool, first_sequence: u64) -> Result<Self, LinkEnd> {
-        let Expected { peer, socket } = expected;
+        let Expected { peer, socket, copies } = expected;
         // Whatever the broker says otherwise: from here on its memory would be written and read as our own.
         let giver = match pool.is_receivers() {
             true => Some(Trusted::new(peer).ok_or(Violation::UntrustedReceiver)?),
@@ -242,6 +252,7 @@ impl Outbound {
             peer,
             narrow: socket.narrow(),
             socket,
+            copies,
             writer,
             board,
             first: first_sequence,
@@ -366,7 +377,7 @@ impl Outbound {
     /// Notes why the link ends.
     fn note(&mut self, end: LinkEnd) -> LinkEnd {
         self.over |= match &end {
-            LinkEnd::HangUp => true,
+            LinkEnd::HangUp | LinkEnd::Dropped => true,
             // It may be stopped, and have read what it has yet to hand back.
             LinkEnd::Violation(violation) => !matches!(violation, Violation::SocketFull),
             LinkEnd::Exhausted(_) => false,
@@ -572,6 +583,15 @@ impl Outbound {
     /// Takes it back.
     pub fn lower(&self) {
         self.writer.head().flag.lower();
+    }
+
+    /// Tells the receiver that it is disconnected: whether what it has can be used again at once. If it copies messages,
+    /// it notices in time that a copy may be of another message; if it reads them where they lie, it has them until it
+    /// lets go.
+    pub(crate) fn drop_receiver(&mut self) -> bool {
+        self.writer.drop_receiver();
+        link::ring(&self.socket);
+        self.copies
     }
 
     /// Ends the link in order: everything that was sent before message number `sent` arrives, and then the end.

@@ -37,7 +37,13 @@ pub fn geometry() -> Geometry {
 pub fn peer(same_user: bool, trusted: bool) -> Peer {
     let own = geteuid().as_raw();
     let uid = if same_user { own } else { own.wrapping_add(1) };
-    Peer { endpoint: 1, process: Credentials { pid: 1, uid, gid: uid }, same_user, trusted: same_user || trusted, link: LinkId::default() }
+    Peer {
+        endpoint: 1,
+        process: Credentials { pid: 1, uid, gid: uid },
+        same_user,
+        trusted: same_user || trusted,
+        link: LinkId::default(),
+    }
 }
 
 /// One of a few secrets.

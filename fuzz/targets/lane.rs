@@ -90,7 +90,10 @@ impl Receiving {
             0 => self.lane.at(position as usize).scribble(input.arbitrary()?, input.arbitrary()?),
             1 => self.write(position, input.int_in_range(0..=2)?, input.int_in_range(0..=5)?, input.arbitrary()?),
             2 | 3 => self.write(position, 0, input.int_in_range(0..=3)?, input.int_in_range(0..=101)?),
-            4 => self.lane.head().scribble(input.arbitrary()?, position, input.arbitrary()?),
+            4 => {
+                let dropped = u64::from(input.ratio(1, 8)?);
+                self.lane.head().scribble(input.arbitrary()?, position, input.arbitrary()?, dropped);
+            }
             5 => {
                 self.inbound.begin_round(input.int_in_range(0..=3)?);
                 while let Some(received) = self.inbound.take_simply() {
@@ -134,6 +137,7 @@ impl Receiving {
             let broken = self.inbound.is_broken();
             match self.inbound.end() {
                 Some(LinkEnd::Violation(_)) => assert!(broken),
+                Some(LinkEnd::Dropped) => {}
                 None => assert!(!broken),
                 Some(end) => panic!("{end:?}, and the sender is there"),
             }

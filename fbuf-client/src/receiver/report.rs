@@ -41,6 +41,10 @@ pub enum GetError {
     /// Reported once; other senders go on.
     #[error("sender {} ({}) died before it ended its stream: what it had sent was received, the rest is missing", .0.endpoint, .0.process)]
     Disconnected(Peer),
+    /// A sender has disconnected this receiver ([`Sender::disconnect`](crate::Sender::disconnect)), perhaps because it
+    /// was held up by it. What this receiver had not taken is lost. Reported once; other senders go on.
+    #[error("sender {} ({}) has disconnected this receiver: messages may be missing; take and drop them sooner", .0.endpoint, .0.process)]
+    Dropped(Peer),
     /// A sender broke a rule, and its link was closed. Reported once; other senders go on.
     #[error("sender {} ({}) broke a rule of the link, which is closed: {violation}", peer.endpoint, peer.process)]
     PeerViolation {
@@ -89,7 +93,7 @@ impl From<GetError> for io::Error {
     fn from(error: GetError) -> Self {
         let kind = match error {
             GetError::Ended => io::ErrorKind::UnexpectedEof,
-            GetError::Disconnected(_) => io::ErrorKind::ConnectionReset,
+            GetError::Disconnected(_) | GetError::Dropped(_) => io::ErrorKind::ConnectionReset,
             GetError::TimedOut => io::ErrorKind::TimedOut,
             _ => io::ErrorKind::Other,
         };

@@ -201,10 +201,10 @@ struct Receivers {
 }
 
 impl Post for Receivers {
-    fn introduce(&self, peer: Peer, socket: PacketSocket, _: Geometry, _: Mechanism, _: Lodging) {
+    fn introduce(&self, peer: Peer, socket: PacketSocket, _: Geometry, mechanism: Mechanism, _: Lodging) {
         // One that is not accepted sees the socket hang up.
         if self.acceptance.accepts(&peer) {
-            self.inbox.post(peer, Expected::new(peer, socket));
+            self.inbox.post(peer, Expected::new(peer, socket).protected_by(mechanism));
         }
     }
 

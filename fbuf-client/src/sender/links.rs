@@ -1,6 +1,9 @@
 //! Who is linked to a sender: receivers that come, say something, and go.
 
-use std::{ops::Add, time::Instant};
+use std::{
+    ops::Add,
+    time::{Duration, Instant},
+};
 
 use fbuf_core::{
     control::Report,
@@ -124,7 +127,7 @@ impl Sender {
                 }
             }
             Ok(Arrived::NotYet(expected)) => self.expected.push(expected),
-            Err(LinkEnd::HangUp) => self.inbox.forget(peer),
+            Err(LinkEnd::HangUp | LinkEnd::Dropped) => self.inbox.forget(peer),
             Err(LinkEnd::Violation(violation)) => self.depart(peer, Farewell::Violation(violation), None),
             Err(LinkEnd::Exhausted(what)) => self.depart(peer, Farewell::Exhausted(what), None),
         }
@@ -138,13 +141,39 @@ impl Sender {
         self.sockets.remove(link);
         self.past = self.past + link.counts();
         let farewell = match end {
-            LinkEnd::HangUp if link.has_left() => Farewell::Left,
-            LinkEnd::HangUp => Farewell::Died,
+            LinkEnd::HangUp | LinkEnd::Dropped if link.has_left() => Farewell::Left,
+            LinkEnd::HangUp | LinkEnd::Dropped => Farewell::Died,
             LinkEnd::Violation(violation) => Farewell::Violation(violation),
             LinkEnd::Exhausted(what) => Farewell::Exhausted(what),
         };
         let unread = self.pool.end(index);
         self.depart(peer, farewell, unread);
+    }
+
+    /// Disconnects a receiver that is linked, or about to be: whether it was.
+    pub(super) fn drop_receiver(&mut self, peer: Peer, farewell: Farewell) -> bool {
+        let is_it = |other: Peer| other.endpoint == peer.endpoint;
+        if let Some(index) = self.expected.iter().position(|expected| is_it(expected.peer())) {
+            self.sockets.remove(&self.expected[index]);
+            self.expected.swap_remove(index);
+            self.depart(peer, farewell, None);
+            return true;
+        }
+        let Some(index) = self.pool.links().iter().position(|link| is_it(link.peer())) else { return false };
+        let link = &self.pool.links()[index];
+        self.crowd.remove(peer);
+        self.sockets.remove(link);
+        self.past = self.past + link.counts();
+        let unread = self.pool.disconnect(index);
+        self.depart(peer, farewell, unread);
+        true
+    }
+
+    /// Disconnects the receivers that have held this sender up for so long.
+    pub(super) fn drop_slowest(&mut self, time: Duration) {
+        for peer in self.pool.holders_of_oldest() {
+            self.drop_receiver(peer, Farewell::HeldUp(time));
+        }
     }
 
     /// Ends the links of receivers that have closed and hold nothing any more.

@@ -55,6 +55,8 @@ pub struct Sender {
     crowd: Crowd,
     /// Whether it grows only when receivers keep all slots for long: nobody told it how many to have.
     grows_late: bool,
+    /// For how long a receiver may hold it up.
+    disconnect_after: Option<Duration>,
     pace: Pace,
     departures: VecDeque<Departure>,
     /// The counts of links that are over.
@@ -316,6 +318,16 @@ impl Sender {
             self.await_sockets(deadline);
             self.attend();
         }
+    }
+
+    /// Disconnects a receiver: it is sent nothing more, and told so ([`GetError::Dropped`](crate::GetError::Dropped));
+    /// [`Self::departed`] tells of it as [`Farewell::Disconnected`]. False if it is not linked, nor about to be.
+    ///
+    /// If the receiver copies messages, as those of other users do that do not trust this sender, its slots are free
+    /// at once, and what it has not copied yet is lost for it. If it reads messages where they lie, it can take what was
+    /// sent, and keeps the slots of what it holds until it lets go, or ends.
+    pub fn disconnect(&mut self, receiver: Peer) -> bool {
+        self.drop_receiver(receiver, Farewell::Disconnected)
     }
 
     /// By what number peers know this endpoint, and `fbuf ls` lists it; no other has it, nor will have.

@@ -1,6 +1,6 @@
 //! How a sender is opened.
 
-use std::{collections::VecDeque, env, sync::Arc};
+use std::{collections::VecDeque, env, sync::Arc, time::Duration};
 
 use fbuf_core::{
     channel::ChannelName,
@@ -44,6 +44,7 @@ pub struct SenderBuilder {
     slots: Option<u64>,
     grow_to: Option<u64>,
     wait: Wait,
+    disconnect_after: Option<Duration>,
     guard: Option<bool>,
     wanted: Wanted,
     pages: Pages,
@@ -59,6 +60,7 @@ impl SenderBuilder {
             slots: None,
             grow_to: None,
             wait: Wait::default(),
+            disconnect_after: None,
             guard: None,
             wanted: Wanted::Level(Protection::default()),
             pages: Pages::Huge,
@@ -93,6 +95,21 @@ impl SenderBuilder {
     /// How [`Sender::allocate`] passes the time while all slots are in use.
     pub fn wait(mut self, wait: Wait) -> Self {
         self.wait = wait;
+        self
+    }
+
+    /// Disconnects receivers that hold the sender up for so long: when an allocation has waited for this time, those
+    /// that hold the message that was sent first, as [`Sender::disconnect`] does. [`Sender::departed`] tells of them as
+    /// [`Farewell::HeldUp`](super::Farewell::HeldUp). If not set, a sender waits as long as its receivers take.
+    ///
+    /// ```no_run
+    /// # use std::time::Duration;
+    /// # let client = fbuf_client::Client::connect()?;
+    /// let sender = client.sender("camera").disconnect_after(Duration::from_secs(2)).open()?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn disconnect_after(mut self, time: Duration) -> Self {
+        self.disconnect_after = Some(time);
         self
     }
 
@@ -211,7 +228,19 @@ impl SenderBuilder {
     }
 
     fn open_as_wanted(self) -> Result<Sender, OpenError> {
-        let Self { client, channel, slot_size, slots, grow_to, wait, guard, wanted, pages, acceptance } = self;
+        let Self {
+            client,
+            channel,
+            slot_size,
+            slots,
+            grow_to,
+            wait,
+            disconnect_after,
+            guard,
+            wanted,
+            pages,
+            acceptance,
+        } = self;
         ChannelName::new(channel.as_str())?;
         let one_shot = matches!(wanted, Wanted::Means(Mechanism::OneShot));
         let few = one_shot || wanted.may_lease(slot_size);
@@ -255,6 +284,7 @@ impl SenderBuilder {
             gathering: Gathering::default(),
             crowd: Crowd::default(),
             grows_late: untold && !few,
+            disconnect_after,
             pace: Pace::new(),
             departures: VecDeque::new(),
             past: LinkCounts::default(),

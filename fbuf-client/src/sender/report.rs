@@ -1,6 +1,6 @@
 //! What a sender says: what became of a message, what went wrong, who has gone, how much was done.
 
-use std::io;
+use std::{io, time::Duration};
 
 use fbuf_core::{
     fork::Forked,
@@ -187,6 +187,11 @@ pub enum Farewell {
     Left,
     /// Its process died.
     Died,
+    /// This sender has [disconnected](super::Sender::disconnect) it.
+    Disconnected,
+    /// It held this sender up for longer than
+    /// [that may be](super::SenderBuilder::disconnect_after), and was disconnected.
+    HeldUp(Duration),
     /// It broke a rule, and the link was closed.
     Violation(Violation),
     /// This process had no memory or no descriptor left for the link.

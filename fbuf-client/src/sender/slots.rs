@@ -57,7 +57,16 @@ impl Sender {
         if waiting.looks() && self.gathering.is_worthwhile(self.pool.next_sequence()) {
             self.gather_slots();
         }
+        let mut patience = self.disconnect_after.map(|time| (time, Instant::now() + time));
         loop {
+            if let Some((time, end)) = &mut patience
+                && waiting.is_thorough()
+                && Instant::now() >= *end
+            {
+                let time = *time;
+                *end = Instant::now() + time;
+                self.drop_slowest(time);
+            }
             if waiting.is_thorough() {
                 self.pool.notice_leaving();
                 self.fetch_rights();
@@ -90,6 +99,7 @@ impl Sender {
                 Next::Sleep => {
                     let passes = self.pool.is_blocked() || self.pool.lacks_room().is_some();
                     let wake = if grows || passes { within(LATE, deadline) } else { deadline };
+                    let wake = [wake, patience.map(|(_, end)| end)].into_iter().flatten().min();
                     // A slot that is put back by a thread of this process wakes it as well.
                     self.sleep(wake, |sender| sender.pool.search_all() || !sender.pool.await_fbufs());
                 }

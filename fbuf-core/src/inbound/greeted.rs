@@ -119,7 +119,7 @@ impl Greeted {
         link::send(&socket, &LinkMessage::Hello(hello)).map_err(|end| match end {
             LinkEnd::Exhausted(what) => GreetError::Exhausted(what),
             // There is room for the first message.
-            LinkEnd::HangUp | LinkEnd::Violation(_) => GreetError::Gone,
+            LinkEnd::HangUp | LinkEnd::Violation(_) | LinkEnd::Dropped => GreetError::Gone,
         })?;
         points::reach("attach: greeted");
         let made_here = rooms.as_ref().filter(|rooms| rooms.are_made_here());

@@ -384,7 +384,8 @@ impl Inbound {
             self.read_room(rooms, number, length as usize).map(Some)
         } else {
             self.copy(number, length);
-            Ok(None)
+            // What was copied may be of another message then.
+            if self.reader.is_dropped() && home.mechanism == Mechanism::Copy { Err(LinkEnd::Dropped) } else { Ok(None) }
         };
         points::reach("get: copied");
         let received = match kept {
@@ -522,6 +523,7 @@ impl Inbound {
     /// How it ended; none if in order.
     pub fn end(&mut self) -> Option<LinkEnd> {
         match self.end.take() {
+            Some(LinkEnd::HangUp) | None if self.reader.is_dropped() => Some(LinkEnd::Dropped),
             Some(LinkEnd::HangUp) if self.reader.ending().is_some() => None,
             None if self.reader.ending().is_none() => self.lacks.take().map(LinkEnd::Exhausted),
             other => other,

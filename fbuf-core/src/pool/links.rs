@@ -4,6 +4,7 @@ use std::{iter, mem, slice};
 
 use super::{Memory, Pool};
 use crate::{
+    inbound::Peer,
     link::LinkEnd,
     outbound::{Arrived, Expected, Outbound},
     slot::{Mark, SlotId},
@@ -94,12 +95,35 @@ impl Pool {
     /// # Panics
     /// There is no such link.
     pub fn end(&mut self, index: usize) -> Option<Unread> {
+        self.part(index, false)
+    }
+
+    /// As [`Self::end`], of a receiver that is still there, and is told that it is disconnected. If it reads copies, all
+    /// that was lent over the link alone is back at once, also what it has not copied yet.
+    ///
+    /// # Panics
+    /// There is no such link.
+    pub fn disconnect(&mut self, index: usize) -> Option<Unread> {
+        let returns = self.links[index].drop_receiver();
+        self.part(index, returns)
+    }
+
+    /// The receivers that hold the message that was sent first of all that are held.
+    #[must_use]
+    pub fn holders_of_oldest(&self) -> Vec<Peer> {
+        let oldest = |link| Some((self.lent_over(link).map(|(_, mark)| mark).min()?, link.peer()));
+        let held: Vec<(Mark, Peer)> = self.links.iter().filter_map(oldest).collect();
+        let first = held.iter().map(|&(mark, _)| mark).min();
+        held.into_iter().filter(|&(mark, _)| Some(mark) == first).map(|(_, peer)| peer).collect()
+    }
+
+    fn part(&mut self, index: usize, returns: bool) -> Option<Unread> {
         let mut link = self.links.swap_remove(index);
         link.notice_leaving(self.next_sequence);
         let unread = link.unread(self.lent_over(&link).map(|(_, mark)| mark), self.next_sequence);
         self.forget_gifts(link.peer());
         // Where slots are memory of their own, it is the kernel who says when they can be written.
-        if matches!(self.memory, Memory::Segments(_)) && !link.is_over() && self.is_lent_over(&link) {
+        if !returns && matches!(self.memory, Memory::Segments(_)) && !link.is_over() && self.is_lent_over(&link) {
             link.close(self.next_sequence);
             self.parted.push(link);
         }
