@@ -86,6 +86,28 @@ impl Receiver {
     /// Takes the next message; waits until there is one (uf_get). What senders do that is no message
     /// [does not hold it up](Self#how-long-a-call-may-take).
     ///
+    /// It waits on when a signal was handled. A program that is to end by a flag that its handler sets waits for a part
+    /// of a second at a time:
+    ///
+    /// ```
+    /// use std::{sync::atomic::{AtomicBool, Ordering}, time::Duration};
+    /// use fbuf_client::GetError;
+    ///
+    /// static STOP: AtomicBool = AtomicBool::new(false); // set by a handler
+    /// # let broker = fbuf_broker::Embedded::start()?;
+    /// # let client = fbuf_client::Client::connect_to(broker.address())?;
+    /// let mut receiver = client.receiver("numbers").open()?;
+    /// # STOP.store(true, Ordering::Relaxed);
+    /// while !STOP.load(Ordering::Relaxed) {
+    ///     match receiver.get_timeout(Duration::from_millis(200)) {
+    ///         Ok(message) => println!("{} bytes", message.len()),
+    ///         Err(GetError::TimedOut) => {}
+    ///         Err(error) => return Err(error.into()),
+    ///     }
+    /// }
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
     /// # Errors
     /// [`GetError`], but for [`GetError::TimedOut`]. The receiver can be used further after each.
     #[inline(always)]

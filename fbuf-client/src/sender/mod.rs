@@ -37,7 +37,9 @@ pub use report::{AllocateError, Departure, Farewell, SenderCounters, Sent, WaitE
 /// receiver that is linked.
 ///
 /// It belongs to one thread at a time. Dropping it ends the stream in order: receivers get all that
-/// was written, and then the end.
+/// was written, and then the end. A sender that is never dropped, since it is in a static or the process ends by
+/// [`std::process::exit`], does not end its stream: receivers get all that was written, and then hear that its process died.
+/// It may be dropped late, in a destructor of a thread-local or a handler of atexit(3).
 #[derive(Debug)]
 pub struct Sender {
     pool: Pool,
