@@ -95,8 +95,14 @@ impl Map {
 
     fn attach_sealed(fd: BorrowedFd<'_>, size: u64, seals: Seals) -> Result<Self, Unsuitable> {
         verify(fd, size, seals)?;
-        let map =
-            Self::new(fd, size, ProtFlags::PROT_READ).map_err(|error| Unsuitable::Unmappable(error.to_string()))?;
+        let sharing = match seals {
+            // Its pages do not change, so that it is the same, and Linux before 6.7 permits no other: a descriptor that
+            // is open for writing could make a shared mapping writable there, whatever the seals say.
+            Seals::ForGood => MapFlags::MAP_PRIVATE,
+            Seals::OneWriter | Seals::Size => MapFlags::MAP_SHARED,
+        };
+        let unmappable = |error: io::Error| Unsuitable::Unmappable(error.to_string());
+        let map = Self::mapped(fd, size, ProtFlags::PROT_READ, sharing).map_err(unmappable)?;
         map.advise(libc::MADV_POPULATE_READ);
         // A core of this process would hold all of its sender's slots.
         map.advise(libc::MADV_DONTDUMP);
@@ -244,10 +250,14 @@ impl Map {
     }
 
     fn new(fd: BorrowedFd<'_>, size: u64, protection: ProtFlags) -> io::Result<Self> {
+        Self::mapped(fd, size, protection, MapFlags::MAP_SHARED)
+    }
+
+    fn mapped(fd: BorrowedFd<'_>, size: u64, protection: ProtFlags, sharing: MapFlags) -> io::Result<Self> {
         let size = usize::try_from(size).map_err(io::Error::other)?;
         let length = NonZeroUsize::new(size).ok_or_else(|| io::Error::other("nothing to map"))?;
         // SAFETY: a fresh mapping at an address of the kernel's choice touches no existing memory.
-        let base = unsafe { mmap(None, length, protection, MapFlags::MAP_SHARED, fd, 0) }.map_err(name_limit)?;
+        let base = unsafe { mmap(None, length, protection, sharing, fd, 0) }.map_err(name_limit)?;
         let map = Self { base: base.cast(), size, withheld: None };
         Ok(if protection.contains(ProtFlags::PROT_WRITE) { map.kept_from_children() } else { map })
     }
@@ -506,6 +516,21 @@ mod tests {
         for trial in [Trial::SharedWritable, Trial::MadeWritable, Trial::PopulatedWritable] {
             assert_eq!(try_page(fd.as_fd(), trial).unwrap_err().kind(), io::ErrorKind::PermissionDenied, "{trial:?}");
         }
+    }
+
+    #[test]
+    fn what_is_sealed_for_good_is_mapped_privately_as_kernels_before_6_7_want_it() {
+        let memory = Reserved::new("fbuf-test", 4096).unwrap().seal_for_good().unwrap();
+        let frozen = Frozen::attach(memory.as_fd(), 4096).unwrap();
+        let (_writer, segment) = Map::create("fbuf-test", 4096).unwrap();
+        let shared = Map::attach(segment.as_fd(), 4096).unwrap();
+        let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+        for (map, wanted) in [(&frozen.0, "r--p"), (&shared, "r--s")] {
+            let begin = format!("{:x}-", map.addresses().start);
+            let line = maps.lines().find(|line| line.starts_with(&begin)).unwrap();
+            assert_eq!(line.split_whitespace().nth(1), Some(wanted), "{line}");
+        }
+        assert_eq!(frozen[..], [0; 4096]);
     }
 
     #[test]
