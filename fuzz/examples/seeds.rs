@@ -115,7 +115,7 @@ fn control() {
     write("control", "unpaired", &[&own, &trusted, &receives, &sends, &apart, &clients]);
     let introduction = |lodging| Introduction {
         endpoint: 1,
-        peer: peer(true),
+        peer: peer(true, true),
         slot_bytes: 100,
         max_slots: 4,
         mechanism: Mechanism::Lease,
@@ -126,10 +126,10 @@ fn control() {
     let news =
         ControlResponse::News(News { introductions: lodgings.map(introduction).into(), report: true, receipt: 7 });
     let opened = ControlResponse::Open(Ok(Opened { endpoint: 3, secret: secret(3), slots: vec![any(), any()] }));
-    let refused = ControlResponse::Open(Err(Refusal::OneReceiver { sender: peer(false) }));
+    let refused = ControlResponse::Open(Err(Refusal::OneReceiver { sender: peer(false, false) }));
     let failed = ServerError::new(std::io::ErrorKind::Other, "late".into());
     let why = Mismatch::SlotSize { found: 100, accepted: 64 };
-    let unpaired = ControlResponse::Unpaired(vec![(3, Unpaired::new(peer(false), true, why))]);
+    let unpaired = ControlResponse::Unpaired(vec![(3, Unpaired::new(peer(false, false), true, why))]);
     let answers = [
         answer(0, Ok(unpaired)),
         answer(6, Ok(news)),
