@@ -7,7 +7,7 @@ use fbuf_client::{Farewell, GetError, Protection, Sender};
 
 use crate::{
     Failure, Place, WaitArgument,
-    standard::{self, Input, Output, say},
+    standard::{self, Input, Output, say, while_it_takes_long},
 };
 
 #[derive(Debug, clap::Args)]
@@ -79,7 +79,9 @@ pub(crate) fn send(arguments: &SendArguments, place: &Place) -> Result<(), Failu
     if let Some(slots) = arguments.slots {
         builder = builder.slots(slots);
     }
-    let mut sender = builder.protection(arguments.protection.into()).open()?;
+    let builder = builder.protection(arguments.protection.into());
+    let what = format!("the channel {:?} is opened, and its memory reserved", arguments.channel);
+    let mut sender = while_it_takes_long(&what, || builder.open())?;
     if arguments.protection != Level::Volatile {
         say(format_args!("messages are {}", sender.granted()));
     }

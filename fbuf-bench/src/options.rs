@@ -3,7 +3,7 @@
 use std::{io::Write, path::PathBuf, time::Duration};
 
 use bytesize::ByteSize;
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, builder::RangedU64ValueParser};
 
 use crate::{
     Result, pair,
@@ -43,7 +43,7 @@ enum What {
     /// One sender to several receivers, and several senders to one receiver
     Fan {
         /// How many
-        #[arg(long, value_name = "COUNT", value_delimiter = ',', default_value = "1,2,4,16")]
+        #[arg(long, value_name = "COUNT", value_delimiter = ',', default_value = "1,2,4,16", value_parser = clap::value_parser!(u32).range(1..))]
         count: Vec<u32>,
         #[command(flatten)]
         common: Common,
@@ -154,7 +154,7 @@ pub(crate) struct Settings {
 #[derive(Debug, Clone, Copy, Args)]
 pub(crate) struct Common {
     /// How many runs, of all peers in turn
-    #[arg(long, default_value_t = 5)]
+    #[arg(long, value_name = "COUNT", default_value_t = 5, value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
     pub(crate) runs: usize,
     /// For how long each run is measured
     #[arg(long, value_name = "SECONDS", value_parser = more_than_zero, default_value = "0.3")]

@@ -266,7 +266,8 @@ impl<'a> Suite<'a> {
         let first = self.outcomes.len();
         for run in 0..self.common.runs {
             for terms in all {
-                let result = work::run(terms).map_err(|error| format!("{}: {error}", name(terms.peer)))?;
+                let result =
+                    work::run(terms).map_err(|error| format!("{} was not measured: {error}", name(terms.peer)))?;
                 let outcome = Outcome::new(terms, run, &result);
                 if self.common.json {
                     writeln!(self.out, "{}", serde_json::to_string(&outcome)?)?;

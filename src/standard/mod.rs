@@ -3,6 +3,7 @@
 //! a word, and nothing here panics, which `println!` and `eprintln!` do.
 
 mod inherited;
+mod progress;
 
 use std::{
     env,
@@ -43,10 +44,6 @@ impl Input {
             None => ("standard input".to_owned(), stdin().as_fd().try_clone_to_owned().map(File::from)),
         };
         let file = opened.map_err(|error| Failure::new(format!("{name} cannot be read: {error}")))?;
-        // open(2) succeeds for a folder, and the first read does not.
-        if file.metadata().is_ok_and(|found| found.is_dir()) {
-            return Err(Failure::new(format!("{name} is a folder: send what `tar` makes of it")));
-        }
         Ok(Self(file))
     }
 }
@@ -233,6 +230,7 @@ pub(crate) fn is_hung_up(descriptor: &impl AsFd) -> io::Result<bool> {
 }
 
 pub(crate) use inherited::ignores;
+pub(crate) use progress::while_it_takes_long;
 
 /// Whether nothing comes from standard input that somebody has put there: a terminal, /dev/null, or nothing.
 pub(crate) fn has_no_input() -> bool {

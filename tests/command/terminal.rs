@@ -20,7 +20,7 @@ use nix::{
 
 use crate::{
     Place,
-    support::{BrokerProcess, Process, fbuf, until},
+    support::{BrokerProcess, Process, fbuf, not_tested, until},
     text,
 };
 
@@ -211,4 +211,37 @@ fn there_are_no_colours_where_none_are_wanted() {
     let screen = parser.screen();
     let cells = (0..12).flat_map(|row| (0..120).filter_map(move |column| screen.cell(row, column)));
     assert!(cells.into_iter().all(|cell| cell.fgcolor() == vt100::Color::Default));
+}
+
+#[test]
+fn an_open_that_takes_long_shows_that_it_goes_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let broker = BrokerProcess::start(&folder.path().join("broker"));
+    let command = |channel: &str| {
+        let mut command = fbuf(["send", channel, "-", "--socket"]);
+        command.arg(folder.path().join("broker")).env("TERM", "xterm");
+        command
+    };
+    let quick = Top::start(command("quick"), 120);
+    let is_open = || {
+        let mut list = fbuf(["ls", "--socket"]);
+        text(&list.arg(folder.path().join("broker")).output().unwrap().stdout).contains("quick")
+    };
+    until("the quick one is open", is_open);
+    assert!(!quick.shows("is opened"), "{:#?}", quick.rows());
+    // As if there were much more to reserve.
+    let traced = folder.path().join("trace");
+    let slow = format!("strace -f -o {} -e trace=fallocate -e inject=fallocate:delay_enter=2500000", traced.display());
+    let program = command("slow");
+    if !Command::new("strace").arg("-V").stdout(Stdio::null()).status().is_ok_and(|status| status.success()) {
+        not_tested("an open is slowed down with strace(1), which is not here");
+        return;
+    }
+    let mut words = slow.split(' ');
+    let mut traced = Command::new(words.next().unwrap());
+    traced.args(words).arg(program.get_program()).args(program.get_args()).env("TERM", "xterm");
+    let slow = Top::start(traced, 120);
+    until("it says so", || slow.shows("the channel \"slow\" is opened, and its memory reserved: "));
+    until("it is open, and the line is cleared", || !slow.shows("is opened"));
+    drop(broker);
 }
