@@ -5,7 +5,7 @@ mod support;
 
 use std::{
     env, fs,
-    io::{BufRead, BufReader, Read},
+    io::{BufRead, BufReader, Read, Write},
     os::unix::{
         fs::{PermissionsExt, chown},
         process::CommandExt,
@@ -18,6 +18,7 @@ use std::{
 
 use fbuf_broker::{Embedded, Policy};
 use fbuf_client::{Address, Client, ConnectError, OpenError};
+use nix::unistd::{chroot, setresuid};
 use support::{BrokerProcess, Process, SOON, until};
 
 /// Users that tests act as.
@@ -30,6 +31,8 @@ fn role() {
     match env::var("FBUF_TEST_ROLE").as_deref() {
         Ok("broker") => serve(),
         Ok("client") => connect(),
+        Ok("another user") => lose_broker(|| setresuid(OTHER.into(), OTHER.into(), OTHER.into()).unwrap()),
+        Ok("another root") => lose_broker(|| chroot("/proc/self/fdinfo").unwrap()),
         _ => {}
     }
 }
@@ -57,9 +60,23 @@ fn connect() {
     }
 }
 
+/// A client of a process that changes: whether it comes to be connected again, or what is said of it.
+fn lose_broker(change: impl FnOnce()) {
+    let client = Client::connect().unwrap();
+    change();
+    println!("has changed");
+    until("it hears that the broker is gone", || !client.is_connected());
+    println!("has lost it");
+    std::io::stdin().read_exact(&mut [0]).unwrap();
+    match client.receiver("c").open() {
+        Ok(_) => println!("opened again"),
+        Err(error) => println!("not opened: {error}"),
+    }
+}
+
 /// This program in a role, as another user.
 struct Other {
-    _process: Process,
+    process: Process,
     output: BufReader<ChildStdout>,
 }
 
@@ -74,7 +91,7 @@ impl Other {
         command.uid(user).gid(user).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
         let mut process = Process::start(&mut command);
         let output = BufReader::new(process.0.stdout.take().unwrap());
-        Self { _process: process, output }
+        Self { process, output }
     }
 
     fn broker(address: &Address, user: u32) -> Self {
@@ -269,6 +286,34 @@ fn what_keeps_a_client_from_its_broker_is_named() {
     let environment = [("FBUF_BROKER", path.to_str().unwrap())];
     let said = Other::start(Path::new("/proc/self/exe"), "client", OTHER, &environment).wait_for("connected");
     assert!(said.contains("user 65533 may not write the socket") && !said.contains("there is none"), "{said}");
+}
+
+/// A process that has less rights than when it connected, or sees other files, is connected again, or told what is wrong.
+#[test]
+fn a_process_that_changes_user_or_root_is_connected_again_or_told() {
+    if !support::is_root() {
+        return;
+    }
+    for (role, words) in
+        [("another user", "opened again"), ("another root", "another root folder than when it connected")]
+    {
+        let folder = open_folder();
+        let path = folder.path().join("broker");
+        let start = || {
+            BrokerProcess::start_with(&path, |command| {
+                command.args(["--allow", &OTHER.to_string()]);
+            })
+        };
+        let mut broker = start();
+        let environment = [("FBUF_BROKER", path.to_str().unwrap())];
+        let mut process = Other::start(Path::new("/proc/self/exe"), role, 0, &environment);
+        process.wait_for("has changed");
+        broker.process.kill();
+        process.wait_for("has lost it");
+        let _broker = start();
+        process.process.0.stdin.as_mut().unwrap().write_all(b"x").unwrap();
+        process.wait_for(words);
+    }
 }
 
 /// The clients of a process that goes elsewhere find their broker again.
