@@ -5,13 +5,13 @@ mod support;
 
 use std::{
     fs::{self, File, Permissions},
-    io::{BufRead, Read},
+    io::{BufRead, BufReader, Read},
     os::{
         fd::AsRawFd,
         unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, chown, symlink},
     },
     path::Path,
-    process::Output,
+    process::{Output, Stdio},
 };
 
 use fbuf_client::Client;
@@ -23,7 +23,7 @@ use nix::{
     },
     unistd::geteuid,
 };
-use support::{BrokerProcess, SOON, fbuf, until};
+use support::{BrokerProcess, HandedOver, Process, SOON, fbuf, until};
 
 const OTHER: u32 = 65_533;
 
@@ -159,6 +159,25 @@ fn a_folder_that_is_removed_is_missed_until_it_is_there_again() {
     fs::create_dir(&inner).unwrap();
     wait_for(&mut broker, "was made anew");
     Client::connect_to(&broker.address).unwrap();
+}
+
+#[test]
+fn the_file_of_a_socket_that_was_handed_over_is_missed() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("broker");
+    let handed = HandedOver::at(&path);
+    let mut broker = Process::start(handed.broker().stderr(Stdio::piped()).env("NO_COLOR", "1"));
+    let mut log = BufReader::new(broker.0.stderr.take().unwrap());
+    let mut wait_for = |words: &str| {
+        let mut line = String::new();
+        while !line.contains(words) {
+            line.clear();
+            assert_ne!(log.read_line(&mut line).unwrap(), 0, "the broker has ended, and has not said {words:?}");
+        }
+    };
+    wait_for("listening");
+    fs::remove_file(&path).unwrap();
+    wait_for("which was handed over, is gone or was replaced");
 }
 
 #[test]

@@ -2,16 +2,22 @@
 //! systemd.
 
 use std::{
-    io,
-    os::fd::{AsRawFd, OwnedFd},
-    path::PathBuf,
+    fs, io,
+    os::{
+        fd::{AsRawFd, OwnedFd},
+        unix::fs::MetadataExt,
+    },
+    path::{Path, PathBuf},
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
 use fbuf_core::{address::Address, fork::Withheld};
 use nix::{
     errno::Errno,
-    sys::socket::{AddressFamily, Backlog, SockFlag, SockType, bind, getsockopt, listen, socket, sockopt::AcceptConn},
+    sys::socket::{
+        AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, getsockname, getsockopt, listen, socket,
+        sockopt::AcceptConn,
+    },
 };
 
 use crate::socket_file::{Folder, Found, SocketFile};
@@ -27,6 +33,27 @@ pub struct Listener {
     /// None if it was inherited.
     address: Option<Address>,
     bound: Mutex<Bound>,
+    /// The file of one that was inherited, if it has one.
+    given: Option<GivenFile>,
+}
+
+/// The file of a socket that was handed over.
+#[derive(Debug)]
+struct GivenFile {
+    path: PathBuf,
+    /// Device and inode.
+    identity: (u64, u64),
+}
+
+impl GivenFile {
+    fn of(socket: &OwnedFd) -> Option<Self> {
+        let path = getsockname::<UnixAddr>(socket.as_raw_fd()).ok()?.path()?.to_owned();
+        Some(Self { identity: identity(&path)?, path })
+    }
+}
+
+fn identity(path: &Path) -> Option<(u64, u64)> {
+    fs::symlink_metadata(path).ok().map(|found| (found.dev(), found.ino()))
 }
 
 #[derive(Debug)]
@@ -98,6 +125,12 @@ pub enum BindError {
         "the socket file at {0} was replaced by another, so that no client finds this broker: it ends, and its clients connect to the broker that is there now"
     )]
     Replaced(Address),
+    /// The file of a socket that was handed over is gone, or was replaced.
+    #[error(
+        "the socket file {}, which was handed over, is gone or was replaced: have the service manager make it anew (`systemctl restart` its socket unit)",
+        .0.display()
+    )]
+    GivenFileLost(PathBuf),
     /// The kernel says no.
     #[error("a broker was to listen at {address}: {source}; {}", remedy(source))]
     Refused {
@@ -126,7 +159,7 @@ impl Listener {
     /// # Errors
     /// [`BindError`]
     pub fn bind(address: &Address) -> Result<Self, BindError> {
-        Ok(Self { address: Some(address.clone()), bound: Mutex::new(Bound::make(address)?) })
+        Ok(Self { address: Some(address.clone()), bound: Mutex::new(Bound::make(address)?), given: None })
     }
 
     /// Lets processes of every user connect; which of them are served is decided when they do.
@@ -147,8 +180,9 @@ impl Listener {
         if !getsockopt(&socket, AcceptConn)? {
             listen(&socket, Backlog::new(QUEUE)?)?;
         }
+        let given = GivenFile::of(&socket);
         let bound = Bound { socket: socket.into(), file: None, is_open_to_all: true };
-        Ok(Self { address: None, bound: Mutex::new(bound) })
+        Ok(Self { address: None, bound: Mutex::new(bound), given })
     }
 
     /// The socket, at which connections can be accepted.
@@ -164,6 +198,11 @@ impl Listener {
     /// # Errors
     /// [`BindError::Replaced`]: there is another.
     pub(crate) fn look(&self) -> Result<Standing, BindError> {
+        if let Some(GivenFile { path, identity: made }) = &self.given
+            && identity(path) != Some(*made)
+        {
+            return Ok(Standing::Lost(BindError::GivenFileLost(path.clone())));
+        }
         let mut bound = self.lock();
         let (Some(address), Some(file)) = (&self.address, &bound.file) else { return Ok(Standing::Found) };
         match file.look() {
