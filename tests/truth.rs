@@ -5,11 +5,14 @@ mod support;
 
 use std::{
     io::{PipeReader, Read, Write},
+    sync::Mutex,
     time::{Duration, Instant},
 };
 
 use fbuf_broker::Embedded;
-use fbuf_client::{Client, Departure, Farewell, GetError, Mechanism, Sender, Unread, Wait, WaitError, WriteError};
+use fbuf_client::{
+    Abort, Client, Departure, Farewell, GetError, Mechanism, Sender, Unread, Wait, WaitError, WriteError,
+};
 use nix::{
     fcntl::{FcntlArg, fcntl},
     sys::signal::Signal,
@@ -251,4 +254,139 @@ fn a_receiver_hears_within_a_second_of_a_dead_sender_while_another_keeps_it_busy
     };
     println!("told after {:?} and {messages} messages", death.elapsed());
     assert!(matches!(error, GetError::Disconnected(peer) if peer.process.pid as u32 == dying.pid()), "{error:?}");
+}
+
+#[test]
+fn the_end_of_a_stream_is_told_from_every_way_in_which_it_breaks_off() {
+    let (_broker, client) = broker();
+    let code = Abort::Code(7);
+    type End = fn(Sender);
+    let ways: [(&str, End, Option<Abort>); 4] = [
+        ("finished", Sender::finish, None),
+        ("dropped", drop, None),
+        ("aborted", |sender| sender.abort(7), Some(code)),
+        (
+            "dropped by a panic",
+            |sender| {
+                let panics = std::thread::spawn(move || {
+                    let _sender = sender;
+                    panic!("this panic is part of the test");
+                });
+                assert!(panics.join().is_err());
+            },
+            Some(Abort::Panic),
+        ),
+    ];
+    for requires_finish in [false, true] {
+        for (name, end, mut wanted) in ways {
+            let builder = client.sender("c").slot_size(8).slots(4);
+            let builder = if requires_finish { builder.require_finish() } else { builder };
+            let mut receiver = client.receiver("c").open().unwrap();
+            let mut sender = builder.open().unwrap();
+            sender.wait_for_receivers_timeout(1, SOON).unwrap();
+            (0..3).for_each(|_| assert!(send(&mut sender, b"x") < 3));
+            end(sender);
+            if requires_finish && name == "dropped" {
+                wanted = Some(Abort::Unfinished);
+            }
+            (0..3).for_each(|_| drop(receiver.get_timeout(SOON).unwrap()));
+            if let Some(wanted) = wanted {
+                match receiver.get_timeout(SOON) {
+                    Err(GetError::Aborted { reason, .. }) => assert_eq!(reason, wanted, "{name}"),
+                    other => panic!("{name}: {other:?}"),
+                }
+            }
+            assert_eq!(receiver.get_timeout(SOON).unwrap_err(), GetError::Ended, "{name}");
+        }
+    }
+}
+
+#[test]
+fn a_sender_that_is_never_dropped_is_taken_for_dead_unless_it_finishes() {
+    let (broker, client) = broker();
+    for (way, is_complete) in [("static", false), ("exit", false), ("finish", true), ("drop", true)] {
+        let mut receiver = client.receiver("c").open().unwrap();
+        let mut role = std::process::Command::new(std::env::current_exe().unwrap());
+        role.args(["--ignored", "--exact", "sends_and_is_never_dropped"]);
+        role.env("FBUF_BROKER", broker.address().to_string()).env("WAY", way).stdout(std::process::Stdio::null());
+        let mut child = Process::start(&mut role);
+        (0..3).for_each(|_| drop(receiver.get_timeout(SOON).unwrap()));
+        let end = receiver.get_timeout(SOON).unwrap_err();
+        assert!(child.end().success(), "{way}");
+        assert_eq!(end == GetError::Ended, is_complete, "{way}: {end:?}");
+        assert_eq!(matches!(end, GetError::Disconnected(_)), !is_complete, "{way}: {end:?}");
+    }
+}
+
+#[test]
+#[ignore = "what a child of another test does"]
+fn sends_and_is_never_dropped() {
+    static KEPT: Mutex<Option<Sender>> = Mutex::new(None);
+    let client = Client::connect().unwrap();
+    let mut sender = client.sender("c").slot_size(8).slots(4).open().unwrap();
+    sender.wait_for_receivers_timeout(1, SOON).unwrap();
+    (0..3).for_each(|_| assert!(send(&mut sender, b"x") < 3));
+    sender.wait_for_returns_timeout(SOON).unwrap();
+    let way = std::env::var("WAY").unwrap();
+    if way == "drop" {
+        return;
+    }
+    *KEPT.lock().unwrap() = Some(sender);
+    if way == "finish" {
+        KEPT.lock().unwrap().take().unwrap().finish();
+    }
+    if way == "exit" {
+        std::process::exit(0);
+    }
+}
+
+#[test]
+fn a_receiver_that_fails_says_so_before_what_it_holds_goes_back() {
+    let (_broker, client) = broker();
+    for panics in [false, true] {
+        let mut receiver = client.receiver("c").open().unwrap();
+        let mut sender = client.sender("c").slot_size(8).slots(4).open().unwrap();
+        sender.wait_for_receivers_timeout(1, SOON).unwrap();
+        (0..3).for_each(|_| assert!(send(&mut sender, b"x") < 3));
+        drop(receiver.get_timeout(SOON).unwrap());
+        let held = receiver.get_timeout(SOON).unwrap();
+        let wanted = if panics {
+            let thread = std::thread::spawn(move || {
+                let _receiver = receiver;
+                panic!("this panic is part of the test");
+            });
+            assert!(thread.join().is_err());
+            Abort::Panic
+        } else {
+            receiver.abort(9);
+            Abort::Code(9)
+        };
+        drop(held);
+        // All is back, and that is no success.
+        sender.wait_for_returns_timeout(SOON).unwrap();
+        let Departure { farewell, unread, .. } = sender.departed().expect("it is known by now");
+        assert_eq!((farewell, numbers(unread)), (Farewell::Failed(wanted), last(1, 3)));
+    }
+}
+
+#[test]
+fn a_receiver_knows_how_much_it_has_missed_before_it_was_linked() {
+    let (_broker, client) = broker();
+    let mut first = client.receiver("c").open().unwrap();
+    let mut sender = client.sender("c").slot_size(8).slots(8).open().unwrap();
+    sender.wait_for_receivers_timeout(1, SOON).unwrap();
+    (0..3).for_each(|_| assert!(send(&mut sender, b"x") < 3));
+    let mut late = client.receiver("c").open().unwrap();
+    sender.wait_for_receivers_timeout(2, SOON).unwrap();
+    assert_eq!(send(&mut sender, b"x"), 3);
+    assert_eq!(first.get_timeout(SOON).unwrap().sequence(), 0);
+    assert_eq!(late.get_timeout(SOON).unwrap().sequence(), 3);
+    assert_eq!((first.counters().missed_before, late.counters().missed_before), (0, 3));
+    // Also when the link is over, and when nothing came over it.
+    let mut later = client.receiver("c").open().unwrap();
+    sender.wait_for_receivers_timeout(3, SOON).unwrap();
+    sender.finish();
+    assert_eq!(late.get_timeout(SOON).unwrap_err(), GetError::Ended);
+    assert_eq!(later.get_timeout(SOON).unwrap_err(), GetError::Ended);
+    assert_eq!((late.counters().missed_before, later.counters().missed_before), (3, 4));
 }

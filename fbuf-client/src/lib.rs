@@ -44,6 +44,7 @@ mod wait;
 
 pub use client::{Client, ClientBuilder, ConnectError, OpenError};
 pub use fbuf_core::{
+    abort::Abort,
     address::Address,
     channel::{ChannelName, ChannelNameError},
     control::{ClientStatus, EndStatus, EndpointStatus, Mismatch, Oldest, Report, Unpaired},

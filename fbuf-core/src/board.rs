@@ -13,13 +13,14 @@ use std::os::fd::BorrowedFd;
 #[cfg(not(loom))]
 use zerocopy::FromBytes;
 
-#[cfg(not(loom))]
-use crate::{link::LinkEnd, memory::MemoryError};
 use crate::{
+    abort::Abort,
     park::{Flag, Rang},
     slot::{Mark, SlotId},
     sync::{AtomicU64, Ordering},
 };
+#[cfg(not(loom))]
+use crate::{link::LinkEnd, memory::MemoryError};
 
 /// The head of a board.
 #[cfg_attr(not(loom), derive(FromBytes))]
@@ -30,6 +31,8 @@ pub struct BoardHead {
     pub flag: Flag,
     /// Once the receiver is gone: the number of the first message that it did not read.
     next: AtomicU64,
+    /// Once the receiver is gone, and not in order: why, as [`Abort::to_word`].
+    aborted: AtomicU64,
     /// When the receiver rang last.
     pub rang: Rang,
 }
@@ -43,6 +46,7 @@ impl BoardHead {
     pub fn scribble(&self, flag: u64, next: u64) {
         self.flag.scribble(flag);
         self.next.store(next, Ordering::Relaxed);
+        self.aborted.store(next, Ordering::Relaxed);
     }
 }
 
@@ -107,9 +111,10 @@ impl<M: BoardMemory> BoardWriter<M> {
         self.0.word(slot).load(Ordering::Relaxed) == mark.word()
     }
 
-    /// Says that no message from this number on was ever read, nor will be.
-    pub fn leave(&self, next: u64) {
+    /// Says that no message from this number on was ever read, nor will be, and why if it is not in order.
+    pub fn leave(&self, next: u64, abort: Option<Abort>) {
         self.head().next.store(next, Ordering::Relaxed);
+        self.head().aborted.store(Abort::to_word(abort), Ordering::Relaxed);
         self.head().flag.leave();
     }
 }
@@ -181,6 +186,12 @@ impl<M: BoardMemory> BoardReader<M> {
     pub fn left_at(&self) -> Option<u64> {
         self.head().flag.read().gone().then(|| self.head().next.load(Ordering::Relaxed))
     }
+
+    /// If the receiver is gone, and not in order: why.
+    pub fn abort(&self) -> Option<Abort> {
+        let gone = self.head().flag.read().gone();
+        gone.then(|| Abort::from_word(self.head().aborted.load(Ordering::Relaxed))).flatten()
+    }
 }
 
 /// Whether what a word stands for, lent with the message of this mark, is back.
@@ -206,7 +217,8 @@ pub(crate) mod heap {
 
     impl HeapBoard {
         pub(crate) fn new(slots: usize) -> Self {
-            let head = BoardHead { flag: Flag::new(), next: AtomicU64::new(0), rang: Rang::new() };
+            let head =
+                BoardHead { flag: Flag::new(), next: AtomicU64::new(0), aborted: AtomicU64::new(0), rang: Rang::new() };
             Self(Arc::new((head, Ring::new(slots, || AtomicU64::new(0)))))
         }
     }
@@ -244,7 +256,7 @@ mod tests {
         let memory = HeapBoard::new(1);
         let (writer, reader) = (BoardWriter::new(memory.clone()), BoardReader::new(memory));
         assert_eq!(reader.left_at(), None);
-        writer.leave(17);
+        writer.leave(17, Some(Abort::Panic));
         assert_eq!(reader.left_at(), Some(17));
     }
 }
@@ -270,7 +282,7 @@ mod model {
                         assert_eq!(*p, 1)
                     }
                 });
-                writer.leave(17);
+                writer.leave(17, Some(Abort::Panic));
             });
             loop {
                 match reader.left_at() {

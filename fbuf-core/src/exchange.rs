@@ -166,8 +166,8 @@ fn every_message_has_a_number_of_its_own_although_some_were_not_sent() {
         let received = exchange(&mut pool, &mut inbound, sequence as u8);
         assert_eq!((received.sequence(), pool.next_sequence()), (sequence, sequence + 1));
     }
-    pool.close();
+    pool.close(None);
     let unsent = find(&mut pool).then(|| pool.allocate()).flatten().unwrap();
     assert!(pool.send(unsent).is_err(), "a message was sent behind the end");
-    assert!(inbound.take().is_none() && inbound.is_over() && inbound.end().is_none());
+    assert!(inbound.take().is_none() && inbound.is_over() && matches!(inbound.end(), Ok(None)));
 }

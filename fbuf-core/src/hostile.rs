@@ -247,7 +247,7 @@ proptest! {
                 prop_assert!(held.len() <= slots, "one slot was lent twice");
             }
             if inbound.is_over() {
-                prop_assert!(matches!(inbound.end(), Some(LinkEnd::Violation(_))));
+                prop_assert!(matches!(inbound.end(), Err(LinkEnd::Violation(_))));
                 return Ok(());
             }
             if near == 3 {
@@ -265,7 +265,7 @@ proptest! {
                 inbound.attend();
                 prop_assert!(inbound.take().is_none());
                 if inbound.is_over() {
-                    prop_assert!(matches!(inbound.end(), Some(LinkEnd::Violation(_))));
+                    prop_assert!(matches!(inbound.end(), Err(LinkEnd::Violation(_))));
                     return Ok(());
                 }
             }
@@ -405,8 +405,8 @@ fn shoot(memory: OwnedFd, sequence: u64) -> Result<Vec<u8>, Violation> {
     socket.send(&wire::encode(&LinkMessage::OneShot(shot)).unwrap()).unwrap();
     LaneWriter::new(lane).message(SlotId::new(0), 5);
     match (inbound.take(), inbound.end()) {
-        (Some(received), None) => Ok(received.to_vec()),
-        (None, Some(LinkEnd::Violation(violation))) => Err(violation),
+        (Some(received), Ok(None)) => Ok(received.to_vec()),
+        (None, Err(LinkEnd::Violation(violation))) => Err(violation),
         other => panic!("{other:?}"),
     }
 }
@@ -457,7 +457,7 @@ fn a_message_of_its_own_must_be_sealed_for_good() {
     socket.send(&wire::encode(&LinkMessage::OneShot(shot)).unwrap()).unwrap();
     LaneWriter::new(lane).message(SlotId::new(0), SLOT_BYTES + 1);
     assert!(inbound.take().is_none());
-    assert!(matches!(inbound.end(), Some(LinkEnd::Violation(Violation::Length { .. }))));
+    assert!(matches!(inbound.end(), Err(LinkEnd::Violation(Violation::Length { .. }))));
 }
 
 #[test]
@@ -477,5 +477,5 @@ fn an_entry_without_its_message_ends_the_link() {
     let (mut inbound, _socket, lane, _memory) = victim_receiver(Mechanism::OneShot);
     LaneWriter::new(lane).message(SlotId::new(0), 5);
     assert!(inbound.take().is_none());
-    assert!(matches!(inbound.end(), Some(LinkEnd::Violation(Violation::OutOfTurn { .. }))));
+    assert!(matches!(inbound.end(), Err(LinkEnd::Violation(Violation::OutOfTurn { .. }))));
 }

@@ -10,6 +10,7 @@
 use zerocopy::FromBytes;
 
 use crate::{
+    abort::Abort,
     park::{Flag, Rang},
     points,
     slot::SlotId,
@@ -28,6 +29,8 @@ pub struct LaneHead {
     closed: AtomicU64,
     /// Messages that were left out behind the last one, once it is closed.
     left_out: AtomicU64,
+    /// Once it is closed, and not in order: why, as [`Abort::to_word`].
+    aborted: AtomicU64,
     /// When the sender rang last.
     pub rang: Rang,
     /// Whether the sender has disconnected the receiver: then what it copies of a slot may be of another message.
@@ -69,6 +72,7 @@ impl LaneHead {
         self.flag.scribble(flag);
         self.closed.store(closed, Ordering::Relaxed);
         self.left_out.store(left_out, Ordering::Relaxed);
+        self.aborted.store(left_out, Ordering::Relaxed);
     }
 }
 
@@ -190,9 +194,15 @@ impl<M: LaneMemory> LaneWriter<M> {
         fence(Ordering::Release);
     }
 
-    /// Says that nothing follows but messages that were left out.
-    pub fn close(&mut self, left_out: u64) {
+    /// Says that nothing follows but messages that were left out, or that the stream is broken off here.
+    /// The first word counts.
+    pub fn close(&mut self, left_out: u64, abort: Option<Abort>) {
+        // Relaxed: only this side writes it.
+        if self.memory.head().closed.load(Ordering::Relaxed) != 0 {
+            return;
+        }
         self.memory.head().left_out.store(left_out, Ordering::Relaxed);
+        self.memory.head().aborted.store(Abort::to_word(abort), Ordering::Relaxed);
         // Release: partner is the Acquire load in `LaneReader::ending`.
         self.memory.head().closed.store(self.position, Ordering::Release);
         points::reach("end: closed");
@@ -306,6 +316,12 @@ impl<M: LaneMemory> LaneReader<M> {
         let closed = head.closed.load(Ordering::Acquire);
         (closed == self.position).then(|| head.left_out.load(Ordering::Relaxed))
     }
+
+    /// Why the stream was broken off, if it was; once there is an [ending](Self::ending).
+    pub fn abort(&self) -> Option<Abort> {
+        // Relaxed: it came with the ending.
+        Abort::from_word(self.memory.head().aborted.load(Ordering::Relaxed))
+    }
 }
 
 /// A lane on the heap of one process, for tests and models.
@@ -328,6 +344,7 @@ pub(crate) mod heap {
                 flag: park::Flag::new(),
                 closed: AtomicU64::new(0),
                 left_out: AtomicU64::new(0),
+                aborted: AtomicU64::new(0),
                 rang: Rang::new(),
                 dropped: AtomicU64::new(0),
             };
@@ -398,7 +415,7 @@ mod tests {
         for n in 1..=8 {
             writer.gap(n);
         }
-        writer.close(3);
+        writer.close(3, Some(Abort::Code(7)));
         for n in 1..=8 {
             assert_eq!(reader.ending(), None);
             assert!(reader.peek().0 >= crate::limits::MAX_SLOTS.into(), "a gap is no message");
@@ -406,7 +423,7 @@ mod tests {
             reader.advance();
         }
         assert_eq!(reader.look(), Ok(None));
-        assert_eq!(reader.ending(), Some(3));
+        assert_eq!((reader.ending(), reader.abort()), (Some(3), Some(Abort::Code(7))));
     }
 
     #[test]
@@ -467,7 +484,7 @@ mod model {
                 });
                 writer.message(SlotId::new(5), 2);
                 writer.gap(9);
-                writer.close(4);
+                writer.close(4, Some(Abort::Panic));
             });
             let mut seen = Vec::new();
             while seen.len() < 2 {
@@ -498,7 +515,7 @@ mod model {
             while reader.ending().is_none() {
                 thread::yield_now();
             }
-            assert_eq!(reader.ending(), Some(4));
+            assert_eq!((reader.ending(), reader.abort()), (Some(4), Some(Abort::Panic)));
             sender.join().unwrap();
         });
     }

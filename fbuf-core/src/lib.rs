@@ -10,6 +10,7 @@
 //! (slots as slices), `guard.rs` (a signal handler, where one is asked for) and `sys.rs` (system calls),
 //! and nowhere else.
 
+pub mod abort;
 pub mod board;
 pub mod lane;
 pub mod limits;

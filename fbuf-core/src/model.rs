@@ -58,7 +58,7 @@ fn a_slot_is_known_before_it_is_used() {
                 if board.has(SlotId::new(0), Mark::of(0)) {
                     send(0, 3);
                 }
-                writer.close(0);
+                writer.close(0, None);
             })
         };
         let (mut reader, board) = (LaneReader::new(lane), Arc::new(BoardWriter::new(board)));

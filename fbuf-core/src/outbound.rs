@@ -9,6 +9,7 @@ use std::{
 };
 
 use crate::{
+    abort::Abort,
     board::{BoardReader, BoardTable},
     guard::LinkGuard,
     lane::{LaneTable, LaneWriter, capacity_for},
@@ -296,6 +297,12 @@ impl Outbound {
     #[must_use]
     pub fn is_open(&self) -> bool {
         self.unread_from.is_none()
+    }
+
+    /// Why the receiver has left, if it has failed.
+    #[must_use]
+    pub fn failure(&self) -> Option<Abort> {
+        self.board.abort()
     }
 
     /// Whether the receiver has said that it leaves.
@@ -594,9 +601,10 @@ impl Outbound {
         self.copies
     }
 
-    /// Ends the link in order: everything that was sent before message number `sent` arrives, and then the end.
-    pub(crate) fn close(&mut self, sent: u64) {
-        self.writer.close(self.gap);
+    /// Ends the link: everything that was sent before message number `sent` arrives, and then the end, or why there is no
+    /// more.
+    pub(crate) fn close(&mut self, sent: u64, abort: Option<Abort>) {
+        self.writer.close(self.gap, abort);
         self.unread_from = Some(self.unread_from.unwrap_or(sent));
         self.plain = false;
         // The hang-up of the socket, which follows, wakes the receiver.

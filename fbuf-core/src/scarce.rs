@@ -71,7 +71,7 @@ fn shoot(pool: &mut Pool, content: u64) -> Result<Published, Unsent> {
 
 fn read(inbound: &mut Inbound) -> Option<u64> {
     let received = inbound.take();
-    assert!(inbound.end().is_none(), "the link is over");
+    assert!(matches!(inbound.end(), Ok(None)), "the link is over");
     received.map(|received| u64::from_ne_bytes(received[..].try_into().unwrap()))
 }
 

@@ -136,10 +136,10 @@ impl Receiving {
         if over {
             let broken = self.inbound.is_broken();
             match self.inbound.end() {
-                Some(LinkEnd::Violation(_)) => assert!(broken),
-                Some(LinkEnd::Dropped) => {}
-                None => assert!(!broken),
-                Some(end) => panic!("{end:?}, and the sender is there"),
+                Err(LinkEnd::Violation(_)) => assert!(broken),
+                Err(LinkEnd::Dropped) => {}
+                Ok(_) => assert!(!broken),
+                Err(end) => panic!("{end:?}, and the sender is there"),
             }
         }
         Ok(!over)

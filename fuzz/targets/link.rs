@@ -130,8 +130,8 @@ impl Half {
                 }
                 assert!(inbound.settle());
                 match inbound.is_over().then(|| inbound.end()) {
-                    Some(Some(end)) => over(&end),
-                    Some(None) => Self::Over,
+                    Some(Err(end)) => over(&end),
+                    Some(Ok(_)) => Self::Over,
                     None => Self::Receiving(inbound, held),
                 }
             }

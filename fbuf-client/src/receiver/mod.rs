@@ -10,6 +10,7 @@ use std::{
 };
 
 use fbuf_core::{
+    abort::Abort,
     control::{Report, Unpaired},
     fork::Generation,
     inbound::{Answered, GreetError, Greeted, Inbound, Peer},
@@ -71,6 +72,8 @@ pub struct Receiver {
     troubles: VecDeque<GetError>,
     /// Messages that were left out on links that are over.
     past_missed: u64,
+    /// Messages that were written before links were open that are over.
+    past_missed_before: u64,
     /// Messages that were received over links that are over.
     past_messages: u64,
     /// Bytes in them.
@@ -174,6 +177,17 @@ impl Receiver {
         self.registration.unpaired()
     }
 
+    /// Goes because what was received cannot be used, for instance since it cannot be stored: senders are told so with
+    /// this code ([`Farewell::Failed`](crate::Farewell::Failed)), and which messages were not read. Messages that are
+    /// still held count as read if they are dropped later.
+    pub fn abort(mut self, code: u32) {
+        self.fail(Abort::Code(code));
+    }
+
+    fn fail(&mut self, abort: Abort) {
+        self.links.iter_mut().filter(|link| !link.is_over()).for_each(|link| link.fail(abort));
+    }
+
     /// What was done so far.
     #[must_use]
     pub fn counters(&self) -> ReceiverCounters {
@@ -181,6 +195,11 @@ impl Receiver {
             messages: self.messages(),
             bytes: self.links.iter().map(Inbound::bytes).sum::<u64>() + self.past_bytes,
             missed: self.links.iter().map(Inbound::missed).fold(self.past_missed, u64::saturating_add),
+            missed_before: self
+                .links
+                .iter()
+                .map(Inbound::missed_before)
+                .fold(self.past_missed_before, u64::saturating_add),
             held: self.links.iter().map(Inbound::held).sum(),
             leases_refused: self.links.iter().map(Inbound::refused_leases).sum(),
             sleeps: self.sleeps,
@@ -345,8 +364,11 @@ impl Receiver {
     #[cold]
     fn bury_one(&mut self, index: usize) {
         let mut link = self.remove(index);
-        if let Some(end) = link.end() {
-            self.complain(link.peer(), end);
+        let peer = link.peer();
+        match link.end() {
+            Ok(None) => {}
+            Ok(Some(reason)) => self.troubles.push_back(GetError::Aborted { peer, reason }),
+            Err(end) => self.complain(peer, end),
         }
     }
 
@@ -497,6 +519,7 @@ impl Receiver {
         self.inbox.forget(link.peer());
         self.sockets.remove(&link);
         self.past_missed = self.past_missed.saturating_add(link.missed());
+        self.past_missed_before = self.past_missed_before.saturating_add(link.missed_before());
         self.past_messages += link.messages();
         self.past_bytes += link.bytes();
         link
@@ -505,6 +528,9 @@ impl Receiver {
 
 impl Drop for Receiver {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.fail(Abort::Panic);
+        }
         for link in &self.links {
             // What is held keeps the socket of its link open.
             self.sockets.remove(link);

@@ -136,6 +136,7 @@ impl ReceiverBuilder {
             pace: Pace::new(),
             troubles: VecDeque::new(),
             past_missed: 0,
+            past_missed_before: 0,
             past_messages: 0,
             past_bytes: 0,
             sleeps: 0,

@@ -2,7 +2,7 @@
 
 use std::io;
 
-use fbuf_core::{fork::Forked, inbound::Peer, violation::Violation};
+use fbuf_core::{abort::Abort, fork::Forked, inbound::Peer, violation::Violation};
 
 /// What a receiver has done so far.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -14,6 +14,10 @@ pub struct ReceiverCounters {
     pub bytes: u64,
     /// Messages that senders left out because this receiver asked them to.
     pub missed: u64,
+    /// Messages that senders had written before they were linked with this receiver: if there are any, it has missed
+    /// the beginning of a stream. The first message that it gets of such a sender does not have the
+    /// [number](crate::Received::sequence) 0.
+    pub missed_before: u64,
     /// Messages that are held now, of senders that are linked.
     pub held: usize,
     /// Times that it slept while it waited.
@@ -45,6 +49,16 @@ pub enum GetError {
     /// was held up by it. What this receiver had not taken is lost. Reported once; other senders go on.
     #[error("sender {} ({}) has disconnected this receiver: messages may be missing; take and drop them sooner", .0.endpoint, .0.process)]
     Dropped(Peer),
+    /// A sender has broken its stream off: by [`Sender::abort`](crate::Sender::abort), in a panic, or without a word
+    /// although it had announced one. Everything it sent was received; the rest is missing. Reported once; other
+    /// senders go on.
+    #[error("sender {} ({}) broke off its stream {reason}: what it had sent was received, the rest is missing", peer.endpoint, peer.process)]
+    Aborted {
+        /// Who.
+        peer: Peer,
+        /// Why.
+        reason: Abort,
+    },
     /// A sender broke a rule, and its link was closed. Reported once; other senders go on.
     #[error("sender {} ({}) broke a rule of the link, which is closed: {violation}", peer.endpoint, peer.process)]
     PeerViolation {
@@ -94,6 +108,7 @@ impl From<GetError> for io::Error {
         let kind = match error {
             GetError::Ended => io::ErrorKind::UnexpectedEof,
             GetError::Disconnected(_) | GetError::Dropped(_) => io::ErrorKind::ConnectionReset,
+            GetError::Aborted { .. } => io::ErrorKind::ConnectionAborted,
             GetError::TimedOut => io::ErrorKind::TimedOut,
             _ => io::ErrorKind::Other,
         };

@@ -141,7 +141,9 @@ impl Sender {
         self.sockets.remove(link);
         self.past = self.past + link.counts();
         let farewell = match end {
-            LinkEnd::HangUp | LinkEnd::Dropped if link.has_left() => Farewell::Left,
+            LinkEnd::HangUp | LinkEnd::Dropped if link.has_left() => {
+                link.failure().map_or(Farewell::Left, Farewell::Failed)
+            }
             LinkEnd::HangUp | LinkEnd::Dropped => Farewell::Died,
             LinkEnd::Violation(violation) => Farewell::Violation(violation),
             LinkEnd::Exhausted(what) => Farewell::Exhausted(what),

@@ -14,6 +14,7 @@ use std::{
 };
 
 use fbuf_core::{
+    abort::Abort,
     control::Unpaired,
     fork::{Generation, Notice},
     inbound::Peer,
@@ -36,10 +37,21 @@ pub use report::{AllocateError, Departure, Farewell, SenderCounters, Sent, WaitE
 /// The sending end of a channel: allocates fbufs out of its own pool and gives them to every
 /// receiver that is linked.
 ///
-/// It belongs to one thread at a time. Dropping it ends the stream in order: receivers get all that
-/// was written, and then the end. A sender that is never dropped, since it is in a static or the process ends by
-/// [`std::process::exit`], does not end its stream: receivers get all that was written, and then hear that its process died.
-/// It may be dropped late, in a destructor of a thread-local or a handler of atexit(3).
+/// It belongs to one thread at a time.
+///
+/// # The end of a stream
+///
+/// Receivers get all that was written, and then how the stream has ended:
+///
+/// * [`finish`](Self::finish) says that it is complete: [`GetError::Ended`](crate::GetError::Ended). To drop a sender
+///   says the same, unless it was opened with [`require_finish`](SenderBuilder::require_finish).
+/// * [`abort`](Self::abort) says that it is not: [`GetError::Aborted`](crate::GetError::Aborted). So does a panic that
+///   drops the sender, and a sender that is dropped although it requires `finish`.
+/// * If its process ends before the sender is dropped, nothing is said:
+///   [`GetError::Disconnected`](crate::GetError::Disconnected). This is the case when the process is killed or aborts,
+///   and also for a sender in a `static` or on the stack of `main` at [`std::process::exit`], which drop nothing. Keep
+///   such a sender in an `Option`, and take it out and finish it before the process ends, at the
+///   latest in a destructor of a thread-local or a handler of atexit(3).
 #[derive(Debug)]
 pub struct Sender {
     pool: Pool,
@@ -65,6 +77,8 @@ pub struct Sender {
     past: LinkCounts,
     counters: Counts,
     granted: Granted,
+    /// Whether to be dropped is no end in order.
+    requires_finish: bool,
     registration: Registration,
 }
 
@@ -363,6 +377,13 @@ impl Sender {
         self.registration.unpaired()
     }
 
+    /// The receivers that have messages which they have not handed back, and how many each has. Goes through all slots
+    /// for each receiver.
+    pub fn lent(&self) -> impl Iterator<Item = (Peer, usize)> {
+        let links = self.pool.links().iter().enumerate();
+        links.map(|(index, link)| (link.peer(), self.pool.count_lent_over(index))).filter(|&(_, messages)| messages > 0)
+    }
+
     /// The receiver that went longest ago and was not asked about yet: how it went, and what it left unread. The
     /// last 64 are remembered.
     pub fn departed(&mut self) -> Option<Departure> {
@@ -388,6 +409,27 @@ impl Sender {
         self.remove_departed();
     }
 
+    /// Ends the stream, which is complete: receivers get all that was written, and then
+    /// [`GetError::Ended`](crate::GetError::Ended). Does not wait for them; what was written can be read when the
+    /// sender and its process are gone.
+    pub fn finish(mut self) {
+        self.end_stream(None);
+    }
+
+    /// Breaks the stream off, for instance because its source has failed: receivers get all that was written, and then
+    /// [`GetError::Aborted`](crate::GetError::Aborted) with this code, rather than take it for complete.
+    pub fn abort(mut self, code: u32) {
+        self.end_stream(Some(Abort::Code(code)));
+    }
+
+    /// What was said first counts.
+    fn end_stream(&mut self, abort: Option<Abort>) {
+        for link in self.pool.links() {
+            self.sockets.remove(link);
+        }
+        self.pool.close(abort);
+    }
+
     /// What was done so far, and where the slots are: it goes through all of them.
     #[must_use]
     pub fn counters(&self) -> SenderCounters {
@@ -411,9 +453,10 @@ impl Sender {
 
 impl Drop for Sender {
     fn drop(&mut self) {
-        for link in self.pool.links() {
-            self.sockets.remove(link);
-        }
-        self.pool.close();
+        self.end_stream(match (std::thread::panicking(), self.requires_finish) {
+            (true, _) => Some(Abort::Panic),
+            (false, true) => Some(Abort::Unfinished),
+            (false, false) => None,
+        });
     }
 }

@@ -49,6 +49,7 @@ pub struct SenderBuilder {
     wanted: Wanted,
     pages: Pages,
     acceptance: Acceptance,
+    requires_finish: bool,
 }
 
 impl SenderBuilder {
@@ -65,6 +66,7 @@ impl SenderBuilder {
             wanted: Wanted::Level(Protection::default()),
             pages: Pages::Huge,
             acceptance: Acceptance::default(),
+            requires_finish: false,
         }
     }
 
@@ -202,6 +204,13 @@ impl SenderBuilder {
         self
     }
 
+    /// The stream is complete only if [`Sender::finish`] says so: a sender that is merely dropped, as by an error that
+    /// is passed on with `?`, breaks its stream off ([`Abort::Unfinished`](crate::Abort::Unfinished)).
+    pub fn require_finish(mut self) -> Self {
+        self.requires_finish = true;
+        self
+    }
+
     /// Reserves the memory and opens the sender.
     ///
     /// On a channel that the broker's policy declares confidential, a sender that was not told by which
@@ -240,6 +249,7 @@ impl SenderBuilder {
             wanted,
             pages,
             acceptance,
+            requires_finish,
         } = self;
         ChannelName::new(channel.as_str())?;
         let one_shot = matches!(wanted, Wanted::Means(Mechanism::OneShot));
@@ -290,6 +300,7 @@ impl SenderBuilder {
             past: LinkCounts::default(),
             counters: Counts::default(),
             granted,
+            requires_finish,
             generation: Generation::current(),
             registration,
         })

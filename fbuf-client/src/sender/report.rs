@@ -3,6 +3,7 @@
 use std::{io, time::Duration};
 
 use fbuf_core::{
+    abort::Abort,
     fork::Forked,
     inbound::Peer,
     loan::Fbuf,
@@ -185,6 +186,8 @@ pub struct Departure {
 pub enum Farewell {
     /// It closed its receiver.
     Left,
+    /// It left because it had failed: [`Receiver::abort`](crate::Receiver::abort), or a panic.
+    Failed(Abort),
     /// Its process died.
     Died,
     /// This sender has [disconnected](super::Sender::disconnect) it.

@@ -39,7 +39,7 @@ fn a_board_grows_with_the_segments_of_its_sender() {
     // It was announced, and does not exist.
     lane.message(SlotId::new(5000), 1);
     assert!(inbound.take().is_none());
-    assert!(matches!(inbound.end(), Some(LinkEnd::Violation(Violation::Slot { named: 5000, known: 5000 }))));
+    assert!(matches!(inbound.end(), Err(LinkEnd::Violation(Violation::Slot { named: 5000, known: 5000 }))));
 }
 
 /// A board of which nothing but its size is true costs its sender what the sender's own slots need of it.

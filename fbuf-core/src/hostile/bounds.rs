@@ -14,8 +14,8 @@ fn skipping() -> (Inbound, PacketSocket, LaneWriter<LaneTable>) {
 
 fn violation(inbound: &mut Inbound) -> Option<Violation> {
     match inbound.end() {
-        Some(LinkEnd::Violation(violation)) => Some(violation),
-        None => None,
+        Err(LinkEnd::Violation(violation)) => Some(violation),
+        Ok(None) => None,
         other => panic!("{other:?}"),
     }
 }
@@ -67,7 +67,7 @@ fn a_gap_waits_for_its_message() {
     assert!(inbound.take().is_none());
     drop(socket);
     inbound.attend();
-    assert!(inbound.is_over() && matches!(inbound.end(), Some(LinkEnd::HangUp)));
+    assert!(inbound.is_over() && matches!(inbound.end(), Err(LinkEnd::HangUp)));
 }
 
 #[test]

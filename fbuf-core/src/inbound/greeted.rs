@@ -52,7 +52,7 @@ impl UnusedBoard {
 impl Drop for UnusedBoard {
     fn drop(&mut self) {
         if let Some(board) = self.0.take() {
-            BoardWriter::new(board).leave(0);
+            BoardWriter::new(board).leave(0, None);
         }
     }
 }

@@ -20,6 +20,7 @@ pub use self::greeted::{Answered, GreetError, Greeted};
 use self::returns::next_retired;
 pub(crate) use self::returns::{Left, Locked, Returns, lock};
 use crate::{
+    abort::Abort,
     board::BoardWriter,
     control::LinkId,
     lane::{LaneReader, LaneTable, Note, capacity_for},
@@ -93,6 +94,10 @@ pub struct Inbound {
     missed: u64,
     /// How it ended, if it did not end in order.
     end: Option<LinkEnd>,
+    /// Why this side will go, if not in order.
+    abort: Option<Abort>,
+    /// The number of the first message that is sent over it.
+    first: u64,
     /// What this process had no room for, and what was published so far may do without.
     lacks: Option<String>,
     /// Whether the next message on the socket waits for a descriptor, of which this process had none left.
@@ -174,6 +179,8 @@ impl Inbound {
             behind_gap: 0,
             missed: 0,
             end: None,
+            abort: None,
+            first: welcome.first_sequence,
             lacks: None,
             lacks_descriptor: false,
             segments: Vec::new(),
@@ -520,14 +527,28 @@ impl Inbound {
         !matches!(self.end, None | Some(LinkEnd::HangUp))
     }
 
-    /// How it ended; none if in order.
-    pub fn end(&mut self) -> Option<LinkEnd> {
+    /// How it ended, once it [is over](Self::is_over): in order, or why the sender broke it off.
+    ///
+    /// # Errors
+    /// [`LinkEnd`]: the sender said nothing of an end.
+    pub fn end(&mut self) -> Result<Option<Abort>, LinkEnd> {
         match self.end.take() {
-            Some(LinkEnd::HangUp) | None if self.reader.is_dropped() => Some(LinkEnd::Dropped),
-            Some(LinkEnd::HangUp) if self.reader.ending().is_some() => None,
-            None if self.reader.ending().is_none() => self.lacks.take().map(LinkEnd::Exhausted),
-            other => other,
+            Some(LinkEnd::HangUp) | None if self.reader.is_dropped() => Err(LinkEnd::Dropped),
+            None | Some(LinkEnd::HangUp) if self.reader.ending().is_some() => Ok(self.reader.abort()),
+            Some(end) => Err(end),
+            None => self.lacks.take().map_or(Ok(None), |lacks| Err(LinkEnd::Exhausted(lacks))),
         }
+    }
+
+    /// Has the sender told, when this is dropped, that this side has failed.
+    pub fn fail(&mut self, abort: Abort) {
+        self.abort = Some(abort);
+    }
+
+    /// How many messages the sender had written before this link was open.
+    #[must_use]
+    pub fn missed_before(&self) -> u64 {
+        self.first
     }
 
     /// Reads what the sender sent over the socket: bells, new segments, its end. Only so many messages, or one
@@ -658,7 +679,7 @@ impl AsFd for Inbound {
 impl Drop for Inbound {
     fn drop(&mut self) {
         let returns = self.returns().clone();
-        returns.board.leave(self.next_mark().sequence());
+        returns.board.leave(self.next_mark().sequence(), self.abort);
         Fencing::of_this_process().after_publishing();
         returns.wake_sender();
         let among = returns.among;

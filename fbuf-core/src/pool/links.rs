@@ -4,6 +4,7 @@ use std::{iter, mem, slice};
 
 use super::{Memory, Pool};
 use crate::{
+    abort::Abort,
     inbound::Peer,
     link::LinkEnd,
     outbound::{Arrived, Expected, Outbound},
@@ -88,9 +89,9 @@ impl Pool {
         self.links.iter_mut().enumerate().find_map(|(index, link)| Some((index, link.lost()?)))
     }
 
-    /// Ends a link; the last one takes its place. What its receiver has not read to the end is returned. What is lent over it alone is back, if its receiver has hung up,
-    /// or has broken a rule. Otherwise the receiver is told that nothing more comes, and what it has, or has yet to
-    /// read, stays lent until it lets go of it or hangs up.
+    /// Ends a link; the last one takes its place. What its receiver has not read to the end is returned. What is lent over
+    /// it alone is back, if its receiver has hung up, or has broken a rule. Otherwise the receiver is told that its
+    /// stream is broken off, and what it has, or has yet to read, stays lent until it lets go of it or hangs up.
     ///
     /// # Panics
     /// There is no such link.
@@ -124,7 +125,7 @@ impl Pool {
         self.forget_gifts(link.peer());
         // Where slots are memory of their own, it is the kernel who says when they can be written.
         if !returns && matches!(self.memory, Memory::Segments(_)) && !link.is_over() && self.is_lent_over(&link) {
-            link.close(self.next_sequence);
+            link.close(self.next_sequence, Some(Abort::Disconnected));
             self.parted.push(link);
         }
         unread
@@ -150,17 +151,27 @@ impl Pool {
         self.lent_over(link).next().is_some()
     }
 
+    /// How many slots are lent over this one of the [links](Self::links).
+    ///
+    /// # Panics
+    /// There is no such link.
+    #[must_use]
+    pub fn count_lent_over(&self, index: usize) -> usize {
+        self.lent_over(&self.links[index]).count()
+    }
+
     /// The slots that are lent over a link, and with which messages. Goes through all slots.
     fn lent_over(&self, link: &Outbound) -> impl Iterator<Item = (SlotId, Mark)> {
         let marks = self.all().map(|slot| (slot, self.mark(slot)));
         marks.filter(move |&(slot, mark)| mark != Mark::OUT && link.has(slot, mark))
     }
 
-    /// Tells all receivers that nothing more comes: everything that was sent arrives, and then the end. Without this,
-    /// a pool that is dropped ends its links as a process does that dies.
-    pub fn close(&mut self) {
+    /// Tells all receivers that nothing more comes: everything that was sent arrives, and then the end, or why the stream
+    /// is broken off. What is said first counts. Without this, a pool that is dropped ends its links as a process does
+    /// that dies.
+    pub fn close(&mut self, abort: Option<Abort>) {
         for link in &mut self.links {
-            link.close(self.next_sequence);
+            link.close(self.next_sequence, abort);
         }
     }
 }
