@@ -52,16 +52,18 @@ Environment:
 
 const STATUS_OF_SEND: &str = "\
 Exit status:
-  0  all of the input was sent, and every receiver has taken it
-  1  not all of it, or there is no broker; standard error says why
+  0  all of the input was sent, and every receiver has written it out
+  1  something else; standard error says what: the input could not be read, a receiver left,
+     failed or died before the end, or there is no broker. Other receivers exit with 3
   2  the command line is not understood, or the channel is missing";
 
 const STATUS_OF_RECV: &str = "\
 Exit status:
   0  the sender has ended its stream, and all of it was written
-  1  something else went wrong; standard error says what
+  1  something else went wrong; standard error says what, and the sender exits with 1
   2  the command line is not understood
-  3  the sender died before it ended its stream: what was written is not all
+  3  what was written is not all: the sender died or failed before it ended its stream,
+     or had begun before this receiver was linked
   A reader that closes the pipe ends it as SIGPIPE does (141 in a shell).";
 
 const STATUS_OF_DOCTOR: &str = "\
@@ -75,10 +77,14 @@ enum Command {
     /// Run the broker that introduces processes to each other
     #[command(after_help = STATUS_OF_BROKER)]
     Broker(broker::Arguments),
-    /// Send a file, or standard input, to whoever receives on a channel
+    /// Send a file, or standard input, to the receivers on a channel
+    ///
+    /// What it waits for for longer than a second, it says on standard error.
     #[command(after_help = STATUS_OF_SEND)]
     Send(pipes::SendArguments),
     /// Receive what somebody sends on a channel into a file, or to standard output
+    ///
+    /// What it waits for for longer than a second, it says on standard error.
     #[command(after_help = STATUS_OF_RECV)]
     Recv(pipes::RecvArguments),
     /// Stream a file through fbufs, a pipe and a Unix socket, and compare

@@ -31,7 +31,11 @@ const PATIENCE: u16 = 1000;
 
 /// Standard input, or a file in its place.
 #[derive(Debug)]
-pub(crate) struct Input(File);
+pub(crate) struct Input {
+    file: File,
+    /// In words.
+    name: String,
+}
 
 impl Input {
     /// Opens a file for reading; none, and `-`, are standard input.
@@ -43,17 +47,32 @@ impl Input {
             }
             None => ("standard input".to_owned(), stdin().as_fd().try_clone_to_owned().map(File::from)),
         };
-        let file = opened.map_err(|error| Failure::new(format!("{name} cannot be read: {error}")))?;
-        Ok(Self(file))
+        match opened {
+            Ok(file) => Ok(Self { file, name }),
+            Err(error) => Err(unread(&name, &error)),
+        }
+    }
+
+    /// open(2) succeeds for a folder, and the first read does not.
+    pub(crate) fn reject_folder(&self) -> Result<(), Failure> {
+        if self.file.metadata().is_ok_and(|found| found.is_dir()) {
+            return Err(Failure::new(format!("{} is a folder: send what `tar` makes of it", self.name)));
+        }
+        Ok(())
+    }
+
+    /// What a failure to read it is called.
+    pub(crate) fn failure(&self, error: &io::Error) -> Failure {
+        unread(&self.name, error)
     }
 }
 
 impl Read for Input {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         loop {
-            match self.0.read(buffer) {
+            match self.file.read(buffer) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    wait(self.0.as_fd(), PollFlags::POLLIN, PollTimeout::NONE)?;
+                    wait(self.file.as_fd(), PollFlags::POLLIN, PollTimeout::NONE)?;
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 result => return result,
@@ -135,6 +154,11 @@ impl Write for Output {
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
     }
+}
+
+/// What a failure to read is called.
+fn unread(name: &str, error: &io::Error) -> Failure {
+    Failure::new(format!("{name} cannot be read: {error}"))
 }
 
 /// What a failure to write is called.

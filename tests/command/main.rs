@@ -3,6 +3,7 @@
 mod errors;
 mod signals;
 mod standard;
+mod streams;
 #[path = "../support/mod.rs"]
 mod support;
 mod terminal;

@@ -1,0 +1,77 @@
+//! `fbuf send` and `fbuf recv`: a channel as a pipe between two shells.
+
+mod receive;
+mod send;
+
+use std::{collections::BTreeSet, time::Duration};
+
+use fbuf_client::{Client, Protection};
+
+pub(crate) use receive::{RecvArguments, receive};
+pub(crate) use send::{SendArguments, send};
+
+use crate::standard::say;
+
+/// The code with which each of the two tells the other that it has failed.
+const FAILED: u32 = 1;
+
+/// What a receiver may rely on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Level {
+    /// The sender's safe code does not change messages that it has sent
+    Volatile,
+    /// No code can change them; I/O into memory that was pinned before could
+    Leased,
+    /// Nothing can change them
+    Sealed,
+}
+
+impl From<Level> for Protection {
+    fn from(level: Level) -> Self {
+        match level {
+            Level::Volatile => Self::Volatile,
+            Level::Leased => Self::Leased,
+            Level::Sealed => Self::Sealed,
+        }
+    }
+}
+
+/// For how long a command waits before it says what for.
+const SILENCE: Duration = Duration::from_secs(1);
+
+/// Says on standard error what a command waits for, and where: each thing once.
+struct Waiting<'a> {
+    channel: &'a str,
+    client: &'a Client,
+    said: BTreeSet<For>,
+}
+
+/// What a command can wait for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum For {
+    Peers,
+    Link,
+    FirstMessage,
+    Slots,
+    Returns,
+}
+
+impl<'a> Waiting<'a> {
+    fn new(channel: &'a str, client: &'a Client) -> Self {
+        Self { channel, client, said: BTreeSet::new() }
+    }
+
+    /// Says it, unless it was said before.
+    fn say(&mut self, thing: For, what: impl FnOnce() -> String) {
+        if self.said.insert(thing) {
+            let Self { channel, client, .. } = self;
+            let gone = client.connection_error().map(|error| format!(", which is gone ({error})")).unwrap_or_default();
+            say(format_args!("{} on the channel {channel:?} at the broker {}{gone}", what(), client.address()));
+        }
+    }
+}
+
+/// Several things in a sentence.
+fn list(things: impl Iterator<Item = String>) -> String {
+    things.collect::<Vec<_>>().join(", ")
+}

@@ -1,0 +1,98 @@
+//! `fbuf recv`.
+
+use std::path::PathBuf;
+
+use fbuf_client::{GetError, Received, Receiver};
+
+use super::{FAILED, For, Level, SILENCE, Waiting, list};
+use crate::{
+    Failure, Place, WaitArgument,
+    standard::{Output, say},
+};
+
+/// The status if what was written is not a whole stream.
+const INCOMPLETE: u8 = 3;
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct RecvArguments {
+    /// The channel
+    channel: String,
+    /// Where to write; `-` is standard output [default: standard output]
+    file: Option<PathBuf>,
+    /// Refuse senders whose messages are protected less than this
+    #[arg(long, value_name = "LEVEL", value_enum, default_value = "volatile")]
+    require: Level,
+    /// What to do while there is no message
+    #[arg(long, value_enum, default_value = "adaptive")]
+    wait: WaitArgument,
+}
+
+pub(crate) fn receive(arguments: &RecvArguments, place: &Place) -> Result<(), Failure> {
+    let client = place.connect()?;
+    // Before a sender could be linked, which would then be told that its receiver has left.
+    let mut output = Output::open(arguments.file.as_deref())?;
+    let builder = client.receiver(&arguments.channel).wait(arguments.wait.into());
+    let mut receiver = builder.require(arguments.require.into()).open()?;
+    output.truncate()?;
+    let mut waiting = Waiting::new(&arguments.channel, &client);
+    let mut only = None;
+    loop {
+        let received = match next(&mut receiver, only.is_some(), &mut waiting) {
+            Ok(received) => received,
+            Err(GetError::Ended) => break,
+            Err(error) => return Err(Failure::from(error).with_status(INCOMPLETE)),
+        };
+        if let Err(failure) = admit(&mut only, &received, &arguments.channel).and_then(|()| output.put(&received)) {
+            // Before the message goes back, which its sender would take for written.
+            receiver.abort(FAILED);
+            return Err(failure);
+        }
+    }
+    output.finish()?;
+    match receiver.counters().missed_before {
+        0 => Ok(()),
+        missed => Err(Failure::new(late(missed)).with_status(INCOMPLETE)),
+    }
+}
+
+/// Waits for the next message.
+fn next(receiver: &mut Receiver, has_begun: bool, waiting: &mut Waiting) -> Result<Received, GetError> {
+    loop {
+        match receiver.get_timeout(SILENCE) {
+            // A sender may pause for as long as it likes once it has begun.
+            Err(GetError::TimedOut) if has_begun => {}
+            Err(GetError::TimedOut) => {
+                let peers = || list(receiver.peers().map(|peer| peer.process.to_string()));
+                match (receiver.peers().count(), receiver.senders()) {
+                    (0, _) => waiting.say(For::Peers, || "waiting for a sender".to_owned()),
+                    (_, 0) => waiting.say(For::Link, || format!("waiting for {} to let this receiver in", peers())),
+                    _ => waiting.say(For::FirstMessage, || format!("waiting for the first message of {}", peers())),
+                }
+            }
+            result => return result,
+        }
+    }
+}
+
+/// One file can take one stream only, from its beginning.
+fn admit(only: &mut Option<u64>, received: &Received, channel: &str) -> Result<(), Failure> {
+    let sender = received.sender();
+    match *only {
+        Some(endpoint) if endpoint == sender.endpoint => Ok(()),
+        Some(_) => Err(Failure::new(format!(
+            "{} sends on the channel {channel:?} as well: one file can take one stream only",
+            sender.process
+        ))),
+        None => {
+            *only = Some(sender.endpoint);
+            if received.sequence() > 0 {
+                say(late(received.sequence()));
+            }
+            Ok(())
+        }
+    }
+}
+
+fn late(missed: u64) -> String {
+    format!("the beginning is missing: {missed} messages had been sent before this receiver was linked")
+}

@@ -1,0 +1,152 @@
+//! `fbuf send`.
+
+use std::path::{Path, PathBuf};
+
+use bytesize::ByteSize;
+use fbuf_client::{AllocateError, Departure, Farewell, Fbuf, Sender, WaitError, WriteError};
+
+use super::{FAILED, For, Level, SILENCE, Waiting, list};
+use crate::{
+    Failure, Place, WaitArgument,
+    standard::{self, Input, say, while_it_takes_long},
+};
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct SendArguments {
+    /// The channel
+    channel: String,
+    /// What to send; `-` is standard input [default: standard input]
+    file: Option<PathBuf>,
+    /// The longest message
+    #[arg(long, value_name = "BYTES", value_parser = fbuf_bench::size, default_value = "1MiB")]
+    slot_size: ByteSize,
+    /// How many messages may be under way [default: as many as suit the caches of this machine]
+    #[arg(long, value_name = "COUNT")]
+    slots: Option<u64>,
+    /// What receivers may rely on
+    #[arg(long, value_name = "LEVEL", value_enum, default_value = "volatile")]
+    protection: Level,
+    /// How many receivers to wait for
+    #[arg(long, value_name = "COUNT", default_value_t = 1)]
+    receivers: usize,
+    /// What to do while all slots are in use
+    #[arg(long, value_enum, default_value = "adaptive")]
+    wait: WaitArgument,
+}
+
+pub(crate) fn send(arguments: &SendArguments, place: &Place) -> Result<(), Failure> {
+    if arguments.file.is_none() {
+        reject_file_as_channel(&arguments.channel)?;
+    }
+    let mut input = Input::open(arguments.file.as_deref())?;
+    let client = place.connect()?;
+    let mut builder =
+        client.sender(&arguments.channel).slot_size(arguments.slot_size.as_u64()).wait(arguments.wait.into());
+    if let Some(slots) = arguments.slots {
+        builder = builder.slots(slots);
+    }
+    let builder = builder.protection(arguments.protection.into()).require_finish();
+    let what = format!("the channel {:?} is opened, and its memory reserved", arguments.channel);
+    let mut sender = while_it_takes_long(&what, || builder.open())?;
+    if arguments.protection != Level::Volatile {
+        say(format_args!("messages are {}", sender.granted()));
+    }
+    let mut waiting = Waiting::new(&arguments.channel, &client);
+    match stream(&mut sender, &mut input, arguments.receivers, &mut waiting) {
+        Ok(()) => {
+            sender.finish();
+            Ok(())
+        }
+        // No receiver takes what it has got for all.
+        Err(failure) => {
+            sender.abort(FAILED);
+            Err(failure)
+        }
+    }
+}
+
+/// `fbuf send FILE` has one argument, which is the channel: whoever gives it a file has forgotten the channel.
+fn reject_file_as_channel(channel: &str) -> Result<(), Failure> {
+    let is_file = Path::new(channel).is_file();
+    // A channel may well be called like a file that is in this folder, if there is something to send.
+    if is_file && (channel.contains('/') || standard::has_no_input()) {
+        return Err(Failure::usage(format!(
+            "no channel was given, only the file {channel}: say `fbuf send CHANNEL {channel}`, or, if that is the \
+             channel, `fbuf send {channel} -` to send standard input"
+        )));
+    }
+    Ok(())
+}
+
+/// Sends all of the input, and waits until every receiver has written it out.
+fn stream(sender: &mut Sender, input: &mut Input, receivers: usize, waiting: &mut Waiting) -> Result<(), Failure> {
+    if let Err(failure) = input.reject_folder() {
+        // A receiver that waits already hears of it as well.
+        let _ = sender.wait_for_receivers_timeout(1, SILENCE);
+        return Err(failure);
+    }
+    wait_for_receivers(sender, receivers, waiting)?;
+    loop {
+        let mut fbuf = allocate(sender, waiting)?;
+        if fbuf.read_from(input).map_err(|error| input.failure(&error))? == 0 {
+            break;
+        }
+        let written = sender.write(fbuf);
+        complain(sender)?;
+        written.map_err(|error| match error {
+            WriteError::NoReceiver(_) => Failure::new("every receiver left before the end"),
+            other => other.into(),
+        })?;
+    }
+    wait_for_returns(sender, waiting)?;
+    complain(sender)
+}
+
+fn wait_for_receivers(sender: &mut Sender, count: usize, waiting: &mut Waiting) -> Result<(), Failure> {
+    if let Err(WaitError::TimedOut { wanted, linked }) = sender.wait_for_receivers_timeout(count, SILENCE) {
+        waiting.say(For::Peers, || match (wanted, linked) {
+            (1, _) => "waiting for a receiver".to_owned(),
+            _ => format!("waiting for {wanted} receivers, of which {linked} are linked,"),
+        });
+    }
+    sender.wait_for_receivers(count)?;
+    Ok(())
+}
+
+fn allocate(sender: &mut Sender, waiting: &mut Waiting) -> Result<Fbuf, Failure> {
+    match sender.allocate_timeout(SILENCE) {
+        Err(AllocateError::TimedOut(slots)) => {
+            waiting.say(For::Slots, || format!("waiting for one of {slots} slots, in use by {},", holders(sender)));
+            Ok(sender.allocate()?)
+        }
+        result => Ok(result?),
+    }
+}
+
+/// Waits until every receiver has written out what it got.
+fn wait_for_returns(sender: &mut Sender, waiting: &mut Waiting) -> Result<(), Failure> {
+    if sender.wait_for_returns_timeout(SILENCE).is_err() {
+        waiting.say(For::Returns, || format!("waiting for {} to write out the rest", holders(sender)));
+    }
+    Ok(sender.wait_for_returns()?)
+}
+
+/// Which receivers have how many messages.
+fn holders(sender: &Sender) -> String {
+    list(sender.lent().map(|(peer, messages)| format!("{} ({messages})", peer.process)))
+}
+
+/// A receiver that went before the end has not got everything.
+fn complain(sender: &mut Sender) -> Result<(), Failure> {
+    let Some(Departure { peer, farewell, unread, .. }) = sender.departed() else { return Ok(()) };
+    let unread = unread.map_or(String::new(), |unread| format!(", with {} messages unread", unread.messages));
+    let how = match farewell {
+        Farewell::Left => "left before the end".to_owned(),
+        Farewell::Failed(_) => "failed before the end: see what it says".to_owned(),
+        Farewell::Died => "died before the end".to_owned(),
+        Farewell::Violation(violation) => format!("broke a rule: {violation}"),
+        Farewell::Exhausted(what) => format!("could not be linked: {what}"),
+        _ => "is gone".to_owned(),
+    };
+    Err(Failure::new(format!("the receiver ({}) {how}{unread}", peer.process)))
+}
