@@ -27,7 +27,7 @@ use super::{
     OTHER, Other, SIZE, broker,
     client::Hostile,
     is_root,
-    support::{SOON, slots},
+    support::{SOON, not_tested, slots},
     trusting_broker,
 };
 
@@ -215,7 +215,7 @@ fn suffer(attack: Attack, sender: &mut Sender) -> (Outcome, Option<Violation>) {
 fn run(who: Whose) {
     for (number, (attack, outcomes)) in TABLE.into_iter().enumerate() {
         if matches!(attack, Attack::HugeReader | Attack::Huge) && slot(SIZE as u64, true, false).is_none() {
-            println!("not tested: {attack:?}, since this kernel has no huge pages to set aside");
+            not_tested(&format!("{attack:?}: this kernel has no huge pages to set aside"));
             continue;
         }
         let broker = match who {
