@@ -101,7 +101,7 @@ impl Guard {
         watch.senders.push(Guarded {
             number,
             channel: channel.into(),
-            stride: stride as usize,
+            stride: stride.max(1) as usize,
             segments: Vec::new(),
             messages: messages.clone(),
             links: Vec::new(),
@@ -150,22 +150,28 @@ impl Drop for Guard {
         if watch.senders.is_empty()
             && let Some(previous) = watch.previous
         {
-            // SAFETY: it was there before.
-            let current = unsafe { sigaction(Signal::SIGSEGV, &previous) };
-            match current {
-                Ok(current) if !is_ours(current.handler()) => {
-                    // Somebody came after us, and may go on to us: all stays as it is.
-                    // SAFETY: it was there a moment ago.
-                    let _ = unsafe { sigaction(Signal::SIGSEGV, &current) };
-                }
-                _ => watch.previous = None,
+            // Asked first, so that there is no moment in which a handler is missing that came after ours, and may go on
+            // to ours: then all stays as it is.
+            if current().is_ok_and(is_ours) {
+                // SAFETY: it was there before.
+                let _ = unsafe { sigaction(Signal::SIGSEGV, &previous) };
+                watch.previous = None;
             }
         }
     }
 }
 
-fn is_ours(handler: SigHandler) -> bool {
-    matches!(handler, SigHandler::SigAction(handler) if std::ptr::fn_addr_eq(handler, on_fault as extern "C" fn(_, _, _)))
+/// What is done at SIGSEGV: the address of a handler, or what stands for none.
+fn current() -> io::Result<libc::sighandler_t> {
+    // SAFETY: all-zero is a valid one, which holds nothing but numbers.
+    let mut found: libc::sigaction = unsafe { std::mem::zeroed() };
+    // SAFETY: it is asked, and not changed (sigaction(2)); `found` lives here.
+    let result = unsafe { libc::sigaction(libc::SIGSEGV, std::ptr::null(), &raw mut found) };
+    if result == 0 { Ok(found.sa_sigaction) } else { Err(io::Error::last_os_error()) }
+}
+
+fn is_ours(handler: libc::sighandler_t) -> bool {
+    handler == on_fault as extern "C" fn(_, _, _) as usize
 }
 
 fn marks(slots: usize) -> io::Result<Messages> {
