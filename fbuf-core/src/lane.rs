@@ -436,6 +436,8 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(crate::hostile::cases(256))]
+
         /// Whatever a peer writes into a lane, its reader answers with an entry, with nothing, or
         /// with a violation, and never goes past the lane.
         #[test]

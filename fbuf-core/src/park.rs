@@ -68,7 +68,7 @@ impl Fencing {
     }
 }
 
-#[cfg(not(loom))]
+#[cfg(not(any(loom, miri)))]
 fn register() -> bool {
     use crate::sys::{Membarrier, membarrier};
     membarrier(Membarrier::Register).and_then(|()| membarrier(Membarrier::Everywhere)).is_ok()
@@ -77,6 +77,12 @@ fn register() -> bool {
 #[cfg(loom)]
 fn register() -> bool {
     true
+}
+
+/// Miri has no membarrier.
+#[cfg(miri)]
+fn register() -> bool {
+    false
 }
 
 const PARKED: u64 = 1;

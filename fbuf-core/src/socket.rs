@@ -27,6 +27,9 @@ use crate::{
     wire::Letter,
 };
 
+#[cfg(miri)]
+mod heap;
+
 /// One end of a connection.
 #[derive(Debug)]
 pub struct PacketSocket(Withheld<OwnedFd>);
@@ -52,6 +55,10 @@ impl PacketSocket {
     /// # Errors
     /// What fcntl(2) says.
     pub fn new(fd: OwnedFd) -> io::Result<Self> {
+        #[cfg(miri)]
+        if heap::IS_USED {
+            return Ok(Self(fd));
+        }
         use nix::fcntl::{FcntlArg, OFlag, fcntl};
         let flags = OFlag::from_bits_retain(fcntl(&fd, FcntlArg::F_GETFL)?);
         fcntl(&fd, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
@@ -70,6 +77,10 @@ impl PacketSocket {
     /// # Errors
     /// What socketpair(2) says.
     pub fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
+        #[cfg(miri)]
+        if heap::IS_USED {
+            return heap::pair();
+        }
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
         let (one, other) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags)?;
         widen(&one);
@@ -105,12 +116,20 @@ impl PacketSocket {
     /// The size of its send buffer, if that is smaller than [`SEND_BUFFER`]: then it may be full although the peer is honest.
     #[must_use]
     pub fn narrow(&self) -> Option<usize> {
+        #[cfg(miri)]
+        if heap::IS_USED {
+            return None;
+        }
         getsockopt(&self.0, sockopt::SndBuf).ok().filter(|&size| size < SEND_BUFFER)
     }
 
     /// How much of the send buffer is in use: what the peer has not read.
     #[must_use]
     pub fn unread(&self) -> usize {
+        #[cfg(miri)]
+        if heap::IS_USED {
+            return 0;
+        }
         sys::unread_bytes(self.0.as_fd()).unwrap_or(0)
     }
 
@@ -120,6 +139,10 @@ impl PacketSocket {
     /// `WouldBlock` if there is no room now, `BrokenPipe` if the other side is gone; where a limit is in the way, it is
     /// named.
     pub fn send(&self, letter: &Letter) -> io::Result<()> {
+        #[cfg(miri)]
+        if heap::IS_USED {
+            return heap::send(self.0.as_fd(), &letter.bytes, &letter.descriptors);
+        }
         let raw: Vec<_> = letter.descriptors.iter().map(|fd| fd.as_raw_fd()).collect();
         let rights = [ControlMessage::ScmRights(&raw)];
         let control = if raw.is_empty() { &[] } else { &rights[..] };
@@ -149,6 +172,10 @@ impl PacketSocket {
     /// # Errors
     /// As [`Self::send`].
     pub fn send_bytes(&self, bytes: &[u8]) -> io::Result<()> {
+        #[cfg(miri)]
+        if heap::IS_USED {
+            return heap::send(self.0.as_fd(), bytes, &[]);
+        }
         send(self.0.as_raw_fd(), bytes, MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT)?;
         Ok(())
     }
@@ -156,6 +183,10 @@ impl PacketSocket {
     /// Whether the other end is closed, perhaps with messages that were not received yet.
     #[must_use]
     pub fn has_hung_up(&self) -> bool {
+        #[cfg(miri)]
+        if heap::IS_USED {
+            return heap::has_hung_up(self.0.as_fd());
+        }
         let mut this = [PollFd::new(self.0.as_fd(), PollFlags::empty())];
         // No error is possible for one descriptor and no time (poll(2)).
         poll(&mut this, PollTimeout::ZERO).is_ok()
@@ -189,6 +220,10 @@ impl PacketSocket {
     }
 
     fn receive_with<const LONGEST: usize>(&self, most: usize) -> io::Result<Arrival> {
+        #[cfg(miri)]
+        if heap::IS_USED {
+            return heap::receive(self.0.as_fd(), LONGEST, most);
+        }
         let mut buffer = [0; LONGEST];
         // The kernel drops a message together with the descriptors for which a process has no room. So a message that
         // may carry any is looked at first, and taken off only with all of them here.
@@ -291,6 +326,13 @@ impl fmt::Display for Credentials {
 impl AsFd for PacketSocket {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
+    }
+}
+
+#[cfg(miri)]
+impl Drop for PacketSocket {
+    fn drop(&mut self) {
+        heap::hang_up(self.0.as_fd());
     }
 }
 

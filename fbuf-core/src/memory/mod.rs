@@ -1,6 +1,8 @@
 //! Shared memory with one writer (invariant 1): a memfd is created and reserved, mapped by the
 //! process that writes it, sealed by it, and verified by everybody else before they map it.
 
+#[cfg(miri)]
+pub(crate) mod heap;
 mod leasable;
 mod map;
 mod memfd;
@@ -12,7 +14,7 @@ mod table;
 pub use leasable::{HUGE_PAGE, Leasable, Pages, free_huge_pages, has_transparent_pages};
 pub use map::{Map, Trial, try_page};
 pub use memfd::{MemoryError, Reserved, Seals, verify};
-pub use pieces::{Address, Pieces};
+pub(crate) use pieces::{Address, Pieces};
 pub use room::available;
 pub use sealed::Sealed;
 pub(crate) use sealed::SealedMemory;
