@@ -95,10 +95,10 @@ fn current_word() -> &'static AtomicU64 {
         Ok(_) => {
             // For as long as this process lives.
             std::mem::forget(page);
-            // SAFETY: as above.
+            // SAFETY: the page is not unmapped from here on, and only atomics are made of it.
             unsafe { word.as_ref() }
         }
-        // SAFETY: as above; another thread was first.
+        // SAFETY: another thread was first; its page is never unmapped either, and only atomics are made of it.
         Err(other) => unsafe { &*other },
     }
 }
@@ -145,7 +145,7 @@ pub struct Notice {
 
 // SAFETY: the word is an atomic and lives as long as the page, which goes with it.
 unsafe impl Send for Notice {}
-// SAFETY: as above.
+// SAFETY: the word is an atomic, which any thread may use.
 unsafe impl Sync for Notice {}
 
 impl Notice {
@@ -171,7 +171,7 @@ impl Notice {
 
     /// Raises it, or not.
     pub fn set(&self, raised: bool) {
-        // SAFETY: as above.
+        // SAFETY: the page lives as long as this, and holds nothing but this atomic.
         unsafe { self.calm.as_ref() }.store(!raised, Ordering::Relaxed);
     }
 }
@@ -371,7 +371,7 @@ extern "C" fn in_child() {
 /// Where the generation stands, if it does stand anywhere.
 fn current_word_of_child() -> &'static AtomicU64 {
     let known = WIPED.load(Ordering::Relaxed);
-    // SAFETY: as in `current_word`.
+    // SAFETY: it points at a page that is never unmapped and that only atomics are made of.
     if known.is_null() { &PLAIN } else { unsafe { &*known } }
 }
 
@@ -382,7 +382,7 @@ fn make_private(mapping: &Range<usize>) {
     // SAFETY: the range is exactly one mapping of this library, which it inherited from its parent (`before`).
     if unsafe { libc::mmap(place, size, libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0) } == libc::MAP_FAILED {
         // The kernel promises no memory (vm.overcommit_memory=2): then at least nothing is written.
-        // SAFETY: as above.
+        // SAFETY: the range is exactly one mapping of this library, and no byte of it is changed.
         unsafe { libc::mprotect(place, size, libc::PROT_READ) };
     }
 }

@@ -3,12 +3,32 @@
 //! Programs link `fbuf-client`; this crate is its inside.
 //!
 //! A message's way, downhill: [`pool::Pool::allocate`] makes a [`loan::Fbuf`] of a free slot,
-//! [`outbound::Outbound::offer`] lends it through a [`lane`], [`inbound::Inbound::take`] makes a
+//! [`pool::Pool::send`] lends it through a [`lane`], [`inbound::Inbound::take`] makes a
 //! [`loan::Received`] of it, whose drop writes the [`board`], where [`pool::Pool::collect`] finds it.
 //!
-//! Unsafe code lives in `memory/map.rs` (mappings), `ring.rs` (tables whose index wraps), `loan.rs`
-//! (slots as slices), `guard.rs` (a signal handler, where one is asked for) and `sys.rs` (system calls),
-//! and nowhere else.
+//! # Unsafe code
+//! No safe function of this crate breaks memory safety, whoever calls it. What that rests on beside the kernel: the bytes
+//! of a volatile message stay as they are while it is held because its sender is trusted ([`trust`], [`loan::Received`]).
+//! Unsafe code lives in these files, beside the models for loom, and a test compares the list with the sources:
+//!
+//! * `fork.rs`: what is done in a child that was forked.
+//! * `guard.rs`: the signal handler of a guard, where one is asked for.
+//! * `inbound/mod.rs`: one call, which copies a message that was just taken.
+//! * `lease/calls.rs`: system calls about leases.
+//! * `lease/slots.rs`: one call, which moves a message into memory of another receiver.
+//! * `lease/tenant.rs`: two calls, which exchange a slot for a copy and back.
+//! * `loan/fbuf.rs`, and the next three: a slot's address becomes a slice.
+//! * `loan/private.rs`: of a view that this process may write.
+//! * `loan/received.rs`: of what was received.
+//! * `loan/retained.rs`: of what was sent and kept.
+//! * `memory/heap.rs`: memory for Miri.
+//! * `memory/map.rs`: mappings.
+//! * `memory/pieces.rs`: addresses in them, and a hint to the processor.
+//! * `memory/table.rs`: words in them.
+//! * `pool/memory.rs`: one call, which makes slots read-only, in a pool with a guard.
+//! * `pool/mod.rs`: the call of it.
+//! * `ring.rs`: tables whose index wraps.
+//! * `sys.rs`: system calls.
 
 pub mod abort;
 pub mod board;

@@ -104,7 +104,7 @@ impl<T> Ring<T> {
     where
         T: Clone,
     {
-        // SAFETY: as for `all`; nobody else has a reference to any of them.
+        // SAFETY: there are `mask + 1` cells, from `new` or `of_zeroes` on, to which this has the only reference.
         let all = unsafe { slice::from_raw_parts_mut(self.cells.as_ptr(), self.mask + 1) };
         if let Some(cells) = all.get_mut(cells) {
             cells.fill(value);

@@ -390,9 +390,11 @@ impl Inbound {
         } else if let Some(rooms) = &self.rooms {
             self.read_room(rooms, number, length as usize).map(Some)
         } else {
-            self.copy(number, length);
-            // What was copied may be of another message then.
-            if self.reader.is_dropped() && home.mechanism == Mechanism::Copy { Err(LinkEnd::Dropped) } else { Ok(None) }
+            match self.copy(&received, number) {
+                // What was copied may be of another message then.
+                Ok(()) if self.reader.is_dropped() && home.mechanism == Mechanism::Copy => Err(LinkEnd::Dropped),
+                copied => copied.map(|()| None),
+            }
         };
         points::reach("get: copied");
         let received = match kept {
@@ -458,12 +460,23 @@ impl Inbound {
         if lost.load(Ordering::Relaxed) == 0 { 0 } else { lost.swap(0, Ordering::Relaxed) }
     }
 
-    /// Copies a message that was just taken, if messages are copied.
-    fn copy(&self, number: u32, length: u64) {
-        let segment = self.segments.iter().rfind(|segment| segment.first <= number);
-        if let Some(Segment { map, copies: Some(copies), first }) = segment {
-            copies.copy_from(map, (number - first) as usize * self.geometry.stride() as usize, length as usize);
-        }
+    /// Copies a message that was just taken, if messages are copied. One that cannot be is not delivered.
+    fn copy(&self, taken: &Received, number: u32) -> Result<(), LinkEnd> {
+        let copied = match self.segments.iter().rfind(|segment| segment.first <= number) {
+            Some(Segment { copies: None, .. }) => true,
+            Some(Segment { map, copies: Some(copies), first }) => {
+                let begin = (number - first) as usize * self.geometry.stride() as usize;
+                // SAFETY: only this process has the copies, of which this slot's has one reader (invariant 2), who has
+                // not read yet: it is here. The other map is not written by this process.
+                #[expect(unsafe_code, reason = "only here is it known that the message was just taken")]
+                unsafe {
+                    copies.copy_from(map, begin, taken.length())
+                }
+            }
+            None => false,
+        };
+        debug_assert!(copied, "slot {number} is known, and lies in no segment");
+        if copied { Ok(()) } else { Err(LinkEnd::Exhausted("there is no copy of a message".into())) }
     }
 
     /// Why a message may not be taken.

@@ -115,7 +115,10 @@ impl Tenant {
         };
         *standing = Standing::Idle;
         if copied {
-            if self.view.reattach(self.memory.as_fd()).is_err() {
+            // SAFETY: its reader, of whom there is one (`take`), has just ended (invariant 2).
+            #[expect(unsafe_code, reason = "only here is it known who reads the slot")]
+            let put_back = unsafe { self.view.reattach(self.memory.as_fd()) };
+            if put_back.is_err() {
                 *standing = Standing::Closed;
             }
             points::reach("break: put back");
@@ -140,7 +143,12 @@ impl Tenant {
         }
         points::reach("break: found");
         let separated = private.as_ref().is_none_or(|range| Map::separate(range).is_ok());
-        if !separated || self.view.detach().is_err() {
+        // SAFETY: the kernel lets no process open the memory for writing before the lease is given up below, or taken
+        // away after fs.lease-break-time: then what was read may be anything in between, is said to be lost, and the
+        // peer is trusted not to do that (`Trusted`).
+        #[expect(unsafe_code, reason = "only here is it known that the lease is there")]
+        let detached = separated && unsafe { self.view.detach() }.is_ok();
+        if !detached {
             return false;
         }
         points::reach("break: copied");
@@ -267,10 +275,8 @@ impl Rooms {
         }
         let refused = |source| MemoryError::Refused { call: "pread", asked: length as u64, source };
         let memory = self.memory(slot).ok_or_else(|| refused(io::ErrorKind::NotFound.into()))?;
-        let map = Map::private((length as u64).max(1))?;
         // Not through a mapping: pages may be missing.
-        map.fill_from(memory.as_fd(), length).map_err(refused)?;
-        Ok(Kept::Copied(map))
+        Ok(Kept::Copied(Map::private_copy(memory.as_fd(), length)?))
     }
 
     /// A slot.

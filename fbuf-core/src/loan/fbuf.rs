@@ -1,4 +1,7 @@
 //! A slot that is being filled.
+//!
+//! One of the files of this crate that may be `unsafe`: here an address becomes a slice.
+#![allow(unsafe_code)]
 
 use std::{
     fmt,
@@ -93,7 +96,7 @@ impl Fbuf {
     #[must_use]
     #[inline]
     pub fn capacity(&self) -> usize {
-        // SAFETY: `home` lives until this slot is put back (`Drop for Pool`), which only `drop` does.
+        // SAFETY: `home` lives until this slot is put back (`Drop for Pool`, invariant 2), which only `drop` does.
         unsafe { self.home.as_ref() }.slot_bytes() as usize
     }
 
@@ -154,7 +157,8 @@ impl Deref for Fbuf {
     type Target = [u8];
     #[inline]
     fn deref(&self) -> &[u8] {
-        // SAFETY: as in `spare_mut`.
+        // SAFETY: filled ≤ capacity, all bytes of a slot are initialised, and this fbuf owns them (invariants 1 and 2,
+        // as `spare_mut` has it).
         unsafe { slice::from_raw_parts(self.bytes(), self.filled as usize) }
     }
 }
@@ -162,7 +166,8 @@ impl Deref for Fbuf {
 impl DerefMut for Fbuf {
     #[inline]
     fn deref_mut(&mut self) -> &mut [u8] {
-        // SAFETY: as in `spare_mut`.
+        // SAFETY: filled ≤ capacity, all bytes of a slot are initialised, and this fbuf owns them (invariants 1 and 2,
+        // as `spare_mut` has it).
         unsafe { slice::from_raw_parts_mut(self.bytes(), self.filled as usize) }
     }
 }
@@ -228,7 +233,7 @@ impl Drop for Fbuf {
 #[cold]
 #[inline(never)]
 pub(super) fn put_back(home: NonNull<Shelf>, slot: SlotId) {
-    // SAFETY: `home` is the inside of an Arc and lives until this slot is put back (`Drop for Pool`),
+    // SAFETY: `home` comes from an Arc (`Pool::shelf`) and lives until this slot is put back (`Drop for Pool`),
     // which happens below; counted here, it also lives until that has returned.
     let shelf = unsafe {
         Arc::increment_strong_count(home.as_ptr());

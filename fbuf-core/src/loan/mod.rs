@@ -1,9 +1,6 @@
 //! The shapes of a fbuf: [`Fbuf`], a slot that this process may write; [`Retained`], one that it sent and
 //! may read; [`Received`], a message that it may read until it hands it back; and [`Private`], one of those
 //! that it may write for itself.
-//!
-//! The files of this folder may be `unsafe`: here a slot's address becomes a slice.
-#![allow(unsafe_code)]
 
 mod fbuf;
 mod private;

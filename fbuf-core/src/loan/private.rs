@@ -1,4 +1,7 @@
 //! A message that its receiver may write for itself.
+//!
+//! One of the files of this crate that may be `unsafe`: here an address becomes a slice.
+#![allow(unsafe_code)]
 
 use std::{
     fmt, io,
@@ -22,7 +25,7 @@ impl Received {
     /// # Errors
     /// The message, and why the kernel gives no such view.
     pub fn make_private(self) -> Result<Private, (Self, MemoryError)> {
-        let length = self.len();
+        let length = self.length();
         let view = match self.kept() {
             _ if length == 0 => Ok(None),
             Some(Kept::Sealed(sealed)) => {
@@ -98,22 +101,23 @@ impl Private {
 impl Deref for Private {
     type Target = [u8];
     fn deref(&self) -> &[u8] {
-        if self.received.is_empty() {
+        if self.received.length() == 0 {
             return &[];
         }
-        // SAFETY: so many bytes of the view (`make_private`), or of a copy that nobody else sees; pages that
-        // were not written yet are as those of the message.
-        unsafe { slice::from_raw_parts(self.bytes, self.received.len()) }
+        // SAFETY: so many bytes of the view (`make_private`), or of a copy that only this process has (invariant 2);
+        // pages that were not written yet are as those of the message, for which its docs speak.
+        unsafe { slice::from_raw_parts(self.bytes, self.received.length()) }
     }
 }
 
 impl DerefMut for Private {
     fn deref_mut(&mut self) -> &mut [u8] {
-        if self.received.is_empty() {
+        if self.received.length() == 0 {
             return &mut [];
         }
-        // SAFETY: as above; nobody looks at the message through `received` any more.
-        unsafe { slice::from_raw_parts_mut(self.bytes, self.received.len()) }
+        // SAFETY: so many bytes of the view (`make_private`), or of a copy that only this process has (invariant 2), and
+        // this is the only reference to them: nobody looks at the message through `received` any more.
+        unsafe { slice::from_raw_parts_mut(self.bytes, self.received.length()) }
     }
 }
 

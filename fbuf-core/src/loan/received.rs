@@ -1,6 +1,20 @@
 //! A message that was received.
+//!
+//! One of the files of this crate that may be `unsafe`: here an address becomes a slice.
+#![allow(unsafe_code)]
 
-use std::{fmt, mem::ManuallyDrop, ops::Deref, os::fd::OwnedFd, ptr::NonNull, slice, sync::Arc};
+use std::{
+    fmt,
+    mem::ManuallyDrop,
+    ops::Deref,
+    os::fd::OwnedFd,
+    ptr::NonNull,
+    slice,
+    sync::{
+        Arc,
+        atomic::{AtomicU8, AtomicU64, Ordering},
+    },
+};
 
 use crate::{
     inbound::{Loan, Peer, Returns},
@@ -23,6 +37,9 @@ use crate::{
 /// sender cannot change it, but its unsafe code can, and so can a process that was forked from it. So only a sender of the
 /// same user, or one that the policy of the broker trusts, is read like this; of any other sender the message is a copy, or
 /// was sealed for good.
+///
+/// So the `&[u8]` of a volatile message, of which Rust says that its bytes do not change, rests on that sender, as the one
+/// of a mapped file rests on those who can write the file. [`Self::copy_to_slice`] makes no slice of them.
 ///
 /// # Giving it to the kernel
 /// The bytes are mapped for reading only. write(2), send(2), `O_DIRECT` and io_uring's write may have them.
@@ -92,7 +109,8 @@ impl Loan<'_> {
 impl Received {
     #[inline]
     fn home(&self) -> &Returns {
-        // SAFETY: `home` and the mappings live until this slot is put (`Remains`), which only `drop` does.
+        // SAFETY: `home` and the mappings live until the mark of this slot is cleared (`Remains`, invariant 2), which
+        // only `drop` does.
         unsafe { self.home.as_ref() }
     }
 
@@ -125,6 +143,41 @@ impl Received {
     /// A view of them, to be written by this process alone: the mapping, and where they begin in it.
     pub(super) fn copy_on_write(&self) -> Result<(Map, usize), MemoryError> {
         self.home().copy_on_write(self.bytes as usize, self.len())
+    }
+
+    /// How many bytes it has, without a look at them.
+    pub(crate) fn length(&self) -> usize {
+        self.length as usize
+    }
+
+    /// Copies the message, whoever may change it meanwhile: what arrives may then be a mixture, and does not change any
+    /// more.
+    ///
+    /// # Panics
+    /// `target` is not as long as the message.
+    pub fn copy_to_slice(&self, target: &mut [u8]) {
+        assert_eq!(target.len(), self.length(), "a message is copied to a slice that is as long as it");
+        // As many words as there are between the first and the last aligned address.
+        let words = self.bytes.align_offset(size_of::<u64>()).min(target.len());
+        let (head, rest) = target.split_at_mut(words);
+        let (words, tail) = rest.as_chunks_mut();
+        let mut from = self.bytes;
+        let copy_bytes = |to: &mut [u8], from: &mut *const u8| {
+            for to in to {
+                // SAFETY: inside the message, which stays mapped while it is held (invariant 2); an atomic, which another
+                // process may write meanwhile.
+                *to = unsafe { &*from.cast::<AtomicU8>() }.load(Ordering::Relaxed);
+                *from = from.wrapping_add(1);
+            }
+        };
+        copy_bytes(head, &mut from);
+        for to in words {
+            // SAFETY: inside the message, which stays mapped while it is held (invariant 2), and aligned; an atomic,
+            // which another process may write meanwhile.
+            *to = unsafe { &*from.cast::<AtomicU64>() }.load(Ordering::Relaxed).to_ne_bytes();
+            from = from.wrapping_add(size_of::<u64>());
+        }
+        copy_bytes(tail, &mut from);
     }
 
     /// Where the bytes are.
@@ -192,7 +245,7 @@ impl Deref for Received {
     fn deref(&self) -> &[u8] {
         // SAFETY: they lie in a slot that was just taken, or in `kept`, which says why nobody changes them.
         // Nobody writes a copy before the slot is handed back; nor, of what is shared, safe code of the sender
-        // (invariants 1 and 2), and the broker says for whom that is enough (`State::mechanism`).
+        // (invariants 1 and 2), which is trusted with the rest (`Trusted`, and the docs of this type).
         unsafe { slice::from_raw_parts(self.bytes, self.length as usize) }
     }
 }
@@ -250,8 +303,8 @@ fn hand_back(home: NonNull<Returns>, cell: NonNull<Cell>, slot: SlotId, mark: Ma
     points::reach("return: begun");
     home.hand_back(slot, mark);
     points::reach("return: handed back");
-    // SAFETY: they live until this very store. No reference to `home` is used after this line, and the
-    // one to the cell, all atomics, promises nothing about its memory.
+    // SAFETY: they live until this very store (`Remains`, invariant 2). No reference to `home` is used after this
+    // line, and the one to the cell, all atomics, promises nothing about its memory (rust-lang/rust#55005).
     unsafe { cell.as_ref() }.clear();
     points::reach("return: cleared");
     among.after_clear();

@@ -1,4 +1,7 @@
 //! A message that was sent and kept.
+//!
+//! One of the files of this crate that may be `unsafe`: here an address becomes a slice.
+#![allow(unsafe_code)]
 
 use std::{fmt, ops::Deref, ptr::NonNull, slice};
 
@@ -25,9 +28,9 @@ enum Kind {
     Sealed(Sealed),
 }
 
-// SAFETY: nobody writes the bytes of a slot that is retained, and `Shelf` is Sync.
+// SAFETY: nobody writes the bytes of a slot that is retained (invariant 2), and `Shelf` is Sync.
 unsafe impl Send for Retained {}
-// SAFETY: as above.
+// SAFETY: through `&Retained` one can only read, and nobody writes meanwhile (invariant 2).
 unsafe impl Sync for Retained {}
 
 impl Pool {
@@ -100,7 +103,7 @@ impl Deref for Retained {
     fn deref(&self) -> &[u8] {
         match &self.0 {
             // SAFETY: they were filled, nobody writes them before the slot is used again (as for `Fbuf`), and it is not
-            // while this lives (`Pool::retained`), nor do its mappings go (`Drop for Pool`, or `view`).
+            // while this lives (`Pool::retained`, invariant 2), nor do its mappings go (`Drop for Pool`, or `view`).
             Kind::Slot { bytes, length, .. } => unsafe { slice::from_raw_parts(*bytes, *length as usize) },
             Kind::Sealed(sealed) => sealed,
         }

@@ -35,21 +35,46 @@ pub struct Map {
     size: usize,
     /// If it is one that no child may have.
     withheld: Option<WithheldMemory>,
+    /// Where Miri runs this, what is mapped.
+    #[cfg(miri)]
+    heap: Option<std::sync::Arc<super::heap::Heap>>,
 }
 
 // SAFETY: a mapping belongs to the process, not to a thread; `Map` itself only hands out raw
 // pointers, and who may follow them is settled where that is done.
 unsafe impl Send for Map {}
-// SAFETY: as above.
+// SAFETY: through `&Map` there are raw pointers only; who may follow them is settled where that is done.
 unsafe impl Sync for Map {}
 
+/// Where Miri runs this, which has no memfd: memory on the heap.
+#[cfg(miri)]
 impl Map {
+    pub(super) fn over(heap: std::sync::Arc<super::heap::Heap>) -> Self {
+        Self { base: heap.base(), size: heap.size(), withheld: None, heap: Some(heap) }
+    }
+}
+
+impl Map {
+    fn of(base: NonNull<u8>, size: usize) -> Self {
+        Self {
+            base,
+            size,
+            withheld: None,
+            #[cfg(miri)]
+            heap: None,
+        }
+    }
+
     /// Creates, reserves, maps and seals a memfd. This mapping is the only one that will ever be
     /// able to write it; the descriptor is for the readers.
     ///
     /// # Errors
     /// [`MemoryError`]: not enough memory, or a kernel that lacks what this needs.
     pub fn create(name: &str, size: u64) -> Result<(Self, OwnedFd), MemoryError> {
+        #[cfg(miri)]
+        if super::heap::IS_USED {
+            return super::heap::create(size);
+        }
         let memory = Reserved::new(name, size)?;
         let map = Self::writable(&memory)?;
         map.advise(libc::MADV_POPULATE_WRITE);
@@ -94,6 +119,10 @@ impl Map {
     }
 
     fn attach_sealed(fd: BorrowedFd<'_>, size: u64, seals: Seals) -> Result<Self, Unsuitable> {
+        #[cfg(miri)]
+        if super::heap::IS_USED {
+            return super::heap::attach(fd, size);
+        }
         verify(fd, size, seals)?;
         let sharing = match seals {
             // Its pages do not change, so that it is the same, and Linux before 6.7 permits no other: a descriptor that
@@ -182,33 +211,41 @@ impl Map {
     }
 
     /// Puts a copy of it, of this process alone, in its place: whoever reads it meanwhile reads the same
-    /// bytes at the same addresses. They must not change while this is done.
+    /// bytes at the same addresses.
     ///
     /// # Errors
     /// What the kernel says; nothing has changed then.
-    pub(crate) fn detach(&self) -> io::Result<()> {
+    ///
+    /// # Safety
+    /// No process changes its bytes before this has returned.
+    pub(crate) unsafe fn detach(&self) -> io::Result<()> {
         let copy = Self::private(self.size as u64).map_err(io::Error::other)?;
-        if !copy.copy_from(self, 0, self.size) {
+        // SAFETY: no other code has a pointer into the copy, which was just mapped.
+        if !unsafe { copy.copy_from(self, 0, self.size) } {
             return Err(io::Error::other("the copy is shorter"));
         }
         let flags = MRemapFlags::MREMAP_MAYMOVE | MRemapFlags::MREMAP_FIXED;
         // SAFETY: both ranges are exactly these mappings and of one size. What is replaced is replaced by
-        // the same bytes, at once: who faults on it waits until that is done.
+        // the same bytes (see above), at once: Linux changes mappings under a lock, for which a thread waits that
+        // reads a page of it meanwhile (mmap_lock).
         unsafe { mremap(copy.base.cast(), copy.size, self.size, flags, Some(self.base.cast())) }?;
         // It lies here now.
         std::mem::forget(copy);
         Ok(())
     }
 
-    /// Puts the memory behind a descriptor back in its place, which nobody reads.
+    /// Puts the memory behind a descriptor back in its place.
     ///
     /// # Errors
     /// What the kernel says; nothing has changed then.
-    pub(crate) fn reattach(&self, reader: BorrowedFd<'_>) -> io::Result<()> {
+    ///
+    /// # Safety
+    /// There is no reference into it.
+    pub(crate) unsafe fn reattach(&self, reader: BorrowedFd<'_>) -> io::Result<()> {
         let length = NonZeroUsize::new(self.size).ok_or_else(|| io::Error::other("nothing to map"))?;
         let address = NonZeroUsize::new(self.base.as_ptr() as usize);
         let flags = MapFlags::MAP_SHARED | MapFlags::MAP_FIXED;
-        // SAFETY: the range is exactly this mapping, and nobody has a reference into it (see above).
+        // SAFETY: the range is exactly this mapping, and there is no reference into it (see above).
         unsafe { mmap(address, length, ProtFlags::PROT_READ, flags, reader, 0) }?;
         self.advise(libc::MADV_HUGEPAGE);
         self.advise(libc::MADV_POPULATE_READ);
@@ -226,27 +263,43 @@ impl Map {
         if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
     }
 
-    /// Reads the first bytes of a file to the beginning of this map, which this process may write and which
-    /// nobody else looks at.
+    /// Memory of this process alone, with the first bytes of a file.
     ///
     /// # Errors
-    /// What pread(2) says, or that the file is shorter.
-    pub(crate) fn fill_from(&self, file: BorrowedFd<'_>, length: usize) -> io::Result<()> {
-        if length > self.size {
-            return Err(io::Error::other("more than the map holds"));
-        }
-        // SAFETY: inside the mapping, writable, and nobody else looks at it (see above).
-        let bytes = unsafe { slice::from_raw_parts_mut(self.base.as_ptr(), length) };
-        let mut done = 0;
-        while done < length {
-            match pread(file, &mut bytes[done..], done as i64) {
-                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
-                Ok(count) => done += count,
-                Err(Errno::EINTR) => {}
-                Err(error) => return Err(error.into()),
-            }
-        }
-        Ok(())
+    /// [`MemoryError`]: not enough memory, or what pread(2) says, or that the file is shorter.
+    pub(crate) fn private_copy(file: BorrowedFd<'_>, length: usize) -> Result<Self, MemoryError> {
+        let map = Self::private((length as u64).max(1))?;
+        // SAFETY: it was just mapped, to be written, and there is no other pointer into it.
+        unsafe { map.fill_from(file, length) }?;
+        Ok(map)
+    }
+
+    /// As [`Self::writable`], of memory that nothing maps yet, with all bytes of another.
+    ///
+    /// # Errors
+    /// [`MemoryError`]: also what pread(2) says.
+    pub(crate) fn writable_copy(memory: &Reserved, of: &Reserved) -> Result<Self, MemoryError> {
+        let map = Self::writable(memory)?;
+        // SAFETY: it was just mapped, to be written, and there is no other pointer into it.
+        unsafe { map.fill_from(of.as_fd(), of.size() as usize) }?;
+        Ok(map)
+    }
+
+    /// Reads the first bytes of a file to the beginning of this map.
+    ///
+    /// # Errors
+    /// [`MemoryError::Refused`]: what pread(2) says, or that the file is shorter.
+    ///
+    /// # Safety
+    /// The map can be written, and there is no other reference into it.
+    unsafe fn fill_from(&self, file: BorrowedFd<'_>, length: usize) -> Result<(), MemoryError> {
+        // SAFETY: all of the mapping, which can be written, and the only reference into it (see above).
+        let all = unsafe { slice::from_raw_parts_mut(self.base.as_ptr(), self.size) };
+        let read = match all.get_mut(..length) {
+            Some(bytes) => read_exactly(file, bytes),
+            None => Err(io::Error::other("more than the map holds")),
+        };
+        read.map_err(|source| MemoryError::Refused { call: "pread", asked: length as u64, source })
     }
 
     fn new(fd: BorrowedFd<'_>, size: u64, protection: ProtFlags) -> io::Result<Self> {
@@ -258,7 +311,7 @@ impl Map {
         let length = NonZeroUsize::new(size).ok_or_else(|| io::Error::other("nothing to map"))?;
         // SAFETY: a fresh mapping at an address of the kernel's choice touches no existing memory.
         let base = unsafe { mmap(None, length, protection, sharing, fd, 0) }.map_err(name_limit)?;
-        let map = Self { base: base.cast(), size, withheld: None };
+        let map = Self::of(base.cast(), size);
         Ok(if protection.contains(ProtFlags::PROT_WRITE) { map.kept_from_children() } else { map })
     }
 
@@ -267,6 +320,10 @@ impl Map {
     /// # Errors
     /// [`MemoryError`]: not enough memory.
     pub fn private(size: u64) -> Result<Self, MemoryError> {
+        #[cfg(miri)]
+        if super::heap::IS_USED {
+            return super::heap::private(size);
+        }
         room::check(size)?;
         let refused = |source| MemoryError::Refused { call: "mmap", asked: size, source };
         let length = usize::try_from(size).ok().and_then(NonZeroUsize::new);
@@ -276,7 +333,7 @@ impl Map {
             mmap_anonymous(None, length, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE, MapFlags::MAP_PRIVATE)
         }
         .map_err(|error| refused(name_limit(error)))?;
-        let map = Self { base: base.cast(), size: length.get(), withheld: None };
+        let map = Self::of(base.cast(), length.get());
         map.advise(libc::MADV_POPULATE_WRITE);
         Ok(map)
     }
@@ -294,7 +351,7 @@ impl Map {
         // SAFETY: a fresh mapping at an address of the kernel's choice touches no existing memory.
         let base = unsafe { mmap_anonymous(None, length, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE, flags) }
             .map_err(|error| refused(error.into()))?;
-        let map = Self { base: base.cast(), size: length.get(), withheld: None };
+        let map = Self::of(base.cast(), length.get());
         // One cell is not to cost two megabytes.
         map.advise(libc::MADV_NOHUGEPAGE);
         Ok(map)
@@ -314,7 +371,7 @@ impl Map {
         // SAFETY: a fresh mapping at an address of the kernel's choice touches no existing memory.
         let base = unsafe { mmap(None, length, protection, MapFlags::MAP_PRIVATE, memory, begin) }
             .map_err(|error| refused(name_limit(error)))?;
-        Ok(Self { base: base.cast(), size: length.get(), withheld: None })
+        Ok(Self::of(base.cast(), length.get()))
     }
 
     /// Where so many bytes from `begin` on lie, if they do lie inside.
@@ -322,13 +379,14 @@ impl Map {
         (begin.checked_add(length)? <= self.size).then(|| self.base.as_ptr().wrapping_add(begin))
     }
 
-    /// Copies so many bytes from a mapping that a peer may write meanwhile to the same place of this one,
-    /// which is [private](Self::private): what arrives may be a mixture, and does not change any more.
-    /// False, and nothing is copied, if they do not lie inside both.
+    /// Copies so many bytes from a mapping that a peer may write meanwhile to the same place of this one:
+    /// what arrives may be a mixture, and does not change any more. False, and nothing is copied, if they do
+    /// not lie inside both.
     ///
-    /// Nobody else may look at the place meanwhile, which the caller sees to: its slot is held by nobody
-    /// (invariant 2).
-    pub(crate) fn copy_from(&self, other: &Self, begin: usize, length: usize) -> bool {
+    /// # Safety
+    /// This map can be written, and there is no reference to these bytes of it; nor, of this process, one through
+    /// which those of the other map are written.
+    pub(crate) unsafe fn copy_from(&self, other: &Self, begin: usize, length: usize) -> bool {
         let words = length.div_ceil(8);
         let inside = begin.checked_add(8 * words).is_some_and(|end| end <= self.size && end <= other.size);
         if !inside || !begin.is_multiple_of(8) {
@@ -336,7 +394,7 @@ impl Map {
         }
         // SAFETY: inside the mapping, aligned, and atomics, which another process may write meanwhile.
         let from = unsafe { slice::from_raw_parts(other.base.add(begin).cast::<AtomicU64>().as_ptr(), words) };
-        // SAFETY: inside the mapping, aligned, of this process alone, and nobody looks at it (see above).
+        // SAFETY: inside the mapping, aligned, writable, and there is no other reference to it (see above).
         let to = unsafe { slice::from_raw_parts_mut(self.base.add(begin).cast::<u64>().as_ptr(), words) };
         for (to, from) in to.iter_mut().zip(from) {
             // Relaxed: the entry that named the slot was read with Acquire.
@@ -348,7 +406,8 @@ impl Map {
     /// Asks for huge pages, or enters the pages into this process's page table, so that none faults later.
     /// Only advice: kernels before 5.14 do not know it, and then the first touches are a little slower.
     fn advise(&self, advice: i32) {
-        // SAFETY: the range is exactly this mapping, and populating changes no byte of it.
+        // SAFETY: the range is exactly this mapping, and no advice that is given here changes a byte of it: it is about
+        // page tables, huge pages, children and core files.
         let _ = unsafe { libc::madvise(self.base.as_ptr().cast(), self.size, advice) };
     }
 
@@ -374,21 +433,24 @@ impl Map {
     ///
     /// # Errors
     /// What mprotect(2) says: ENOMEM beyond vm.max_map_count.
-    pub(crate) fn protect(&self, bytes: Range<usize>, writable: bool) -> io::Result<()> {
+    ///
+    /// # Safety
+    /// While they are read-only, there is no reference through which they are written.
+    pub(crate) unsafe fn protect(&self, bytes: Range<usize>, writable: bool) -> io::Result<()> {
         let length = bytes.len();
         if bytes.end > self.size || length == 0 {
             return Err(io::Error::other("no part of the mapping"));
         }
         let protection = if writable { ProtFlags::PROT_READ | ProtFlags::PROT_WRITE } else { ProtFlags::PROT_READ };
-        // SAFETY: the pages lie inside this mapping. Nobody has a reference through which they would be
-        // written while they are read-only (invariant 2); who writes all the same is to trap.
+        // SAFETY: the pages lie inside this mapping, and no reference writes them while they are read-only (see
+        // above); a pointer that is used all the same is to trap.
         Ok(unsafe { mprotect(self.base.add(bytes.start).cast(), length, protection) }?)
     }
 
     /// The addresses of pieces of `length` bytes each, by their numbers, number 0 at the beginning, each
     /// `stride` bytes behind the one before; none if they do not all lie inside.
     #[must_use]
-    pub fn pieces(&self, numbers: Range<u32>, stride: u64, length: u32) -> Option<Pieces> {
+    pub(crate) fn pieces(&self, numbers: Range<u32>, stride: u64, length: u32) -> Option<Pieces> {
         if numbers.is_empty() {
             return None;
         }
@@ -416,7 +478,22 @@ fn name_limit(error: Errno) -> io::Error {
 pub(super) fn can_provide() -> bool {
     static CAN: OnceLock<bool> = OnceLock::new();
     // SAFETY: no bytes, of which none changes.
-    *CAN.get_or_init(|| unsafe { libc::madvise(std::ptr::null_mut(), 0, libc::MADV_POPULATE_WRITE) } == 0)
+    let asked = || unsafe { libc::madvise(std::ptr::null_mut(), 0, libc::MADV_POPULATE_WRITE) };
+    // Where Miri runs this, all memory exists from the beginning.
+    *CAN.get_or_init(|| cfg!(not(miri)) && asked() == 0)
+}
+
+fn read_exactly(file: BorrowedFd<'_>, bytes: &mut [u8]) -> io::Result<()> {
+    let mut done = 0;
+    while done < bytes.len() {
+        match pread(file, &mut bytes[done..], done as i64) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(count) => done += count,
+            Err(Errno::EINTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
 }
 
 /// A mapping of memory that was sealed for good: bytes that do not change.
@@ -448,8 +525,12 @@ impl Drop for Map {
             // It is not mapped in this child, or by its parent's handlers.
             return;
         }
-        // SAFETY: the range is exactly what `new` mapped. Pointers into it live in `Fbuf` and
-        // `Received`, whose homes own this `Map` until the last of them is gone (invariant 2).
+        #[cfg(miri)]
+        if self.heap.is_some() {
+            return;
+        }
+        // SAFETY: the range is exactly what was mapped. Pointers into it live in `Fbuf`, `Retained`, `Received` and
+        // `Private`, whose homes own this `Map` until the last of them is gone (invariant 2).
         let _ = unsafe { munmap(self.base.cast(), self.size) };
     }
 }

@@ -7,53 +7,53 @@ use super::Map;
 
 /// Addresses of pieces of a mapping.
 #[derive(Debug)]
-pub struct Pieces {
+pub(crate) struct Pieces {
     /// Where the next lies, or would lie.
     pub(super) next: *mut u8,
     pub(super) stride: usize,
     pub(super) numbers: Range<u32>,
 }
 
-// SAFETY: as for `Map`.
+// SAFETY: addresses, which are numbers; who may follow them is settled where that is done.
 unsafe impl Send for Pieces {}
-// SAFETY: as for `Map`.
+// SAFETY: addresses, which are numbers; who may follow them is settled where that is done.
 unsafe impl Sync for Pieces {}
 
 impl Pieces {
     /// None, where number `next` would be the next.
     #[must_use]
-    pub const fn none(next: u32) -> Self {
+    pub(crate) const fn none(next: u32) -> Self {
         Self { next: std::ptr::null_mut(), stride: 0, numbers: next..next }
     }
 
     /// The beginning of a mapping, as number `number`.
     #[must_use]
-    pub fn one(map: &Map, number: u32) -> Self {
+    pub(crate) fn one(map: &Map, number: u32) -> Self {
         Self { next: map.beginning(), stride: 0, numbers: number..number + 1 }
     }
 
     /// The same pieces, with other numbers: the next is number `first`.
     #[must_use]
-    pub fn numbered_from(self, first: u32) -> Self {
+    pub(crate) fn numbered_from(self, first: u32) -> Self {
         Self { numbers: first..first + (self.numbers.end - self.numbers.start), ..self }
     }
 
     /// The number of the next, or of that which would come after the last.
     #[must_use]
     #[inline]
-    pub fn next_number(&self) -> u32 {
+    pub(crate) fn next_number(&self) -> u32 {
         self.numbers.start
     }
 
     /// How many are left.
     #[must_use]
-    pub fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.numbers.len()
     }
 
     /// Whether none is left.
     #[must_use]
-    pub fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.numbers.start == self.numbers.end
     }
 }
@@ -84,26 +84,26 @@ impl Iterator for Pieces {
 #[expect(clippy::pointers_in_nomem_asm_block, reason = "a hint reads and writes nothing")]
 fn ask_for_eighth(piece: *mut u8, stride: usize) {
     // SAFETY: a hint, which neither reads nor writes anything, and never traps, whatever the address.
-    #[cfg(target_arch = "x86_64")]
+    #[cfg(all(target_arch = "x86_64", not(miri)))]
     unsafe {
         std::arch::asm!("prefetchw [{} + 8 * {}]", in(reg) piece, in(reg) stride, options(nostack, nomem, preserves_flags));
     }
-    // SAFETY: as above.
-    #[cfg(target_arch = "aarch64")]
+    // SAFETY: a hint, which neither reads nor writes anything, and never traps, whatever the address.
+    #[cfg(all(target_arch = "aarch64", not(miri)))]
     unsafe {
         std::arch::asm!("prfm pstl1keep, [{}, {}, lsl #3]", in(reg) piece, in(reg) stride, options(nostack, nomem, preserves_flags));
     }
-    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+    #[cfg(any(miri, not(any(target_arch = "x86_64", target_arch = "aarch64"))))]
     let _ = (piece, stride);
 }
 
 /// Where something lies in a mapping. Who may follow it is settled where that is done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Address(NonNull<u8>);
+pub(crate) struct Address(NonNull<u8>);
 
-// SAFETY: a number; see there.
+// SAFETY: a number; who may follow it is settled where that is done.
 unsafe impl Send for Address {}
-// SAFETY: as above.
+// SAFETY: a number; who may follow it is settled where that is done.
 unsafe impl Sync for Address {}
 
 impl Address {

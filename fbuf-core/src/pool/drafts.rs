@@ -7,7 +7,7 @@
 //! ("Memory Ownership" in the kernel's cgroup-v2.rst), and what all rely on must not pay for what one keeps.
 
 use std::{
-    os::fd::{AsFd, OwnedFd},
+    os::fd::OwnedFd,
     sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError},
     thread::{self, JoinHandle},
 };
@@ -51,14 +51,9 @@ impl Draft {
         Ok(Self { map: Map::writable(&memory)?, memory })
     }
 
-    fn copy(memory: &Reserved) -> Result<Self, MemoryError> {
-        let copy = Self::new(memory.size())?;
-        copy.map.fill_from(memory.as_fd(), memory.size() as usize).map_err(|source| MemoryError::Refused {
-            call: "pread",
-            asked: memory.size(),
-            source,
-        })?;
-        Ok(copy)
+    fn copy(of: &Reserved) -> Result<Self, MemoryError> {
+        let memory = Reserved::new("fbuf-sealed", of.size())?;
+        Ok(Self { map: Map::writable_copy(&memory, of)?.kept_from_children(), memory })
     }
 
     /// Seals it with a message of so many bytes. Of what was written behind these, or before the buffer was dropped unsent

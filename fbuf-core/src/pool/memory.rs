@@ -101,14 +101,26 @@ impl Segment {
     pub(super) fn pieces(&self, geometry: Geometry, first: SlotId, count: u32) -> Pieces {
         let begin = first.number() - self.first;
         let pieces = self.map.pieces(begin..begin + count, geometry.stride(), geometry.slot_bytes());
+        debug_assert!(pieces.is_some() || count == 0, "slots {first:?} and {count} more lie in no segment");
         pieces.unwrap_or(Pieces::none(begin)).numbered_from(first.number())
     }
 
     /// Lets the owner write so many of its slots, or not.
-    pub(super) fn protect(&self, geometry: Geometry, first: SlotId, count: u32, writable: bool) -> std::io::Result<()> {
+    ///
+    /// # Safety
+    /// Slots that are not to be written fill whole pages, and are no fbufs (invariant 2).
+    #[expect(unsafe_code, reason = "a guard takes the right to write from this very process")]
+    pub(super) unsafe fn protect(
+        &self,
+        geometry: Geometry,
+        first: SlotId,
+        count: u32,
+        writable: bool,
+    ) -> std::io::Result<()> {
         let (begin, stride) = ((first.number() - self.first) as usize, geometry.stride() as usize);
         let bytes: Range<usize> = begin * stride..(begin + count as usize) * stride;
-        self.map.protect(bytes, writable)
+        // SAFETY: these pages hold nothing but these slots, to which there is no reference (see above).
+        unsafe { self.map.protect(bytes, writable) }
     }
 
     /// What receivers are told of it.

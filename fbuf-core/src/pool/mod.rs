@@ -1,4 +1,4 @@
-//! A sender's slots (invariant 2): free in its pool, out as a [`Fbuf`], or lent over links. All of it is
+//! A sender's slots (invariant 2): free in its pool, out as a [`Fbuf`](crate::loan::Fbuf), or lent over links. All of it is
 //! private memory of one thread, but for the shelf, where fbufs are put that were dropped unsent, on
 //! whatever thread.
 //!
@@ -130,7 +130,10 @@ impl Pool {
         };
         let given = |memory| Leasable::given(memory, geometry.slot_bytes().into()).map_err(refused);
         let memory: Vec<_> = memory.into_iter().map(given).collect::<Result<_, _>>()?;
-        let slots = memory.len() as u32;
+        let slots = geometry.max_slots();
+        if memory.len() != slots as usize {
+            return Err(refused(Unsuitable::Size { found: memory.len() as u64, wanted: slots.into() }));
+        }
         let (leased, pages) = LeasedSlots::own(memory, geometry.slot_bytes(), pages)?;
         Ok((Self::with(geometry, geometry.slot_bytes(), slots, wake, None, Memory::Leased(leased))?, pages))
     }
@@ -149,7 +152,7 @@ impl Pool {
     /// guarded fill whole pages.
     ///
     /// # Errors
-    /// [`MemoryError`]
+    /// [`MemoryError`], also if they do not fill whole pages: to guard one would take the right to write from another.
     pub fn with_guard(
         geometry: Geometry,
         capacity: u32,
@@ -157,6 +160,10 @@ impl Pool {
         wake: Arc<EventFd>,
         guard: Option<Guard>,
     ) -> Result<Self, MemoryError> {
+        if guard.is_some() && !geometry.stride().is_multiple_of(crate::guard::page_bytes()) {
+            let source = io::Error::other("slots that are guarded have to fill whole pages");
+            return Err(MemoryError::Refused { call: "mprotect", asked: geometry.stride(), source });
+        }
         Self::with(geometry, capacity, slots, wake, guard, Memory::Segments(Vec::new()))
     }
 
@@ -330,8 +337,15 @@ impl Pool {
     }
 
     fn protect(&self, first: SlotId, count: u32, writable: bool) -> io::Result<()> {
-        let Some(segment) = self.memory.segment_of(first) else { return Ok(()) };
-        segment.protect(self.geometry, first, count, writable)
+        let Some(segment) = self.memory.segment_of(first) else {
+            return Err(io::Error::other("only slots of segments are guarded"));
+        };
+        // SAFETY: slots that are guarded fill whole pages (`with_guard`), and one that is made read-only was an fbuf,
+        // which has just ended (`publish`); it is writable again before it is one once more (`release`).
+        #[expect(unsafe_code, reason = "only the pool knows which slots are fbufs")]
+        unsafe {
+            segment.protect(self.geometry, first, count, writable)
+        }
     }
 
     /// Where the bytes of a slot are.
@@ -536,7 +550,7 @@ impl Pool {
         self.retained.retain(|&retained| retained != slot);
     }
 
-    /// Before the sender sleeps: have [`Fbuf`]s that are dropped from now on wake it. False if some
+    /// Before the sender sleeps: have [`Fbuf`](crate::loan::Fbuf)s that are dropped from now on wake it. False if some
     /// were dropped already.
     #[must_use]
     pub fn await_fbufs(&self) -> bool {
