@@ -47,7 +47,7 @@ pub use fbuf_core::{
     abort::Abort,
     address::Address,
     channel::{ChannelName, ChannelNameError},
-    control::{ClientStatus, EndStatus, EndpointStatus, Mismatch, Oldest, Report, Unpaired},
+    control::{ClientStatus, EndStatus, EndpointStatus, Mismatch, Oldest, Refusal, Report, Resource, Spent, Unpaired},
     fork::Forked,
     inbound::Peer,
     loan::{Fbuf, Private, Received, Retained, TooLarge},

@@ -112,7 +112,8 @@ impl Sender {
     /// thread that calls.
     ///
     /// # Errors
-    /// None today; the type leaves room.
+    /// [`AllocateError::NoMemory`] if each message is memory of its own ([`Mechanism::OneShot`](crate::Mechanism::OneShot)) and
+    /// there is none; [`AllocateError::Forked`].
     #[inline(always)]
     pub fn allocate(&mut self) -> Result<Fbuf, AllocateError> {
         loop {
@@ -126,7 +127,7 @@ impl Sender {
     /// Takes a free slot; waits for at most `time`.
     ///
     /// # Errors
-    /// [`AllocateError::TimedOut`]
+    /// [`AllocateError::TimedOut`], and as [`Self::allocate`].
     #[inline]
     pub fn allocate_timeout(&mut self, time: Duration) -> Result<Fbuf, AllocateError> {
         loop {
@@ -287,6 +288,10 @@ impl Sender {
 
     /// Waits until every receiver has handed back everything it was given, and so is done with it.
     /// Receivers that go give everything back as well; [`Self::departed`] tells.
+    ///
+    /// It is not needed before [`finish`](Self::finish), or before the sender is dropped: what was written can be read
+    /// when the sender and its process are gone. A receiver that keeps a message until the stream ends would be waited
+    /// for in vain.
     ///
     /// # Errors
     /// None today; the type leaves room.

@@ -203,6 +203,11 @@ pub enum Farewell {
 
 impl From<AllocateError> for io::Error {
     fn from(error: AllocateError) -> Self {
-        Self::new(io::ErrorKind::TimedOut, error)
+        let kind = match error {
+            AllocateError::TimedOut(_) => io::ErrorKind::TimedOut,
+            AllocateError::NoMemory(_) => io::ErrorKind::OutOfMemory,
+            _ => io::ErrorKind::Other,
+        };
+        Self::new(kind, error)
     }
 }
