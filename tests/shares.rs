@@ -41,7 +41,7 @@ fn role() {
             let sender = |name: usize| {
                 let sender = client.sender(&format!("{}-{name}", std::process::id())).slot_size(64).slots(16);
                 let sender = sender.mechanism(Mechanism::Lease).open().ok()?;
-                // One whose slots the broker cannot make copies instead.
+                // A sender copies instead if the broker cannot make its slots.
                 (sender.granted().mechanism == Mechanism::Lease).then_some(sender)
             };
             let mut names = 0..;

@@ -88,7 +88,7 @@ pub enum BindError {
         "a broker was to listen at {0}, and a file is there that is no socket: move it away, or choose another --socket"
     )]
     Occupied(Address),
-    /// The folder belongs to another user, who could put other files in the place of the socket.
+    /// The folder belongs to another user, which could put other files in the place of the socket.
     #[error(
         "a broker was to listen in {}, which belongs to user {owner}: choose a --socket in a folder of root's or of your own",
         folder.display()

@@ -3,7 +3,7 @@
 //!
 //! Of n users each may have one part in n + 1 of what the others have left. The first can have half, the second a sixth,
 //! the third a twelfth; however many come, something is left for the next. The last part is for root and for the user
-//! that runs the broker, who may have all.
+//! that runs the broker, which may have all.
 
 use std::{
     collections::HashMap,
@@ -51,7 +51,7 @@ impl Pool {
         Ok(Holding { pool: self.clone(), user, amount: asked })
     }
 
-    /// How much a user may have, who has so much already.
+    /// How much a user may have that has so much already.
     fn limit(&self, held: &Held, user: u32, own: u64) -> u64 {
         let is_first = |user: u32| user == 0 || user == self.owner;
         let others = held.sum - own;

@@ -70,7 +70,7 @@ fn is_same(one: &FileStat, other: &FileStat) -> bool {
     (one.st_dev, one.st_ino) == (other.st_dev, other.st_ino)
 }
 
-/// Whether a user whom this process need not trust can change what is in a file or folder.
+/// Whether a user that this process need not trust can change what is in a file or folder.
 pub(crate) fn is_exposed(mode: u32, group: u32) -> bool {
     // What the members of one's own group may do was left to them.
     let by_group = mode & 0o020 != 0 && group != 0 && group != nix::unistd::getegid().as_raw();

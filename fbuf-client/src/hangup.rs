@@ -85,7 +85,7 @@ pub(crate) struct Watch {
 
 impl Watch {
     pub(crate) fn add(&self, socket: &impl AsFd) -> io::Result<()> {
-        // Each hang-up is told once. Data that arrives wakes nobody who waits for these events only.
+        // Each hang-up is told once. Data that arrives does not wake a thread that waits for these events only.
         let events = EpollFlags::EPOLLRDHUP | EpollFlags::EPOLLET;
         Ok(self.hang_ups.epoll.add(socket.as_fd(), EpollEvent::new(events, self.endpoint))?)
     }

@@ -23,7 +23,7 @@ pub enum Address {
 
 /// The environment variable that names the broker.
 pub const VARIABLE: &str = "FBUF_BROKER";
-/// The one that names the folder for the sockets of a user who has logged in (XDG Base Directory Specification).
+/// The one that names the folder for the sockets of a user that has logged in (XDG Base Directory Specification).
 const RUNTIME_FOLDER: &str = "XDG_RUNTIME_DIR";
 
 impl Address {

@@ -7,7 +7,7 @@
 //! [`loan::Received`] of it, whose drop writes the [`board`], where [`pool::Pool::collect`] finds it.
 //!
 //! # Unsafe code
-//! No safe function of this crate breaks memory safety, whoever calls it. What that rests on beside the kernel: the bytes
+//! No safe function of this crate breaks memory safety, however it is called. What that rests on beside the kernel: the bytes
 //! of a volatile message stay as they are while it is held because its sender is trusted ([`trust`], [`loan::Received`]).
 //! Unsafe code lives in these files, beside the models for loom, and a test compares the list with the sources:
 //!

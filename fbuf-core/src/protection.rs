@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 /// What a receiver may rely on, of a message that it holds.
 ///
-/// It says who can write a message, and nothing about who can read: a receiver can read all memory of its sender, messages
+/// It is about writing a message, and says nothing about reading: a receiver can read all memory of its sender, messages
 /// before and after its own, those to others and those never sent among it, also after it has closed, for as long as the
 /// sender lives. What is confidential goes over a channel that the broker's policy says so of, or as
 /// [one-shot messages](Mechanism::OneShot), each of which is memory of its own. Memory that a receiver has mapped stays for
@@ -25,7 +25,7 @@ pub enum Protection {
     /// round it, for a sender that means it: I/O into memory that it has pinned before it sent
     /// (`IORING_REGISTER_BUFFERS`, `O_DIRECT`, RDMA), for which the kernel needs neither.
     Leased,
-    /// Its bytes cannot change, whoever the sender is, and whatever it does.
+    /// Its bytes cannot change, whatever its sender does.
     Sealed,
 }
 

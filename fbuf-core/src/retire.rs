@@ -23,7 +23,7 @@ use crate::{
 pub struct Held {
     cells: Ring<Cell>,
     /// How many slots are known: no cell behind them has ever been looked at. Not modelled: it is written by the
-    /// receiver only, and whoever else reads it does so with a lock, or for a report.
+    /// receiver only; all other code reads it with a lock, or for a report.
     known: std::sync::atomic::AtomicUsize,
 }
 

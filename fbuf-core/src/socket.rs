@@ -41,7 +41,7 @@ pub enum Arrival {
     Message(Vec<u8>, Vec<OwnedFd>),
     /// One that was longer, or carried more descriptors, than any may; it is lost.
     TooLong,
-    /// One whose descriptors this process has no room for. It comes again at the next look.
+    /// One with descriptors that this process has no room for. It comes again at the next look.
     NoDescriptors,
     /// Nothing now.
     Nothing,
@@ -287,7 +287,7 @@ impl PacketSocket {
     }
 }
 
-/// The id that stands for users who have none in this user namespace (kernel.overflowuid in proc(5)).
+/// The id that stands for users that have none in this user namespace (kernel.overflowuid in proc(5)).
 pub const NO_ID: u32 = 65_534;
 
 /// Has a socket take as much as may have to wait in it, where net.core.wmem_default gives it less: as far as

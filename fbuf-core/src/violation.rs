@@ -24,7 +24,7 @@ pub enum Violation {
     /// A gap directly behind a gap: a reader would go from one to the next without end.
     #[error("a lane entry says that messages were left out, and so does the one before it")]
     GapBehindGap,
-    /// A gap on a link whose receiver did not ask for any.
+    /// A gap on a link, and the receiver did not ask for any.
     #[error("a lane entry says that {0} messages were left out, and this receiver did not ask for that")]
     GapUnasked(u64),
     /// A slot that was never announced.

@@ -58,7 +58,7 @@ const POLICY: &str = r#"
     confidential = true
 "#;
 const TRUSTED: u32 = 1002;
-/// Those from whose receivers others take slots, on channel c.
+/// Users with receivers that others take slots from, on channel c.
 const POOLS: [u32; 2] = [1001, 1002];
 
 static SERVED: LazyLock<Policy> = LazyLock::new(|| Policy::parse(POLICY).expect("it is correct"));

@@ -59,7 +59,7 @@ impl Report {
 }
 
 pub(super) fn run(over: Over, message: u64, wait: Wait) -> Result<(), Failure> {
-    // It does not outlive the first process, whose embedded broker is the only one that it knows.
+    // It does not outlive the first process: it knows no broker but the embedded one there.
     prctl::set_pdeathsig(Signal::SIGKILL)?;
     let mut hash = Xxh3::new();
     let mut bytes = 0;

@@ -72,7 +72,7 @@ fn control_groups() -> String {
     match tightest {
         Some(number) => format!("{}, the tightest of its control groups", bytes(number)),
         None if text.lines().any(|line| line.contains(":memory:")) => {
-            "none; limits of control groups of version 1 may exist, and fbuf does not look at them".into()
+            "none of version 2; those of version 1 are counted in the memory to be had".into()
         }
         None => "none: no control group of version 2 limits the memory".into(),
     }

@@ -65,7 +65,7 @@ pub(crate) fn send(arguments: &SendArguments, place: &Place) -> Result<(), Failu
     }
 }
 
-/// `fbuf send FILE` has one argument, which is the channel: whoever gives it a file has forgotten the channel.
+/// `fbuf send FILE` has one argument, which is the channel: if it is the path of a file, the channel was forgotten.
 fn reject_file_as_channel(channel: &str) -> Result<(), Failure> {
     let is_file = Path::new(channel).is_file();
     // A channel may well be called like a file that is in this folder, if there is something to send.

@@ -1,6 +1,6 @@
 //! Which columns there is room for, and how wide each is.
 
-/// A column of numbers that is not there any more at all is better than one whose numbers are cut.
+/// To leave a column of numbers out is better than to cut its numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Column {
     pub(super) head: &'static str,

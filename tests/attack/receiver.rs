@@ -1,5 +1,5 @@
 //! The other direction: receivers that mean harm to a sender whose slots they make (`from_receiver`). What each attack
-//! comes to depends on who the receiver is; the column of those that are trusted is the positive control, since there the
+//! comes to depends on the receiver's user; the column of those that are trusted is the positive control, since there the
 //! same attack changes what the sender has.
 
 use std::{

@@ -195,7 +195,7 @@ fn a_terminal_without_a_cursor_and_no_terminal_are_refused() {
         command.env("TERM", term);
         let mut top = Top::start(command, 200);
         assert_eq!(top.process.end().code(), Some(1));
-        until("it says why", || top.shows("whose cursor it can move"));
+        until("it says why", || top.shows("that can move its cursor"));
         assert!(top.is_usable());
     }
 }

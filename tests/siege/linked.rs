@@ -320,7 +320,7 @@ pub fn lie_in_lane(random: &mut Random, turn: usize) -> Seen {
     Effect::hang_up(&link.socket)
 }
 
-/// Several links whose lanes are one memory, full of gaps, or of gaps and messages with one gap too many at the end.
+/// Several links that share the memory of one lane, full of gaps, or of gaps and messages with one gap too many at the end.
 pub fn gaps_without_end(turn: usize) -> Seen {
     let links: Vec<_> = (0..4).map(|_| Link::to("c", SENDER)).collect::<Result<_, _>>()?;
     let capacity = capacity_for(SLOTS, true);

@@ -32,7 +32,7 @@
 //! which has one. A rule that allows neither to send nor to receive lets its users connect, and see their own
 //! endpoints. `packaging/policy.toml` documents what each word means for other users.
 //!
-//! # Who is paired with whom
+//! # Which endpoints are paired
 //!
 //! Every sender of a channel is linked with every receiver of it, unless the two do not fit: the receiver requires more
 //! protection than the sender gives, accepts only smaller or fewer slots, one of them names other users as its peers
@@ -44,8 +44,8 @@
 //! A user that shares a broker with others has at most 128 senders and 128 receivers on a channel, and never more of
 //! either than places are left for others (of 1,024, the last 16 of which are root's).
 //!
-//! A link is paid for by the user who has more endpoints on the channel, since those make most of the links between the
-//! two users necessary; by the one who came last if both have as many. No other user can thus charge a user with more
+//! A link is paid for by the user that has more endpoints on the channel, since those make most of the links between the
+//! two users necessary; by the one that came last if both have as many. No other user can thus charge a user with more
 //! links than the square of the number of endpoints that the user has there. If that one has as many links as the quota
 //! allows, the pair is not made; within one user the endpoint is refused.
 

@@ -19,7 +19,7 @@ pub enum PolicyError {
         /// Why.
         source: io::Error,
     },
-    /// The file is another user's, who could let in any user.
+    /// The file is another user's, which could let in any user.
     #[error("the policy {path} belongs to user {owner}: have root, or the user that runs the broker, own it")]
     Foreign {
         /// Which file.

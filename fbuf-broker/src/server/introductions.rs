@@ -17,7 +17,7 @@ use crate::state::{ClientId, Pair, Party};
 
 impl Inner {
     /// Introduces a pair; or has it wait, if either client has not read what it was sent before, for a link more to the
-    /// account of the user who pays for it.
+    /// account of the user that pays for it.
     pub(super) fn introduce(&mut self, pair: Pair) -> Result<(), Refusal> {
         let Some(client) = self.without_room(&pair) else {
             return self.make(pair).map_err(|error| Refusal::Exhausted(error.to_string()));
@@ -37,7 +37,7 @@ impl Inner {
         }
     }
 
-    /// Of a pair, the client who has to read first, or whose user has its share of the broker's descriptors.
+    /// Of a pair, the client that has to read first, or one of a user that has its share of the broker's descriptors.
     fn without_room(&self, pair: &Pair) -> Option<ClientId> {
         let is_full = |client: &ClientId| {
             self.mailboxes.get(client).is_some_and(|mailbox| !mailbox.has_room())

@@ -62,7 +62,7 @@ fn a_sender_that_takes_slots_from_its_receiver_keeps_no_receiver_of_another_user
     assert_eq!(state.links(other, 1, from_receiver()), Ok(vec![]));
     assert!(matches!(apart(&state, other, 1)[..], [(_, Mismatch::UntrustedPool(OWN))]));
     assert_eq!(state.links(own, 2, receiver("c")), Ok(vec![]));
-    // It is linked with the first of a user whose pool it trusts, and with no other.
+    // It is linked with the first receiver with a pool that it trusts, and with no other.
     let first = state.links(trusted, 1, receiver("c")).unwrap();
     assert!(matches!(first[..], [Pair { sender, receiver, .. }] if sender.client == other && receiver.peer.trusted));
     assert_eq!(state.links(trusted, 2, receiver("c")), Ok(vec![]));

@@ -49,7 +49,7 @@ pub(super) struct Side {
     pub party: Party,
     /// The links that it has since before this broker began.
     pub earlier: Box<[LinkId]>,
-    /// The users with whose endpoints alone it may be linked, in order.
+    /// It may be linked with endpoints of these users only, in order.
     pub users: Option<Box<[u32]>>,
     /// Whether the policy trusts it: a sender with volatile messages to other users, a receiver with a pool for their
     /// senders.
@@ -226,7 +226,7 @@ impl Channel {
             && receiver.is_some_and(|receiver| !are_of_one_user(&sender.side, &receiver.side))
     }
 
-    /// The client whose user pays for a link: of the user that has more ends here, and so makes most of the links
+    /// The client that a link is charged to: of the user that has more ends here, and so makes most of the links
     /// between the two necessary; of the newcomer's between equals. A user can be made to pay for no more links with
     /// another one's ends than the square of the number of its own.
     fn payer(&self, newcomer: &Side, other: &Side) -> ClientId {

@@ -215,7 +215,7 @@ struct Model {
     absent: u64,
 }
 
-/// What is to come of an opening: links, whether each was there before, by which means, and who pays.
+/// What is to come of an opening: links, whether each was there before, by which means, and which user pays.
 type Due = Vec<((Key, Key), Option<Mechanism>, Option<u32>)>;
 
 impl Model {
@@ -254,7 +254,7 @@ impl Model {
         self.links.keys().find(|(from, _)| *from == sender).map(|&(_, to)| to)
     }
 
-    /// Who pays for a link with an end that comes, or looks for one anew.
+    /// Which user pays for a link with an end that comes, or looks for one anew.
     fn payer(&self, newcomer: &Listed, other: &Listed) -> u32 {
         let ends = |user| self.open.iter().filter(|end| (end.user, end.channel) == (user, newcomer.channel)).count();
         let is_other = newcomer.user != other.user && ends(other.user) > ends(newcomer.user) + 1;

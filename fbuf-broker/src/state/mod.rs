@@ -35,7 +35,7 @@ use crate::{
 /// The most clients that one broker serves.
 pub const MAX_CLIENTS: usize = 4096;
 
-/// The user who takes the last place.
+/// The user that may take the last place.
 const ROOT: u32 = 0;
 
 /// A client, by a number that is given only once.
@@ -66,7 +66,7 @@ pub struct Pair {
     pub mechanism: Mechanism,
     /// Where the slots come from.
     pub slots: Slots,
-    /// The client whose user pays for it.
+    /// The client of the user that pays for it.
     pub payer: ClientId,
 }
 
@@ -245,7 +245,7 @@ impl State {
         }
     }
 
-    /// Charges a link more to the user who pays for a pair that cannot be introduced yet. Between users it is not made
+    /// Charges a link more to the user that pays for a pair that cannot be introduced yet. Between users it is not made
     /// if that user has too many.
     ///
     /// # Errors

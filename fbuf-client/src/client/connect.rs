@@ -36,7 +36,7 @@ pub enum ConnectError {
         /// The kernel's reason.
         source: io::Error,
     },
-    /// The broker is another user's, who could have this program believe anything.
+    /// The broker is another user's, which could have this program believe anything.
     #[error(
         "the broker at {address} is run by {}, and this program takes the word of a broker of root or of user {own} only: \
          start one of your own with `fbuf broker`, or say that this user's is accepted \
@@ -67,7 +67,7 @@ pub enum ConnectError {
     },
     /// It does not serve this user.
     #[error(
-        "the broker at {address} does not serve user {uid}, about whom its policy has no rule: \
+        "the broker at {address} does not serve user {uid}, for which its policy has no rule: \
          start one of your own with `fbuf broker`"
     )]
     NotPermitted {
@@ -164,7 +164,7 @@ fn name_of(user: u32) -> String {
 
 /// How to connect to a broker: [`Client::builder`].
 ///
-/// A broker can have its clients believe anything: who their peers are, and by which means messages are protected. So a
+/// A broker can have its clients believe anything: which peers they have, and by which means messages are protected. So a
 /// client accepts one only if root or its own user runs it, as the kernel says (SO_PEERCRED in unix(7)), and one that
 /// systemd listens for. When it connects again, it accepts the user of before, and no other.
 ///
@@ -191,7 +191,7 @@ impl ClientBuilder {
         self
     }
 
-    /// Accepts a broker that this user runs too. A user whose broker is accepted is trusted with all that this client
+    /// Accepts a broker that this user runs too. The user of a broker that is accepted is trusted with all that this client
     /// exchanges.
     #[must_use]
     pub fn broker_user(mut self, user: u32) -> Self {

@@ -68,7 +68,7 @@ impl ReceiverBuilder {
     }
 
     /// Accepts only senders whose messages are protected at least like this. If not set, all that the rule of trust
-    /// allows: volatile messages come only from the own user, and from those whom the broker was told to
+    /// allows: volatile messages come only from senders of the same user, and of users that the broker was told to
     /// trust.
     ///
     /// If a sender of the same user gives less, the one of the two that is opened later is refused; a sender of another

@@ -54,7 +54,7 @@ pub enum GetError {
     /// senders go on.
     #[error("sender {} ({}) broke off its stream {reason}: what it had sent was received, the rest is missing", peer.endpoint, peer.process)]
     Aborted {
-        /// Who.
+        /// Which sender.
         peer: Peer,
         /// Why.
         reason: Abort,
@@ -62,7 +62,7 @@ pub enum GetError {
     /// A sender broke a rule, and its link was closed. Reported once; other senders go on.
     #[error("sender {} ({}) broke a rule of the link, which is closed: {violation}", peer.endpoint, peer.process)]
     PeerViolation {
-        /// Who.
+        /// Which sender.
         peer: Peer,
         /// Which rule.
         violation: Box<Violation>,
@@ -70,7 +70,7 @@ pub enum GetError {
     /// This process had no memory or no descriptor left for a link. Reported once.
     #[error("sender {} ({}) could not be linked: {what}; free memory or raise the limit on descriptors", peer.endpoint, peer.process)]
     Exhausted {
-        /// With whom.
+        /// Which sender.
         peer: Peer,
         /// What was missing.
         what: Box<str>,
@@ -93,7 +93,7 @@ pub enum GetError {
         peer.endpoint, peer.process
     )]
     LeaseLost {
-        /// Whose.
+        /// Which sender's.
         peer: Peer,
         /// How many.
         messages: u64,

@@ -180,7 +180,7 @@ impl Sender {
         }
         match self.pool.send_simply(fbuf) {
             Ok(published) => {
-                // Counted before anybody is let in, to whom the next message will be the first.
+                // Counted before a receiver is linked that gets the next message as its first.
                 let sent = self.sent(published);
                 if self.pool.is_dry() {
                     self.look_ahead();
@@ -192,7 +192,7 @@ impl Sender {
     }
 
     /// Looks which slots are back when the last one is sent that was known to be: now it waits for nobody,
-    /// and who allocates next need not wait for the memory of receivers.
+    /// and the next allocation need not wait for the memory of receivers.
     #[cold]
     #[inline(never)]
     fn look_ahead(&mut self) {
@@ -273,15 +273,15 @@ impl Sender {
     /// Waits until at least `count` receivers are linked: how many are.
     ///
     /// # Errors
-    /// None today; the type leaves room.
+    /// [`WaitError::Forked`] in a child of the process that opened the sender.
     pub fn wait_for_receivers(&mut self, count: usize) -> Result<usize, WaitError> {
         self.wait_until_linked(count, None)
     }
 
-    /// Waits until at least `count` receivers are linked, for at most `time`.
+    /// Waits until at least `count` receivers are linked, for at most `time`: how many are.
     ///
     /// # Errors
-    /// [`WaitError::TimedOut`]
+    /// [`WaitError::TimedOut`], and as [`Self::wait_for_receivers`].
     pub fn wait_for_receivers_timeout(&mut self, count: usize, time: Duration) -> Result<usize, WaitError> {
         self.wait_until_linked(count, deadline(time))
     }
@@ -294,7 +294,7 @@ impl Sender {
     /// for in vain.
     ///
     /// # Errors
-    /// None today; the type leaves room.
+    /// [`WaitError::Forked`] in a child of the process that opened the sender.
     pub fn wait_for_returns(&mut self) -> Result<(), WaitError> {
         self.wait_until_returned(None)
     }
@@ -302,7 +302,7 @@ impl Sender {
     /// As [`Self::wait_for_returns`], for at most `time`.
     ///
     /// # Errors
-    /// [`WaitError::StillLent`]
+    /// [`WaitError::StillLent`], and as [`Self::wait_for_returns`].
     pub fn wait_for_returns_timeout(&mut self, time: Duration) -> Result<(), WaitError> {
         self.wait_until_returned(deadline(time))
     }

@@ -133,7 +133,7 @@ impl SenderBuilder {
     ///
     /// With [`Mechanism::Lease`] each slot is memory of its own, which this process maps to write a message
     /// and unmaps when it sends it; there are at most 32, and no more are added. Receivers of the same user
-    /// read it under a lease of the kernel, and those of other users, or who require sealed messages, copy it.
+    /// read it under a lease of the kernel; those of other users, or that require sealed messages, copy it.
     /// Where there are no leases to be had, all copy it.
     ///
     /// With [`Mechanism::OneShot`] each message is memory of its own, which is made, sealed for good and
@@ -155,7 +155,7 @@ impl SenderBuilder {
 
     /// Allocates from the pool of the channel's receiver, of which there can be only one (uf_allocb): the
     /// slots are memory that the receiver makes and owns, and so it can lease them ([`Mechanism::Lease`])
-    /// also if the sender is another user, whom the broker was told to trust; if not, it copies them. With each
+    /// also if the sender is another user's that the broker was told to trust; if not, it copies them. With each
     /// message the right to write its slot goes to the receiver, and it comes back over the socket of the link.
     ///
     /// # Trust
@@ -164,7 +164,7 @@ impl SenderBuilder {
     /// receiver: it is linked only with one of the same user, or of a user that the broker's policy trusts to receive
     /// from this channel. This process looks at that itself ([`Peer::trusted`](crate::Peer::trusted)), and closes a link
     /// with any other ([`Violation::UntrustedReceiver`](crate::Violation::UntrustedReceiver)). Of a trusted receiver, too,
-    /// it takes only memory of exactly the size of a slot, with all its pages, whose size cannot change; the descriptors to write and to
+    /// it takes only memory of exactly the size of a slot, with all its pages and of a size that cannot change; the descriptors to write and to
     /// read it must name the same file; and of another user's receiver none in huge pages, which could be taken away.
     ///
     /// [`Sender::allocate`] waits until there is a receiver. What was allocated from one that goes can be
@@ -174,9 +174,9 @@ impl SenderBuilder {
         self
     }
 
-    /// Finds stray writes: whoever writes into a message after it was sent, through a pointer that was kept,
-    /// traps at that instruction. A report on standard error names the channel, the message and who still
-    /// holds it, and the process dies of SIGSEGV as if it had written to memory that does not exist.
+    /// Finds stray writes: code that writes into a message after it was sent, through a pointer that was kept,
+    /// traps at that instruction. A report on standard error names the channel, the message and the receivers that
+    /// hold it, and the process dies of SIGSEGV as if it had written to memory that does not exist.
     ///
     /// A system call that is to write there, such as read(2) with such a pointer, does not trap: it fails with `EFAULT`,
     /// without a report, and the message is unchanged. So look at what system calls return. I/O that was begun before

@@ -1,4 +1,4 @@
-//! What survives a broker without being written down anywhere: whose endpoint a number is, and which two endpoints are
+//! What survives a broker without being written down anywhere: which client has an endpoint's number, and which two endpoints are
 //! linked. Both rest on random numbers that no other process knows or can guess.
 
 use std::{fmt, io};

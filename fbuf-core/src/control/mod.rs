@@ -47,7 +47,7 @@ pub trait Control {
     /// The same of clients.
     async fn clients(behind: u64) -> Vec<ClientStatus>;
     /// The endpoints of the other end of its channel with which an endpoint of this client is not paired, and why:
-    /// those whose number is greater, in this order, at most [`MAX_PAGE`] of them.
+    /// those with a greater number than `behind`, in this order, at most [`MAX_PAGE`] of them.
     async fn unpaired(endpoint: u64, behind: u64) -> Vec<(u64, Unpaired)>;
 }
 
@@ -58,7 +58,7 @@ pub struct Open {
     pub channel: String,
     /// Which end.
     pub role: Role,
-    /// The users with whose endpoints alone it may be linked, at most [`MAX_PEER_USERS`]; none: with those of all.
+    /// It may be linked with endpoints of these users only, at most [`MAX_PEER_USERS`]; none: with those of all.
     pub users: Option<Vec<u32>>,
     /// If it was open at an earlier broker that is gone: what that one had said.
     pub earlier: Option<Earlier>,

@@ -6,7 +6,7 @@ use nix::fcntl::{FallocateFlags, FcntlArg, SealFlag, fallocate, fcntl};
 use super::*;
 use crate::violation::Unsuitable;
 
-/// A sender whose slots are its receiver's, linked with such a receiver that is trusted or not.
+/// A sender with slots of its receiver, linked with such a receiver that is trusted or not.
 pub(super) fn sender_of_receivers_slots(peer: Peer) -> Result<(Pool, PacketSocket), LinkEnd> {
     let (own, its) = sockets();
     let mut pool = Pool::of_receiver(geometry(), Arc::new(EventFd::new().unwrap())).unwrap();

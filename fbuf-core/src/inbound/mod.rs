@@ -329,7 +329,7 @@ impl Inbound {
     }
 
     /// Takes the next message, if there is one, whatever it is: perhaps behind a gap, of a new segment, in a
-    /// slot whose last holder is just about to let go of it, copied or leased. Reads at most two entries of the
+    /// slot that its last holder is just about to release, copied or leased. Reads at most two entries of the
     /// lane, a gap and the message behind it, whatever the sender has written. If that is something that it may
     /// not write, the link is over.
     pub fn take(&mut self) -> Option<Received> {
@@ -466,7 +466,7 @@ impl Inbound {
             Some(Segment { copies: None, .. }) => true,
             Some(Segment { map, copies: Some(copies), first }) => {
                 let begin = (number - first) as usize * self.geometry.stride() as usize;
-                // SAFETY: only this process has the copies, of which this slot's has one reader (invariant 2), who has
+                // SAFETY: only this process has the copies, of which this slot's has one reader (invariant 2), which has
                 // not read yet: it is here. The other map is not written by this process.
                 #[expect(unsafe_code, reason = "only here is it known that the message was just taken")]
                 unsafe {

@@ -115,8 +115,8 @@ impl Tenant {
         };
         *standing = Standing::Idle;
         if copied {
-            // SAFETY: its reader, of whom there is one (`take`), has just ended (invariant 2).
-            #[expect(unsafe_code, reason = "only here is it known who reads the slot")]
+            // SAFETY: its only reader (`take`), has just ended (invariant 2).
+            #[expect(unsafe_code, reason = "only here is it known which messages read the slot")]
             let put_back = unsafe { self.view.reattach(self.memory.as_fd()) };
             if put_back.is_err() {
                 *standing = Standing::Closed;

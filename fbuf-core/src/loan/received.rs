@@ -39,7 +39,7 @@ use crate::{
 /// was sealed for good.
 ///
 /// So the `&[u8]` of a volatile message, of which Rust says that its bytes do not change, rests on that sender, as the one
-/// of a mapped file rests on those who can write the file. [`Self::copy_to_slice`] makes no slice of them.
+/// of a mapped file rests on all that can write the file. [`Self::copy_to_slice`] makes no slice of them.
 ///
 /// # Giving it to the kernel
 /// The bytes are mapped for reading only. write(2), send(2), `O_DIRECT` and io_uring's write may have them.
@@ -150,7 +150,7 @@ impl Received {
         self.length as usize
     }
 
-    /// Copies the message, whoever may change it meanwhile: what arrives may then be a mixture, and does not change any
+    /// Copies the message, also if another process may change it meanwhile: what arrives may then be a mixture, and does not change any
     /// more.
     ///
     /// # Panics

@@ -26,9 +26,9 @@ pub(crate) struct Heap {
     layout: Layout,
 }
 
-// SAFETY: an allocation belongs to no thread; who may follow pointers into it is settled where that is done.
+// SAFETY: an allocation belongs to no thread; the code that follows pointers into it says why it may.
 unsafe impl Send for Heap {}
-// SAFETY: an allocation belongs to no thread; who may follow pointers into it is settled where that is done.
+// SAFETY: an allocation belongs to no thread; the code that follows pointers into it says why it may.
 unsafe impl Sync for Heap {}
 
 impl Heap {
@@ -80,7 +80,7 @@ pub(crate) fn duplicate(fd: &OwnedFd) -> OwnedFd {
     fd.try_clone().expect("there are descriptors")
 }
 
-/// Things that descriptors stand for. Each descriptor is an eventfd, whose count is the number of its thing.
+/// Things that descriptors stand for. Each descriptor is an eventfd; its count is the number of its thing.
 pub(crate) struct Named<T>(Mutex<BTreeMap<u64, T>>);
 
 impl<T: Clone> Named<T> {

@@ -43,7 +43,7 @@ pub struct Map {
 // SAFETY: a mapping belongs to the process, not to a thread; `Map` itself only hands out raw
 // pointers, and who may follow them is settled where that is done.
 unsafe impl Send for Map {}
-// SAFETY: through `&Map` there are raw pointers only; who may follow them is settled where that is done.
+// SAFETY: through `&Map` there are raw pointers only; the code that follows them says why it may.
 unsafe impl Sync for Map {}
 
 /// Where Miri runs this, which has no memfd: memory on the heap.
@@ -530,7 +530,7 @@ impl Drop for Map {
             return;
         }
         // SAFETY: the range is exactly what was mapped. Pointers into it live in `Fbuf`, `Retained`, `Received` and
-        // `Private`, whose homes own this `Map` until the last of them is gone (invariant 2).
+        // `Private`; their homes own this `Map` until the last of them is gone (invariant 2).
         let _ = unsafe { munmap(self.base.cast(), self.size) };
     }
 }

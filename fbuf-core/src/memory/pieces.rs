@@ -14,9 +14,9 @@ pub(crate) struct Pieces {
     pub(super) numbers: Range<u32>,
 }
 
-// SAFETY: addresses, which are numbers; who may follow them is settled where that is done.
+// SAFETY: addresses, which are numbers; the code that follows them says why it may.
 unsafe impl Send for Pieces {}
-// SAFETY: addresses, which are numbers; who may follow them is settled where that is done.
+// SAFETY: addresses, which are numbers; the code that follows them says why it may.
 unsafe impl Sync for Pieces {}
 
 impl Pieces {
@@ -101,9 +101,9 @@ fn ask_for_eighth(piece: *mut u8, stride: usize) {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Address(NonNull<u8>);
 
-// SAFETY: a number; who may follow it is settled where that is done.
+// SAFETY: a number; the code that follows it says why it may.
 unsafe impl Send for Address {}
-// SAFETY: a number; who may follow it is settled where that is done.
+// SAFETY: a number; the code that follows it says why it may.
 unsafe impl Sync for Address {}
 
 impl Address {

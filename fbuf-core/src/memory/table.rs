@@ -113,7 +113,7 @@ impl<H: SharedLayout, C: SharedLayout> Table<H, C> {
         Ok(Self::over(Map::attach(fd, Self::size(least))?, least, false))
     }
 
-    /// As [`Self::attach`], of a table whose cells need not all exist: nothing is looked at before it is
+    /// As [`Self::attach`], of a table of which not all cells need exist: nothing is looked at before it is
     /// [provided](Self::provide).
     ///
     /// # Errors

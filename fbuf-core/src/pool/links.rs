@@ -1,4 +1,4 @@
-//! The links of a pool. They belong to it: which slots are free is known only to who knows all of them.
+//! The links of a pool. They belong to it: only the state of all links says which slots are free.
 
 use std::{iter, mem, slice};
 
@@ -123,7 +123,7 @@ impl Pool {
         link.notice_leaving(self.next_sequence);
         let unread = link.unread(self.lent_over(&link).map(|(_, mark)| mark), self.next_sequence);
         self.forget_gifts(link.peer());
-        // Where slots are memory of their own, it is the kernel who says when they can be written.
+        // Where slots are memory of their own, the kernel says when they can be written.
         if !returns && matches!(self.memory, Memory::Segments(_)) && !link.is_over() && self.is_lent_over(&link) {
             link.close(self.next_sequence, Some(Abort::Disconnected));
             self.parted.push(link);

@@ -59,7 +59,7 @@ pub struct Pool {
     retained: Vec<SlotId>,
     /// The links.
     links: Vec<Outbound>,
-    /// Links that were ended from this side, and whose receivers may read on.
+    /// Links that were ended from this side; their receivers may read on.
     parted: Vec<Outbound>,
     /// The number of the next message.
     next_sequence: u64,
@@ -468,7 +468,7 @@ impl Pool {
     }
 
     /// Whether a slot cannot be had for a reason that passes without a word: a lease that somebody has, or a receiver
-    /// whose link was ended and that reads on.
+    /// that reads on although its link was ended.
     #[must_use]
     pub fn is_blocked(&self) -> bool {
         !self.parted.is_empty() || self.memory.leased().is_some_and(LeasedSlots::is_blocked)

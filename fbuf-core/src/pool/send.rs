@@ -243,7 +243,7 @@ impl Pool {
         points::reach("seal: guarded");
     }
 
-    /// Gives up the right to write a slot that is about to be sent, in a pool whose slots are leased: whether it can
+    /// Gives up the right to write a slot that is about to be sent, in a pool of leased slots: whether it can
     /// be sent. It cannot if it lies in memory of a receiver that has gone.
     fn vacate(&mut self, slot: SlotId, length: u32) -> bool {
         let vacated = self.memory.leased_mut().is_none_or(|slots| slots.vacate(slot, length as usize).is_ok());

@@ -68,7 +68,7 @@ pub(super) fn has_hung_up(socket: BorrowedFd<'_>) -> bool {
     with(&ENDS.of(socket).own, |own| own.hung_up)
 }
 
-/// Closes an end, whoever else has a descriptor of it.
+/// Closes an end, also if there are other descriptors of it.
 pub(super) fn hang_up(socket: BorrowedFd<'_>) {
     let Ends { own, peer } = ENDS.of(socket);
     with(&own, |own| own.hung_up = true);

@@ -61,7 +61,7 @@ pub(crate) fn run(arguments: &Arguments, place: &Place) -> Result<(), Failure> {
     }
     if !has_cursor() {
         return Err(Failure::new(
-            "top needs a terminal whose cursor it can move, and TERM says that there is none: for others there is `fbuf ls`",
+            "top needs a terminal that can move its cursor, and TERM says that this one cannot: for others there is `fbuf ls`",
         ));
     }
     let screen = Screen::default();
