@@ -10,6 +10,7 @@ use nix::{
     errno::Errno,
     fcntl::{FallocateFlags, FcntlArg, SealFlag, fallocate, fcntl},
     sys::stat::{FileStat, fstat},
+    unistd::ftruncate,
 };
 
 use super::{HUGE_PAGE, Map, leasable::is_huge, room};
@@ -200,12 +201,14 @@ impl AsFd for Reserved {
 }
 
 /// Checks what a peer sent before it is mapped: a memfd with exactly these seals, exactly `size` bytes,
-/// all of them reserved, in pages that nobody had to set aside.
+/// all of them reserved, in pages that nobody had to set aside; open for writing.
 ///
 /// # Errors
 /// [`Unsuitable`], naming the first rule it breaks.
 pub fn verify(fd: BorrowedFd<'_>, size: u64, seals: Seals) -> Result<(), Unsuitable> {
-    let reserved = verify_promised(fd, size, seals)?;
+    verify_promised(fd, size, seals)?;
+    free_behind_end(fd, size)?;
+    let reserved = reserved(&fstat(fd).map_err(unmappable)?);
     if reserved < size {
         return Err(Unsuitable::Holes { reserved, size });
     }
@@ -237,7 +240,17 @@ pub(super) fn check_seals(fd: BorrowedFd<'_>, seals: Seals) -> Result<(), Unsuit
     Ok(())
 }
 
-/// How many bytes of a file have pages, in memory or swapped out.
+/// Frees the pages that a sealed memfd has behind its last byte (`FALLOC_FL_KEEP_SIZE` in fallocate(2)): they would count
+/// as reserved in place of pages that the file lacks. With its seals, no more can be added there.
+fn free_behind_end(fd: BorrowedFd<'_>, size: u64) -> Result<(), Unsuitable> {
+    let size = i64::try_from(size).map_err(|error| Unsuitable::Unmappable(error.to_string()))?;
+    match ftruncate(fd, size) {
+        Err(Errno::EINVAL | Errno::EBADF) => Err(Unsuitable::NotOpenFor("writing")),
+        freed => freed.map_err(unmappable),
+    }
+}
+
+/// How many bytes of a file have pages, in memory or swapped out. Pages behind its end count too.
 pub(super) fn reserved(stat: &FileStat) -> u64 {
     (stat.st_blocks.max(0) as u64).saturating_mul(512)
 }
@@ -296,6 +309,31 @@ mod tests {
             verify(memfd.as_file().as_fd(), 1 << 40, Seals::OneWriter),
             Err(Unsuitable::Holes { reserved: 0, size: 1 << 40 })
         );
+    }
+
+    #[test]
+    fn pages_behind_the_end_do_not_count_as_reserved() {
+        const SIZE: u64 = 1 << 20;
+        for (seals, wanted) in [(&SEALS, Seals::OneWriter), (&FOR_GOOD, Seals::ForGood)] {
+            let memfd = MemfdOptions::new().allow_sealing(true).create("fbuf-test").unwrap();
+            memfd.as_file().set_len(SIZE).unwrap();
+            fallocate(memfd.as_file(), FallocateFlags::FALLOC_FL_KEEP_SIZE, SIZE as i64, SIZE as i64).unwrap();
+            memfd.add_seals(seals).unwrap();
+            // As many as there should be, and not one of them in the file.
+            assert_eq!(reserved(&fstat(memfd.as_file()).unwrap()), SIZE);
+            let refused = Err(Unsuitable::Holes { reserved: 0, size: SIZE });
+            assert_eq!(verify(memfd.as_file().as_fd(), SIZE, wanted), refused);
+            let more = fallocate(memfd.as_file(), FallocateFlags::FALLOC_FL_KEEP_SIZE, SIZE as i64, 4096);
+            assert_eq!(more, Err(Errno::EPERM), "pages can be added again");
+        }
+    }
+
+    #[test]
+    fn what_is_open_for_reading_only_is_refused() {
+        use std::os::fd::AsRawFd;
+        let memory = sealed(4096);
+        let reader = File::open(format!("/proc/self/fd/{}", memory.as_raw_fd())).unwrap();
+        assert_eq!(verify(reader.as_fd(), 4096, Seals::OneWriter), Err(Unsuitable::NotOpenFor("writing")));
     }
 
     #[test]

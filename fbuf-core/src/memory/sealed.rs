@@ -56,7 +56,7 @@ impl Sealed {
     /// The first `length` bytes of a memfd that was sealed for good.
     ///
     /// # Errors
-    /// [`Unsuitable`]: it is not sealed for good, or shorter, or not all there.
+    /// [`Unsuitable`]: it is not sealed for good, or shorter, or not all there, or not open for writing.
     pub fn new(memory: OwnedFd, length: usize) -> Result<Self, Unsuitable> {
         let size = fstat(&memory).map_err(|error| Unsuitable::Unmappable(error.to_string()))?.st_size.max(0) as u64;
         Ok(SealedMemory::new(memory, size, length)?.into())
