@@ -27,7 +27,7 @@ fn send() -> Result<(), Box<dyn Error>> {
         let sent = sender.write(fbuf)?; // given away: no copy, and we cannot touch it any more
         println!("process {} sent message {}", std::process::id(), sent.sequence);
     }
-    drop(sender); // the end of the stream
+    sender.finish(); // the end of the stream, which is complete
     other.wait()?;
     Ok(())
 }

@@ -227,3 +227,34 @@ fn a_receiver_that_requires_more_keeps_no_other_user_off_the_channel() {
     let refused = client.receiver("c").require(Protection::Sealed).open().unwrap_err().to_string();
     assert!(refused.contains("requires sealed"), "{refused}");
 }
+
+#[test]
+fn commands_that_wait_say_with_which_endpoints_they_are_not_paired() {
+    if !is_root() {
+        return;
+    }
+    let broker = broker();
+    let command = |arguments: [&str; 2]| {
+        let mut command = fbuf(arguments);
+        command.env("FBUF_BROKER", broker.address().to_string()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut process = Process::start(&mut command);
+        let said = BufReader::new(process.0.stderr.take().unwrap()).lines().map(Result::unwrap);
+        (process, said)
+    };
+    let (_receiving, mut said) = command(["recv", "c"]);
+    assert!(said.next().unwrap().contains("waiting for a sender"));
+    // Its slots are larger than a receiver accepts of another user.
+    let mut large = Peer::start(&broker, "sender", OTHER, 8 << 20);
+    large.hear("not paired");
+    let told = said.next().unwrap();
+    assert!(told.contains("not paired with sender") && told.contains("of user 65533"), "{told}");
+    // One that fits is linked, and the command waits no more.
+    Peer::start(&broker, "sender", ANOTHER, 64).hear("it has sent");
+
+    let client = Client::connect_to(broker.address()).unwrap();
+    let _only = client.receiver("d").from_users([OTHER]).open().unwrap();
+    let (_sending, mut said) = command(["send", "d"]);
+    assert!(said.next().unwrap().contains("waiting for a receiver"));
+    let told = said.next().unwrap();
+    assert!(told.contains("not paired with receiver") && told.contains("(from_users)"), "{told}");
+}

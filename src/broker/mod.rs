@@ -35,13 +35,13 @@ use crate::{
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
-    /// Who may do what, as a TOML file, read again on SIGHUP [default: the user who runs the broker may do everything]
+    /// What each user may do, as a TOML file, read again on SIGHUP [default: the user that runs the broker may do everything]
     #[arg(long, value_name = "FILE", conflicts_with_all = ["allow", "trust"])]
     policy: Option<PathBuf>,
     /// Say what a policy allows, or what is wrong with it, and end
     #[arg(long, value_name = "FILE", exclusive = true)]
     check_policy: Option<PathBuf>,
-    /// Answer GET /metrics over HTTP at this address, for Prometheus; whoever can connect can read them. TCP sockets that a
+    /// Answer GET /metrics over HTTP at this address, for Prometheus; any process that can connect can read them. TCP sockets that a
     /// service manager hands over are served too
     #[arg(long, value_name = "ADDRESS:PORT")]
     metrics: Option<SocketAddr>,

@@ -5,7 +5,7 @@ mod send;
 
 use std::{collections::BTreeSet, time::Duration};
 
-use fbuf_client::{Client, Protection};
+use fbuf_client::{Client, OpenError, Protection, Unpaired};
 
 pub(crate) use receive::{RecvArguments, receive};
 pub(crate) use send::{SendArguments, send};
@@ -44,6 +44,8 @@ struct Waiting<'a> {
     channel: &'a str,
     client: &'a Client,
     said: BTreeSet<For>,
+    /// The endpoints that are not paired with that of the command, as far as it has said so.
+    unpaired: BTreeSet<u64>,
 }
 
 /// What a command can wait for.
@@ -58,7 +60,7 @@ enum For {
 
 impl<'a> Waiting<'a> {
     fn new(channel: &'a str, client: &'a Client) -> Self {
-        Self { channel, client, said: BTreeSet::new() }
+        Self { channel, client, said: BTreeSet::new(), unpaired: BTreeSet::new() }
     }
 
     /// Says it, unless it was said before.
@@ -67,6 +69,18 @@ impl<'a> Waiting<'a> {
             let Self { channel, client, .. } = self;
             let gone = client.connection_error().map(|error| format!(", which is gone ({error})")).unwrap_or_default();
             say(format_args!("{} on the channel {channel:?} at the broker {}{gone}", what(), client.address()));
+        }
+    }
+
+    /// Says with which endpoints the one of this command is not paired, and why, each once. Asks the broker, if it is there.
+    fn say_unpaired(&mut self, ask: impl FnOnce() -> Result<Vec<Unpaired>, OpenError>) {
+        if !self.client.is_connected() {
+            return;
+        }
+        for unpaired in ask().unwrap_or_default() {
+            if self.unpaired.insert(unpaired.peer.endpoint) {
+                say(format_args!("{unpaired}"));
+            }
         }
     }
 }

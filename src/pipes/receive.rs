@@ -64,7 +64,10 @@ fn next(receiver: &mut Receiver, has_begun: bool, waiting: &mut Waiting) -> Resu
             Err(GetError::TimedOut) => {
                 let peers = || list(receiver.peers().map(|peer| peer.process.to_string()));
                 match (receiver.peers().count(), receiver.senders()) {
-                    (0, _) => waiting.say(For::Peers, || "waiting for a sender".to_owned()),
+                    (0, _) => {
+                        waiting.say(For::Peers, || "waiting for a sender".to_owned());
+                        waiting.say_unpaired(|| receiver.unpaired());
+                    }
                     (_, 0) => waiting.say(For::Link, || format!("waiting for {} to let this receiver in", peers())),
                     _ => waiting.say(For::FirstMessage, || format!("waiting for the first message of {}", peers())),
                 }

@@ -103,14 +103,21 @@ fn stream(sender: &mut Sender, input: &mut Input, receivers: usize, waiting: &mu
 }
 
 fn wait_for_receivers(sender: &mut Sender, count: usize, waiting: &mut Waiting) -> Result<(), Failure> {
-    if let Err(WaitError::TimedOut { wanted, linked }) = sender.wait_for_receivers_timeout(count, SILENCE) {
-        waiting.say(For::Peers, || match (wanted, linked) {
-            (1, _) => "waiting for a receiver".to_owned(),
-            _ => format!("waiting for {wanted} receivers, of which {linked} are linked,"),
-        });
+    loop {
+        match sender.wait_for_receivers_timeout(count, SILENCE) {
+            Err(WaitError::TimedOut { wanted, linked }) => {
+                waiting.say(For::Peers, || match (wanted, linked) {
+                    (1, _) => "waiting for a receiver".to_owned(),
+                    _ => format!("waiting for {wanted} receivers, of which {linked} are linked,"),
+                });
+                waiting.say_unpaired(|| sender.unpaired());
+            }
+            result => {
+                result?;
+                return Ok(());
+            }
+        }
     }
-    sender.wait_for_receivers(count)?;
-    Ok(())
 }
 
 fn allocate(sender: &mut Sender, waiting: &mut Waiting) -> Result<Fbuf, Failure> {

@@ -87,7 +87,9 @@ fn help_of_each_command_says_its_exit_statuses() {
             let (_, statuses) = help.split_once("Exit status:\n").unwrap_or_else(|| panic!("{help}"));
             let expected: &[&str] = if command == "recv" { &["0", "1", "2", "3"] } else { &["0", "1", "2"] };
             let found = statuses.lines().map_while(|line| line.strip_prefix("  ")?.split_once("  "));
-            assert_eq!(found.map(|(status, _)| status).collect::<Vec<_>>(), expected, "{help}");
+            // A line that goes on with the one above has none.
+            let found = found.map(|(status, _)| status).filter(|status| !status.is_empty());
+            assert_eq!(found.collect::<Vec<_>>(), expected, "{help}");
         }
     }
 }

@@ -203,7 +203,7 @@ impl Client {
     }
 
     /// What the broker knows of all endpoints that this user may see, and what these report of themselves: of
-    /// all users for root and for the user who runs the broker, for others only their own. Endpoints are not
+    /// all users for root and for the user that runs the broker, for others only their own. Endpoints are not
     /// disturbed: what they have done, they say whenever they look around; what they hold, their process's
     /// control thread looks up.
     ///

@@ -55,10 +55,10 @@ pub struct Sent {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum WriteError {
-    /// Nobody is linked.
+    /// No receiver is linked.
     #[error("a message was written, and the channel has no receiver: wait for one with wait_for_receivers")]
     NoReceiver(Fbuf),
-    /// It belongs to somebody else.
+    /// It belongs to another sender.
     #[error("a fbuf was written to a sender that did not allocate it: write it to its own, or copy it")]
     OtherSender(Fbuf),
     /// This process was forked from the one that opened the sender.
@@ -171,9 +171,9 @@ pub enum WaitError {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Departure {
-    /// Who.
+    /// Which receiver.
     pub peer: Peer,
-    /// How.
+    /// How it went.
     pub farewell: Farewell,
     /// The messages that [`write`](super::Sender::write) reported as sent to it, and that it did not read to the end:
     /// it never took them, or it held them still. None if it read all, or was never sent any.

@@ -283,7 +283,7 @@ pub enum Refusal {
     /// No rule of the policy allows it.
     #[error(
         "a {role} was to be opened on the channel {channel:?}, and no rule of the broker's policy about user {user} allows that ({}): \
-         ask whoever runs the broker for one",
+         ask the user that runs the broker for one",
         rules.join(", ")
     )]
     NotPermitted {
