@@ -1,4 +1,4 @@
-//! How a command fails: with a sentence and a status, or because nobody reads its output any more. Errors of the
+//! How a command fails: with a sentence and a status, or because its output has no reader any more. Errors of the
 //! library speak of calls; here they speak of options.
 
 use std::error::Error;

@@ -268,7 +268,7 @@ fn senders_on_a_confidential_channel_send_one_shots_or_are_refused() {
     let mut receiver = client.receiver("secret/key").open().unwrap();
     for sender in [client.sender("secret/key"), client.sender("secret/key").protection(Protection::Sealed).slots(4)] {
         let mut sender = sender.slot_size(64).open().unwrap();
-        assert_eq!(sender.granted().to_string(), "sealed for good: the channel is confidential");
+        assert_eq!(sender.granted().to_string(), "one-shot: the channel is confidential");
         sender.wait_for_receivers_timeout(1, SOON).unwrap();
         let fbuf = sender.allocate_timeout(SOON).unwrap();
         sender.write(fbuf).unwrap();

@@ -1,4 +1,4 @@
-//! Messages that are sealed for good: kept, cloned, passed on, and never changed.
+//! One-shot messages: kept, cloned, passed on, and never changed.
 
 mod support;
 

@@ -32,7 +32,7 @@ impl Capacity {
         Self { clients: Pool::new(clients, owner), descriptors: Pool::new(descriptors, owner) }
     }
 
-    /// As much as anybody asks for.
+    /// As much as is asked for.
     #[must_use]
     pub fn unlimited() -> Self {
         Self::new(u64::MAX, u64::MAX, 0)

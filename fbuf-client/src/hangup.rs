@@ -152,7 +152,7 @@ mod tests {
         drop(peer);
         assert_eq!((hang_ups.tell(), told()), (1, (1, 1)));
         assert_eq!((hang_ups.tell(), told()), (0, (1, 1)));
-        // Of an endpoint that is gone, nobody is told.
+        // No thread waits for an endpoint that is gone.
         drop(second);
         let (own, peer) = UnixStream::pair().unwrap();
         first.add(&own).unwrap();

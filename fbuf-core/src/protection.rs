@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum Protection {
-    /// Nobody but its sender can write it, and the sender's safe code cannot. Enough among processes of one user, which can
+    /// Only its sender can write it, and the sender's safe code cannot. Enough among processes of one user, which can
     /// trace each other (ptrace(2)). A process that others of its user cannot trace, by Yama's `ptrace_scope`, in a sandbox
     /// or container, or because it is not dumpable, requires more if it does not trust them.
     #[default]
@@ -74,7 +74,7 @@ impl fmt::Display for Mechanism {
             Self::Shared => "shared",
             Self::Copy => "sealed by copying",
             Self::Lease => "leased",
-            Self::OneShot => "sealed for good",
+            Self::OneShot => "one-shot",
         })
     }
 }

@@ -39,7 +39,7 @@ pub struct Cell {
 
 /// Nothing is held in the slot.
 const FREE: u64 = Mark::OUT.word();
-/// It was not announced yet: so is memory that nobody has written.
+/// It was not announced yet: so is memory that was never written.
 const UNKNOWN: u64 = Mark::NONE.word();
 const _: () = assert!(UNKNOWN == 0);
 

@@ -96,7 +96,7 @@ pub enum GeometryError {
     #[error("{0} slots were asked for: 1 to {MAX_SLOTS} are possible")]
     Slots(u64),
     /// More buffers that are sent once than can be under way.
-    #[error("{0} slots were asked for of messages that are sealed for good: 1 to {MAX_ONE_SHOTS} are possible")]
+    #[error("{0} slots were asked for of one-shot messages: 1 to {MAX_ONE_SHOTS} are possible")]
     OneShots(u32),
     /// More slots that are leased than can be.
     #[error("{0} slots were asked for of messages that are leased: 1 to {MAX_LEASED} are possible")]

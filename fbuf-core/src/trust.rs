@@ -1,6 +1,6 @@
 //! Memory that a peer could change is not a slice, unless that peer is trusted not to change it.
 //!
-//! A slice of Rust promises that its bytes do not change while it lives (`&[u8]`), or that nobody else reads or
+//! A slice of Rust promises that its bytes do not change while it lives (`&[u8]`), or that no other code reads or
 //! writes them (`&mut [u8]`). For most memory the kernel keeps that promise: a sender's segments carry
 //! `F_SEAL_FUTURE_WRITE`, one-shots `F_SEAL_WRITE`, copies are private. For two kinds of memory it cannot: what a
 //! sender may still write (volatile and leased messages), and slots that a receiver made for a sender. Such memory

@@ -12,7 +12,7 @@ use nix::{
 };
 
 /// Standard error, for lines. A line that cannot be written at once is left out: a broker has no thread to spare for a
-/// log that nobody reads, and goes on serving if its reader has gone, or the disk is full. The next line that can
+/// log without a reader, and goes on serving if its reader has gone, or the disk is full. The next line that can
 /// be written says how many are missing.
 #[derive(Debug)]
 pub(super) struct Log;

@@ -53,7 +53,7 @@ pub fn section() -> Section {
         "WRITE",
         write(),
         Consequence {
-            follows: "Buffers cannot be sealed for good (one-shot); the sealed level copies instead.",
+            follows: "There are no one-shot messages; the sealed level copies instead.",
             remedy: "Nothing, unless you need one-shot buffers: then a kernel that is 3.17 or later.",
         },
     ));

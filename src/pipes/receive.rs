@@ -19,7 +19,7 @@ pub(crate) struct RecvArguments {
     channel: String,
     /// Where to write; `-` is standard output [default: standard output]
     file: Option<PathBuf>,
-    /// Refuse senders whose messages are protected less than this
+    /// Refuse senders with messages that are protected less than this
     #[arg(long, value_name = "LEVEL", value_enum, default_value = "volatile")]
     require: Level,
     /// What to do while there is no message
@@ -68,7 +68,7 @@ fn next(receiver: &mut Receiver, has_begun: bool, waiting: &mut Waiting) -> Resu
                         waiting.say(For::Peers, || "waiting for a sender".to_owned());
                         waiting.say_unpaired(|| receiver.unpaired());
                     }
-                    (_, 0) => waiting.say(For::Link, || format!("waiting for {} to let this receiver in", peers())),
+                    (_, 0) => waiting.say(For::Link, || format!("waiting for {} to answer this receiver", peers())),
                     _ => waiting.say(For::FirstMessage, || format!("waiting for the first message of {}", peers())),
                 }
             }

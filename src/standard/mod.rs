@@ -256,7 +256,7 @@ pub(crate) fn is_hung_up(descriptor: &impl AsFd) -> io::Result<bool> {
 pub(crate) use inherited::ignores;
 pub(crate) use progress::while_it_takes_long;
 
-/// Whether nothing comes from standard input that somebody has put there: a terminal, /dev/null, or nothing.
+/// Whether standard input was not redirected to data: a terminal, /dev/null, or nothing.
 pub(crate) fn has_no_input() -> bool {
     let is_null = || {
         let standard = File::from(stdin().as_fd().try_clone_to_owned().ok()?);

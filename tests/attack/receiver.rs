@@ -1,4 +1,4 @@
-//! The other direction: receivers that mean harm to a sender whose slots they make (`from_receiver`). What each attack
+//! The other direction: receivers that mean harm to a sender for which they make the slots (`from_receiver`). What each attack
 //! comes to depends on the receiver's user; the column of those that are trusted is the positive control, since there the
 //! same attack changes what the sender has.
 

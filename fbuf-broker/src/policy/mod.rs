@@ -39,7 +39,7 @@
 //! (`from_users`, `to_users`), the sender takes its slots from the receiver and the policy does not trust that one's
 //! pool, or the channel is confidential and the sender's messages are not one-shots. Two ends of *one user* that do not
 //! fit are a mistake: the second is refused, with the reason. Between *different users* they are just not paired, and
-//! nobody is refused; `fbuf ls` lists the reason to the users of both, and `unpaired()` of a sender or receiver.
+//! neither is refused; `fbuf ls` lists the reason to the users of both, and `unpaired()` of a sender or receiver.
 //!
 //! A user that shares a broker with others has at most 128 senders and 128 receivers on a channel, and never more of
 //! either than places are left for others (of 1,024, the last 16 of which are root's).
@@ -463,7 +463,7 @@ mod tests {
         let unknown: Vec<_> = policy.unknown().collect();
         assert_eq!(unknown, [("r", "the user \"no-such-user\""), ("r", "the group \"no-such-group\"")]);
         assert!(policy.to_string().contains("no-such-user"), "{policy}");
-        // A rule about none that is known is about nobody, and not about everybody.
+        // A rule about none that is known is about no user, and not about all.
         let policy = Policy::parse("[[rule]]\nusers = [\"no-such-user\"]").unwrap();
         assert!(!policy.serves(&user(0, &[0])) && !policy.is_about_others_than(0));
     }

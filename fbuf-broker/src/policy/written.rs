@@ -19,7 +19,7 @@ pub enum PolicyError {
         /// Why.
         source: io::Error,
     },
-    /// The file is another user's, which could let in any user.
+    /// The file is another user's, which could permit any user.
     #[error("the policy {path} belongs to user {owner}: have root, or the user that runs the broker, own it")]
     Foreign {
         /// Which file.
@@ -27,7 +27,7 @@ pub enum PolicyError {
         /// Its owner.
         owner: u32,
     },
-    /// Other users can write the file, and so let in any user.
+    /// Other users can write the file, and so permit any user.
     #[error("the policy {path} can be written by other users (mode {mode:o}): `chmod go-w` it")]
     Exposed {
         /// Which file.

@@ -205,7 +205,7 @@ fn links_are_paid_for_by_the_user_with_more_endpoints() {
     for endpoint in 0..120 {
         state.open(other, endpoint, receiver("c")).unwrap();
     }
-    // Those that the other user cannot pay for are not made, and that keeps nobody away.
+    // Those that the other user cannot pay for are not made, and no other pair is missing for that.
     let opening = state.open(own, 1, sender("c")).unwrap();
     assert_eq!(opening.pairs.len(), 100);
     assert_eq!(paid(&state), [(OTHER, 100)]);

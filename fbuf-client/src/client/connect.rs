@@ -261,7 +261,7 @@ impl Accepted {
         let (user, own, address) = (socket.peer()?.uid, geteuid().as_raw(), address.clone());
         match self {
             Self::Trusted(users) => {
-                // One without an id here may be anybody.
+                // One without an id here may be any user.
                 let is_own = user == own && user != NO_ID;
                 let is_accepted = user == 0 || is_own || users.contains(&user);
                 if is_accepted { Ok(user) } else { Err(ConnectError::ForeignBroker { address, user, own }) }

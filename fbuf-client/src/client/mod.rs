@@ -192,12 +192,13 @@ impl Client {
         self.0.state.get()
     }
 
-    /// Prepares a sender on a channel.
+    /// Prepares a sender on a channel: a name of 1 to 255 bytes, without control characters, that is checked when it is
+    /// [opened](SenderBuilder::open).
     pub fn sender(&self, channel: &str) -> SenderBuilder {
         SenderBuilder::new(self.clone(), channel)
     }
 
-    /// Prepares a receiver on a channel.
+    /// Prepares a receiver on a channel, named as for [`Self::sender`].
     pub fn receiver(&self, channel: &str) -> ReceiverBuilder {
         ReceiverBuilder::new(self.clone(), channel)
     }

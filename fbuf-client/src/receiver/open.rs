@@ -67,7 +67,7 @@ impl ReceiverBuilder {
         self
     }
 
-    /// Accepts only senders whose messages are protected at least like this. If not set, all that the rule of trust
+    /// Accepts only senders of messages that are protected at least like this. If not set, all that the rule of trust
     /// allows: volatile messages come only from senders of the same user, and of users that the broker was told to
     /// trust.
     ///
@@ -110,7 +110,7 @@ impl ReceiverBuilder {
     /// sender can wait for that.
     ///
     /// # Errors
-    /// [`OpenError`]; nothing is kept then.
+    /// [`OpenError`]; nothing is kept then. As for a [sender](crate::SenderBuilder::open), but that no memory is reserved.
     pub fn open(self) -> Result<Receiver, OpenError> {
         let Self { client, channel, wait, skip_above, stay, require, accepts, acceptance } = self;
         fbuf_core::channel::ChannelName::new(channel.as_str())?;

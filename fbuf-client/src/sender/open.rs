@@ -159,7 +159,7 @@ impl SenderBuilder {
     /// message the right to write its slot goes to the receiver, and it comes back over the socket of the link.
     ///
     /// # Trust
-    /// The receiver can write the memory of such a slot at any time, also while this process has it as a [`Fbuf`] or
+    /// The receiver can write the memory of such a slot at any time, also while this process has it as a [`Fbuf`](crate::Fbuf) or
     /// reads it as a [`Retained`](crate::Retained), and nothing in the kernel could prevent that. So the sender trusts the
     /// receiver: it is linked only with one of the same user, or of a user that the broker's policy trusts to receive
     /// from this channel. This process looks at that itself ([`Peer::trusted`](crate::Peer::trusted)), and closes a link
@@ -217,8 +217,13 @@ impl SenderBuilder {
     /// [mechanism](Self::mechanism) to send sends [one-shot messages](Mechanism::OneShot); one that was told another is
     /// refused.
     ///
+    /// Waits for the broker for 5 s if it is gone just now, and as long as the kernel takes to reserve the memory.
+    ///
     /// # Errors
-    /// [`OpenError`]; nothing is kept then.
+    /// [`OpenError`]; nothing is kept then. [`OpenError::Channel`] and [`OpenError::Geometry`] if the name, the sizes or the
+    /// numbers cannot be; [`OpenError::Memory`] if there is not enough; [`OpenError::Refused`] if the policy or a quota does
+    /// not allow it, or an endpoint of the same user does not fit; [`OpenError::BrokerGone`], [`OpenError::NoAnswer`];
+    /// [`OpenError::Forked`] in a child of the process that connected.
     pub fn open(self) -> Result<Sender, OpenError> {
         let again = matches!(self.wanted, Wanted::Level(_)).then(|| self.clone());
         let (refusal, again) = match (self.open_as_wanted(), again) {

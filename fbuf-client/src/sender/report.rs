@@ -64,9 +64,9 @@ pub enum WriteError {
     /// This process was forked from the one that opened the sender.
     #[error("{}", fbuf_core::fork::Forked)]
     Forked(Fbuf),
-    /// It could not be sealed for good: somebody else can write it, such as a child that was forked, and there
+    /// A one-shot could not be sealed: another process can write it, such as a child that was forked, and there
     /// is no memory for a copy.
-    #[error("a fbuf was to be sealed for good, and neither can it be nor a copy of it: {error}")]
+    #[error("a one-shot was to be sealed, and neither it nor a copy of it can be: {error}")]
     NotSealed {
         /// The fbuf.
         fbuf: Fbuf,
@@ -137,7 +137,7 @@ pub enum AllocateError {
          let receivers take what was sent, or raise net.core.wmem_max"
     )]
     NoRoom(usize),
-    /// There is no memory for a message that is to be sealed for good.
+    /// There is no memory for a one-shot message.
     #[error(
         "a buffer of {0} bytes was asked for, and there is no memory: let receivers drop what they keep, or free some"
     )]

@@ -52,7 +52,7 @@ pub struct Peer {
     /// policy of the broker trusts its user on this channel, a sender with volatile messages (`trusted`), a receiver
     /// with a pool (`trusted_pool`). Of memory of any other peer no slice is ever made.
     pub trusted: bool,
-    /// Which link with it this is. Means something to its two ends and to a broker, and to nobody else.
+    /// Which link with it this is. Means something to its two ends and to a broker only.
     pub link: LinkId,
 }
 

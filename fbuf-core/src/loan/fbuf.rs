@@ -26,7 +26,7 @@ use crate::{
 /// [`io::Write`], [`BufMut`], [`Fbuf::resize`] and [`Fbuf::read_from`] fill more. What is filled is
 /// what is sent. Dropped unsent, the slot goes back to its pool, from any thread.
 ///
-/// Nobody else writes its bytes. The kernel sees to that where the slot lies in memory of this process, which no other can
+/// No other process writes its bytes. The kernel sees to that where the slot lies in memory of this process, which no other can
 /// map for writing. A slot that is leased can be opened by processes of its owner's user as well: this user, or that of
 /// the receiver, where receivers make the slots (`SenderBuilder::from_receiver`). It is made of the memory only of a receiver that is
 /// [trusted](crate::trust::Trusted) not to do so.

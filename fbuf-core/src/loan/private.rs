@@ -116,7 +116,7 @@ impl DerefMut for Private {
             return &mut [];
         }
         // SAFETY: so many bytes of the view (`make_private`), or of a copy that only this process has (invariant 2), and
-        // this is the only reference to them: nobody looks at the message through `received` any more.
+        // this is the only reference to them: no code reads the message through `received` any more.
         unsafe { slice::from_raw_parts_mut(self.bytes, self.received.length()) }
     }
 }

@@ -16,7 +16,7 @@ use crate::{
 /// A message that was sent, and that its sender may still read: [`Deref`] to its bytes. Its slot is not used
 /// again before this is dropped, from any thread, or becomes a [`Fbuf`] once more.
 ///
-/// As of an [`Fbuf`], nobody writes its bytes, but that a slot which is leased can be opened for writing by its owner's user:
+/// As of an [`Fbuf`], no process writes its bytes, but that a slot which is leased can be opened for writing by its owner's user:
 /// this one, or that of a receiver that made the slot and is [trusted](crate::trust::Trusted). A one-shot
 /// cannot be written at all.
 pub struct Retained(Kind);
@@ -28,9 +28,9 @@ enum Kind {
     Sealed(Sealed),
 }
 
-// SAFETY: nobody writes the bytes of a slot that is retained (invariant 2), and `Shelf` is Sync.
+// SAFETY: no process writes the bytes of a slot that is retained (invariant 2), and `Shelf` is Sync.
 unsafe impl Send for Retained {}
-// SAFETY: through `&Retained` one can only read, and nobody writes meanwhile (invariant 2).
+// SAFETY: through `&Retained` one can only read, and no process writes meanwhile (invariant 2).
 unsafe impl Sync for Retained {}
 
 impl Pool {
@@ -102,7 +102,7 @@ impl Deref for Retained {
     type Target = [u8];
     fn deref(&self) -> &[u8] {
         match &self.0 {
-            // SAFETY: they were filled, nobody writes them before the slot is used again (as for `Fbuf`), and it is not
+            // SAFETY: they were filled, no process writes them before the slot is used again (as for `Fbuf`), and it is not
             // while this lives (`Pool::retained`, invariant 2), nor do its mappings go (`Drop for Pool`, or `view`).
             Kind::Slot { bytes, length, .. } => unsafe { slice::from_raw_parts(*bytes, *length as usize) },
             Kind::Sealed(sealed) => sealed,

@@ -1,6 +1,6 @@
 //! Where Miri runs this, which has no memfd: shared memory is an allocation, which lives as long as anything maps it, and
 //! its descriptor stands for it. What is done with the memory is the same code, which Miri checks: that no reference
-//! outlives a mapping, that nobody writes what another reads, and by which pointers it is reached.
+//! outlives a mapping, that no thread writes what another reads, and by which pointers it is reached.
 #![allow(unsafe_code)]
 
 use std::{

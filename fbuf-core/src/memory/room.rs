@@ -141,7 +141,7 @@ mod tests {
         assert!(matches!(check(u64::MAX), Err(MemoryError::NotEnough { asked: u64::MAX, .. })));
     }
 
-    /// A control group in a folder, whose files say this.
+    /// A control group in a folder, with files that say this.
     fn group(root: &Path, path: &str, files: &[(&str, &str)]) {
         let folder = root.join(path);
         fs::create_dir_all(&folder).unwrap();

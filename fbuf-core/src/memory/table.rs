@@ -28,11 +28,11 @@ const CHECKED_FROM: usize = 1 << 20;
 /// valid one is what `FromBytes` says.)
 pub unsafe trait SharedLayout: FromBytes {}
 
-// SAFETY: a flag, words and a time, each an AtomicU64; padding, which nobody reads.
+// SAFETY: a flag, words and a time, each an AtomicU64; padding, which is never read.
 unsafe impl SharedLayout for LaneHead {}
 // SAFETY: two AtomicU64.
 unsafe impl SharedLayout for Entry {}
-// SAFETY: a flag, a word and a time, each an AtomicU64; padding, which nobody reads.
+// SAFETY: a flag, a word and a time, each an AtomicU64; padding, which is never read.
 unsafe impl SharedLayout for BoardHead {}
 // SAFETY: itself.
 unsafe impl SharedLayout for AtomicU64 {}
@@ -47,7 +47,7 @@ unsafe impl SharedLayout for AtomicU64 {}
 /// let _size = Table::<AtomicU64, AtomicU64>::size(8);
 /// ```
 ///
-/// Numbers are none, for a `&u64` says that nobody changes it:
+/// Numbers are none, for a `&u64` says that it does not change:
 ///
 /// ```compile_fail,E0277
 /// use fbuf_core::memory::Table;

@@ -467,7 +467,7 @@ impl Pool {
         }
     }
 
-    /// Whether a slot cannot be had for a reason that passes without a word: a lease that somebody has, or a receiver
+    /// Whether a slot cannot be had for a reason that passes without a word: a lease that a receiver has, or a receiver
     /// that reads on although its link was ended.
     #[must_use]
     pub fn is_blocked(&self) -> bool {

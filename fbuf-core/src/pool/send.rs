@@ -233,7 +233,7 @@ impl Pool {
         Published { sequence, length, receivers }
     }
 
-    /// Before a slot is lent with a message: has nobody write it any more, in a pool with a guard.
+    /// Before a slot is lent with a message: makes it read-only, in a pool with a guard.
     fn seal(&mut self, slot: SlotId, sequence: u64) {
         let Some(guard) = &self.guard else { return };
         guard.sent(slot, Mark::of(sequence));

@@ -161,7 +161,7 @@ impl Screen {
         if !self.0.1.swap(false, Ordering::SeqCst) {
             return;
         }
-        // A frame that is being drawn is finished first; unless nobody reads it any more.
+        // A frame that is being drawn is finished first; unless it has no reader any more.
         let deadline = Instant::now() + Duration::from_secs(1);
         let mut alone = self.0.0.try_lock();
         while matches!(alone, Err(TryLockError::WouldBlock)) && Instant::now() < deadline {
