@@ -82,7 +82,7 @@ enum Command {
     /// What it waits for for longer than a second, it says on standard error.
     #[command(after_help = STATUS_OF_SEND)]
     Send(pipes::SendArguments),
-    /// Receive what somebody sends on a channel into a file, or to standard output
+    /// Receive what is sent on a channel into a file, or to standard output
     ///
     /// What it waits for for longer than a second, it says on standard error.
     #[command(after_help = STATUS_OF_RECV)]

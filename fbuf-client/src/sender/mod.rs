@@ -52,6 +52,18 @@ pub use report::{AllocateError, Departure, Farewell, SenderCounters, Sent, WaitE
 ///   and also for a sender in a `static` or on the stack of `main` at [`std::process::exit`], which drop nothing. Keep
 ///   such a sender in an `Option`, and take it out and finish it before the process ends, at the
 ///   latest in a destructor of a thread-local or a handler of atexit(3).
+///
+/// ```
+/// use fbuf_client::{Abort, GetError};
+/// # let broker = fbuf_broker::Embedded::start()?;
+/// # let client = fbuf_client::Client::connect_to(broker.address())?;
+/// let mut receiver = client.receiver("lines").stay().open()?;
+/// let mut sender = client.sender("lines").require_finish().open()?;
+/// sender.wait_for_receivers(1)?;
+/// sender.abort(7); // its source has failed
+/// assert!(matches!(receiver.get(), Err(GetError::Aborted { reason: Abort::Code(7), .. })));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug)]
 pub struct Sender {
     pool: Pool,
