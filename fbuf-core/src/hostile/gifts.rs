@@ -111,6 +111,27 @@ fn a_slot_that_is_given_is_one_memory_exactly_as_large_as_it_should_be() {
     assert_eq!(give(only_read), Err(Violation::Descriptor(Unsuitable::NotOpenFor("writing"))));
 }
 
+/// Two fbufs over the same bytes would be two `&mut [u8]` of them.
+#[test]
+fn memory_that_is_given_for_one_slot_is_not_taken_for_another() {
+    let give = |shared| {
+        let (mut pool, socket) = sender_of_receivers_slots(peer()).unwrap();
+        let (writer, reader) = given(SLOT_BYTES.into(), false);
+        let again = (writer.try_clone().unwrap(), reader.try_clone().unwrap());
+        let other = if shared { again } else { given(SLOT_BYTES.into(), false) };
+        for (slot, (writer, reader)) in (0..).zip([(writer, reader), other]) {
+            let right = Right { slot, writer: writer.into(), reader: Some(reader.into()) };
+            socket.send(&wire::encode(&LinkMessage::Right(right)).unwrap()).unwrap();
+        }
+        let attended = pool.attend(0);
+        let one = || (pool.search() && pool.collect(1)).then(|| pool.allocate()).flatten();
+        let fbufs: Vec<_> = std::iter::from_fn(one).collect();
+        (fbufs.len(), attended.is_ok())
+    };
+    // The control: memory of its own is.
+    assert_eq!((give(false), give(true)), ((2, true), (1, false)));
+}
+
 #[test]
 fn huge_pages_of_another_user_are_not_taken_in_either_descriptor() {
     let memory = || Leasable::create("fbuf-test", SLOT_BYTES.into(), true, geteuid().as_raw());

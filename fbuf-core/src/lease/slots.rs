@@ -14,7 +14,7 @@ use crate::{
     memory::{Leasable, Map, MemoryError, Pages, Pieces},
     points,
     slot::SlotId,
-    violation::Violation,
+    violation::{Unsuitable, Violation},
     wire::Descriptor,
 };
 
@@ -152,15 +152,24 @@ impl LeasedSlots {
             self.former.extend(self.giver.replace(giver.endpoint));
         }
         let known = self.len();
-        let Some(place) = self.slots.get_mut(slot as usize) else { return Err(Violation::Slot { named: slot, known }) };
+        let Some(place) = self.slots.get(slot as usize) else { return Err(Violation::Slot { named: slot, known }) };
         let memory = match (reader, &place.memory) {
-            (Some(reader), _) => Arc::new(Leasable::given(reader, self.slot_bytes.into())?),
+            (Some(reader), _) => {
+                let memory = Leasable::given(reader, self.slot_bytes.into())?;
+                let mut others = (0..).zip(&self.slots).filter(|(other, _)| *other != slot);
+                // Two fbufs would write the same bytes.
+                if others.any(|(_, other)| other.has(&memory)) {
+                    return Err(Unsuitable::Shared.into());
+                }
+                Arc::new(memory)
+            }
             (None, Some(memory)) => memory.clone(),
             (None, None) => {
                 return Err(Violation::OutOfTurn { found: "the right to write a slot", wanted: "the slot" });
             }
         };
         memory.verify_writer(writer.as_fd(), giver.same_user)?;
+        let place = &mut self.slots[slot as usize];
         (place.memory, place.right) = (Some(memory), Right::Here(writer.into()));
         points::reach("right: accepted");
         Ok(())
@@ -267,6 +276,12 @@ impl LeasedSlots {
 }
 
 impl Slot {
+    /// Whether it is this memory, or what was written of it is.
+    fn has(&self, memory: &Leasable) -> bool {
+        let draft = self.draft.as_ref().map(|draft| &draft.memory);
+        self.memory.iter().chain(draft).any(|other| other.is_same(memory))
+    }
+
     /// Whether what may be written is the slot as receivers know it.
     fn is_current_draft(&self) -> bool {
         match (&self.draft, &self.memory) {

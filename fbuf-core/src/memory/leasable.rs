@@ -151,6 +151,11 @@ impl Leasable {
         Ok(())
     }
 
+    /// Whether both are the same memory.
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
+        self.file == other.file
+    }
+
     /// Whether it can be leased through this descriptor without another process meddling with it.
     #[must_use]
     pub fn is_own(&self) -> bool {

@@ -94,7 +94,7 @@ pub struct Places {
 }
 
 impl Pool {
-    /// A pool with `slots` slots to start with. `wake` is signalled when a fbuf is put back while
+    /// A pool with `slots` slots to start with, at least one. `wake` is signalled when a fbuf is put back while
     /// the sender waits for one.
     ///
     /// # Errors
@@ -130,6 +130,10 @@ impl Pool {
         };
         let given = |memory| Leasable::given(memory, geometry.slot_bytes().into()).map_err(refused);
         let memory: Vec<_> = memory.into_iter().map(given).collect::<Result<_, _>>()?;
+        // Two fbufs would write the same bytes.
+        if (0..memory.len()).any(|index| memory[..index].iter().any(|other| other.is_same(&memory[index]))) {
+            return Err(refused(Unsuitable::Shared));
+        }
         let slots = geometry.max_slots();
         if memory.len() != slots as usize {
             return Err(refused(Unsuitable::Size { found: memory.len() as u64, wanted: slots.into() }));
@@ -192,7 +196,7 @@ impl Pool {
             guard,
             unguarded: 0,
         };
-        pool.add_segment(slots.min(geometry.max_slots()))?;
+        pool.add_segment(slots.clamp(1, geometry.max_slots()))?;
         pool.use_segment();
         Ok(pool)
     }
@@ -225,10 +229,12 @@ impl Pool {
     #[must_use]
     pub fn places(&self) -> Places {
         let put_back = self.shelf.slots();
-        let lent = self.all().filter(|&slot| self.is_lent(slot)).count();
-        let idle = self.retained.iter().filter(|slot| !put_back.contains(slot) && !self.is_lent(**slot)).count();
+        let is_kept = |slot: &SlotId| self.retained.contains(slot) && !put_back.contains(slot);
+        // One look at each slot: it may come back meanwhile, and is not to be counted twice.
+        let (lent, rest): (Vec<_>, Vec<_>) = self.all().partition(|&slot| self.is_lent(slot));
+        let idle = rest.iter().filter(|slot| is_kept(slot)).count();
         let out = self.count_out() - put_back.iter().filter(|slot| !self.retained.contains(slot)).count();
-        Places { free: self.used as usize - out - lent - idle, held: out + idle, lent }
+        Places { free: self.used as usize - out - lent.len() - idle, held: out + idle, lent: lent.len() }
     }
 
     /// Whether any slot is lent.

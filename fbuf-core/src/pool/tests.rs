@@ -94,3 +94,33 @@ fn filling_is_bounded_by_the_slot() {
     fbuf.resize(3).unwrap();
     assert_eq!(&fbuf[..], b"\x01\x02a");
 }
+
+#[test]
+fn a_pool_that_is_to_begin_with_no_slot_begins_with_one() {
+    let (geometry, wake) = (Geometry::new(64, 1).unwrap(), Arc::new(EventFd::new().unwrap()));
+    let of_one_shots = || Pool::of_one_shots(geometry, 0, wake.clone());
+    // Of these each is a memfd, of which Miri knows nothing.
+    let one_shots = (!cfg!(miri)).then(of_one_shots);
+    for pool in one_shots.into_iter().chain([Pool::new(geometry, 0, wake.clone())]) {
+        let mut pool = pool.unwrap();
+        assert!(pool.is_back(0) && pool.collect(1));
+        assert_eq!((pool.slots(), pool.allocate().map(|fbuf| fbuf.capacity())), (1, Some(64)));
+    }
+}
+
+/// Two fbufs over the same bytes would be two `&mut [u8]` of them.
+#[test]
+#[cfg_attr(miri, ignore = "memory that is leased is a memfd, of which Miri knows nothing")]
+fn one_piece_of_memory_is_not_two_slots() {
+    let geometry = Geometry::new(64, 2).unwrap();
+    let owner = nix::unistd::geteuid().as_raw();
+    let memory = || OwnedFd::from(Leasable::create("fbuf-test", 64, false, owner).unwrap());
+    let pool = |memory| Pool::of_leases(geometry, memory, Pages::Base, Arc::new(EventFd::new().unwrap()));
+    // The control: two pieces are.
+    let (mut two, _) = pool(vec![memory(), memory()]).unwrap();
+    assert_eq!(std::iter::from_fn(|| next(&mut two)).count(), 2);
+    let one = memory();
+    let again = one.try_clone().unwrap();
+    let error = pool(vec![one, again]).unwrap_err().to_string();
+    assert!(error.contains("another slot"), "{error}");
+}
