@@ -6,12 +6,14 @@ mod support;
 use std::{
     cell::RefCell,
     env,
+    panic::{AssertUnwindSafe, catch_unwind},
     process::{Command, Stdio},
-    sync::{Mutex, OnceLock},
+    sync::{Mutex, OnceLock, mpsc},
+    thread,
 };
 
 use fbuf_broker::Embedded;
-use fbuf_client::{Client, GetError, Receiver, Sender};
+use fbuf_client::{Client, GetError, Peer, Receiver, Sender};
 use support::SOON;
 use tokio::runtime::{Builder, Runtime};
 
@@ -46,8 +48,7 @@ fn use_everything() {
 #[test]
 fn a_runtime_cannot_run_another_on_its_threads() {
     // What these tests are about: the obvious way to connect panics there.
-    let panicked =
-        std::panic::catch_unwind(|| current_thread().block_on(async { current_thread().block_on(async {}) }));
+    let panicked = catch_unwind(|| current_thread().block_on(async { current_thread().block_on(async {}) }));
     assert!(panicked.is_err());
 }
 
@@ -156,4 +157,33 @@ fn a_process_ends_in_silence_whatever_it_has_open() {
         assert!(output.status.success() && complained.is_empty(), "{how}: {}, {complained}", output.status);
         assert!(said.contains("open") && said.contains("used at exit") == (how == "atexit"), "{how}: {said}");
     }
+}
+
+/// What a predicate holds is dropped on the thread of the client, which cannot wait for its own end.
+#[test]
+fn a_predicate_may_hold_the_last_handle_of_its_client() {
+    struct Held {
+        client: Option<Client>,
+        others_are_gone: Mutex<mpsc::Receiver<()>>,
+        tell: mpsc::Sender<bool>,
+    }
+    impl Drop for Held {
+        fn drop(&mut self) {
+            let last = self.others_are_gone.lock().unwrap().recv_timeout(SOON).is_ok();
+            let is_there = thread::current().name() == Some("fbuf-control");
+            let dropped = catch_unwind(AssertUnwindSafe(|| drop(self.client.take())));
+            let _ = self.tell.send(last && is_there && dropped.is_ok());
+        }
+    }
+    let broker = Embedded::start().unwrap();
+    let watcher = Client::connect_to(broker.address()).unwrap();
+    let client = Client::connect_to(broker.address()).unwrap();
+    let ((are_gone, others_are_gone), (tell, told)) = (mpsc::channel(), mpsc::channel());
+    let held = Held { client: Some(client.clone()), others_are_gone: Mutex::new(others_are_gone), tell };
+    let accept = move |_: &Peer| held.client.as_ref().is_some_and(Client::is_connected);
+    let receiver = client.receiver("c").accept(accept).open().unwrap();
+    drop((client, receiver));
+    are_gone.send(()).unwrap();
+    assert_eq!(told.recv_timeout(SOON), Ok(true), "it was dropped elsewhere, or its drop panicked");
+    support::until("the connection is over", || watcher.clients().unwrap().len() == 1);
 }

@@ -297,7 +297,8 @@ impl Drop for Connection {
             return std::mem::forget((self.commands.take(), self.thread.take()));
         }
         drop(self.commands.take());
-        if let Some(thread) = self.thread.take() {
+        // It may be the thread itself that drops the last handle, out of a predicate.
+        if let Some(thread) = self.thread.take().filter(|thread| thread.thread().id() != thread::current().id()) {
             // A panic in there was reported by the thread itself.
             let _ = thread.join();
         }
