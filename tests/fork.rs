@@ -16,6 +16,7 @@ use fbuf_client::{
 use nix::{
     libc,
     sys::{
+        resource::{Resource, getrlimit, setrlimit},
         signal::Signal,
         wait::{WaitPidFlag, WaitStatus, waitpid},
     },
@@ -321,6 +322,39 @@ fn a_child_leaves_the_broker_of_its_parent_alone() {
     // The control: dropped here, it is gone.
     drop((client, broker));
     assert!(!socket.exists());
+}
+
+/// A descriptor cannot be replaced whose number is beyond the limit that was set after it was opened.
+#[test]
+fn links_end_with_a_process_that_lowered_its_limit_of_descriptors_before_it_forked() {
+    const LIMIT: u64 = 64;
+    let (broker, client) = broker();
+    let mut receiver = client.receiver("c").stay().open().unwrap();
+    let (waits, go) = nix::unistd::pipe().unwrap();
+    let (alive, says) = nix::unistd::pipe().unwrap();
+    let Some(child) = split() else {
+        // What follows has numbers from there on.
+        let files: Vec<_> = (0..LIMIT).map(|_| File::open("/dev/null").unwrap()).collect();
+        let client = Client::connect_to(broker.address()).unwrap();
+        let mut sender = client.sender("c").slot_size(64).slots(2).open().unwrap();
+        sender.wait_for_receivers_timeout(1, SOON).unwrap();
+        drop(files);
+        let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+        setrlimit(Resource::RLIMIT_NOFILE, LIMIT, most).unwrap();
+        if split().is_none() {
+            drop(go);
+            read(waits);
+            File::from(says).write_all(b"here").unwrap();
+        }
+        // As one that dies, while its child lives on.
+        exit()
+    };
+    drop(says);
+    wait(child);
+    assert!(matches!(receiver.get_timeout(SOON).unwrap_err(), GetError::Disconnected(_)));
+    // The control: the grandchild was there all the time.
+    drop(go);
+    assert_eq!(read(alive), "here");
 }
 
 #[test]

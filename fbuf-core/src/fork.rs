@@ -406,13 +406,27 @@ fn replace(descriptors: &mut [u64]) {
     }
     while let Some(number) = numbers(descriptors) {
         descriptors[number as usize / 64] &= !(1 << (number % 64));
-        if number != dead {
-            // SAFETY: `number` is a descriptor of this library, which stays open.
-            unsafe { libc::dup3(dead, number, libc::O_CLOEXEC) };
+        if number == dead {
+            continue;
+        }
+        // SAFETY: `number` is a descriptor of this library, which stays open.
+        let replaced = unsafe { libc::dup3(dead, number, libc::O_CLOEXEC) } >= 0;
+        if !replaced && is_beyond_limit(number) {
+            // SAFETY: it is a descriptor of this library. Below such a limit nothing else gets its number, so that its
+            // owner, who closes it once more, closes nothing.
+            unsafe { libc::close(number) };
         }
     }
     if dead != first {
         // SAFETY: it was made above, and nothing else knows it.
         unsafe { libc::close(dead) };
     }
+}
+
+/// Whether no descriptor can be made with this number: the limit was lowered (RLIMIT_NOFILE) after this one was.
+fn is_beyond_limit(number: RawFd) -> bool {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: `limit` lives here.
+    let known = unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) } == 0;
+    known && number as libc::rlim_t >= limit.rlim_cur
 }
