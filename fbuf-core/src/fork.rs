@@ -83,6 +83,10 @@ impl Generation {
 }
 
 fn current_word() -> &'static AtomicU64 {
+    if cfg!(miri) {
+        // It knows no MADV_WIPEONFORK, and forks nothing.
+        return &PLAIN;
+    }
     let known = WIPED.load(Ordering::Acquire);
     if !known.is_null() {
         // SAFETY: it points at a page that is never unmapped and that only atomics are made of.
@@ -192,6 +196,10 @@ fn withheld() -> MutexGuard<'static, Withholding> {
     static HANDLERS: Once = Once::new();
     // Before the lock, which the handlers take.
     HANDLERS.call_once(|| {
+        if cfg!(miri) {
+            // It knows no pthread_atfork(3), and forks nothing.
+            return;
+        }
         // Without memory for them, a child still learns from wiped memory that it is one.
         // SAFETY: each does only what may be done in a child of a process with threads: see there.
         unsafe { libc::pthread_atfork(Some(before), Some(in_parent), Some(in_child)) };
@@ -316,6 +324,10 @@ fn set_withheld(number: RawFd, is_withheld: bool) {
 }
 
 fn advise(addresses: &Range<usize>, advice: libc::c_int) {
+    if cfg!(miri) {
+        // It knows no madvise(2), and forks nothing.
+        return;
+    }
     // SAFETY: it changes what children get, and nothing here.
     unsafe { libc::madvise(addresses.start as *mut libc::c_void, addresses.len(), advice) };
 }

@@ -57,7 +57,7 @@ impl PacketSocket {
     pub fn new(fd: OwnedFd) -> io::Result<Self> {
         #[cfg(miri)]
         if heap::IS_USED {
-            return Ok(Self(fd));
+            return Ok(Self(fd.into()));
         }
         use nix::fcntl::{FcntlArg, OFlag, fcntl};
         let flags = OFlag::from_bits_retain(fcntl(&fd, FcntlArg::F_GETFL)?);
