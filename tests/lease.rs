@@ -15,7 +15,7 @@ use std::{
 use fbuf_broker::Embedded;
 use fbuf_client::{Client, Fbuf, Mechanism, OpenError, Protection, Receiver, Sender, SenderBuilder, WriteError};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use support::{Holdings, SOON, slots, until};
+use support::{Holdings, SOON, slots, until, until_is};
 
 /// The bytes of a slot: some pages, and a part of one.
 const SIZE: usize = 70_000;
@@ -108,7 +108,7 @@ fn they_arrive_in_order_to_all_and_their_slots_are_used_again() {
         // Both hold it at once, where it lies.
         drop((one, two));
         if n > 2 {
-            let count = Holdings::here();
+            let count = Holdings::of_library();
             assert_eq!(*counts.get_or_insert(count), count, "after {n} messages");
         }
     }
@@ -120,7 +120,7 @@ fn they_arrive_in_order_to_all_and_their_slots_are_used_again() {
 fn nothing_is_left() {
     let _alone = alone();
     drop(broker());
-    let before = Holdings::here();
+    let before = Holdings::of_library();
     {
         let (_broker, client) = broker();
         let (mut sender, mut receiver) = pair(&client, 3);
@@ -129,7 +129,7 @@ fn nothing_is_left() {
         drop((sender, receiver));
         assert!(is_all(&held, 1) && held.is_intact());
     }
-    until("all is gone", || Holdings::here() == before);
+    until_is("what is left", &before, Holdings::of_library);
 }
 
 #[test]

@@ -55,11 +55,21 @@ fn a_wait_for_returns_sleeps_although_an_fbuf_was_dropped_unsent() {
         assert!(start.elapsed() >= TIME);
         processor_time() - before
     };
-    // What a wait costs that looks all the time, as far as this machine lets it.
-    let spinning = spent(Wait::Spin, 1);
+    // What a wait costs that looks all the time: on a machine that is busy elsewhere, less than it asks for.
+    let mut spinning = Duration::ZERO;
+    until("a wait that spins gets a processor", || {
+        spinning = spinning.max(spent(Wait::Spin, 1));
+        spinning >= TIME / 5
+    });
     for wait in [Wait::Block, Wait::Adaptive] {
         for unsent in [0, 1, 3] {
-            let sleeping = spent(wait, unsent);
+            // The rest of what it costs depends on what else the machine does: the least of some counts.
+            let mut sleeping = Duration::MAX;
+            for _ in 0..5 {
+                if sleeping >= spinning / 10 {
+                    sleeping = sleeping.min(spent(wait, unsent));
+                }
+            }
             assert!(
                 sleeping < spinning / 10,
                 "{wait:?}, {unsent} dropped unsent: {sleeping:?} of processor time; spinning takes {spinning:?}"

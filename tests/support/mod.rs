@@ -267,6 +267,14 @@ impl Holdings {
     pub fn here() -> Self {
         Self::of(std::process::id())
     }
+
+    /// As [`Self::here`], but of threads those that the library started: those of a test harness come and go.
+    pub fn of_library() -> Self {
+        let tasks = fs::read_dir("/proc/self/task").expect("/proc").flatten();
+        // One may have ended meanwhile.
+        let names = tasks.filter_map(|task| fs::read_to_string(task.path().join("comm")).ok());
+        Self { threads: names.filter(|name| name.starts_with("fbuf-")).count(), ..Self::here() }
+    }
 }
 
 impl fmt::Display for Holdings {
