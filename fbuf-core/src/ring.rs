@@ -159,6 +159,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "it asks the kernel which pages there are; Miri has no /proc, and no MAP_NORESERVE")]
     fn many_zeroes_take_memory_once_they_are_changed() {
         use std::sync::atomic::{AtomicU64, Ordering};
         let pages = |ring: &Ring<AtomicU64>| {
