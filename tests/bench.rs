@@ -154,7 +154,7 @@ fn what_cannot_be_measured_is_said() {
         (&["latency", "--peer", "futex", "--wait", "spin"], "it does not do that"),
         (&["stream", "--peer", "limit", "--slots", "3"], "wants a power of two"),
         (&["stream", "--peer", "fbuf", "--size", "4GiB"], "a slot of 4294967296 bytes was asked for"),
-        (&["wakeup", "--rate", "0"], "--rate 0"),
+        (&["wakeup", "--rate", "0"], "more than zero"),
     ] {
         let output = bench(arguments);
         let text = String::from_utf8_lossy(&output.stderr).into_owned();

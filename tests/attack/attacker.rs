@@ -44,9 +44,9 @@ pub enum Attack {
     Alias,
     /// Makes the page writable again with mprotect(2), and writes.
     MadeWritable,
-    /// Forks before it sends, and the child writes.
+    /// Forks before it sends, and the child writes through an alias that it was left.
     ChildBefore,
-    /// Forks after it has sent, and the child writes.
+    /// Forks after it has sent, and the child writes where the sender did.
     ChildAfter,
     /// Has the kernel pin the page for I/O before it sends (`IORING_REGISTER_BUFFERS`), and then read into it
     /// from a pipe.
@@ -125,9 +125,17 @@ pub fn attack(attack: Attack, level: Level, from_receiver: bool) -> ! {
             assert_ne!(alias, libc::MAP_FAILED, "{}", io::Error::last_os_error());
         }
         Attack::ChildBefore => {
-            // SAFETY: it changes what children see, and nothing here.
-            unsafe { libc::madvise(kept.cast(), SIZE, libc::MADV_DOFORK) };
-            fork(|| scribble(kept));
+            // Of the mapping that the library knows, a child has private memory only.
+            // SAFETY: as above, and it changes what children see.
+            unsafe {
+                alias = libc::mremap(kept.cast(), 0, SIZE, libc::MREMAP_MAYMOVE);
+                assert_ne!(alias, libc::MAP_FAILED, "{}", io::Error::last_os_error());
+                libc::madvise(alias, SIZE, libc::MADV_DOFORK);
+            }
+            fork(|| scribble(alias.cast()));
+            // What is left of it is the child's.
+            // SAFETY: nobody of this process has a reference to it.
+            unsafe { libc::munmap(alias, SIZE) };
         }
         Attack::Pinned => pin = Some(Pin::new(kept)),
         Attack::KeptDescriptor => files = open_all(0),

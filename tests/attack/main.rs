@@ -83,7 +83,7 @@ const TABLE: [(Attack, [Outcome; 5]); 16] = [
     (Attack::Alias, [Changes, Changes, Holds, Holds, Holds]),
     (Attack::MadeWritable, [Changes, Changes, Traps, Holds, Traps]),
     (Attack::ChildBefore, [Changes, Changes, Holds, Holds, Holds]),
-    (Attack::ChildAfter, [Changes, Holds, Holds, Holds, Holds]),
+    (Attack::ChildAfter, [Holds, Holds, Holds, Holds, Holds]),
     (Attack::Pinned, [Changes, Changes, Changes, Holds, Holds]),
     (Attack::KeptDescriptor, [Holds, Holds, Holds, Holds, Holds]),
     (Attack::InFlight, [Holds, Holds, Holds, Holds, Holds]),

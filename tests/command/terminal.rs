@@ -165,7 +165,7 @@ fn a_terminal_that_is_closed_ends_it_without_a_panic() {
     let arguments: Vec<_> = command.get_args().map(|word| word.to_str().unwrap()).collect();
     let program = command.get_program().to_str().unwrap();
     // Also where the signal that says so is ignored.
-    for (before, signal, status) in [("", Some(Signal::SIGHUP as i32), None), ("trap '' HUP;", None, Some(1))] {
+    for (before, is_ignored) in [("", false), ("trap '' HUP;", true)] {
         let terminal = terminal(120);
         let mut session = Command::new("setsid");
         session.args(["--ctty", "sh", "-c", &format!("{before} exec \"$0\" \"$@\""), program]).args(&arguments);
@@ -181,7 +181,9 @@ fn a_terminal_that_is_closed_ends_it_without_a_panic() {
         }
         drop(master);
         let ended = process.end();
-        assert_eq!((ended.signal(), ended.code()), (signal, status));
+        // It may find its terminal closed before the signal comes.
+        let (signal, status) = (ended.signal(), ended.code());
+        assert!(status == Some(1) || !is_ignored && signal == Some(Signal::SIGHUP as i32), "{ended:?}");
     }
 }
 

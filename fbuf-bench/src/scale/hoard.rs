@@ -14,6 +14,9 @@ use crate::Result;
 /// Channels for more endpoints than one may have.
 const FEW: u64 = 32;
 
+/// Ends on one channel, half of them senders: fewer than a user may have of a kind.
+const ENDS: u64 = 200;
+
 /// Has as much of it as is allowed: connections to ask for more over, or for anything else.
 pub(super) fn hoard(address: &Address, resource: Resource) -> Result<Vec<PacketSocket>> {
     if resource == Resource::Connections {
@@ -42,9 +45,9 @@ pub(super) fn more(resource: Resource, number: u64) -> ControlRequest {
         Resource::Bytes => (number % FEW, sender(MAX_SLOT_BYTES.into(), 64, Slots::Segments)),
         Resource::Slots => (number % FEW, sender(64, MAX_SLOTS.into(), Slots::Segments)),
         Resource::Descriptors => (number % FEW, sender(4096, MAX_LEASED.into(), Slots::Broker { huge: false })),
-        // Each is linked with all on the other side.
-        Resource::Links => (0, if number.is_multiple_of(2) { sender(64, 4, Slots::Segments) } else { receiver }),
-        Resource::Endpoints => (number % FEW, receiver),
+        // Each is linked with all on the other side of a channel.
+        Resource::Links => (number / ENDS, if number.is_multiple_of(2) { sender(64, 4, Slots::Segments) } else { receiver }),
+        Resource::Endpoints => (number / (ENDS / 2), receiver),
         Resource::Channels => (number, receiver),
         Resource::Connections => return ControlRequest::Close { endpoint: number },
     };

@@ -18,8 +18,9 @@ use super::{
 };
 use crate::{Result, pair::Line};
 
-/// The user that the neighbour is.
-const OTHER: u32 = 65_534;
+/// The user that the neighbour is. 65534 stands for users without an id, who are never one user.
+const OTHER: u32 = 65_533;
+
 /// What the neighbour does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum Kind {
