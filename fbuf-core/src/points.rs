@@ -19,7 +19,7 @@ mod with_points {
         },
     };
 
-    use nix::sys::signal::{Signal, raise};
+    use nix::sys::signal::{SigSet, Signal, raise};
 
     /// Those of endpoints, each in the part of the work to which it belongs.
     pub const ENDPOINTS: [&str; 45] = [
@@ -94,6 +94,8 @@ mod with_points {
         let Some(end) = END.get_or_init(read) else { return };
         // Relaxed: threads may get there at once, and one of them is the one.
         if end.name == name && end.left.fetch_sub(1, Ordering::Relaxed) == 0 {
+            // Threads of the library block all signals.
+            let _ = SigSet::from(end.signal).thread_unblock();
             // It does not return from SIGKILL.
             let _ = raise(end.signal);
         }

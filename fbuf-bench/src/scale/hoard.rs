@@ -46,7 +46,9 @@ pub(super) fn more(resource: Resource, number: u64) -> ControlRequest {
         Resource::Slots => (number % FEW, sender(64, MAX_SLOTS.into(), Slots::Segments)),
         Resource::Descriptors => (number % FEW, sender(4096, MAX_LEASED.into(), Slots::Broker { huge: false })),
         // Each is linked with all on the other side of a channel.
-        Resource::Links => (number / ENDS, if number.is_multiple_of(2) { sender(64, 4, Slots::Segments) } else { receiver }),
+        Resource::Links => {
+            (number / ENDS, if number.is_multiple_of(2) { sender(64, 4, Slots::Segments) } else { receiver })
+        }
         Resource::Endpoints => (number / (ENDS / 2), receiver),
         Resource::Channels => (number, receiver),
         Resource::Connections => return ControlRequest::Close { endpoint: number },

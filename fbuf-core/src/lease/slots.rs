@@ -240,6 +240,15 @@ impl LeasedSlots {
         self.slots.get(slot.index()).is_some_and(|slot| slot.draft.is_some() && !slot.is_current_draft())
     }
 
+    /// Unmaps what was written of a slot and was not sent, if it lies in memory of a receiver that has gone.
+    pub(crate) fn drop_homeless(&mut self, slot: SlotId) {
+        if self.is_homeless(slot)
+            && let Some(slot) = self.slots.get_mut(slot.index())
+        {
+            slot.draft = None;
+        }
+    }
+
     /// Gives up the right to write a slot that is about to be sent, of which so many bytes are filled.
     ///
     /// # Errors

@@ -62,8 +62,12 @@ impl Pool {
     }
 
     /// Looks which receivers have left. What they never read is back at once; what they hold on to stays lent until
-    /// it is handed back, or the link hangs up.
+    /// it is handed back, or the link hangs up. Fbufs that were dropped unsent do not keep memory of a receiver that has
+    /// gone.
     pub fn notice_leaving(&mut self) {
+        if self.is_receivers() {
+            self.clear_shelf();
+        }
         for link in &mut self.links {
             link.notice_leaving(self.next_sequence);
         }

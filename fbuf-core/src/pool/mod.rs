@@ -536,12 +536,17 @@ impl Pool {
         found.is_some()
     }
 
-    fn clear_shelf(&mut self) {
+    pub(super) fn clear_shelf(&mut self) {
         for slot in self.shelf.clear() {
             match self.retained.iter().position(|&retained| retained == slot) {
                 // It was sent, and may still be lent.
                 Some(index) => drop(self.retained.swap_remove(index)),
-                None => *self.ledger.at_mut(slot.index()) = Mark::NONE,
+                None => {
+                    *self.ledger.at_mut(slot.index()) = Mark::NONE;
+                    if let Some(slots) = self.memory.leased_mut() {
+                        slots.drop_homeless(slot);
+                    }
+                }
             }
         }
     }
