@@ -381,6 +381,41 @@ fn what_happens_to_endpoints_is_seen_in_every_view() {
     assert!(top.process.end().success());
 }
 
+/// What `fbuf ls --json` and `fbuf top` say of the links of the one sender.
+fn links_of_sender(broker: &Address, top: &Top) -> (Option<u64>, Option<u64>) {
+    let all = json(broker);
+    let listed = all.iter().find(|line| line["end"] == "sender").and_then(|line| line["report"]["links"].as_u64());
+    let rows = top.rows();
+    let shown = rows.iter().find(|row| row.starts_with("channel")).and_then(|heads| {
+        let row = rows.iter().find(|row| cell(heads, row, "end").starts_with("sender"))?;
+        cell(heads, row, "links").parse().ok()
+    });
+    (listed, shown)
+}
+
+#[test]
+fn links_are_shown_as_they_are_although_a_sender_waits_for_its_input() {
+    let (broker, _, _folder) = start();
+    let address = broker.address.to_string();
+    let words = |end| [end, "c", "--socket", &address].map(str::to_owned);
+    let mut sending = Process::start(fbuf(words("send")).stdin(Stdio::piped()).stderr(Stdio::null()));
+    let receive = || {
+        let mut process = Process::start(fbuf(words("recv")).stdout(Stdio::piped()).stderr(Stdio::null()));
+        let output = process.0.stdout.take().unwrap();
+        (process, output)
+    };
+    let (mut first, mut output) = receive();
+    let input = sending.0.stdin.as_mut().unwrap();
+    input.write_all(b"x").unwrap();
+    output.read_exact(&mut [0]).unwrap();
+    // From here on the only thread that sends is inside read(2), and does not look at its sockets.
+    let top = Top::start(&broker.address);
+    until("both say that it is linked", || links_of_sender(&broker.address, &top) == (Some(1), Some(1)));
+    first.kill();
+    until("both say that it is not", || links_of_sender(&broker.address, &top) == (Some(0), Some(0)));
+    assert!(!sending.has_ended());
+}
+
 /// What this program does when it is run again: it exchanges messages with itself, never waits, and says which
 /// thread does so.
 #[test]

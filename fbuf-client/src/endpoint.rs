@@ -51,13 +51,24 @@ pub(crate) struct Inbox<T> {
     /// Whether a peer has hung up since the endpoint last looked at its sockets.
     hung_up: AtomicBool,
     letters: Mutex<VecDeque<T>>,
-    /// The links with peers that were introduced and have not gone, and what is held of a sender's messages. One peer
-    /// may have several: when a broker dies between its two introductions, the next one introduces the two again.
-    links: Mutex<BTreeMap<LinkId, Option<Holdings>>>,
-    /// What the endpoint says of itself whenever it looks at its sockets.
+    /// The links with peers that were introduced and have not gone. One peer may have several: when a broker dies
+    /// between its two introductions, the next one introduces the two again.
+    links: Mutex<BTreeMap<LinkId, Link>>,
+    /// What the endpoint says of itself whenever it looks at its sockets; but for its links.
     report: Mutex<Report>,
     _withheld: WithheldDescriptor,
     wake: Arc<EventFd>,
+}
+
+/// A link, as the control thread knows it.
+#[derive(Debug, Default)]
+struct Link {
+    /// Whether the two are linked, and not only about to be.
+    is_open: bool,
+    /// Whether the peer has hung up. What it had sent may be received still.
+    has_hung_up: bool,
+    /// What is held of a sender's messages.
+    holdings: Option<Holdings>,
 }
 
 impl<T> Inbox<T> {
@@ -76,7 +87,7 @@ impl<T> Inbox<T> {
 
     /// A letter about a peer will come.
     pub(crate) fn expect(&self, peer: Peer) {
-        lock(&self.links).insert(peer.link, None);
+        lock(&self.links).entry(peer.link).or_default();
     }
 
     pub(crate) fn post(&self, peer: Peer, letter: T) {
@@ -150,15 +161,25 @@ impl<T> Inbox<T> {
         lock(&self.links).keys().copied().collect()
     }
 
-    /// A sender's messages are received from now on.
-    pub(crate) fn hold(&self, peer: Peer, holdings: Holdings) {
-        lock(&self.links).insert(peer.link, Some(holdings));
+    /// A peer is linked from now on; if it is a sender, this is what is held of its messages.
+    pub(crate) fn link(&self, peer: Peer, holdings: Option<Holdings>) {
+        let mut links = lock(&self.links);
+        let link = links.entry(peer.link).or_default();
+        (link.is_open, link.holdings) = (true, holdings);
+    }
+
+    /// A peer has closed its end, and may hold messages still.
+    pub(crate) fn part(&self, peer: Peer) {
+        if let Some(link) = lock(&self.links).get_mut(&peer.link) {
+            link.is_open = false;
+        }
     }
 
     /// As [`Post::held`].
     pub(crate) fn held(&self) -> Vec<(LinkId, usize, u64)> {
         // The endpoint does not wait for the survey.
-        let all: Vec<_> = lock(&self.links).iter().filter_map(|(&link, of)| Some((link, of.clone()?))).collect();
+        let all: Vec<_> =
+            lock(&self.links).iter().filter_map(|(&id, link)| Some((id, link.holdings.clone()?))).collect();
         let survey = |(link, holdings): (LinkId, Holdings)| {
             let (count, first) = holdings.survey();
             Some((link, count, first?))
@@ -175,16 +196,27 @@ impl<T> Inbox<T> {
 
     /// As [`Post::report`].
     pub(crate) fn report(&self) -> Report {
-        *lock(&self.report)
+        // The endpoint may have said the rest long ago, and does not look while its thread does something else.
+        let links = lock(&self.links).values().filter(|link| link.is_open && !link.has_hung_up).count();
+        Report { links: links as u64, ..*lock(&self.report) }
     }
-}
 
-impl<T: Send> Alarm for Inbox<T> {
-    fn raise(&self) {
+    /// Has the endpoint look for a peer that has hung up.
+    pub(crate) fn doubt(&self) {
         // With the letters locked, as in `next`.
         let _letters = lock(&self.letters);
         self.hung_up.store(true, Ordering::Relaxed);
         self.filled.set(true);
+    }
+}
+
+impl<T: Send> Alarm for Inbox<T> {
+    fn raise(&self, link: LinkId) {
+        match lock(&self.links).get_mut(&link) {
+            Some(link) => link.has_hung_up = true,
+            None => return,
+        }
+        self.doubt();
     }
 }
 
@@ -251,10 +283,10 @@ impl Sockets {
         Ok(Self { _withheld: WithheldDescriptor::new(&epoll.0), epoll, wake, hang_ups })
     }
 
-    pub(crate) fn add(&self, socket: &impl AsFd) -> io::Result<()> {
+    pub(crate) fn add(&self, socket: &impl AsFd, link: LinkId) -> io::Result<()> {
         let fd = socket.as_fd();
         self.epoll.add(fd, EpollEvent::new(EpollFlags::EPOLLIN | EpollFlags::EPOLLRDHUP, fd.as_raw_fd() as u64))?;
-        self.hang_ups.add(socket)
+        self.hang_ups.add(socket, link)
     }
 
     /// To be called before the socket is dropped: what was received from it may keep it open.
@@ -325,5 +357,30 @@ mod tests {
         assert_eq!(inbox.links(), [whole.link]);
         inbox.forget(whole);
         assert!(!inbox.has_peers());
+    }
+
+    #[test]
+    fn a_report_counts_links_that_are_open_and_whose_peer_has_not_hung_up() {
+        let inbox: Inbox<()> = Inbox::new().unwrap();
+        let process = Credentials { pid: 1, uid: 1, gid: 1 };
+        let [one, other] = [1, 2].map(|link| Peer {
+            endpoint: link,
+            process,
+            same_user: true,
+            trusted: true,
+            link: LinkId::from_bits(link),
+        });
+        inbox.post(one, ());
+        inbox.say(|| Report { messages: 3, links: 7, ..Report::default() });
+        assert_eq!((inbox.report().links, inbox.report().messages), (0, 3));
+        inbox.link(one, None);
+        inbox.link(other, None);
+        assert_eq!((inbox.report().links, inbox.has_hung_up()), (2, false));
+        inbox.raise(LinkId::from_bits(3));
+        assert_eq!((inbox.report().links, inbox.has_hung_up()), (2, false), "no link of this endpoint");
+        inbox.raise(one.link);
+        assert_eq!((inbox.report().links, inbox.has_hung_up()), (1, true));
+        inbox.part(other);
+        assert_eq!(inbox.report().links, 0);
     }
 }

@@ -2,7 +2,8 @@
 //!
 //! An endpoint that is busy looks at its sockets only now and then, and would send to a dead peer until then. The
 //! control thread waits for hang-ups in its stead, and for nothing else of these sockets: it does not wake for a
-//! bell, and no message costs more. It raises a flag that the endpoint reads with each message anyway.
+//! bell, and no message costs more. It raises a flag that the endpoint reads with each message anyway, and notes which
+//! link it is, so that a report is true although the endpoint's thread does something else.
 
 use std::{
     collections::BTreeMap,
@@ -12,6 +13,7 @@ use std::{
 };
 
 use fbuf_core::{
+    control::LinkId,
     fork::{Generation, WithheldDescriptor},
     sys,
 };
@@ -19,8 +21,8 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTime
 
 /// What is told of a hang-up.
 pub(crate) trait Alarm: Send + Sync {
-    /// The peer of one of its sockets has hung up, or did so before.
-    fn raise(&self);
+    /// The peer of a link has hung up, or did so before. It need not be a link of this endpoint.
+    fn raise(&self, link: LinkId);
 }
 
 /// The link sockets of all endpoints of a client, watched for hang-ups.
@@ -63,10 +65,13 @@ impl HangUps {
         let mut events = [EpollEvent::empty(); EVENTS];
         // A signal, or nothing: what there is comes with the next call.
         let count = self.epoll.wait(&mut events, EpollTimeout::ZERO).unwrap_or(0);
+        let endpoints: Vec<_> = match count {
+            0 => Vec::new(),
+            _ => self.endpoints().values().filter_map(Weak::upgrade).collect(),
+        };
         for event in &events[..count] {
-            if let Some(alarm) = self.endpoints().get(&event.data()).and_then(Weak::upgrade) {
-                alarm.raise();
-            }
+            // Both ends of a link may be of this client. One of them has hung up, and no longer knows the link.
+            endpoints.iter().for_each(|endpoint| endpoint.raise(LinkId::from_bits(event.data())));
         }
         count
     }
@@ -84,10 +89,10 @@ pub(crate) struct Watch {
 }
 
 impl Watch {
-    pub(crate) fn add(&self, socket: &impl AsFd) -> io::Result<()> {
+    pub(crate) fn add(&self, socket: &impl AsFd, link: LinkId) -> io::Result<()> {
         // Each hang-up is told once. Data that arrives does not wake a thread that waits for these events only.
         let events = EpollFlags::EPOLLRDHUP | EpollFlags::EPOLLET;
-        Ok(self.hang_ups.epoll.add(socket.as_fd(), EpollEvent::new(events, self.endpoint))?)
+        Ok(self.hang_ups.epoll.add(socket.as_fd(), EpollEvent::new(events, link.to_bits()))?)
     }
 
     pub(crate) fn remove(&self, socket: &impl AsFd) {
@@ -126,12 +131,18 @@ mod tests {
 
     use super::*;
 
-    #[derive(Default)]
-    struct Count(AtomicUsize);
+    /// How often one link was told of.
+    struct Count(LinkId, AtomicUsize);
+
+    impl Count {
+        fn of(link: u64) -> Arc<Self> {
+            Arc::new(Self(LinkId::from_bits(link), AtomicUsize::new(0)))
+        }
+    }
 
     impl Alarm for Count {
-        fn raise(&self) {
-            self.0.fetch_add(1, Ordering::Relaxed);
+        fn raise(&self, link: LinkId) {
+            self.1.fetch_add(usize::from(self.0 == link), Ordering::Relaxed);
         }
     }
 
@@ -139,14 +150,14 @@ mod tests {
     fn a_hang_up_is_told_once_and_data_is_not() {
         use std::io::Write;
         let hang_ups = Arc::new(HangUps::new().unwrap());
-        let (one, other) = (Arc::new(Count::default()), Arc::new(Count::default()));
+        let (one, other) = (Count::of(1), Count::of(2));
         let [first, second] = [(1, &one), (2, &other)].map(|(number, count)| hang_ups.watch(number, count));
         let (own, mut peer) = UnixStream::pair().unwrap();
         let (dead, its) = UnixStream::pair().unwrap();
         drop(its);
-        first.add(&own).unwrap();
-        second.add(&dead).unwrap();
-        let told = || (one.0.load(Ordering::Relaxed), other.0.load(Ordering::Relaxed));
+        first.add(&own, one.0).unwrap();
+        second.add(&dead, other.0).unwrap();
+        let told = || (one.1.load(Ordering::Relaxed), other.1.load(Ordering::Relaxed));
         peer.write_all(b"bell").unwrap();
         assert_eq!((hang_ups.tell(), told()), (1, (0, 1)), "the peer had hung up before it was added");
         drop(peer);
@@ -155,7 +166,7 @@ mod tests {
         // No thread waits for an endpoint that is gone.
         drop(second);
         let (own, peer) = UnixStream::pair().unwrap();
-        first.add(&own).unwrap();
+        first.add(&own, one.0).unwrap();
         first.remove(&own);
         drop(peer);
         assert_eq!((hang_ups.tell(), told()), (0, (1, 1)));

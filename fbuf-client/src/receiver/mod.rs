@@ -24,7 +24,6 @@ use self::open::Letter;
 use crate::{
     client::{OpenError, Registration},
     endpoint::{Inbox, Ready, Sockets, position},
-    hangup::Alarm,
     wait::{
         Attention, BUSY_LOOK_TIME, Crowd, Gathering, LOOK_TIME, Next, Pace, Patience, Sight, UNSURE, Wait, Waiting,
         deadline, within,
@@ -430,14 +429,13 @@ impl Receiver {
         self.attend();
         if hung_up && (!asks || self.ready.is_partial()) {
             // It may be one of those that were not attended to.
-            self.inbox.raise();
+            self.inbox.doubt();
         }
     }
 
     /// What it says of itself to whoever watches.
     fn say(&self) {
         self.inbox.say(|| Report {
-            links: self.links.len() as u64,
             messages: self.messages(),
             bytes: self.links.iter().map(Inbound::bytes).sum::<u64>() + self.past_bytes,
             left_out: self.links.iter().map(Inbound::missed).fold(self.past_missed, u64::saturating_add),
@@ -475,7 +473,7 @@ impl Receiver {
     /// Reads of a sender that was greeted.
     fn read_letter(&mut self, letter: Letter) {
         let (peer, what) = match letter {
-            Ok(greeted) => match self.sockets.add(&greeted) {
+            Ok(greeted) => match self.sockets.add(&greeted, greeted.peer().link) {
                 Ok(()) => return self.look_for(greeted),
                 Err(error) => (greeted.peer(), Some(error.to_string())),
             },
@@ -495,7 +493,7 @@ impl Receiver {
                 // It may have said more already, and gone.
                 link.attend();
                 self.crowd.add(peer);
-                self.inbox.hold(peer, link.holdings());
+                self.inbox.link(peer, Some(link.holdings()));
                 self.links.push(*link);
             }
             Ok(Answered::NotYet(greeted)) => self.greeted.push(greeted),

@@ -80,7 +80,6 @@ impl Sender {
         self.inbox.say(|| {
             let links = self.pool.links().iter().map(Outbound::counts).fold(self.past, LinkCounts::add);
             Report {
-                links: self.pool.links().len() as u64,
                 messages: self.pool.next_sequence(),
                 bytes: self.counters.bytes,
                 left_out: links.skipped,
@@ -102,7 +101,7 @@ impl Sender {
 
     pub(super) fn read_post(&mut self, attention: &Attention) {
         while let Some(expected) = self.inbox.next() {
-            match self.sockets.add(&expected) {
+            match self.sockets.add(&expected, expected.peer().link) {
                 Ok(()) => self.look_for(expected),
                 Err(error) => self.depart(expected.peer(), Farewell::Exhausted(error.to_string()), None),
             }
@@ -121,6 +120,7 @@ impl Sender {
         match self.pool.link(expected) {
             Ok(Arrived::Here) => {
                 self.crowd.add(peer);
+                self.inbox.link(peer, None);
                 if self.pool.is_leased() {
                     // It may have given its slots already.
                     self.attend_to(self.pool.links().len() - 1);
@@ -181,7 +181,12 @@ impl Sender {
     /// Ends the links of receivers that have closed and hold nothing any more.
     pub(super) fn remove_departed(&mut self) {
         for index in (0..self.pool.links().len()).rev() {
-            if !self.pool.links()[index].is_open() && !self.pool.lends_over(index) {
+            let link = &self.pool.links()[index];
+            if link.is_open() {
+                continue;
+            }
+            self.inbox.part(link.peer());
+            if !self.pool.lends_over(index) {
                 self.end(index, LinkEnd::HangUp);
             }
         }

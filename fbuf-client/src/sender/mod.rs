@@ -26,7 +26,6 @@ use fbuf_core::{
 use crate::{
     client::{OpenError, Registration},
     endpoint::{Inbox, Ready, Sockets},
-    hangup::Alarm,
     wait::{Crowd, Gathering, Next, Pace, Patience, Wait, Waiting, deadline},
 };
 
@@ -420,7 +419,7 @@ impl Sender {
         self.attend();
         if hung_up && (!asks || self.ready.is_partial()) {
             // It may be one of those that were not attended to.
-            self.inbox.raise();
+            self.inbox.doubt();
         }
         self.pool.notice_leaving();
         self.remove_departed();

@@ -51,6 +51,18 @@ impl LinkId {
     pub fn draw() -> io::Result<Self> {
         sys::random().map(|bytes| Self(u64::from_ne_bytes(bytes)))
     }
+
+    /// Its number, for instance as the data of an event of epoll(7).
+    #[must_use]
+    pub const fn to_bits(self) -> u64 {
+        self.0
+    }
+
+    /// The link with this number.
+    #[must_use]
+    pub const fn from_bits(number: u64) -> Self {
+        Self(number)
+    }
 }
 
 /// Not to be read in a log.
