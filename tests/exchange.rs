@@ -156,9 +156,9 @@ fn a_slot_comes_back_when_its_last_receiver_has_dropped_it() {
     sender.wait_for_receivers_timeout(2, SOON).unwrap();
     send(&mut sender, b"x");
     let (first, second) = (one.get_timeout(SOON).unwrap(), two.get_timeout(SOON).unwrap());
-    assert!(sender.try_allocate().is_none());
+    assert!(sender.try_allocate().unwrap().is_none());
     drop(first);
-    assert!(sender.try_allocate().is_none());
+    assert!(sender.try_allocate().unwrap().is_none());
     // From another thread, while the sender sleeps.
     let waiting = thread::spawn(move || sender.allocate_timeout(SOON).map(|_| ()));
     thread::spawn(move || drop(second)).join().unwrap();
@@ -245,7 +245,7 @@ fn a_receiver_that_closes_gives_everything_back_but_what_is_held() {
     let held = receiver.get_timeout(SOON).unwrap();
     drop(receiver);
     let all: Vec<_> = (0..4).map(|_| sender.allocate_timeout(SOON).unwrap()).collect();
-    assert!(sender.try_allocate().is_none(), "a slot that is held was given away");
+    assert!(sender.try_allocate().unwrap().is_none(), "a slot that is held was given away");
     assert_eq!(held[..], [0]);
     drop(held);
     sender.allocate_timeout(SOON).unwrap();
@@ -265,7 +265,7 @@ fn a_pool_grows_while_it_streams() {
     for n in 0..50u8 {
         send(&mut sender, &[n; 1000]);
     }
-    assert!(sender.try_allocate().is_none());
+    assert!(sender.try_allocate().unwrap().is_none());
     assert_eq!(sender.counters().growths, 5);
     // One that comes later knows all segments too.
     let mut late = client.receiver("c").open().unwrap();
@@ -355,7 +355,7 @@ fn fbufs_can_be_dropped_unsent_from_any_thread() {
     let (_broker, client) = broker();
     let mut sender = client.sender("c").slot_size(8).slots(1).wait(Wait::Block).open().unwrap();
     let fbuf = sender.allocate().unwrap();
-    assert!(sender.try_allocate().is_none());
+    assert!(sender.try_allocate().unwrap().is_none());
     let waiting = thread::spawn(move || sender.allocate_timeout(SOON).map(|_| ()));
     drop(fbuf);
     waiting.join().unwrap().unwrap();

@@ -222,7 +222,8 @@ fn every_call_of_a_child_returns_at_once_and_says_to_connect_again() {
         assert!(sender.departed().is_none());
         let _ = (sender.counters(), receiver.counters());
         // Slots that were known to be free are private memory now; then there are none.
-        let mut allocated: Vec<_> = std::iter::from_fn(|| sender.try_allocate()).collect();
+        let mut allocated: Vec<_> = std::iter::from_fn(|| sender.try_allocate().unwrap_or(None)).collect();
+        assert!(matches!(sender.try_allocate(), Err(AllocateError::Forked(_))));
         assert!(matches!(sender.allocate(), Err(AllocateError::Forked(_))));
         assert!(matches!(sender.allocate_timeout(SOON), Err(AllocateError::Forked(_))));
         if let Some(fbuf) = allocated.pop() {

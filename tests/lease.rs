@@ -7,15 +7,18 @@ use std::{
     io::Write,
     os::unix::fs::{FileExt, OpenOptionsExt},
     path::PathBuf,
+    process::Command,
     sync::{Mutex, MutexGuard, PoisonError},
     thread,
     time::Duration,
 };
 
 use fbuf_broker::Embedded;
-use fbuf_client::{Client, Fbuf, Mechanism, OpenError, Protection, Receiver, Sender, SenderBuilder, WriteError};
+use fbuf_client::{
+    AllocateError, Client, Fbuf, Mechanism, OpenError, Pages, Protection, Receiver, Sender, SenderBuilder, WriteError,
+};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use support::{Holdings, SOON, slots, until, until_is};
+use support::{Holdings, SOON, is_root, slots, until, until_is};
 
 /// The bytes of a slot: some pages, and a part of one.
 const SIZE: usize = 70_000;
@@ -307,7 +310,7 @@ fn a_right_that_cannot_be_given_back_for_lack_of_descriptors_is_given_later() {
     setrlimit(Resource::RLIMIT_NOFILE, 0, hard).unwrap();
     drop(held);
     setrlimit(Resource::RLIMIT_NOFILE, soft, hard).unwrap();
-    assert!(sender.try_allocate().is_none());
+    assert!(sender.try_allocate().unwrap().is_none());
     // While it sleeps, with nothing else to wake it.
     let sleeper = thread::spawn(move || receiver.get_timeout(SOON).unwrap().to_vec());
     send(&mut sender, 2);
@@ -333,4 +336,49 @@ fn a_sender_is_told_what_it_got_and_why() {
     assert_eq!(asked.mechanism, Mechanism::Lease, "{asked}");
     let too_many = client.sender("e").slots(33).mechanism(Mechanism::Lease).open();
     assert!(matches!(too_many, Err(OpenError::Geometry(_))));
+    // What cannot all be had is refused, and nothing of it is left out in silence.
+    for builder in [
+        client.sender("f").mechanism(Mechanism::Lease).guard(true),
+        client.sender("f").mechanism(Mechanism::Lease).protection(Protection::Sealed),
+        client.sender("f").from_receiver().mechanism(Mechanism::Copy),
+        client.sender("f").pages(Pages::Base),
+    ] {
+        let refused = builder.open();
+        assert!(matches!(refused, Err(OpenError::Options(_))), "{refused:?}");
+    }
+    assert_eq!(granted(client.sender("f").guard(true)).to_string(), "shared: volatile was asked for, with a guard");
+}
+
+/// What the next test runs as a process of its own: it changes its user between two messages.
+#[test]
+fn a_sender_that_changes_its_user() {
+    if std::env::var_os("FBUF_TEST_CHANGES_USER").is_none() {
+        return;
+    }
+    let (_broker, client) = broker();
+    let mut sender = builder(&client, 1).open().unwrap();
+    drop(sender.allocate().unwrap());
+    let mut receiver = client.receiver("c").open().unwrap();
+    sender.wait_for_receivers_timeout(1, SOON).unwrap();
+    let fbuf = sender.allocate().unwrap();
+    sender.write(fbuf).unwrap();
+    drop(receiver.get_timeout(SOON).unwrap());
+    println!("sent as root");
+    nix::unistd::setresuid(65_534.into(), 65_534.into(), 65_534.into()).unwrap();
+    assert_eq!(sender.allocate_timeout(SOON).unwrap_err(), AllocateError::NotPermitted(SIZE));
+    assert_eq!(sender.try_allocate().unwrap_err(), AllocateError::NotPermitted(SIZE));
+    println!("refused: {}", sender.allocate().unwrap_err());
+}
+
+#[test]
+fn a_process_that_may_not_open_its_slots_any_more_is_told_why() {
+    if !is_root() {
+        return;
+    }
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args(["a_sender_that_changes_its_user", "--exact", "--nocapture"]).env("FBUF_TEST_CHANGES_USER", "1");
+    let output = command.output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{output:?}");
+    assert!(said.contains("sent as root") && said.contains("changed its user since"), "{said}");
 }

@@ -144,7 +144,7 @@ fn a_stopped_receiver_holds_back_those_who_wait_for_it_and_nobody_else() {
     }
     let refused = sender.allocate_timeout(Duration::from_millis(30)).unwrap_err();
     assert_eq!(refused, AllocateError::TimedOut(SLOTS as usize));
-    assert_eq!(sender.try_allocate().map(|_| ()), None);
+    assert_eq!(sender.try_allocate().unwrap().map(|_| ()), None);
     // Whoever shares neither sender nor receiver with it goes on, and so does the broker.
     let mut elsewhere = client.sender("d").slot_size(8).slots(SLOTS).open().unwrap();
     let mut there = client.receiver("d").open().unwrap();
@@ -228,7 +228,7 @@ fn a_receiver_that_is_stopped_while_it_gives_slots_gets_what_was_sent_in_them() 
     wait_until_stopped(&stopped);
     sender.wait_for_receivers_timeout(1, SOON).unwrap();
     (0..GIVEN).for_each(|number| send(&mut sender, number));
-    assert_eq!(sender.try_allocate().map(|_| ()), None, "there was one that was not given");
+    assert_eq!(sender.try_allocate().unwrap().map(|_| ()), None, "there was one that was not given");
     drop(sender);
     stopped.signal(Signal::SIGCONT);
     assert!(stopped.end().success(), "it says why");

@@ -136,7 +136,7 @@ fn a_burst_that_never_waits_is_told_within_a_second_that_its_receiver_is_dead() 
         recv.process.signal(Signal::SIGKILL);
         // Nothing of this waits, or looks at a socket of its own accord before all slots are in use.
         let error = loop {
-            if let Some(mut fbuf) = sender.try_allocate() {
+            if let Some(mut fbuf) = sender.try_allocate().unwrap() {
                 fbuf.write_all(&sent.to_le_bytes()).unwrap();
                 match sender.write(fbuf) {
                     Ok(_) => sent += 1,

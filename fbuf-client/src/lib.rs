@@ -61,8 +61,8 @@ pub use fbuf_core::{
 };
 pub use receiver::{GetError, Receiver, ReceiverBuilder, ReceiverCounters};
 pub use sender::{
-    AllocateError, Departure, Farewell, Granted, LEASE_BASE_FROM, LEASE_FROM, Sender, SenderBuilder, SenderCounters,
-    Sent, WaitError, WriteError,
+    AllocateError, Departure, Farewell, Granted, LEASE_BASE_FROM, LEASE_FROM, OptionsError, Sender, SenderBuilder,
+    SenderCounters, Sent, WaitError, WriteError,
 };
 pub use wait::Wait;
 

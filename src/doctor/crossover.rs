@@ -68,8 +68,8 @@ fn message(
     pages: Pages,
 ) -> Result<Duration, Box<dyn std::error::Error>> {
     let mut receiver = client.receiver("doctor").open()?;
-    let sender = client.sender("doctor").slot_size(size as u64).slots(2).mechanism(mechanism).pages(pages);
-    let mut sender = sender.open()?;
+    let sender = client.sender("doctor").slot_size(size as u64).slots(2).mechanism(mechanism);
+    let mut sender = if mechanism == Mechanism::Lease { sender.pages(pages) } else { sender }.open()?;
     sender.wait_for_receivers_timeout(1, Duration::from_secs(10))?;
     let mut times = Vec::new();
     for number in 0..2 * MESSAGES {

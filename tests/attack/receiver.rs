@@ -193,7 +193,7 @@ fn suffer(attack: Attack, sender: &mut Sender) -> (Outcome, Option<Violation>) {
                 other => panic!("{other:?}"),
             }
         }
-        if linked && let Some(mut fbuf) = sender.try_allocate() {
+        if linked && let Ok(Some(mut fbuf)) = sender.try_allocate() {
             fbuf.resize(SIZE).unwrap();
             fbuf.fill(FILL);
             if attack != Attack::ScribblesKept {

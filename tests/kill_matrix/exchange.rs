@@ -88,7 +88,7 @@ pub fn break_leases() {
 /// Fills and sends a message whose length and bytes follow from its number; false if no slot is free, or
 /// there is no receiver.
 pub fn send(sender: &mut Sender, next: &mut u64) -> bool {
-    let Some(mut fbuf) = sender.try_allocate() else { return false };
+    let Ok(Some(mut fbuf)) = sender.try_allocate() else { return false };
     let length = (*next * 7919 % (SLOT as u64 + 1)) as usize;
     fbuf.resize(length).unwrap();
     fill(&mut fbuf, *next);

@@ -26,7 +26,7 @@ impl Survivors {
             sender.wait_for_receivers_timeout(level.judges(), SOON).unwrap();
             if level.grows() {
                 // As many slots as it may have, so that what it holds does not change any more.
-                drop(std::iter::from_fn(|| sender.try_allocate()).collect::<Vec<_>>());
+                drop(std::iter::from_fn(|| sender.try_allocate().unwrap()).collect::<Vec<_>>());
             }
         }
         let next = [(); 2].map(|()| vec![0; Level::ALL.len()]);

@@ -112,7 +112,7 @@ fn run(address: &str, channel: &str, kind: Option<Kind>, time: Duration) -> Resu
 fn send_at_pace(sender: &mut Sender, done: &AtomicBool) {
     while !done.load(Ordering::Relaxed) {
         // With the receiver gone, or behind, it is done soon.
-        if let Some(fbuf) = sender.try_allocate() {
+        if let Ok(Some(fbuf)) = sender.try_allocate() {
             let _ = sender.write(fbuf);
         }
         thread::sleep(PACE);

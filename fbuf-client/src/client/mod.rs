@@ -34,7 +34,7 @@ use crate::{
     endpoint::Post,
     hangup::{Alarm, HangUps, Watch},
     receiver::ReceiverBuilder,
-    sender::SenderBuilder,
+    sender::{OptionsError, SenderBuilder},
 };
 
 /// How long a broker has to answer, or to come back.
@@ -76,6 +76,9 @@ pub enum OpenError {
     /// Slots cannot be like that.
     #[error(transparent)]
     Geometry(#[from] GeometryError),
+    /// Options of a sender contradict each other.
+    #[error(transparent)]
+    Options(#[from] OptionsError),
     /// There is not enough memory for the slots.
     #[error(transparent)]
     Memory(#[from] MemoryError),

@@ -3,6 +3,7 @@
 mod grant;
 mod links;
 mod open;
+mod options;
 mod report;
 mod slots;
 
@@ -31,6 +32,7 @@ use crate::{
 
 pub use grant::{Granted, LEASE_BASE_FROM, LEASE_FROM};
 pub use open::SenderBuilder;
+pub use options::OptionsError;
 pub use report::{AllocateError, Departure, Farewell, SenderCounters, Sent, WaitError, WriteError};
 
 /// The sending end of a channel: allocates fbufs out of its own pool and gives them to every
@@ -149,13 +151,24 @@ impl Sender {
         }
     }
 
-    /// Takes a free slot, if there is one; grows, but never waits.
+    /// Takes a free slot, if there is one; grows, but never waits. None if all are in use.
+    ///
+    /// # Errors
+    /// As [`Self::allocate`], and [`AllocateError::NoDescriptor`] and [`AllocateError::NoRoom`]: a slot is free, and cannot
+    /// be had.
     #[inline]
-    pub fn try_allocate(&mut self) -> Option<Fbuf> {
-        self.pool.allocate().or_else(|| {
-            let may_have = self.generation.is_current() && self.collect_or_find(true);
-            if may_have { self.pool.allocate() } else { None }
-        })
+    pub fn try_allocate(&mut self) -> Result<Option<Fbuf>, AllocateError> {
+        match self.pool.allocate() {
+            Some(fbuf) => Ok(Some(fbuf)),
+            None => self.try_provide(),
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn try_provide(&mut self) -> Result<Option<Fbuf>, AllocateError> {
+        self.generation.check()?;
+        if self.collect_or_find(true) { Ok(self.pool.allocate()) } else { self.lack().map_or(Ok(None), Err) }
     }
 
     /// Sees to it that the pool knows of a free slot; looks at a round of slots, and waits if none of any
@@ -239,7 +252,7 @@ impl Sender {
             Ok(fbuf) => return Ok(fbuf),
             Err(retained) => retained,
         };
-        let Some(mut fbuf) = self.try_allocate() else { return Err(retained) };
+        let Ok(Some(mut fbuf)) = self.try_allocate() else { return Err(retained) };
         if fbuf.resize(retained.len()).is_err() {
             return Err(retained);
         }

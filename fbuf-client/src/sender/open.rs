@@ -18,6 +18,7 @@ use fbuf_core::{
 use super::{
     Counts, Sender,
     grant::{Place, Terms, Wanted},
+    options::Options,
 };
 use crate::{
     acceptance::Acceptance,
@@ -45,9 +46,7 @@ pub struct SenderBuilder {
     grow_to: Option<u64>,
     wait: Wait,
     disconnect_after: Option<Duration>,
-    guard: Option<bool>,
-    wanted: Wanted,
-    pages: Pages,
+    options: Options,
     acceptance: Acceptance,
     requires_finish: bool,
 }
@@ -62,9 +61,7 @@ impl SenderBuilder {
             grow_to: None,
             wait: Wait::default(),
             disconnect_after: None,
-            guard: None,
-            wanted: Wanted::Level(Protection::default()),
-            pages: Pages::Huge,
+            options: Options::default(),
             acceptance: Acceptance::default(),
             requires_finish: false,
         }
@@ -125,11 +122,11 @@ impl SenderBuilder {
     /// Receivers of other users are never given less than sealed messages, unless the broker was told to trust
     /// this one.
     pub fn protection(mut self, protection: Protection) -> Self {
-        self.wanted = Wanted::Level(protection);
+        self.options.protection = Some(protection);
         self
     }
 
-    /// As [`Self::protection`], by these means.
+    /// As [`Self::protection`], by these means. They have to give at least the protection, if that is set as well.
     ///
     /// With [`Mechanism::Lease`] each slot is memory of its own, which this process maps to write a message
     /// and unmaps when it sends it; there are at most 32, and no more are added. Receivers of the same user
@@ -142,14 +139,14 @@ impl SenderBuilder {
     /// than a copy; at most 128 messages are under way. A thread makes up to four buffers in advance, of 64 MiB
     /// together or one, so that an allocation seldom waits for the kernel to find and clear memory.
     pub fn mechanism(mut self, mechanism: Mechanism) -> Self {
-        self.wanted = Wanted::Means(mechanism);
+        self.options.mechanism = Some(mechanism);
         self
     }
 
     /// Slots that are leased lie in these pages, or in smaller ones; if not set, in the largest that can be
-    /// had.
+    /// had. An error for a sender that leases none of its own.
     pub fn pages(mut self, pages: Pages) -> Self {
-        self.pages = pages;
+        self.options.pages = Some(pages);
         self
     }
 
@@ -170,7 +167,7 @@ impl SenderBuilder {
     /// [`Sender::allocate`] waits until there is a receiver. What was allocated from one that goes can be
     /// sent to the next.
     pub fn from_receiver(mut self) -> Self {
-        self.wanted = Wanted::FromReceiver;
+        self.options.from_receiver = true;
         self
     }
 
@@ -185,8 +182,11 @@ impl SenderBuilder {
     /// If not set, `FBUF_GUARD=1` in the environment does it for all senders of a process. While there is
     /// a guarded sender, SIGSEGV has a handler, which goes on to the one that was there before. Each slot
     /// fills whole pages, and each message costs two calls of mprotect(2).
+    ///
+    /// Slots that are leased or [sent once](Mechanism::OneShot) cannot be guarded: for them a guard that is set is an
+    /// error, and `FBUF_GUARD` does nothing, which [`Sender::granted`] says.
     pub fn guard(mut self, guard: bool) -> Self {
-        self.guard = Some(guard);
+        self.options.guard = Some(guard);
         self
     }
 
@@ -225,7 +225,11 @@ impl SenderBuilder {
     /// not allow it, or an endpoint of the same user does not fit; [`OpenError::BrokerGone`], [`OpenError::NoAnswer`];
     /// [`OpenError::Forked`] in a child of the process that connected.
     pub fn open(self) -> Result<Sender, OpenError> {
-        let again = matches!(self.wanted, Wanted::Level(_)).then(|| self.clone());
+        let mut again = (self.options.mechanism.is_none() && !self.options.from_receiver).then(|| self.clone());
+        // What is sent once needs no guard: the kernel lets nobody write it.
+        if let Some(again) = &mut again {
+            again.options = Options { protection: again.options.protection, ..Options::default() };
+        }
         let (refusal, again) = match (self.open_as_wanted(), again) {
             (Err(refusal @ OpenError::Refused(Refusal::Confidential(_))), Some(again)) => (refusal, again),
             (result, _) => return result,
@@ -250,17 +254,18 @@ impl SenderBuilder {
             grow_to,
             wait,
             disconnect_after,
-            guard,
-            wanted,
-            pages,
+            options,
             acceptance,
             requires_finish,
         } = self;
         ChannelName::new(channel.as_str())?;
+        let wanted = options.check(slot_size)?;
         let one_shot = matches!(wanted, Wanted::Means(Mechanism::OneShot));
         let few = one_shot || wanted.may_lease(slot_size);
+        let guard = options.guard.unwrap_or_else(|| env::var_os("FBUF_GUARD").is_some_and(|value| value == "1"));
         // What was given away, or is unmapped, can be guarded no better than the kernel does.
-        let guarded = !few && guard.unwrap_or_else(|| env::var_os("FBUF_GUARD").is_some_and(|value| value == "1"));
+        let guarded = guard && !few;
+        let pages = options.pages.unwrap_or(Pages::Huge);
         let capacity = Geometry::new(slot_size, 1)?.slot_bytes();
         let slot_size = if guarded { slot_size.next_multiple_of(page_bytes()) } else { slot_size };
         let untold = slots.is_none() && grow_to.is_none();
@@ -286,7 +291,10 @@ impl SenderBuilder {
         }
         let terms =
             Terms { client: &client, channel: &channel, wanted, geometry, start, capacity, guarded, pages, acceptance };
-        let Place { pool, inbox, registration, granted } = terms.open()?;
+        let Place { pool, inbox, registration, mut granted } = terms.open()?;
+        if guard && !guarded {
+            granted.reason += ", and such slots cannot be guarded (FBUF_GUARD)";
+        }
         Ok(Sender {
             pool,
             expected: Vec::new(),

@@ -142,6 +142,13 @@ pub enum AllocateError {
         "a buffer of {0} bytes was asked for, and there is no memory: let receivers drop what they keep, or free some"
     )]
     NoMemory(usize),
+    /// A slot is free, and this process may not open it again: slots that are leased belong to the user that opened the
+    /// sender, and the process has changed its user since.
+    #[error(
+        "a slot of {0} bytes is free, and this process may not open it again (EACCES): slots that are leased belong to \
+         the user that opened the sender; if this process has changed its user since, let it open another sender"
+    )]
+    NotPermitted(usize),
 }
 
 /// Receivers did not come, or did not finish.
@@ -206,6 +213,7 @@ impl From<AllocateError> for io::Error {
         let kind = match error {
             AllocateError::TimedOut(_) => io::ErrorKind::TimedOut,
             AllocateError::NoMemory(_) => io::ErrorKind::OutOfMemory,
+            AllocateError::NotPermitted(_) => io::ErrorKind::PermissionDenied,
             _ => io::ErrorKind::Other,
         };
         Self::new(kind, error)

@@ -83,20 +83,17 @@ impl Sender {
                     return Ok(());
                 }
             }
-            let capacity = self.pool.capacity() as usize;
-            match self.pool.lack() {
-                Some(Lack::Memory) => return Err(AllocateError::NoMemory(capacity)),
-                Some(Lack::Descriptors) => return Err(AllocateError::NoDescriptor(capacity)),
-                None => {}
+            if let Some(error) = self.lack_of_slot() {
+                return Err(error);
             }
             match next {
                 Next::Again => {}
                 Next::Look => self.look(),
-                // What would wake it is there, and cannot be read.
-                Next::Sleep if self.pool.links().iter().any(Outbound::lacks_descriptor) => {
-                    return Err(AllocateError::NoDescriptor(capacity));
-                }
                 Next::Sleep => {
+                    // What would wake it is there, and cannot be read.
+                    if let Some(error) = self.lack_of_descriptor() {
+                        return Err(error);
+                    }
                     let passes = self.pool.is_blocked() || self.pool.lacks_room().is_some();
                     let wake = if grows || passes { within(LATE, deadline) } else { deadline };
                     let wake = [wake, patience.map(|(_, end)| end)].into_iter().flatten().min();
@@ -109,6 +106,28 @@ impl Sender {
                 }
             }
         }
+    }
+
+    /// Why there is no slot although not all are in use.
+    pub(super) fn lack(&self) -> Option<AllocateError> {
+        let room = || self.pool.lacks_room().map(AllocateError::NoRoom);
+        self.lack_of_slot().or_else(|| self.lack_of_descriptor()).or_else(room)
+    }
+
+    /// What there is not enough of for a slot that is free.
+    fn lack_of_slot(&self) -> Option<AllocateError> {
+        let capacity = self.pool.capacity() as usize;
+        Some(match self.pool.lack()? {
+            Lack::Memory => AllocateError::NoMemory(capacity),
+            Lack::Descriptors => AllocateError::NoDescriptor(capacity),
+            Lack::Permission => AllocateError::NotPermitted(capacity),
+        })
+    }
+
+    /// Whether a receiver gives a slot for which this process has no descriptor.
+    fn lack_of_descriptor(&self) -> Option<AllocateError> {
+        let lacks = self.pool.links().iter().any(Outbound::lacks_descriptor);
+        lacks.then(|| AllocateError::NoDescriptor(self.pool.capacity() as usize))
     }
 
     /// Waits until half of the slots are back, as long as they keep coming.

@@ -61,6 +61,12 @@ impl MemoryError {
         let errno = |source: &io::Error| source.raw_os_error().map(Errno::from_raw);
         matches!(self, Self::Refused { source, .. } if matches!(errno(source), Some(Errno::EMFILE | Errno::ENFILE)))
     }
+
+    /// Whether the memory is there, and may not be opened by this process's user.
+    #[must_use]
+    pub fn is_of_permission(&self) -> bool {
+        matches!(self, Self::Refused { source, .. } if source.kind() == io::ErrorKind::PermissionDenied)
+    }
 }
 
 /// A memfd whose pages all exist, not yet sealed.

@@ -80,6 +80,20 @@ pub enum Lack {
     Memory,
     /// Descriptors of this process.
     Descriptors,
+    /// The right to open the slot again: it belongs to the user that this process had when it opened the sender.
+    Permission,
+}
+
+impl Lack {
+    fn behind(error: &MemoryError) -> Self {
+        if error.is_of_descriptors() {
+            Self::Descriptors
+        } else if error.is_of_permission() {
+            Self::Permission
+        } else {
+            Self::Memory
+        }
+    }
 }
 
 /// Where a sender's slots are.
@@ -403,12 +417,12 @@ impl Pool {
     }
 
     fn collect_draft(&mut self, slot: SlotId) -> bool {
+        self.lack = None;
         if !self.is_free(slot) || self.lacks_room().is_some() {
             return false;
         }
         let draft = self.memory.draft(self.geometry, slot);
-        let lack = |error: &MemoryError| if error.is_of_descriptors() { Lack::Descriptors } else { Lack::Memory };
-        self.lack = draft.as_ref().err().map(lack);
+        self.lack = draft.as_ref().err().map(Lack::behind);
         let Ok(Some(pieces)) = draft else { return false };
         self.free = pieces;
         *self.ledger.at_mut(slot.index()) = Mark::OUT;

@@ -1,0 +1,139 @@
+//! What a program asks of the messages of a sender, and whether it can all be meant.
+
+use fbuf_core::{
+    memory::Pages,
+    protection::{Mechanism, Protection},
+};
+
+use super::grant::Wanted;
+
+/// Options of a sender that contradict each other. Nothing was opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum OptionsError {
+    /// The mechanism gives less than the protection.
+    #[error(
+        "{protection} messages were asked for (protection), and a sender gives {found} messages by the mechanism that it \
+         was told ({mechanism}): leave one of the two out, or name a mechanism that gives as much",
+        found = .mechanism.protection()
+    )]
+    Weaker {
+        /// What was asked for.
+        protection: Protection,
+        /// By which means; slots of a receiver are leased.
+        mechanism: Mechanism,
+    },
+    /// The slots are to be the receiver's, which are leased, and another mechanism was named.
+    #[error(
+        "slots of the receiver were asked for (from_receiver), which are leased, and messages that are {0} (mechanism): \
+         leave one of the two out"
+    )]
+    FromReceiver(Mechanism),
+    /// Slots that are leased or sent once cannot be guarded.
+    #[error(
+        "a guard was asked for (guard), and the slots are to be {0}: this process unmaps or gives away such a slot when \
+         it sends it, and no guard can watch it; leave the guard out, or ask for other slots"
+    )]
+    Guard(Mechanism),
+    /// Only slots that this sender leases are memory of their own, in pages of some size.
+    #[error(
+        "{0} were asked for (pages), and only the slots of a sender that leases its own lie in pages of a size that can \
+         be chosen: ask for Mechanism::Lease or Protection::Leased, or leave the pages out"
+    )]
+    Pages(Pages),
+}
+
+/// How messages are to be protected, as far as a program has said.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Options {
+    pub protection: Option<Protection>,
+    pub mechanism: Option<Mechanism>,
+    pub from_receiver: bool,
+    pub guard: Option<bool>,
+    pub pages: Option<Pages>,
+}
+
+impl Options {
+    /// What all of it amounts to.
+    pub(super) fn check(&self, slot_size: u64) -> Result<Wanted, OptionsError> {
+        let Self { protection, mechanism, from_receiver, guard, pages } = *self;
+        let mechanism = match mechanism {
+            Some(other) if from_receiver && other != Mechanism::Lease => return Err(OptionsError::FromReceiver(other)),
+            None if from_receiver => Some(Mechanism::Lease),
+            named => named,
+        };
+        if let (Some(protection), Some(mechanism)) = (protection, mechanism)
+            && mechanism.protection() < protection
+        {
+            return Err(OptionsError::Weaker { protection, mechanism });
+        }
+        let wanted = match mechanism {
+            Some(_) if from_receiver => Wanted::FromReceiver,
+            Some(mechanism) => Wanted::Means(mechanism),
+            None => Wanted::Level(protection.unwrap_or_default()),
+        };
+        if let Some(pages) = pages
+            && !matches!(wanted, Wanted::Means(Mechanism::Lease) | Wanted::Level(Protection::Leased))
+        {
+            return Err(OptionsError::Pages(pages));
+        }
+        match guard {
+            Some(true) if mechanism == Some(Mechanism::OneShot) => Err(OptionsError::Guard(Mechanism::OneShot)),
+            Some(true) if wanted.may_lease(slot_size) => Err(OptionsError::Guard(Mechanism::Lease)),
+            _ => Ok(wanted),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::LEASE_FROM;
+
+    const SMALL: u64 = 64;
+
+    #[test]
+    fn options_that_contradict_each_other_are_an_error_in_whatever_order_they_are_given() {
+        let of_receiver = Options { from_receiver: true, ..Options::default() };
+        let refused = [
+            (
+                Options {
+                    protection: Some(Protection::Sealed),
+                    mechanism: Some(Mechanism::Lease),
+                    ..Options::default()
+                },
+                OptionsError::Weaker { protection: Protection::Sealed, mechanism: Mechanism::Lease },
+            ),
+            (
+                Options { protection: Some(Protection::Sealed), ..of_receiver },
+                OptionsError::Weaker { protection: Protection::Sealed, mechanism: Mechanism::Lease },
+            ),
+            (Options { mechanism: Some(Mechanism::Copy), ..of_receiver }, OptionsError::FromReceiver(Mechanism::Copy)),
+            (Options { guard: Some(true), ..of_receiver }, OptionsError::Guard(Mechanism::Lease)),
+            (
+                Options { guard: Some(true), mechanism: Some(Mechanism::OneShot), ..Options::default() },
+                OptionsError::Guard(Mechanism::OneShot),
+            ),
+            (Options { pages: Some(Pages::Base), ..of_receiver }, OptionsError::Pages(Pages::Base)),
+            (Options { pages: Some(Pages::Huge), ..Options::default() }, OptionsError::Pages(Pages::Huge)),
+        ];
+        for (options, error) in refused {
+            assert_eq!(options.check(SMALL).unwrap_err(), error, "{options:?}");
+        }
+        let guarded = Options { protection: Some(Protection::Leased), guard: Some(true), ..Options::default() };
+        assert_eq!(guarded.check(LEASE_FROM).unwrap_err(), OptionsError::Guard(Mechanism::Lease));
+        assert!(guarded.check(SMALL).is_ok(), "slots of this size are copied, and can be guarded");
+    }
+
+    #[test]
+    fn options_that_go_together_are_taken_together() {
+        let leased = Options { protection: Some(Protection::Leased), pages: Some(Pages::Base), ..Options::default() };
+        assert!(matches!(leased.check(SMALL), Ok(Wanted::Level(Protection::Leased))));
+        let stronger = Options { mechanism: Some(Mechanism::OneShot), guard: Some(false), pages: None, ..leased };
+        assert!(matches!(stronger.check(SMALL), Ok(Wanted::Means(Mechanism::OneShot))));
+        let given = Options { mechanism: Some(Mechanism::Lease), from_receiver: true, pages: None, ..leased };
+        assert!(matches!(given.check(SMALL), Ok(Wanted::FromReceiver)));
+        let guarded = Options { guard: Some(true), mechanism: Some(Mechanism::Copy), ..Options::default() };
+        assert!(matches!(guarded.check(SMALL), Ok(Wanted::Means(Mechanism::Copy))));
+    }
+}
