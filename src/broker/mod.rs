@@ -81,6 +81,13 @@ pub(crate) fn run(arguments: Arguments, place: &Place) -> Result<(), Failure> {
     allow_descriptors();
     let policy = arguments.policy()?;
     name_unknown(&policy);
+    let runtime = fbuf_core::sys::runtime()?;
+    // Before there is a socket: the first process of a container does not hear a signal that it does not catch.
+    let [mut terminate, mut interrupt, mut reload] = {
+        let _context = runtime.enter();
+        let [terminate, interrupt, hangup] = [SignalKind::terminate(), SignalKind::interrupt(), SignalKind::hangup()];
+        [signal(terminate)?, signal(interrupt)?, signal(hangup)?]
+    };
     let Handed { clients, mut metrics } = Handed::take()?;
     let (listener, name) = match clients {
         Some(listener) => (listener, "the socket that was handed over".to_owned()),
@@ -92,11 +99,7 @@ pub(crate) fn run(arguments: Arguments, place: &Place) -> Result<(), Failure> {
     };
     open_for(&listener, &policy)?;
     let broker = Broker::new(policy);
-    let runtime = fbuf_core::sys::runtime()?;
     runtime.block_on(async {
-        let mut terminate = signal(SignalKind::terminate())?;
-        let mut interrupt = signal(SignalKind::interrupt())?;
-        let mut reload = signal(SignalKind::hangup())?;
         if let Some(address) = arguments.metrics {
             metrics.push(listen_for_metrics(address)?);
         }

@@ -220,7 +220,8 @@ fn a_receiver_whose_output_nobody_reads_ends_as_by_sigpipe() {
     (&reader).read_exact(&mut [0]).unwrap();
     drop(reader);
     send.0.stdin.take().unwrap().write_all(b"y").unwrap();
-    assert_eq!(receive.end().signal(), Some(SIGPIPE));
+    let ended = receive.end();
+    assert_eq!(ended.signal(), Some(SIGPIPE), "{ended:?}");
     let mut said = String::new();
     receive.0.stderr.take().unwrap().read_to_string(&mut said).unwrap();
     assert_eq!(said, "");
