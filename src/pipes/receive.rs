@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use bytesize::ByteSize;
 use fbuf_client::{GetError, Received, Receiver};
 
 use super::{FAILED, For, Level, SILENCE, Waiting, list};
@@ -22,6 +23,9 @@ pub(crate) struct RecvArguments {
     /// Refuse senders with messages that are protected less than this
     #[arg(long, value_name = "LEVEL", value_enum, default_value = "volatile")]
     require: Level,
+    /// Accept senders with slots of at most so many bytes [default: 4MiB of other users, any of one's own]
+    #[arg(long, value_name = "BYTES", value_parser = fbuf_bench::size)]
+    max_slot_size: Option<ByteSize>,
     /// What to do while there is no message
     #[arg(long, value_enum, default_value = "adaptive")]
     wait: WaitArgument,
@@ -31,7 +35,10 @@ pub(crate) fn receive(arguments: &RecvArguments, place: &Place) -> Result<(), Fa
     let client = place.connect()?;
     // Before a sender could be linked, which would then be told that its receiver has left.
     let mut output = Output::open(arguments.file.as_deref())?;
-    let builder = client.receiver(&arguments.channel).wait(arguments.wait.into());
+    let mut builder = client.receiver(&arguments.channel).wait(arguments.wait.into());
+    if let Some(bytes) = arguments.max_slot_size {
+        builder = builder.max_slot_size(bytes.as_u64());
+    }
     let mut receiver = builder.require(arguments.require.into()).open()?;
     output.truncate()?;
     let mut waiting = Waiting::new(&arguments.channel, &client);
