@@ -459,8 +459,14 @@ impl Outbound {
     /// How many of these slots, from a first one on, are in the pool, or would be but for other links.
     #[inline]
     pub(crate) fn count_back(&self, first: SlotId, marks: &[Mark]) -> usize {
-        let looks = self.board.look_through(first, marks);
-        looks.take_while(|&(slot, mark, back)| mark != Mark::OUT && (back || !self.was_lent(slot, mark))).count()
+        let mut count = 0;
+        for (slot, mark, back) in self.board.look_through(first, marks) {
+            if mark == Mark::OUT || !back && self.was_lent(slot, mark) {
+                break;
+            }
+            count += 1;
+        }
+        count
     }
 
     /// Whether the message of this mark reached the receiver, as far as is known.

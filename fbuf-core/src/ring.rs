@@ -89,7 +89,9 @@ impl<T> Ring<T> {
     /// The cell with this number, if there is one; no laps.
     #[inline]
     pub fn get(&self, number: u64) -> Option<&T> {
-        self.all().get(usize::try_from(number).ok()?)
+        let index = usize::try_from(number).ok()?;
+        // One comparison with what `at` has at hand, and not with a length that had to be computed.
+        (index <= self.mask).then(|| self.at(index))
     }
 
     /// As [`Self::at`].

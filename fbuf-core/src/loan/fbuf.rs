@@ -68,17 +68,25 @@ impl Pool {
     /// live until it is put back or taken back (`Drop for Pool`).
     #[inline]
     pub(crate) fn fbuf(&self, slot: SlotId, bytes: Address, filled: u32) -> Fbuf {
-        Fbuf { bytes, slot, filled, home: self.shelf() }
+        Fbuf { bytes, slot, filled, home: self.home() }
+    }
+
+    /// Whether a fbuf is one of this pool.
+    #[inline]
+    pub(crate) fn owns(&self, fbuf: &Fbuf) -> bool {
+        fbuf.home == self.home()
+    }
+
+    /// The inside of the shelf's Arc. The pointer comes from the Arc and not from a reference to what is in it, for it
+    /// also leads to the counts, which lie beside that (`put_back`).
+    #[inline]
+    pub(super) fn home(&self) -> NonNull<Shelf> {
+        // SAFETY: an Arc points to what it owns, for as long as it lives (invariant 2: the shelf outlives its fbufs).
+        unsafe { NonNull::new_unchecked(Arc::as_ptr(self.shelf()).cast_mut()) }
     }
 }
 
 impl Fbuf {
-    /// Whose pool it came from.
-    #[inline]
-    pub(crate) fn home(&self) -> NonNull<Shelf> {
-        self.home
-    }
-
     /// Ends it without putting the slot back: the slot, where its bytes are, and how many are filled.
     #[inline]
     pub(crate) fn into_slot(self) -> (SlotId, Address, u32) {
@@ -233,7 +241,7 @@ impl Drop for Fbuf {
 #[cold]
 #[inline(never)]
 pub(super) fn put_back(home: NonNull<Shelf>, slot: SlotId) {
-    // SAFETY: `home` comes from an Arc (`Pool::shelf`) and lives until this slot is put back (`Drop for Pool`),
+    // SAFETY: `home` comes from an Arc (`Pool::home`) and lives until this slot is put back (`Drop for Pool`),
     // which happens below; counted here, it also lives until that has returned.
     let shelf = unsafe {
         Arc::increment_strong_count(home.as_ptr());

@@ -44,7 +44,7 @@ impl Pool {
             (self.address(slot)?.pointer().as_ptr().cast_const(), None)
         };
         self.keep(slot);
-        Some(Retained(Kind::Slot { bytes, length, slot, message: Mark::of(sequence), home: self.shelf(), view }))
+        Some(Retained(Kind::Slot { bytes, length, slot, message: Mark::of(sequence), home: self.home(), view }))
     }
 
     /// Forgets that a slot was retained: it was not sent.
@@ -73,7 +73,7 @@ impl Pool {
     fn own_slot(&self, retained: &Retained) -> Option<(SlotId, Mark, u32)> {
         match &retained.0 {
             Kind::Slot { length, slot, message, home, view, .. }
-                if *home == self.shelf() && self.is_seen(*slot, view.as_ref()) =>
+                if *home == self.home() && self.is_seen(*slot, view.as_ref()) =>
             {
                 Some((*slot, *message, *length))
             }

@@ -13,7 +13,7 @@ mod memory;
 mod send;
 mod shelf;
 
-use std::{io, os::fd::OwnedFd, ptr::NonNull, sync::Arc};
+use std::{io, os::fd::OwnedFd, sync::Arc};
 
 use nix::sys::eventfd::EventFd;
 
@@ -373,12 +373,10 @@ impl Pool {
         self.memory.segment_of(slot)?.pieces(self.geometry, slot, 1).next().map(|(_, bytes)| bytes)
     }
 
-    /// Where fbufs of this pool go that are dropped: the inside of an Arc. The pointer comes from the Arc and not
-    /// from a reference to what is in it, for it also leads to the counts, which lie beside that (`put_back`).
+    /// Where fbufs of this pool go that are dropped.
     #[inline]
-    pub(crate) fn shelf(&self) -> NonNull<Shelf> {
-        // An Arc is never null.
-        NonNull::new(Arc::as_ptr(&self.shelf).cast_mut()).unwrap_or(NonNull::dangling())
+    pub(crate) fn shelf(&self) -> &Arc<Shelf> {
+        &self.shelf
     }
 
     /// Whether no slot is known to be free.

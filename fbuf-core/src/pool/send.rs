@@ -67,7 +67,7 @@ impl Pool {
     /// The fbuf, for [`Self::send`]: there is more to do.
     #[inline(always)]
     pub fn send_simply(&mut self, fbuf: Fbuf) -> Result<Published, Fbuf> {
-        if fbuf.home() != self.shelf() {
+        if !self.owns(&fbuf) {
             return Err(fbuf);
         }
         let [link] = &mut self.links[..] else { return Err(fbuf) };
@@ -77,24 +77,20 @@ impl Pool {
         let (slot, bytes, length) = fbuf.into_slot();
         *self.ledger.at_mut(slot.index()) = Mark::of(self.next_sequence);
         points::reach("write: taken");
-        if link.lend(slot, length, Fencing::Asymmetric) {
+        // What the call returns fits into a register: what this returns need never be in memory.
+        if link.lend(slot, length, Fencing::Asymmetric) || self.answer() {
             return Ok(self.published(length, 1));
         }
-        self.answer(slot, bytes, length)
+        // It left before it read this one, and nothing is done to the slots of a plain link.
+        *self.ledger.at_mut(slot.index()) = Mark::OUT;
+        Err(self.fbuf(slot, bytes, length))
     }
 
-    /// The one receiver has it, and sleeps or leaves.
+    /// The one receiver has a message, and sleeps or leaves: whether the message reached it.
     #[cold]
     #[inline(never)]
-    fn answer(&mut self, slot: SlotId, bytes: Address, length: u32) -> Result<Published, Fbuf> {
-        match self.links.first_mut().map(|link| link.answer(self.next_sequence)) {
-            Some(Offer::Lent) => Ok(self.published(length, 1)),
-            _ => {
-                // It left before it read this one, and nothing is done to the slots of a plain link.
-                *self.ledger.at_mut(slot.index()) = Mark::OUT;
-                Err(self.fbuf(slot, bytes, length))
-            }
-        }
+    fn answer(&mut self) -> bool {
+        self.links.first_mut().is_some_and(|link| link.answer(self.next_sequence) == Offer::Lent)
     }
 
     /// Sends a fbuf to all receivers that take it.
@@ -140,7 +136,7 @@ impl Pool {
     }
 
     fn publish(&mut self, fbuf: Fbuf, keep: bool) -> Result<(Published, Option<Retained>), Unsent> {
-        if fbuf.home() != self.shelf() {
+        if !self.owns(&fbuf) {
             return Err(Unsent::OtherPool(fbuf));
         }
         if self.receivers() == 0 {
