@@ -12,6 +12,9 @@ pub(crate) const MEASURED: u64 = 1 << 62;
 /// Bytes of a page, of which [`Mode::Paged`] writes and reads the first word.
 pub(crate) const PAGE: usize = 4096;
 const MARKS: u64 = LAST | MEASURED;
+/// Words that are written or read in one turn of a loop: so many that it does not matter how the loop lies in lines of
+/// the code cache. With four, the same loop took 1.6 times as long in one program as in another.
+const TURN: usize = 16;
 
 /// Writes message `number`.
 #[inline]
@@ -23,7 +26,11 @@ pub(crate) fn write(bytes: &mut [u8], number: u64, mode: Mode) {
     match mode {
         Mode::Untouched => {}
         Mode::Paged => bytes.chunks_mut(PAGE).filter_map(|page| page.first_chunk_mut()).for_each(|first| *first = word),
-        Mode::Written | Mode::Touched => bytes.as_chunks_mut::<NUMBER>().0.fill(word),
+        Mode::Written | Mode::Touched => {
+            let (turns, rest) = bytes.as_chunks_mut::<NUMBER>().0.as_chunks_mut::<TURN>();
+            turns.fill([word; TURN]);
+            rest.fill(word);
+        }
     }
 }
 
@@ -36,7 +43,11 @@ pub(crate) fn read(bytes: &[u8], mode: Mode) -> Read {
     let whole = match mode {
         Mode::Untouched | Mode::Written => true,
         Mode::Paged => bytes.chunks(PAGE).filter_map(|page| page.first_chunk()).fold(0, differs) == 0,
-        Mode::Touched => bytes.as_chunks().0.iter().fold(0, differs) == 0,
+        Mode::Touched => {
+            let (turns, rest) = bytes.as_chunks().0.as_chunks::<TURN>();
+            let in_turns = turns.iter().fold(0, |all, turn| turn.iter().fold(all, differs));
+            rest.iter().fold(in_turns, differs) == 0
+        }
     };
     Read { number, whole }
 }
