@@ -13,10 +13,10 @@ use std::{
     time::Duration,
 };
 
-use fbuf_broker::{Embedded, Policy};
-use fbuf_client::{Client, Mismatch, Protection, Receiver, Sender};
+use fbuf_broker::{Embedded, Policy, Quota};
+use fbuf_client::{Address, Client, Mismatch, Protection, Receiver, Sender};
 use nix::unistd::geteuid;
-use support::{Process, SOON, fbuf, is_root, until};
+use support::{BrokerProcess, Process, SOON, fbuf, is_root, until};
 
 /// Users that tests as other ones.
 const OTHER: u32 = 65_533;
@@ -70,12 +70,12 @@ struct Peer {
 }
 
 impl Peer {
-    fn start(broker: &Embedded, role: &str, uid: u32, slot_size: u64) -> Self {
+    fn start(broker: &Address, role: &str, uid: u32, slot_size: u64) -> Self {
         // Which another user can run wherever it lies.
         let mut command = Command::new("/proc/self/exe");
         command.args(["--exact", "role", "--nocapture", "--test-threads=1"]).current_dir("/").uid(uid).gid(uid);
         command.env("FBUF_TEST_ROLE", role).env("FBUF_TEST_SIZE", slot_size.to_string());
-        command.env("FBUF_BROKER", broker.address().to_string()).stdin(Stdio::null()).stdout(Stdio::piped());
+        command.env("FBUF_BROKER", broker.to_string()).stdin(Stdio::null()).stdout(Stdio::piped());
         let mut process = Process::start(&mut command);
         let output = BufReader::new(process.0.stdout.take().unwrap());
         Self { process, output }
@@ -113,12 +113,12 @@ fn a_receiver_is_linked_with_senders_of_the_users_that_it_names_and_no_others() 
     let broker = broker();
     let client = Client::connect_to(broker.address()).unwrap();
     let mut receiver = client.receiver("c").from_users([OTHER]).stay().open().unwrap();
-    let mut another = Peer::start(&broker, "sender", ANOTHER, 64);
+    let mut another = Peer::start(broker.address(), "sender", ANOTHER, 64);
     let told = another.hear("not paired");
     let number = receiver.endpoint();
     assert!(told.contains(&format!("receiver {number} (pid {} of user 0)", std::process::id())), "{told}");
     assert!(told.ends_with("accepts no sender of user 65532 (from_users)"), "{told}");
-    let mut other = Peer::start(&broker, "sender", OTHER, 64);
+    let mut other = Peer::start(broker.address(), "sender", OTHER, 64);
     other.hear("it has sent");
     get_from(&mut receiver, &other, OTHER);
     let unpaired = receiver.unpaired().unwrap();
@@ -137,8 +137,8 @@ fn a_sender_is_linked_with_receivers_of_the_users_that_it_names_and_no_others() 
     }
     let broker = broker();
     let client = Client::connect_to(broker.address()).unwrap();
-    let mut another = Peer::start(&broker, "receiver", ANOTHER, 0);
-    let mut other = Peer::start(&broker, "receiver", OTHER, 0);
+    let mut another = Peer::start(broker.address(), "receiver", ANOTHER, 0);
+    let mut other = Peer::start(broker.address(), "receiver", OTHER, 0);
     let mut sender = client.sender("c").slot_size(64).slots(2).to_users([OTHER]).open().unwrap();
     let told = another.hear("not paired");
     assert!(told.ends_with("accepts no receiver of user 65532 (to_users)"), "{told}");
@@ -166,17 +166,17 @@ fn both_ends_are_asked_before_they_are_linked() {
         }
     };
     let mut receiver = client.receiver("c").accept(accept(&asked)).stay().open().unwrap();
-    let _another = Peer::start(&broker, "sender", ANOTHER, 64);
+    let _another = Peer::start(broker.address(), "sender", ANOTHER, 64);
     until("the sender is introduced", || asked.lock().unwrap().contains(&ANOTHER));
-    let mut other = Peer::start(&broker, "sender", OTHER, 64);
+    let mut other = Peer::start(broker.address(), "sender", OTHER, 64);
     other.hear("it has sent");
     get_from(&mut receiver, &other, OTHER);
     drop((receiver, other));
     asked.lock().unwrap().clear();
-    let _another = Peer::start(&broker, "receiver", ANOTHER, 0);
+    let _another = Peer::start(broker.address(), "receiver", ANOTHER, 0);
     let mut sender = client.sender("c").slot_size(64).slots(2).accept(accept(&asked)).open().unwrap();
     until("the receiver is introduced", || asked.lock().unwrap().contains(&ANOTHER));
-    let mut other = Peer::start(&broker, "receiver", OTHER, 0);
+    let mut other = Peer::start(broker.address(), "receiver", OTHER, 0);
     sender.wait_for_receivers_timeout(1, SOON).unwrap();
     send(&mut sender);
     other.hear("it got 8 bytes");
@@ -192,7 +192,7 @@ fn a_receiver_is_linked_with_large_slots_of_another_user_only_if_it_says_so() {
     let broker = broker();
     let client = Client::connect_to(broker.address()).unwrap();
     let careful = client.receiver("c").stay().open().unwrap();
-    let mut other = Peer::start(&broker, "sender", OTHER, LARGE);
+    let mut other = Peer::start(broker.address(), "sender", OTHER, LARGE);
     let told = other.hear("not paired");
     assert!(told.ends_with("slots of 5242880 bytes, and the receiver accepts 4194304 (max_slot_size)"), "{told}");
     assert_eq!(careful.peers().count(), 0);
@@ -214,7 +214,7 @@ fn a_receiver_that_requires_more_keeps_no_other_user_off_the_channel() {
     // The sender's messages are volatile for all: it is trusted.
     let broker = Embedded::start_with(Policy::own().trust(geteuid().as_raw()).allow(OTHER)).unwrap();
     let client = Client::connect_to(broker.address()).unwrap();
-    let mut strict = Peer::start(&broker, "strict receiver", OTHER, 0);
+    let mut strict = Peer::start(broker.address(), "strict receiver", OTHER, 0);
     strict.hear("it is open");
     let mut sender = client.sender("c").slot_size(64).slots(2).open().unwrap();
     let mut pleased = client.receiver("c").open().unwrap();
@@ -244,12 +244,12 @@ fn commands_that_wait_say_with_which_endpoints_they_are_not_paired() {
     let (_receiving, mut said) = command(["recv", "c"]);
     assert!(said.next().unwrap().contains("waiting for a sender"));
     // Its slots are larger than a receiver accepts of another user.
-    let mut large = Peer::start(&broker, "sender", OTHER, 8 << 20);
+    let mut large = Peer::start(broker.address(), "sender", OTHER, 8 << 20);
     large.hear("not paired");
     let told = said.next().unwrap();
     assert!(told.contains("not paired with sender") && told.contains("of user 65533"), "{told}");
     // One that fits is linked, and the command waits no more.
-    Peer::start(&broker, "sender", ANOTHER, 64).hear("it has sent");
+    Peer::start(broker.address(), "sender", ANOTHER, 64).hear("it has sent");
 
     let client = Client::connect_to(broker.address()).unwrap();
     let _only = client.receiver("d").from_users([OTHER]).open().unwrap();
@@ -257,4 +257,80 @@ fn commands_that_wait_say_with_which_endpoints_they_are_not_paired() {
     assert!(said.next().unwrap().contains("waiting for a receiver"));
     let told = said.next().unwrap();
     assert!(told.contains("not paired with receiver") && told.contains("(from_users)"), "{told}");
+}
+
+#[test]
+fn a_pair_that_a_quota_forbids_is_linked_when_another_link_has_ended() {
+    if !is_root() {
+        return;
+    }
+    let quota = Quota { links: 1, ..Quota::default() };
+    let broker = Embedded::start_with(Policy::own().allow(OTHER).with_quota(quota)).unwrap();
+    let client = Client::connect_to(broker.address()).unwrap();
+    let [linked, mut apart] = [(); 2].map(|()| {
+        let mut receiver = Peer::start(broker.address(), "receiver", OTHER, 0);
+        receiver.hear("it is open");
+        receiver
+    });
+    // The user with two endpoints pays, and has room for one link; the sender is not refused for that.
+    let mut sender = client.sender("c").slot_size(64).slots(2).open().unwrap();
+    sender.wait_for_receivers_timeout(1, SOON).unwrap();
+    let pid = |peer: &Peer| peer.process.pid() as i32;
+    let unpaired = sender.unpaired().unwrap();
+    let told =
+        matches!(unpaired[..], [one] if one.why == Mismatch::Quota(OTHER) && one.peer.process.pid == pid(&apart));
+    assert!(told, "{unpaired:?}");
+    apart.hear("user 65533 has as many links as the quota allows");
+    assert_eq!(sender.peers().map(|peer| peer.process.pid).collect::<Vec<_>>(), [pid(&linked)]);
+    drop(linked);
+    until("the other one is introduced, alone", || {
+        sender.look();
+        sender.peers().map(|peer| peer.process.pid).eq([pid(&apart)])
+    });
+    sender.wait_for_receivers_timeout(1, SOON).unwrap();
+    assert_eq!(sender.unpaired().unwrap(), []);
+    send(&mut sender);
+    apart.hear("it got 8 bytes");
+}
+
+/// Has a broker have no descriptor left, or as many as it likes.
+fn limit(broker: &BrokerProcess, descriptors: u64) {
+    let pid = broker.process.pid().to_string();
+    let set = Command::new("prlimit").args(["--pid", &pid, &format!("--nofile={descriptors}:")]).status();
+    assert!(set.unwrap().success());
+}
+
+#[test]
+fn pairs_wait_while_the_broker_has_no_descriptor_and_no_endpoint_is_refused() {
+    use std::os::unix::fs::PermissionsExt;
+    if !is_root() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+    let broker = BrokerProcess::start_with(&folder.path().join("broker"), |command| {
+        command.args(["--allow", &OTHER.to_string()]);
+    });
+    let broker = broker.forget_log();
+    let client = Client::connect_to(&broker.address).unwrap();
+    let mut other = Peer::start(&broker.address, "receiver", OTHER, 0);
+    other.hear("it is open");
+    let mut own = client.receiver("c").stay().open().unwrap();
+    // All numbers below are in use.
+    limit(&broker, 3);
+    let mut sender = client.sender("c").slot_size(64).slots(2).open().unwrap();
+    let why = sender.unpaired().unwrap().into_iter().map(|one| one.why).collect::<Vec<_>>();
+    assert_eq!(why, [Mismatch::Exhausted; 2], "of another user, and of the own");
+    other.hear("the broker has no descriptor for their link");
+    // As `fbuf ls` shows it, which cannot connect now.
+    let shown = client.status().unwrap().into_iter().filter(|one| one.endpoint == sender.endpoint());
+    let shown: Vec<_> = shown.map(|one| (one.unpaired, one.first_unpaired.map(|one| one.why))).collect();
+    assert_eq!(shown, [(2, Some(Mismatch::Exhausted))]);
+    assert_eq!(sender.peers().count(), 0);
+    limit(&broker, 1024);
+    sender.wait_for_receivers_timeout(2, SOON).unwrap();
+    assert_eq!(sender.unpaired().unwrap(), []);
+    send(&mut sender);
+    assert_eq!(own.get_timeout(SOON).unwrap().len(), 8);
+    other.hear("it got 8 bytes");
 }

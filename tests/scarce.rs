@@ -11,7 +11,7 @@ use std::{
 };
 
 use fbuf_broker::Embedded;
-use fbuf_client::{AllocateError, Client, Farewell, GetError, Mechanism, Receiver, Sender, WriteError};
+use fbuf_client::{AllocateError, Client, Farewell, GetError, Mechanism, Mismatch, Receiver, Sender, WriteError};
 use fbuf_core::{limits::MAX_DESCRIPTORS, socket::PacketSocket, wire::Letter};
 use nix::libc;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -69,12 +69,12 @@ fn get(receiver: &mut Receiver, number: u64) {
     assert_eq!((received.sequence(), &received[..]), (number, &number.to_ne_bytes()[..]));
 }
 
-/// However many descriptors a receiver has left when it is to give its slots: either it says that there are too few, or all
-/// its slots are given in the end.
+/// However many descriptors a receiver, and the broker in the same process, have left when it is to give its slots: either it
+/// says that there are too few, or all its slots are given in the end.
 #[test]
 fn slots_that_cannot_be_given_at_first_are_given_later() {
     let _alone = alone();
-    let (mut linked, mut refused) = (0, 0);
+    let (mut linked, mut refused, mut waited) = (0, 0, 0);
     for left in 0..40 {
         let broker = Embedded::start().unwrap();
         let client = Client::connect_to(broker.address()).unwrap();
@@ -85,13 +85,22 @@ fn slots_that_cannot_be_given_at_first_are_given_later() {
             continue;
         };
         let (mut trouble, mut departure) = (None, None);
-        until("they are linked, or one of them is told why not", || {
+        let mut is_decided = |sender: &mut Sender, receiver: &mut Receiver| {
             sender.look();
             trouble = receiver.try_get().err();
             departure = sender.departed();
             (sender.receivers() == 1 && receiver.senders() == 1) || trouble.is_some() || departure.is_some()
+        };
+        let mut waits = false;
+        until("they are linked, or wait, or one of them is told why not", || {
+            waits = receiver.unpaired().unwrap().iter().any(|one| one.why == Mismatch::Exhausted);
+            waits || is_decided(&mut sender, &mut receiver)
         });
         drop(scarcity);
+        if waits {
+            until("the broker has tried again", || is_decided(&mut sender, &mut receiver));
+            waited += 1;
+        }
         if let Some(departure) = departure {
             assert!(matches!(departure.farewell, Farewell::Exhausted(_)), "{departure:?}");
             refused += 1;
@@ -115,7 +124,7 @@ fn slots_that_cannot_be_given_at_first_are_given_later() {
             get(&mut receiver, number);
         }
     }
-    assert!(linked > 0 && refused > 0, "{linked} were linked, {refused} refused");
+    assert!(linked > waited && refused > 0 && waited > 0, "{linked} were linked, {waited} later, {refused} refused");
 }
 
 #[test]

@@ -10,6 +10,7 @@ use std::{
     os::unix::process::CommandExt,
     path::Path,
     process::{ChildStdout, Command, Stdio},
+    time::Duration,
 };
 
 use client::Hostile;
@@ -46,6 +47,24 @@ fn role() {
             };
             let mut names = 0..;
             take(|| sender(names.next()?));
+        }
+        Ok("short") => {
+            let client = Client::connect().unwrap();
+            let mut names = 0..;
+            let mut one = |slots| {
+                let sender = client.sender(&format!("short-{}", names.next()?)).slot_size(64).slots(slots);
+                let sender = sender.mechanism(Mechanism::Lease).open().ok()?;
+                (sender.granted().mechanism == Mechanism::Lease).then_some(sender)
+            };
+            let many: Vec<_> = std::iter::from_fn(|| one(16)).collect();
+            let few: Vec<_> = std::iter::from_fn(|| one(1)).collect();
+            let _receiver = client.receiver("short").open().unwrap();
+            let mut sender = client.sender("short").open().unwrap();
+            println!("{} taken", 16 * many.len() + few.len());
+            while sender.wait_for_receivers_timeout(1, Duration::from_millis(20)).is_err() {
+                sender.unpaired().unwrap().iter().for_each(|one| println!("{one}"));
+            }
+            println!("linked");
         }
         Ok("later") => {
             let client = Client::connect().unwrap();
@@ -137,6 +156,26 @@ fn all_is_taken_and_others_are_served(role: &str, of_a_share: u64) {
     };
     let _receiver = root.receiver("root").stay().open().unwrap();
     Hostile::join(&broker.address, "root", role);
+}
+
+/// A user that has its share gets links for which it lacks a descriptor when the others leave more of them.
+#[test]
+fn a_link_waits_for_a_share_that_grows_when_another_user_leaves() {
+    if !support::is_root() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let broker = broker(folder.path());
+    let [rich, short] = [GREEDY[0], GREEDY[1]];
+    let mut rich = Other::start(&broker.address, "slots", rich);
+    rich.wait_for("taken");
+    let mut short = Other::start(&broker.address, "short", short);
+    let had: u64 = short.wait_for("taken").parse().unwrap();
+    assert!(had > 0 && had < DESCRIPTORS / 4, "{had}");
+    // Not for a moment: it has asked several times.
+    (0..3).for_each(|_| drop(short.wait_for("they are linked when it has fewer, or may have more")));
+    drop(rich);
+    short.wait_for("linked");
 }
 
 #[test]

@@ -29,11 +29,16 @@ pub(super) fn hoard(address: &Address, resource: Resource) -> Result<Vec<PacketS
         let (_, answer) = wire::decode::<(u64, std::result::Result<ControlResponse, String>)>(&bytes, descriptors)?;
         match answer? {
             ControlResponse::Open(Ok(_)) => {}
-            ControlResponse::Open(Err(Refusal::Spent(spent))) if spent.resource == resource => break,
+            ControlResponse::Open(Err(Refusal::Spent(spent))) if spent.resource == refused_for(resource) => break,
             other => return Err(format!("{} was to be spent, and then: {other:?}", resource.name()).into()),
         }
     }
     Ok(connections)
+}
+
+/// For what it is refused that asks for more than there may be of something: links that are too many wait.
+fn refused_for(resource: Resource) -> Resource {
+    if resource == Resource::Links { Resource::Endpoints } else { resource }
 }
 
 /// Asks for some more of it; of connections, who has all of them asks over each for the least that there is.

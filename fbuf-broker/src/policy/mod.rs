@@ -47,7 +47,8 @@
 //! A link is paid for by the user that has more endpoints on the channel, since those make most of the links between the
 //! two users necessary; by the one that came last if both have as many. No other user can thus charge a user with more
 //! links than the square of the number of endpoints that the user has there. If that one has as many links as the quota
-//! allows, the pair is not made; within one user the endpoint is refused.
+//! allows, the pair waits until it has fewer, as pairs do that lack a descriptor, or a client that reads. No endpoint is
+//! refused for that, not within one user either, since what is lacking may be taken up by others.
 
 mod pattern;
 mod written;

@@ -21,7 +21,7 @@ use tokio::time::timeout;
 use tracing::{debug, info, warn};
 
 use super::{Broker, LOOKS, lock, mailbox::Mailbox};
-use crate::state::{ClientId, Opening};
+use crate::state::ClientId;
 
 /// How long a client waits for news before it is told that there are none.
 const NEWS_TIME: Duration = Duration::from_secs(600);
@@ -48,25 +48,27 @@ impl Desk {
         let own = nix::unistd::geteuid().as_raw();
         Some(self.process.uid).filter(|&user| user != 0 && user != own)
     }
-}
 
-impl Control for Desk {
-    async fn open(self, _: Context, endpoint: u64, open: Open) -> Result<Opened, Refusal> {
+    /// Opens an endpoint, and introduces the first of those that it is paired with.
+    fn open_here(&self, endpoint: u64, open: Open) -> Result<Opened, Refusal> {
+        let (now, user) = (Instant::now(), self.process.uid);
         let mut inner = lock(&self.broker.0);
         let (role, channel) = (open.role, open.channel.clone());
         let name = role.name();
         let opening = inner.state.open(self.client, endpoint, open);
-        let logs = inner.lines.may_log(self.process.uid, Instant::now());
-        let Opening { endpoint: known_as, secret, pairs } = opening.inspect_err(|refusal| {
+        let looks = inner.state.take_looks();
+        inner.state.note_work(self.client, looks / LOOKS, now);
+        let logs = inner.lines.may_log(user, now);
+        let opening = opening.inspect_err(|refusal| {
             if logs {
                 warn!(client = ?self.client, channel, role = name, %refusal, "refused");
             }
         })?;
-        let mut opened = Opened { endpoint: known_as, secret, slots: Vec::new() };
+        let mut opened = Opened { endpoint: opening.endpoint, secret: opening.secret, slots: Vec::new() };
         points::reach("broker: opened");
         if let Role::Sender { slot_bytes, max_slots, slots: Slots::Broker { huge }, .. } = role {
             let geometry = Geometry::new(slot_bytes, max_slots)?;
-            match make_slots(geometry, huge, self.process.uid) {
+            match make_slots(geometry, huge, user) {
                 Ok(slots) => {
                     points::reach("broker: slots made");
                     opened.slots = slots.iter().cloned().map(Descriptor::from).collect();
@@ -85,17 +87,17 @@ impl Control for Desk {
             }
         }
         if logs {
-            info!(client = ?self.client, channel, role = name, links = pairs.len(), "opened");
+            info!(client = ?self.client, channel, role = name, links = opening.pairs.len(), "opened");
         }
-        inner.state.note_links(self.client, pairs.len(), Instant::now());
-        for pair in pairs {
-            inner.introduce(pair).inspect_err(|refusal| {
-                inner.close(self.client, endpoint);
-                if logs {
-                    warn!(client = ?self.client, channel, role = name, %refusal, "not introduced");
-                }
-            })?;
-        }
+        inner.introduce(&opening, user);
+        Ok(opened)
+    }
+}
+
+impl Control for Desk {
+    async fn open(self, _: Context, endpoint: u64, open: Open) -> Result<Opened, Refusal> {
+        let opened = self.open_here(endpoint, open)?;
+        self.broker.pair_now(self.client, self.process.uid).await;
         Ok(opened)
     }
 
@@ -105,7 +107,9 @@ impl Control for Desk {
     }
 
     async fn news(self, _: Context, receipt: u64) -> News {
-        lock(&self.broker.0).note_read(self.client, self.mailbox.acknowledge(receipt));
+        if self.mailbox.acknowledge(receipt) {
+            self.broker.pair_now(self.client, self.process.uid).await;
+        }
         timeout(NEWS_TIME, self.mailbox.news()).await.unwrap_or_default()
     }
 
@@ -133,7 +137,7 @@ impl Control for Desk {
     async fn unpaired(self, _: Context, endpoint: u64, behind: u64) -> Vec<(u64, Unpaired)> {
         let inner = lock(&self.broker.0);
         let (mut unpaired, looked) = inner.state.unpaired(self.client, endpoint, behind);
-        inner.state.note_links(self.client, looked / LOOKS, Instant::now());
+        inner.state.note_work(self.client, looked / LOOKS, Instant::now());
         unpaired.truncate(MAX_PAGE);
         unpaired
     }

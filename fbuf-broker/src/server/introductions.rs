@@ -1,118 +1,142 @@
-//! Introductions: made at once, or when those who are introduced have read what they were sent before.
+//! Introductions: made at once, or when what they lacked is there.
 
-use std::{io, os::fd::OwnedFd};
+use std::{
+    collections::HashMap,
+    convert::Infallible,
+    os::fd::OwnedFd,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use fbuf_core::{
-    control::{Introduction, LinkId, Lodging, Refusal, Slots},
+    control::{Introduction, LinkId, Lodging, Slots},
     inbound::Peer,
     points,
     socket::PacketSocket,
     wire::Descriptor,
 };
+use tokio::{task::yield_now, time::sleep};
+use tracing::{debug, warn};
 
-use tracing::debug;
+use super::{Broker, Inner, LOOKS, lock, mailbox::Mailbox};
+use crate::{
+    share::Holding,
+    state::{ClientId, Lack, Opening, Pair, Party, Turn},
+};
 
-use super::Inner;
-use crate::state::{ClientId, Pair, Party};
+/// How long pairs wait before they are tried again, at least.
+const AGAIN: Duration = Duration::from_millis(20);
+/// Of so many parts of the time trying again takes one.
+const PARTS: u32 = 10;
+/// How long they wait at most.
+const LATEST: Duration = Duration::from_secs(1);
 
 impl Inner {
-    /// Introduces a pair; or has it wait, if either client has not read what it was sent before, for a link more to the
-    /// account of the user that pays for it.
-    pub(super) fn introduce(&mut self, pair: Pair) -> Result<(), Refusal> {
-        let Some(client) = self.without_room(&pair) else {
-            return self.make(pair).map_err(|error| Refusal::Exhausted(error.to_string()));
-        };
-        if let Some(charge) = self.state.charge_waiting(&pair)? {
-            self.pending.entry(client).or_default().push_back((pair, charge));
+    /// Introduces the first pairs of an endpoint that was opened. The others wait, as those do that lack something.
+    pub(super) fn introduce(&mut self, opening: &Opening, user: u32) {
+        let (now, mut is_exhausted) = (Instant::now(), false);
+        let Self { state, mailboxes, slots, lines, .. } = self;
+        state.introduce(opening, now, |pair, holdings| {
+            introduce(mailboxes, slots, pair, holdings).inspect_err(|lack| is_exhausted |= *lack == Lack::Socket)
+        });
+        if is_exhausted && lines.may_log(user, now) {
+            warn!("there is no descriptor for the sockets of links: raise the limit of open files (RLIMIT_NOFILE)");
         }
-        Ok(())
+        self.have_tried_again();
     }
 
-    /// Introduces those that an end has left to each other. What cannot be introduced now, is not.
-    pub(super) fn introduce_all(&mut self, pairs: Vec<Pair>) {
-        for pair in pairs {
-            if let Err(error) = self.introduce(pair) {
-                debug!(%error, "not introduced");
+    /// Introduces pairs of a user that lack nothing any more.
+    fn pair_again(&mut self, user: u32) -> Turn {
+        let Self { state, mailboxes, slots, .. } = self;
+        state.pair_again(user, Instant::now(), |pair, holdings| introduce(mailboxes, slots, pair, holdings))
+    }
+
+    /// Sees to it that pairs that wait now are tried again.
+    pub(super) fn have_tried_again(&self) {
+        if self.state.waiting().next().is_some() {
+            self.waiting.notify_one();
+        }
+    }
+}
+
+impl Broker {
+    /// A client has read, or opened, something: introduces the pairs of its user that wait only for that. Other users have
+    /// their turn in between.
+    pub(super) async fn pair_now(&self, client: ClientId, user: u32) {
+        loop {
+            let turn = {
+                let mut inner = lock(&self.0);
+                let turn = inner.pair_again(user);
+                inner.state.note_work(client, turn.looks / LOOKS, Instant::now());
+                turn
+            };
+            if turn.pairs == 0 {
+                return;
             }
+            yield_now().await;
         }
     }
 
-    /// Of a pair, the client that has to read first, or one of a user that has its share of the broker's descriptors.
-    fn without_room(&self, pair: &Pair) -> Option<ClientId> {
-        let is_full = |client: &ClientId| {
-            self.mailboxes.get(client).is_some_and(|mailbox| !mailbox.has_room())
-                || self.state.take_descriptor(*client).is_none()
-        };
-        [pair.sender.client, pair.receiver.client].into_iter().find(is_full)
-    }
-
-    /// A client may have read what it was sent; whether it has read anything.
-    pub(super) fn note_read(&mut self, client: ClientId, anything: bool) {
-        self.catch_up(client);
-        if anything {
-            self.waiting_beside(client).into_iter().for_each(|other| self.catch_up(other));
-        }
-    }
-
-    /// The other clients of the same user for which pairs wait: what one reads may be what another lacks.
-    pub(super) fn waiting_beside(&self, client: ClientId) -> Vec<ClientId> {
-        let others = self.pending.keys().copied().filter(|&other| other != client);
-        others.filter(|&other| self.state.are_of_one_user(client, other)).collect()
-    }
-
-    /// Introduces those pairs that waited for a client, who may have read.
-    pub(super) fn catch_up(&mut self, client: ClientId) {
-        let Some(mut pending) = self.pending.remove(&client) else { return };
-        while let Some((pair, charge)) = pending.pop_front() {
-            if !self.state.is_open(&pair.sender) || !self.state.is_open(&pair.receiver) {
-                continue;
-            }
-            match self.without_room(&pair) {
-                Some(full) if full != client => self.pending.entry(full).or_default().push_back((pair, charge)),
-                None if self.make(pair).is_ok() => {}
-                // It has no room, or this process no descriptor: later.
-                _ => {
-                    pending.push_front((pair, charge));
+    /// Tries again, for ever, to introduce what waits: one turn of each user after the other. What a pair lacks can come
+    /// back in many ways, so this looks every now and then, while there is such a pair, for a small part of the time.
+    pub(super) async fn pair_waiting(&self) -> Infallible {
+        let waiting = lock(&self.0).waiting.clone();
+        loop {
+            waiting.notified().await;
+            loop {
+                let start = Instant::now();
+                let users: Vec<_> = lock(&self.0).state.waiting().collect();
+                if users.is_empty() {
                     break;
                 }
+                for user in users {
+                    let _ = lock(&self.0).pair_again(user);
+                    yield_now().await;
+                }
+                sleep((start.elapsed() * (PARTS - 1)).clamp(AGAIN, LATEST)).await;
             }
         }
-        if !pending.is_empty() {
-            self.pending.insert(client, pending);
-        }
     }
+}
 
-    /// Makes the link socket of a pair and posts both ends.
-    fn make(&self, pair: Pair) -> io::Result<()> {
-        let (to_sender, to_receiver) = PacketSocket::pair()?;
-        let link = LinkId::draw()?;
-        let introduction = |own: Party, other: Party, lodging: Lodging, socket: OwnedFd| Introduction {
-            endpoint: own.endpoint,
-            peer: Peer { link, ..other.peer },
-            slot_bytes: pair.geometry.slot_bytes().into(),
-            max_slots: pair.geometry.max_slots().into(),
-            mechanism: pair.mechanism,
-            lodging,
-            socket: Descriptor::from(socket),
-        };
-        let Pair { sender, receiver, .. } = pair;
-        let slots = self.slots.get(&sender.client).and_then(|slots| slots.get(&sender.endpoint)).into_iter().flatten();
-        let lodging = match pair.slots {
-            Slots::Segments => Lodging::Segments,
-            Slots::Broker { .. } => Lodging::Given(slots.cloned().map(Descriptor::from).collect()),
-            Slots::Receiver => Lodging::Yours,
-            Slots::Sender => Lodging::Theirs,
-        };
-        let ends = [(receiver, sender, lodging, to_receiver), (sender, receiver, Lodging::Segments, to_sender)];
-        for (own, other, lodging, socket) in ends {
-            if let Some(mailbox) = self.mailboxes.get(&own.client) {
-                let introduction = introduction(own, other, lodging, socket);
-                // Of two ends of one user the second may be one more than its share.
-                mailbox.post(introduction, self.state.take_descriptor(own.client));
-                points::reach("broker: introduced to one");
-            }
-        }
-        points::reach("broker: introduced to both");
-        Ok(())
-    }
+/// Makes the link socket of a pair, and posts both ends.
+fn introduce(
+    mailboxes: &HashMap<ClientId, Arc<Mailbox>>,
+    slots: &HashMap<ClientId, HashMap<u64, Vec<Arc<OwnedFd>>>>,
+    pair: &Pair,
+    holdings: [Holding; 2],
+) -> Result<(), Lack> {
+    let &Pair { sender, receiver, geometry, mechanism, .. } = pair;
+    let mailbox = |party: Party| match mailboxes.get(&party.client) {
+        Some(mailbox) if mailbox.has_room() => Ok(mailbox),
+        _ => Err(Lack::Room(party.client)),
+    };
+    let mailboxes = [mailbox(sender)?, mailbox(receiver)?];
+    let link = PacketSocket::pair().and_then(|ends| Ok((ends, LinkId::draw()?)));
+    let ((to_sender, to_receiver), link) = link.map_err(|error| {
+        debug!(%error, "no link socket");
+        Lack::Socket
+    })?;
+    let slots = slots.get(&sender.client).and_then(|slots| slots.get(&sender.endpoint)).into_iter().flatten();
+    let lodging = match pair.slots {
+        Slots::Segments => Lodging::Segments,
+        Slots::Broker { .. } => Lodging::Given(slots.cloned().map(Descriptor::from).collect()),
+        Slots::Receiver => Lodging::Yours,
+        Slots::Sender => Lodging::Theirs,
+    };
+    let introduction = |own: Party, other: Party, lodging: Lodging, socket: OwnedFd| Introduction {
+        endpoint: own.endpoint,
+        peer: Peer { link, ..other.peer },
+        slot_bytes: geometry.slot_bytes().into(),
+        max_slots: geometry.max_slots().into(),
+        mechanism,
+        lodging,
+        socket: Descriptor::from(socket),
+    };
+    let ([to_senders, to_receivers], [for_sender, for_receiver]) = (mailboxes, holdings);
+    to_receivers.post(introduction(receiver, sender, lodging, to_receiver), for_receiver);
+    points::reach("broker: introduced to one");
+    to_senders.post(introduction(sender, receiver, Lodging::Segments, to_sender), for_sender);
+    points::reach("broker: introduced to both");
+    Ok(())
 }

@@ -21,7 +21,7 @@ use crate::{account::Charge, share::Holding};
 /// Introductions on their way to one client.
 #[derive(Debug, Default)]
 pub(super) struct Mailbox {
-    waiting: Mutex<VecDeque<(Introduction, Option<Holding>)>>,
+    waiting: Mutex<VecDeque<(Introduction, Holding)>>,
     filled: Notify,
     /// Whether somebody wants to know what the client's endpoints are doing.
     report: AtomicBool,
@@ -111,7 +111,7 @@ impl Mailbox {
     }
 
     /// Keeps an introduction until it is fetched, and what it takes of the broker's descriptors until it was read.
-    pub(super) fn post(&self, introduction: Introduction, holding: Option<Holding>) {
+    pub(super) fn post(&self, introduction: Introduction, holding: Holding) {
         lock(&self.waiting).push_back((introduction, holding));
         self.filled.notify_one();
     }
@@ -130,7 +130,7 @@ impl Mailbox {
             let mut sent = lock(&self.sent);
             sent.renew();
             sent.descriptors += fetched.iter().map(Introduction::descriptors).sum::<usize>();
-            sent.holdings.extend(holdings.into_iter().flatten());
+            sent.holdings.extend::<Vec<_>>(holdings);
         }
         fetched
     }
@@ -141,6 +141,7 @@ mod tests {
     use super::*;
     use crate::{
         policy::{Policy, User},
+        share::Pool,
         state::State,
     };
     use fbuf_core::{
@@ -167,7 +168,9 @@ mod tests {
     #[test]
     fn there_is_room_again_when_the_client_has_read() {
         let mailbox = Mailbox::default();
-        let fill = || (0..).take_while(|_| mailbox.has_room()).for_each(|_| mailbox.post(introduction(), None));
+        let descriptors = Pool::new(1000, 0);
+        let post = || mailbox.post(introduction(), descriptors.take(0, 1).unwrap());
+        let fill = || (0..).take_while(|_| mailbox.has_room()).for_each(|_| post());
         fill();
         assert_eq!(lock(&mailbox.waiting).len(), MAX_WAITING);
         for _ in 0..=MAX_WAITING / MAX_INTRODUCTIONS {

@@ -9,7 +9,7 @@ mod mailbox;
 mod reports;
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::HashMap,
     future::Future,
     io,
     os::fd::OwnedFd,
@@ -40,9 +40,9 @@ use tracing::{debug, info, warn};
 use self::{desk::Desk, door::Guest, lines::Lines, mailbox::Mailbox};
 use crate::{
     Listener,
-    account::{Capacity, Charge},
+    account::Capacity,
     policy::Policy,
-    state::{ClientId, MAX_CLIENTS, Pair, Payer, State},
+    state::{ClientId, MAX_CLIENTS, Payer, State},
 };
 
 /// So many looks whether two ends fit are as much work as a request.
@@ -64,8 +64,8 @@ struct Inner {
     mailboxes: HashMap<ClientId, Arc<Mailbox>>,
     /// The slots that were made for senders, by client and endpoint.
     slots: HashMap<ClientId, HashMap<u64, Vec<Arc<OwnedFd>>>>,
-    /// Pairs that are not introduced yet, since this client has not read what it was sent before.
-    pending: HashMap<ClientId, VecDeque<(Pair, Charge)>>,
+    /// Notified when a pair waits.
+    waiting: Arc<Notify>,
     /// What endpoints last said of themselves.
     reports: HashMap<ClientId, HashMap<u64, Report>>,
     /// When each client was asked last to report, and whether it has not answered yet.
@@ -77,10 +77,10 @@ struct Inner {
 
 impl Inner {
     fn close(&mut self, client: ClientId, endpoint: u64) {
-        let pairs = self.state.close(client, endpoint);
+        self.state.close(client, endpoint);
         let_go(self.slots.get_mut(&client).and_then(|slots| slots.remove(&endpoint)).into_iter().flatten());
         self.reports.get_mut(&client).map(|reports| reports.remove(&endpoint));
-        self.introduce_all(pairs);
+        self.have_tried_again();
     }
 
     /// With what the endpoint last said of itself.
@@ -106,16 +106,13 @@ struct Member {
 impl Drop for Member {
     fn drop(&mut self) {
         let mut inner = lock(&self.broker.0);
-        let relieved = inner.waiting_beside(self.client);
-        let pairs = inner.state.leave(self.client);
+        inner.state.leave(self.client);
         inner.mailboxes.remove(&self.client);
         let_go(inner.slots.remove(&self.client).into_iter().flatten().flat_map(|(_, slots)| slots));
         inner.reports.remove(&self.client);
-        inner.pending.remove(&self.client);
-        relieved.into_iter().for_each(|client| inner.catch_up(client));
         inner.note_answer(self.client);
         inner.asked.remove(&self.client);
-        inner.introduce_all(pairs);
+        inner.have_tried_again();
     }
 }
 
@@ -156,16 +153,18 @@ impl Broker {
             mailboxes: HashMap::new(),
             slots: HashMap::new(),
             reports: HashMap::new(),
-            pending: HashMap::new(),
+            waiting: Arc::default(),
             asked: HashMap::new(),
             reported: Arc::default(),
             lines: Lines::new(Instant::now()),
         })))
     }
 
-    /// From now on another policy is in force. What was allowed stays.
+    /// From now on another policy is in force. What was allowed stays; what is allowed only now will be paired.
     pub fn set_policy(&self, policy: Policy) {
-        lock(&self.0).state.set_policy(policy);
+        let mut inner = lock(&self.0);
+        inner.state.set_policy(policy);
+        inner.have_tried_again();
     }
 
     /// What each user takes up, by id: nothing that is not listed.
@@ -198,7 +197,7 @@ impl Broker {
             inner.with_report(of, endpoint, status)
         });
         let page = page.collect();
-        inner.state.note_links(client, looks / LOOKS, Instant::now());
+        inner.state.note_work(client, looks / LOOKS, Instant::now());
         page
     }
 
@@ -215,6 +214,7 @@ impl Broker {
     pub async fn serve(&self, listener: &Listener, until: impl Future<Output = ()>) -> io::Result<()> {
         tokio::select! {
             result = self.accept(listener) => result,
+            never = self.pair_waiting() => match never {},
             () = until => Ok(()),
         }
     }

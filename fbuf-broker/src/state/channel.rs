@@ -13,6 +13,7 @@ use fbuf_core::{
 use super::{
     ClientId, Pair, Party,
     pairing::{are_of_one_user, pair, refusal},
+    waiting::Wait,
 };
 use crate::account::Charge;
 
@@ -43,6 +44,12 @@ struct Seat {
     paid: Option<Charge>,
 }
 
+impl Seat {
+    fn ends(&self) -> usize {
+        self.senders + self.receivers
+    }
+}
+
 /// What senders and receivers have in common.
 #[derive(Debug)]
 pub(super) struct Side {
@@ -54,6 +61,8 @@ pub(super) struct Side {
     /// Whether the policy trusts it: a sender with volatile messages to other users, a receiver with a pool for their
     /// senders.
     pub trusted: bool,
+    /// What keeps it apart from ends that it fits with, until it is compared with them again.
+    pub waits: Option<Wait>,
 }
 
 impl Side {
@@ -71,8 +80,9 @@ impl Side {
 pub(super) struct Sender {
     pub side: Side,
     pub stock: Stock,
-    /// By receiver: what is paid for the link with it, by either end's user.
-    pub links: BTreeMap<u64, Charge>,
+    /// By receiver: what is paid for the link with it, by either end's user; nothing, for one from before this broker
+    /// began that its user could not pay for.
+    pub links: BTreeMap<u64, Option<Charge>>,
 }
 
 #[derive(Debug)]
@@ -80,8 +90,8 @@ pub(super) struct Receiver {
     pub side: Side,
     pub require: Protection,
     pub accepts: Limits,
-    /// How many links it has.
-    pub links: usize,
+    /// The senders that it is linked with.
+    pub links: BTreeSet<u64>,
 }
 
 /// An endpoint that is about to be opened.
@@ -137,7 +147,9 @@ pub(super) struct Match {
     /// The links that are to be made.
     pub pairs: Vec<Pair>,
     /// By the number of the other end, what is paid for a link.
-    links: Vec<(u64, Charge)>,
+    links: Vec<(u64, Option<Charge>)>,
+    /// The ends that fit, and a user that cannot pay for the link: whether that is the user of the other end.
+    pub unpaid: Vec<(u64, u32, bool)>,
 }
 
 impl Channel {
@@ -161,8 +173,17 @@ impl Channel {
         Ok(())
     }
 
+    /// How many ends an end of this role is compared with.
+    pub(super) fn others(&self, role: Role) -> usize {
+        match role {
+            Role::Sender { .. } => self.receivers.len(),
+            Role::Receiver { .. } => self.senders.len(),
+        }
+    }
+
     /// With which ends a new one is to be linked. Those of another user with which it does not fit, it is not linked
-    /// with; of the same user, they are a reason to refuse it. `pay` charges a link to the user of a client.
+    /// with; of the same user, they are a reason to refuse it. `pay` charges a link to the user of a client; if that one
+    /// has too many, the pair waits, also within a user, since other users may have made them necessary.
     ///
     /// # Errors
     /// [`Refusal`]: it cannot be on this channel as it is.
@@ -176,20 +197,22 @@ impl Channel {
             End::Sender(sender) => self.receivers.iter().map(|(&number, other)| (number, sender, other)).collect(),
             End::Receiver(receiver) => self.senders.iter().map(|(&number, other)| (number, other, receiver)).collect(),
         };
+        let acquainted = match end {
+            End::Sender(sender) => self.acquainted(&sender.side.earlier, |named| named.receiver),
+            End::Receiver(receiver) => self.acquainted(&receiver.side.earlier, |named| named.sender),
+        };
         let takes_one = matches!(end, End::Sender(Sender { stock: Stock { slots: Slots::Receiver, .. }, .. }));
         if takes_one {
-            // It takes its slots from one of its own user's, if it can.
-            others.sort_by_key(|(_, sender, receiver)| !are_of_one_user(&sender.side, &receiver.side));
+            // It takes its slots from the one from which it took them before, or one of its own user's, if it can.
+            others.sort_by_key(|(number, sender, receiver)| {
+                (!acquainted.contains(number), !are_of_one_user(&sender.side, &receiver.side))
+            });
             let own = others.iter().filter(|(_, sender, receiver)| are_of_one_user(&sender.side, &receiver.side));
             let receivers = own.count();
             if receivers > 1 {
                 return Err(Refusal::SeveralReceivers { receivers });
             }
         }
-        let acquainted = match end {
-            End::Sender(sender) => self.acquainted(&sender.side.earlier, |named| named.receiver),
-            End::Receiver(receiver) => self.acquainted(&receiver.side.earlier, |named| named.sender),
-        };
         let mut found = Match::default();
         for (number, sender, receiver) in others {
             if takes_one && !found.links.is_empty() {
@@ -197,7 +220,7 @@ impl Channel {
             }
             let of_one_user = are_of_one_user(&sender.side, &receiver.side);
             let other = if let End::Sender(_) = end { &receiver.side } else { &sender.side };
-            let payer = self.payer(end.side(), other);
+            let payer = self.payer(end.side(), 1, other);
             let pair = match pair(sender, receiver, is_confidential, payer) {
                 _ if acquainted.contains(&number) => None,
                 Ok(pair) => Some(pair),
@@ -208,11 +231,13 @@ impl Channel {
                 Err(_) => continue,
             };
             match pay(payer) {
-                Ok(charge) => found.links.push((number, charge)),
-                Err(spent) if of_one_user => return Err(spent.into()),
+                Ok(charge) => found.links.push((number, Some(charge))),
                 // A link from before is there, whether or not it is paid for.
-                Err(_) if pair.is_none() => {}
-                Err(_) => continue,
+                Err(_) if pair.is_none() => found.links.push((number, None)),
+                Err(spent) => {
+                    found.unpaid.push((number, spent.user, payer == other.party.client));
+                    continue;
+                }
             }
             found.pairs.extend(pair);
         }
@@ -227,12 +252,12 @@ impl Channel {
     }
 
     /// The client that a link is charged to: of the user that has more ends here, and so makes most of the links
-    /// between the two necessary; of the newcomer's between equals. A user can be made to pay for no more links with
-    /// another one's ends than the square of the number of its own.
-    fn payer(&self, newcomer: &Side, other: &Side) -> ClientId {
-        let ends = |user| self.seats.get(&user).map_or(0, |seat| seat.senders + seat.receivers);
-        let is_other = newcomer.user() != other.user() && ends(other.user()) > ends(newcomer.user()) + 1;
-        if is_other { other.party.client } else { newcomer.party.client }
+    /// between the two necessary; of the end that came last between equals, whose user is about to have so many more. A
+    /// user can be made to pay for no more links with another one's ends than the square of the number of its own.
+    fn payer(&self, last: &Side, more: usize, first: &Side) -> ClientId {
+        let ends = |side: &Side| self.seats.get(&side.user()).map_or(0, Seat::ends);
+        let is_first = last.user() != first.user() && ends(first) > ends(last) + more;
+        if is_first { first.party.client } else { last.party.client }
     }
 
     /// The ends that have named one of these links: each is linked with the end that names it as well. An end that names
@@ -254,7 +279,7 @@ impl Channel {
             End::Sender(mut sender) => {
                 seat.senders += 1;
                 for (receiver, _) in &links.links {
-                    self.receivers.entry(*receiver).and_modify(|receiver| receiver.links += 1);
+                    self.receivers.entry(*receiver).and_modify(|receiver| _ = receiver.links.insert(number));
                 }
                 sender.links.extend(links.links);
                 for &link in &sender.side.earlier {
@@ -264,7 +289,7 @@ impl Channel {
             }
             End::Receiver(mut receiver) => {
                 seat.receivers += 1;
-                receiver.links = links.links.len();
+                receiver.links = links.links.iter().map(|&(sender, _)| sender).collect();
                 for &link in &receiver.side.earlier {
                     self.named.entry(link).or_default().receiver = Some(number);
                 }
@@ -277,55 +302,97 @@ impl Channel {
         links.pairs
     }
 
-    /// Removes an end of a user: the senders that took their slots from it.
+    /// Removes an end of a user: the senders that took their slots from it. Takes as long as it had links.
     pub(super) fn remove(&mut self, number: u64, user: u32) -> Vec<u64> {
         let mut bereft = Vec::new();
         let mut seat = self.seats.get_mut(&user);
         if let Some(sender) = self.senders.remove(&number) {
             for receiver in sender.links.keys() {
-                self.receivers.entry(*receiver).and_modify(|receiver| receiver.links -= 1);
+                self.receivers.entry(*receiver).and_modify(|receiver| _ = receiver.links.remove(&number));
             }
             seat.iter_mut().for_each(|seat| seat.senders -= 1);
             forget_names(&mut self.named, &sender.side.earlier, number);
         } else if let Some(receiver) = self.receivers.remove(&number) {
-            for (&sender, Sender { stock, links, .. }) in &mut self.senders {
-                if links.remove(&number).is_some() && stock.slots == Slots::Receiver {
+            for &sender in &receiver.links {
+                if let Some(Sender { stock, links, .. }) = self.senders.get_mut(&sender)
+                    && links.remove(&number).is_some()
+                    && (stock.slots, links.len()) == (Slots::Receiver, 0)
+                {
                     bereft.push(sender);
                 }
             }
             seat.iter_mut().for_each(|seat| seat.receivers -= 1);
             forget_names(&mut self.named, &receiver.side.earlier, number);
         }
-        if seat.is_some_and(|seat| seat.senders + seat.receivers == 0) {
+        if seat.is_some_and(|seat| seat.ends() == 0) {
             self.seats.remove(&user);
         }
         bereft
     }
 
-    /// Links a sender that takes its slots from a receiver, and has none, with the first that fits.
-    pub(super) fn find_receiver(
-        &mut self,
-        number: u64,
-        is_confidential: bool,
-        pay: impl Fn(ClientId) -> Result<Charge, Spent>,
-    ) -> Option<Pair> {
-        let sender = self.senders.get(&number)?;
-        let fitting = self.receivers.iter().find_map(|(&receiver, other)| {
-            let payer = self.payer(&sender.side, &other.side);
-            Some((receiver, pair(sender, other, is_confidential, payer).ok()?, pay(payer).ok()?))
-        });
-        let (receiver, pair, charge) = fitting?;
-        self.senders.get_mut(&number)?.links.insert(receiver, charge);
-        self.receivers.get_mut(&receiver)?.links += 1;
-        Some(pair)
+    /// What an end has in common with all others.
+    pub(super) fn side(&self, number: u64) -> Option<&Side> {
+        let sender = self.senders.get(&number).map(|sender| &sender.side);
+        sender.or_else(|| Some(&self.receivers.get(&number)?.side))
     }
 
-    /// A link that was to be made will not be.
-    pub(super) fn unlink(&mut self, sender: u64, receiver: u64) {
-        let link = self.senders.get_mut(&sender).and_then(|sender| sender.links.remove(&receiver));
-        if let (Some(_), Some(receiver)) = (link, self.receivers.get_mut(&receiver)) {
-            receiver.links -= 1;
+    pub(super) fn side_mut(&mut self, number: u64) -> Option<&mut Side> {
+        let sender = self.senders.get_mut(&number).map(|sender| &mut sender.side);
+        sender.or_else(|| Some(&mut self.receivers.get_mut(&number)?.side))
+    }
+
+    /// Behind a number the next end of the other kind with which one is not linked, and how many were looked at.
+    pub(super) fn next_apart(&self, number: u64, behind: u64) -> (usize, Option<u64>) {
+        let behind = behind.saturating_add(1);
+        let mut looks = 0;
+        let mut look = |_: &u64| looks += 1;
+        let apart = match (self.senders.get(&number), self.receivers.get(&number)) {
+            (Some(sender), _) => {
+                let mut others = self.receivers.range(behind..).map(|(&other, _)| other).inspect(&mut look);
+                others.find(|other| !sender.links.contains_key(other))
+            }
+            (None, Some(receiver)) => {
+                let mut others = self.senders.range(behind..).map(|(&other, _)| other).inspect(&mut look);
+                others.find(|other| !receiver.links.contains(other))
+            }
+            (None, None) => None,
+        };
+        (looks, apart)
+    }
+
+    /// The link between two ends that are not linked, or what keeps them apart; none if they are no sender and receiver.
+    pub(super) fn fit(&self, one: u64, other: u64, is_confidential: bool) -> Option<Result<Pair, Mismatch>> {
+        let numbers = if self.senders.contains_key(&one) { (one, other) } else { (other, one) };
+        let (sender, receiver) = (self.senders.get(&numbers.0)?, self.receivers.get(&numbers.1)?);
+        let (last, first) = match numbers.0 > numbers.1 {
+            true => (&sender.side, &receiver.side),
+            false => (&receiver.side, &sender.side),
+        };
+        Some(pair(sender, receiver, is_confidential, self.payer(last, 0, first)))
+    }
+
+    /// Links two ends.
+    pub(super) fn link(&mut self, one: u64, other: u64, charge: Charge) {
+        let (sender, receiver) = if self.senders.contains_key(&one) { (one, other) } else { (other, one) };
+        if let (Some(from), Some(to)) = (self.senders.get_mut(&sender), self.receivers.get_mut(&receiver)) {
+            from.links.insert(receiver, Some(charge));
+            to.links.insert(sender);
         }
+    }
+
+    /// A link that was to be made is not: whether the sender was to take its slots from that receiver.
+    pub(super) fn unlink(&mut self, sender: u64, receiver: u64) -> bool {
+        if let (Some(from), Some(to)) = (self.senders.get_mut(&sender), self.receivers.get_mut(&receiver)) {
+            to.links.remove(&sender);
+            return from.links.remove(&receiver).is_some() && from.stock.slots == Slots::Receiver;
+        }
+        false
+    }
+
+    /// The senders that are not linked with all receivers.
+    pub(super) fn apart(&self) -> impl Iterator<Item = u64> {
+        let receivers = self.receivers.len();
+        self.senders.iter().filter(move |(_, sender)| sender.links.len() < receivers).map(|(&number, _)| number)
     }
 
     /// One of its ends.
@@ -341,37 +408,32 @@ impl Channel {
     /// The ends behind a number with which one of the other kind is not linked, and why; how many were looked at.
     pub(super) fn unpaired(&self, number: u64, behind: u64, is_confidential: bool) -> (Vec<(u64, Unpaired)>, usize) {
         let behind = behind.saturating_add(1);
-        let why = |sender: &Sender, receiver: &Receiver| match pair(sender, receiver, is_confidential, ClientId(0)) {
-            Err(why) => why,
-            Ok(_) => {
-                let ends = |side: &Side| self.seats.get(&side.user()).map_or(0, |seat| seat.senders + seat.receivers);
-                let of_sender = ends(&sender.side) >= ends(&receiver.side);
-                Mismatch::Quota(if of_sender { &sender.side } else { &receiver.side }.user())
-            }
+        let why = |sender: &Sender, receiver: &Receiver| {
+            let waits = [sender.side.waits, receiver.side.waits].into_iter().flatten().max_by_key(|wait| wait.ticket);
+            let fit = pair(sender, receiver, is_confidential, ClientId(0));
+            fit.map_or_else(|why| why, |_| waits.map_or(Mismatch::Due, |wait| wait.why))
         };
         let peer = |other: &Side, of_one_user| Peer { same_user: of_one_user, ..other.party.peer };
         if let Some(sender) = self.senders.get(&number) {
             if sender.links.len() == self.receivers.len() {
                 return (Vec::new(), 0);
             }
-            let acquainted = self.acquainted(&sender.side.earlier, |named| named.receiver);
             let others = self.receivers.range(behind..);
-            let unpaired = others.clone().filter_map(|(&number, other)| {
-                let is_linked = sender.links.contains_key(&number) || acquainted.contains(&number);
+            let unpaired = others.clone().filter(|(number, _)| !sender.links.contains_key(number));
+            let unpaired = unpaired.map(|(&number, other)| {
                 let peer = peer(&other.side, are_of_one_user(&sender.side, &other.side));
-                (!is_linked).then(|| (number, Unpaired::new(peer, false, why(sender, other))))
+                (number, Unpaired::new(peer, false, why(sender, other)))
             });
             return (unpaired.collect(), others.count());
         }
-        let Some(receiver) = self.receivers.get(&number).filter(|one| one.links < self.senders.len()) else {
+        let Some(receiver) = self.receivers.get(&number).filter(|one| one.links.len() < self.senders.len()) else {
             return (Vec::new(), 0);
         };
-        let acquainted = self.acquainted(&receiver.side.earlier, |named| named.sender);
         let others = self.senders.range(behind..);
-        let unpaired = others.clone().filter_map(|(&other, sender)| {
-            let is_linked = sender.links.contains_key(&number) || acquainted.contains(&other);
+        let unpaired = others.clone().filter(|(other, _)| !receiver.links.contains(other));
+        let unpaired = unpaired.map(|(&other, sender)| {
             let peer = peer(&sender.side, are_of_one_user(&sender.side, &receiver.side));
-            (!is_linked).then(|| (other, Unpaired::new(peer, true, why(sender, receiver))))
+            (other, Unpaired::new(peer, true, why(sender, receiver)))
         });
         (unpaired.collect(), others.count())
     }

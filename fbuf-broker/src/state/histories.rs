@@ -209,8 +209,9 @@ struct Model {
     open: Vec<Listed>,
     /// Those that it has not heard of yet.
     away: Vec<Listed>,
-    /// Which sender is linked with which receiver, and which user pays.
-    links: BTreeMap<(Key, Key), u32>,
+    /// Which sender is linked with which receiver, and which user pays; none for what was linked before and is not paid
+    /// for.
+    links: BTreeMap<(Key, Key), Option<u32>>,
     /// The number of the last client that an earlier broker has left.
     absent: u64,
 }
@@ -243,7 +244,7 @@ impl Model {
                 charge(one.user, Resource::Descriptors, kept);
             }
         }
-        for user in self.links.values() {
+        for user in self.links.values().flatten() {
             charge(*user, Resource::Links, 1);
         }
         used.retain(|_, amount| *amount > 0);
@@ -254,16 +255,22 @@ impl Model {
         self.links.keys().find(|(from, _)| *from == sender).map(|&(_, to)| to)
     }
 
-    /// Which user pays for a link with an end that comes, or looks for one anew.
-    fn payer(&self, newcomer: &Listed, other: &Listed) -> u32 {
-        let ends = |user| self.open.iter().filter(|end| (end.user, end.channel) == (user, newcomer.channel)).count();
-        let is_other = newcomer.user != other.user && ends(other.user) > ends(newcomer.user) + 1;
-        if is_other { other.user } else { newcomer.user }
+    /// Which user pays for a link between two ends, of which one came last, and may be counted or not yet.
+    fn payer(&self, last: &Listed, more: usize, first: &Listed) -> u32 {
+        let ends = |user| self.open.iter().filter(|end| (end.user, end.channel) == (user, last.channel)).count();
+        let is_first = last.user != first.user && ends(first.user) > ends(last.user) + more;
+        if is_first { first.user } else { last.user }
+    }
+
+    /// The same for two that are there.
+    fn payer_of(&self, one: &Listed, other: &Listed) -> u32 {
+        let place = |end: &Listed| self.open.iter().position(|listed| listed.key() == end.key());
+        if place(one) > place(other) { self.payer(one, 0, other) } else { self.payer(other, 0, one) }
     }
 
     fn has_room(&self, user: u32, due: &Due) -> bool {
         let more = due.iter().filter(|(_, _, payer)| *payer == Some(user)).count();
-        let used = self.links.values().filter(|&&payer| payer == user).count() + more;
+        let used = self.links.values().filter(|&&payer| payer == Some(user)).count() + more;
         (used as u64) < LINKS
     }
 
@@ -278,7 +285,7 @@ impl Model {
         let mut due = Due::new();
         let mut others: Vec<_> = self.open.iter().filter(|other| other.faces(new)).collect();
         if new.takes_slots() {
-            others.sort_by_key(|other| other.user != new.user);
+            others.sort_by_key(|other| (other.links.is_disjoint(&new.links), other.user != new.user));
             if others.iter().filter(|other| other.user == new.user).count() > 1 {
                 return None;
             }
@@ -303,12 +310,12 @@ impl Model {
                 }
                 Err(_) => continue,
             };
-            let payer = self.payer(new, other);
+            let payer = self.payer(new, 1, other);
             let link = (sender.key(), receiver.key());
             match (self.has_room(payer, &due), means) {
                 (true, means) => due.push((link, means, Some(payer))),
-                (false, _) if of_one_user => return None,
-                (false, _) => {}
+                (false, None) => due.push((link, None, None)),
+                (false, Some(_)) => {}
             }
         }
         Some(due)
@@ -336,7 +343,7 @@ impl Model {
         new.secret = Some(answer.secret);
         assert_eq!(answer.secret.number(), answer.endpoint);
         self.open.push(new);
-        self.links.extend(due.iter().filter_map(|&(link, _, payer)| Some((link, payer?))));
+        self.links.extend(due.iter().map(|&(link, _, payer)| (link, payer)));
         let mut made: Vec<_> = due.into_iter().filter_map(|(link, means, _)| Some((link, means?))).collect();
         made.sort_unstable_by_key(|(link, _)| *link);
         self.meet(&answer.pairs, &made);
@@ -344,46 +351,45 @@ impl Model {
 
     /// Compares links that are made with those that are due; their ends know each other from now on.
     fn meet(&mut self, pairs: &[Pair], due: &[((Key, Key), Mechanism)]) {
-        let key = |party: &Party| (party.client, party.endpoint);
-        let mut met: Vec<_> =
-            pairs.iter().map(|pair| ((key(&pair.sender), key(&pair.receiver)), pair.mechanism)).collect();
+        let mut met: Vec<_> = pairs.iter().map(|pair| (link_of(pair), pair.mechanism)).collect();
         met.sort_unstable_by_key(|(link, _)| *link);
         assert_eq!(met, due);
-        for pair in pairs {
-            let link = LinkId::draw().unwrap();
-            for party in [&pair.sender, &pair.receiver] {
-                let listed = self.open.iter_mut().find(|listed| listed.key() == key(party)).unwrap();
-                assert_eq!(listed.side(), (party.client, party.endpoint, party.peer.endpoint));
-                listed.links.insert(link);
-            }
+        pairs.iter().for_each(|pair| self.acquaint(pair));
+    }
+
+    fn acquaint(&mut self, pair: &Pair) {
+        let link = LinkId::draw().unwrap();
+        for party in [&pair.sender, &pair.receiver] {
+            let listed = self.listed((party.client, party.endpoint));
+            assert_eq!(listed.side(), (party.client, party.endpoint, party.peer.endpoint));
+            listed.links.insert(link);
         }
     }
 
-    /// Endpoints are gone, and those that are linked with them need not have noticed. Senders that took their slots from
-    /// them take them from others.
-    fn forget(&mut self, pairs: &[Pair], is_gone: impl Fn(&Listed) -> bool) {
+    fn listed(&mut self, key: Key) -> &mut Listed {
+        self.open.iter_mut().find(|listed| listed.key() == key).unwrap()
+    }
+
+    /// Endpoints are gone, and those that are linked with them need not have noticed.
+    fn forget(&mut self, is_gone: impl Fn(&Listed) -> bool) {
         let gone: BTreeSet<_> = self.open.iter().filter(|listed| is_gone(listed)).map(Listed::key).collect();
         self.open.retain(|listed| !is_gone(listed));
         self.away.retain(|listed| !is_gone(listed));
-        let lost = self.links.extract_if(.., |(from, to), _| gone.contains(from) || gone.contains(to));
-        let lost: BTreeSet<_> = lost.map(|((from, _), _)| from).collect();
-        let mut made = Vec::new();
-        for sender in self.open.clone() {
-            if !sender.takes_slots() || !lost.contains(&sender.key()) {
-                continue;
-            }
-            let found = self.open.iter().filter(|other| other.faces(&sender)).find_map(|other| {
-                let mechanism = sender.gives(other, false).ok()?;
-                let payer = self.payer(&sender, other);
-                self.has_room(payer, &Due::new()).then_some(((sender.key(), other.key()), mechanism, payer))
-            });
-            if let Some((link, mechanism, payer)) = found {
-                self.links.insert(link, payer);
-                made.push((link, mechanism));
-            }
+        self.links.retain(|(from, to), _| !gone.contains(from) && !gone.contains(to));
+    }
+
+    /// Those that lacked something are compared again. Each pair that comes of it fits, and was not linked; and none is
+    /// left that fits, but for those for which a user cannot pay.
+    fn settle(&mut self, state: &mut State) {
+        for pair in state.pair_all_again() {
+            let link = link_of(&pair);
+            let [sender, receiver] = [link.0, link.1].map(|key| self.listed(key).clone());
+            assert_eq!(sender.gives(&receiver, self.has_link(link.0).is_some()), Ok(pair.mechanism), "{pair:?}");
+            let payer = self.payer_of(&sender, &receiver);
+            assert!(self.has_room(payer, &Due::new()), "{pair:?}, for which {payer} cannot pay");
+            assert_eq!(self.links.insert(link, Some(payer)), None, "{pair:?} were linked");
+            self.acquaint(&pair);
         }
-        made.sort_unstable_by_key(|(link, _)| *link);
-        self.meet(pairs, &made);
     }
 
     /// The broker dies.
@@ -426,12 +432,21 @@ impl Model {
             for other in self.open.iter().filter(|other| other.faces(one)) {
                 let (sender, receiver) = if one.sends() { (one, other) } else { (other, one) };
                 let is_linked = self.links.contains_key(&(sender.key(), receiver.key()));
-                let is_acquainted = !one.links.is_disjoint(&other.links);
-                let found = unpaired.iter().any(|(_, unpaired)| unpaired.peer.endpoint == other.side().2);
-                assert_eq!(found, !is_linked && !is_acquainted, "{one:?} and {other:?}");
+                let found = unpaired.iter().find(|(_, unpaired)| unpaired.peer.endpoint == other.side().2);
+                assert_eq!(found.is_some(), !is_linked, "{one:?} and {other:?}");
+                let fits = sender.gives(receiver, self.has_link(sender.key()).is_some()).is_ok();
+                if let Some((_, Unpaired { why, .. })) = found {
+                    let unpaid = matches!(why, Mismatch::Quota(user) if !self.has_room(*user, &Due::new()));
+                    assert_eq!(fits, unpaid, "{one:?} and {other:?}: {why:?}");
+                    assert!(!fits || !self.has_room(self.payer_of(one, other), &Due::new()));
+                }
             }
         }
     }
+}
+
+fn link_of(pair: &Pair) -> (Key, Key) {
+    ((pair.sender.client, pair.sender.endpoint), (pair.receiver.client, pair.receiver.endpoint))
 }
 
 fn pick<T>(mut all: impl Iterator<Item = T> + Clone, nth: usize) -> Option<T> {
@@ -442,8 +457,8 @@ fn pick<T>(mut all: impl Iterator<Item = T> + Clone, nth: usize) -> Option<T> {
 proptest! {
     /// Clients come, go, and come back after the broker's death one by one, endpoint by endpoint. An open introduces
     /// exactly the endpoints of the other role on the same channel that fit, each once, but for those that name each
-    /// other; it is refused only for ends of the same user; every user pays for what it has; for what is not linked there
-    /// is a reason; and when all have left nothing is known.
+    /// other; it is refused only for ends of the same user; what a user cannot pay for is introduced when it can; every
+    /// user pays for what it has; for what is not linked there is a reason; and when all have left nothing is known.
     #[test]
     fn all_that_fit_are_introduced_once(steps in steps()) {
         let quota = Quota { links: LINKS, ..Quota::default() };
@@ -473,14 +488,14 @@ proptest! {
                 }
                 Step::Close { client, endpoint } => {
                     let Some(&Member { id, .. }) = pick(model.clients.iter(), client) else { continue };
-                    let pairs = state.close(id, endpoint);
-                    model.forget(&pairs, |listed| listed.is_of(id, endpoint));
+                    state.close(id, endpoint);
+                    model.forget(|listed| listed.is_of(id, endpoint));
                 }
                 Step::Leave { client } => {
                     let Some(index) = pick(0..model.clients.len(), client) else { continue };
                     let Member { id, .. } = model.clients.remove(index);
-                    let pairs = state.leave(id);
-                    model.forget(&pairs, |listed| listed.client == id);
+                    state.leave(id);
+                    model.forget(|listed| listed.client == id);
                 }
                 Step::Restart { lost } => {
                     state = State::new(policy());
@@ -502,10 +517,11 @@ proptest! {
                     model.open(&mut state, listed);
                 }
             }
+            model.settle(&mut state);
             model.check(&state);
         }
         for client in model.clients.iter().filter(|client| client.is_here) {
-            drop(state.leave(client.id));
+            state.leave(client.id);
         }
         prop_assert!(state.is_empty());
     }

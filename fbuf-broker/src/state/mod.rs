@@ -3,6 +3,7 @@
 
 mod channel;
 mod pairing;
+mod waiting;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
@@ -14,8 +15,8 @@ use std::{
 use fbuf_core::{
     channel::ChannelName,
     control::{
-        ClientStatus, Earlier, EndpointStatus, LinkId, Open, Refusal, Resource, Role, Secret, Slots, Spent, Unpaired,
-        Verdict,
+        ClientStatus, Earlier, EndpointStatus, LinkId, Mismatch, Open, Refusal, Resource, Role, Secret, Slots, Spent,
+        Unpaired, Verdict,
     },
     inbound::Peer,
     limits::{MAX_ENDPOINTS, MAX_LINKS, MAX_PEER_USERS},
@@ -26,10 +27,10 @@ use fbuf_core::{
 use tokio::sync::MutexGuard;
 
 use self::channel::{Channel, End, Receiver, Sender, Side, Stock};
+pub use self::waiting::{Lack, Turn};
 use crate::{
     account::{Account, Accounts, Capacity, Charge},
     policy::{Policy, User},
-    share::Holding,
 };
 
 /// The most clients that one broker serves.
@@ -73,6 +74,8 @@ pub struct Pair {
 /// What comes of opening an endpoint.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Opening {
+    /// Which endpoint of this broker it is, by a number that is given only once.
+    pub number: u64,
     /// How its peers will know it.
     pub endpoint: u64,
     /// What proves to the next broker that it is this one.
@@ -147,6 +150,10 @@ pub struct State {
     endpoints_of: BTreeSet<(u32, u64)>,
     /// How the endpoints are known to their peers.
     known: HashSet<u64>,
+    /// The endpoints that wait, by user and [ticket](waiting::Wait).
+    waiting: BTreeMap<(u32, u64), u64>,
+    /// How many looks there were whether ends fit, since that was asked.
+    looks: usize,
 }
 
 #[derive(Debug)]
@@ -189,12 +196,16 @@ impl State {
             clients_of: BTreeSet::new(),
             endpoints_of: BTreeSet::new(),
             known: HashSet::new(),
+            waiting: BTreeMap::new(),
+            looks: 0,
         }
     }
 
-    /// From now on another policy is in force. What was allowed stays.
+    /// From now on another policy is in force. What was allowed stays; what is allowed only now will be paired.
     pub fn set_policy(&mut self, policy: Policy) {
         self.policy = policy;
+        let apart: Vec<_> = self.channels.values().flat_map(Channel::apart).collect();
+        apart.into_iter().for_each(|sender| self.wait(sender, Mismatch::Due));
     }
 
     /// A process of this user has connected.
@@ -237,53 +248,16 @@ impl State {
         payer.account.note_request(self.policy.quota(&payer.user), now)
     }
 
-    /// A client's request made so many links: each is as much work as a request.
-    pub fn note_links(&self, id: ClientId, links: usize, now: Instant) {
+    /// What a client asked for is as much work as so many requests: its user's next request waits for it.
+    pub fn note_work(&self, id: ClientId, requests: usize, now: Instant) {
         if let Some(Client { payer: Payer { user, account }, .. }) = self.clients.get(&id) {
-            // The next request waits for it.
-            let _ = account.note_work(self.policy.quota(user), links as u32, now);
+            let _ = account.note_work(self.policy.quota(user), requests as u32, now);
         }
     }
 
-    /// Charges a link more to the user that pays for a pair that cannot be introduced yet. Between users it is not made
-    /// if that user has too many.
-    ///
-    /// # Errors
-    /// [`Refusal::Spent`], within one user.
-    pub fn charge_waiting(&mut self, pair: &Pair) -> Result<Option<Charge>, Refusal> {
-        match self.charge_link(pair.payer) {
-            Ok(charge) => Ok(Some(charge)),
-            Err(spent) if pair.sender.peer.same_user => Err(spent.into()),
-            Err(_) => {
-                let place = |party: &Party| self.clients.get(&party.client)?.endpoints.get(&party.endpoint);
-                if let (Some(sender), Some(receiver)) = (place(&pair.sender), place(&pair.receiver))
-                    && let Some(channel) = self.channels.get_mut(&sender.channel)
-                {
-                    channel.unlink(sender.number, receiver.number);
-                }
-                Ok(None)
-            }
-        }
-    }
-
-    /// Takes a descriptor for what is on its way to a client; none, if its user has its share of the broker's.
-    #[must_use]
-    pub fn take_descriptor(&self, id: ClientId) -> Option<Holding> {
-        self.clients.get(&id)?.payer.account.take_descriptor()
-    }
-
-    /// Whether two clients are of one user.
-    #[must_use]
-    pub fn are_of_one_user(&self, one: ClientId, other: ClientId) -> bool {
-        let user = |id| self.clients.get(&id).map(|client: &Client| client.payer.user.id);
-        user(one).is_some() && user(one) == user(other)
-    }
-
-    /// Whether this end of a pair is open still.
-    #[must_use]
-    pub fn is_open(&self, party: &Party) -> bool {
-        let endpoint = self.clients.get(&party.client).and_then(|client| client.endpoints.get(&party.endpoint));
-        endpoint.is_some_and(|endpoint| endpoint.known_as == party.peer.endpoint)
+    /// How many ends were compared by requests since this was asked last.
+    pub fn take_looks(&mut self) -> usize {
+        std::mem::take(&mut self.looks)
     }
 
     /// A client opens an endpoint.
@@ -336,7 +310,7 @@ impl State {
             trusted: false,
             link: LinkId::default(),
         };
-        let side = Side { party: Party { client: id, endpoint, peer }, earlier, users, trusted };
+        let side = Side { party: Party { client: id, endpoint, peer }, earlier, users, trusted, waits: None };
         let none = Channel::default();
         let channel = self.channels.get(&name).unwrap_or(&none);
         let mut charges = vec![charge(Resource::Endpoints, 1)?];
@@ -356,16 +330,21 @@ impl State {
                 }
                 End::Sender(Sender { side, stock, links: BTreeMap::new() })
             }
-            Role::Receiver { require, accepts } => End::Receiver(Receiver { side, require, accepts, links: 0 }),
+            Role::Receiver { require, accepts } => {
+                End::Receiver(Receiver { side, require, accepts, links: BTreeSet::new() })
+            }
         };
         let shares = user.id != ROOT && self.policy.is_about_others_than(user.id);
         channel.check_share(name.as_str(), role, user.id, shares)?;
-        let links = channel.match_with(&end, is_confidential, |client| self.charge_link(client))?;
+        let matched = channel.match_with(&end, is_confidential, |client| self.charge_link(client));
+        self.looks += channel.others(role);
+        let mut links = matched?;
         let seat = match channel.has_seat(user.id) {
             true => None,
             false => Some(charge(Resource::Channels, 1)?),
         };
         let user = user.id;
+        let unpaid = std::mem::take(&mut links.unpaid);
         let pairs = self.channels.entry(name.clone()).or_default().add(number, end, links, seat);
         self.numbers.insert(number, (id, endpoint));
         self.known.insert(known_as);
@@ -375,7 +354,10 @@ impl State {
                 .endpoints
                 .insert(endpoint, Endpoint { channel: name, number, known_as, _charges: charges, slots: made });
         }
-        Ok(Opening { endpoint: known_as, secret, pairs })
+        for (other, user, is_others) in unpaid {
+            self.wait(if is_others { other } else { number }, Mismatch::Quota(user));
+        }
+        Ok(Opening { number, endpoint: known_as, secret, pairs })
     }
 
     /// Charges a link to the user of a client.
@@ -383,7 +365,10 @@ impl State {
     /// # Errors
     /// [`Spent`]: that user has as many as the quota allows.
     pub fn charge_link(&self, client: ClientId) -> Result<Charge, Spent> {
-        charge_link(&self.clients, &self.policy, client)
+        // Every end on a channel is of a client that is here; one that is not pays for nothing.
+        let gone = Spent { user: 0, resource: Resource::Links, asked: 1, used: 0, limit: 0, rule: String::new() };
+        let Payer { user, account } = &self.clients.get(&client).ok_or(gone)?.payer;
+        account.charge(self.policy.quota(user), Resource::Links, 1)
     }
 
     /// What is paid for the slots of an endpoint that the broker makes, for as long as these, or the endpoint, exist.
@@ -414,44 +399,40 @@ impl State {
         self.clients.get(&id).is_some_and(|client| client.endpoints.contains_key(&endpoint))
     }
 
-    /// A client closes an endpoint: the links that are to be made now. One that is not open is closed already.
-    #[must_use]
-    pub fn close(&mut self, id: ClientId, endpoint: u64) -> Vec<Pair> {
-        let Some(client) = self.clients.get_mut(&id) else { return Vec::new() };
+    /// A client closes an endpoint. One that is not open is closed already.
+    pub fn close(&mut self, id: ClientId, endpoint: u64) {
+        let Some(client) = self.clients.get_mut(&id) else { return };
         let user = client.payer.user.id;
         let closed = client.endpoints.remove(&endpoint);
-        self.remove(closed.into_iter(), user)
+        self.remove(closed.into_iter(), user);
     }
 
-    /// A client is gone: the links that are to be made now.
-    #[must_use]
-    pub fn leave(&mut self, id: ClientId) -> Vec<Pair> {
-        let Some(client) = self.clients.remove(&id) else { return Vec::new() };
+    /// A client is gone.
+    pub fn leave(&mut self, id: ClientId) {
+        let Some(client) = self.clients.remove(&id) else { return };
         let user = client.payer.user.id;
         self.clients_of.remove(&(user, id));
-        self.remove(client.endpoints.into_values(), user)
+        self.remove(client.endpoints.into_values(), user);
     }
 
-    /// Removes endpoints of a user. Senders that took their slots from one of them take them from another.
-    fn remove(&mut self, endpoints: impl Iterator<Item = Endpoint>, user: u32) -> Vec<Pair> {
-        let mut bereft = BTreeMap::new();
+    /// Removes endpoints of a user. Senders that took their slots from one of them wait for another.
+    fn remove(&mut self, endpoints: impl Iterator<Item = Endpoint>, user: u32) {
+        let mut bereft = BTreeSet::new();
         for Endpoint { channel: name, number, known_as, .. } in endpoints {
             self.numbers.remove(&number);
             self.known.remove(&known_as);
             self.endpoints_of.remove(&(user, number));
             if let Some(channel) = self.channels.get_mut(&name) {
-                bereft.extend(channel.remove(number, user).into_iter().map(|sender| (sender, name.clone())));
+                if let Some(wait) = channel.side(number).and_then(|side| side.waits) {
+                    self.waiting.remove(&(user, wait.ticket));
+                }
+                bereft.extend(channel.remove(number, user));
                 if channel.is_empty() {
                     self.channels.remove(&name);
                 }
             }
         }
-        let (clients, policy) = (&self.clients, &self.policy);
-        let pay = |client| charge_link(clients, policy, client);
-        let find = |(sender, name): (u64, ChannelName)| {
-            self.channels.get_mut(&name)?.find_receiver(sender, policy.is_confidential(&name), pay)
-        };
-        bereft.into_iter().filter_map(find).collect()
+        bereft.into_iter().for_each(|sender| self.wait(sender, Mismatch::Due));
     }
 
     /// Whether nothing is left of any client, and nothing is charged to anybody.
@@ -462,6 +443,7 @@ impl State {
             && self.channels.is_empty()
             && self.numbers.is_empty()
             && self.known.is_empty()
+            && self.waiting.is_empty()
             && self.accounts.used().next().is_none()
     }
 
@@ -481,9 +463,14 @@ impl State {
         numbers.take(most).filter_map(|number| self.status_of(number)).collect()
     }
 
+    /// On which channel an endpoint is.
+    fn channel_of(&self, number: u64) -> Option<&ChannelName> {
+        channel_of(&self.numbers, &self.clients, number)
+    }
+
     fn status_of(&self, number: u64) -> Option<(ClientId, u64, EndpointStatus)> {
         let &(client, endpoint) = self.numbers.get(&number)?;
-        let channel = &self.clients.get(&client)?.endpoints.get(&endpoint)?.channel;
+        let channel = self.channel_of(number)?;
         let (Peer { endpoint: known_as, process, .. }, end) = self.channels.get(channel)?.status(number)?;
         let channel = channel.as_str().to_owned();
         let (unpaired, first_unpaired, report) = (0, None, None);
@@ -538,11 +525,14 @@ fn gone() -> Refusal {
     Refusal::Exhausted("the client has gone".into())
 }
 
-fn charge_link(clients: &BTreeMap<ClientId, Client>, policy: &Policy, client: ClientId) -> Result<Charge, Spent> {
-    // Every end on a channel is of a client that is here; one that is not pays for nothing.
-    let gone = Spent { user: 0, resource: Resource::Links, asked: 1, used: 0, limit: 0, rule: String::new() };
-    let Payer { user, account } = &clients.get(&client).ok_or(gone)?.payer;
-    account.charge(policy.quota(user), Resource::Links, 1)
+/// On which channel an endpoint is.
+fn channel_of<'a>(
+    numbers: &BTreeMap<u64, (ClientId, u64)>,
+    clients: &'a BTreeMap<ClientId, Client>,
+    number: u64,
+) -> Option<&'a ChannelName> {
+    let (client, endpoint) = numbers.get(&number)?;
+    Some(&clients.get(client)?.endpoints.get(endpoint)?.channel)
 }
 
 /// In order, each once.
@@ -558,3 +548,5 @@ mod between_users;
 mod histories;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod waits;

@@ -299,10 +299,8 @@ pub enum Refusal {
     /// The user takes up too much already.
     #[error(transparent)]
     Spent(#[from] Spent),
-    /// The broker has no descriptor left for a link.
-    #[error(
-        "an endpoint was to be opened, and the broker has no socket for its links: {0}; raise its limit on descriptors"
-    )]
+    /// The broker lacks something that it takes to open an endpoint.
+    #[error("an endpoint was to be opened, and the broker cannot: {0}; try again")]
     Exhausted(String),
 }
 

@@ -105,9 +105,51 @@ pub enum Mismatch {
     /// The policy says that other users get one-shots on this channel.
     #[error("the channel is confidential, and the sender sends no one-shot messages")]
     Confidential,
-    /// A user cannot pay for the link.
-    #[error("user {0} has as many links as the quota allows")]
+    /// A user cannot pay for the link now.
+    #[error("user {0} has as many links as the quota allows: they are linked when it has fewer")]
     Quota(u32),
+    /// A client has not fetched what was introduced to it before.
+    #[error("a process of user {0} has not read yet with which others it is linked: they are linked when it has")]
+    Unread(u32),
+    /// A user has its share of the broker's descriptors.
+    #[error("user {0} has its share of the broker's descriptors: they are linked when it has fewer, or may have more")]
+    Descriptors(u32),
+    /// The broker has no descriptor for the socket of the link.
+    #[error(
+        "the broker has no descriptor for their link: they are linked when it has; raise its limit of open files \
+         (RLIMIT_NOFILE)"
+    )]
+    Exhausted,
+    /// Nothing keeps them apart any more.
+    #[error("they fit, and are about to be linked")]
+    Due,
+}
+
+impl Mismatch {
+    /// Whether it can pass while both endpoints are open and the policy stays. The broker links them when it has.
+    ///
+    /// ```
+    /// use fbuf_core::control::Mismatch;
+    /// assert!(Mismatch::Quota(1000).passes() && !Mismatch::Confidential.passes());
+    /// ```
+    #[must_use]
+    pub fn passes(self) -> bool {
+        match self {
+            Self::OneReceiver
+            | Self::Quota(_)
+            | Self::Unread(_)
+            | Self::Descriptors(_)
+            | Self::Exhausted
+            | Self::Due => true,
+            Self::Protection { .. }
+            | Self::SlotSize { .. }
+            | Self::Slots { .. }
+            | Self::FromUsers(_)
+            | Self::ToUsers(_)
+            | Self::UntrustedPool(_)
+            | Self::Confidential => false,
+        }
+    }
 }
 
 /// An endpoint of the other end of a channel that is not linked with this one.
