@@ -193,6 +193,37 @@ fn lane() {
     write("lane", "board-skipping", &[&[3, 0, 1], &send, &send, &send, &send, &back, &[7, 1, 0, 0], &leave]);
 }
 
+/// Histories of a broker with a client of each of four users: root, one with few links, one that all trust, and one more.
+fn broker() {
+    let join = [0, 0, 0, 1, 0, 2, 0, 3];
+    let open = |client, endpoint, role: &[u8]| [&[15, client, endpoint, 0][..], role, &[1, 0]].concat();
+    let receiver = |client, endpoint| open(client, endpoint, &[1, 0, 0]);
+    let sender = |client, endpoint, mechanism, slots| open(client, endpoint, &[0, 0, 3, mechanism, slots]);
+    let (settle, leave, unread) = ([8, 0], |client| [1, client], |client| [4, client]);
+    let many = |client| (0..8).flat_map(|endpoint| receiver(client, endpoint)).collect::<Vec<_>>();
+    write("broker", "quota", &[&join, &many(1), &sender(0, 0, 1, 0), &settle, &[2, 1, 0], &settle]);
+    let exhausted = [5, 0, 1];
+    write("broker", "exhausted", &[&join, &receiver(1, 0), &exhausted, &sender(0, 0, 1, 0), &[7, 0, 1], &settle]);
+    let from = sender(0, 0, 2, 3);
+    write("broker", "from-receiver", &[&join, &receiver(2, 0), &receiver(2, 1), &from, &[2, 2, 0], &settle]);
+    write("broker", "unread", &[&join, &many(3), &sender(2, 0, 1, 0), &unread(3), &[7, 0, 3], &settle, &leave(3)]);
+    let restart = [9, 0, 0, 1];
+    write("broker", "restart", &[&join, &receiver(2, 0), &sender(3, 0, 1, 0), &restart, &[9, 2, 1, 0], &settle]);
+}
+
+fn growth() {
+    // A receiver of volatile messages, with one segment of 211 slots: takes the last, is told of more, takes the last.
+    let (grow, last) = ([0, 6, 9, 1], [4, 3, 0]);
+    write("growth", "receiver", &[&[1, 0, 1, 3, 9], &last, &grow, &last, &[3, 0], &last]);
+    write("growth", "unsuitable", &[&[1, 1, 1, 3, 9], &last, &[0, 5, 1, 1]]);
+    write("growth", "beyond", &[&[1, 0, 1, 3, 9], &[4, 2, 0]]);
+    // A sender, to a board in order: sends all it can, grows, sends again; and to one without pages.
+    let (send, more) = ([1, 1, 144], [0]);
+    for (name, board) in [("sender", 7), ("sparse", 4), ("short", 1)] {
+        write("growth", name, &[&[0, board, 1], &send, &more, &send, &more, &send, &[6, 1]]);
+    }
+}
+
 fn main() {
     policy("cameras", 1001, 44, "camera/1", CAMERAS);
     policy("everybody", 8, 8, "status", EVERYBODY);
@@ -201,4 +232,6 @@ fn main() {
     control();
     link();
     lane();
+    broker();
+    growth();
 }

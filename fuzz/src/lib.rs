@@ -19,7 +19,14 @@ use fbuf_core::{
     socket::{Credentials, PacketSocket},
     wire::{self, Descriptor},
 };
-use nix::{sys::eventfd::EventFd, unistd::geteuid};
+use nix::{
+    fcntl::{FcntlArg, SealFlag, fcntl},
+    sys::{
+        eventfd::EventFd,
+        memfd::{MFdFlags, memfd_create},
+    },
+    unistd::{ftruncate, geteuid},
+};
 
 /// How many slots a sender has.
 pub const SLOTS: u32 = 4;
@@ -136,6 +143,30 @@ pub fn lodging(choice: u8) -> Lodging {
         2 => Lodging::Yours,
         _ => Lodging::Theirs,
     }
+}
+
+/// Memory of this size, with these seals, and without a page.
+#[must_use]
+pub fn sealed(size: u64, seals: SealFlag) -> OwnedFd {
+    let memory = sealable(size);
+    fcntl(&memory, FcntlArg::F_ADD_SEALS(seals)).expect("it can be sealed");
+    memory
+}
+
+/// The same, full of a byte.
+#[must_use]
+pub fn filled(size: u64, byte: u8, seals: SealFlag) -> OwnedFd {
+    let memory = File::from(sealable(size));
+    memory.write_all_at(&vec![byte; size as usize], 0).expect("it has no seals yet");
+    fcntl(&memory, FcntlArg::F_ADD_SEALS(seals)).expect("it can be sealed");
+    memory.into()
+}
+
+fn sealable(size: u64) -> OwnedFd {
+    let memory = memfd_create("fbuf-fuzz", MFdFlags::MFD_ALLOW_SEALING | MFdFlags::MFD_CLOEXEC);
+    let memory = memory.expect("few descriptors are open");
+    ftruncate(&memory, size as i64).expect("it has no seals yet");
+    memory
 }
 
 /// Something that a peer can send as a descriptor. `size` is how many bytes memory has.

@@ -88,10 +88,21 @@ impl Model {
     fn leave(&mut self, index: usize) {
         if index < self.clients.len() {
             let (client, _) = self.clients.remove(index);
-            let pairs = self.state.leave(client);
+            self.state.leave(client);
             self.open.retain(|&(owner, _), _| owner != client);
-            pairs.iter().for_each(|pair| self.check_pair(pair));
+            self.pair_again();
         }
+    }
+
+    fn pair_again(&mut self) {
+        let mut pairs = Vec::new();
+        for user in self.state.waiting().collect::<Vec<_>>() {
+            self.state.pair_again(user, Instant::now(), |pair, _| {
+                pairs.push(*pair);
+                Ok(())
+            });
+        }
+        pairs.iter().for_each(|pair| self.check_pair(pair));
     }
 
     fn ask(&mut self, index: usize, request: ControlRequest) {
@@ -110,9 +121,9 @@ impl Model {
                 self.check(client, endpoint, &opening);
             }
             ControlRequest::Close { endpoint } => {
-                let pairs = self.state.close(client, endpoint);
+                self.state.close(client, endpoint);
                 self.open.remove(&(client, endpoint));
-                pairs.iter().for_each(|pair| self.check_pair(pair));
+                self.pair_again();
             }
             ControlRequest::News { .. } => {}
             ControlRequest::Report { reports, .. } => {
