@@ -5,7 +5,7 @@ use fbuf_core::{
     control::Resource,
     limits::{
         GREETING_TIME, MAX_ANSWERS, MAX_AT_ONCE, MAX_DESCRIPTORS, MAX_ENDS_OF_USER, MAX_MESSAGE, MAX_REQUESTS,
-        MAX_WAITING,
+        MAX_SEGMENTS, MAX_WAITING, OTHERS_SLOTS,
     },
 };
 
@@ -14,11 +14,14 @@ pub const REQUESTS_PER_SECOND: u32 = 1000;
 /// To how many slots that sender grows which waits for all of its receivers.
 pub const MOST_SLOTS: u64 = 64;
 
+/// The same of one that grows on boards that a receiver lies about.
+pub const BOARD_SLOTS: u64 = 4096;
+
 /// What the attackers' user may take up, so that each attack meets the limit that it is about.
 pub const fn quota(resource: Resource) -> u64 {
     match resource {
         Resource::Bytes => 16 << 20,
-        Resource::Slots => 4096,
+        Resource::Slots => 3 * OTHERS_SLOTS,
         Resource::Channels | Resource::Connections => 64,
         // More than fills the mailbox of one client.
         Resource::Links => 600,
@@ -84,6 +87,18 @@ pub enum Attack {
     LyingBoard,
     /// Closes one thing after the other.
     Closes,
+    /// As a sender, announces growth without end, of other sizes than are due, and uses slots before they exist.
+    AnnouncesGrowth,
+    /// As a receiver, has a growing sender map boards of other sizes, without pages, or that it takes away again.
+    LyingBoardSize,
+    /// Is disconnected by its sender, and opens anew, for ever.
+    ComesBack,
+    /// Opens and closes ends that are linked with honest ones, as fast as it can.
+    Relinks,
+    /// Opens ends where honest ones have named other users, and some that name itself.
+    Intrudes,
+    /// Claims numbers, secrets and links of others, and its own twice.
+    Claims,
 }
 
 /// What honest peers say of an attacker.
@@ -97,7 +112,7 @@ pub enum Report {
 }
 
 impl Attack {
-    pub const ALL: [Self; 32] = [
+    pub const ALL: [Self; 38] = [
         Self::Garbage,
         Self::HalfMessages,
         Self::HugeMessages,
@@ -130,6 +145,12 @@ impl Attack {
         Self::EndlessGaps,
         Self::LyingBoard,
         Self::Closes,
+        Self::AnnouncesGrowth,
+        Self::LyingBoardSize,
+        Self::ComesBack,
+        Self::Relinks,
+        Self::Intrudes,
+        Self::Claims,
     ];
 
     /// Whether it is on a quota, and so on nobody but other processes of the same user.
@@ -143,6 +164,9 @@ impl Attack {
                 | Self::Hoards(_)
                 | Self::Crowds
                 | Self::Demands
+                | Self::ComesBack
+                | Self::Relinks
+                | Self::Intrudes
         )
     }
 
@@ -157,7 +181,7 @@ impl Attack {
             Self::Silence => format!("GREETING_TIME, {GREETING_TIME:?}"),
             Self::NeverReads => format!("MAX_ANSWERS, {MAX_ANSWERS}, and the sockets"),
             Self::AsksAtOnce => format!("MAX_REQUESTS, {MAX_REQUESTS}"),
-            Self::NeverFetches => format!("MAX_WAITING, {MAX_WAITING}, and {}", quota_of(Resource::Links)),
+            Self::NeverFetches => format!("MAX_WAITING, {MAX_WAITING}: what has no room waits, and takes none"),
             Self::LeavesSlots => format!("Mailbox::note_sent, and {}", quota_of(Resource::Descriptors)),
             Self::Connections => quota_of(Resource::Connections),
             Self::Churn => format!("the quota of requests_per_second, {REQUESTS_PER_SECOND}"),
@@ -174,6 +198,14 @@ impl Attack {
             Self::EndlessGaps => "Violation::GapBehindGap: a call reads a gap and its message".into(),
             Self::LyingBoard => "Mark: a word hands back the lending it names, and skip_above".into(),
             Self::Closes => "GetError::Disconnected, Farewell::Died: the link, and nothing else".into(),
+            Self::AnnouncesGrowth => {
+                format!("boards that grow, at most {MAX_SEGMENTS} segments, sealed, of their size")
+            }
+            Self::LyingBoardSize => "boards that are sealed, of their size; who uses a word has it exist".into(),
+            Self::ComesBack => "Sender::disconnect: slots are back at once, and each new link is a request".into(),
+            Self::Relinks => format!("each link is a request, of {REQUESTS_PER_SECOND} in a second"),
+            Self::Intrudes => "Mismatch::FromUsers, Mismatch::ToUsers".into(),
+            Self::Claims => "Secret::number, Refusal::Elsewhere, and links that both ends have to name".into(),
         }
     }
 
@@ -182,7 +214,9 @@ impl Attack {
         match self {
             Self::Connections => 2000,
             // These take long.
-            Self::NeverReads | Self::NeverFetches | Self::Churn | Self::FillsLink => 1,
+            Self::NeverReads | Self::NeverFetches | Self::Churn | Self::FillsLink | Self::Relinks => 1,
+            // One of each kind.
+            Self::AnnouncesGrowth | Self::LyingBoardSize => 8,
             Self::WrongDescriptors | Self::WrongDescriptorsOverLink | Self::LyingLane | Self::Closes => 20,
             _ => 3,
         }
@@ -206,6 +240,13 @@ impl Attack {
             },
             Self::EndlessGaps => |report| *report == Report::Violation(Violation::GapBehindGap),
             Self::Closes => |report| *report == Report::Died,
+            Self::AnnouncesGrowth => |report| {
+                use Violation::{Descriptor, Slot, Terms};
+                matches!(report, Report::Violation(Terms { .. } | Descriptor(_) | Slot { .. }))
+            },
+            Self::LyingBoardSize => {
+                |report| matches!(report, Report::Violation(Violation::Descriptor(_) | Violation::Garbage(_)))
+            }
             _ => return None,
         })
     }

@@ -13,10 +13,12 @@ use std::{
 
 use fbuf_core::{
     control::{
-        Accepted, ControlRequest, ControlResponse, Greeting, Limits, Mismatch, Refusal, Resource, Role, Slots, VERSION,
-        Verdict,
+        Accepted, ControlRequest, ControlResponse, Greeting, Limits, MAX_INTRODUCTIONS, MAX_PAGE, Mismatch, Refusal,
+        Resource, Role, Slots, VERSION, Verdict,
     },
-    limits::{GREETING_TIME, MAX_ANSWERS, MAX_ENDS_OF_USER, MAX_LEASED, MAX_MESSAGE, MAX_REQUESTS, MAX_WAITING},
+    limits::{
+        GREETING_TIME, MAX_ANSWERS, MAX_ENDS_OF_USER, MAX_LEASED, MAX_MESSAGE, MAX_REQUESTS, MAX_WAITING, OTHERS_SLOTS,
+    },
     memory::Map,
     protection::{Mechanism, Protection},
     socket::PacketSocket,
@@ -30,6 +32,7 @@ use nix::{
 use crate::{
     attack::{Attack, REQUESTS_PER_SECOND, quota},
     caller::{Caller, Effect, Seen, connect, open, receive, wait_for},
+    claims::Claims,
     linked,
     support::{Random, SOON},
 };
@@ -56,17 +59,6 @@ static GONE_ON: Condvar = Condvar::new();
 
 /// Is the attacker, until it is killed.
 pub fn attack(attack: Attack) -> ! {
-    thread::spawn(|| {
-        let mut known = 0;
-        loop {
-            let attempts = ATTEMPTS.lock().unwrap();
-            let (attempts, waited) = GONE_ON.wait_timeout_while(attempts, SOON, |now| *now == known).unwrap();
-            if waited.timed_out() {
-                fail("it is held up, and nobody ends that");
-            }
-            known = *attempts;
-        }
-    });
     let mut random = Random(7);
     let turns = Cell::new(0);
     let turn = || turns.replace(turns.get() + 1);
@@ -140,11 +132,31 @@ pub fn attack(attack: Attack) -> ! {
         Attack::EndlessGaps => over_and_over(|| linked::gaps_without_end(turn())),
         Attack::LyingBoard => over_and_over(|| linked::lie_on_board(&mut random)),
         Attack::Closes => over_and_over(|| linked::close(turn())),
+        Attack::AnnouncesGrowth => over_and_over(|| linked::growing::announce(turn())),
+        Attack::LyingBoardSize => over_and_over(|| linked::growing::lie_about_board(turn())),
+        Attack::ComesBack => over_and_over(linked::restless::come_back),
+        Attack::Relinks => over_and_over(linked::restless::relink),
+        Attack::Intrudes => over_and_over(|| linked::restless::intrude(turn())),
+        Attack::Claims => {
+            let mut claims = Claims::default();
+            over_and_over(|| claims.go_on())
+        }
     }
 }
 
 /// Tries again and again, and says each time what came of it.
-fn over_and_over(mut attempt: impl FnMut() -> Seen) -> ! {
+pub fn over_and_over(mut attempt: impl FnMut() -> Seen) -> ! {
+    thread::spawn(|| {
+        let mut known = 0;
+        loop {
+            let attempts = ATTEMPTS.lock().unwrap();
+            let (attempts, waited) = GONE_ON.wait_timeout_while(attempts, SOON, |now| *now == known).unwrap();
+            if waited.timed_out() {
+                fail("it is held up, and nobody ends that");
+            }
+            known = *attempts;
+        }
+    });
     let mut word = BEGUN;
     loop {
         let seen = attempt();
@@ -264,24 +276,22 @@ fn ask_at_once() -> Seen {
     Effect::if_so(matches!(answer, Some((_, Err(_)))), || format!("one more was answered with {answer:?}"))
 }
 
-/// Each receiver is introduced twice, since its sender is here as well; those for which there is no room take up two
-/// links, so that fewer get in than the quota has room for.
+/// Each receiver is introduced twice, since its sender is here as well. Those for which there is no room are apart, and
+/// what is there for it does not grow.
 fn never_fetch() -> Seen {
     let caller = Caller::join()?;
-    let most = (quota(Resource::Links) as usize + MAX_WAITING) / 2;
-    for opened in 0..=most {
-        let channel = format!("unfetched-{}", opened / PEERS);
-        if opened.is_multiple_of(PEERS) {
-            let opened = caller.open(opened as u64 + 10_000, &channel, SENDER)?;
-            Effect::if_so(opened == Some(Ok(())), || "no sender".into())?;
-        }
-        match caller.open(opened as u64, &channel, RECEIVER)? {
-            Some(Ok(())) => {}
-            Some(Err(refusal)) => return Effect::spent(&refusal, Resource::Links),
-            None => return Err(format!("the broker hangs up after {opened}")),
-        }
+    let opened = caller.open(10_000, "unfetched", SENDER)?;
+    Effect::if_so(opened == Some(Ok(())), || "no sender".into())?;
+    for endpoint in 0..PEERS as u64 {
+        let opened = caller.open(endpoint, "unfetched", RECEIVER)?;
+        Effect::if_so(opened == Some(Ok(())), || format!("after {endpoint}: {opened:?}"))?;
     }
-    Err(format!("{most} receivers were introduced to one who does not fetch that"))
+    let own = nix::unistd::geteuid().as_raw();
+    let apart = caller.unpaired(10_000)?;
+    let (most, unread) = (MAX_WAITING / 2, apart.iter().all(|one| one.why == Mismatch::Unread(own)));
+    // As many as one answer names; which of them are apart may be as it likes.
+    let linked = PEERS - apart.len();
+    Effect::if_so(unread && linked <= most.max(PEERS - MAX_PAGE), || format!("{linked} are linked, {apart:?}"))
 }
 
 /// Opens and closes, one behind the other, as many as the quota has room for at once, and one more.
@@ -358,7 +368,7 @@ fn hoard(resource: Resource) -> Seen {
         |slot_bytes, max_slots, slots| Role::Sender { slot_bytes, max_slots, mechanism: Mechanism::Copy, slots };
     let role = match resource {
         Resource::Bytes => sender(1 << 20, 1, Slots::Segments),
-        Resource::Slots => sender(64, 1024, Slots::Segments),
+        Resource::Slots => sender(64, OTHERS_SLOTS, Slots::Segments),
         Resource::Descriptors => sender(4096, 32, Slots::Broker { huge: false }),
         _ => RECEIVER,
     };
@@ -374,21 +384,25 @@ fn hoard(resource: Resource) -> Seen {
     unreachable!("there is a last one")
 }
 
-/// The same for links, of a client with a sender and one with receivers, so that neither has too many introductions.
+/// The same for links, of a client with a sender and one with receivers, which read with whom they are linked: those that
+/// are too many wait.
 fn hoard_links() -> Seen {
     let (one, other) = (Caller::join()?, Caller::join()?);
-    for opened in 0.. {
+    let own = nix::unistd::geteuid().as_raw();
+    let most = quota(Resource::Links);
+    for opened in 0..=most {
         let channel = format!("hoard-{}", opened / PEERS as u64);
         if opened.is_multiple_of(PEERS as u64) {
             Effect::if_so(one.open(opened, &channel, SENDER)? == Some(Ok(())), || "no sender".into())?;
         }
-        match other.open(opened, &channel, RECEIVER)? {
-            Some(Ok(())) => {}
-            Some(Err(refusal)) => return Effect::spent(&refusal, Resource::Links),
-            None => return Err(format!("the broker hangs up after {opened}")),
+        Effect::if_so(other.open(opened, &channel, RECEIVER)? == Some(Ok(())), || "no receiver".into())?;
+        if opened.is_multiple_of(MAX_INTRODUCTIONS as u64) {
+            one.news()?;
+            other.news()?;
         }
     }
-    unreachable!("there is a last one")
+    let apart: Vec<_> = other.unpaired(most)?.into_iter().map(|one| one.why).collect();
+    Effect::if_so(apart == [Mismatch::Quota(own)], || format!("the last of {most} is apart for {apart:?}"))
 }
 
 /// Opens receivers where newcomers attach, until it has its share.
@@ -417,10 +431,7 @@ fn demand() -> Seen {
         let opened = caller.open(endpoint, channel, role)?;
         Effect::if_so(opened == Some(Ok(())), || format!("to open: {opened:?}"))?;
     }
-    let apart = |endpoint| match caller.ask(ControlRequest::Unpaired { endpoint, behind: 0 })? {
-        ControlResponse::Unpaired(apart) => Ok(apart.into_iter().map(|(_, one)| one.why).collect::<Vec<_>>()),
-        other => Err(format!("answered with {other:?}")),
-    };
+    let apart = |endpoint| Ok::<Vec<_>, String>(caller.unpaired(endpoint)?.into_iter().map(|one| one.why).collect());
     let (receiver, sender) = (apart(2)?, apart(3)?);
     let is_apart = matches!(receiver[..], [Mismatch::SlotSize { .. }, ..])
         && matches!(sender[..], [Mismatch::UntrustedPool(_), ..]);

@@ -10,8 +10,10 @@ use std::{
 
 use fbuf_client::Address;
 use fbuf_core::{
-    control::{Call, ControlRequest, ControlResponse, Greeting, Introduction, Open, Refusal, Resource, Role},
-    control::{VERSION, Verdict},
+    control::{
+        Call, ControlRequest, ControlResponse, Greeting, Introduction, News, Open, Opened, Refusal, Resource, Role,
+        Unpaired, VERSION, Verdict,
+    },
     limits::MAX_MESSAGE,
     socket::{Arrival, PacketSocket},
     wire,
@@ -110,20 +112,25 @@ pub fn connect() -> Result<PacketSocket, String> {
 pub struct Caller {
     pub socket: PacketSocket,
     last: Cell<u64>,
+    /// Of the last news.
+    receipt: Cell<u64>,
 }
 
 impl Caller {
     /// Connects, and is welcomed: once the connections are gone that were before.
     pub fn join() -> Result<Self, String> {
+        look_for("a welcome", Self::try_to_join)
+    }
+
+    /// Connects, and is welcomed, or sent away.
+    pub fn try_to_join() -> Result<Option<Self>, String> {
         let greeting = Greeting { version: VERSION, verdict: Verdict::Welcome }.to_bytes();
-        look_for("a welcome", || {
-            let socket = connect()?;
-            // Who is sent away is sent away at once.
-            let _ = socket.send_bytes(&greeting);
-            let answer = receive(&socket)?.ok_or("the broker hangs up on a greeting")?;
-            let is_welcome = answer.0 == greeting;
-            Ok(is_welcome.then(|| Self { socket, last: Cell::new(0) }))
-        })
+        let socket = connect()?;
+        // Who is sent away is sent away at once, whether or not it has greeted: that may reset the connection.
+        let _ = socket.send_bytes(&greeting);
+        let answer = receive(&socket).ok().flatten();
+        let is_welcome = answer.is_some_and(|(packet, _)| packet == greeting);
+        Ok(is_welcome.then(|| Self { socket, last: Cell::new(0), receipt: Cell::new(0) }))
     }
 
     /// A request, as it travels.
@@ -183,20 +190,51 @@ impl Caller {
         }
     }
 
+    /// Opens an endpoint as is said.
+    pub fn open_as(&self, endpoint: u64, open: Open) -> Result<Result<Opened, Refusal>, String> {
+        match self.ask(ControlRequest::Open { endpoint, open })? {
+            ControlResponse::Open(opened) => Ok(opened),
+            other => Err(format!("answered with {other:?}")),
+        }
+    }
+
+    /// With which endpoints one of its own is not paired.
+    pub fn unpaired(&self, endpoint: u64) -> Result<Vec<Unpaired>, String> {
+        match self.ask(ControlRequest::Unpaired { endpoint, behind: 0 })? {
+            ControlResponse::Unpaired(apart) => Ok(apart.into_iter().map(|(_, one)| one).collect()),
+            other => Err(format!("answered with {other:?}")),
+        }
+    }
+
+    /// What the broker has for it; it has read what it was told before.
+    pub fn news(&self) -> Result<News, String> {
+        match self.ask(ControlRequest::News { receipt: self.receipt.get() })? {
+            ControlResponse::News(news) => {
+                self.receipt.set(news.receipt);
+                Ok(news)
+            }
+            other => Err(format!("answered with {other:?}")),
+        }
+    }
+
+    /// Introductions to honest ones, of which there is one at least. What is left of an earlier attempt may be introduced
+    /// as well.
+    pub fn meet(&self) -> Result<Vec<Introduction>, String> {
+        look_for("an introduction", || {
+            let introductions = self.news()?.introductions.into_iter();
+            let honest = introductions.filter(|one| one.peer.process.pid as u32 != std::process::id());
+            let honest: Vec<_> = honest.collect();
+            Ok((!honest.is_empty()).then_some(honest))
+        })
+    }
+
     /// Opens an endpoint that is introduced to an honest one.
     pub fn open_linked(&self, channel: &str, role: Role) -> Result<Introduction, String> {
         match self.open(1, channel, role)? {
             Some(Ok(())) => {}
             other => return Err(format!("to open: {other:?}")),
         }
-        // What is left of an earlier attempt may be introduced as well.
-        look_for("an introduction", || match self.ask(ControlRequest::News { receipt: 0 })? {
-            ControlResponse::News(news) => {
-                let mut honest = news.introductions.into_iter();
-                Ok(honest.find(|introduction| introduction.peer.process.pid as u32 != std::process::id()))
-            }
-            other => Err(format!("answered with {other:?}")),
-        })
+        Ok(self.meet()?.swap_remove(0))
     }
 }
 

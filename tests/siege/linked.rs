@@ -1,5 +1,8 @@
 //! What an attacker does to the peers that it is linked with.
 
+pub mod growing;
+pub mod restless;
+
 use std::{
     io,
     os::fd::AsFd,

@@ -5,26 +5,31 @@
 mod attack;
 mod attacker;
 mod caller;
+mod claims;
 mod linked;
+mod reborn;
 #[path = "../support/mod.rs"]
 mod support;
+mod together;
 
 use std::{
-    env, fs,
+    env,
+    fmt::Debug,
+    fs,
     io::{BufRead, BufReader},
     os::unix::{fs::PermissionsExt, process::CommandExt},
     path::{Path, PathBuf},
     process::{Command, Stdio},
-    sync::mpsc,
+    sync::{Mutex, MutexGuard, PoisonError, mpsc},
     thread,
     time::{Duration, Instant},
 };
 
-use attack::{Attack, MOST_SLOTS, REQUESTS_PER_SECOND, Report, quota};
+use attack::{Attack, BOARD_SLOTS, MOST_SLOTS, REQUESTS_PER_SECOND, Report, quota};
 use fbuf_client::{AllocateError, Client, Departure, Farewell, GetError, Mechanism, Peer, Receiver, Sender, Wait};
 use fbuf_core::control::Resource;
 use nix::unistd::geteuid;
-use support::{BrokerProcess, Holdings, Process, SOON, is_root, until_is};
+use support::{BrokerProcess, Holdings, Process, SOON, is_root, until, until_is};
 
 /// Another user, as which attackers run if this one is root.
 const OTHER: u32 = 65_533;
@@ -41,11 +46,22 @@ const PATIENCE: Duration = Duration::from_millis(20);
 #[test]
 fn role() {
     let Ok(role) = env::var("FBUF_TEST_ROLE") else { return };
-    attacker::attack(Attack::ALL[role.parse::<usize>().unwrap()]);
+    match (&*role, role.parse::<usize>()) {
+        (_, Ok(number)) => attacker::attack(Attack::ALL[number]),
+        ("reborn", _) => reborn::be(),
+        (role, _) => together::be(role),
+    }
+}
+
+/// One test at a time: what this process holds is compared.
+fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[test]
 fn no_attack_keeps_honest_ones_from_anything() {
+    let _alone = alone();
     let folder = tempfile::tempdir().unwrap();
     let own = geteuid().as_raw();
     // Without root the attacks are those of this user, which says less.
@@ -116,9 +132,14 @@ struct Attacker {
 
 impl Attacker {
     fn start(program: &Path, attack: usize, user: u32, broker: &BrokerProcess) -> Self {
+        Self::start_as(program, &attack.to_string(), user, broker)
+    }
+
+    fn start_as(program: &Path, role: &str, user: u32, broker: &BrokerProcess) -> Self {
         let mut command = Command::new(program);
-        command.args(["role", "--exact", "--nocapture"]).stdout(Stdio::piped()).stderr(Stdio::inherit());
-        command.env("FBUF_TEST_ROLE", attack.to_string()).env("FBUF_BROKER", broker.address.to_string());
+        command.args(["role", "--exact", "--nocapture"]).stdin(Stdio::piped());
+        command.stdout(Stdio::piped()).stderr(Stdio::inherit());
+        command.env("FBUF_TEST_ROLE", role).env("FBUF_BROKER", broker.address.to_string());
         if user != geteuid().as_raw() {
             command.uid(user).gid(user);
         }
@@ -130,14 +151,19 @@ impl Attacker {
     }
 
     /// How many effects it has had since the last time.
-    fn effects(&self, attack: Attack) -> usize {
-        let is_effect = |line: &String| {
+    fn effects(&self, attack: impl Debug) -> usize {
+        self.count(attack, &[attacker::BEGUN, attacker::AGAIN])
+    }
+
+    /// How often it has said one of these since the last time.
+    fn count(&self, attack: impl Debug, words: &[&str]) -> usize {
+        let is_one = |line: &String| {
             if let Some((_, why)) = line.split_once(attacker::FAILED) {
                 panic!("{attack:?}: {why}");
             }
-            line.contains(attacker::BEGUN) || line.contains(attacker::AGAIN)
+            words.iter().any(|word| line.contains(word))
         };
-        self.said.try_iter().filter(is_effect).count()
+        self.said.try_iter().filter(is_one).count()
     }
 
     /// Kills it, and waits until all is read that it has said.
@@ -151,6 +177,8 @@ impl Attacker {
 struct Honest {
     sender: Sender,
     receiver: Receiver,
+    /// These want nobody else.
+    private: (Sender, Receiver),
     next: u64,
     /// The process of the attack that is going on; what is still reported of an earlier one says nothing of it.
     attacker: u32,
@@ -163,7 +191,11 @@ impl Honest {
         // Nothing is ever left out for it, but it may be.
         let receiver = client.receiver("c").skip_above(HONEST_SLOTS).stay().open().unwrap();
         sender.wait_for_receivers_timeout(1, SOON).unwrap();
-        Self { sender, receiver, next: 0, attacker: 0, reports: Vec::new() }
+        let own = geteuid().as_raw();
+        let apart = client.sender("private").slot_size(8).slots(2).to_users([own]).open().unwrap();
+        let mut private = (apart, client.receiver("private").from_users([own]).stay().open().unwrap());
+        private.0.wait_for_receivers_timeout(1, SOON).unwrap();
+        Self { sender, receiver, private, next: 0, attacker: 0, reports: Vec::new() }
     }
 
     /// Goes on with everything until an attack has had as many effects as it is to have: how many those were.
@@ -180,6 +212,7 @@ impl Honest {
         let patient = match attack {
             // What it sends has to find room in the socket.
             Attack::FillsLink => patient.mechanism(Mechanism::OneShot).slots(8),
+            Attack::LyingBoardSize => patient.slots(64).grow_to(BOARD_SLOTS),
             _ => patient.slots(2).grow_to(MOST_SLOTS),
         };
         let mut patient = patient.open().unwrap();
@@ -191,6 +224,9 @@ impl Honest {
         {
             self.exchange();
             self.press(&mut patient);
+            if attack == Attack::ComesBack {
+                self.part(&mut patient);
+            }
             attach(broker);
             newcomers += usize::from(effects > 0);
             effects += attacker.effects(attack);
@@ -231,7 +267,20 @@ impl Honest {
             }
             self.next += 1;
         }
+        let (sender, receiver) = &mut self.private;
+        let fbuf = sender.allocate_timeout(SOON).unwrap();
+        sender.write(fbuf).unwrap();
+        drop(receiver.get_timeout(SOON).unwrap());
+        assert!(sender.peers().count() == 1 && receiver.peers().count() == 1, "another user is linked");
         self.note_departures();
+    }
+
+    /// Parts with all receivers, and has all slots at once.
+    fn part(&mut self, patient: &mut Sender) {
+        for peer in patient.peers().collect::<Vec<_>>() {
+            patient.disconnect(peer);
+        }
+        assert_eq!(patient.counters().slots.lent, 0, "a receiver that was disconnected has slots");
     }
 
     /// A sender that waits for all its receivers, but not for ever.
@@ -283,6 +332,7 @@ impl Honest {
         let report = match farewell {
             Farewell::Violation(violation) => Report::Violation(violation),
             Farewell::Died => Report::Died,
+            Farewell::Disconnected | Farewell::Left => return,
             other => panic!("{other:?}"),
         };
         self.report(peer, report);
