@@ -201,6 +201,30 @@ fn what_a_child_writes_stays_in_the_child() {
     }
 }
 
+/// What a child drops first, and what of it last.
+#[test]
+fn what_a_child_has_outlives_the_endpoints_that_it_drops() {
+    for mechanism in EACH {
+        let (_broker, client) = broker();
+        let (mut sender, mut receiver) = linked(&client, "c", mechanism);
+        send(&mut sender, 1);
+        let (kept, received) = (Some(fill(&mut sender, 2)), Some(receiver.get_timeout(SOON).unwrap()));
+        let (mut ends, mut held) = (Some((sender, receiver, client)), Some((kept, received)));
+        let said = in_child(|| {
+            drop(ends.take());
+            let (kept, received) = held.take().unwrap();
+            // Something else lies by now where the endpoints were.
+            let filled: Vec<_> = (0..10_000).map(|number| vec![0xAAu8; number % 500]).collect();
+            let (mut kept, received) = (kept.unwrap(), received.unwrap());
+            kept.fill(filled[499][0]);
+            let said = format!("{} {} {}", kept.capacity(), kept.len(), received.len());
+            drop((kept, received, filled));
+            said
+        });
+        assert_eq!(said, "64 64 64", "{mechanism:?}");
+    }
+}
+
 #[test]
 fn every_call_of_a_child_returns_at_once_and_says_to_connect_again() {
     let (_broker, client) = broker();

@@ -585,8 +585,8 @@ impl Drop for Pool {
     fn drop(&mut self) {
         let memory = std::mem::replace(&mut self.memory, Memory::Segments(Vec::new()));
         if self.shelf.is_inherited() {
-            // Fbufs of the parent lie in it, and threads of the parent have to do with it.
-            return std::mem::forget(memory);
+            // Fbufs lie in it that this child may still have, and threads of the parent have to do with it.
+            return std::mem::forget((memory, self.shelf.clone()));
         }
         self.shelf.clone().close(self.count_out() + self.retained.len(), memory);
     }
