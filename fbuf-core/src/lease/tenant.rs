@@ -143,9 +143,8 @@ impl Tenant {
         }
         points::reach("break: found");
         let separated = private.as_ref().is_none_or(|range| Map::separate(range).is_ok());
-        // SAFETY: the kernel lets no process open the memory for writing before the lease is given up below, or taken
-        // away after fs.lease-break-time: then what was read may be anything in between, is said to be lost, and the
-        // peer is trusted not to do that (`Trusted`).
+        // SAFETY: no process can open the memory for writing before the lease is given up below. If the kernel takes it
+        // away (fs.lease-break-time), what was read is said to be lost, and the peer is trusted (`Trusted`).
         #[expect(unsafe_code, reason = "only here is it known that the lease is there")]
         let detached = separated && unsafe { self.view.detach() }.is_ok();
         if !detached {
