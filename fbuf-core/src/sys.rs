@@ -7,6 +7,7 @@
 
 use std::{
     io, mem,
+    ops::Deref,
     os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
     sync::Arc,
 };
@@ -254,22 +255,42 @@ pub fn runtime() -> io::Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_current_thread().enable_all().build()
 }
 
+/// What the tokio runtime of a thread watches. It is lent out, and never to be changed: what took its place would be
+/// watched under a number that may be that of something else.
+///
+/// ```compile_fail,E0596
+/// fn exchange(watched: &mut fbuf_core::sys::Watched<fbuf_core::socket::PacketSocket>) {
+///     let _ = watched.get_mut();
+/// }
+/// ```
+#[derive(Debug)]
+pub struct Watched<T: AsRawFd>(AsyncFd<T>);
+
+impl<T: AsRawFd> Deref for Watched<T> {
+    type Target = AsyncFd<T>;
+    fn deref(&self) -> &AsyncFd<T> {
+        &self.0
+    }
+}
+
 /// Has the tokio runtime of this thread watch a socket.
 ///
 /// # Errors
 /// What epoll_ctl(2) says.
-pub fn watch(socket: PacketSocket) -> io::Result<AsyncFd<PacketSocket>> {
-    // SAFETY: a PacketSocket returns the same descriptor each time, and owns it until it is dropped.
-    Ok(unsafe { AsyncFd::register(socket) }?)
+pub fn watch(socket: PacketSocket) -> io::Result<Watched<PacketSocket>> {
+    // SAFETY: a PacketSocket returns the same descriptor each time, and owns it until it is dropped, which is after it is
+    // watched no more (`Watched`).
+    Ok(Watched(unsafe { AsyncFd::register(socket) }?))
 }
 
 /// Has the tokio runtime of this thread watch a listening socket.
 ///
 /// # Errors
 /// What epoll_ctl(2) says.
-pub fn watch_listener(listener: Withheld<OwnedFd>) -> io::Result<AsyncFd<Withheld<OwnedFd>>> {
-    // SAFETY: an OwnedFd returns the same descriptor each time, and owns it until it is dropped.
-    Ok(unsafe { AsyncFd::register_with_interest(listener, Interest::READABLE) }?)
+pub fn watch_listener(listener: Withheld<OwnedFd>) -> io::Result<Watched<Withheld<OwnedFd>>> {
+    // SAFETY: an OwnedFd returns the same descriptor each time, and owns it until it is dropped, which is after it is
+    // watched no more (`Watched`).
+    Ok(Watched(unsafe { AsyncFd::register_with_interest(listener, Interest::READABLE) }?))
 }
 
 /// An epoll that others add to while it is watched.
@@ -286,9 +307,10 @@ impl AsRawFd for SharedEpoll {
 ///
 /// # Errors
 /// What epoll_ctl(2) says.
-pub fn watch_epoll(epoll: Arc<Epoll>) -> io::Result<AsyncFd<SharedEpoll>> {
-    // SAFETY: a SharedEpoll returns the same descriptor each time, and keeps it until it is dropped.
-    Ok(unsafe { AsyncFd::register_with_interest(SharedEpoll(epoll), Interest::READABLE) }?)
+pub fn watch_epoll(epoll: Arc<Epoll>) -> io::Result<Watched<SharedEpoll>> {
+    // SAFETY: a SharedEpoll returns the same descriptor each time, and keeps it until it is dropped, which is after it is
+    // watched no more (`Watched`): an Epoll that is shared cannot be exchanged.
+    Ok(Watched(unsafe { AsyncFd::register_with_interest(SharedEpoll(epoll), Interest::READABLE) }?))
 }
 
 /// # Safety

@@ -13,10 +13,10 @@ use fbuf_core::{
     control::{Greeting, VERSION, Verdict},
     points,
     socket::{Arrival, Credentials, PacketSocket},
-    sys, wire,
+    sys::{self, Watched},
+    wire,
 };
 use tokio::{
-    io::unix::AsyncFd,
     task::{JoinSet, yield_now},
     time::{MissedTickBehavior, interval},
 };
@@ -134,7 +134,7 @@ impl Broker {
     }
 
     /// Greets a guest, who has to greet first: a member, or nobody who need be talked to.
-    pub(super) async fn greet(&self, guest: Guest) -> io::Result<Option<(Member, AsyncFd<PacketSocket>)>> {
+    pub(super) async fn greet(&self, guest: Guest) -> io::Result<Option<(Member, Watched<PacketSocket>)>> {
         let payer = guest.payer().clone();
         let Guest { socket, process, admission } = guest;
         let socket = sys::watch(socket)?;

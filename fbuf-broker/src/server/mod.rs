@@ -21,6 +21,7 @@ use fbuf_core::{
     control::{Control, EndpointStatus, MAX_PAGE, Report, Resource, ServerTransport, Turn},
     limits::{GREETING_TIME, MAX_REQUESTS},
     socket::{Credentials, PacketSocket},
+    sys::Watched,
 };
 use futures_util::StreamExt;
 use nix::{sys::resource::getrlimit, unistd::geteuid};
@@ -29,7 +30,6 @@ use tarpc::{
     server::{BaseChannel, Channel as _},
 };
 use tokio::{
-    io::unix::AsyncFd,
     runtime::Handle,
     sync::Notify,
     task::{JoinSet, yield_now},
@@ -256,7 +256,7 @@ impl Broker {
         }
     }
 
-    async fn talk(&self, member: &Member, socket: AsyncFd<PacketSocket>) {
+    async fn talk(&self, member: &Member, socket: Watched<PacketSocket>) {
         let (client, uid, mailbox) = (member.client, member.process.uid, Arc::new(Mailbox::default()));
         lock(&self.0).mailboxes.insert(client, mailbox.clone());
         let pacing = (self.clone(), member.payer.clone());

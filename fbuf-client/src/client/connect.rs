@@ -9,10 +9,10 @@ use fbuf_core::{
     address::{Address, VARIABLE, set_aside},
     control::{Spent, VERSION},
     socket::{NO_ID, PacketSocket},
-    sys::limit_behind,
+    sys::{Watched, limit_behind},
 };
 use nix::{errno::Errno, unistd::geteuid};
-use tokio::{io::unix::AsyncFd, time::sleep};
+use tokio::time::sleep;
 
 use super::{Client, control::Pauses, greet::greet};
 
@@ -215,7 +215,7 @@ impl ClientBuilder {
     }
 
     /// Finds a broker, and greets it.
-    pub(super) async fn find(&self) -> Result<(Broker, AsyncFd<PacketSocket>), ConnectError> {
+    pub(super) async fn find(&self) -> Result<(Broker, Watched<PacketSocket>), ConnectError> {
         let addresses = self.address.clone().map_or_else(Address::defaults, |address| vec![address]);
         let addresses = addresses.iter().map(Address::to_absolute).collect::<io::Result<Vec<_>>>()?;
         let (start, mut pauses) = (Instant::now(), Pauses::default());
@@ -230,7 +230,7 @@ impl ClientBuilder {
     }
 
     /// The first address at which there is anything is the one.
-    async fn try_each(&self, addresses: &[Address]) -> Result<(Broker, AsyncFd<PacketSocket>), ConnectError> {
+    async fn try_each(&self, addresses: &[Address]) -> Result<(Broker, Watched<PacketSocket>), ConnectError> {
         let nowhere = |source| ConnectError::NoBroker { addresses: addresses.to_vec(), source };
         let mut last = nowhere(io::ErrorKind::NotFound.into());
         for address in addresses {
@@ -292,7 +292,7 @@ impl Broker {
     }
 
     /// Connects again, to a broker of the same user.
-    pub(super) async fn greet_again(&self) -> Result<AsyncFd<PacketSocket>, String> {
+    pub(super) async fn greet_again(&self) -> Result<Watched<PacketSocket>, String> {
         match greet(&self.address, &Accepted::Same(self.user)).await {
             Ok((socket, _)) => Ok(socket),
             Err(error) if root_folder() == self.root => Err(error.to_string()),

@@ -18,10 +18,10 @@ use fbuf_core::{
     points,
     slot::Geometry,
     socket::PacketSocket,
+    sys::Watched,
 };
 use tarpc::{client::RpcError, context};
 use tokio::{
-    io::unix::AsyncFd,
     sync::{Semaphore, mpsc::UnboundedReceiver},
     task::JoinSet,
     time::{sleep, sleep_until},
@@ -127,7 +127,7 @@ enum Over {
 /// Until the last handle of the client is dropped.
 pub(super) async fn run(
     broker: &Broker,
-    socket: AsyncFd<PacketSocket>,
+    socket: Watched<PacketSocket>,
     mut commands: UnboundedReceiver<Command>,
     state: &ConnectionState,
     hang_ups: Arc<HangUps>,
@@ -155,7 +155,7 @@ impl Endpoints {
         broker: &Broker,
         commands: &mut UnboundedReceiver<Command>,
         state: &ConnectionState,
-    ) -> Option<AsyncFd<PacketSocket>> {
+    ) -> Option<Watched<PacketSocket>> {
         self.open.values_mut().for_each(|endpoint| endpoint.listed = false);
         let mut pauses = Pauses::default();
         let mut why = String::from("it hung up");
@@ -256,7 +256,7 @@ struct Session {
 }
 
 impl Session {
-    fn new(socket: AsyncFd<PacketSocket>) -> Self {
+    fn new(socket: Watched<PacketSocket>) -> Self {
         let transport: ClientTransport<ControlRequest, ControlResponse> = ClientTransport::new(socket);
         let client = ControlClient::new(tarpc::client::Config::default(), transport).spawn();
         let places = Arc::new(Semaphore::new(MAX_PLACES));

@@ -10,10 +10,11 @@ use fbuf_core::{
     control::{Greeting, VERSION, Verdict},
     points,
     socket::{Arrival, PacketSocket, means_gone},
-    sys, wire,
+    sys::{self, Watched},
+    wire,
 };
 use nix::errno::Errno;
-use tokio::{io::unix::AsyncFd, task::yield_now, time::timeout};
+use tokio::{task::yield_now, time::timeout};
 
 use super::{
     PATIENCE,
@@ -28,7 +29,7 @@ const WAIT: Duration = Duration::from_millis(50);
 pub(super) async fn greet(
     address: &Address,
     accepted: &Accepted,
-) -> Result<(AsyncFd<PacketSocket>, u32), ConnectError> {
+) -> Result<(Watched<PacketSocket>, u32), ConnectError> {
     let unreachable = |source| ConnectError::Unreachable { address: address.clone(), source };
     let not_a_broker = |found: &str| ConnectError::NotABroker { address: address.clone(), found: found.into() };
     let socket = connect(address).await.map_err(|error| match error.raw_os_error().map(Errno::from_raw) {
@@ -94,7 +95,7 @@ fn is_passing(error: &io::Error) -> bool {
 }
 
 /// What comes first.
-async fn answer(socket: &AsyncFd<PacketSocket>) -> io::Result<Arrival> {
+async fn answer(socket: &Watched<PacketSocket>) -> io::Result<Arrival> {
     loop {
         let mut ready = socket.readable().await?;
         match socket.get_ref().receive::<64>()? {

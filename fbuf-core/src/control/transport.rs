@@ -19,14 +19,12 @@ use std::{
 use futures_util::{Sink, Stream};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tarpc::{ClientMessage, Request, Response, ServerError, context};
-use tokio::{
-    io::unix::AsyncFd,
-    time::{Sleep, sleep},
-};
+use tokio::time::{Sleep, sleep};
 
 use crate::{
     limits::{MAX_ANSWERS, MAX_MESSAGE},
     socket::{Arrival, PacketSocket},
+    sys::Watched,
     wire::{self, Letter},
 };
 
@@ -110,7 +108,7 @@ impl<T: Serialize + DeserializeOwned> Parcel for Response<T> {
 /// A tarpc transport over a packet socket.
 #[derive(Debug)]
 pub struct Packets<In, Out> {
-    socket: AsyncFd<PacketSocket>,
+    socket: Watched<PacketSocket>,
     outbox: VecDeque<Letter>,
     /// Until when nothing is sent, for lack of something that passes.
     pause: Option<Pin<Box<Sleep>>>,
@@ -146,7 +144,7 @@ pub type ServerTransport<Req, Resp> = Packets<ClientMessage<Req>, Response<Resp>
 impl<In, Out> Packets<In, Out> {
     /// Speaks over this socket.
     #[must_use]
-    pub fn new(socket: AsyncFd<PacketSocket>) -> Self {
+    pub fn new(socket: Watched<PacketSocket>) -> Self {
         Self { socket, outbox: VecDeque::new(), pause: None, pace: None, messages: PhantomData }
     }
 
@@ -190,7 +188,7 @@ fn is_passing(error: &io::Error) -> bool {
 /// The next message of a socket; `UnexpectedEof` at its end.
 type NextPacket = Option<io::Result<Packet>>;
 
-fn poll_packet(socket: &AsyncFd<PacketSocket>, pace: &mut Option<Pace>, task: &mut Context<'_>) -> Poll<NextPacket> {
+fn poll_packet(socket: &Watched<PacketSocket>, pace: &mut Option<Pace>, task: &mut Context<'_>) -> Poll<NextPacket> {
     let invalid = |text| Poll::Ready(Some(Err(io::Error::new(io::ErrorKind::InvalidData, text))));
     loop {
         if let Some(Pace { waiting, .. }) = pace
