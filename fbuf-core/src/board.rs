@@ -16,6 +16,7 @@ use zerocopy::FromBytes;
 use crate::{
     abort::Abort,
     park::{Flag, Rang},
+    read_only::ReadOnly,
     slot::{Mark, SlotId},
     sync::{AtomicU64, Ordering},
 };
@@ -28,13 +29,13 @@ use crate::{link::LinkEnd, memory::MemoryError};
 #[derive(Debug)]
 pub struct BoardHead {
     /// The receiver's flag: parked, gone.
-    pub flag: Flag,
+    pub(crate) flag: Flag,
     /// Once the receiver is gone: the number of the first message that it did not read.
     next: AtomicU64,
     /// Once the receiver is gone, and not in order: why, as [`Abort::to_word`].
     aborted: AtomicU64,
     /// When the receiver rang last.
-    pub rang: Rang,
+    pub(crate) rang: Rang,
 }
 
 #[cfg(not(loom))]
@@ -50,22 +51,34 @@ impl BoardHead {
     }
 }
 
-/// The memory of a board, as seen from either end.
-pub trait BoardMemory {
+/// The memory of a board, as its receiver has it.
+pub trait WritableBoard {
     /// Its head.
     fn head(&self) -> &BoardHead;
     /// The word of a slot.
     fn word(&self, slot: SlotId) -> &AtomicU64;
-    /// The words of slots one behind the other; none if there are not so many.
-    fn words(&self, slots: Range<usize>) -> &[AtomicU64];
 }
 
-/// A board between two processes.
+/// The memory of a board, as its sender has it.
+pub trait BoardMemory {
+    /// Its head.
+    fn head(&self) -> ReadOnly<'_, BoardHead>;
+    /// The word of a slot.
+    fn word(&self, slot: SlotId) -> ReadOnly<'_, AtomicU64>;
+    /// The words of slots one behind the other; none if there are not so many.
+    fn words(&self, slots: Range<usize>) -> ReadOnly<'_, [AtomicU64]>;
+}
+
+/// A board between two processes, as its receiver has it.
 #[cfg(not(loom))]
 pub type BoardTable = crate::memory::Table<BoardHead, AtomicU64>;
 
+/// A board between two processes, as its sender has it.
 #[cfg(not(loom))]
-impl BoardMemory for BoardTable {
+pub type BoardView = crate::memory::TableView<BoardHead, AtomicU64>;
+
+#[cfg(not(loom))]
+impl WritableBoard for BoardTable {
     #[inline]
     fn head(&self) -> &BoardHead {
         Self::head(self)
@@ -74,9 +87,36 @@ impl BoardMemory for BoardTable {
     fn word(&self, slot: SlotId) -> &AtomicU64 {
         self.at(slot.index())
     }
+}
+
+#[cfg(not(loom))]
+impl BoardMemory for BoardView {
     #[inline]
-    fn words(&self, slots: Range<usize>) -> &[AtomicU64] {
+    fn head(&self) -> ReadOnly<'_, BoardHead> {
+        Self::head(self)
+    }
+    #[inline]
+    fn word(&self, slot: SlotId) -> ReadOnly<'_, AtomicU64> {
+        self.at(slot.index())
+    }
+    #[inline]
+    fn words(&self, slots: Range<usize>) -> ReadOnly<'_, [AtomicU64]> {
         self.slice(slots)
+    }
+}
+
+impl<'a> ReadOnly<'a, BoardHead> {
+    /// The receiver's flag.
+    #[inline]
+    #[must_use]
+    pub fn flag(self) -> ReadOnly<'a, Flag> {
+        self.part(|head| &head.flag)
+    }
+
+    /// When the receiver rang last.
+    #[must_use]
+    pub fn rang(self) -> ReadOnly<'a, Rang> {
+        self.part(|head| &head.rang)
     }
 }
 
@@ -84,7 +124,7 @@ impl BoardMemory for BoardTable {
 #[derive(Debug)]
 pub struct BoardWriter<M>(M);
 
-impl<M: BoardMemory> BoardWriter<M> {
+impl<M: WritableBoard> BoardWriter<M> {
     /// Takes the writing end of fresh memory.
     pub fn new(memory: M) -> Self {
         Self(memory)
@@ -105,14 +145,14 @@ impl<M: BoardMemory> BoardWriter<M> {
     }
 
     /// Whether the slot was handed back by the holder of the message of this mark.
-    pub fn is_back(&self, slot: SlotId, mark: Mark) -> bool {
+    pub(crate) fn is_back(&self, slot: SlotId, mark: Mark) -> bool {
         // Relaxed: it is asked once the sender has lent the slot again, which it does only after it
         // has seen the word; that came with the entry.
         self.0.word(slot).load(Ordering::Relaxed) == mark.word()
     }
 
     /// Says that no message from this number on was ever read, nor will be, and why if it is not in order.
-    pub fn leave(&self, next: u64, abort: Option<Abort>) {
+    pub(crate) fn leave(&self, next: u64, abort: Option<Abort>) {
         self.head().next.store(next, Ordering::Relaxed);
         self.head().aborted.store(Abort::to_word(abort), Ordering::Relaxed);
         self.head().flag.leave();
@@ -131,13 +171,23 @@ impl BoardWriter<BoardTable> {
 }
 
 #[cfg(not(loom))]
-impl BoardReader<BoardTable> {
-    /// Maps the board of a receiver, with the words of the first so many slots.
+impl BoardReader<BoardView> {
+    /// Maps the board of a receiver, with the words of all of so many slots.
     ///
     /// # Errors
     /// [`LinkEnd`]: it is not what a receiver may send, or there is no memory.
-    pub fn attach(board: BorrowedFd<'_>, most_slots: u32, slots: u32) -> Result<Self, LinkEnd> {
-        let board = Self(BoardTable::attach_growing(board, most_slots as usize)?);
+    pub fn attach(board: BorrowedFd<'_>, slots: u32) -> Result<Self, LinkEnd> {
+        Self::attach_first(board, slots, slots)
+    }
+
+    /// As [`Self::attach`], with the words of the first so many of them. Those of others are to be
+    /// [provided](Self::provide) before they are looked at: a page that does not exist may find no memory then, which ends
+    /// this process with SIGBUS.
+    ///
+    /// # Errors
+    /// As [`Self::attach`].
+    pub fn attach_first(board: BorrowedFd<'_>, most_slots: u32, slots: u32) -> Result<Self, LinkEnd> {
+        let board = Self(BoardView::attach_growing(board, most_slots as usize)?);
         board.provide(slots).map_err(|error| LinkEnd::Exhausted(error.to_string()))?;
         Ok(board)
     }
@@ -163,7 +213,7 @@ impl<M: BoardMemory> BoardReader<M> {
 
     /// The head of this board.
     #[inline]
-    pub fn head(&self) -> &BoardHead {
+    pub fn head(&self) -> ReadOnly<'_, BoardHead> {
         self.0.head()
     }
 
@@ -176,27 +226,27 @@ impl<M: BoardMemory> BoardReader<M> {
     /// Slots with these marks, one behind the other from a first one on: each with its mark, and whether it
     /// is back.
     #[inline]
-    pub fn look_through(&self, first: SlotId, marks: &[Mark]) -> impl Iterator<Item = (SlotId, Mark, bool)> {
+    pub(crate) fn look_through(&self, first: SlotId, marks: &[Mark]) -> impl Iterator<Item = (SlotId, Mark, bool)> {
         let words = self.0.words(first.index()..first.index() + marks.len());
-        let looks = marks.iter().zip(words).enumerate();
+        let looks = marks.iter().zip(words.iter()).enumerate();
         looks.map(move |(index, (&mark, word))| (SlotId::new(first.number() + index as u32), mark, is_back(word, mark)))
     }
 
     /// If the receiver is gone: the number of the first message that it never read, and so does not hold.
-    pub fn left_at(&self) -> Option<u64> {
-        self.head().flag.read().gone().then(|| self.head().next.load(Ordering::Relaxed))
+    pub(crate) fn left_at(&self) -> Option<u64> {
+        self.head().flag().read().gone().then(|| self.head().part(|head| &head.next).load(Ordering::Relaxed))
     }
 
     /// If the receiver is gone, and not in order: why.
-    pub fn abort(&self) -> Option<Abort> {
-        let gone = self.head().flag.read().gone();
-        gone.then(|| Abort::from_word(self.head().aborted.load(Ordering::Relaxed))).flatten()
+    pub(crate) fn abort(&self) -> Option<Abort> {
+        let gone = self.head().flag().read().gone();
+        gone.then(|| Abort::from_word(self.head().part(|head| &head.aborted).load(Ordering::Relaxed))).flatten()
     }
 }
 
 /// Whether what a word stands for, lent with the message of this mark, is back.
 #[inline]
-fn is_back(word: &AtomicU64, mark: Mark) -> bool {
+fn is_back(word: ReadOnly<'_, AtomicU64>, mark: Mark) -> bool {
     // Acquire: partner is the Release store in `BoardWriter::hand_back`.
     word.load(Ordering::Acquire) == mark.word()
 }
@@ -223,15 +273,24 @@ pub(crate) mod heap {
         }
     }
 
-    impl BoardMemory for HeapBoard {
+    impl WritableBoard for HeapBoard {
         fn head(&self) -> &BoardHead {
             &self.0.0
         }
         fn word(&self, slot: SlotId) -> &AtomicU64 {
             self.0.1.at(slot.index())
         }
-        fn words(&self, slots: Range<usize>) -> &[AtomicU64] {
-            self.0.1.slice(slots)
+    }
+
+    impl BoardMemory for HeapBoard {
+        fn head(&self) -> ReadOnly<'_, BoardHead> {
+            ReadOnly::of(&self.0.0)
+        }
+        fn word(&self, slot: SlotId) -> ReadOnly<'_, AtomicU64> {
+            ReadOnly::of(self.0.1.at(slot.index()))
+        }
+        fn words(&self, slots: Range<usize>) -> ReadOnly<'_, [AtomicU64]> {
+            ReadOnly::of(self.0.1.slice(slots))
         }
     }
 }

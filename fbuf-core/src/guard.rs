@@ -22,7 +22,7 @@ use nix::{
 };
 
 use crate::{
-    board::{BoardReader, BoardTable},
+    board::{BoardReader, BoardView},
     memory::Map,
     ring::Ring,
     slot::{Mark, SlotId},
@@ -55,7 +55,7 @@ type Messages = Ring<AtomicU64>;
 /// What the handler knows of a link: mapped once more, for as long as it may look.
 #[derive(Debug)]
 struct GuardedLink {
-    board: BoardReader<BoardTable>,
+    board: BoardReader<BoardView>,
     /// For each slot, the mark of the message that was lent over this link last.
     lent: Messages,
 }
@@ -118,7 +118,7 @@ impl Guard {
     ///
     /// # Errors
     /// There is no memory.
-    pub(crate) fn add_link(&self, board: BoardReader<BoardTable>) -> io::Result<LinkGuard> {
+    pub(crate) fn add_link(&self, board: BoardReader<BoardView>) -> io::Result<LinkGuard> {
         let link = Arc::new(GuardedLink { board, lent: marks(self.slots)? });
         with(self.number, |sender| sender.links.push(link.clone()));
         Ok(LinkGuard { sender: self.number, link })

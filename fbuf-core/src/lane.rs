@@ -13,6 +13,7 @@ use crate::{
     abort::Abort,
     park::{Flag, Rang},
     points,
+    read_only::ReadOnly,
     slot::SlotId,
     sync::{AtomicU64, Ordering, fence},
     violation::Violation,
@@ -24,7 +25,7 @@ use crate::{
 #[derive(Debug)]
 pub struct LaneHead {
     /// The sender's flag: parked, gone.
-    pub flag: Flag,
+    pub(crate) flag: Flag,
     /// Zero while the sender sends; afterwards the position behind its last entry.
     closed: AtomicU64,
     /// Messages that were left out behind the last one, once it is closed.
@@ -32,7 +33,7 @@ pub struct LaneHead {
     /// Once it is closed, and not in order: why, as [`Abort::to_word`].
     aborted: AtomicU64,
     /// When the sender rang last.
-    pub rang: Rang,
+    pub(crate) rang: Rang,
     /// Whether the sender has disconnected the receiver: then what it copies of a slot may be of another message.
     dropped: AtomicU64,
 }
@@ -83,23 +84,35 @@ const MESSAGE: u64 = 0;
 const GAP: u64 = 1;
 const _: () = assert!(crate::limits::MAX_SLOTS <= 1 << SLOT_BITS);
 
-/// The memory of a lane, as seen from either end.
-pub trait LaneMemory {
+/// The memory of a lane, as its sender has it. Positions are counted from one, so that the zeroes of fresh memory stand
+/// at none.
+pub trait WritableLane {
     /// Its head.
     fn head(&self) -> &LaneHead;
-    /// The entry that stands at a position of the endless sequence. Positions are counted from one, so that
-    /// the zeroes of fresh memory stand at none.
+    /// The entry that stands at a position of the endless sequence.
     fn entry(&self, position: u64) -> &Entry;
+}
+
+/// The memory of a lane, as its receiver has it.
+pub trait LaneMemory {
+    /// Its head.
+    fn head(&self) -> ReadOnly<'_, LaneHead>;
+    /// The entry that stands at a position of the endless sequence.
+    fn entry(&self, position: u64) -> ReadOnly<'_, Entry>;
     /// How many entries there are: a power of two that never changes.
     fn capacity(&self) -> u64;
 }
 
+/// A lane between two processes, as its sender has it.
 #[cfg(not(loom))]
-/// A lane between two processes.
 pub type LaneTable = crate::memory::Table<LaneHead, Entry>;
 
+/// A lane between two processes, as its receiver has it.
 #[cfg(not(loom))]
-impl LaneMemory for LaneTable {
+pub type LaneView = crate::memory::TableView<LaneHead, Entry>;
+
+#[cfg(not(loom))]
+impl WritableLane for LaneTable {
     #[inline]
     fn head(&self) -> &LaneHead {
         Self::head(self)
@@ -108,8 +121,47 @@ impl LaneMemory for LaneTable {
     fn entry(&self, position: u64) -> &Entry {
         self.at(position as usize)
     }
+}
+
+#[cfg(not(loom))]
+impl LaneMemory for LaneView {
+    #[inline]
+    fn head(&self) -> ReadOnly<'_, LaneHead> {
+        Self::head(self)
+    }
+    #[inline]
+    fn entry(&self, position: u64) -> ReadOnly<'_, Entry> {
+        self.at(position as usize)
+    }
     fn capacity(&self) -> u64 {
         Self::capacity(self) as u64
+    }
+}
+
+impl<'a> ReadOnly<'a, LaneHead> {
+    /// The sender's flag.
+    #[inline]
+    #[must_use]
+    pub fn flag(self) -> ReadOnly<'a, Flag> {
+        self.part(|head| &head.flag)
+    }
+
+    /// When the sender rang last.
+    #[must_use]
+    pub fn rang(self) -> ReadOnly<'a, Rang> {
+        self.part(|head| &head.rang)
+    }
+}
+
+impl<'a> ReadOnly<'a, Entry> {
+    #[inline]
+    fn head(self) -> ReadOnly<'a, AtomicU64> {
+        self.part(|entry| &entry.head)
+    }
+
+    #[inline]
+    fn body(self) -> ReadOnly<'a, AtomicU64> {
+        self.part(|entry| &entry.body)
     }
 }
 
@@ -153,7 +205,7 @@ pub struct LaneWriter<M> {
     position: u64,
 }
 
-impl<M: LaneMemory> LaneWriter<M> {
+impl<M: WritableLane> LaneWriter<M> {
     /// Takes the writing end of fresh memory.
     pub fn new(memory: M) -> Self {
         Self { memory, position: 1 }
@@ -188,7 +240,7 @@ impl<M: LaneMemory> LaneWriter<M> {
     }
 
     /// Says that the receiver is disconnected, before any slot is used again that it has.
-    pub fn drop_receiver(&self) {
+    pub(crate) fn drop_receiver(&self) {
         self.memory.head().dropped.store(1, Ordering::Relaxed);
         // Partner: the fence in `is_dropped`. A reader that sees a byte of a later message in a slot sees this.
         fence(Ordering::Release);
@@ -224,19 +276,19 @@ impl<M: LaneMemory> LaneReader<M> {
     }
 
     /// The head of this lane.
-    pub fn head(&self) -> &LaneHead {
+    pub fn head(&self) -> ReadOnly<'_, LaneHead> {
         self.memory.head()
     }
 
     /// Its memory.
     #[inline]
-    pub fn memory(&self) -> &M {
+    pub(crate) fn memory(&self) -> &M {
         &self.memory
     }
 
     /// Where the next entry stands: one more than were read.
     #[inline]
-    pub fn position(&self) -> u64 {
+    pub(crate) fn position(&self) -> u64 {
         self.position
     }
 
@@ -244,11 +296,11 @@ impl<M: LaneMemory> LaneReader<M> {
     /// none, the number of the slot is beyond all that can be: it is to be checked anyway, and one
     /// comparison does for both.
     #[inline]
-    pub fn peek(&self) -> (u64, u64) {
+    pub(crate) fn peek(&self) -> (u64, u64) {
         let (entry, expected) = (self.memory.entry(self.position), head_of(self.position, MESSAGE));
         // Acquire: partner is the Release store in `LaneWriter::publish`.
-        let slot = entry.head.load(Ordering::Acquire) ^ expected;
-        (slot, entry.body.load(Ordering::Relaxed))
+        let slot = entry.head().load(Ordering::Acquire) ^ expected;
+        (slot, entry.body().load(Ordering::Relaxed))
     }
 
     /// Goes on to the entry after the one that was looked at.
@@ -264,12 +316,12 @@ impl<M: LaneMemory> LaneReader<M> {
     pub fn look(&self) -> Result<Option<Note>, Violation> {
         let entry = self.memory.entry(self.position);
         // Acquire: partner is the Release store in `LaneWriter::publish`.
-        let head = entry.head.load(Ordering::Acquire);
+        let head = entry.head().load(Ordering::Acquire);
         let (found, expected) = (mark(head), mark(head_of(self.position, 0)));
         if found != expected {
             return if found == self.mark_before() { Ok(None) } else { Err(Violation::Mark { found, expected }) };
         }
-        let body = entry.body.load(Ordering::Relaxed);
+        let body = entry.body().load(Ordering::Relaxed);
         Ok(Some(match head >> SLOT_BITS & ((1 << KIND_BITS) - 1) {
             MESSAGE => Note::Message((head & ((1 << SLOT_BITS) - 1)) as u32, body),
             GAP if body == 0 => return Err(Violation::EmptyGap),
@@ -280,17 +332,17 @@ impl<M: LaneMemory> LaneReader<M> {
 
     /// Whether something stands where the next entry would be.
     #[inline]
-    pub fn is_ready(&self) -> bool {
+    pub(crate) fn is_ready(&self) -> bool {
         // Relaxed: `peek` and `look` do so again.
-        mark(self.memory.entry(self.position).head.load(Ordering::Relaxed)) != self.mark_before()
+        mark(self.memory.entry(self.position).head().load(Ordering::Relaxed)) != self.mark_before()
     }
 
     /// Whether the entry is there that has `count` before it which were not read yet; then those are.
     #[inline]
-    pub fn has(&self, count: u64) -> bool {
+    pub(crate) fn has(&self, count: u64) -> bool {
         let position = self.position + count;
         // Relaxed: `peek` and `look` do so at each.
-        mark(self.memory.entry(position).head.load(Ordering::Relaxed)) == mark(head_of(position, 0))
+        mark(self.memory.entry(position).head().load(Ordering::Relaxed)) == mark(head_of(position, 0))
     }
 
     /// The mark that stands where the next entry will be, until it is there.
@@ -304,23 +356,23 @@ impl<M: LaneMemory> LaneReader<M> {
     pub fn is_dropped(&self) -> bool {
         // Partner: the fence in `drop_receiver`.
         fence(Ordering::Acquire);
-        self.memory.head().dropped.load(Ordering::Relaxed) != 0
+        self.memory.head().part(|head| &head.dropped).load(Ordering::Relaxed) != 0
     }
 
     /// If the sender has said that nothing follows the entries read so far: how many messages it
     /// has left out behind them.
     #[inline]
-    pub fn ending(&self) -> Option<u64> {
+    pub(crate) fn ending(&self) -> Option<u64> {
         let head = self.memory.head();
         // Acquire: partner is the Release store in `LaneWriter::close`.
-        let closed = head.closed.load(Ordering::Acquire);
-        (closed == self.position).then(|| head.left_out.load(Ordering::Relaxed))
+        let closed = head.part(|head| &head.closed).load(Ordering::Acquire);
+        (closed == self.position).then(|| head.part(|head| &head.left_out).load(Ordering::Relaxed))
     }
 
     /// Why the stream was broken off, if it was; once there is an [ending](Self::ending).
-    pub fn abort(&self) -> Option<Abort> {
+    pub(crate) fn abort(&self) -> Option<Abort> {
         // Relaxed: it came with the ending.
-        Abort::from_word(self.memory.head().aborted.load(Ordering::Relaxed))
+        Abort::from_word(self.memory.head().part(|head| &head.aborted).load(Ordering::Relaxed))
     }
 }
 
@@ -359,12 +411,21 @@ pub(crate) mod heap {
         }
     }
 
-    impl LaneMemory for HeapLane {
+    impl WritableLane for HeapLane {
         fn head(&self) -> &LaneHead {
             &self.0.0
         }
         fn entry(&self, position: u64) -> &Entry {
             self.0.1.at(position as usize)
+        }
+    }
+
+    impl LaneMemory for HeapLane {
+        fn head(&self) -> ReadOnly<'_, LaneHead> {
+            ReadOnly::of(&self.0.0)
+        }
+        fn entry(&self, position: u64) -> ReadOnly<'_, Entry> {
+            ReadOnly::of(self.0.1.at(position as usize))
         }
         fn capacity(&self) -> u64 {
             self.0.1.iter().count() as u64

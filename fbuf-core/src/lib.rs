@@ -36,8 +36,9 @@ pub mod lane;
 pub mod limits;
 pub mod park;
 pub mod points;
-pub mod retire;
-pub mod ring;
+pub mod read_only;
+pub(crate) mod retire;
+pub(crate) mod ring;
 pub mod slot;
 pub mod violation;
 

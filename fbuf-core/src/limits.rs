@@ -43,7 +43,7 @@ pub const MAX_DEPARTURES: usize = 64;
 /// all that an honest peer can have waiting there while the other side is stopped.
 pub const SEND_BUFFER: usize = 212_992;
 /// What one message that carries a descriptor takes of a send buffer at most; 768 bytes were measured.
-pub const MESSAGE_COST: usize = 1280;
+pub(crate) const MESSAGE_COST: usize = 1280;
 /// How many messages one look at a link socket reads: more than an honest peer ever has waiting there, which is one
 /// announcement for each segment, one bell for each sleep, and messages of their own or the right to write a slot.
 pub const MAX_AT_ONCE: usize = 2 * MAX_SEGMENTS + MAX_ONE_SHOTS as usize;

@@ -10,7 +10,7 @@ use std::{
 
 use crate::{
     abort::Abort,
-    board::{BoardReader, BoardTable},
+    board::{BoardReader, BoardView},
     guard::LinkGuard,
     lane::{LaneTable, LaneWriter, capacity_for},
     limits::{MAX_AT_ONCE, MAX_LEASED, MESSAGE_COST},
@@ -102,7 +102,7 @@ pub struct Outbound {
     /// Whether the receiver reads copies of messages, which it makes before it takes them.
     copies: bool,
     writer: LaneWriter<LaneTable>,
-    board: BoardReader<BoardTable>,
+    board: BoardReader<BoardView>,
     /// The number of the first message that was sent over it.
     first: u64,
     /// Once the receiver is gone: the number of the first message that it never read.
@@ -156,7 +156,7 @@ impl Skipping {
 
     /// Whether the next message is to be lent: the receiver does not hold more than it wants to. If it seems
     /// to, looks again.
-    fn has_room(&mut self, board: &BoardReader<BoardTable>) -> bool {
+    fn has_room(&mut self, board: &BoardReader<BoardView>) -> bool {
         let most = self.most as usize;
         if self.lent.len() > most {
             let ledger = &self.ledger;
@@ -177,7 +177,7 @@ impl Skipping {
     }
 
     /// The numbers of the messages that are lent.
-    fn lent(&self, board: &BoardReader<BoardTable>) -> impl Iterator<Item = u64> {
+    fn lent(&self, board: &BoardReader<BoardView>) -> impl Iterator<Item = u64> {
         let lent = self.lent.iter().filter(move |&&(slot, mark)| self.lends(slot, mark) && !board.has(slot, mark));
         lent.map(|(_, mark)| mark.sequence())
     }
@@ -224,7 +224,7 @@ impl Outbound {
             false => None,
         };
         let slots = pool.geometry().max_slots();
-        let board = BoardReader::attach(hello.board.as_fd(), slots, pool.slots())?;
+        let board = BoardReader::attach_first(hello.board.as_fd(), slots, pool.slots())?;
         let (lane, descriptor) = LaneTable::create("fbuf-lane", capacity_for(slots, hello.skip_above.is_some()))
             .map_err(|error| LinkEnd::Exhausted(error.to_string()))?;
         points::reach("attach: lane made");
@@ -232,7 +232,7 @@ impl Outbound {
         let fencing = Fencing::of_this_process();
         let guard = match pool.guard() {
             Some(guard) => {
-                let again = BoardReader::attach(hello.board.as_fd(), slots, pool.slots())?;
+                let again = BoardReader::attach_first(hello.board.as_fd(), slots, pool.slots())?;
                 Some(guard.add_link(again).map_err(exhausted)?)
             }
             None => None,
@@ -414,7 +414,7 @@ impl Outbound {
         self.writer.message(slot, length);
         points::reach("write: published");
         fencing.after_publishing();
-        self.board.head().flag.read().is_quiet()
+        self.board.head().flag().read().is_quiet()
     }
 
     /// Notes a message that is not sent over this link.
@@ -435,7 +435,7 @@ impl Outbound {
     #[cold]
     #[inline(never)]
     pub(crate) fn answer(&mut self, sequence: u64) -> Offer {
-        if let Some(sleep) = self.board.head().flag.read_behind_fence().asleep()
+        if let Some(sleep) = self.board.head().flag().read_behind_fence().asleep()
             && self.rung != sleep
         {
             self.writer.head().rang.note();
@@ -585,7 +585,7 @@ impl Outbound {
     /// How long ago the receiver rang.
     #[must_use]
     pub fn rang(&self) -> Option<Duration> {
-        self.board.head().rang.elapsed()
+        self.board.head().rang().elapsed()
     }
 
     /// Announces sleep to the receiver.

@@ -10,11 +10,12 @@
 
 use std::sync::OnceLock;
 
-use crate::sync::{AtomicU64, Ordering};
-
 #[cfg(not(loom))]
 use crate::sync::compiler_fence;
-use crate::sync::fence;
+use crate::{
+    read_only::ReadOnly,
+    sync::{AtomicU64, Ordering, fence},
+};
 
 /// How this process orders "store, then load" against its peers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,7 +41,7 @@ impl Fencing {
     /// Between publishing something and looking whether the other side sleeps, in a process that can do
     /// this much.
     #[inline]
-    pub fn after_publishing(self) {
+    pub(crate) fn after_publishing(self) {
         match self {
             // Partner: the membarrier in `before_sleeping`, which runs a fence here for us. Loom
             // knows no membarrier; a fence on this side is what one on the other amounts to.
@@ -114,38 +115,40 @@ impl Flag {
 
     /// Has the other side fence in full, from the first time it looks. Before the other side knows of the
     /// flag.
-    pub fn ask_for_fences(&self) {
+    pub(crate) fn ask_for_fences(&self) {
         self.0.store(FENCE, Ordering::Relaxed);
     }
 
     /// Announces sleep. To be followed by [`Fencing::before_sleeping`] and one more look.
-    pub fn raise(&self) {
+    pub(crate) fn raise(&self) {
         let before = self.0.load(Ordering::Relaxed);
         self.0.store((before & !PARKED).wrapping_add(EPOCH) | PARKED, Ordering::Relaxed);
     }
 
     /// Takes it back.
-    pub fn lower(&self) {
+    pub(crate) fn lower(&self) {
         let before = self.0.load(Ordering::Relaxed);
         self.0.store(before & !PARKED, Ordering::Relaxed);
     }
 
     /// Announces that this side is gone.
-    pub fn leave(&self) {
+    pub(crate) fn leave(&self) {
         let before = self.0.load(Ordering::Relaxed);
         // Release: partner is the Acquire load in `read`. It carries what the side left behind.
         self.0.store(before | GONE, Ordering::Release);
     }
+}
 
+impl ReadOnly<'_, Flag> {
     /// What the other side says.
     #[inline]
-    pub fn read(&self) -> Signal {
-        // Acquire: partner is the Release store in `leave`.
-        Signal(self.0.load(Ordering::Acquire))
+    pub fn read(self) -> Signal {
+        // Acquire: partner is the Release store in `Flag::leave`.
+        Signal(self.part(|flag| &flag.0).load(Ordering::Acquire))
     }
 
     /// What the other side says after something was published that it may wait for.
-    pub fn read_behind_fence(&self) -> Signal {
+    pub fn read_behind_fence(self) -> Signal {
         let signal = self.read();
         if signal.0 & FENCE == 0 {
             return signal;
@@ -206,11 +209,14 @@ impl Rang {
     pub(crate) fn note(&self) {
         self.0.store(now().unwrap_or(0), Ordering::Relaxed);
     }
+}
 
+#[cfg(not(loom))]
+impl ReadOnly<'_, Rang> {
     /// How long ago the bell was rung; none if it never was. What a peer says can be anything.
-    #[cfg(not(loom))]
-    pub fn elapsed(&self) -> Option<std::time::Duration> {
-        let rang = self.0.load(Ordering::Relaxed);
+    #[must_use]
+    pub fn elapsed(self) -> Option<std::time::Duration> {
+        let rang = self.part(|rang| &rang.0).load(Ordering::Relaxed);
         (rang != 0).then(|| now()?.checked_sub(rang).map(std::time::Duration::from_nanos))?
     }
 }
@@ -230,40 +236,43 @@ mod tests {
     #[test]
     fn the_time_since_the_bell_is_known() {
         let rang = Rang::new();
-        assert_eq!(rang.elapsed(), None);
+        let elapsed = || ReadOnly::of(&rang).elapsed();
+        assert_eq!(elapsed(), None);
         rang.note();
-        assert!(rang.elapsed().is_some_and(|elapsed| elapsed < std::time::Duration::from_secs(60)));
+        assert!(elapsed().is_some_and(|elapsed| elapsed < std::time::Duration::from_secs(60)));
         // A peer that lies.
         rang.0.store(u64::MAX, Ordering::Relaxed);
-        assert_eq!(rang.elapsed(), None);
+        assert_eq!(elapsed(), None);
     }
 
     #[test]
     fn each_sleep_is_told_from_the_next() {
         let flag = Flag::new();
-        assert!(flag.read().is_quiet());
+        let read = || ReadOnly::of(&flag).read();
+        assert!(read().is_quiet());
         flag.raise();
-        let first = flag.read().asleep().unwrap();
-        assert_eq!(flag.read().asleep(), Some(first));
+        let first = read().asleep().unwrap();
+        assert_eq!(read().asleep(), Some(first));
         flag.lower();
-        assert!(flag.read().is_quiet());
+        assert!(read().is_quiet());
         flag.raise();
-        assert_ne!(flag.read().asleep(), Some(first));
+        assert_ne!(read().asleep(), Some(first));
         flag.lower();
         flag.leave();
-        assert!(flag.read().gone() && !flag.read().is_quiet() && flag.read().asleep().is_none());
+        assert!(read().gone() && !read().is_quiet() && read().asleep().is_none());
     }
 
     #[test]
     fn a_flag_that_asks_for_fences_is_never_quiet() {
         let flag = Flag::new();
+        let (read, behind_fence) = (|| ReadOnly::of(&flag).read(), || ReadOnly::of(&flag).read_behind_fence());
         flag.ask_for_fences();
-        assert!(!flag.read().is_quiet() && !flag.read().is_awake());
-        assert_eq!(flag.read_behind_fence().asleep(), None);
+        assert!(!read().is_quiet() && !read().is_awake());
+        assert_eq!(behind_fence().asleep(), None);
         flag.raise();
-        assert!(flag.read_behind_fence().asleep().is_some());
+        assert!(behind_fence().asleep().is_some());
         flag.lower();
-        assert!(flag.read_behind_fence().asleep().is_none() && !flag.read().is_awake());
+        assert!(behind_fence().asleep().is_none() && !read().is_awake());
     }
 }
 
@@ -271,8 +280,8 @@ mod tests {
 mod model {
     use super::*;
     use crate::{
-        board::{BoardMemory, BoardReader, BoardWriter, heap::HeapBoard},
-        lane::{LaneMemory, LaneReader, LaneWriter, heap::HeapLane},
+        board::{BoardReader, BoardWriter, WritableBoard, heap::HeapBoard},
+        lane::{LaneReader, LaneWriter, WritableLane, heap::HeapLane},
         slot::{Mark, SlotId},
     };
     use loom::{
@@ -321,7 +330,7 @@ mod model {
         if let Some(fencing) = fencing {
             fencing.after_publishing();
         }
-        if flag.read_behind_fence().asleep().is_some() {
+        if ReadOnly::of(flag).read_behind_fence().asleep().is_some() {
             bell.ring();
         }
     }

@@ -11,7 +11,7 @@ use zerocopy::FromZeros;
 use crate::memory::MemoryError;
 
 use crate::{
-    board::{BoardMemory, BoardWriter},
+    board::{BoardWriter, WritableBoard},
     park::Fencing,
     ring::Ring,
     slot::{Mark, SlotId},
@@ -84,7 +84,12 @@ impl Held {
     /// As [`Self::take`], for a slot that could not be taken. A holder hands its slot back and clears
     /// the mark a moment later; the sender may have lent it again by then. Waits for that moment; none
     /// if the slot was not handed back, and so is held in earnest.
-    pub fn take_patiently<M: BoardMemory>(&self, number: u64, message: Mark, board: &BoardWriter<M>) -> Option<&Cell> {
+    pub fn take_patiently<M: WritableBoard>(
+        &self,
+        number: u64,
+        message: Mark,
+        board: &BoardWriter<M>,
+    ) -> Option<&Cell> {
         let cell = self.cells.get(number)?;
         loop {
             // Acquire: as in `take`.

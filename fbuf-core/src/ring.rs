@@ -120,6 +120,7 @@ impl<T> Ring<T> {
     }
 
     /// All cells.
+    #[cfg(any(test, loom))]
     pub fn iter(&self) -> impl Iterator<Item = &T> {
         self.all().iter()
     }

@@ -61,7 +61,7 @@ impl Mark {
     /// Whether it is of a message before this one.
     #[must_use]
     #[inline]
-    pub fn is_before(self, sequence: u64) -> bool {
+    pub(crate) fn is_before(self, sequence: u64) -> bool {
         self.0 <= sequence
     }
 

@@ -14,9 +14,9 @@ use std::{
 };
 
 use fbuf_core::{
-    board::{BoardReader, BoardTable, BoardWriter},
+    board::{BoardReader, BoardTable, BoardView, BoardWriter},
     control::{ControlRequest, Role},
-    lane::{LaneReader, LaneTable, LaneWriter, Note, capacity_for},
+    lane::{LaneReader, LaneTable, LaneView, LaneWriter, Note, capacity_for},
     limits::{MAX_AT_ONCE, MAX_MESSAGE, MAX_SEQUENCE},
     link::{Hello, LinkMessage, NewSegment, Welcome},
     memory::Map,
@@ -100,15 +100,15 @@ fn welcome(lane: Descriptor, memory: Descriptor, slots: u32) -> LinkMessage {
 }
 
 /// The board of an honest receiver.
-fn attach(hello: &Hello) -> Result<BoardReader<BoardTable>, String> {
-    BoardReader::attach(hello.board.as_fd(), SLOTS, SLOTS).map_err(|end| format!("{end:?}"))
+fn attach(hello: &Hello) -> Result<BoardReader<BoardView>, String> {
+    BoardReader::attach(hello.board.as_fd(), SLOTS).map_err(|end| format!("{end:?}"))
 }
 
 /// A receiver that keeps to the rules as long as it wants to.
 struct Receiving {
     link: Link,
     board: BoardWriter<BoardTable>,
-    lane: LaneReader<LaneTable>,
+    lane: LaneReader<LaneView>,
     names: Vec<SlotId>,
     /// The number of the next message.
     next: u64,
@@ -121,7 +121,7 @@ impl Receiving {
         link.say(&hello(descriptor.into(), skip_above))?;
         let LinkMessage::Welcome(welcome) = link.hear()? else { return Err("no welcome".into()) };
         let capacity = capacity_for(link.slots, skip_above.is_some());
-        let lane = LaneTable::attach(welcome.lane.as_fd(), capacity);
+        let lane = LaneView::attach(welcome.lane.as_fd(), capacity);
         let lane = LaneReader::new(lane.map_err(|error| error.to_string())?);
         let names = slots(link.slots);
         Ok(Self { link, board: BoardWriter::new(board), lane, names, next: welcome.first_sequence })
@@ -153,7 +153,7 @@ impl Receiving {
     /// Wakes the sender as well, if it sleeps.
     fn hand_back(&self, slot: SlotId, mark: Mark) {
         self.board.hand_back(slot, mark);
-        if self.lane.head().flag.read_behind_fence().asleep().is_some() {
+        if self.lane.head().flag().read_behind_fence().asleep().is_some() {
             // A full socket is a bell that rings already.
             let _ = self.link.socket.send_bytes(&[0]);
         }
@@ -167,7 +167,7 @@ impl Receiving {
 /// A sender that keeps to the rules as long as it wants to.
 struct Sending {
     link: Link,
-    board: BoardReader<BoardTable>,
+    board: BoardReader<BoardView>,
     lane: LaneWriter<LaneTable>,
     memory: Map,
 }
@@ -185,7 +185,7 @@ impl Sending {
 }
 
 /// Waits until the first message of a link was read and handed back.
-fn is_handed_back(board: &BoardReader<BoardTable>, slot: SlotId) -> Seen {
+fn is_handed_back(board: &BoardReader<BoardView>, slot: SlotId) -> Seen {
     look_for("a slot to be handed back", || {
         let back = board.has(slot, Mark::of(0));
         Ok(back.then(|| Effect::if_so(back, String::new)))
@@ -292,7 +292,7 @@ pub fn never_acknowledge() -> Seen {
     for _ in 0..receiving.link.slots {
         receiving.wait()?;
     }
-    let sleep = || receiving.lane.head().flag.read_behind_fence().asleep();
+    let sleep = || receiving.lane.head().flag().read_behind_fence().asleep();
     let first = look_for("the sender to sleep", || Ok(sleep()))?;
     look_for("the sender to sleep again", || Ok(sleep().filter(|&again| again != first)))?;
     let more = receiving.take()?;

@@ -7,7 +7,7 @@ use std::{
 
 use fbuf_client::{Address, Mechanism};
 use fbuf_core::{
-    board::{BoardReader, BoardTable},
+    board::{BoardReader, BoardView},
     control::{ControlRequest, ControlResponse, Introduction, Open, Role, Slots},
     lane::{LaneTable, LaneWriter, capacity_for},
     limits::MAX_WAITING,
@@ -32,7 +32,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// One of the links. A gap stands before each message, so that the receiver has two entries to read.
 struct Link {
     socket: PacketSocket,
-    board: BoardReader<BoardTable>,
+    board: BoardReader<BoardView>,
     lane: LaneWriter<LaneTable>,
     /// The number of the next message.
     sequence: u64,
@@ -88,7 +88,7 @@ impl Link {
         let socket = PacketSocket::new(introduction.socket.into_owned()?)?;
         let (bytes, descriptors) = wait_for(&socket)?.ok_or("the receiver hung up")?;
         let LinkMessage::Hello(hello) = wire::decode(&bytes, descriptors)? else { return Err("no hello".into()) };
-        let board = BoardReader::attach(hello.board.as_fd(), SLOTS, SLOTS).map_err(|end| format!("{end:?}"))?;
+        let board = BoardReader::attach(hello.board.as_fd(), SLOTS).map_err(|end| format!("{end:?}"))?;
         let (lane, descriptor) = LaneTable::create("fbuf-bench", capacity_for(SLOTS, hello.skip_above.is_some()))?;
         let (lane, segments) = (LaneWriter::new(lane), vec![segment]);
         let welcome = Welcome { lane: descriptor.into(), first_sequence: 0, segments, slots: Vec::new() };

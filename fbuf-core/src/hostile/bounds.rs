@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::{
-    lane::{LaneReader, Note},
+    lane::{LaneReader, LaneView, Note},
     slot::Mark,
 };
 
@@ -88,7 +88,7 @@ fn a_gap_is_published_with_the_message_behind_it() {
     own.send(&wire::encode(&LinkMessage::Hello(hello)).unwrap()).unwrap();
     let Ok(Arrived::Here) = pool.link(Expected::new(peer(), its)) else { panic!("an honest hello was refused") };
     let Ok(Some(LinkMessage::Welcome(welcome))) = link::receive_first(&own) else { panic!("no welcome") };
-    let mut lane = LaneReader::new(LaneTable::attach(welcome.lane.as_fd(), capacity_for(SLOTS, true)).unwrap());
+    let mut lane = LaneReader::new(LaneView::attach(welcome.lane.as_fd(), capacity_for(SLOTS, true)).unwrap());
     assert_eq!(send(&mut pool).unwrap().receivers, 1);
     assert_eq!(send(&mut pool).unwrap().receivers, 0);
     lane.advance();

@@ -23,7 +23,7 @@ use crate::{
     abort::Abort,
     board::BoardWriter,
     control::LinkId,
-    lane::{LaneReader, LaneTable, Note, capacity_for},
+    lane::{LaneReader, LaneView, Note, capacity_for},
     lease::Rooms,
     limits::{MAX_AT_ONCE, MAX_SEGMENTS, MAX_SEQUENCE},
     link::{self, LinkEnd, LinkMessage, NewSegment, OneShot, ReadError, Welcome},
@@ -132,7 +132,7 @@ impl Inbound {
         let Greeted { peer, socket, geometry, mechanism, skips, rooms, owed, wants_slots, board } = greeted;
         let slots = geometry.max_slots();
         let exhausted = |error: MemoryError| LinkEnd::Exhausted(error.to_string());
-        let lane = LaneTable::attach(welcome.lane.as_fd(), capacity_for(slots, skips))?;
+        let lane = LaneView::attach(welcome.lane.as_fd(), capacity_for(slots, skips))?;
         let offset = check_sequence(Some(welcome.first_sequence))?;
         let board = board.take().ok_or(LinkEnd::HangUp)?;
         let rooms = match wants_slots {
@@ -669,7 +669,7 @@ impl Inbound {
     /// How long ago the sender rang.
     #[must_use]
     pub fn rang(&self) -> Option<Duration> {
-        self.reader.head().rang.elapsed()
+        self.reader.head().rang().elapsed()
     }
 
     /// Announces sleep to the sender.

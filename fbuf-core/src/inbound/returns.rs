@@ -14,13 +14,14 @@ use super::{Peer, Segment};
 use crate::{
     board::{BoardTable, BoardWriter},
     guard::page_bytes,
-    lane::{Entry, LaneHead, LaneMemory, LaneTable},
+    lane::{Entry, LaneHead, LaneMemory, LaneView},
     lease::{Due, Tenant},
     link,
     memory::{Leasable, Map, MemoryError},
     park::Fencing,
     points,
     protection::Mechanism,
+    read_only::ReadOnly,
     retire::{Held, Remains, Retired},
     slot::{Mark, SlotId},
     socket::PacketSocket,
@@ -30,7 +31,7 @@ use crate::{
 /// What a [`Received`](crate::loan::Received) needs in order to go back, shared by all of a link.
 #[derive(Debug)]
 pub(crate) struct Returns {
-    pub(super) lane: LaneTable,
+    pub(super) lane: LaneView,
     pub(super) board: BoardWriter<BoardTable>,
     pub(super) held: Held,
     /// Where the remains of this link will be put.
@@ -54,11 +55,11 @@ pub(crate) struct Returns {
 
 impl LaneMemory for Arc<Returns> {
     #[inline]
-    fn head(&self) -> &LaneHead {
+    fn head(&self) -> ReadOnly<'_, LaneHead> {
         self.lane.head()
     }
     #[inline]
-    fn entry(&self, position: u64) -> &Entry {
+    fn entry(&self, position: u64) -> ReadOnly<'_, Entry> {
         self.lane.entry(position)
     }
     fn capacity(&self) -> u64 {
@@ -146,7 +147,7 @@ impl Returns {
     /// Rings if the sender sleeps, once for each sleep.
     #[inline]
     pub(super) fn wake_sender(&self) {
-        if !self.lane.head().flag.read().is_awake() {
+        if !self.lane.head().flag().read().is_awake() {
             self.ring_if_asleep();
         }
     }
@@ -154,7 +155,7 @@ impl Returns {
     #[cold]
     #[inline(never)]
     fn ring_if_asleep(&self) {
-        let Some(sleep) = self.lane.head().flag.read_behind_fence().asleep() else { return };
+        let Some(sleep) = self.lane.head().flag().read_behind_fence().asleep() else { return };
         // Two threads may both ring; it does no harm.
         if self.rung.load(Ordering::Relaxed) != sleep {
             self.board.head().rang.note();

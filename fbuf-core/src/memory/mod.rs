@@ -18,4 +18,4 @@ pub(crate) use pieces::{Address, Pieces};
 pub use room::available;
 pub use sealed::Sealed;
 pub(crate) use sealed::SealedMemory;
-pub use table::{SharedLayout, Table};
+pub use table::{SharedLayout, Table, TableView};

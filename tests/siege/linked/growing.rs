@@ -33,7 +33,7 @@ fn pages(memory: &impl AsFd) -> Result<i64, String> {
 struct Growing {
     link: Link,
     board_fd: Descriptor,
-    board: BoardReader<BoardTable>,
+    board: BoardReader<BoardView>,
     lane: LaneWriter<LaneTable>,
     _memory: Vec<Map>,
     known: u32,
@@ -48,7 +48,7 @@ impl Growing {
         Effect::if_so(found == 1, || {
             format!("{OTHERS_SLOTS} slots were announced, and a board of {found} pages made")
         })?;
-        let board = BoardReader::attach(hello.board.as_fd(), link.slots, 0).map_err(|end| format!("{end:?}"))?;
+        let board = BoardReader::attach_first(hello.board.as_fd(), link.slots, 0).map_err(|end| format!("{end:?}"))?;
         let (lane, lane_fd) = LaneTable::create("fbuf-test", capacity_for(link.slots, true)).unwrap();
         let (map, memory) = Map::create("fbuf-test", 4096).unwrap();
         link.say(&welcome(lane_fd.into(), memory.into(), SLOTS))?;
@@ -162,7 +162,7 @@ fn grow_sender(board: OwnedFd) -> Seen {
     let copy = board.try_clone().map_err(|error| error.to_string())?;
     let link = receive_with(board)?;
     let LinkMessage::Welcome(welcome) = link.hear()? else { return Err("no welcome".into()) };
-    let lane = LaneTable::attach(welcome.lane.as_fd(), capacity_for(link.slots, false));
+    let lane = LaneView::attach(welcome.lane.as_fd(), capacity_for(link.slots, false));
     let mut lane = LaneReader::new(lane.map_err(|error| error.to_string())?);
     for taken in 0..link.slots {
         let what = format!("message {taken}");
