@@ -4,7 +4,7 @@
 use std::{
     collections::{BTreeMap, VecDeque},
     io,
-    os::fd::{AsFd, AsRawFd, RawFd},
+    os::fd::AsFd,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -14,12 +14,11 @@ use std::{
 
 use crate::hangup::{Alarm, Watch};
 use fbuf_core::{
-    control::{LinkId, Lodging, Report},
-    fork::{Notice, WithheldDescriptor},
+    control::{LinkId, Report},
+    fork::{Notice, Withheld},
     inbound::{Holdings, Peer},
-    protection::Mechanism,
-    slot::Geometry,
-    socket::PacketSocket,
+    introduced::Introduced,
+    socket::LinkSocket,
 };
 use nix::{
     errno::Errno,
@@ -32,7 +31,7 @@ use nix::{
 /// Where the control thread brings introductions.
 pub(crate) trait Post: Send {
     /// A peer was introduced.
-    fn introduce(&self, peer: Peer, socket: PacketSocket, geometry: Geometry, mechanism: Mechanism, lodging: Lodging);
+    fn introduce(&self, introduced: Introduced);
 
     /// The links that there are, or will be.
     fn links(&self) -> Vec<LinkId>;
@@ -56,8 +55,7 @@ pub(crate) struct Inbox<T> {
     links: Mutex<BTreeMap<LinkId, Link>>,
     /// What the endpoint says of itself whenever it looks at its sockets; but for its links.
     report: Mutex<Report>,
-    _withheld: WithheldDescriptor,
-    wake: Arc<EventFd>,
+    wake: Withheld<Arc<EventFd>>,
 }
 
 /// A link, as the control thread knows it.
@@ -76,8 +74,7 @@ impl<T> Inbox<T> {
         let wake = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
         let (letters, links, report) = (Mutex::default(), Mutex::default(), Mutex::default());
         let (filled, hung_up) = (Notice::new()?, AtomicBool::new(false));
-        let withheld = WithheldDescriptor::new(&wake);
-        Ok(Self { filled, hung_up, letters, links, report, _withheld: withheld, wake: Arc::new(wake) })
+        Ok(Self { filled, hung_up, letters, links, report, wake: Arc::new(wake).into() })
     }
 
     /// What wakes the endpoint.
@@ -231,23 +228,22 @@ const EVENTS: usize = 32;
 /// The sockets of an endpoint, and the eventfd of its inbox.
 #[derive(Debug)]
 pub(crate) struct Sockets {
-    _withheld: WithheldDescriptor,
-    epoll: Epoll,
+    epoll: Withheld<Epoll>,
     wake: Arc<EventFd>,
     hang_ups: Watch,
 }
 
-/// The sockets at which something happened, by descriptor: those that were not attended to yet.
+/// The links at whose sockets something happened: those that were not attended to yet.
 #[derive(Debug)]
 pub(crate) struct Ready {
-    sockets: [RawFd; EVENTS],
+    links: [LinkId; EVENTS],
     next: usize,
     count: usize,
 }
 
 impl Ready {
     pub(crate) const fn none() -> Self {
-        Self { sockets: [-1; EVENTS], next: 0, count: 0 }
+        Self { links: [LinkId::NONE; EVENTS], next: 0, count: 0 }
     }
 
     /// Whether there may be more than were attended to.
@@ -262,37 +258,34 @@ impl Ready {
 }
 
 impl Iterator for Ready {
-    type Item = RawFd;
+    type Item = LinkId;
 
-    fn next(&mut self) -> Option<RawFd> {
-        let socket = (self.next < self.count).then(|| self.sockets[self.next])?;
+    fn next(&mut self) -> Option<LinkId> {
+        let link = (self.next < self.count).then(|| self.links[self.next])?;
         self.next += 1;
-        Some(socket)
+        Some(link)
     }
 }
 
-/// Which of these has the socket.
-pub(crate) fn position<T: AsFd>(sockets: &[T], socket: RawFd) -> Option<usize> {
-    sockets.iter().position(|other| other.as_fd().as_raw_fd() == socket)
-}
+/// What the eventfd of the inbox is called among the links: no link is called that.
+const WAKE: LinkId = LinkId::NONE;
 
 impl Sockets {
     pub(crate) fn new(wake: Arc<EventFd>, hang_ups: Watch) -> io::Result<Self> {
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
-        epoll.add(wake.as_fd(), EpollEvent::new(EpollFlags::EPOLLIN, wake.as_fd().as_raw_fd() as u64))?;
-        Ok(Self { _withheld: WithheldDescriptor::new(&epoll.0), epoll, wake, hang_ups })
+        epoll.add(wake.as_fd(), EpollEvent::new(EpollFlags::EPOLLIN, WAKE.to_bits()))?;
+        Ok(Self { epoll: epoll.into(), wake, hang_ups })
     }
 
-    pub(crate) fn add(&self, socket: &impl AsFd, link: LinkId) -> io::Result<()> {
-        let fd = socket.as_fd();
-        self.epoll.add(fd, EpollEvent::new(EpollFlags::EPOLLIN | EpollFlags::EPOLLRDHUP, fd.as_raw_fd() as u64))?;
+    pub(crate) fn add(&self, socket: LinkSocket<'_>, link: LinkId) -> io::Result<()> {
+        socket.watch(&self.epoll, EpollFlags::EPOLLIN | EpollFlags::EPOLLRDHUP, link.to_bits())?;
         self.hang_ups.add(socket, link)
     }
 
     /// To be called before the socket is dropped: what was received from it may keep it open.
-    pub(crate) fn remove(&self, socket: &impl AsFd) {
+    pub(crate) fn remove(&self, socket: LinkSocket<'_>) {
         // One that was never added cannot be removed, which is as well.
-        let _ = self.epoll.delete(socket.as_fd());
+        let _ = socket.unwatch(&self.epoll);
         self.hang_ups.remove(socket);
     }
 
@@ -321,12 +314,12 @@ impl Sockets {
             Err(_) => 0,
         };
         for event in &events[..count] {
-            let fd = event.data() as RawFd;
-            if fd == self.wake.as_fd().as_raw_fd() {
+            let link = LinkId::from_bits(event.data());
+            if link == WAKE {
                 // Empty already is as well.
                 let _ = self.wake.read();
             } else {
-                ready.sockets[ready.count] = fd;
+                ready.links[ready.count] = link;
                 ready.count += 1;
             }
         }

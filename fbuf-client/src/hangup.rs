@@ -8,13 +8,13 @@
 use std::{
     collections::BTreeMap,
     io,
-    os::fd::AsFd,
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
 };
 
 use fbuf_core::{
     control::LinkId,
-    fork::{Generation, WithheldDescriptor},
+    fork::{Generation, Withheld},
+    socket::LinkSocket,
     sys,
 };
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
@@ -28,8 +28,7 @@ pub(crate) trait Alarm: Send + Sync {
 /// The link sockets of all endpoints of a client, watched for hang-ups.
 pub(crate) struct HangUps {
     generation: Generation,
-    _withheld: WithheldDescriptor,
-    epoll: Arc<Epoll>,
+    epoll: Withheld<Arc<Epoll>>,
     /// By the number under which the connection knows an endpoint.
     endpoints: Mutex<BTreeMap<u64, Weak<dyn Alarm>>>,
 }
@@ -40,8 +39,7 @@ const EVENTS: usize = 32;
 impl HangUps {
     pub(crate) fn new() -> io::Result<Self> {
         let epoll = Arc::new(Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?);
-        let withheld = WithheldDescriptor::new(&epoll.0);
-        Ok(Self { generation: Generation::current(), _withheld: withheld, epoll, endpoints: Mutex::default() })
+        Ok(Self { generation: Generation::current(), epoll: epoll.into(), endpoints: Mutex::default() })
     }
 
     /// Has an endpoint told of hang-ups until what is returned is dropped.
@@ -89,15 +87,14 @@ pub(crate) struct Watch {
 }
 
 impl Watch {
-    pub(crate) fn add(&self, socket: &impl AsFd, link: LinkId) -> io::Result<()> {
+    pub(crate) fn add(&self, socket: LinkSocket<'_>, link: LinkId) -> io::Result<()> {
         // Each hang-up is told once. Data that arrives does not wake a thread that waits for these events only.
-        let events = EpollFlags::EPOLLRDHUP | EpollFlags::EPOLLET;
-        Ok(self.hang_ups.epoll.add(socket.as_fd(), EpollEvent::new(events, link.to_bits()))?)
+        socket.watch(&self.hang_ups.epoll, EpollFlags::EPOLLRDHUP | EpollFlags::EPOLLET, link.to_bits())
     }
 
-    pub(crate) fn remove(&self, socket: &impl AsFd) {
+    pub(crate) fn remove(&self, socket: LinkSocket<'_>) {
         // One that was never added cannot be removed, which is as well.
-        let _ = self.hang_ups.epoll.delete(socket.as_fd());
+        let _ = socket.unwatch(&self.hang_ups.epoll);
     }
 }
 
@@ -124,12 +121,16 @@ impl std::fmt::Debug for Watch {
 
 #[cfg(test)]
 mod tests {
-    use std::{
-        os::unix::net::UnixStream,
-        sync::atomic::{AtomicUsize, Ordering},
-    };
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use fbuf_core::socket::PacketSocket;
 
     use super::*;
+
+    fn pair() -> (PacketSocket, PacketSocket) {
+        let (own, its) = PacketSocket::pair().unwrap();
+        (PacketSocket::new(own).unwrap(), PacketSocket::new(its).unwrap())
+    }
 
     /// How often one link was told of.
     struct Count(LinkId, AtomicUsize);
@@ -148,26 +149,25 @@ mod tests {
 
     #[test]
     fn a_hang_up_is_told_once_and_data_is_not() {
-        use std::io::Write;
         let hang_ups = Arc::new(HangUps::new().unwrap());
         let (one, other) = (Count::of(1), Count::of(2));
         let [first, second] = [(1, &one), (2, &other)].map(|(number, count)| hang_ups.watch(number, count));
-        let (own, mut peer) = UnixStream::pair().unwrap();
-        let (dead, its) = UnixStream::pair().unwrap();
+        let (own, peer) = pair();
+        let (dead, its) = pair();
         drop(its);
-        first.add(&own, one.0).unwrap();
-        second.add(&dead, other.0).unwrap();
+        first.add(own.of_link(), one.0).unwrap();
+        second.add(dead.of_link(), other.0).unwrap();
         let told = || (one.1.load(Ordering::Relaxed), other.1.load(Ordering::Relaxed));
-        peer.write_all(b"bell").unwrap();
+        peer.send_bytes(b"bell").unwrap();
         assert_eq!((hang_ups.tell(), told()), (1, (0, 1)), "the peer had hung up before it was added");
         drop(peer);
         assert_eq!((hang_ups.tell(), told()), (1, (1, 1)));
         assert_eq!((hang_ups.tell(), told()), (0, (1, 1)));
         // No thread waits for an endpoint that is gone.
         drop(second);
-        let (own, peer) = UnixStream::pair().unwrap();
-        first.add(&own, one.0).unwrap();
-        first.remove(&own);
+        let (own, peer) = pair();
+        first.add(own.of_link(), one.0).unwrap();
+        first.remove(own.of_link());
         drop(peer);
         assert_eq!((hang_ups.tell(), told()), (0, (1, 1)));
     }

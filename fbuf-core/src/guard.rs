@@ -25,7 +25,7 @@ use crate::{
     board::{BoardReader, BoardView},
     memory::Map,
     ring::Ring,
-    slot::{Mark, SlotId},
+    slot::{Geometry, Mark, SlotId},
 };
 
 /// All that is guarded in this process, and the handler that was there before.
@@ -62,7 +62,7 @@ struct GuardedLink {
 
 /// A sender whose messages are guarded.
 #[derive(Debug)]
-pub struct Guard {
+pub(crate) struct Guard {
     number: u64,
     slots: usize,
     messages: Arc<Messages>,
@@ -70,7 +70,7 @@ pub struct Guard {
 
 /// A link of such a sender.
 #[derive(Debug)]
-pub struct LinkGuard {
+pub(crate) struct LinkGuard {
     sender: u64,
     link: Arc<GuardedLink>,
 }
@@ -83,12 +83,12 @@ pub fn page_bytes() -> u64 {
 }
 
 impl Guard {
-    /// Guards what a sender will send, in at most so many slots; `stride` is a multiple of
-    /// [`page_bytes`].
+    /// Guards what a sender will send, in such slots, which fill whole pages.
     ///
     /// # Errors
     /// What sigaction(2) says, or that there is no memory.
-    pub fn new(channel: &str, slots: usize, stride: u64) -> io::Result<Self> {
+    pub(crate) fn new(channel: &str, geometry: Geometry) -> io::Result<Self> {
+        let slots = geometry.max_slots() as usize;
         let messages = Arc::new(marks(slots)?);
         let mut watch = lock();
         if watch.senders.is_empty() && watch.previous.is_none() {
@@ -101,7 +101,7 @@ impl Guard {
         watch.senders.push(Guarded {
             number,
             channel: channel.into(),
-            stride: stride.max(1) as usize,
+            stride: geometry.stride() as usize,
             segments: Vec::new(),
             messages: messages.clone(),
             links: Vec::new(),

@@ -14,6 +14,7 @@
 //! * `fork.rs`: what is done in a child that was forked.
 //! * `guard.rs`: the signal handler of a guard, where one is asked for.
 //! * `inbound/mod.rs`: one call, which copies a message that was just taken.
+//! * `introduced.rs`: what is only true if the broker has said it.
 //! * `lease/calls.rs`: system calls about leases.
 //! * `lease/slots.rs`: one call, which moves a message into memory of another receiver.
 //! * `lease/tenant.rs`: two calls, which exchange a slot for a copy and back.
@@ -66,6 +67,8 @@ pub mod fork;
 pub mod guard;
 #[cfg(not(loom))]
 pub mod inbound;
+#[cfg(not(loom))]
+pub mod introduced;
 #[cfg(not(loom))]
 pub mod lease;
 #[cfg(not(loom))]

@@ -163,6 +163,7 @@ impl From<GreetError> for LinkEnd {
             GreetError::Unsuitable(unsuitable) => unsuitable.into(),
             GreetError::Memory(error) => Self::Exhausted(error.to_string()),
             GreetError::Exhausted(what) => Self::Exhausted(what),
+            error @ GreetError::Contradiction(_) => Self::Exhausted(error.to_string()),
             GreetError::Gone => Self::HangUp,
         }
     }

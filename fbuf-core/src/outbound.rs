@@ -3,7 +3,7 @@
 
 use std::{
     ops::Add,
-    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    os::fd::{AsFd, OwnedFd},
     sync::Arc,
     time::Duration,
 };
@@ -22,7 +22,7 @@ use crate::{
     protection::Mechanism,
     ring::Ring,
     slot::{Mark, SlotId},
-    socket::PacketSocket,
+    socket::{LinkSocket, PacketSocket},
     trust::Trusted,
     unread::Unread,
     violation::Violation,
@@ -50,14 +50,12 @@ pub enum Arrived {
 
 impl Expected {
     /// Takes the sender's end of a link socket.
-    #[must_use]
-    pub fn new(peer: Peer, socket: PacketSocket) -> Self {
+    pub(crate) fn new(peer: Peer, socket: PacketSocket) -> Self {
         Self { peer, socket, copies: false }
     }
 
     /// As the broker says, the receiver protects itself by these means.
-    #[must_use]
-    pub fn protected_by(self, mechanism: Mechanism) -> Self {
+    pub(crate) fn protected_by(self, mechanism: Mechanism) -> Self {
         Self { copies: mechanism == Mechanism::Copy, ..self }
     }
 
@@ -65,6 +63,12 @@ impl Expected {
     #[must_use]
     pub fn peer(&self) -> Peer {
         self.peer
+    }
+
+    /// Its socket.
+    #[must_use]
+    pub fn socket(&self) -> LinkSocket<'_> {
+        self.socket.of_link()
     }
 
     /// Whether the receiver's process has closed its end of the link, or died, as the kernel knows.
@@ -81,12 +85,6 @@ impl Expected {
             Some(LinkMessage::Hello(hello)) => Ok(Ok(Outbound::open(self, &hello, pool, first_sequence)?)),
             Some(other) => Err(Violation::OutOfTurn { found: other.name(), wanted: "a receiver's hello" }.into()),
         }
-    }
-}
-
-impl AsFd for Expected {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.socket.as_fd()
     }
 }
 
@@ -285,6 +283,12 @@ impl Outbound {
     #[must_use]
     pub fn peer(&self) -> Peer {
         self.peer
+    }
+
+    /// Its socket.
+    #[must_use]
+    pub fn socket(&self) -> LinkSocket<'_> {
+        self.socket.of_link()
     }
 
     /// What happened on it.
@@ -614,11 +618,5 @@ impl Outbound {
         self.unread_from = Some(self.unread_from.unwrap_or(sent));
         self.plain = false;
         // The hang-up of the socket, which follows, wakes the receiver.
-    }
-}
-
-impl AsFd for Outbound {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.socket.as_fd()
     }
 }

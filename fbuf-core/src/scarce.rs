@@ -2,6 +2,7 @@
 //! read. Whatever does not fit waits, and nothing is lost.
 
 use std::{
+    cell::RefCell,
     os::fd::{AsFd, OwnedFd},
     sync::Arc,
 };
@@ -113,9 +114,11 @@ fn over_a_socket_of_full_size_as_many_one_shots_are_under_way_as_there_may_be() 
 fn a_one_shot_that_one_receiver_cannot_be_passed_comes_back_and_none_gets_it() {
     let mut pool = one_shots();
     let mut one = link(&mut pool, Mechanism::OneShot, Lodging::Segments, |_| {});
-    let mut other = link(&mut pool, Mechanism::OneShot, Lodging::Segments, |_| {});
+    let ends = RefCell::new(Vec::new());
+    let keep = |end: &PacketSocket| ends.borrow_mut().push(end.as_fd().try_clone_to_owned().unwrap());
+    let mut other = link(&mut pool, Mechanism::OneShot, Lodging::Segments, keep);
     // Behind the back of the sender, which therefore does not wait.
-    narrow(&pool.links()[1]);
+    narrow(&ends.take().swap_remove(0));
     let (mut sent, mut refused) = (Vec::new(), 0);
     let (mut first, mut second) = (Vec::new(), Vec::new());
     for content in 0..100 {

@@ -12,6 +12,7 @@ use nix::{
     errno::Errno,
     poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::{
+        epoll::{Epoll, EpollEvent, EpollFlags},
         socket::{
             AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, UnixAddr, connect, getsockopt, recv, send,
             sendmsg, setsockopt, socket, socketpair, sockopt,
@@ -205,7 +206,7 @@ impl PacketSocket {
     ///
     /// # Errors
     /// As [`Self::receive`].
-    pub fn receive_few<const LONGEST: usize>(&self, most: usize) -> io::Result<Arrival> {
+    pub(crate) fn receive_few<const LONGEST: usize>(&self, most: usize) -> io::Result<Arrival> {
         self.receive_with::<LONGEST>(most)
     }
 
@@ -268,6 +269,12 @@ impl PacketSocket {
         Ok(groups)
     }
 
+    /// As other code may have it, if it is the socket of a link.
+    #[must_use]
+    pub fn of_link(&self) -> LinkSocket<'_> {
+        LinkSocket(self)
+    }
+
     /// Whether the other side is gone, as far as can be told without reading.
     #[must_use]
     pub fn hung_up(&self) -> bool {
@@ -284,6 +291,41 @@ impl PacketSocket {
     pub fn peer(&self) -> io::Result<Credentials> {
         let found = nix::sys::socket::getsockopt(&*self.0, nix::sys::socket::sockopt::PeerCredentials)?;
         Ok(Credentials { pid: found.pid(), uid: found.uid(), gid: found.gid() })
+    }
+}
+
+/// The socket of a link, which can be watched by epoll(7), and with which nothing else can be done. A socket that other
+/// code could shut down or read from would have the peer believe that this process has ended: a sender would use slots
+/// again that are read here.
+///
+/// So neither half of a link lends its descriptor:
+///
+/// ```compile_fail,E0599
+/// use std::os::fd::AsFd;
+///
+/// fn shut_down(link: &fbuf_core::inbound::Inbound) {
+///     let _ = nix::sys::socket::shutdown(link.as_fd(), nix::sys::socket::Shutdown::Both);
+/// }
+/// ```
+#[derive(Debug, Clone, Copy)]
+pub struct LinkSocket<'a>(&'a PacketSocket);
+
+impl LinkSocket<'_> {
+    /// Has an epoll tell of these events, with this data. It holds the socket no longer than the link does, but for what
+    /// was received over it and is held: to be [ended](Self::unwatch) before.
+    ///
+    /// # Errors
+    /// What epoll_ctl(2) says.
+    pub fn watch(self, epoll: &Epoll, events: EpollFlags, data: u64) -> io::Result<()> {
+        Ok(epoll.add(self.0.0.as_fd(), EpollEvent::new(events, data))?)
+    }
+
+    /// Ends that.
+    ///
+    /// # Errors
+    /// What epoll_ctl(2) says; also that it was not watched.
+    pub fn unwatch(self, epoll: &Epoll) -> io::Result<()> {
+        Ok(epoll.delete(self.0.0.as_fd())?)
     }
 }
 

@@ -42,7 +42,7 @@ pub fn membarrier(command: Membarrier) -> io::Result<()> {
 /// Whether this program is executed with more rights than its caller has: set-user-id, set-group-id or with capabilities
 /// of its file.
 #[must_use]
-pub fn is_secure() -> bool {
+pub(crate) fn is_secure() -> bool {
     // SAFETY: getauxval takes a number and reads what the kernel put there when the program was executed.
     unsafe { libc::getauxval(libc::AT_SECURE) != 0 }
 }

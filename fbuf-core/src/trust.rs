@@ -5,7 +5,8 @@
 //! `F_SEAL_FUTURE_WRITE`, one-shots `F_SEAL_WRITE`, copies are private. For two kinds of memory it cannot: what a
 //! sender may still write (volatile and leased messages), and slots that a receiver made for a sender. Such memory
 //! becomes a slice only for a [`Trusted`] peer, and this type is the only way to it: without one, a message is copied
-//! ([`Mechanism::seen_from`]), and a slot is not taken ([`Gift`](crate::link::Gift)).
+//! (`Mechanism::seen_from`), and a slot is not taken ([`Gift`](crate::link::Gift)). That a peer is trusted only the broker
+//! says ([`introduced`](crate::introduced)).
 
 use crate::{inbound::Peer, protection::Mechanism};
 
@@ -15,15 +16,14 @@ use crate::{inbound::Peer, protection::Mechanism};
 pub struct Trusted(Peer);
 
 impl Trusted {
-    /// The same peer, if it is trusted.
-    #[must_use]
-    pub fn new(peer: Peer) -> Option<Self> {
+    /// The same peer, if it is trusted, as the broker [introduced](crate::introduced) it.
+    pub(crate) fn new(peer: Peer) -> Option<Self> {
         (peer.same_user || peer.trusted).then_some(Self(peer))
     }
 
     /// The peer.
     #[must_use]
-    pub fn peer(self) -> Peer {
+    pub(crate) fn peer(self) -> Peer {
         self.0
     }
 }
@@ -32,7 +32,7 @@ impl Mechanism {
     /// The mechanism by which messages of this peer are read, where the broker named this one: of a peer that is not
     /// trusted, what it could change is copied.
     #[must_use]
-    pub fn seen_from(self, peer: Peer) -> Self {
+    pub(crate) fn seen_from(self, peer: Peer) -> Self {
         match self {
             Self::Shared | Self::Lease if Trusted::new(peer).is_none() => Self::Copy,
             mechanism => mechanism,

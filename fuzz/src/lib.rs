@@ -10,11 +10,13 @@ use std::{
 };
 
 use fbuf_core::{
-    control::{LinkId, Lodging, Secret},
+    control::{Introduction, LinkId, Lodging, Secret},
     inbound::Peer,
+    introduced::Introduced,
     link::NewSegment,
-    memory::{Leasable, Map, Reserved},
+    memory::{Leasable, Map, Pages, Reserved},
     pool::Pool,
+    protection::Mechanism,
     slot::Geometry,
     socket::{Credentials, PacketSocket},
     wire::{self, Descriptor},
@@ -53,6 +55,41 @@ pub fn peer(same_user: bool, trusted: bool) -> Peer {
     }
 }
 
+/// A link that the broker introduces: this end of it, and the other.
+///
+/// # Panics
+/// There are no descriptors left.
+#[must_use]
+pub fn introduced(
+    peer: Peer,
+    geometry: Geometry,
+    mechanism: Mechanism,
+    lodging: Lodging,
+) -> (Introduced, PacketSocket) {
+    let (socket, other) = PacketSocket::pair().expect("few descriptors are open");
+    let (slot_bytes, max_slots) = (geometry.slot_bytes().into(), geometry.max_slots().into());
+    let socket = Descriptor::from(socket);
+    let introduction = Introduction { endpoint: 1, peer, slot_bytes, max_slots, mechanism, lodging, socket };
+    // SAFETY: what is fuzzed is the peer; it is the broker that speaks here, and keeps no descriptor.
+    #[expect(unsafe_code, reason = "this is the broker")]
+    let introduced = unsafe { introduction.assume_genuine() };
+    let other = PacketSocket::new(other).expect("a socket can be made non-blocking");
+    (introduced.expect("the slots can be, and few descriptors are open"), other)
+}
+
+/// A pool of slots that are leased.
+///
+/// # Panics
+/// There is no memory.
+#[must_use]
+pub fn leased() -> Pool {
+    let memory = rooms().into_iter().map(|room| room.into_owned().expect("few descriptors are open"));
+    // SAFETY: they were just made, and nothing else has them.
+    #[expect(unsafe_code, reason = "this is the broker")]
+    let made = unsafe { Pool::of_leases(geometry(), memory.collect(), Pages::Base, wake()) };
+    made.expect("there is memory").0
+}
+
 /// One of a few secrets.
 #[must_use]
 pub fn secret(number: u8) -> Secret {
@@ -63,14 +100,6 @@ pub fn secret(number: u8) -> Secret {
 #[must_use]
 pub fn link(number: u8) -> LinkId {
     wire::decode(&[number], Vec::new()).expect("a small number is one byte")
-}
-
-/// The two ends of a link socket.
-#[must_use]
-pub fn sockets() -> (PacketSocket, PacketSocket) {
-    let (one, other) = PacketSocket::pair().expect("few descriptors are open");
-    let socket = |end| PacketSocket::new(end).expect("a socket can be made non-blocking");
-    (socket(one), socket(other))
 }
 
 /// A pool with so many slots to start with, all of which are free.
@@ -132,6 +161,16 @@ pub fn shot(byte: u8) -> OwnedFd {
 
 fn fill(memory: OwnedFd, byte: u8) {
     File::from(memory).write_all_at(&[byte; SLOT_BYTES as usize], 0).expect("it is open for writing");
+}
+
+/// Of the choices of [`lodging`], one that suits messages that are protected like this.
+#[must_use]
+pub fn lodged(mechanism: Mechanism, choice: u8) -> u8 {
+    match mechanism {
+        Mechanism::OneShot => 0,
+        Mechanism::Lease => choice.max(1),
+        _ => choice,
+    }
 }
 
 /// Where an honest broker has a sender's slots be.

@@ -14,13 +14,13 @@ use arbitrary::{Result, Unstructured};
 use fbuf_core::{
     board::BoardTable,
     control::Lodging,
-    inbound::{Answered, Greeted, Inbound},
+    inbound::{Answered, Inbound},
     lane::{LaneTable, capacity_for},
     limits::MAX_SEGMENTS,
     link::{Hello, LinkEnd, LinkMessage, NewSegment, Welcome},
     loan::{Fbuf, Received},
     memory::Map,
-    outbound::{Arrived, Expected},
+    outbound::Arrived,
     pool::{Pool, Unsent},
     protection::Mechanism,
     slot::Geometry,
@@ -28,7 +28,7 @@ use fbuf_core::{
     violation::Violation,
     wire,
 };
-use fbuf_fuzz::{filled, head_of, next_descriptor, peer, sealed, sockets, wake};
+use fbuf_fuzz::{filled, head_of, introduced, next_descriptor, peer, sealed, wake};
 use libfuzzer_sys::fuzz_target;
 use nix::{fcntl::SealFlag, sys::stat::fstat};
 
@@ -91,10 +91,9 @@ struct Receiving {
 
 impl Receiving {
     fn open(input: &mut Unstructured) -> Result<Option<Self>> {
-        let (socket, its) = sockets();
         let mechanism = *input.choose(&[Mechanism::Shared, Mechanism::Copy])?;
-        let greeted = Greeted::new(peer(true, true), its, geometry(), mechanism, Lodging::Segments, None);
-        let greeted = greeted.expect("it is there");
+        let (introduced, socket) = introduced(peer(true, true), geometry(), mechanism, Lodging::Segments);
+        let greeted = introduced.greet(None).expect("it is there");
         let Ok(Arrival::Message(bytes, descriptors)) = socket.receive::<1024>() else { panic!("nothing came") };
         let Ok(LinkMessage::Hello(hello)) = wire::decode(&bytes, descriptors) else { panic!("no hello") };
         let board = hello.board.into_owned().expect("few descriptors are open");
@@ -189,7 +188,6 @@ struct Sending {
 
 impl Sending {
     fn open(input: &mut Unstructured) -> Result<Option<Self>> {
-        let (socket, its) = sockets();
         let mut pool = Pool::new(geometry(), FIRST, wake()).expect("there is memory");
         let size = BoardTable::size(SLOTS as usize);
         let (table, board, is_due) = match input.int_in_range(0..=7)? {
@@ -204,9 +202,11 @@ impl Sending {
             }
         };
         let copy = board.try_clone().expect("few descriptors are open");
+        let peer = peer(input.arbitrary()?, false);
+        let (introduced, socket) = introduced(peer, geometry(), Mechanism::Shared, Lodging::Segments);
         let hello = Hello { board: copy.into(), skip_above: None, fences: false, wants_slots: false };
         say(&socket, &LinkMessage::Hello(hello));
-        match pool.link(Expected::new(peer(input.arbitrary()?, false), its)) {
+        match pool.link(introduced.expect()) {
             Ok(Arrived::Here) => assert!(is_due, "a board that is not in order was taken"),
             Err(LinkEnd::Violation(Violation::Descriptor(_))) if !is_due => return Ok(None),
             other => panic!("{other:?}"),

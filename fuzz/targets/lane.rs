@@ -8,18 +8,19 @@ use std::{collections::BTreeSet, ops::Deref, sync::atomic::Ordering};
 use arbitrary::{Result, Unstructured};
 use fbuf_core::{
     board::BoardTable,
-    inbound::{Answered, Greeted, Inbound},
+    inbound::{Answered, Inbound},
     lane::{LaneTable, capacity_for},
     link::{Hello, LinkEnd, LinkMessage, OneShot, Welcome},
     loan::{Fbuf, Received, Retained},
-    outbound::{Arrived, Expected},
+    outbound::Arrived,
     pool::{Pool, Unsent},
     protection::Mechanism,
     socket::PacketSocket,
     wire,
 };
 use fbuf_fuzz::{
-    SLOT_BYTES, SLOTS, content, geometry, head_of, lodging, next_descriptor, peer, pool, segments, shot, sockets,
+    SLOT_BYTES, SLOTS, content, geometry, head_of, introduced, lodged, lodging, next_descriptor, peer, pool, segments,
+    shot,
 };
 use libfuzzer_sys::fuzz_target;
 
@@ -35,14 +36,9 @@ struct Receiving {
 
 impl Receiving {
     fn open(mechanism: Mechanism, skip_above: Option<u32>) -> Self {
-        let (socket, its) = sockets();
-        let (segments, lodging) = match mechanism {
-            Mechanism::Shared | Mechanism::Copy => (segments(), lodging(0)),
-            Mechanism::Lease => (Vec::new(), lodging(1)),
-            _ => (Vec::new(), lodging(0)),
-        };
-        let greeted =
-            Greeted::new(peer(true, true), its, geometry(), mechanism, lodging, skip_above).expect("it is there");
+        let segments = if matches!(mechanism, Mechanism::Shared | Mechanism::Copy) { segments() } else { Vec::new() };
+        let (introduced, socket) = introduced(peer(true, true), geometry(), mechanism, lodging(lodged(mechanism, 0)));
+        let greeted = introduced.greet(skip_above).expect("it is there");
         let capacity = capacity_for(SLOTS, skip_above.is_some());
         let (lane, descriptor) = LaneTable::create("fbuf-fuzz", capacity).expect("there is memory");
         let welcome = Welcome { lane: descriptor.into(), first_sequence: 0, segments, slots: Vec::new() };
@@ -158,7 +154,7 @@ struct Sending {
 
 impl Sending {
     fn open(skip_above: Option<u32>, fences: bool) -> Self {
-        let (socket, its) = sockets();
+        let (introduced, socket) = introduced(peer(false, false), geometry(), Mechanism::Shared, lodging(0));
         let mut pool = pool(SLOTS);
         let mut fbufs = Vec::new();
         while pool.collect(SLOTS)
@@ -171,9 +167,7 @@ impl Sending {
         let (board, descriptor) = BoardTable::create("fbuf-fuzz", SLOTS as usize).expect("there is memory");
         let hello = Hello { board: descriptor.into(), skip_above, fences, wants_slots: false };
         say(&socket, &LinkMessage::Hello(hello));
-        let Ok(Arrived::Here) = pool.link(Expected::new(peer(false, false), its)) else {
-            panic!("an honest hello was refused")
-        };
+        let Ok(Arrived::Here) = pool.link(introduced.expect()) else { panic!("an honest hello was refused") };
         Self { pool, fbufs, retained: Vec::new(), board, socket, starts }
     }
 

@@ -16,18 +16,17 @@ use fbuf_core::{
     limits::{MAX_LEASED, MAX_SEGMENTS},
     link::{Hello, LinkEnd, LinkMessage, Welcome},
     loan::{Fbuf, Received},
-    memory::{Map, Pages},
+    memory::Map,
     outbound::{Arrived, Expected},
     pool::{Pool, Unsent},
     protection::Mechanism,
     socket::PacketSocket,
-    trust::Trusted,
     violation::Violation,
     wire::{self, Letter},
 };
 use fbuf_fuzz::{
-    SLOT_BYTES, SLOTS, content, descriptor, geometry, head_of, lodging, next_descriptor, peer, pool, rooms, segments,
-    sockets, wake,
+    SLOT_BYTES, SLOTS, content, descriptor, geometry, head_of, introduced, leased, lodged, lodging, next_descriptor,
+    peer, pool, rooms, segments, wake,
 };
 use libfuzzer_sys::fuzz_target;
 
@@ -53,11 +52,11 @@ struct Hostile {
 impl Half {
     fn receiver(input: &mut Unstructured) -> Result<(Self, Hostile)> {
         let mechanism = *input.choose(&[Mechanism::Shared, Mechanism::Copy, Mechanism::Lease, Mechanism::OneShot])?;
-        let (lodged, same_user, skip_above) = (input.int_in_range(0..=3)?, input.arbitrary()?, input.arbitrary()?);
-        let (socket, its) = sockets();
-        let lodging = lodging(lodged);
+        let (choice, same_user, skip_above) = (input.int_in_range(0..=3)?, input.arbitrary()?, input.arbitrary()?);
+        let lodged = lodged(mechanism, choice);
         let peer = peer(same_user, input.arbitrary()?);
-        let greeted = Greeted::new(peer, its, geometry(), mechanism, lodging, skip_above).expect("it is there");
+        let (introduced, socket) = introduced(peer, geometry(), mechanism, lodging(lodged));
+        let greeted = introduced.greet(skip_above).expect("it is there");
         if !input.arbitrary()? {
             return Ok((Self::Greeted(greeted), Hostile { socket, lane: None, board: None }));
         }
@@ -83,22 +82,19 @@ impl Half {
         let mut pool = match input.int_in_range(0..=3)? {
             0 => pool(SLOTS),
             1 => Pool::of_one_shots(geometry(), SLOTS, wake()).expect("there is memory"),
-            2 => {
-                let memory = rooms().into_iter().map(|room| room.into_owned().expect("few descriptors are open"));
-                Pool::of_leases(geometry(), memory.collect(), Pages::Base, wake()).expect("there is memory").0
-            }
+            2 => leased(),
             _ => Pool::of_receiver(geometry(), wake()).expect("there is memory"),
         };
-        let (socket, its) = sockets();
         let peer = peer(input.arbitrary()?, input.arbitrary()?);
-        let expected = Expected::new(peer, its);
+        let (introduced, socket) = introduced(peer, geometry(), Mechanism::Shared, lodging(0));
+        let expected = introduced.expect();
         let (skip_above, fences, wants_slots) = input.arbitrary()?;
         if !input.arbitrary()? {
             return Ok((Self::Expected(expected, pool), Hostile { socket, lane: None, board: None }));
         }
         let (board, descriptor) = BoardTable::create("fbuf-fuzz", SLOTS as usize).expect("there is memory");
         say(&socket, &LinkMessage::Hello(Hello { board: descriptor.into(), skip_above, fences, wants_slots }));
-        let refused = pool.is_receivers() && Trusted::new(peer).is_none();
+        let refused = pool.is_receivers() && !peer.same_user && !peer.trusted;
         match pool.link(expected) {
             Ok(Arrived::Here) if !refused => {}
             Err(LinkEnd::Violation(Violation::UntrustedReceiver)) if refused => {

@@ -15,8 +15,8 @@ use fbuf_core::{
         ClientStatus, ClientTransport, ControlClient, ControlRequest, ControlResponse, Earlier, EndpointStatus,
         Introduction, LinkId, MAX_PAGE, News, Oldest, Open, Opened, Refusal, Report, Role, Secret, Slots, Unpaired,
     },
+    introduced::Introduced,
     points,
-    slot::Geometry,
     socket::PacketSocket,
     sys::Watched,
 };
@@ -204,15 +204,11 @@ impl Endpoints {
         }
     }
 
-    fn introduce(&self, introduction: Introduction) {
-        let Introduction { endpoint, peer, slot_bytes, max_slots, mechanism, lodging, socket } = introduction;
-        // Of an endpoint that was closed meanwhile; or out of descriptors, which the peer sees as a hang-up.
-        let Some(Endpoint { post, .. }) = self.open.get(&endpoint) else { return };
-        let Ok(socket) = socket.into_owned().and_then(PacketSocket::new) else { return };
-        // The broker has checked it; one that has not is no better than none.
-        let Ok(geometry) = Geometry::new(slot_bytes, max_slots) else { return };
+    fn introduce(&self, introduced: Introduced) {
+        // It may have been closed meanwhile, which the peer sees as a hang-up.
+        let Some(Endpoint { post, .. }) = self.open.get(&introduced.endpoint()) else { return };
         points::reach("attach: introduced");
-        post.introduce(peer, socket, geometry, mechanism, lodging);
+        post.introduce(introduced);
     }
 }
 
@@ -308,7 +304,7 @@ impl Session {
                     match fetched {
                         Ok(News { introductions, report, receipt }) => {
                             self.receipt = receipt;
-                            introductions.into_iter().for_each(|one| endpoints.introduce(one));
+                            introductions.into_iter().filter_map(believe).for_each(|one| endpoints.introduce(one));
                             if report {
                                 self.report(endpoints);
                             }
@@ -427,6 +423,17 @@ impl Session {
         });
         while self.closing.try_join_next().is_some() {}
     }
+}
+
+/// An introduction that the broker has just sent. None of a sender with slots that cannot be, which a broker that has
+/// checked it does not introduce; nor if this process has no descriptor left, which the peer sees as a hang-up.
+fn believe(introduction: Introduction) -> Option<Introduced> {
+    // SAFETY: it came over the connection to the broker, which is one of root, of this process's user, or of a user that
+    // this client was told to accept, as the kernel says (`Accepted`). It goes to the endpoint that it names, and nothing
+    // else has had its descriptors.
+    #[expect(unsafe_code, reason = "only here is it known that the broker has said so")]
+    let introduced = unsafe { introduction.assume_genuine() };
+    introduced.ok()
 }
 
 /// All pages, each of what is behind a number.

@@ -23,7 +23,7 @@ use fbuf_core::{
 use self::open::Letter;
 use crate::{
     client::{OpenError, Registration},
-    endpoint::{Inbox, Ready, Sockets, position},
+    endpoint::{Inbox, Ready, Sockets},
     wait::{
         Attention, BUSY_LOOK_TIME, Crowd, Gathering, LOOK_TIME, Next, Pace, Patience, Sight, UNSURE, Wait, Waiting,
         deadline, within,
@@ -457,10 +457,10 @@ impl Receiver {
             }
         }
         // One at least, so that letters do not keep it from any.
-        while let Some(socket) = self.ready.next() {
-            if let Some(index) = position(&self.links, socket) {
+        while let Some(link) = self.ready.next() {
+            if let Some(index) = self.links.iter().position(|other| other.peer().link == link) {
                 self.links[index].attend();
-            } else if let Some(index) = position(&self.greeted, socket) {
+            } else if let Some(index) = self.greeted.iter().position(|other| other.peer().link == link) {
                 let greeted = self.greeted.swap_remove(index);
                 self.look_for(greeted);
             }
@@ -473,7 +473,7 @@ impl Receiver {
     /// Reads of a sender that was greeted.
     fn read_letter(&mut self, letter: Letter) {
         let (peer, what) = match letter {
-            Ok(greeted) => match self.sockets.add(&greeted, greeted.peer().link) {
+            Ok(greeted) => match self.sockets.add(greeted.socket(), greeted.peer().link) {
                 Ok(()) => return self.look_for(greeted),
                 Err(error) => (greeted.peer(), Some(error.to_string())),
             },
@@ -515,7 +515,7 @@ impl Receiver {
         self.troubles.extend(lease_lost(&link));
         self.crowd.remove(link.peer());
         self.inbox.forget(link.peer());
-        self.sockets.remove(&link);
+        self.sockets.remove(link.socket());
         self.past_missed = self.past_missed.saturating_add(link.missed());
         self.past_missed_before = self.past_missed_before.saturating_add(link.missed_before());
         self.past_messages += link.messages();
@@ -531,7 +531,7 @@ impl Drop for Receiver {
         }
         for link in &self.links {
             // What is held keeps the socket of its link open.
-            self.sockets.remove(link);
+            self.sockets.remove(link.socket());
         }
     }
 }

@@ -3,12 +3,11 @@
 use std::{collections::VecDeque, sync::Arc};
 
 use fbuf_core::{
-    control::{Limits, LinkId, Lodging, Report, Role},
+    control::{Limits, LinkId, Report, Role},
     fork::Generation,
     inbound::{GreetError, Greeted, Peer},
-    protection::{Mechanism, Protection},
-    slot::Geometry,
-    socket::PacketSocket,
+    introduced::Introduced,
+    protection::Protection,
 };
 
 use super::Receiver;
@@ -160,15 +159,16 @@ struct Senders {
 }
 
 impl Post for Senders {
-    fn introduce(&self, peer: Peer, socket: PacketSocket, geometry: Geometry, mechanism: Mechanism, lodging: Lodging) {
+    fn introduce(&self, introduced: Introduced) {
+        let peer = introduced.peer();
         // The broker introduces no sender with other slots; one that does is not believed. A sender that is not accepted
         // sees the socket hang up.
-        if self.accepts.check(geometry, peer.same_user).is_err() || !self.acceptance.accepts(&peer) {
+        if self.accepts.check(introduced.geometry(), peer.same_user).is_err() || !self.acceptance.accepts(&peer) {
             return;
         }
         // Once it is greeted it may send, and the receiver must not find that all is over meanwhile.
         self.inbox.expect(peer);
-        let greeted = Greeted::new(peer, socket, geometry, mechanism, lodging, self.skip_above);
+        let greeted = introduced.greet(self.skip_above);
         self.inbox.post(peer, greeted.map_err(|error| (peer, error)));
     }
 

@@ -3,15 +3,13 @@
 use std::{fmt, sync::Arc};
 
 use fbuf_core::{
-    control::{LinkId, Lodging, Opened, Refusal, Report, Role, Slots},
-    guard::Guard,
-    inbound::Peer,
+    control::{LinkId, Opened, Refusal, Report, Role, Slots},
+    introduced::Introduced,
     memory::{HUGE_PAGE, MemoryError, Pages, free_huge_pages, has_transparent_pages},
     outbound::Expected,
     pool::Pool,
     protection::{Mechanism, Protection},
     slot::Geometry,
-    socket::PacketSocket,
 };
 
 use crate::{
@@ -169,9 +167,8 @@ impl Terms<'_> {
         let pool = match plan {
             Plan::Segments(Mechanism::OneShot) => Some(Pool::of_one_shots(geometry, self.start, wake.clone())?),
             Plan::Segments(_) => {
-                let slots = geometry.max_slots() as usize;
-                let guard = self.guarded.then(|| Guard::new(self.channel, slots, geometry.stride())).transpose()?;
-                Some(Pool::with_guard(geometry, self.capacity, self.start, wake.clone(), guard)?)
+                let channel = self.guarded.then_some(self.channel);
+                Some(Pool::with_guard(geometry, self.capacity, self.start, wake.clone(), channel)?)
             }
             Plan::Receiver => Some(Pool::of_receiver(geometry, wake.clone())?),
             Plan::Leased(_) => None,
@@ -186,7 +183,12 @@ impl Terms<'_> {
             None => {
                 let slots: Result<Vec<_>, _> = slots.into_iter().map(|memory| memory.into_owned()).collect();
                 let pages = if let Plan::Leased(pages) = plan { pages } else { Pages::Base };
-                let (pool, pages) = Pool::of_leases(geometry, slots?, pages, wake)?;
+                let slots = slots?;
+                // SAFETY: the broker, which is accepted (`Accepted`), has just made them for this endpoint, and nothing else
+                // has had them.
+                #[expect(unsafe_code, reason = "only here is it known that the broker has made them")]
+                let made = unsafe { Pool::of_leases(geometry, slots, pages, wake) };
+                let (pool, pages) = made?;
                 (pool, Some(pages))
             }
         };
@@ -201,10 +203,11 @@ struct Receivers {
 }
 
 impl Post for Receivers {
-    fn introduce(&self, peer: Peer, socket: PacketSocket, _: Geometry, mechanism: Mechanism, _: Lodging) {
+    fn introduce(&self, introduced: Introduced) {
+        let peer = introduced.peer();
         // One that is not accepted sees the socket hang up.
         if self.acceptance.accepts(&peer) {
-            self.inbox.post(peer, Expected::new(peer, socket).protected_by(mechanism));
+            self.inbox.post(peer, introduced.expect());
         }
     }
 

@@ -15,10 +15,7 @@ use fbuf_core::{
 };
 
 use super::{Departure, Farewell, Sender};
-use crate::{
-    endpoint::position,
-    wait::{Attention, BUSY_LOOK_TIME, LOOK_TIME},
-};
+use crate::wait::{Attention, BUSY_LOOK_TIME, LOOK_TIME};
 
 impl Sender {
     /// Looks at the sockets, but not more often than every so many milliseconds: the number of
@@ -62,10 +59,10 @@ impl Sender {
         let attention = Attention::begin();
         self.read_post(&attention);
         // One at least, so that letters do not keep it from any.
-        while let Some(socket) = self.ready.next() {
-            if let Some(index) = position(self.pool.links(), socket) {
+        while let Some(link) = self.ready.next() {
+            if let Some(index) = self.pool.links().iter().position(|other| other.peer().link == link) {
                 self.attend_to(index);
-            } else if let Some(index) = position(&self.expected, socket) {
+            } else if let Some(index) = self.expected.iter().position(|other| other.peer().link == link) {
                 let expected = self.expected.swap_remove(index);
                 self.look_for(expected);
             }
@@ -101,7 +98,7 @@ impl Sender {
 
     pub(super) fn read_post(&mut self, attention: &Attention) {
         while let Some(expected) = self.inbox.next() {
-            match self.sockets.add(&expected, expected.peer().link) {
+            match self.sockets.add(expected.socket(), expected.peer().link) {
                 Ok(()) => self.look_for(expected),
                 Err(error) => self.depart(expected.peer(), Farewell::Exhausted(error.to_string()), None),
             }
@@ -138,7 +135,7 @@ impl Sender {
         let link = &self.pool.links()[index];
         let peer = link.peer();
         self.crowd.remove(peer);
-        self.sockets.remove(link);
+        self.sockets.remove(link.socket());
         self.past = self.past + link.counts();
         let farewell = match end {
             LinkEnd::HangUp | LinkEnd::Dropped if link.has_left() => {
@@ -156,7 +153,7 @@ impl Sender {
     pub(super) fn drop_receiver(&mut self, peer: Peer, farewell: Farewell) -> bool {
         let is_it = |other: Peer| other.endpoint == peer.endpoint;
         if let Some(index) = self.expected.iter().position(|expected| is_it(expected.peer())) {
-            self.sockets.remove(&self.expected[index]);
+            self.sockets.remove(self.expected[index].socket());
             self.expected.swap_remove(index);
             self.depart(peer, farewell, None);
             return true;
@@ -164,7 +161,7 @@ impl Sender {
         let Some(index) = self.pool.links().iter().position(|link| is_it(link.peer())) else { return false };
         let link = &self.pool.links()[index];
         self.crowd.remove(peer);
-        self.sockets.remove(link);
+        self.sockets.remove(link.socket());
         self.past = self.past + link.counts();
         let unread = self.pool.disconnect(index);
         self.depart(peer, farewell, unread);

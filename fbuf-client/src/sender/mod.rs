@@ -454,7 +454,7 @@ impl Sender {
     /// What was said first counts.
     fn end_stream(&mut self, abort: Option<Abort>) {
         for link in self.pool.links() {
-            self.sockets.remove(link);
+            self.sockets.remove(link.socket());
         }
         self.pool.close(abort);
     }

@@ -44,12 +44,20 @@ impl fmt::Debug for Secret {
 pub struct LinkId(u64);
 
 impl LinkId {
+    /// No link.
+    pub const NONE: Self = Self(0);
+
     /// A new one.
     ///
     /// # Errors
     /// What getrandom(2) says.
     pub fn draw() -> io::Result<Self> {
-        sys::random().map(|bytes| Self(u64::from_ne_bytes(bytes)))
+        // One in 2⁶⁴ is the one that stands for none.
+        let mut link = Self::NONE;
+        while link == Self::NONE {
+            link = Self(u64::from_ne_bytes(sys::random()?));
+        }
+        Ok(link)
     }
 
     /// Its number, for instance as the data of an event of epoll(7).

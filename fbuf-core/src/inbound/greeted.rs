@@ -1,9 +1,6 @@
 //! A sender that was greeted and has not yet answered.
 
-use std::{
-    io,
-    os::fd::{AsFd, BorrowedFd},
-};
+use std::io;
 
 use super::{Inbound, Peer};
 use crate::{
@@ -16,7 +13,7 @@ use crate::{
     points,
     protection::Mechanism,
     slot::Geometry,
-    socket::PacketSocket,
+    socket::{LinkSocket, PacketSocket},
     violation::{Unsuitable, Violation},
     wire::Descriptor,
 };
@@ -79,6 +76,12 @@ pub enum GreetError {
     /// The sender was gone before.
     #[error("the sender has gone")]
     Gone,
+    /// What the broker said of the sender contradicts itself.
+    #[error(
+        "the broker introduced a sender whose messages are {0}, with slots that do not fit: a leased message lies in a slot \
+         that is memory of its own, a one-shot message in none"
+    )]
+    Contradiction(Mechanism),
     /// This process has no memory or no descriptor left for it.
     #[error("{0}")]
     Exhausted(String),
@@ -92,7 +95,7 @@ impl Greeted {
     ///
     /// # Errors
     /// [`GreetError`]: there will be no link.
-    pub fn new(
+    pub(crate) fn new(
         peer: Peer,
         socket: PacketSocket,
         geometry: Geometry,
@@ -100,6 +103,13 @@ impl Greeted {
         lodging: Lodging,
         skip_above: Option<u32>,
     ) -> Result<Self, GreetError> {
+        match (mechanism, &lodging) {
+            (Mechanism::Lease, Lodging::Segments) => return Err(GreetError::Contradiction(mechanism)),
+            (Mechanism::OneShot, Lodging::Given(_) | Lodging::Yours | Lodging::Theirs) => {
+                return Err(GreetError::Contradiction(mechanism));
+            }
+            _ => {}
+        }
         let mechanism = mechanism.seen_from(peer);
         let (board, descriptor) = BoardTable::create_growing("fbuf-board", geometry.max_slots() as usize)?;
         points::reach("attach: board made");
@@ -135,6 +145,12 @@ impl Greeted {
         self.peer
     }
 
+    /// Its socket.
+    #[must_use]
+    pub fn socket(&self) -> LinkSocket<'_> {
+        self.socket.of_link()
+    }
+
     /// Looks for the sender's answer.
     ///
     /// # Errors
@@ -157,10 +173,4 @@ pub(super) fn rooms_of(memory: Vec<Descriptor>, geometry: Geometry, leases: bool
     let memory: io::Result<_> = memory.into_iter().map(Descriptor::into_owned).collect();
     let memory = memory.map_err(|source| MemoryError::Refused { call: "recvmsg", asked: 0, source })?;
     Ok(Rooms::given(memory, geometry, leases)?)
-}
-
-impl AsFd for Greeted {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.socket.as_fd()
-    }
 }

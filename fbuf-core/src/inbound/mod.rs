@@ -5,7 +5,7 @@ mod returns;
 
 use std::{
     collections::VecDeque,
-    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    os::fd::{AsFd, OwnedFd},
     sync::{
         Arc, Mutex, Weak,
         atomic::{AtomicU64, Ordering},
@@ -34,11 +34,12 @@ use crate::{
     protection::Mechanism,
     retire::{Cell, Held},
     slot::{Geometry, Mark, SlotId},
-    socket::Credentials,
+    socket::{Credentials, LinkSocket},
     violation::Violation,
 };
 
-/// Who is at the other end of a link.
+/// Who is at the other end of a link. Anybody can make one: it is what the broker said if it comes from an
+/// [`Introduced`](crate::introduced::Introduced), and from what was received or is linked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Peer {
     /// The endpoint, by a number that no other has, had or will have, also after a restart of the broker.
@@ -248,6 +249,12 @@ impl Inbound {
     #[must_use]
     pub fn peer(&self) -> Peer {
         self.returns().peer
+    }
+
+    /// Its socket.
+    #[must_use]
+    pub fn socket(&self) -> LinkSocket<'_> {
+        self.returns().socket.of_link()
     }
 
     /// How many messages were taken.
@@ -680,12 +687,6 @@ impl Inbound {
     /// Takes it back.
     pub fn lower(&self) {
         self.returns().board.head().flag.lower();
-    }
-}
-
-impl AsFd for Inbound {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.returns().socket.as_fd()
     }
 }
 

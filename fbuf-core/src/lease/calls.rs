@@ -38,7 +38,7 @@ pub fn lease(file: BorrowedFd<'_>, request: Lease) -> io::Result<()> {
 
 /// Whether a read lease is held, and nobody has begun to break it.
 #[must_use]
-pub fn is_leased(file: BorrowedFd<'_>) -> bool {
+pub(crate) fn is_leased(file: BorrowedFd<'_>) -> bool {
     // SAFETY: F_GETLEASE takes nothing, and changes no memory of this process.
     unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GETLEASE) == libc::F_RDLCK }
 }

@@ -110,7 +110,7 @@ impl Leasable {
     ///
     /// # Errors
     /// [`Unsuitable`], naming the first rule it breaks.
-    pub fn given(reader: OwnedFd, slot_bytes: u64) -> Result<Self, Unsuitable> {
+    pub(crate) fn given(reader: OwnedFd, slot_bytes: u64) -> Result<Self, Unsuitable> {
         check_seals(reader.as_fd(), Seals::Size)?;
         let stat = fstat(&reader).map_err(unmappable)?;
         let (found, wanted) = (stat.st_size.max(0) as u64, whole_pages(slot_bytes, is_huge(reader.as_fd())));
@@ -158,13 +158,13 @@ impl Leasable {
 
     /// Whether it can be leased through this descriptor without another process meddling with it.
     #[must_use]
-    pub fn is_own(&self) -> bool {
+    pub(crate) fn is_own(&self) -> bool {
         self.own
     }
 
     /// Its size in bytes.
     #[must_use]
-    pub fn size(&self) -> u64 {
+    pub(crate) fn size(&self) -> u64 {
         self.size
     }
 
@@ -180,7 +180,7 @@ impl Leasable {
     ///
     /// # Errors
     /// What the kernel says.
-    pub fn open_reader(&self) -> io::Result<OwnedFd> {
+    pub(crate) fn open_reader(&self) -> io::Result<OwnedFd> {
         reopen(self.reader.as_fd(), File::options().read(true))
     }
 
@@ -188,7 +188,7 @@ impl Leasable {
     ///
     /// # Errors
     /// [`MemoryError`]: there are not so many.
-    pub fn reserve(&self, pages: Pages) -> Result<Pages, MemoryError> {
+    pub(crate) fn reserve(&self, pages: Pages) -> Result<Pages, MemoryError> {
         let refused = |call, source| MemoryError::Refused { call, asked: self.size, source };
         let writer = self.open_writer().map_err(|error| refused("opening a memfd of /proc/self/fd", error))?;
         let huge = is_huge(writer.as_fd());

@@ -85,7 +85,7 @@ impl Map {
     ///
     /// # Errors
     /// [`Unsuitable`]: it is not what a peer may send.
-    pub fn attach(fd: BorrowedFd<'_>, size: u64) -> Result<Self, Unsuitable> {
+    pub(crate) fn attach(fd: BorrowedFd<'_>, size: u64) -> Result<Self, Unsuitable> {
         Self::attach_sealed(fd, size, Seals::OneWriter)
     }
 
@@ -151,7 +151,7 @@ impl Map {
     ///
     /// # Errors
     /// [`MemoryError`]
-    pub fn writable(memory: &Reserved) -> Result<Self, MemoryError> {
+    pub(crate) fn writable(memory: &Reserved) -> Result<Self, MemoryError> {
         let size = memory.size();
         Self::new(memory.as_fd(), size, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE)
             .map_err(|source| MemoryError::Refused { call: "mmap", asked: size, source })
@@ -319,7 +319,7 @@ impl Map {
     ///
     /// # Errors
     /// [`MemoryError`]: not enough memory.
-    pub fn private(size: u64) -> Result<Self, MemoryError> {
+    pub(crate) fn private(size: u64) -> Result<Self, MemoryError> {
         #[cfg(miri)]
         if super::heap::IS_USED {
             return super::heap::private(size);
@@ -362,7 +362,7 @@ impl Map {
     ///
     /// # Errors
     /// [`MemoryError`]: the kernel does not map it.
-    pub fn copy_on_write(memory: BorrowedFd<'_>, begin: u64, size: u64) -> Result<Self, MemoryError> {
+    pub(crate) fn copy_on_write(memory: BorrowedFd<'_>, begin: u64, size: u64) -> Result<Self, MemoryError> {
         let refused = |source| MemoryError::Refused { call: "mmap", asked: size, source };
         let length = usize::try_from(size).ok().and_then(NonZeroUsize::new);
         let length = length.ok_or_else(|| refused(io::Error::other("nothing to map")))?;

@@ -114,7 +114,7 @@ impl Reserved {
 
     /// Its size in bytes.
     #[must_use]
-    pub fn size(&self) -> u64 {
+    pub(crate) fn size(&self) -> u64 {
         self.size
     }
 
@@ -122,7 +122,7 @@ impl Reserved {
     ///
     /// # Errors
     /// [`MemoryError::Refused`] on a kernel without `F_SEAL_FUTURE_WRITE` (before 5.1).
-    pub fn seal(self) -> Result<OwnedFd, MemoryError> {
+    pub(crate) fn seal(self) -> Result<OwnedFd, MemoryError> {
         let refused = |source| MemoryError::Refused { call: "F_ADD_SEALS", asked: self.size, source };
         let memfd =
             ::memfd::Memfd::try_from_file(self.file).map_err(|_| refused(io::Error::other("it cannot be sealed")))?;
@@ -134,7 +134,7 @@ impl Reserved {
     ///
     /// # Errors
     /// [`MemoryError::Refused`]
-    pub fn clear_from(&self, length: u64) -> Result<(), MemoryError> {
+    pub(crate) fn clear_from(&self, length: u64) -> Result<(), MemoryError> {
         const ZEROES: [u8; 4096] = [0; 4096];
         let mut at = length;
         while at < self.size {
@@ -180,7 +180,7 @@ pub(super) fn kernels_reason(error: ::memfd::Error) -> io::Error {
 
 /// What the seals of memory that a peer sent have to say of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Seals {
+pub(crate) enum Seals {
     /// Only who has it mapped already can write it.
     OneWriter,
     /// Nobody can.
@@ -211,7 +211,7 @@ impl AsFd for Reserved {
 ///
 /// # Errors
 /// [`Unsuitable`], naming the first rule it breaks.
-pub fn verify(fd: BorrowedFd<'_>, size: u64, seals: Seals) -> Result<(), Unsuitable> {
+pub(crate) fn verify(fd: BorrowedFd<'_>, size: u64, seals: Seals) -> Result<(), Unsuitable> {
     verify_promised(fd, size, seals)?;
     free_behind_end(fd, size)?;
     let reserved = reserved(&fstat(fd).map_err(unmappable)?);

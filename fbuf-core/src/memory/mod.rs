@@ -13,7 +13,8 @@ mod table;
 
 pub use leasable::{HUGE_PAGE, Leasable, Pages, free_huge_pages, has_transparent_pages};
 pub use map::{Map, Trial, try_page};
-pub use memfd::{MemoryError, Reserved, Seals, verify};
+pub use memfd::{MemoryError, Reserved};
+pub(crate) use memfd::{Seals, verify};
 pub(crate) use pieces::{Address, Pieces};
 pub use room::available;
 pub use sealed::Sealed;

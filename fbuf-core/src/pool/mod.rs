@@ -17,13 +17,11 @@ use std::{io, os::fd::OwnedFd, sync::Arc};
 
 use nix::sys::eventfd::EventFd;
 
+pub use self::send::{Published, Unsent};
+pub(crate) use self::shelf::Shelf;
 use self::{
     drafts::Drafts,
     memory::{Memory, Segment},
-};
-pub use self::{
-    send::{Published, Unsent},
-    shelf::Shelf,
 };
 use crate::{
     guard::Guard,
@@ -131,7 +129,22 @@ impl Pool {
     ///
     /// # Errors
     /// [`MemoryError`]
-    pub fn of_leases(
+    ///
+    /// # Safety
+    /// The broker has made this memory for this endpoint alone ([`Opened`](crate::control::Opened)), and no other code of
+    /// this process has, or had, its descriptors: an [`Fbuf`](crate::loan::Fbuf) is the only way to write it.
+    #[expect(unsafe_code, reason = "only its caller knows where the memory comes from")]
+    pub unsafe fn of_leases(
+        geometry: Geometry,
+        memory: Vec<OwnedFd>,
+        pages: Pages,
+        wake: Arc<EventFd>,
+    ) -> Result<(Self, Pages), MemoryError> {
+        Self::of_memory(geometry, memory, pages, wake)
+    }
+
+    /// As [`Self::of_leases`], for this crate, which does nothing else with the memory.
+    pub(crate) fn of_memory(
         geometry: Geometry,
         memory: Vec<OwnedFd>,
         pages: Pages,
@@ -166,8 +179,8 @@ impl Pool {
         Self::with(geometry, geometry.slot_bytes(), slots, wake, None, memory)
     }
 
-    /// As [`Self::new`], with a guard, and with fbufs that hold less than a slot does: slots that are
-    /// guarded fill whole pages.
+    /// As [`Self::new`], with fbufs that hold less than a slot does; and with a guard, if a channel is named for its
+    /// reports. Slots that are guarded fill whole pages.
     ///
     /// # Errors
     /// [`MemoryError`], also if they do not fill whole pages: to guard one would take the right to write from another.
@@ -176,12 +189,15 @@ impl Pool {
         capacity: u32,
         slots: u32,
         wake: Arc<EventFd>,
-        guard: Option<Guard>,
+        channel: Option<&str>,
     ) -> Result<Self, MemoryError> {
-        if guard.is_some() && !geometry.stride().is_multiple_of(crate::guard::page_bytes()) {
+        let refused = |call, source| MemoryError::Refused { call, asked: geometry.stride(), source };
+        if channel.is_some() && !geometry.stride().is_multiple_of(crate::guard::page_bytes()) {
             let source = io::Error::other("slots that are guarded have to fill whole pages");
-            return Err(MemoryError::Refused { call: "mprotect", asked: geometry.stride(), source });
+            return Err(refused("mprotect", source));
         }
+        let guard = channel.map(|channel| Guard::new(channel, geometry)).transpose();
+        let guard = guard.map_err(|source| refused("sigaction", source))?;
         Self::with(geometry, capacity, slots, wake, guard, Memory::Segments(Vec::new()))
     }
 
@@ -222,8 +238,7 @@ impl Pool {
     }
 
     /// The guard, if there is one.
-    #[must_use]
-    pub fn guard(&self) -> Option<&Guard> {
+    pub(crate) fn guard(&self) -> Option<&Guard> {
         self.guard.as_ref()
     }
 
@@ -445,7 +460,7 @@ impl Pool {
 
     /// Whether this is a pool of buffers that are sent once.
     #[must_use]
-    pub fn sends_for_good(&self) -> bool {
+    pub(crate) fn sends_for_good(&self) -> bool {
         matches!(self.memory, Memory::Shots(_))
     }
 
@@ -459,7 +474,7 @@ impl Pool {
     ///
     /// # Errors
     /// There is no descriptor left.
-    pub fn hand_over(&self) -> io::Result<Vec<Descriptor>> {
+    pub(crate) fn hand_over(&self) -> io::Result<Vec<Descriptor>> {
         self.memory.leased().filter(|slots| !slots.are_given()).map_or(Ok(Vec::new()), LeasedSlots::hand_over)
     }
 

@@ -9,7 +9,7 @@ use crate::{fork::Generation, slot::SlotId};
 
 /// Where fbufs go that are dropped unsent. Outlives its pool for as long as fbufs are out.
 #[derive(Debug)]
-pub struct Shelf {
+pub(crate) struct Shelf {
     slot_bytes: u32,
     generation: Generation,
     stored: Mutex<Stored>,

@@ -1,0 +1,159 @@
+//! What the broker says of a link: the one thing that this process believes and cannot check.
+//!
+//! Who is at the other end of a link, whether that one is trusted, how messages are protected and whose memory the slots
+//! are, only the broker knows. Of a trusted peer memory becomes a slice that this peer could write
+//! ([`trust`](crate::trust)); and the socket of a link tells each side that the other has ended, whereupon a sender uses
+//! slots again. So half a link is made of an [`Introduced`] and of nothing else, and that is unsafe to make: who makes it
+//! says that the broker has said so, and that no other code has the descriptors.
+//!
+//! One of the files of this crate that may be `unsafe`.
+#![allow(unsafe_code)]
+
+use std::io;
+
+use crate::{
+    control::{Introduction, Lodging},
+    inbound::{GreetError, Greeted, Peer},
+    outbound::Expected,
+    protection::Mechanism,
+    slot::{Geometry, GeometryError},
+    socket::PacketSocket,
+};
+
+/// A link that is to be made, by the word of the broker.
+#[derive(Debug)]
+pub struct Introduced {
+    endpoint: u64,
+    peer: Peer,
+    socket: PacketSocket,
+    geometry: Geometry,
+    mechanism: Mechanism,
+    lodging: Lodging,
+}
+
+/// An introduction of which no link can be made.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum IntroductionError {
+    /// The slots cannot be like that.
+    #[error("the broker introduced a sender with slots that cannot be: {0}")]
+    Geometry(#[from] GeometryError),
+    /// This process has no descriptor left for the socket of the link, or what came is no socket.
+    #[error("the socket of a link cannot be used: {0}")]
+    Socket(#[from] io::Error),
+}
+
+impl Introduction {
+    /// Takes an introduction for what the broker has said.
+    ///
+    /// Safe code cannot do so:
+    ///
+    /// ```compile_fail,E0133
+    /// fn claim(introduction: fbuf_core::control::Introduction) {
+    ///     let _ = introduction.assume_genuine();
+    /// }
+    /// ```
+    ///
+    /// # Errors
+    /// [`IntroductionError`]
+    ///
+    /// # Safety
+    /// A broker that this process trusts with its memory has sent this introduction, for the endpoint of which the link
+    /// will be, and nothing in it has been changed. No other code of this process has, or had, its descriptors.
+    pub unsafe fn assume_genuine(self) -> Result<Introduced, IntroductionError> {
+        let Self { endpoint, peer, slot_bytes, max_slots, mechanism, lodging, socket } = self;
+        let socket = PacketSocket::new(socket.into_owned()?)?;
+        let geometry = Geometry::new(slot_bytes, max_slots)?;
+        Ok(Introduced { endpoint, peer, socket, geometry, mechanism, lodging })
+    }
+}
+
+impl Introduced {
+    /// Which endpoint of this client it is for.
+    #[must_use]
+    pub fn endpoint(&self) -> u64 {
+        self.endpoint
+    }
+
+    /// Who is at the other end.
+    #[must_use]
+    pub fn peer(&self) -> Peer {
+        self.peer
+    }
+
+    /// The slots of the sender.
+    #[must_use]
+    pub fn geometry(&self) -> Geometry {
+        self.geometry
+    }
+
+    /// Says hello to the sender. With `skip_above`, the sender leaves messages out rather than have more than so many of
+    /// its slots held here.
+    ///
+    /// # Errors
+    /// [`GreetError`]: there will be no link.
+    pub fn greet(self, skip_above: Option<u32>) -> Result<Greeted, GreetError> {
+        let Self { peer, socket, geometry, mechanism, lodging, .. } = self;
+        Greeted::new(peer, socket, geometry, mechanism, lodging, skip_above)
+    }
+
+    /// Takes the sender's end: the receiver will say hello.
+    #[must_use]
+    pub fn expect(self) -> Expected {
+        Expected::new(self.peer, self.socket).protected_by(self.mechanism)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{control::LinkId, socket::Credentials};
+
+    fn introduction(mechanism: Mechanism, lodging: Lodging, max_slots: u64) -> Introduction {
+        Introduction {
+            endpoint: 7,
+            peer: Peer {
+                endpoint: 1,
+                process: Credentials { pid: 1, uid: 1, gid: 1 },
+                same_user: true,
+                trusted: true,
+                link: LinkId::default(),
+            },
+            slot_bytes: 64,
+            max_slots,
+            mechanism,
+            lodging,
+            socket: PacketSocket::pair().unwrap().0.into(),
+        }
+    }
+
+    fn introduced(introduction: Introduction) -> Result<Introduced, IntroductionError> {
+        // SAFETY: the test is the broker, and nobody has the descriptors.
+        unsafe { introduction.assume_genuine() }
+    }
+
+    #[test]
+    fn slots_that_cannot_be_are_not_introduced() {
+        assert!(introduced(introduction(Mechanism::Shared, Lodging::Segments, 1)).is_ok());
+        let refused = introduced(introduction(Mechanism::Shared, Lodging::Segments, 0)).unwrap_err();
+        assert!(matches!(refused, IntroductionError::Geometry(GeometryError::Slots(0))), "{refused}");
+    }
+
+    /// Messages that are said to be leased, and lie in a segment that their sender may write, are none.
+    #[test]
+    fn what_contradicts_itself_is_not_greeted() {
+        for (mechanism, lodging, is_refused) in [
+            (Mechanism::Lease, Lodging::Segments, true),
+            (Mechanism::Lease, Lodging::Yours, false),
+            (Mechanism::OneShot, Lodging::Yours, true),
+            (Mechanism::OneShot, Lodging::Theirs, true),
+            (Mechanism::OneShot, Lodging::Segments, false),
+            (Mechanism::Copy, Lodging::Yours, false),
+        ] {
+            // Its peer is gone, which is noticed later.
+            let greeted = introduced(introduction(mechanism, lodging, 1)).unwrap().greet(None);
+            let refused = matches!(&greeted, Err(GreetError::Contradiction(found)) if *found == mechanism);
+            assert_eq!(refused, is_refused, "{mechanism:?}: {greeted:?}");
+        }
+    }
+}
