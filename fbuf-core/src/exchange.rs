@@ -3,12 +3,14 @@
 
 use std::sync::Arc;
 
-use nix::sys::eventfd::EventFd;
+use nix::{sys::eventfd::EventFd, unistd::geteuid};
 
 use crate::{
     control::Lodging,
     inbound::{Answered, Greeted, Inbound, Peer},
+    link::LinkEnd,
     loan::Received,
+    memory::{Leasable, Pages},
     outbound::{Arrived, Expected},
     pool::{Places, Pool},
     protection::Mechanism,
@@ -26,6 +28,10 @@ fn pool(slots: u32) -> Pool {
 
 /// Links a receiver, which skips if it holds more than so many.
 fn link(pool: &mut Pool, skip_above: Option<u32>) -> Inbound {
+    link_by(pool, Mechanism::Shared, Lodging::Segments, skip_above)
+}
+
+fn link_by(pool: &mut Pool, mechanism: Mechanism, lodging: Lodging, skip_above: Option<u32>) -> Inbound {
     let peer = Peer {
         endpoint: 1,
         process: Credentials { pid: 1, uid: 1, gid: 1 },
@@ -35,7 +41,7 @@ fn link(pool: &mut Pool, skip_above: Option<u32>) -> Inbound {
     };
     let (its, own) = PacketSocket::pair().unwrap();
     let (its, own) = (PacketSocket::new(its).unwrap(), PacketSocket::new(own).unwrap());
-    let greeted = Greeted::new(peer, its, pool.geometry(), Mechanism::Shared, Lodging::Segments, skip_above).unwrap();
+    let greeted = Greeted::new(peer, its, pool.geometry(), mechanism, lodging, skip_above).unwrap();
     let Ok(Arrived::Here) = pool.link(Expected::new(peer, own)) else { panic!("an honest hello was refused") };
     let Ok(Answered::Open(inbound)) = greeted.look() else { panic!("an honest welcome was refused") };
     *inbound
@@ -93,6 +99,34 @@ fn a_slot_is_held_for_as_long_as_any_of_several_receivers_holds_it() {
         inbounds.rotate_left(1);
     }
     assert!(find(&mut pool));
+}
+
+/// A slot that is memory of its own is used again as soon as nobody reads it.
+#[test]
+#[cfg_attr(miri, ignore = "it leases memory, and Miri has no such calls")]
+fn what_is_sent_after_a_link_has_ended_is_not_taken_for_what_was_sent_over_it() {
+    for mechanism in [Mechanism::Lease, Mechanism::Copy] {
+        for disconnects in [false, true] {
+            let slot = Leasable::create("fbuf-test", 64, false, geteuid().as_raw()).unwrap();
+            let wake = Arc::new(EventFd::new().unwrap());
+            let (mut pool, _) = Pool::of_memory(geometry(1), vec![slot.into()], Pages::Base, wake).unwrap();
+            let link = |pool: &mut Pool| link_by(pool, mechanism, Lodging::Given(pool.hand_over().unwrap()), None);
+            let mut inbound = link(&mut pool);
+            // The control: it takes what it is sent.
+            assert_eq!(&exchange(&mut pool, &mut inbound, 1)[..], [1; 64]);
+            send(&mut pool, 2);
+            if disconnects {
+                pool.disconnect(0);
+            } else {
+                pool.end(0);
+            }
+            let mut other = link(&mut pool);
+            assert_eq!(&exchange(&mut pool, &mut other, 3)[..], [3; 64]);
+            let taken = inbound.take();
+            assert!(taken.is_none(), "message 2 is {:?}: {mechanism:?}", taken.map(|message| message[0]));
+            assert!(inbound.is_over() && matches!(inbound.end(), Err(LinkEnd::Dropped)), "{mechanism:?}");
+        }
+    }
 }
 
 #[test]

@@ -406,7 +406,16 @@ impl Inbound {
         points::reach("get: copied");
         let received = match kept {
             Ok(None) => received,
-            Ok(Some(kept)) => received.with(kept),
+            Ok(Some(kept)) => {
+                let received = received.with(kept);
+                // What was leased or copied may be of another message then. A one-shot is that of its number.
+                if self.rooms.is_some() && self.reader.is_dropped() {
+                    drop(received);
+                    self.end_with(LinkEnd::Dropped);
+                    return None;
+                }
+                received
+            }
             Err(end) => {
                 self.end_with(end);
                 return None;

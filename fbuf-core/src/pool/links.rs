@@ -95,7 +95,8 @@ impl Pool {
 
     /// Ends a link; the last one takes its place. What its receiver has not read to the end is returned. What is lent over
     /// it alone is back, if its receiver has hung up, or has broken a rule. Otherwise the receiver is told that its
-    /// stream is broken off, and what it has, or has yet to read, stays lent until it lets go of it or hangs up.
+    /// stream is broken off, and what it has, or has yet to read, stays lent until it lets go of it or hangs up; of slots
+    /// that are leased, only what it reads.
     ///
     /// # Panics
     /// There is no such link.
@@ -127,7 +128,11 @@ impl Pool {
         link.notice_leaving(self.next_sequence);
         let unread = link.unread(self.lent_over(&link).map(|(_, mark)| mark), self.next_sequence);
         self.forget_gifts(link.peer());
-        // Where slots are memory of their own, the kernel says when they can be written.
+        // Where slots are memory of their own, the kernel says when they can be written; what the receiver has not taken by
+        // then it does not take any more.
+        if self.is_leased() && !link.is_over() {
+            link.drop_receiver();
+        }
         if !returns && matches!(self.memory, Memory::Segments(_)) && !link.is_over() && self.is_lent_over(&link) {
             link.close(self.next_sequence, Some(Abort::Disconnected));
             self.parted.push(link);
