@@ -1,0 +1,245 @@
+//! Processes that cannot run membarrier(2), or are told not to, with processes that can: each publishes behind a fence, and
+//! no wake-up is lost on either side. The protocol is modelled in `park.rs`; here are its four ways, in the real kernel.
+
+mod support;
+
+use std::{
+    env,
+    fs::{self, File},
+    io, mem,
+    os::unix::{fs::FileExt, process::CommandExt},
+    process::{Command, Stdio},
+    thread,
+};
+
+use fbuf_broker::Embedded;
+use fbuf_client::{Client, GetError, Receiver, Sender, Wait};
+use fbuf_core::{
+    park::Fencing,
+    sys::{Membarrier, membarrier},
+};
+use nix::libc;
+use support::{Holdings, Process, SOON, fbuf, not_tested, until_is};
+
+/// How often each side waits for the other.
+const ROUNDS: u64 = 1000;
+
+/// What a process can do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fences {
+    /// membarrier(2).
+    Asymmetric,
+    /// It could, and FBUF_FENCE=full forgoes it.
+    Forgone,
+    /// A filter refuses it from the beginning.
+    Refused,
+    /// A filter refuses it from when the process has found out that it can.
+    RefusedLater,
+}
+
+const EACH: [Fences; 4] = [Fences::Asymmetric, Fences::Forgone, Fences::Refused, Fences::RefusedLater];
+
+impl Fences {
+    /// Those of this process, and of the other one.
+    fn of_role() -> [Self; 2] {
+        ["FBUF_TEST_FENCES", "FBUF_TEST_OTHERS"].map(|name| EACH[env::var(name).unwrap().parse::<usize>().unwrap()])
+    }
+
+    /// What it finds out.
+    fn found(self) -> Fencing {
+        match self {
+            Self::Asymmetric | Self::RefusedLater => Fencing::Asymmetric,
+            Self::Forgone | Self::Refused => Fencing::Full,
+        }
+    }
+
+    fn is_full(self) -> bool {
+        self.found() == Fencing::Full
+    }
+}
+
+/// How many flags of this process and its peer ask whoever publishes for a fence, in memory of this name: bit 2 of the
+/// first word (`park.rs`). A wake-up that is lost for want of one is too rare to be waited for.
+fn count_asking(name: &str) -> usize {
+    let (maps, memory) = (fs::read_to_string("/proc/self/maps").unwrap(), File::open("/proc/self/mem").unwrap());
+    let of_name = maps.lines().filter(|line| line.contains(&format!("/memfd:{name} ")));
+    let asks = |line: &str| {
+        let (begin, _) = line.split_once('-').unwrap();
+        let mut word = [0; 8];
+        memory.read_exact_at(&mut word, u64::from_str_radix(begin, 16).unwrap()).unwrap();
+        u64::from_ne_bytes(word) & 4 != 0
+    };
+    let asking: Vec<_> = of_name.map(asks).collect();
+    assert_eq!(asking.len(), 2, "one of each side");
+    asking.into_iter().filter(|&asks| asks).count()
+}
+
+/// Has a filter refuse membarrier(2) to all threads of this process (seccomp(2)).
+#[allow(unsafe_code, reason = "prctl(2) and seccomp(2)")]
+fn refuse_membarrier() -> io::Result<()> {
+    const RETURN: u16 = (libc::BPF_RET | libc::BPF_K) as u16;
+    let step = |code: u16, no: u8, k: u32| libc::sock_filter { code, jt: 0, jf: no, k };
+    let mut steps = [
+        // The number of the call, the first word of `struct seccomp_data`.
+        step((libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16, 0, 0),
+        step((libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16, 1, libc::SYS_membarrier as u32),
+        step(RETURN, 0, libc::SECCOMP_RET_ERRNO | libc::EPERM as u32),
+        step(RETURN, 0, libc::SECCOMP_RET_ALLOW),
+    ];
+    let filter = libc::sock_fprog { len: steps.len() as u16, filter: steps.as_mut_ptr() };
+    // SAFETY: the kernel reads the filter, which lives here.
+    let installed = unsafe {
+        libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0
+            && libc::syscall(
+                libc::SYS_seccomp,
+                libc::SECCOMP_SET_MODE_FILTER,
+                libc::SECCOMP_FILTER_FLAG_TSYNC,
+                &raw const filter,
+            ) == 0
+    };
+    if installed { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// What this program does when it is run again; nothing in the process that tests.
+#[test]
+fn role() {
+    let Ok(role) = env::var("FBUF_TEST_ROLE") else { return };
+    let [fences, others] = Fences::of_role();
+    if fences == Fences::Refused {
+        refuse_membarrier().unwrap();
+    }
+    let found = Fencing::of_this_process();
+    if fences == Fences::RefusedLater {
+        refuse_membarrier().unwrap();
+    }
+    assert_eq!((found, found.before_sleeping()), (fences.found(), fences != Fences::RefusedLater));
+    let client = Client::connect().unwrap();
+    let ends = |there: &str, back: &str| {
+        let receiver = client.receiver(back).wait(Wait::Block).open().unwrap();
+        let mut sender = client.sender(there).slot_size(8).slots(1).wait(Wait::Block).open().unwrap();
+        sender.wait_for_receivers_timeout(1, SOON).unwrap();
+        (sender, receiver)
+    };
+    let (is_full, other_is_full) = (fences.is_full(), others.is_full());
+    // Each side has seen a message of the other by then.
+    let check = || {
+        let boards = usize::from(is_full) + usize::from(other_is_full);
+        let lanes = if is_full || other_is_full { 2 } else { 0 };
+        assert_eq!((count_asking("fbuf-lane"), count_asking("fbuf-board")), (lanes, boards));
+    };
+    if role == "calls" {
+        let (mut sender, mut receiver) = ends("call", "answer");
+        for number in 0..ROUNDS {
+            send(&mut sender, number);
+            assert_eq!(get(&mut receiver), number);
+        }
+        check();
+        // Without an answer: each waits for the slot of the one before.
+        (ROUNDS..2 * ROUNDS).for_each(|number| send(&mut sender, number));
+        assert!(sender.counters().sleeps > 0 && receiver.counters().sleeps > 0, "nobody slept");
+        return;
+    }
+    let (mut sender, mut receiver) = ends("answer", "call");
+    for number in 0..ROUNDS {
+        let received = receiver.get_timeout(SOON).unwrap();
+        assert_eq!(received[..], number.to_ne_bytes());
+        send(&mut sender, number);
+        // It may be waited for by now.
+        drop(received);
+    }
+    check();
+    let mut last = None;
+    for number in ROUNDS..2 * ROUNDS {
+        drop(mem::take(&mut last));
+        let received = receiver.get_timeout(SOON).unwrap();
+        assert_eq!(received[..], number.to_ne_bytes());
+        last = Some(received);
+    }
+    // What is held longest frees the memory of its link, on whatever thread.
+    assert_eq!(receiver.get_timeout(SOON).unwrap_err(), GetError::Ended);
+    drop((sender, receiver, client));
+    assert_ne!(Holdings::here().mappings, 0, "a message is held");
+    thread::spawn(move || drop(last)).join().unwrap();
+    until_is("the mappings of the link go", &0, || Holdings::here().mappings);
+}
+
+fn send(sender: &mut Sender, number: u64) {
+    let mut fbuf = sender.allocate_timeout(SOON).unwrap();
+    fbuf.resize(8).unwrap();
+    fbuf.copy_from_slice(&number.to_ne_bytes());
+    sender.write(fbuf).unwrap();
+}
+
+fn get(receiver: &mut Receiver) -> u64 {
+    u64::from_ne_bytes(receiver.get_timeout(SOON).unwrap()[..].try_into().unwrap())
+}
+
+fn other(role: &str, [fences, others]: [Fences; 2], broker: &Embedded) -> Process {
+    let mut command = Command::new(env::current_exe().unwrap());
+    command.args(["role", "--exact", "--nocapture"]).stdout(Stdio::null()).env_remove("FBUF_FENCE");
+    command.env("FBUF_TEST_ROLE", role).env("FBUF_BROKER", broker.address().to_string());
+    command.env("FBUF_TEST_FENCES", (fences as usize).to_string());
+    command.env("FBUF_TEST_OTHERS", (others as usize).to_string());
+    if fences == Fences::Forgone {
+        command.env("FBUF_FENCE", "full");
+    }
+    Process::start(&mut command)
+}
+
+/// Whether membarrier(2) can be had here, and refused.
+fn can_be_chosen() -> bool {
+    if membarrier(Membarrier::Register).and_then(|()| membarrier(Membarrier::Everywhere)).is_err() {
+        not_tested("this kernel, or a filter of it, has no membarrier: there is only one kind of fence");
+        return false;
+    }
+    let has_filters = std::fs::read_to_string("/proc/self/status").is_ok_and(|status| status.contains("Seccomp:"));
+    if !has_filters {
+        not_tested("this kernel has no seccomp, by which membarrier is refused");
+    }
+    has_filters
+}
+
+fn exchange_between(sides: impl IntoIterator<Item = (Fences, Fences)>) {
+    if !can_be_chosen() {
+        return;
+    }
+    for (calls, answers) in sides {
+        let broker = Embedded::start().unwrap();
+        let mut both = [other("calls", [calls, answers], &broker), other("answers", [answers, calls], &broker)];
+        for process in &mut both {
+            assert!(process.end().success(), "{calls:?} calls, {answers:?} answers: it says why");
+        }
+    }
+}
+
+#[test]
+fn a_process_that_fences_in_full_loses_no_wake_up_of_one_that_does_not() {
+    exchange_between(EACH.map(|answers| (Fences::Asymmetric, answers)));
+}
+
+#[test]
+fn a_process_that_does_not_fence_loses_no_wake_up_of_one_that_fences_in_full() {
+    exchange_between([Fences::Forgone, Fences::Refused, Fences::RefusedLater].map(|calls| (calls, Fences::Asymmetric)));
+}
+
+#[test]
+fn processes_that_both_fence_in_full_lose_no_wake_up() {
+    use Fences::{Forgone, Refused, RefusedLater};
+    exchange_between([(Forgone, Forgone), (Refused, Refused), (Forgone, Refused), (RefusedLater, RefusedLater)]);
+}
+
+#[test]
+#[allow(unsafe_code, reason = "pre_exec")]
+fn the_doctor_says_that_membarrier_is_refused_and_what_follows() {
+    if !can_be_chosen() {
+        return;
+    }
+    let said = |command: &mut Command| String::from_utf8(command.output().unwrap().stdout).unwrap();
+    let consequence = "Each message costs a fence";
+    let mut doctor = fbuf(["doctor"]);
+    assert!(!said(&mut doctor).contains(consequence), "the control");
+    // SAFETY: it makes two system calls, which may be made after fork(2).
+    unsafe { doctor.pre_exec(refuse_membarrier) };
+    let said = said(&mut doctor);
+    assert!(said.contains(consequence) && said.contains("seccomp"), "{said}");
+}
