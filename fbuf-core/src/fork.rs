@@ -10,9 +10,15 @@
 //! * each object knows the [`Generation`] of the process that made it, and what is called returns [`Forked`].
 //!
 //! This is done by handlers of pthread_atfork(3). Until they have run in the child, which is a matter of microseconds, it can
-//! write what its parent writes, so that a lease or a seal is refused and the message copied. A child of clone(2) or _Fork(3), which run no handlers, does not have
-//! the memory of links at all (MADV_DONTFORK), and learns its generation from memory that the kernel wipes
-//! (MADV_WIPEONFORK).
+//! write what its parent writes, so that a lease or a seal is refused and the message copied. A child of clone(2) or
+//! _Fork(3), which run no handlers, does not have the memory of links at all (MADV_DONTFORK), and learns its generation
+//! from memory that the kernel wipes (MADV_WIPEONFORK).
+//!
+//! The exception is a child of clone(2) that one thread makes while another is in fork(2): advice is the process's, and
+//! for the time of the fork it is that children get the memory. To give it to none, and have the handler map the zeroes
+//! into the hole that the child has, would leave that hole to the first handler before ours, in the child, that maps
+//! anything: the kernel puts it just there, and a child that has already run other code can neither take the place nor do
+//! without it.
 //!
 //! One of the files of this crate that may be `unsafe`.
 #![allow(unsafe_code)]
