@@ -130,9 +130,10 @@ impl Waiting {
         self.lasted >= time
     }
 
-    /// Whether this look is one of those that are worth more effort.
+    /// Whether this look is one of those that are worth more effort: the first, each after a sleep or a look at sockets,
+    /// and some between.
     pub(crate) fn is_thorough(&self) -> bool {
-        self.rounds.is_multiple_of(self.round())
+        self.how == Wait::Block || self.rounds.is_multiple_of(self.round())
     }
 
     fn round(&self) -> u32 {
@@ -384,6 +385,17 @@ mod tests {
             assert_eq!(at(&mut adaptive, 0), Next::Again);
             assert_eq!(at(&mut adaptive, 59), Next::Again);
             assert_eq!(at(&mut adaptive, 60), Next::Sleep);
+        }
+    }
+
+    #[test]
+    fn a_look_after_a_sleep_or_at_sockets_is_thorough() {
+        for how in [Wait::Spin, Wait::Adaptive, Wait::Block] {
+            let mut waiting = Waiting::new(how, Patience::new(), None).among(3);
+            for _ in 0..3 {
+                while !matches!(waiting.next(), Next::Sleep | Next::Look) {}
+                assert!(waiting.is_thorough(), "{how:?}: what came meanwhile is not looked for");
+            }
         }
     }
 
