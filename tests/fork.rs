@@ -29,6 +29,9 @@ use support::SOON;
 /// In how little time a child returns from what it cannot do. It is measured in seconds where it hangs.
 const AT_ONCE: Duration = Duration::from_secs(5);
 
+/// So short that nothing comes meanwhile.
+const BRIEFLY: Duration = Duration::from_millis(1);
+
 /// Runs this in a child that was forked, which then ends without dropping anything more: what it said, if it did not
 /// panic, hang, or die.
 #[allow(unsafe_code, reason = "fork(2)")]
@@ -174,6 +177,20 @@ fn a_child_ends_no_stream_and_takes_no_message() {
         drop(sender);
         assert_eq!(receiver.get_timeout(SOON).unwrap_err(), GetError::Ended);
     }
+}
+
+#[test]
+fn a_handle_that_a_child_has_interrupts_no_call_of_its_parent() {
+    let (_broker, client) = broker();
+    let mut receiver = client.receiver("c").open().unwrap();
+    let handle = receiver.interrupt_handle();
+    in_child(|| {
+        handle.interrupt();
+        String::new()
+    });
+    assert_eq!(receiver.get_timeout(BRIEFLY).unwrap_err(), GetError::TimedOut);
+    handle.interrupt();
+    assert_eq!(receiver.get_timeout(SOON).unwrap_err(), GetError::Interrupted);
 }
 
 #[test]
@@ -452,6 +469,9 @@ fn a_child_of_a_bare_clone_changes_nothing() {
         }
     });
     assert!(matches!(told, WaitStatus::Exited(_, 0)), "{told:?}");
+    let handle = receiver.interrupt_handle();
+    assert!(matches!(clone(&mut || handle.interrupt()), WaitStatus::Exited(_, 0)));
+    assert_eq!(receiver.get_timeout(BRIEFLY).unwrap_err(), GetError::TimedOut);
     // To return a message takes memory that it does not have.
     let died = clone(&mut || drop(held.take()));
     assert!(matches!(died, WaitStatus::Signaled(_, Signal::SIGSEGV, _)), "{died:?}");

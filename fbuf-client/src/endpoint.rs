@@ -12,7 +12,10 @@ use std::{
     time::Instant,
 };
 
-use crate::hangup::{Alarm, Watch};
+use crate::{
+    hangup::{Alarm, Watch},
+    interrupt::InterruptHandle,
+};
 use fbuf_core::{
     control::{LinkId, Report},
     fork::{Notice, Withheld},
@@ -22,6 +25,7 @@ use fbuf_core::{
 };
 use nix::{
     errno::Errno,
+    poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::{
         epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout},
         eventfd::{EfdFlags, EventFd},
@@ -230,6 +234,7 @@ const EVENTS: usize = 32;
 pub(crate) struct Sockets {
     epoll: Withheld<Epoll>,
     wake: Arc<EventFd>,
+    interrupts: InterruptHandle,
     hang_ups: Watch,
 }
 
@@ -274,7 +279,8 @@ impl Sockets {
     pub(crate) fn new(wake: Arc<EventFd>, hang_ups: Watch) -> io::Result<Self> {
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
         epoll.add(wake.as_fd(), EpollEvent::new(EpollFlags::EPOLLIN, WAKE.to_bits()))?;
-        Ok(Self { epoll: epoll.into(), wake, hang_ups })
+        let interrupts = InterruptHandle::new(wake.clone());
+        Ok(Self { epoll: epoll.into(), wake, interrupts, hang_ups })
     }
 
     pub(crate) fn add(&self, socket: LinkSocket<'_>, link: LinkId) -> io::Result<()> {
@@ -289,30 +295,38 @@ impl Sockets {
         self.hang_ups.remove(socket);
     }
 
-    /// What happened, without waiting.
-    pub(crate) fn look(&self) -> Ready {
-        self.wait(EpollTimeout::ZERO)
+    /// What interrupts the calls that wait here.
+    pub(crate) fn interrupts(&self) -> &InterruptHandle {
+        &self.interrupts
     }
 
-    /// What happened, or will happen until `deadline`; nothing then, or when a signal came.
-    pub(crate) fn sleep(&self, deadline: Option<Instant>) -> Ready {
-        self.wait(deadline.map_or(EpollTimeout::NONE, |deadline| {
+    /// Sleeps until something happens, which [`Self::look`] tells, or until `deadline`. A signal handler that runs
+    /// meanwhile is an interrupt.
+    pub(crate) fn sleep(&self, deadline: Option<Instant>) {
+        let timeout = deadline.map_or(PollTimeout::NONE, |deadline| {
             // Rounded up, so as not to wake just before the time.
             let left = deadline.saturating_duration_since(Instant::now()).as_millis().saturating_add(1);
-            EpollTimeout::try_from(i32::try_from(left).unwrap_or(i32::MAX)).unwrap_or(EpollTimeout::NONE)
-        }))
+            PollTimeout::try_from(left).unwrap_or(PollTimeout::NONE)
+        });
+        // By poll(2), which goes on by itself after the process was stopped, frozen or traced: then epoll_wait(2) returns
+        // EINTR although no handler ran.
+        let mut polled = [PollFd::new(self.epoll.0.as_fd(), PollFlags::POLLIN)];
+        let slept = match poll(&mut polled, timeout) {
+            // It may not poll a single descriptor (RLIMIT_NOFILE is 0).
+            Err(Errno::EINVAL) => self.epoll.wait(&mut [EpollEvent::empty()], timeout).map(drop),
+            slept => slept.map(drop),
+        };
+        if slept == Err(Errno::EINTR) {
+            self.interrupts.raise();
+        }
     }
 
-    fn wait(&self, timeout: EpollTimeout) -> Ready {
+    /// What happened, without waiting.
+    pub(crate) fn look(&self) -> Ready {
         let mut events = [EpollEvent::empty(); EVENTS];
         let mut ready = Ready::none();
-        let count = match self.epoll.wait(&mut events, timeout) {
-            Ok(count) => count,
-            // The caller looks around and comes back.
-            Err(Errno::EINTR) => 0,
-            // No other error is possible for a descriptor and a buffer of ours (epoll_wait(2)).
-            Err(_) => 0,
-        };
+        // No error is possible for a descriptor and a buffer of ours (epoll_wait(2)).
+        let count = self.epoll.wait(&mut events, EpollTimeout::ZERO).unwrap_or(0);
         for event in &events[..count] {
             let link = LinkId::from_bits(event.data());
             if link == WAKE {

@@ -36,6 +36,7 @@ pub mod caches;
 mod client;
 mod endpoint;
 mod hangup;
+mod interrupt;
 mod receiver;
 mod sender;
 mod wait;
@@ -57,6 +58,7 @@ pub use fbuf_core::{
     unread::Unread,
     violation::{Unsuitable, Violation},
 };
+pub use interrupt::InterruptHandle;
 pub use receiver::{GetError, Receiver, ReceiverBuilder, ReceiverCounters};
 pub use sender::{
     AllocateError, Departure, Farewell, Granted, LEASE_BASE_FROM, LEASE_FROM, OptionsError, Sender, SenderBuilder,
@@ -70,6 +72,8 @@ const _: () = {
     const fn sync<T: Sync>() {}
     send::<Client>();
     sync::<Client>();
+    send::<InterruptHandle>();
+    sync::<InterruptHandle>();
     send::<Sender>();
     send::<Receiver>();
     send::<Fbuf>();

@@ -66,6 +66,8 @@ pub(crate) fn receive(arguments: &RecvArguments, place: &Place) -> Result<(), Fa
 fn next(receiver: &mut Receiver, has_begun: bool, waiting: &mut Waiting) -> Result<Received, GetError> {
     loop {
         match receiver.get_timeout(SILENCE) {
+            // By a handler of a library that was preloaded.
+            Err(GetError::Interrupted) => {}
             // A sender may pause for as long as it likes once it has begun.
             Err(GetError::TimedOut) if has_begun => {}
             Err(GetError::TimedOut) => {

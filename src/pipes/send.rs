@@ -112,6 +112,7 @@ fn wait_for_receivers(sender: &mut Sender, count: usize, waiting: &mut Waiting) 
                 });
                 waiting.say_unpaired(|| sender.unpaired());
             }
+            Err(WaitError::Interrupted) => {}
             result => {
                 result?;
                 return Ok(());
@@ -121,21 +122,29 @@ fn wait_for_receivers(sender: &mut Sender, count: usize, waiting: &mut Waiting) 
 }
 
 fn allocate(sender: &mut Sender, waiting: &mut Waiting) -> Result<Fbuf, Failure> {
-    match sender.allocate_timeout(SILENCE) {
-        Err(AllocateError::TimedOut(slots)) => {
-            waiting.say(For::Slots, || format!("waiting for one of {slots} slots, in use by {},", holders(sender)));
-            Ok(sender.allocate()?)
+    loop {
+        match sender.allocate_timeout(SILENCE) {
+            Err(AllocateError::TimedOut(slots)) => {
+                waiting.say(For::Slots, || format!("waiting for one of {slots} slots, in use by {},", holders(sender)));
+            }
+            // By a handler of a library that was preloaded.
+            Err(AllocateError::Interrupted) => {}
+            result => return Ok(result?),
         }
-        result => Ok(result?),
     }
 }
 
 /// Waits until every receiver has written out what it got.
 fn wait_for_returns(sender: &mut Sender, waiting: &mut Waiting) -> Result<(), Failure> {
-    if sender.wait_for_returns_timeout(SILENCE).is_err() {
-        waiting.say(For::Returns, || format!("waiting for {} to write out the rest", holders(sender)));
+    loop {
+        match sender.wait_for_returns_timeout(SILENCE) {
+            Err(WaitError::StillLent { .. }) => {
+                waiting.say(For::Returns, || format!("waiting for {} to write out the rest", holders(sender)));
+            }
+            Err(WaitError::Interrupted) => {}
+            result => return Ok(result?),
+        }
     }
-    Ok(sender.wait_for_returns()?)
 }
 
 /// Which receivers have how many messages.

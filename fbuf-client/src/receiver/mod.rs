@@ -24,6 +24,7 @@ use self::open::Letter;
 use crate::{
     client::{OpenError, Registration},
     endpoint::{Inbox, Ready, Sockets},
+    interrupt::InterruptHandle,
     wait::{
         Attention, BUSY_LOOK_TIME, Crowd, Gathering, LOOK_TIME, Next, Pace, Patience, Sight, UNSURE, Wait, Waiting,
         deadline, within,
@@ -88,27 +89,8 @@ impl Receiver {
     /// Takes the next message; waits until there is one (uf_get). What senders do that is no message
     /// [does not hold it up](Self#how-long-a-call-may-take).
     ///
-    /// It waits on when a signal was handled. A program that is to end by a flag that its handler sets waits for a part
-    /// of a second at a time:
-    ///
-    /// ```
-    /// use std::{sync::atomic::{AtomicBool, Ordering}, time::Duration};
-    /// use fbuf_client::GetError;
-    ///
-    /// static STOP: AtomicBool = AtomicBool::new(false); // set by a handler
-    /// # let broker = fbuf_broker::Embedded::start()?;
-    /// # let client = fbuf_client::Client::connect_to(broker.address())?;
-    /// let mut receiver = client.receiver("numbers").open()?;
-    /// # STOP.store(true, Ordering::Relaxed);
-    /// while !STOP.load(Ordering::Relaxed) {
-    ///     match receiver.get_timeout(Duration::from_millis(200)) {
-    ///         Ok(message) => println!("{} bytes", message.len()),
-    ///         Err(GetError::TimedOut) => {}
-    ///         Err(error) => return Err(error.into()),
-    ///     }
-    /// }
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
-    /// ```
+    /// A signal handler that runs while it sleeps interrupts it; [`InterruptHandle`] has an example of a program that is
+    /// to stop then.
     ///
     /// # Errors
     /// [`GetError`], but for [`GetError::TimedOut`]. The receiver can be used further after each.
@@ -148,6 +130,13 @@ impl Receiver {
             Some(received) => Ok(Some(received)),
             None => self.try_get_slowly(),
         }
+    }
+
+    /// A handle by which [`Self::get`] and [`Self::get_timeout`] are interrupted while they wait: from another thread, or
+    /// from a signal handler.
+    #[must_use]
+    pub fn interrupt_handle(&self) -> InterruptHandle {
+        self.sockets.interrupts().clone()
     }
 
     /// By what number peers know this endpoint, and `fbuf ls` lists it; no other has it, nor will have.
@@ -326,10 +315,13 @@ impl Receiver {
             {
                 return Ok(received);
             }
-            if waiting.is_thorough()
-                && let Some(result) = self.next()
-            {
-                return result;
+            if waiting.is_thorough() {
+                if let Some(result) = self.next() {
+                    return result;
+                }
+                if self.sockets.interrupts().take() {
+                    return Err(GetError::Interrupted);
+                }
             }
             match waiting.next() {
                 Next::Again => {}
@@ -388,9 +380,7 @@ impl Receiver {
             self.sleeps += 1;
             self.say();
             points::reach("park: about to sleep");
-            self.ready = self.sockets.sleep(if sure { deadline } else { within(UNSURE, deadline) });
-        } else if self.ready.is_empty() {
-            self.ready = self.sockets.look();
+            self.sockets.sleep(if sure { deadline } else { within(UNSURE, deadline) });
         }
         points::reach("park: awake");
         for link in &self.links {
@@ -402,7 +392,7 @@ impl Receiver {
         match link {
             Some(link) if slept => self.patience.learn(link.rang()),
             Some(_) => {}
-            None => self.attend(),
+            None => self.look(),
         }
     }
 

@@ -101,6 +101,10 @@ pub enum GetError {
     /// No message came in time.
     #[error("no message came in time")]
     TimedOut,
+    /// A signal handler ran while a message was waited for, or an [`InterruptHandle`](crate::InterruptHandle) was used. Nothing
+    /// is lost: call again, or stop.
+    #[error("the wait for a message was interrupted by a signal handler or an interrupt handle; nothing is lost")]
+    Interrupted,
 }
 
 impl From<GetError> for io::Error {
@@ -110,6 +114,7 @@ impl From<GetError> for io::Error {
             GetError::Disconnected(_) | GetError::Dropped(_) => io::ErrorKind::ConnectionReset,
             GetError::Aborted { .. } => io::ErrorKind::ConnectionAborted,
             GetError::TimedOut => io::ErrorKind::TimedOut,
+            GetError::Interrupted => io::ErrorKind::Interrupted,
             _ => io::ErrorKind::Other,
         };
         Self::new(kind, error)

@@ -43,13 +43,12 @@ impl Sender {
         here
     }
 
-    /// What happened at sockets, or will happen until the deadline. Does not wait while something else is to be
-    /// [attended to](Self::attend).
-    pub(super) fn await_sockets(&mut self, deadline: Option<Instant>) {
-        if !self.ready.is_empty() {
-            return;
+    /// Sleeps until something happens at sockets, or until the deadline; not while there is something to
+    /// [look](Self::look) at already.
+    pub(super) fn await_sockets(&self, deadline: Option<Instant>) {
+        if self.ready.is_empty() && !self.inbox.has_letters() {
+            self.sockets.sleep(deadline);
         }
-        self.ready = if self.inbox.has_letters() { self.sockets.look() } else { self.sockets.sleep(deadline) };
     }
 
     /// Reads what came over sockets, and letters, as long as [`Attention`] lasts: the rest is read by the next call.

@@ -27,6 +27,7 @@ use fbuf_core::{
 use crate::{
     client::{OpenError, Registration},
     endpoint::{Inbox, Ready, Sockets},
+    interrupt::InterruptHandle,
     wait::{Crowd, Gathering, Next, Pace, Patience, Wait, Waiting, deadline},
 };
 
@@ -126,7 +127,8 @@ impl Sender {
     ///
     /// # Errors
     /// [`AllocateError::NoMemory`] if each message is memory of its own ([`Mechanism::OneShot`](crate::Mechanism::OneShot)) and
-    /// there is none; [`AllocateError::Forked`].
+    /// there is none; [`AllocateError::Interrupted`] if it waits and is [interrupted](InterruptHandle);
+    /// [`AllocateError::Forked`].
     #[inline(always)]
     pub fn allocate(&mut self) -> Result<Fbuf, AllocateError> {
         loop {
@@ -154,7 +156,7 @@ impl Sender {
     /// Takes a free slot, if there is one; grows, but never waits. None if all are in use.
     ///
     /// # Errors
-    /// As [`Self::allocate`], and [`AllocateError::NoDescriptor`] and [`AllocateError::NoRoom`]: a slot is free, and cannot
+    /// As [`Self::allocate`], but for what waits, and [`AllocateError::NoDescriptor`] and [`AllocateError::NoRoom`]: a slot is free, and cannot
     /// be had.
     #[inline]
     pub fn try_allocate(&mut self) -> Result<Option<Fbuf>, AllocateError> {
@@ -297,7 +299,8 @@ impl Sender {
     /// Waits until at least `count` receivers are linked: how many are.
     ///
     /// # Errors
-    /// [`WaitError::Forked`] in a child of the process that opened the sender.
+    /// [`WaitError::Interrupted`] if it is [interrupted](InterruptHandle), [`WaitError::Forked`] in a child of the process that
+    /// opened the sender.
     pub fn wait_for_receivers(&mut self, count: usize) -> Result<usize, WaitError> {
         self.wait_until_linked(count, None)
     }
@@ -318,7 +321,7 @@ impl Sender {
     /// for in vain.
     ///
     /// # Errors
-    /// [`WaitError::Forked`] in a child of the process that opened the sender.
+    /// As [`Self::wait_for_receivers`].
     pub fn wait_for_returns(&mut self) -> Result<(), WaitError> {
         self.wait_until_returned(None)
     }
@@ -336,6 +339,9 @@ impl Sender {
         let mut waiting = Waiting::new(self.crowd.wait(self.wait, self.pool.links().len()), self.patience, deadline);
         waiting = waiting.among(self.pool.links().len());
         while self.pool.lends() {
+            if waiting.is_thorough() && self.sockets.interrupts().take() {
+                return Err(WaitError::Interrupted);
+            }
             match waiting.next() {
                 Next::Again => {}
                 Next::Look => self.look(),
@@ -357,11 +363,14 @@ impl Sender {
             if linked >= wanted {
                 return Ok(linked);
             }
+            if self.sockets.interrupts().take() {
+                return Err(WaitError::Interrupted);
+            }
             if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
                 return Err(WaitError::TimedOut { wanted, linked });
             }
             self.await_sockets(deadline);
-            self.attend();
+            self.look();
         }
     }
 
@@ -373,6 +382,13 @@ impl Sender {
     /// sent, and keeps the slots of what it holds until it lets go, or ends.
     pub fn disconnect(&mut self, receiver: Peer) -> bool {
         self.drop_receiver(receiver, Farewell::Disconnected)
+    }
+
+    /// A handle by which [`Self::allocate`], [`Self::wait_for_receivers`], [`Self::wait_for_returns`], and what they are with
+    /// a timeout, are interrupted while they wait: from another thread, or from a signal handler.
+    #[must_use]
+    pub fn interrupt_handle(&self) -> InterruptHandle {
+        self.sockets.interrupts().clone()
     }
 
     /// By what number peers know this endpoint, and `fbuf ls` lists it; no other has it, nor will have.

@@ -127,6 +127,10 @@ pub enum AllocateError {
         "a slot was asked for, and all {0} are in use: let receivers drop what they hold, open with more slots, or let receivers be skipped"
     )]
     TimedOut(usize),
+    /// A signal handler ran while a slot was waited for, or an [`InterruptHandle`](crate::InterruptHandle) was used: call again,
+    /// or stop.
+    #[error("the wait for a slot was interrupted by a signal handler or an interrupt handle")]
+    Interrupted,
     /// There is no descriptor for a slot: for a one-shot, or for one that a receiver gives, which waits until there is.
     #[error("no descriptor is left for a buffer of {0} bytes (RLIMIT_NOFILE): close some, or raise `ulimit -n`")]
     NoDescriptor(usize),
@@ -158,6 +162,9 @@ pub enum WaitError {
     /// This process was forked from the one that opened the sender.
     #[error(transparent)]
     Forked(#[from] Forked),
+    /// A signal handler ran meanwhile, or an [`InterruptHandle`](crate::InterruptHandle) was used: call again, or stop.
+    #[error("the wait for receivers was interrupted by a signal handler or an interrupt handle")]
+    Interrupted,
     /// They did not come in time.
     #[error("{wanted} receivers were waited for, and {linked} are linked")]
     TimedOut {
@@ -212,6 +219,7 @@ impl From<AllocateError> for io::Error {
     fn from(error: AllocateError) -> Self {
         let kind = match error {
             AllocateError::TimedOut(_) => io::ErrorKind::TimedOut,
+            AllocateError::Interrupted => io::ErrorKind::Interrupted,
             AllocateError::NoMemory(_) => io::ErrorKind::OutOfMemory,
             AllocateError::NotPermitted(_) => io::ErrorKind::PermissionDenied,
             _ => io::ErrorKind::Other,

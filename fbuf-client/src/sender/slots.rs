@@ -75,6 +75,9 @@ impl Sender {
             if look && self.collect() {
                 return Ok(());
             }
+            if waiting.is_thorough() && self.sockets.interrupts().take() {
+                return Err(AllocateError::Interrupted);
+            }
             let next = waiting.next();
             let grows = self.grows_late && (self.pool.can_grow() || self.pool.is_growing());
             if grows && (next == Next::Expired || waiting.has_lasted(LATE)) {
