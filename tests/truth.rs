@@ -4,7 +4,9 @@
 mod support;
 
 use std::{
+    cell::Cell,
     io::{PipeReader, Read, Write},
+    process::{Command, Stdio},
     sync::Mutex,
     time::{Duration, Instant},
 };
@@ -314,39 +316,64 @@ fn the_end_of_a_stream_is_told_from_every_way_in_which_it_breaks_off() {
 #[test]
 fn a_sender_that_is_never_dropped_is_taken_for_dead_unless_it_finishes() {
     let (broker, client) = broker();
-    for (way, is_complete) in [("static", false), ("exit", false), ("finish", true), ("drop", true)] {
+    let ways = [
+        ("static", false),
+        ("exit", false),
+        ("static, finished", true),
+        ("static, dropped by atexit", true),
+        ("drop", true),
+        ("thread-local", true),
+        ("thread-local of another thread", true),
+    ];
+    for (way, is_complete) in ways {
         let mut receiver = client.receiver("c").open().unwrap();
-        let mut role = std::process::Command::new(std::env::current_exe().unwrap());
-        role.args(["--ignored", "--exact", "sends_and_is_never_dropped"]);
-        role.env("FBUF_BROKER", broker.address().to_string()).env("WAY", way).stdout(std::process::Stdio::null());
-        let mut child = Process::start(&mut role);
+        let mut role = Command::new(std::env::current_exe().unwrap());
+        // On the main thread.
+        role.args(["--ignored", "--exact", "sends_and_ends", "--test-threads=1"]);
+        role.env("FBUF_BROKER", broker.address().to_string()).env("WAY", way);
+        let child = role.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
         (0..3).for_each(|_| drop(receiver.get_timeout(SOON).unwrap()));
         let end = receiver.get_timeout(SOON).unwrap_err();
-        assert!(child.end().success(), "{way}");
+        let output = child.wait_with_output().unwrap();
+        assert!(output.status.success() && output.stderr.is_empty(), "{way}: {output:?}");
         assert_eq!(end == GetError::Ended, is_complete, "{way}: {end:?}");
         assert_eq!(matches!(end, GetError::Disconnected(_)), !is_complete, "{way}: {end:?}");
     }
 }
 
+static KEPT: Mutex<Option<Sender>> = Mutex::new(None);
+
+extern "C" fn drop_kept() {
+    drop(KEPT.lock().unwrap().take());
+}
+
+thread_local! {
+    static LOCAL: Cell<Option<Sender>> = const { Cell::new(None) };
+}
+
 #[test]
 #[ignore = "what a child of another test does"]
-fn sends_and_is_never_dropped() {
-    static KEPT: Mutex<Option<Sender>> = Mutex::new(None);
+#[allow(unsafe_code, reason = "atexit(3)")]
+fn sends_and_ends() {
     let client = Client::connect().unwrap();
     let mut sender = client.sender("c").slot_size(8).slots(4).open().unwrap();
     sender.wait_for_receivers_timeout(1, SOON).unwrap();
     (0..3).for_each(|_| assert!(send(&mut sender, b"x") < 3));
     sender.wait_for_returns_timeout(SOON).unwrap();
-    let way = std::env::var("WAY").unwrap();
-    if way == "drop" {
-        return;
-    }
-    *KEPT.lock().unwrap() = Some(sender);
-    if way == "finish" {
-        KEPT.lock().unwrap().take().unwrap().finish();
-    }
-    if way == "exit" {
-        std::process::exit(0);
+    match &*std::env::var("WAY").unwrap() {
+        "drop" => drop(sender),
+        "exit" => std::process::exit(0),
+        "thread-local" => LOCAL.set(Some(sender)),
+        "thread-local of another thread" => std::thread::spawn(|| LOCAL.set(Some(sender))).join().unwrap(),
+        way => {
+            *KEPT.lock().unwrap() = Some(sender);
+            match way {
+                "static, finished" => KEPT.lock().unwrap().take().unwrap().finish(),
+                // SAFETY: the handler drops a sender, and touches nothing else.
+                "static, dropped by atexit" => assert_eq!(unsafe { nix::libc::atexit(drop_kept) }, 0),
+                _ => assert_eq!(way, "static"),
+            }
+        }
     }
 }
 

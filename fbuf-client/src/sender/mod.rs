@@ -51,9 +51,31 @@ pub use report::{AllocateError, Departure, Farewell, SenderCounters, Sent, WaitE
 ///   drops the sender, and a sender that is dropped although it requires `finish`.
 /// * If its process ends before the sender is dropped, nothing is said:
 ///   [`GetError::Disconnected`](crate::GetError::Disconnected). This is the case when the process is killed or aborts,
-///   and also for a sender in a `static` or on the stack of `main` at [`std::process::exit`], which drop nothing. Keep
-///   such a sender in an `Option`, and take it out and finish it before the process ends, at the
-///   latest in a destructor of a thread-local or a handler of atexit(3).
+///   and also for a sender that is in a `static`, or that is on the stack when [`std::process::exit`] is called: neither is
+///   ever dropped. Receivers cannot tell such a stream from one that broke off, even if it was complete. So keep such a
+///   sender in an `Option`, and take it out and finish it before the process ends; at the latest in a handler of atexit(3).
+///   A thread-local is dropped when its thread ends, and may hold a sender.
+///
+/// ```
+/// # use std::sync::Mutex;
+/// # use fbuf_client::{GetError, Sender};
+/// static SENDER: Mutex<Option<Sender>> = Mutex::new(None);
+///
+/// # let broker = fbuf_broker::Embedded::start()?;
+/// # let client = fbuf_client::Client::connect_to(broker.address())?;
+/// let mut receiver = client.receiver("lines").open()?;
+/// let mut sender = client.sender("lines").open()?;
+/// sender.wait_for_receivers(1)?;
+/// *SENDER.lock().unwrap() = Some(sender);
+/// // … and before main returns, or exit is called:
+/// if let Some(sender) = SENDER.lock().unwrap().take() {
+///     sender.finish();
+/// }
+/// assert_eq!(receiver.get().unwrap_err(), GetError::Ended);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+///
+/// A stream that breaks off:
 ///
 /// ```
 /// use fbuf_client::{Abort, GetError};
