@@ -19,8 +19,9 @@ use std::{
 };
 
 use fbuf_broker::{Embedded, Policy};
-use fbuf_client::{Client, Mechanism, OpenError, Protection, Sender};
-use fbuf_core::control::Refusal;
+use fbuf_client::{
+    Client, LEASE_FROM, Mechanism, OpenError, OptionsError, Pages, Protection, Refusal, Sender, SenderBuilder,
+};
 use nix::{libc, unistd::geteuid};
 use support::{Process, SOON, is_root, until};
 
@@ -285,4 +286,34 @@ fn senders_on_a_confidential_channel_send_one_shots_or_are_refused() {
         assert!(error.to_string().contains("\"secret/key\" is confidential"), "{error}");
     }
     client.sender("public").slot_size(64).slots(1000).open().unwrap();
+}
+
+#[test]
+fn what_one_shots_cannot_have_is_not_left_out_in_silence() {
+    let policy = Policy::only(geteuid().as_raw()).confidential("secret").unwrap();
+    let broker = Embedded::start_with(policy).unwrap();
+    let client = Client::connect_to(broker.address()).unwrap();
+    let guarded = |channel| client.sender(channel).slot_size(64).guard(true).open();
+    let paged = |channel| {
+        let leased = client.sender(channel).slot_size(LEASE_FROM).protection(Protection::Leased);
+        leased.pages(Pages::Base).open()
+    };
+    for error in [guarded("secret").unwrap_err(), paged("secret").unwrap_err()] {
+        assert!(matches!(error, OpenError::Options(OptionsError::Confidential { .. })), "{error}");
+        assert!(error.to_string().contains("the channel is confidential"), "{error}");
+    }
+    guarded("public").unwrap();
+    paged("public").unwrap();
+    // The environment asks all senders of a process for a guard, but for those that were told to have none.
+    let granted = |sender: SenderBuilder| sender.slot_size(64).open().unwrap().granted().to_string();
+    let (undecided, unguarded) = (granted(client.sender("secret")), granted(client.sender("secret").guard(false)));
+    assert_eq!(unguarded, "one-shot: the channel is confidential");
+    if env::var_os("FBUF_GUARD").is_some() {
+        assert_eq!(undecided, format!("{unguarded}, and such slots cannot be guarded (FBUF_GUARD)"));
+        return;
+    }
+    assert_eq!(undecided, unguarded);
+    let mut again = Command::new(env::current_exe().unwrap());
+    again.args(["--exact", "what_one_shots_cannot_have_is_not_left_out_in_silence"]).env("FBUF_GUARD", "1");
+    assert!(again.status().unwrap().success(), "it says why");
 }

@@ -31,6 +31,8 @@ pub(crate) enum Wanted {
     Means(Mechanism),
     /// Out of the receiver's pool.
     FromReceiver,
+    /// One-shots, since the channel is confidential.
+    Confidential,
 }
 
 impl Wanted {
@@ -40,6 +42,7 @@ impl Wanted {
             Self::Level(level) => level == Protection::Leased && slot_size >= LEASE_FROM,
             Self::Means(mechanism) => mechanism == Mechanism::Lease,
             Self::FromReceiver => true,
+            Self::Confidential => false,
         }
     }
 }
@@ -113,6 +116,7 @@ impl Terms<'_> {
             Wanted::Level(level) => (Plan::Segments(Mechanism::Shared), format!("{level} was asked for")),
             Wanted::Means(mechanism) => (Plan::Segments(mechanism), "asked for".to_owned()),
             Wanted::FromReceiver => (Plan::Receiver, "the slots are the receiver's".to_owned()),
+            Wanted::Confidential => (Plan::Segments(Mechanism::OneShot), "the channel is confidential".to_owned()),
         };
         if self.guarded {
             reason += ", with a guard";

@@ -215,33 +215,27 @@ impl SenderBuilder {
     ///
     /// On a channel that the broker's policy declares confidential, a sender that was not told by which
     /// [mechanism](Self::mechanism) to send sends [one-shot messages](Mechanism::OneShot); one that was told another is
-    /// refused.
+    /// refused, and so is one that asks for a [guard](Self::guard) or a kind of [pages](Self::pages)
+    /// ([`OptionsError::Confidential`](super::OptionsError::Confidential)).
     ///
     /// Waits for the broker for 5 s if it is gone just now, and as long as the kernel takes to reserve the memory.
     ///
     /// # Errors
     /// [`OpenError`]; nothing is kept then. [`OpenError::Channel`] and [`OpenError::Geometry`] if the name, the sizes or the
-    /// numbers cannot be; [`OpenError::Memory`] if there is not enough; [`OpenError::Refused`] if the policy or a quota does
+    /// numbers cannot be; [`OpenError::Options`] if options contradict each other; [`OpenError::Memory`] if there is not enough; [`OpenError::Refused`] if the policy or a quota does
     /// not allow it, or an endpoint of the same user does not fit; [`OpenError::BrokerGone`], [`OpenError::NoAnswer`];
     /// [`OpenError::Forked`] in a child of the process that connected.
     pub fn open(self) -> Result<Sender, OpenError> {
-        let mut again = (self.options.mechanism.is_none() && !self.options.from_receiver).then(|| self.clone());
-        // What is sent once needs no guard: the kernel lets nobody write it.
-        if let Some(again) = &mut again {
-            again.options = Options { protection: again.options.protection, ..Options::default() };
-        }
-        let (refusal, again) = match (self.open_as_wanted(), again) {
+        let again = (self.options.mechanism.is_none() && !self.options.from_receiver).then(|| self.clone());
+        let (refusal, mut again) = match (self.open_as_wanted(), again) {
             (Err(refusal @ OpenError::Refused(Refusal::Confidential(_))), Some(again)) => (refusal, again),
             (result, _) => return result,
         };
-        match again.mechanism(Mechanism::OneShot).open_as_wanted() {
-            Ok(mut sender) => {
-                sender.granted.reason = "the channel is confidential".to_owned();
-                Ok(sender)
-            }
+        again.options.is_confidential = true;
+        match again.open_as_wanted() {
             // As many slots as were asked for cannot be.
             Err(OpenError::Geometry(_)) => Err(refusal),
-            Err(error) => Err(error),
+            result => result,
         }
     }
 
@@ -260,7 +254,7 @@ impl SenderBuilder {
         } = self;
         ChannelName::new(channel.as_str())?;
         let wanted = options.check(slot_size)?;
-        let one_shot = matches!(wanted, Wanted::Means(Mechanism::OneShot));
+        let one_shot = matches!(wanted, Wanted::Means(Mechanism::OneShot) | Wanted::Confidential);
         let few = one_shot || wanted.may_lease(slot_size);
         let guard = options.guard.unwrap_or_else(|| env::var_os("FBUF_GUARD").is_some_and(|value| value == "1"));
         // What was given away, or is unmapped, can be guarded no better than the kernel does.

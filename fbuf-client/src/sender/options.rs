@@ -41,6 +41,15 @@ pub enum OptionsError {
          be chosen: ask for Mechanism::Lease or Protection::Leased, or leave the pages out"
     )]
     Pages(Pages),
+    /// The broker's policy says that the channel is confidential, so that its messages are one-shots.
+    #[error(
+        "{asked} were asked for, and the channel is confidential by the broker's policy: its messages are one-shots, with \
+         which that cannot be had; leave it out"
+    )]
+    Confidential {
+        /// What one-shots cannot have, in words.
+        asked: &'static str,
+    },
 }
 
 /// How messages are to be protected, as far as a program has said.
@@ -51,12 +60,22 @@ pub(super) struct Options {
     pub from_receiver: bool,
     pub guard: Option<bool>,
     pub pages: Option<Pages>,
+    /// The broker has said that the channel is confidential.
+    pub is_confidential: bool,
 }
 
 impl Options {
     /// What all of it amounts to.
     pub(super) fn check(&self, slot_size: u64) -> Result<Wanted, OptionsError> {
-        let Self { protection, mechanism, from_receiver, guard, pages } = *self;
+        let Self { protection, mechanism, from_receiver, guard, pages, is_confidential } = *self;
+        if is_confidential {
+            return match (guard, pages) {
+                (Some(true), _) => Err(OptionsError::Confidential { asked: "messages with a guard" }),
+                (_, Some(_)) => Err(OptionsError::Confidential { asked: "slots in a kind of pages" }),
+                // One-shots are sealed, which is the highest level.
+                _ => Ok(Wanted::Confidential),
+            };
+        }
         let mechanism = match mechanism {
             Some(other) if from_receiver && other != Mechanism::Lease => return Err(OptionsError::FromReceiver(other)),
             None if from_receiver => Some(Mechanism::Lease),
@@ -123,6 +142,18 @@ mod tests {
         let guarded = Options { protection: Some(Protection::Leased), guard: Some(true), ..Options::default() };
         assert_eq!(guarded.check(LEASE_FROM).unwrap_err(), OptionsError::Guard(Mechanism::Lease));
         assert!(guarded.check(SMALL).is_ok(), "slots of this size are copied, and can be guarded");
+    }
+
+    #[test]
+    fn what_one_shots_cannot_have_is_an_error_on_a_confidential_channel() {
+        let confidential = Options { is_confidential: true, ..Options::default() };
+        let guarded = Options { guard: Some(true), ..confidential };
+        let paged = Options { protection: Some(Protection::Leased), pages: Some(Pages::Base), ..confidential };
+        for options in [guarded, paged] {
+            assert!(matches!(options.check(SMALL), Err(OptionsError::Confidential { .. })), "{options:?}");
+        }
+        let sealed = Options { protection: Some(Protection::Sealed), guard: Some(false), ..confidential };
+        assert!(matches!(sealed.check(SMALL), Ok(Wanted::Confidential)));
     }
 
     #[test]
