@@ -1,14 +1,11 @@
 //! How a command fails: with a sentence and a status, or because its output has no reader any more. Errors of the
-//! library speak of calls; here they speak of options.
+//! library name neither calls nor options; where an option is what to change, it is named here.
 
 use std::error::Error;
 
 use bytesize::ByteSize;
-use fbuf_client::{GeometryError, MemoryError, OpenError};
-use fbuf_core::{
-    control::Refusal,
-    limits::{MAX_LEASED, MAX_SLOTS},
-};
+use fbuf_client::{ConnectError, GeometryError, MemoryError, Mismatch, OpenError, Refusal, Unpaired};
+use fbuf_core::limits::{MAX_LEASED, MAX_SLOTS};
 
 /// Why the command does not succeed.
 #[derive(Debug)]
@@ -29,12 +26,36 @@ pub(crate) enum Failure {
 impl<E: Error + 'static> From<E> for Failure {
     fn from(error: E) -> Self {
         let error: &(dyn Error + 'static) = &error;
-        Self::new(error.downcast_ref().and_then(in_options).unwrap_or_else(|| error.to_string()))
+        let said = error.downcast_ref().and_then(of_open).or_else(|| error.downcast_ref().and_then(of_connect));
+        Self::new(said.unwrap_or_else(|| error.to_string()))
     }
 }
 
-/// What an option is to be, where the library names a call.
-fn in_options(error: &OpenError) -> Option<String> {
+/// Which option links a command with an endpoint that it is not paired with, if one does.
+pub(crate) fn remedy(unpaired: &Unpaired) -> Option<String> {
+    match (unpaired.why, unpaired.sends) {
+        (Mismatch::SlotSize { found, .. }, true) => Some(format!("receive with `--max-slot-size {found}`")),
+        (Mismatch::SlotSize { accepted, .. }, false) => Some(format!("send with `--slot-size {accepted}`")),
+        (Mismatch::Slots { accepted, .. }, false) => Some(format!("send with `--slots {accepted}`")),
+        (Mismatch::Protection { found, .. }, true) => Some(format!("receive with `--require {found}`")),
+        (Mismatch::Protection { required, .. }, false) => Some(format!("send with `--protection {required}`")),
+        _ => None,
+    }
+}
+
+/// Which option to change when there is a broker of another user.
+fn of_connect(error: &ConnectError) -> Option<String> {
+    match error {
+        ConnectError::ForeignBroker { address, user, own } => Some(format!(
+            "the broker at {address} is run by user {user}, and this command takes the word of a broker of root or of user \
+             {own} only: start one of your own with `fbuf broker`, or accept this one with `--broker-user {user}`"
+        )),
+        _ => None,
+    }
+}
+
+/// Which option to change when an endpoint cannot be opened.
+fn of_open(error: &OpenError) -> Option<String> {
     let size = |bytes: u64| ByteSize(bytes).display().iec();
     Some(match error {
         OpenError::Refused(Refusal::SenderGivesLess { sender, required, found }) => format!(

@@ -286,7 +286,7 @@ impl fmt::Display for Hit<'_> {
             1 => writeln!(f, "    holders:  1 receiver still has it, or has yet to read it")?,
             _ => writeln!(f, "    holders:  {holders} receivers still have it, or have yet to read it")?,
         }
-        writeln!(f, "    look for: a pointer into the fbuf that was kept when the fbuf was given to write()")
+        writeln!(f, "    look for: a pointer into the fbuf that was kept when the fbuf was sent")
     }
 }
 

@@ -73,7 +73,7 @@ pub enum Violation {
     /// Slots that a receiver makes were to be used, and the receiver is not trusted.
     #[error(
         "the slots of this sender are made by its receiver, which is of another user and not trusted: \
-         open the sender without from_receiver(), or have the broker's policy trust the receiver's user"
+         use slots of the sender's own, or have the broker's policy trust the receiver's user"
     )]
     UntrustedReceiver,
     /// A link socket that the peer never reads.

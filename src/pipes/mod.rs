@@ -10,7 +10,7 @@ use fbuf_client::{Client, OpenError, Protection, Unpaired};
 pub(crate) use receive::{RecvArguments, receive};
 pub(crate) use send::{SendArguments, send};
 
-use crate::standard::say;
+use crate::{failure::remedy, standard::say};
 
 /// The code with which each of the two tells the other that it has failed.
 const FAILED: u32 = 1;
@@ -79,7 +79,8 @@ impl<'a> Waiting<'a> {
         }
         for unpaired in ask().unwrap_or_default() {
             if self.unpaired.insert(unpaired.peer.endpoint) {
-                say(format_args!("{unpaired}"));
+                let remedy = remedy(&unpaired).map(|remedy| format!("; {remedy}")).unwrap_or_default();
+                say(format_args!("{unpaired}{remedy}"));
             }
         }
     }

@@ -1,6 +1,10 @@
 //! What is said when something is wrong: in one line, which names options of the command.
 
-use std::process::{Output, Stdio};
+use std::{
+    fs,
+    path::Path,
+    process::{Output, Stdio},
+};
 
 use crate::{
     Place,
@@ -41,6 +45,61 @@ fn errors_name_options_and_not_calls() {
     }
     let mut large = place.command(&["send", "e", "-", "--slot-size", "1GiB", "--slots", "100000"]);
     assert_said(&large.output().unwrap(), 1, &["give fewer --slots or a smaller --slot-size"]);
+}
+
+/// The literals of a text.
+fn literals(text: &str) -> impl Iterator<Item = &str> {
+    let mut rest = text;
+    std::iter::from_fn(move || {
+        let begin = &rest[rest.find('"')? + 1..];
+        let quote = begin.match_indices('"').find(|(at, _)| !begin[..*at].ends_with('\\'));
+        let (literal, after) = begin.split_at(quote?.0);
+        rest = &after[1..];
+        Some(literal)
+    })
+}
+
+/// A name in an error that only programs know: one with an underscore, one that is called, or one with a path. Parameters
+/// of the kernel have dots, pages of the manual a number.
+fn call_in(error: &str) -> Option<&str> {
+    // What a policy says in its rules.
+    let known = ["trusted_pool"];
+    let is_call = |word: &&str| {
+        let name = word.trim_matches(|letter: char| !letter.is_alphanumeric() && letter != '_');
+        let is_called = |at: usize| at > 0 && !word[at + 1..].starts_with(|letter: char| letter.is_ascii_digit());
+        let is_lower = name.chars().all(|letter| letter.is_ascii_lowercase() || letter == '_');
+        let is_name = is_lower && name.contains('_') && !known.contains(&name) && !word.contains('{');
+        is_name || word.contains("::") || word.find('(').is_some_and(is_called)
+    };
+    error.split_whitespace().find(is_call)
+}
+
+#[test]
+fn errors_of_the_library_name_no_calls() {
+    let named = ["open with stay()", "`wait_for_receivers`", "protection({required:?})", "ask for Protection::Leased"];
+    assert!(named.iter().all(|error| call_in(error).is_some()), "the search finds nothing");
+    let mut errors = 0;
+    for package in ["fbuf-core", "fbuf-client", "fbuf-broker"] {
+        let mut folders = vec![Path::new(env!("CARGO_MANIFEST_DIR")).join(package).join("src")];
+        while let Some(folder) = folders.pop() {
+            for entry in fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()) {
+                if entry.is_dir() {
+                    folders.push(entry);
+                    continue;
+                }
+                let source = fs::read_to_string(&entry).unwrap();
+                for attribute in source.split("#[error(").skip(1) {
+                    let (attribute, _) = attribute.split_once(")]\n").unwrap();
+                    for error in literals(attribute) {
+                        errors += 1;
+                        let found = call_in(error);
+                        assert_eq!(found, None, "{}: {error}", entry.display());
+                    }
+                }
+            }
+        }
+    }
+    assert!(errors > 100, "only {errors} errors were found");
 }
 
 #[test]

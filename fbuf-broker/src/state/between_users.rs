@@ -119,7 +119,7 @@ fn a_receiver_accepts_little_from_other_users_unless_it_says_more() {
     let modest = ask("d", Role::Receiver { require: Protection::Volatile, accepts: Limits { own: few, others: few } });
     state.open(own, 5, modest).unwrap();
     let refusal = state.open(own, 6, ask("d", role(64, 5))).unwrap_err();
-    assert!(matches!(refusal, Refusal::Unpaired(_)) && refusal.to_string().contains("max_slots"), "{refusal}");
+    assert!(matches!(refusal, Refusal::Unpaired(_)) && refusal.to_string().contains("accepts 4 at most"), "{refusal}");
 }
 
 #[test]

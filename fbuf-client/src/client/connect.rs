@@ -39,8 +39,7 @@ pub enum ConnectError {
     /// The broker is another user's, which could have this program believe anything.
     #[error(
         "the broker at {address} is run by {}, and this program takes the word of a broker of root or of user {own} only: \
-         start one of your own with `fbuf broker`, or say that this user's is accepted \
-         (ClientBuilder::broker_user; --broker-user of the command)",
+         start one of your own with `fbuf broker`, or name this one's user as that of the broker (broker user {user})",
         name_of(*user)
     )]
     ForeignBroker {

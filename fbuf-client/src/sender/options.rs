@@ -25,7 +25,7 @@ pub enum OptionsError {
     },
     /// The slots are to be the receiver's, which are leased, and another mechanism was named.
     #[error(
-        "slots of the receiver were asked for (from_receiver), which are leased, and messages that are {0} (mechanism): \
+        "slots of the receiver were asked for, which are leased, and messages that are {0} (mechanism): \
          leave one of the two out"
     )]
     FromReceiver(Mechanism),
@@ -38,7 +38,7 @@ pub enum OptionsError {
     /// Only slots that this sender leases are memory of their own, in pages of some size.
     #[error(
         "{0} were asked for (pages), and only the slots of a sender that leases its own lie in pages of a size that can \
-         be chosen: ask for Mechanism::Lease or Protection::Leased, or leave the pages out"
+         be chosen: ask for leased messages, or leave the pages out"
     )]
     Pages(Pages),
     /// The broker's policy says that the channel is confidential, so that its messages are one-shots.

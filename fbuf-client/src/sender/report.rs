@@ -56,7 +56,7 @@ pub struct Sent {
 #[non_exhaustive]
 pub enum WriteError {
     /// No receiver is linked.
-    #[error("a message was written, and the channel has no receiver: wait for one with wait_for_receivers")]
+    #[error("a message was written, and the channel has no receiver: wait for one before")]
     NoReceiver(Fbuf),
     /// It belongs to another sender.
     #[error("a fbuf was written to a sender that did not allocate it: write it to its own, or copy it")]

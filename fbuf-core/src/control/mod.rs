@@ -193,7 +193,7 @@ pub enum Refusal {
     Geometry(String),
     /// A receiver requires more than a sender of the channel gives.
     #[error(
-        "a receiver was to be opened that requires {required} messages, and those of sender {} ({}) are {found}: open that sender with protection({required:?}), or require less",
+        "a receiver was to be opened that requires {required} messages, and those of sender {} ({}) are {found}: have that sender send {required} ones, or require less",
         sender.endpoint, sender.process
     )]
     SenderGivesLess {
@@ -206,7 +206,7 @@ pub enum Refusal {
     },
     /// A sender gives less than a receiver of the channel requires.
     #[error(
-        "a sender of {found} messages was to be opened, and receiver {} ({}) of the channel requires {required} ones: open it with protection({required:?})",
+        "a sender of {found} messages was to be opened, and receiver {} ({}) of the channel requires {required} ones: send such, or have it require less",
         receiver.endpoint, receiver.process
     )]
     ReceiverRequiresMore {
@@ -223,7 +223,7 @@ pub enum Refusal {
     /// A sender's slots come from its one receiver.
     #[error(
         "one more receiver was to be opened, and the slots of sender {} ({}) come from the one receiver that there is: \
-         open the sender without from_receiver(), or close that receiver",
+         have that sender use slots of its own, or close that receiver",
         sender.endpoint, sender.process
     )]
     OneReceiver {
@@ -233,7 +233,7 @@ pub enum Refusal {
     /// There are too many for one sender.
     #[error(
         "a sender was to be opened whose slots come from its one receiver, and the channel has {receivers}: \
-         open it without from_receiver()"
+         use slots of its own"
     )]
     SeveralReceivers {
         /// How many.
@@ -247,8 +247,8 @@ pub enum Refusal {
     Unpaired(Unpaired),
     /// The policy says that other users get one-shot messages on this channel.
     #[error(
-        "the channel {0:?} is confidential by the broker's policy: open the sender with mechanism(OneShot), \
-         or without a mechanism, and with at most {MAX_ONE_SHOTS} slots"
+        "the channel {0:?} is confidential by the broker's policy: its messages are one-shots, so ask for no other mechanism, \
+         and for at most {MAX_ONE_SHOTS} slots"
     )]
     Confidential(String),
     /// A list of users is too long.

@@ -72,7 +72,7 @@ pub enum Mismatch {
         found: Protection,
     },
     /// The sender's slots are too large for the receiver.
-    #[error("the sender has slots of {found} bytes, and the receiver accepts {accepted} (max_slot_size)")]
+    #[error("the sender has slots of {found} bytes, and the receiver accepts slots of {accepted} bytes at most")]
     SlotSize {
         /// Bytes of a slot.
         found: u64,
@@ -80,7 +80,7 @@ pub enum Mismatch {
         accepted: u64,
     },
     /// The sender has too many slots for the receiver.
-    #[error("the sender may have {found} slots, and the receiver accepts {accepted} (max_slots)")]
+    #[error("the sender may have {found} slots, and the receiver accepts {accepted} at most")]
     Slots {
         /// Slots.
         found: u64,
@@ -88,19 +88,16 @@ pub enum Mismatch {
         accepted: u64,
     },
     /// The receiver is to be linked with other users only.
-    #[error("the receiver accepts no sender of user {0} (from_users)")]
+    #[error("the receiver names the users of its senders, and user {0} is none of them")]
     FromUsers(u32),
     /// The sender is to be linked with other users only.
-    #[error("the sender accepts no receiver of user {0} (to_users)")]
+    #[error("the sender names the users of its receivers, and user {0} is none of them")]
     ToUsers(u32),
     /// The sender would write into memory of another user, which no rule of the policy lets it trust.
-    #[error(
-        "the sender takes its slots from the receiver (from_receiver), and the policy trusts user {0} with no pool \
-         (trusted_pool)"
-    )]
+    #[error("the sender takes its slots from the receiver, and the policy trusts user {0} with no pool (trusted_pool)")]
     UntrustedPool(u32),
     /// The sender's slots come from another receiver.
-    #[error("the sender takes its slots from one receiver (from_receiver), and has one")]
+    #[error("the sender takes its slots from one receiver, and has one")]
     OneReceiver,
     /// The policy says that other users get one-shots on this channel.
     #[error("the channel is confidential, and the sender sends no one-shot messages")]
