@@ -5,6 +5,7 @@ mod demo;
 mod doctor;
 mod failure;
 mod generate;
+mod help;
 mod pipes;
 mod signals;
 mod standard;
@@ -23,7 +24,7 @@ use failure::Failure;
 
 /// Shared-buffer IPC: processes exchange buffers without copying them.
 #[derive(Debug, Parser)]
-#[command(version, propagate_version = true, arg_required_else_help = true, after_help = STATUS)]
+#[command(version, propagate_version = true, arg_required_else_help = true, after_help = help::FBUF)]
 struct Arguments {
     #[command(flatten)]
     place: Place,
@@ -31,76 +32,35 @@ struct Arguments {
     command: Command,
 }
 
-const STATUS: &str = "\
-Exit status:
-  0  it did what was asked
-  1  something went wrong; standard error says what, and what to do
-  2  the command line is not understood
-  A reader that closes the pipe ends it as SIGPIPE does (141 in a shell).";
-
-const STATUS_OF_BROKER: &str = "\
-Exit status:
-  0  it was stopped by SIGTERM or SIGINT
-  1  it could not listen, or serve; standard error says why
-  2  the command line is not understood
-  A log that cannot be written is no reason to end.
-
-Environment:
-  FBUF_BROKER, XDG_RUNTIME_DIR  where it listens, if there is no --socket
-  RUST_LOG                      what is logged, for example fbuf_broker=debug
-  NO_COLOR                      no colours in the log";
-
-const STATUS_OF_SEND: &str = "\
-Exit status:
-  0  all of the input was sent, and every receiver has written it out
-  1  something else; standard error says what: the input could not be read, a receiver left,
-     failed or died before the end, or there is no broker. Other receivers exit with 3
-  2  the command line is not understood, or the channel is missing";
-
-const STATUS_OF_RECV: &str = "\
-Exit status:
-  0  the sender has ended its stream, and all of it was written
-  1  something else went wrong; standard error says what, and the sender exits with 1
-  2  the command line is not understood
-  3  what was written is not all: the sender died or failed before it ended its stream,
-     or had begun before this receiver was linked
-  A reader that closes the pipe ends it as SIGPIPE does (141 in a shell).";
-
-const STATUS_OF_DOCTOR: &str = "\
-Exit status:
-  0  all that fbuf needs works here
-  1  something that it needs is missing, or could not be tried
-  2  the command line is not understood";
-
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Run the broker that introduces processes to each other
-    #[command(after_help = STATUS_OF_BROKER)]
+    #[command(after_help = help::BROKER)]
     Broker(broker::Arguments),
     /// Send a file, or standard input, to the receivers on a channel
     ///
     /// What it waits for for longer than a second, it says on standard error.
-    #[command(after_help = STATUS_OF_SEND)]
+    #[command(after_help = help::SEND)]
     Send(pipes::SendArguments),
     /// Receive what is sent on a channel into a file, or to standard output
     ///
     /// What it waits for for longer than a second, it says on standard error.
-    #[command(after_help = STATUS_OF_RECV)]
+    #[command(after_help = help::RECV)]
     Recv(pipes::RecvArguments),
     /// Stream a file through fbufs, a pipe and a Unix socket, and compare
-    #[command(after_help = STATUS)]
+    #[command(after_help = help::DEMO)]
     Demo(demo::Arguments),
     /// Measure what fbuf costs, beside other ways between two processes
-    #[command(after_help = STATUS)]
+    #[command(after_help = help::BENCH)]
     Bench(fbuf_bench::Arguments),
     /// List every endpoint, channel or client, and what it does
-    #[command(after_help = STATUS)]
+    #[command(after_help = help::LS)]
     Ls(watch::ls::Arguments),
     /// Watch endpoints, channels and clients in the terminal
-    #[command(after_help = STATUS)]
+    #[command(after_help = help::TOP)]
     Top(watch::top::Arguments),
     /// Try what fbuf needs of this machine, and say what works and what to do about the rest
-    #[command(after_help = STATUS_OF_DOCTOR)]
+    #[command(after_help = help::DOCTOR)]
     Doctor,
     /// Write man pages, or completions for shells, into a folder: what a package installs
     #[command(hide = true)]

@@ -43,6 +43,66 @@ fn each_subcommand_has_a_page_that_says_what_its_help_says() {
     }
 }
 
+/// The sections of a page, each with its words.
+fn sections(page: &str) -> Vec<(String, String)> {
+    let plain = |line: &str| {
+        let line = ["\\fB", "\\fR", "\\&"].iter().fold(line.to_owned(), |line, font| line.replace(font, ""));
+        line.replace("\\-", "-")
+    };
+    let mut sections = Vec::<(String, String)>::new();
+    for line in page.lines() {
+        match (line.strip_prefix(".SH "), sections.last_mut()) {
+            (Some(title), _) => sections.push((title.trim_matches('"').to_owned(), String::new())),
+            (None, Some((_, words))) if !line.starts_with('.') => *words += &format!("{}\n", plain(line)),
+            _ => {}
+        }
+    }
+    sections
+}
+
+/// Words with single blanks between them.
+fn spaced(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+#[test]
+fn each_page_has_the_sections_of_its_help_and_names_the_other_pages() {
+    let folder = generated("man");
+    let page = |name: &str| {
+        let page = fs::read_to_string(folder.path().join("new").join(format!("{name}.1"))).unwrap();
+        sections(&page)
+    };
+    let title = |section: &(String, String)| section.0.clone();
+    for name in subcommands(&[]).iter().map(String::as_str).chain([""]) {
+        let words: &[&str] = if name.is_empty() { &[] } else { &[name] };
+        let help = fbuf(words).arg("--help").output().unwrap();
+        let help = String::from_utf8(help.stdout).unwrap();
+        let (_, help) = help.split_once("\nExit status:\n").unwrap();
+        let sections = page(format!("fbuf-{name}").trim_end_matches('-'));
+        let begin = sections.iter().position(|section| section.0 == "EXIT STATUS").unwrap();
+        let own = &sections[begin..sections.len() - 1];
+        let said: String = own.iter().map(|(title, words)| format!("{title}: {words} ")).collect();
+        let titles = ["Environment", "Files", "Examples"];
+        let upper = titles.iter().fold(format!("EXIT STATUS: {help}"), |help, title| {
+            help.replace(&format!("\n{title}:\n"), &format!("\n{}:\n", title.to_uppercase()))
+        });
+        assert_eq!(spaced(&said), spaced(&upper), "{name}");
+        let expected: &[&str] = match name {
+            "demo" | "bench" => &["EXIT STATUS", "EXAMPLES"],
+            _ => &["EXIT STATUS", "ENVIRONMENT", "FILES", "EXAMPLES"],
+        };
+        assert_eq!(own.iter().map(title).collect::<Vec<_>>(), expected, "{name}");
+    }
+    // One that says nothing of this itself has it from the command that it is part of.
+    let of_bench = page("fbuf-bench-latency");
+    assert!(of_bench.iter().any(|section| section.0 == "EXIT STATUS"), "{of_bench:?}");
+    let see = spaced(&of_bench.last().unwrap().1);
+    assert!(see.starts_with("fbuf(1), fbuf-bench(1), ") && see.contains("fbuf-bench-stream(1)"), "{see}");
+    assert!(!see.contains("latency") && !see.ends_with(','), "{see}");
+    let first: Vec<_> = page("fbuf-send").iter().map(title).take(4).collect();
+    assert_eq!(first, ["NAME", "SYNOPSIS", "DESCRIPTION", "OPTIONS"]);
+}
+
 #[test]
 fn shells_complete_the_subcommands() {
     let folder = generated("completions");
