@@ -4,13 +4,16 @@
 use std::{
     fs::{self, File},
     io::{BufRead, BufReader, PipeReader, PipeWriter, Read, Write, pipe},
-    os::unix::process::ExitStatusExt,
+    os::{fd::AsFd, unix::process::ExitStatusExt},
+    path::Path,
     process::{Command, Output, Stdio},
 };
 
+use fbuf_client::{Address, Client};
 use nix::{
     fcntl::{FcntlArg, OFlag, fcntl},
     libc::SIGPIPE,
+    poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::signal::Signal,
 };
 
@@ -73,13 +76,24 @@ fn assert_said(words: &str, output: &Output, status: i32, wanted: &str) {
     assert!(said.contains(wanted) && said.starts_with("fbuf: ") && said.lines().count() == 1, "{words}: {said}");
 }
 
-fn set_nonblocking(pipe: &impl std::os::fd::AsFd) {
+fn set_nonblocking(pipe: &impl AsFd) {
     fcntl(pipe, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).unwrap();
 }
 
 /// A pipe that nobody will read any more.
 fn closed_pipe() -> PipeWriter {
-    pipe().unwrap().1
+    let (_, writer) = pipe().unwrap();
+    until_unread(&writer);
+    writer
+}
+
+/// Waits until no process has the reader: one that another test starts has it too, until it executes its program.
+fn until_unread(writer: &PipeWriter) {
+    until("nobody has the reader", || {
+        let mut polled = [PollFd::new(writer.as_fd(), PollFlags::empty())];
+        poll(&mut polled, PollTimeout::ZERO).unwrap();
+        polled[0].revents().is_some_and(|events| events.contains(PollFlags::POLLERR))
+    });
 }
 
 #[test]
@@ -214,17 +228,20 @@ fn a_closed_standard_input_is_no_empty_stream() {
 fn a_receiver_whose_output_nobody_reads_ends_as_by_sigpipe() {
     let place = Place::new();
     let (reader, writer) = pipe().unwrap();
-    let mut receive = Process::start(place.command(&["recv", "c"]).stdout(writer).stderr(Stdio::piped()));
-    let mut send = Process::start(place.command(&["send", "c"]).stdin(Stdio::piped()).stderr(Stdio::null()));
-    send.0.stdin.as_mut().unwrap().write_all(b"x").unwrap();
+    let output = writer.try_clone().unwrap();
+    let receive = place.command(&["recv", "c"]).stdout(output).stderr(Stdio::piped()).spawn().unwrap();
+    let mut send = place.command(&["send", "c"]).stdin(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    send.stdin.as_mut().unwrap().write_all(b"x").unwrap();
     (&reader).read_exact(&mut [0]).unwrap();
     drop(reader);
-    send.0.stdin.take().unwrap().write_all(b"y").unwrap();
-    let ended = receive.end();
-    assert_eq!(ended.signal(), Some(SIGPIPE), "{ended:?}");
-    let mut said = String::new();
-    receive.0.stderr.take().unwrap().read_to_string(&mut said).unwrap();
-    assert_eq!(said, "");
+    until_unread(&writer);
+    send.stdin.take().unwrap().write_all(b"y").unwrap();
+    let [received, sent] = [receive, send].map(|process| process.wait_with_output().unwrap());
+    assert_eq!(received.status.signal(), Some(SIGPIPE), "{received:?}");
+    // Each may have had to wait for the other.
+    assert!(text(&received.stderr).lines().all(|line| line.starts_with("fbuf: waiting for a ")), "{received:?}");
+    assert_eq!(sent.status.code(), Some(1), "{sent:?}");
+    assert!(text(&sent.stderr).contains("failed before the end"), "{sent:?}");
 }
 
 #[test]
@@ -300,12 +317,17 @@ fn line_with(log: &mut impl BufRead, wanted: &str) {
     }
 }
 
+/// Waits until a broker listens, which is after there is the file of its socket.
+fn until_it_listens(socket: &Path) {
+    until("it listens", || Client::connect_to(&Address::new(socket)).is_ok());
+}
+
 /// A broker with this as its standard error, which links a sender with a receiver.
 fn assert_serves_with_log(stderr: impl Into<Stdio>) {
     let folder = tempfile::tempdir().unwrap();
     let socket = folder.path().join("broker");
     let mut broker = Process::start(fbuf(["broker", "--socket"]).arg(&socket).stderr(stderr));
-    until("there is a socket", || socket.exists());
+    until_it_listens(&socket);
     let command = |words: &[&str]| {
         let mut command = fbuf(words);
         command.arg("--socket").arg(&socket);
@@ -341,7 +363,7 @@ fn a_log_that_is_read_again_says_how_many_lines_are_missing() {
     let mut command = fbuf(["broker", "--socket"]);
     let broker = Process::start(command.arg(folder.path().join("broker")).stderr(writer));
     drop(command);
-    until("there is a socket", || folder.path().join("broker").exists());
+    until_it_listens(&folder.path().join("broker"));
     // It serves after it has tried to write its first line, for which there is no room.
     let mut list = fbuf(["ls", "--socket"]);
     assert!(list.arg(folder.path().join("broker")).stdout(Stdio::null()).status().unwrap().success());
