@@ -294,8 +294,8 @@ mod owner {
     }
 }
 
-/// A descriptor in the place of which children get one that is connected to nothing: an [`OwnedFd`], an eventfd or an epoll,
-/// or an [`Arc`] of one.
+/// A descriptor in the place of which children get one that is connected to nothing: an `OwnedFd`, an eventfd or an epoll,
+/// or an `Arc` of one.
 ///
 /// ```
 /// use fbuf_core::fork::Withheld;
