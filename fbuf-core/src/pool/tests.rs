@@ -1,7 +1,14 @@
 //! A pool without links.
 
+use std::os::fd::OwnedFd;
+
+use nix::sys::eventfd::EventFd;
+
 use super::*;
-use crate::loan::Fbuf;
+use crate::{
+    loan::Fbuf,
+    memory::{Leasable, Pages},
+};
 
 fn next(pool: &mut Pool) -> Option<Fbuf> {
     pool.allocate().or_else(|| pool.collect(64).then(|| pool.allocate())?)
