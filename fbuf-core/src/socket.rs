@@ -243,7 +243,7 @@ impl PacketSocket {
             && (packet.truncated || !lacks_room(packet))
         {
             // What it carries is here, or too much, or nothing: the end, which stays.
-            recv(self.0.as_raw_fd(), &mut [], MsgFlags::MSG_DONTWAIT)?;
+            self.take_off()?;
         }
         match received {
             Ok(packet) if packet.truncated => Ok(Arrival::TooLong),
@@ -257,6 +257,16 @@ impl PacketSocket {
                 _ => Err(error),
             },
         }
+    }
+
+    /// Takes off the message that was looked at. A reset that came in between is said first, and once.
+    fn take_off(&self) -> io::Result<()> {
+        let take = || recv(self.0.as_raw_fd(), &mut [], MsgFlags::MSG_DONTWAIT);
+        match take() {
+            Err(Errno::ECONNRESET) => take()?,
+            taken => taken?,
+        };
+        Ok(())
     }
 
     /// The groups of whoever is at the other end, the first one included, as noted then (SO_PEERGROUPS).
@@ -459,6 +469,18 @@ mod tests {
         b.send(&letter(4, 0)).unwrap();
         drop(a);
         assert!(matches!(b.receive::<MAX_MESSAGE>().unwrap(), Arrival::Message(..)));
+        assert!(matches!(b.receive::<MAX_MESSAGE>().unwrap(), Arrival::HangUp));
+    }
+
+    #[test]
+    fn a_message_that_was_looked_at_before_a_reset_is_taken_off_after_it() {
+        let (a, b) = pair();
+        a.send(&letter(3, 1)).unwrap();
+        b.send(&letter(4, 0)).unwrap();
+        let mut buffer = [0; 8];
+        assert_eq!(sys::peek(b.as_fd(), &mut buffer, 1).unwrap().length, 3);
+        drop(a);
+        b.take_off().unwrap();
         assert!(matches!(b.receive::<MAX_MESSAGE>().unwrap(), Arrival::HangUp));
     }
 
