@@ -10,11 +10,15 @@ use std::{
     os::fd::{AsRawFd, OwnedFd},
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
+    sync::Once,
     time::{Duration, Instant},
 };
 
 use fbuf_client::Address;
-use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket};
+use nix::sys::{
+    signal::{SigHandler, Signal},
+    socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket},
+};
 
 /// Longer than anything here takes on a slow machine.
 pub const SOON: Duration = Duration::from_secs(60);
@@ -59,12 +63,29 @@ pub fn slots() -> Vec<PathBuf> {
     entries.map(|entry| entry.path()).filter(is_slot).collect()
 }
 
+static HEEDED: Once = Once::new();
+
+/// Has children of this process end by signals, also where a shell that ran it in the background, or nohup(1), had them
+/// ignored: children inherit that.
+#[allow(unsafe_code, reason = "signal(2)")]
+fn heed() {
+    for signal in [Signal::SIGINT, Signal::SIGQUIT, Signal::SIGHUP, Signal::SIGTERM] {
+        // SAFETY: no handler is installed.
+        let before = unsafe { nix::sys::signal::signal(signal, SigHandler::SigDfl) }.expect("a signal's default");
+        if !matches!(before, SigHandler::SigDfl | SigHandler::SigIgn) {
+            // SAFETY: it is the handler that was there.
+            unsafe { nix::sys::signal::signal(signal, before) }.expect("the handler that was there");
+        }
+    }
+}
+
 /// A child process that is killed when it is dropped.
 #[derive(Debug)]
 pub struct Process(pub Child);
 
 impl Process {
     pub fn start(command: &mut Command) -> Self {
+        HEEDED.call_once(heed);
         Self(command.spawn().expect("the command starts"))
     }
 
