@@ -52,13 +52,15 @@ fn the_first_process_of_a_namespace_ends_by_signals() {
     let socket = place.path("broker");
     // A process that does nothing about signals does not hear them there.
     let mut deaf = Process::start(&mut first_process(Command::new("sleep").arg("1000")));
-    let commands: [(&[&str], i32); 3] = [(&["recv", "c"], 143), (&["send", "d", "-"], 143), (&["broker"], 0)];
+    let commands: [(&[&str], i32); 3] =
+        [(&["recv", "taken/first"], 143), (&["send", "given/first", "-"], 143), (&["broker"], 0)];
     for (words, status) in commands {
         let mut command = place.command(words);
         if words == ["broker"] {
             command.arg("--socket").arg(&socket);
         }
         let mut unshare = Process::start(first_process(&command).stderr(Stdio::null()));
+        // Not before: a signal that comes before it is awaited is dropped.
         let is_there = || match words {
             ["broker"] => socket.exists(),
             _ => text(&place.command(&["ls"]).output().unwrap().stdout).contains(words[1]),
