@@ -116,19 +116,7 @@ impl Other {
 
 /// A broker for these users and root, with few descriptors.
 fn broker(folder: &Path) -> BrokerProcess {
-    use std::os::unix::fs::PermissionsExt;
-    std::fs::set_permissions(folder, std::fs::Permissions::from_mode(0o755)).unwrap();
-    let broker = BrokerProcess::start_with(&folder.join("broker"), |command| {
-        let mut limited = Command::new("prlimit");
-        limited.arg(format!("--nofile={DESCRIPTORS}:{DESCRIPTORS}")).arg(command.get_program());
-        limited.args(command.get_args());
-        for user in GREEDY.iter().chain([&LATER]) {
-            limited.args(["--allow", &user.to_string()]);
-        }
-        limited.env_remove("NOTIFY_SOCKET").stdin(Stdio::null());
-        *command = limited;
-    });
-    broker.forget_log()
+    BrokerProcess::start_short(folder, DESCRIPTORS, GREEDY.into_iter().chain([LATER]))
 }
 
 fn all_is_taken_and_others_are_served(role: &str, of_a_share: u64) {

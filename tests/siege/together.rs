@@ -1,10 +1,7 @@
 //! Several processes of two users that work together: each takes as much of something as it gets, and asks for more for
 //! ever. Another user attaches all the same, and so does root.
 
-use std::{
-    io::{self, Read},
-    process::Command,
-};
+use std::io::{self, Read};
 
 use fbuf_core::{
     control::{Refusal, Resource, Role, Slots},
@@ -135,18 +132,7 @@ fn two_users_together_keep_no_third_from_the_broker() {
     }
     let _alone = alone();
     let folder = tempfile::tempdir().unwrap();
-    fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
-    let broker = BrokerProcess::start_with(&folder.path().join("broker"), |command| {
-        let mut limited = Command::new("prlimit");
-        limited.arg(format!("--nofile={DESCRIPTORS}:{DESCRIPTORS}")).arg(command.get_program());
-        limited.args(command.get_args());
-        for user in GREEDY.iter().chain([&LATER]) {
-            limited.args(["--allow", &user.to_string()]);
-        }
-        limited.env_remove("NOTIFY_SOCKET").stdin(Stdio::null());
-        *command = limited;
-    });
-    let broker = broker.forget_log();
+    let broker = BrokerProcess::start_short(folder.path(), DESCRIPTORS, GREEDY.into_iter().chain([LATER]));
     let program = program_for(LATER, folder.path());
     let client = Client::connect_to(&broker.address).unwrap();
     let mut honest = Honest::begin(&client);

@@ -7,7 +7,10 @@ use std::{
     fmt, fs,
     io::{BufRead, BufReader, Read, Write},
     net::{TcpListener, TcpStream},
-    os::fd::{AsRawFd, OwnedFd},
+    os::{
+        fd::{AsRawFd, OwnedFd},
+        unix::fs::PermissionsExt,
+    },
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
     sync::Once,
@@ -178,6 +181,22 @@ impl BrokerProcess {
             assert_ne!(log.read_line(&mut line).expect("its log"), 0, "the broker ended");
         }
         Self { process, address: Address::new(socket), log }
+    }
+
+    /// The same, with at most so many descriptors, for root and these users. Its log is forgotten.
+    pub fn start_short(folder: &Path, descriptors: u64, users: impl IntoIterator<Item = u32>) -> Self {
+        fs::set_permissions(folder, fs::Permissions::from_mode(0o755)).expect("a folder that others can enter");
+        let broker = Self::start_with(&folder.join("broker"), |command| {
+            let mut limited = Command::new("prlimit");
+            limited.arg(format!("--nofile={descriptors}:{descriptors}")).arg(command.get_program());
+            limited.args(command.get_args());
+            for user in users {
+                limited.args(["--allow", &user.to_string()]);
+            }
+            limited.env_remove("FBUF_BROKER").env_remove("NOTIFY_SOCKET").stdin(Stdio::null());
+            *command = limited;
+        });
+        broker.forget_log()
     }
 
     /// The same, which can be asked for metrics.

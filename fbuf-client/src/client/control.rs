@@ -428,10 +428,10 @@ impl Session {
 /// An introduction that the broker has just sent. None of a sender with slots that cannot be, which a broker that has
 /// checked it does not introduce; nor if this process has no descriptor left, which the peer sees as a hang-up.
 fn believe(introduction: Introduction) -> Option<Introduced> {
+    #[expect(unsafe_code, reason = "only here is it known that the broker has said so")]
     // SAFETY: it came over the connection to the broker, which is one of root, of this process's user, or of a user that
     // this client was told to accept, as the kernel says (`Accepted`). It goes to the endpoint that it names, and nothing
     // else has had its descriptors.
-    #[expect(unsafe_code, reason = "only here is it known that the broker has said so")]
     let introduced = unsafe { introduction.assume_genuine() };
     introduced.ok()
 }
