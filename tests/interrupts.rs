@@ -24,10 +24,7 @@ use fbuf_client::{AllocateError, Client, GetError, InterruptHandle, Receiver, Se
 use nix::{
     errno::Errno,
     libc::{self, c_int},
-    sys::{
-        signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, raise, sigaction},
-        wait::{Id, WaitPidFlag, WaitStatus, waitid},
-    },
+    sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, raise, sigaction},
     unistd::{Pid, gettid},
 };
 use support::{Process, SOON, until};
@@ -308,9 +305,7 @@ impl Waiting {
     /// Stops it, and has it go on.
     fn stop(&self) {
         self.process.signal(Signal::SIGSTOP);
-        let id = Id::Pid(Pid::from_raw(self.process.pid() as i32));
-        let state = waitid(id, WaitPidFlag::WSTOPPED | WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT).unwrap();
-        assert!(matches!(state, WaitStatus::Stopped(..)), "{state:?}");
+        self.process.until_stopped();
         self.process.signal(Signal::SIGCONT);
         self.until_asleep();
     }

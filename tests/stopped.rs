@@ -6,6 +6,8 @@ mod support;
 
 use std::{
     env,
+    os::unix::process::ExitStatusExt,
+    panic::{self, AssertUnwindSafe},
     process::{Command, Stdio},
     sync::atomic::{AtomicBool, Ordering},
     time::Duration,
@@ -15,10 +17,7 @@ use fbuf_broker::Embedded;
 use fbuf_client::{AllocateError, Client, GetError, Receiver, Sender};
 use nix::{
     libc::c_int,
-    sys::{
-        signal::{SigHandler, Signal, signal},
-        wait::{Id, WaitPidFlag, WaitStatus, waitid},
-    },
+    sys::signal::{SigHandler, Signal, signal},
 };
 use support::{Process, SOON, until};
 
@@ -117,11 +116,19 @@ fn send(sender: &mut Sender, number: u64) {
     assert_eq!(sender.write(fbuf).unwrap().sequence, number);
 }
 
-/// Waits until it is stopped, by whomever.
-fn wait_until_stopped(process: &Process) {
-    let pid = nix::unistd::Pid::from_raw(process.pid() as i32);
-    let state = waitid(Id::Pid(pid), WaitPidFlag::WSTOPPED | WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT).unwrap();
-    assert!(matches!(state, WaitStatus::Stopped(..)), "{state:?}");
+/// The control: a test fails if a process does not end, and says what that process does.
+#[test]
+fn a_test_does_not_wait_for_ever_for_a_process_that_does_not_end() {
+    let mut stopped = Process::start(Command::new("sleep").arg("1000"));
+    stopped.signal(Signal::SIGSTOP);
+    stopped.until_stopped();
+    let waits = panic::catch_unwind(AssertUnwindSafe(|| stopped.end_within(BRIEFLY)));
+    let said = *waits.unwrap_err().downcast::<String>().unwrap();
+    let wanted = format!("process {} has not ended after {BRIEFLY:?}: `sleep 1000` is T (stopped)", stopped.pid());
+    assert!(said.starts_with(&wanted), "{said}");
+    stopped.signal(Signal::SIGKILL);
+    assert_eq!(stopped.end().signal(), Some(Signal::SIGKILL as i32));
+    assert!(!stopped.end().success(), "it can be waited for again");
 }
 
 #[test]
@@ -134,7 +141,7 @@ fn a_stopped_receiver_holds_back_those_who_wait_for_it_and_nobody_else() {
     send(&mut sender, 0);
     sender.wait_for_returns_timeout(SOON).unwrap();
     stopped.signal(Signal::SIGSTOP);
-    wait_until_stopped(&stopped);
+    stopped.until_stopped();
     // One more receiver of the same sender, and a sender of the same channel with receivers of its own.
     let mut receiver = client.receiver("c").open().unwrap();
     sender.wait_for_receivers_timeout(2, SOON).unwrap();
@@ -171,7 +178,7 @@ fn a_stopped_receiver_that_would_rather_miss_messages_holds_nobody_back() {
     let mut stopped = other("skipping receiver", &broker, None);
     sender.wait_for_receivers_timeout(1, SOON).unwrap();
     stopped.signal(Signal::SIGSTOP);
-    wait_until_stopped(&stopped);
+    stopped.until_stopped();
     let mut receiver = client.receiver("c").open().unwrap();
     sender.wait_for_receivers_timeout(2, SOON).unwrap();
     for number in 0..SKIPPING - 1 {
@@ -204,7 +211,7 @@ fn a_sender_that_is_stopped_in_the_middle_of_a_write_does_not_block_receivers_of
         assert_eq!(received.sender().process.pid as u32, stopped.pid());
     };
     (0..5).for_each(|number| of_the_stopped(&mut receiver, number));
-    wait_until_stopped(&stopped);
+    stopped.until_stopped();
     assert_eq!(receiver.get_timeout(Duration::from_millis(30)).unwrap_err(), GetError::TimedOut);
     let mut sender = client.sender("c").slot_size(8).slots(SLOTS).open().unwrap();
     sender.wait_for_receivers_timeout(1, SOON).unwrap();
@@ -225,7 +232,7 @@ fn a_receiver_that_is_stopped_while_it_gives_slots_gets_what_was_sent_in_them() 
     let client = Client::connect_to(broker.address()).unwrap();
     let mut sender = client.sender("c").slot_size(8).slots(SLOTS).from_receiver().open().unwrap();
     let mut stopped = other("giving receiver", &broker, Some(&format!("{} SIGSTOP right: sent", GIVEN - 1)));
-    wait_until_stopped(&stopped);
+    stopped.until_stopped();
     sender.wait_for_receivers_timeout(1, SOON).unwrap();
     (0..GIVEN).for_each(|number| send(&mut sender, number));
     assert_eq!(sender.try_allocate().unwrap().map(|_| ()), None, "there was one that was not given");

@@ -13,18 +13,26 @@ use std::{
     },
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
-    sync::Once,
+    sync::{Once, mpsc},
+    thread,
     time::{Duration, Instant},
 };
 
 use fbuf_client::Address;
-use nix::sys::{
-    signal::{SigHandler, Signal},
-    socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket},
+use nix::{
+    sys::{
+        signal::{SigHandler, Signal},
+        socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket},
+        wait::{Id, WaitPidFlag, WaitStatus, waitid},
+    },
+    unistd::Pid,
 };
 
 /// Longer than anything here takes on a slow machine.
 pub const SOON: Duration = Duration::from_secs(60);
+
+/// Longer than a process takes to end that itself waits for something [`SOON`], and says so if it does not come.
+const LATER: Duration = SOON.saturating_mul(2);
 
 /// Notes that the test that calls this cannot run here, and why: the test then returns. `.ci/run` lists these notes,
 /// and fails if there is any although it runs as root.
@@ -109,8 +117,43 @@ impl Process {
         self.0.try_wait().expect("its state").is_some()
     }
 
+    /// Waits until it ends, of its own accord; fails if it does not, and says what it does instead.
     pub fn end(&mut self) -> ExitStatus {
+        self.end_within(LATER)
+    }
+
+    pub fn end_within(&mut self, time: Duration) -> ExitStatus {
+        // As what waits without a limit does: it need not wait for more to be said to it.
+        drop(self.0.stdin.take());
+        // One that was waited for before has ended.
+        let state = self.change(WaitPidFlag::WEXITED, time);
+        assert!(state.is_some(), "process {} has not ended after {time:?}: {}", self.pid(), self.doing());
         self.0.wait().expect("its end")
+    }
+
+    /// Waits until it is stopped, by whomever; fails if it is not.
+    pub fn until_stopped(&self) {
+        let state = self.change(WaitPidFlag::WSTOPPED | WaitPidFlag::WEXITED, SOON);
+        assert!(matches!(state, Some(Ok(WaitStatus::Stopped(..)))), "{state:?}: {}", self.doing());
+    }
+
+    /// What waitid(2) says if it says something within this time; it can be asked again.
+    fn change(&self, what: WaitPidFlag, time: Duration) -> Option<nix::Result<WaitStatus>> {
+        let (say, said) = mpsc::channel();
+        let id = Id::Pid(Pid::from_raw(self.pid() as i32));
+        let waiting = thread::spawn(move || say.send(waitid(id, what | WaitPidFlag::WNOWAIT)));
+        let state = said.recv_timeout(time).ok()?;
+        // Threads of this process are counted.
+        waiting.join().expect("no panic").expect("it is waited for");
+        Some(state)
+    }
+
+    /// What it does, as the kernel tells it.
+    fn doing(&self) -> String {
+        let read = |file| fs::read_to_string(format!("/proc/{}/{file}", self.pid())).unwrap_or_default();
+        let status = read("status");
+        let state = status.lines().find_map(|line| line.strip_prefix("State:")).unwrap_or("gone");
+        format!("`{}` is {}, in {}", read("cmdline").replace('\0', " ").trim(), state.trim(), read("wchan"))
     }
 }
 
