@@ -5,8 +5,8 @@
 mod support;
 
 use std::{
-    env, mem,
-    os::unix::process::ExitStatusExt,
+    env, fs, io, mem,
+    os::{fd::AsRawFd, unix::process::ExitStatusExt},
     process::{Command, Output, Stdio},
     ptr,
 };
@@ -131,6 +131,31 @@ fn other_faults_are_not_reported() {
     let output = run("other", true);
     assert!(!report(&output).contains("fbuf:"), "{output:?}");
     assert_eq!(output.status.signal(), Some(Signal::SIGSEGV as i32));
+}
+
+/// The kernel writes for a process where that process may write, and no signal tells of it.
+#[test]
+fn a_system_call_that_would_write_to_a_message_fails_and_changes_nothing() {
+    let broker = Embedded::start().unwrap();
+    let client = Client::connect_to(broker.address()).unwrap();
+    for guarded in [false, true] {
+        let mut receiver = client.receiver("c").open().unwrap();
+        let mut sender = client.sender("c").slot_size(100).slots(2).guard(guarded).open().unwrap();
+        sender.wait_for_receivers_timeout(1, SOON).unwrap();
+        let stray = send(&mut sender, 1);
+        let message = receiver.get_timeout(SOON).unwrap();
+        let zeroes = fs::File::open("/dev/zero").unwrap();
+        // SAFETY: none. This is the error that a guard finds.
+        let read = unsafe { libc::read(zeroes.as_raw_fd(), stray.cast(), 100) };
+        let error = io::Error::last_os_error().raw_os_error();
+        // SAFETY: the message is there. That it changes, if it may be written, is what is looked for.
+        let first = unsafe { message.as_ptr().read_volatile() };
+        if guarded {
+            assert_eq!((read, error, first), (-1, Some(libc::EFAULT), 1));
+        } else {
+            assert_eq!((read, first), (100, 0), "the attempt does nothing");
+        }
+    }
 }
 
 /// The address of what handles SIGSEGV now.
