@@ -11,7 +11,9 @@ use std::{
     process::{Command, Stdio},
 };
 
-use support::{BrokerProcess, Process, Random, is_root, not_tested};
+use fbuf_broker::{Embedded, Policy};
+use fbuf_client::{Client, GetError, Mechanism};
+use support::{BrokerProcess, Process, Random, SOON, is_root, not_tested};
 
 /// Runs the command beside the broker's socket, and where everything else that programs write to is new.
 const CONTAINER: &str = r#"
@@ -167,4 +169,69 @@ fn users_whom_the_broker_cannot_tell_apart_are_not_taken_for_one() {
     // Refused, if its messages were taken for those of the receiver's own user.
     assert!(command(1002, &["recv", "c", "--require", "sealed"]).status().unwrap().success());
     assert!(send.end().success());
+}
+
+/// A broker at the address of the machine's, and one after the other that lists what is open there, as in a login session.
+const SESSION: &str = r#"
+    set -e
+    fbuf=$1
+    mount -t tmpfs tmpfs /run
+    mkdir -p /run/user/session
+    env -u XDG_RUNTIME_DIR "$fbuf" broker 2>/dev/null &
+    until env -u XDG_RUNTIME_DIR "$fbuf" ls >/dev/null 2>&1; do kill -0 $!; done
+    export XDG_RUNTIME_DIR=/run/user/session
+    "$fbuf" ls
+    kill $! && wait $!
+    exec "$fbuf" ls"#;
+
+#[test]
+fn a_client_in_a_login_session_finds_the_broker_of_the_machine() {
+    if !can_unshare() {
+        return;
+    }
+    let output = unshare().args(["sh", "-c", SESSION, "sh", env!("CARGO_BIN_EXE_fbuf")]).output().unwrap();
+    let (listed, said) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(listed.contains("no endpoint"), "{output:?}");
+    // The control: without that broker there is none, and the error says where it was looked for.
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    assert!(said.contains("/run/user/session/fbuf.sock") && said.contains("/run/fbuf/broker.sock"), "{said}");
+}
+
+/// A user that is root in a user namespace of its own, or nobody there, is the user that it is.
+#[test]
+fn a_user_gains_nothing_by_a_user_namespace() {
+    const OTHER: u32 = 65_533;
+    if !can_unshare() || !is_root() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let fbuf = folder.path().join("fbuf");
+    fs::copy(env!("CARGO_BIN_EXE_fbuf"), &fbuf).unwrap();
+    let broker = Embedded::start_with(Policy::own().allow(OTHER)).unwrap();
+    let client = Client::connect_to(broker.address()).unwrap();
+    for (map, inside) in [(&["--map-root-user"][..], "0"), (&[], "65534")] {
+        let contained = |words: &[&str]| {
+            let mut command = Command::new("unshare");
+            command.arg("--user").args(map).args(words).uid(OTHER).gid(OTHER).stdin(Stdio::null());
+            command
+        };
+        let id = contained(&["id", "-u"]).output().unwrap();
+        assert_eq!(String::from_utf8_lossy(&id.stdout).trim(), inside);
+        let mut receiver = client.receiver("c").open().unwrap();
+        let mut send = contained(&[fbuf.to_str().unwrap(), "send", "c", "/etc/passwd"]);
+        // There the broker's user has no id.
+        send.args(["--broker-user", "65534", "--socket", &broker.address().to_string()]);
+        let mut send = Process::start(&mut send);
+        let message = receiver.get_timeout(SOON).unwrap();
+        let sender = message.sender();
+        assert_eq!((sender.process.uid, sender.same_user, sender.trusted), (OTHER, false, false));
+        assert_eq!(message.mechanism(), Mechanism::Copy);
+        let charged = broker.broker().used().into_iter().map(|(user, ..)| user).collect::<HashSet<_>>();
+        assert_eq!(charged, HashSet::from([0, OTHER]));
+        drop(message);
+        assert_eq!(receiver.get_timeout(SOON).unwrap_err(), GetError::Ended);
+        drop(receiver);
+        assert!(send.end().success());
+    }
 }
