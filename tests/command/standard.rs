@@ -178,6 +178,19 @@ fn standard_error_that_cannot_be_written_changes_no_status() {
     let mut receive = Process::start(place.command(&["recv", "c"]).stdout(Stdio::null()));
     let sent = place.command(&["send", "c", "/dev/null", "--protection", "sealed"]).stderr(full()).status().unwrap();
     assert!(sent.success() && receive.end().success());
+    // It says that its sender has died, which its status says too.
+    for (stderr, is_said) in [(Stdio::piped(), true), (full().into(), false), (closed_pipe().into(), false)] {
+        let mut receive = place.command(&["recv", "c"]);
+        let mut receive = Process::start(receive.stdout(Stdio::piped()).stderr(stderr));
+        let mut send = Process::start(place.command(&["send", "c"]).stdin(Stdio::piped()).stderr(Stdio::null()));
+        send.0.stdin.as_mut().unwrap().write_all(b"x").unwrap();
+        receive.0.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
+        send.kill();
+        assert_eq!(receive.end().code(), Some(3));
+        let mut said = String::new();
+        receive.0.stderr.take().map(|mut stderr| stderr.read_to_string(&mut said).unwrap());
+        assert_eq!(said.contains("died before it ended its stream"), is_said, "{said}");
+    }
 }
 
 /// A pipe between a sender and a receiver, both of which have their end non-blocking.
