@@ -5,20 +5,28 @@
 mod client;
 mod support;
 
-use std::{io::Write, os::fd::OwnedFd, time::Duration};
+use std::{
+    env,
+    io::{BufRead, BufReader, Write},
+    os::fd::OwnedFd,
+    process::{ChildStdout, Command, Stdio},
+    time::Duration,
+};
 
 use client::Hostile;
 use fbuf_broker::Embedded;
 use fbuf_client::{Client, ConnectError, Farewell, GetError};
 use fbuf_core::{
     control::{Greeting, Limits, Role, Slots, VERSION, Verdict},
+    lane::{LaneTable, LaneWriter, capacity_for},
     link::{Hello, LinkMessage, NewSegment, Welcome},
     memory::{Map, Reserved},
     protection::{Mechanism, Protection},
+    slot::SlotId,
     socket::PacketSocket,
     wire::{Descriptor, Letter},
 };
-use support::SOON;
+use support::{Memory, Process, SOON};
 
 /// What a hostile client does, and how it is called.
 type Attack<'a> = (&'static str, Box<dyn Fn(&Hostile) + 'a>);
@@ -107,6 +115,97 @@ fn a_hostile_sender_loses_its_link_and_its_neighbour_keeps_its_own() {
             assert_eq!(nothing, GetError::TimedOut, "{name}");
             receiver.senders() == 0
         });
+    }
+}
+
+/// What a sender announces takes memory of its receiver, and time of its calls, as it is used. It may be one memory for all
+/// links, so that it costs the sender less.
+#[test]
+fn memory_that_a_sender_announces_exists_at_its_receiver_once_there_are_messages_in_it() {
+    const SLOTS: u32 = 32;
+    const SLOT: u64 = 1 << 20;
+    const ALL: u64 = SLOTS as u64 * SLOT;
+    const LINKS: u64 = 4;
+    const SENDER: Role =
+        Role::Sender { slot_bytes: SLOT, max_slots: SLOTS as u64, mechanism: Mechanism::Copy, slots: Slots::Segments };
+    let broker = Embedded::start().unwrap();
+    let mut receiver = Receiving::start(&broker);
+    let (_map, memory) = Map::create("fbuf-test", ALL).unwrap();
+    let (lane, lane_fd) = LaneTable::create("fbuf-test", capacity_for(SLOTS, false)).unwrap();
+    let mut lane = LaneWriter::new(lane);
+    let hostile: Vec<_> = (0..LINKS).map(|_| Hostile::join(broker.address(), "c", SENDER)).collect();
+    let before = receiver.private();
+    for hostile in &hostile {
+        hostile.say(&LinkMessage::Welcome(Welcome {
+            lane: lane_fd.try_clone().unwrap().into(),
+            first_sequence: 0,
+            segments: vec![NewSegment { memory: memory.try_clone().unwrap().into(), slots: SLOTS }],
+            slots: Vec::new(),
+        }));
+    }
+    // Each link is open when its first message has come.
+    lane.message(SlotId::new(SLOTS - 1), 1);
+    let ring = || hostile.iter().for_each(|hostile| hostile.say(&LinkMessage::Bell));
+    ring();
+    receiver.gets(LINKS);
+    let grown = receiver.private() - before;
+    assert!(grown < LINKS * 3 * (SLOT >> 10), "{grown} KiB for {LINKS} messages of one byte");
+    // The control: what is used exists.
+    (0..SLOTS - 1).for_each(|slot| lane.message(SlotId::new(slot), SLOT as u32));
+    ring();
+    receiver.gets(LINKS * u64::from(SLOTS - 1));
+    let grown = receiver.private() - before;
+    assert!(grown > LINKS * ((ALL - SLOT) >> 10), "{grown} KiB for all messages");
+}
+
+/// A process that receives, so that its memory can be looked at.
+struct Receiving {
+    process: Process,
+    output: BufReader<ChildStdout>,
+}
+
+impl Receiving {
+    fn start(broker: &Embedded) -> Self {
+        let mut command = Command::new(env::current_exe().unwrap());
+        command.args(["role", "--exact", "--nocapture"]).stdout(Stdio::piped());
+        command.env("FBUF_TEST_ROLE", "receiver").env("FBUF_BROKER", broker.address().to_string());
+        let mut process = Process::start(&mut command);
+        let output = BufReader::new(process.0.stdout.take().unwrap());
+        let mut receiving = Self { process, output };
+        receiving.says("it is open");
+        receiving
+    }
+
+    fn says(&mut self, words: &str) {
+        let mut line = String::new();
+        while !line.contains(words) {
+            line.clear();
+            assert_ne!(self.output.read_line(&mut line).unwrap(), 0, "it has ended before {words:?}");
+        }
+    }
+
+    /// Waits until it has got so many messages.
+    fn gets(&mut self, messages: u64) {
+        (0..messages).for_each(|_| self.says("it got one"));
+    }
+
+    fn private(&self) -> u64 {
+        Memory::of(self.process.pid()).private
+    }
+}
+
+/// What this program does when it is run again; nothing in the process that tests.
+#[test]
+fn role() {
+    if env::var_os("FBUF_TEST_ROLE").is_none() {
+        return;
+    }
+    let client = Client::connect().unwrap();
+    let mut receiver = client.receiver("c").stay().open().unwrap();
+    println!("\nit is open");
+    while let Ok(received) = receiver.get_timeout(SOON) {
+        assert_eq!(received.mechanism(), Mechanism::Copy);
+        println!("\nit got one");
     }
 }
 

@@ -28,7 +28,7 @@ use crate::{
     limits::{MAX_AT_ONCE, MAX_SEGMENTS, MAX_SEQUENCE},
     link::{self, LinkEnd, LinkMessage, NewSegment, OneShot, ReadError, Welcome},
     loan::{Kept, Received},
-    memory::{Map, MemoryError, SealedMemory},
+    memory::{Copies, Map, MemoryError, SealedMemory},
     park::Fencing,
     points,
     protection::Mechanism,
@@ -114,7 +114,7 @@ pub struct Inbound {
 struct Segment {
     map: Map,
     /// Where its messages are copied to, if they are.
-    copies: Option<Map>,
+    copies: Option<Copies>,
     /// The number of its first slot.
     first: u32,
 }
@@ -222,15 +222,17 @@ impl Inbound {
             .into());
         }
         let size = self.geometry.segment_bytes(new.slots);
-        let map = Map::attach(new.memory.as_fd(), size)?;
-        points::reach("growth: mapped");
-        let copies = match self.returns().mechanism {
-            Mechanism::Shared | Mechanism::Lease | Mechanism::OneShot => None,
-            Mechanism::Copy => Some(Map::private(size).map_err(|error| LinkEnd::Exhausted(error.to_string()))?),
+        let exhausted = |error: MemoryError| LinkEnd::Exhausted(error.to_string());
+        let (map, copies) = match self.returns().mechanism {
+            Mechanism::Shared | Mechanism::Lease | Mechanism::OneShot => (Map::attach(new.memory.as_fd(), size)?, None),
+            Mechanism::Copy => {
+                let map = Map::attach_unread(new.memory.as_fd(), size)?;
+                (map, Some(Copies::new(size).map_err(exhausted)?))
+            }
         };
-        let provided = self.returns().board.provide(self.known + new.slots);
-        provided.map_err(|error| LinkEnd::Exhausted(error.to_string()))?;
-        let read = copies.as_ref().unwrap_or(&map);
+        points::reach("growth: mapped");
+        self.returns().board.provide(self.known + new.slots).map_err(exhausted)?;
+        let read = copies.as_ref().map_or(&map, Copies::map);
         for (number, bytes) in read.pieces(0..new.slots, stride, self.geometry.slot_bytes()).into_iter().flatten() {
             self.returns().held.add(SlotId::new(self.known + number), bytes.pointer().as_ptr());
         }
@@ -383,6 +385,12 @@ impl Inbound {
                 return None;
             }
         }
+        if self.returns().mechanism == Mechanism::Copy
+            && let Err(error) = self.provide_copy(number, length)
+        {
+            self.end_with(LinkEnd::Exhausted(error.to_string()));
+            return None;
+        }
         let (home, mark) = (&**self.returns(), self.next_mark());
         let Some(cell) =
             self.fits(length).then(|| home.held.take_patiently(number.into(), mark, &home.board)).flatten()
@@ -476,6 +484,21 @@ impl Inbound {
         if lost.load(Ordering::Relaxed) == 0 { 0 } else { lost.swap(0, Ordering::Relaxed) }
     }
 
+    /// Has the memory exist to which a message will be copied, if it may be one.
+    fn provide_copy(&mut self, number: u32, length: u64) -> Result<(), MemoryError> {
+        if number >= self.known || !self.fits(length) {
+            return Ok(());
+        }
+        let stride = self.geometry.stride() as usize;
+        match self.segments.iter_mut().rfind(|segment| segment.first <= number) {
+            Some(Segment { copies: Some(copies), first, .. }) => {
+                let begin = (number - *first) as usize * stride;
+                copies.provide(begin..begin + length as usize)
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Copies a message that was just taken, if messages are copied. One that cannot be is not delivered.
     fn copy(&self, taken: &Received, number: u32) -> Result<(), LinkEnd> {
         let copied = match self.segments.iter().rfind(|segment| segment.first <= number) {
@@ -486,7 +509,7 @@ impl Inbound {
                 // not read yet: it is here. The other map is not written by this process.
                 #[expect(unsafe_code, reason = "only here is it known that the message was just taken")]
                 unsafe {
-                    copies.copy_from(map, begin, taken.length())
+                    copies.map().copy_from(map, begin, taken.length())
                 }
             }
             None => false,

@@ -86,6 +86,15 @@ impl Map {
     /// # Errors
     /// [`Unsuitable`]: it is not what a peer may send.
     pub(crate) fn attach(fd: BorrowedFd<'_>, size: u64) -> Result<Self, Unsuitable> {
+        Ok(Self::attach_unread(fd, size)?.populated_to_be_read())
+    }
+
+    /// As [`Self::attach`], but each page is entered into the page table as it is read: for memory of a peer that is not
+    /// trusted and chose its size, which would have this process wait.
+    ///
+    /// # Errors
+    /// As [`Self::attach`].
+    pub(crate) fn attach_unread(fd: BorrowedFd<'_>, size: u64) -> Result<Self, Unsuitable> {
         Self::attach_sealed(fd, size, Seals::OneWriter)
     }
 
@@ -132,10 +141,14 @@ impl Map {
         };
         let unmappable = |error: io::Error| Unsuitable::Unmappable(error.to_string());
         let map = Self::mapped(fd, size, ProtFlags::PROT_READ, sharing).map_err(unmappable)?;
-        map.advise(libc::MADV_POPULATE_READ);
         // A core of this process would hold all of its sender's slots.
         map.advise(libc::MADV_DONTDUMP);
         Ok(map)
+    }
+
+    fn populated_to_be_read(self) -> Self {
+        self.advise(libc::MADV_POPULATE_READ);
+        self
     }
 
     /// Makes the pages of a file exist that is smaller than a huge page, as small ones. Without being asked, the kernel
@@ -325,17 +338,30 @@ impl Map {
             return super::heap::private(size);
         }
         room::check(size)?;
+        let map = Self::anonymous(size, MapFlags::MAP_PRIVATE)?;
+        map.advise(libc::MADV_POPULATE_WRITE);
+        Ok(map)
+    }
+
+    /// As [`Self::private`], with no page yet: they are [provided](Self::provide) before they are used.
+    ///
+    /// # Errors
+    /// As [`Self::private`].
+    pub(super) fn private_growing(size: u64) -> Result<Self, MemoryError> {
+        if !can_provide() {
+            return Self::private(size);
+        }
+        room::check(size)?;
+        Self::anonymous(size, MapFlags::MAP_PRIVATE | MapFlags::MAP_NORESERVE)
+    }
+
+    fn anonymous(size: u64, flags: MapFlags) -> Result<Self, MemoryError> {
         let refused = |source| MemoryError::Refused { call: "mmap", asked: size, source };
         let length = usize::try_from(size).ok().and_then(NonZeroUsize::new);
         let length = length.ok_or_else(|| refused(io::Error::other("nothing to map")))?;
         // SAFETY: a fresh mapping at an address of the kernel's choice touches no existing memory.
-        let base = unsafe {
-            mmap_anonymous(None, length, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE, MapFlags::MAP_PRIVATE)
-        }
-        .map_err(|error| refused(name_limit(error)))?;
-        let map = Self::of(base.cast(), length.get());
-        map.advise(libc::MADV_POPULATE_WRITE);
-        Ok(map)
+        let base = unsafe { mmap_anonymous(None, length, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE, flags) };
+        Ok(Self::of(base.map_err(|error| refused(name_limit(error)))?.cast(), length.get()))
     }
 
     /// As [`Self::private`], of pages that exist once they are written, for what may never be needed. Nothing is
@@ -344,14 +370,7 @@ impl Map {
     /// # Errors
     /// [`MemoryError::Refused`]
     pub(crate) fn of_zeroes(size: u64) -> Result<Self, MemoryError> {
-        let refused = |source| MemoryError::Refused { call: "mmap", asked: size, source };
-        let length = usize::try_from(size).ok().and_then(NonZeroUsize::new);
-        let length = length.ok_or_else(|| refused(io::Error::other("nothing to map")))?;
-        let flags = MapFlags::MAP_PRIVATE | MapFlags::MAP_NORESERVE;
-        // SAFETY: a fresh mapping at an address of the kernel's choice touches no existing memory.
-        let base = unsafe { mmap_anonymous(None, length, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE, flags) }
-            .map_err(|error| refused(error.into()))?;
-        let map = Self::of(base.cast(), length.get());
+        let map = Self::anonymous(size, MapFlags::MAP_PRIVATE | MapFlags::MAP_NORESERVE)?;
         // One cell is not to cost two megabytes.
         map.advise(libc::MADV_NOHUGEPAGE);
         Ok(map)
@@ -411,14 +430,17 @@ impl Map {
         let _ = unsafe { libc::madvise(self.base.as_ptr().cast(), self.size, advice) };
     }
 
-    /// Has the first so many bytes exist, to be read or to be written, so that no access to them fails later.
+    /// Has these bytes exist, which begin with a page, to be read or to be written, so that no access to them fails later.
+    /// There are none behind the end.
     ///
     /// # Errors
     /// What madvise(2) says: there is no memory.
-    pub(super) fn provide(&self, bytes: usize, writes: bool) -> io::Result<()> {
+    pub(super) fn provide(&self, bytes: Range<usize>, writes: bool) -> io::Result<()> {
         let advice = if writes { libc::MADV_POPULATE_WRITE } else { libc::MADV_POPULATE_READ };
+        let begin = bytes.start.min(self.size);
+        let length = bytes.end.clamp(begin, self.size) - begin;
         // SAFETY: the range lies in this mapping, and populating changes no byte of it.
-        let result = unsafe { libc::madvise(self.base.as_ptr().cast(), bytes.min(self.size), advice) };
+        let result = unsafe { libc::madvise(self.base.as_ptr().wrapping_add(begin).cast(), length, advice) };
         if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
     }
 
@@ -506,7 +528,7 @@ impl Frozen {
     /// # Errors
     /// [`Unsuitable`]: it is not sealed for good, not of this size, or not all there.
     pub fn attach(fd: BorrowedFd<'_>, size: u64) -> Result<Self, Unsuitable> {
-        Ok(Self(Map::attach_sealed(fd, size, Seals::ForGood)?))
+        Ok(Self(Map::attach_sealed(fd, size, Seals::ForGood)?.populated_to_be_read()))
     }
 }
 

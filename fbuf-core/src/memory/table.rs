@@ -218,7 +218,7 @@ impl<H: SharedLayout, C: SharedLayout> Laid<H, C> {
             room::check(bytes as u64)?;
         }
         let refused = |source| MemoryError::Refused { call: "madvise", asked: bytes as u64, source };
-        self.map.provide(bytes, writes).map_err(refused)
+        self.map.provide(0..bytes, writes).map_err(refused)
     }
 
     #[inline]
