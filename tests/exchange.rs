@@ -3,7 +3,7 @@
 
 mod support;
 
-use std::{io::Write, thread, time::Duration};
+use std::{collections::HashSet, io::Write, thread, time::Duration};
 
 use fbuf_broker::Embedded;
 use fbuf_client::{
@@ -307,6 +307,29 @@ fn a_sender_that_was_told_no_number_makes_more_slots_when_all_are_kept() {
     assert!(kept.iter().zip(0..).all(|(message, n)| message[..] == [n]));
     drop(kept);
     sender.allocate_timeout(SOON).unwrap();
+}
+
+/// Programs read numbers in place.
+#[test]
+fn a_message_begins_at_a_multiple_of_64_bytes_at_both_ends() {
+    let (_broker, client) = broker();
+    for mechanism in [Mechanism::Shared, Mechanism::Copy, Mechanism::Lease, Mechanism::OneShot] {
+        let mut sender = client.sender("c").slot_size(65).slots(4).mechanism(mechanism).open().unwrap();
+        let mut receiver = client.receiver("c").open().unwrap();
+        sender.wait_for_receivers_timeout(1, SOON).unwrap();
+        let mut begins = HashSet::new();
+        let held: Vec<_> = (0..4)
+            .map(|_| {
+                let mut fbuf = sender.allocate_timeout(SOON).unwrap();
+                fbuf.resize(65).unwrap();
+                begins.insert(fbuf.as_ptr().addr());
+                sender.write(fbuf).unwrap();
+                receiver.get_timeout(SOON).unwrap()
+            })
+            .collect();
+        let found: Vec<_> = begins.into_iter().chain(held.iter().map(|held| held.as_ptr().addr())).collect();
+        assert!(found.len() > 4 && found.iter().all(|begin| begin % 64 == 0), "{mechanism:?}: {found:x?}");
+    }
 }
 
 #[test]
