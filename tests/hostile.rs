@@ -15,7 +15,7 @@ use std::{
 
 use client::Hostile;
 use fbuf_broker::Embedded;
-use fbuf_client::{Client, ConnectError, Farewell, GetError};
+use fbuf_client::{Client, ConnectError, Farewell, GetError, Unsuitable, Violation};
 use fbuf_core::{
     control::{Greeting, Limits, Role, Slots, VERSION, Verdict},
     lane::{LaneTable, LaneWriter, capacity_for},
@@ -118,8 +118,7 @@ fn a_hostile_sender_loses_its_link_and_its_neighbour_keeps_its_own() {
     }
 }
 
-/// What a sender announces takes memory of its receiver, and time of its calls, as it is used. It may be one memory for all
-/// links, so that it costs the sender less.
+/// What a sender announces takes memory of its receiver, and time of its calls, as it is used.
 #[test]
 fn memory_that_a_sender_announces_exists_at_its_receiver_once_there_are_messages_in_it() {
     const SLOTS: u32 = 32;
@@ -130,7 +129,6 @@ fn memory_that_a_sender_announces_exists_at_its_receiver_once_there_are_messages
         Role::Sender { slot_bytes: SLOT, max_slots: SLOTS as u64, mechanism: Mechanism::Copy, slots: Slots::Segments };
     let broker = Embedded::start().unwrap();
     let mut receiver = Receiving::start(&broker);
-    let (_map, memory) = Map::create("fbuf-test", ALL).unwrap();
     let (lane, lane_fd) = LaneTable::create("fbuf-test", capacity_for(SLOTS, false)).unwrap();
     let mut lane = LaneWriter::new(lane);
     let hostile: Vec<_> = (0..LINKS).map(|_| Hostile::join(broker.address(), "c", SENDER)).collect();
@@ -139,7 +137,7 @@ fn memory_that_a_sender_announces_exists_at_its_receiver_once_there_are_messages
         hostile.say(&LinkMessage::Welcome(Welcome {
             lane: lane_fd.try_clone().unwrap().into(),
             first_sequence: 0,
-            segments: vec![NewSegment { memory: memory.try_clone().unwrap().into(), slots: SLOTS }],
+            segments: vec![NewSegment { memory: sealed(ALL), slots: SLOTS }],
             slots: Vec::new(),
         }));
     }
@@ -156,6 +154,49 @@ fn memory_that_a_sender_announces_exists_at_its_receiver_once_there_are_messages
     receiver.gets(LINKS * u64::from(SLOTS - 1));
     let grown = receiver.private() - before;
     assert!(grown > LINKS * ((ALL - SLOT) >> 10), "{grown} KiB for all messages");
+}
+
+/// A receiver that copies has as much memory as its senders have, and no sender passes one memory off as several.
+#[test]
+fn memory_that_a_receiver_copies_from_is_that_of_one_segment() {
+    let broker = Embedded::start().unwrap();
+    let client = Client::connect_to(broker.address()).unwrap();
+    let mut receiver = client.receiver("c").stay().open().unwrap();
+    let memory = sealed(4096);
+    let role = |mechanism| Role::Sender { slot_bytes: 100, max_slots: 4, mechanism, slots: Slots::Segments };
+    let welcome = |segments: u32| {
+        let segment = || NewSegment { memory: memory.clone(), slots: 1 };
+        let segments = (0..segments).map(|_| segment()).collect();
+        LinkMessage::Welcome(Welcome { lane: sealed(4096), first_sequence: 0, segments, slots: Vec::new() })
+    };
+    let is_refused = |receiver: &mut fbuf_client::Receiver| match receiver.get_timeout(SOON) {
+        Err(GetError::PeerViolation { violation, .. }) => *violation == Violation::Descriptor(Unsuitable::Shared),
+        other => panic!("{other:?}"),
+    };
+    let twice = Hostile::join(broker.address(), "c", role(Mechanism::Copy));
+    twice.say(&welcome(2));
+    assert!(is_refused(&mut receiver));
+    let first = Hostile::join(broker.address(), "c", role(Mechanism::Copy));
+    first.say(&welcome(1));
+    support::until("the first is linked", || receiver.try_get().unwrap().is_none() && receiver.senders() == 1);
+    let second = Hostile::join(broker.address(), "c", role(Mechanism::Copy));
+    second.say(&welcome(1));
+    assert!(is_refused(&mut receiver));
+    // What is not copied takes no memory of its own,
+    let shared = Hostile::join(broker.address(), "c", role(Mechanism::Shared));
+    shared.say(&welcome(1));
+    support::until("it is linked too", || receiver.try_get().unwrap().is_none() && receiver.senders() == 2);
+    // and several receivers may have one sender.
+    let mut other = client.receiver("d").open().unwrap();
+    let mut receiver = client.receiver("d").open().unwrap();
+    let mut sender = client.sender("d").slot_size(8).slots(2).mechanism(Mechanism::Copy).open().unwrap();
+    sender.wait_for_receivers_timeout(2, SOON).unwrap();
+    let fbuf = sender.allocate_timeout(SOON).unwrap();
+    assert_eq!(sender.write(fbuf).unwrap().receivers, 2);
+    for receiver in [&mut receiver, &mut other] {
+        assert_eq!(receiver.get_timeout(SOON).unwrap().mechanism(), Mechanism::Copy);
+    }
+    drop((twice, first, second, shared));
 }
 
 /// A process that receives, so that its memory can be looked at.

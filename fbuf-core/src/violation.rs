@@ -118,8 +118,8 @@ pub enum Unsuitable {
     /// Two descriptors of one slot name different memory.
     #[error("the descriptor to write it and the one to read it name different memory")]
     OtherMemory,
-    /// The memory of one slot is also that of another.
-    #[error("it is the memory of another slot too")]
+    /// The memory of one slot, or segment, is also that of another.
+    #[error("it is the memory of other slots too")]
     Shared,
     /// Its owner could take it away from whoever maps it.
     #[error("it lies in huge pages that its owner can take away")]

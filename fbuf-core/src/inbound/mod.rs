@@ -28,14 +28,14 @@ use crate::{
     limits::{MAX_AT_ONCE, MAX_SEGMENTS, MAX_SEQUENCE},
     link::{self, LinkEnd, LinkMessage, NewSegment, OneShot, ReadError, Welcome},
     loan::{Kept, Received},
-    memory::{Copies, Map, MemoryError, SealedMemory},
+    memory::{Claim, Copies, Map, MemoryError, SealedMemory},
     park::Fencing,
     points,
     protection::Mechanism,
     retire::{Cell, Held},
     slot::{Geometry, Mark, SlotId},
     socket::{Credentials, LinkSocket},
-    violation::Violation,
+    violation::{Unsuitable, Violation},
 };
 
 /// Who is at the other end of a link. Anybody can make one: it is what the broker said if it comes from an
@@ -227,7 +227,12 @@ impl Inbound {
             Mechanism::Shared | Mechanism::Lease | Mechanism::OneShot => (Map::attach(new.memory.as_fd(), size)?, None),
             Mechanism::Copy => {
                 let map = Map::attach_unread(new.memory.as_fd(), size)?;
-                (map, Some(Copies::new(size).map_err(exhausted)?))
+                let claim = Claim::of(new.memory.as_fd(), self.peer().endpoint)?;
+                let others = self.segments.iter().filter_map(|segment| segment.copies.as_ref());
+                if others.map(Copies::of).any(|other| other.is_of_memory_of(&claim)) {
+                    return Err(Unsuitable::Shared.into());
+                }
+                (map, Some(Copies::new(size, claim).map_err(exhausted)?))
             }
         };
         points::reach("growth: mapped");

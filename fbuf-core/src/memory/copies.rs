@@ -3,7 +3,7 @@
 
 use std::ops::Range;
 
-use super::{Map, MemoryError, map::can_provide, room};
+use super::{Claim, Map, MemoryError, map::can_provide, room};
 
 /// How much exists at a time: enough that asking whether there is memory, and for it, does not count.
 const PART: usize = 1 << 20;
@@ -12,19 +12,26 @@ const PART: usize = 1 << 20;
 #[derive(Debug)]
 pub(crate) struct Copies {
     map: Map,
+    /// The memory of the messages.
+    of: Claim,
     /// Which parts exist. If all have from the beginning, there is none.
     parts: Vec<bool>,
 }
 
 impl Copies {
-    /// For a segment of so many bytes.
+    /// For a segment of so many bytes, in this memory.
     ///
     /// # Errors
     /// [`MemoryError`]: there is less memory than that.
-    pub(crate) fn new(size: u64) -> Result<Self, MemoryError> {
+    pub(crate) fn new(size: u64, of: Claim) -> Result<Self, MemoryError> {
         let map = Map::private_growing(size)?;
         let parts = if can_provide() { (size as usize).div_ceil(PART) } else { 0 };
-        Ok(Self { map, parts: vec![false; parts] })
+        Ok(Self { map, of, parts: vec![false; parts] })
+    }
+
+    /// Of which memory the messages are.
+    pub(crate) fn of(&self) -> &Claim {
+        &self.of
     }
 
     /// The memory itself, of which what was not [provided](Self::provide) is not to be touched.
@@ -61,7 +68,10 @@ impl Copies {
 
 #[cfg(all(test, not(miri)))]
 mod tests {
-    use std::{fs::File, os::unix::fs::FileExt};
+    use std::{
+        fs::File,
+        os::{fd::AsFd, unix::fs::FileExt},
+    };
 
     use super::*;
 
@@ -75,9 +85,14 @@ mod tests {
         4096 * words.chunks(8).filter(|word| word[7] & 0b1100_0000 != 0).count()
     }
 
+    fn claim() -> Claim {
+        let (_map, memory) = Map::create("fbuf-test", 4096).unwrap();
+        Claim::of(memory.as_fd(), 1).unwrap()
+    }
+
     #[test]
     fn they_exist_as_far_as_they_were_used() {
-        let mut copies = Copies::new(SIZE as u64).unwrap();
+        let mut copies = Copies::new(SIZE as u64, claim()).unwrap();
         let mut provide = |bytes| {
             copies.provide(bytes).unwrap();
             existing(copies.map())
@@ -96,6 +111,6 @@ mod tests {
 
     #[test]
     fn more_than_there_is_is_an_error() {
-        assert!(matches!(Copies::new(1 << 50), Err(MemoryError::NotEnough { asked, .. }) if asked == 1 << 50));
+        assert!(matches!(Copies::new(1 << 50, claim()), Err(MemoryError::NotEnough { asked, .. }) if asked == 1 << 50));
     }
 }

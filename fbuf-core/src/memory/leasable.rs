@@ -59,8 +59,8 @@ impl std::fmt::Display for Pages {
 
 /// Which file a descriptor names. Numbers of memfds do not come again before there were 2⁶⁴ of them; those of huge
 /// pages may, and are compared only between processes of one user.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct FileId {
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct FileId {
     device: u64,
     inode: u64,
 }
@@ -251,7 +251,7 @@ pub fn has_transparent_pages() -> bool {
 }
 
 impl FileId {
-    fn of(stat: &FileStat) -> Self {
+    pub(super) fn of(stat: &FileStat) -> Self {
         Self { device: stat.st_dev, inode: stat.st_ino }
     }
 }

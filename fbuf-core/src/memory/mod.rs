@@ -1,6 +1,7 @@
 //! Shared memory with one writer (invariant 1): a memfd is created and reserved, mapped by the
 //! process that writes it, sealed by it, and verified by everybody else before they map it.
 
+mod claim;
 mod copies;
 #[cfg(miri)]
 pub(crate) mod heap;
@@ -12,6 +13,7 @@ mod room;
 mod sealed;
 mod table;
 
+pub(crate) use claim::Claim;
 pub(crate) use copies::Copies;
 pub use leasable::{HUGE_PAGE, Leasable, Pages, free_huge_pages, has_transparent_pages};
 pub use map::{Map, Trial, try_page};

@@ -129,5 +129,5 @@ fn one_piece_of_memory_is_not_two_slots() {
     let one = memory();
     let again = one.try_clone().unwrap();
     let error = pool(vec![one, again]).unwrap_err().to_string();
-    assert!(error.contains("another slot"), "{error}");
+    assert!(error.contains("other slots"), "{error}");
 }
