@@ -226,7 +226,7 @@ impl Jam {
         let from = PacketSocket::new(from).unwrap();
         let file = Arc::new(OwnedFd::from(File::open("/dev/null").unwrap()));
         for _ in 0..4 {
-            from.send(&Letter { bytes: vec![0], descriptors: vec![file.clone(); MAX_DESCRIPTORS] }).unwrap();
+            from.send(&Letter { bytes: vec![0], descriptors: vec![file.clone().into(); MAX_DESCRIPTORS] }).unwrap();
         }
         let limit = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
         setrlimit(Resource::RLIMIT_NOFILE, 4 * MAX_DESCRIPTORS as u64 - 1, limit.1).unwrap();

@@ -11,7 +11,7 @@ use std::{
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
-use fbuf_core::{address::Address, fork::Withheld};
+use fbuf_core::{address::Address, socket::Listening};
 use nix::{
     errno::Errno,
     sys::socket::{
@@ -46,7 +46,7 @@ struct GivenFile {
 }
 
 impl GivenFile {
-    fn of(socket: &OwnedFd) -> Option<Self> {
+    fn of(socket: &Listening) -> Option<Self> {
         let path = getsockname::<UnixAddr>(socket.as_raw_fd()).ok()?.path()?.to_owned();
         Some(Self { identity: identity(&path)?, path })
     }
@@ -58,7 +58,7 @@ fn identity(path: &Path) -> Option<(u64, u64)> {
 
 #[derive(Debug)]
 struct Bound {
-    socket: Withheld<OwnedFd>,
+    socket: Listening,
     /// Removed at the end.
     file: Option<SocketFile>,
     /// Whether processes of every user may connect.
@@ -175,13 +175,14 @@ impl Listener {
     /// # Errors
     /// What listen(2) says.
     pub fn inherited(socket: OwnedFd) -> io::Result<Self> {
+        let socket = Listening::from(socket);
         // What clients learn of the process at the other end is which process called listen(2) last. For a socket that
         // the service manager listens at, that is to be the service manager.
         if !getsockopt(&socket, AcceptConn)? {
             listen(&socket, Backlog::new(QUEUE)?)?;
         }
         let given = GivenFile::of(&socket);
-        let bound = Bound { socket: socket.into(), file: None, is_open_to_all: true };
+        let bound = Bound { socket, file: None, is_open_to_all: true };
         Ok(Self { address: None, bound: Mutex::new(bound), given })
     }
 
@@ -189,8 +190,8 @@ impl Listener {
     ///
     /// # Errors
     /// When there is no descriptor left.
-    pub fn socket(&self) -> io::Result<Withheld<OwnedFd>> {
-        Ok(self.lock().socket.try_clone()?.into())
+    pub fn socket(&self) -> io::Result<Listening> {
+        self.lock().socket.try_clone()
     }
 
     /// Looks whether clients still find it, and makes its file anew if that is gone.
@@ -237,6 +238,7 @@ impl Bound {
         let given = address.to_kernel().map_err(refused)?;
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
         let socket = socket(AddressFamily::Unix, SockType::SeqPacket, flags, None).map_err(|e| refused(e.into()))?;
+        let socket = Listening::from(socket);
         let folder = match address {
             Address::Path(path) => Some(Folder::of(path, address)?),
             Address::Abstract(_) => None,
@@ -255,7 +257,7 @@ impl Bound {
         })?;
         let file = folder.map(SocketFile::made_in).transpose().map_err(refused)?;
         Backlog::new(QUEUE).and_then(|queue| listen(&socket, queue)).map_err(|error| refused(error.into()))?;
-        Ok(Self { socket: socket.into(), file, is_open_to_all: false })
+        Ok(Self { socket, file, is_open_to_all: false })
     }
 
     fn open_to_all(&mut self) -> io::Result<()> {

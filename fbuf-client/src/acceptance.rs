@@ -6,7 +6,7 @@ use std::{
     sync::Arc,
 };
 
-use fbuf_core::inbound::Peer;
+use fbuf_core::{apart, inbound::Peer};
 
 /// Whether a peer is accepted.
 type Question = dyn Fn(&Peer) -> bool + Send + Sync;
@@ -20,8 +20,12 @@ pub(crate) struct Acceptance {
 }
 
 impl Acceptance {
-    /// Whether a link with this peer may be made. A question that panics was not answered with yes.
+    /// Whether a link with this peer may be made. A question that panics was not answered with yes. From another user who
+    /// has passed [much that takes long to close](apart::is_overrun) nothing more is taken.
     pub(crate) fn accepts(&self, peer: &Peer) -> bool {
+        if !peer.same_user && apart::is_overrun(peer.process.uid) {
+            return false;
+        }
         let is_named = self.users.as_ref().is_none_or(|users| users.contains(&peer.process.uid));
         is_named
             && self

@@ -36,7 +36,7 @@ use std::{
 };
 
 use crate::{
-    guard, inbound, lease,
+    apart, guard, inbound, lease,
     park::Fencing,
     sys::{self, Membarrier},
 };
@@ -393,6 +393,7 @@ fn advise(addresses: &Range<usize>, advice: libc::c_int) {
 /// that in the child none is locked by a thread that is not there.
 struct Locks {
     withheld: MutexGuard<'static, Withholding>,
+    apart: apart::Locked,
     _others: (lease::Locked, guard::Locked, inbound::Locked),
 }
 
@@ -407,7 +408,8 @@ static HELD: Held = Held(UnsafeCell::new(None));
 extern "C" fn before() {
     // It must not be half done when the process forks.
     Fencing::of_this_process();
-    let locks = Locks { _others: (lease::lock(), guard::lock_for_fork(), inbound::lock()), withheld: withheld() };
+    let others = (lease::lock(), guard::lock_for_fork(), inbound::lock());
+    let locks = Locks { _others: others, apart: apart::lock(), withheld: withheld() };
     // The handler in the child needs something to put its own memory over: other handlers could have taken the place.
     locks.withheld.mappings.iter().for_each(|mapping| advise(mapping, libc::MADV_DOFORK));
     // SAFETY: this thread has all the locks.
@@ -426,6 +428,7 @@ extern "C" fn in_child() {
     current_word_of_child().store(0, Ordering::Relaxed);
     // SAFETY: `before` has left the locks here, for this thread.
     let Some(mut locks) = (unsafe { (*HELD.0.get()).take() }) else { return };
+    locks.apart.forget();
     let withheld = &mut *locks.withheld;
     withheld.mappings.iter().filter(|mapping| !mapping.is_empty()).for_each(make_private);
     withheld.mappings.clear();

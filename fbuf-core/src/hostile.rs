@@ -132,7 +132,7 @@ fn say(socket: &PacketSocket, packet: &Packet) {
     let segment = |&(kind, slots): &(Kind, u32)| NewSegment { memory: descriptor(&kind), slots };
     let letter = match packet {
         Packet::Garbage(bytes, kinds) => {
-            Letter { bytes: bytes.clone(), descriptors: kinds.iter().map(|kind| Arc::new(kind.make())).collect() }
+            Letter { bytes: bytes.clone(), descriptors: kinds.iter().map(descriptor).collect() }
         }
         Packet::Bell => wire::encode(&LinkMessage::Bell).unwrap(),
         &Packet::Hello(board, skip_above, fences) => wire::encode(&LinkMessage::Hello(Hello {

@@ -11,6 +11,7 @@
 //! of a volatile message stay as they are while it is held because its sender is trusted ([`trust`], [`loan::Received`]).
 //! Unsafe code lives in these files, beside the models for loom, and a test compares the list with the sources:
 //!
+//! * `apart.rs`: what is dropped by another thread is moved out of its place.
 //! * `fork.rs`: what is done in a child that was forked.
 //! * `guard.rs`: the signal handler of a guard, where one is asked for.
 //! * `inbound/mod.rs`: one call, which copies a message that was just taken.
@@ -62,9 +63,13 @@ mod scarce;
 #[cfg(not(loom))]
 pub mod address;
 #[cfg(not(loom))]
+pub mod apart;
+#[cfg(not(loom))]
 pub mod channel;
 #[cfg(not(loom))]
 pub mod control;
+#[cfg(not(loom))]
+pub mod foreign;
 #[cfg(not(loom))]
 pub mod fork;
 #[cfg(not(loom))]

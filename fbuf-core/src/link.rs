@@ -1,11 +1,12 @@
 //! What travels over a link socket: greetings with the descriptors of lanes, boards and segments,
 //! the announcements of growth, and the bell.
 
-use std::{io, os::fd::OwnedFd};
+use std::io;
 
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    foreign::Foreign,
     inbound::GreetError,
     socket::{Arrival, PacketSocket, means_gone},
     trust::Trusted,
@@ -45,20 +46,13 @@ pub struct Right {
 #[derive(Debug)]
 pub struct Gift {
     pub(crate) giver: Trusted,
-    pub(crate) slot: u32,
-    pub(crate) writer: OwnedFd,
-    pub(crate) reader: Option<OwnedFd>,
+    pub(crate) right: Right,
 }
 
 impl Right {
     /// Takes it from this receiver.
-    ///
-    /// # Errors
-    /// This process has no descriptor left.
-    pub(crate) fn take(self, giver: Trusted) -> io::Result<Gift> {
-        let Self { slot, writer, reader } = self;
-        let reader = reader.map(Descriptor::into_owned).transpose()?;
-        Ok(Gift { giver, slot, writer: writer.into_owned()?, reader })
+    pub(crate) fn take(self, giver: Trusted) -> Gift {
+        Gift { giver, right: self }
     }
 }
 
@@ -230,6 +224,12 @@ pub(crate) fn receive(socket: &PacketSocket, descriptors: usize) -> Result<Optio
 fn read(arrival: io::Result<Arrival>) -> Result<Option<LinkMessage>, ReadError> {
     let garbage = |what| ReadError::End(Violation::Garbage(what).into());
     match arrival {
+        Ok(Arrival::Message(_, descriptors)) if !descriptors.iter().all(Foreign::is_memory) => {
+            // All that has its place here is memory. What else there is, nothing is asked of: a file system that is a
+            // program of the peer's need not answer.
+            Foreign::drop_together(descriptors);
+            Err(ReadError::End(Violation::from(Unsuitable::NotSealable).into()))
+        }
         Ok(Arrival::Message(bytes, descriptors)) => {
             wire::decode(&bytes, descriptors).map(Some).map_err(|error| garbage(error.to_string()))
         }

@@ -565,7 +565,7 @@ impl Outbound {
                 Ok(Some(LinkMessage::Bell)) => {}
                 Ok(Some(other)) => match (other, self.giver) {
                     (LinkMessage::Right(right), Some(giver)) if self.gifts.len() < MAX_LEASED as usize => {
-                        self.gifts.push(right.take(giver).map_err(|error| LinkEnd::Exhausted(error.to_string()))?);
+                        self.gifts.push(right.take(giver));
                     }
                     (other, _) => return Err(Violation::OutOfTurn { found: other.name(), wanted: "a bell" }.into()),
                 },

@@ -1,5 +1,9 @@
 //! A SOCK_SEQPACKET Unix socket: whole messages with descriptors, in order, and a hang-up when the
 //! other side is gone. Knows no messages.
+//!
+//! The other side may send descriptors that take long to close ([`crate::apart`]). A message that carries more than it
+//! may is not even taken off the socket, since the kernel would have this thread close them; and a socket in which descriptors wait
+//! is closed by another thread.
 
 use std::{
     fmt,
@@ -14,33 +18,100 @@ use nix::{
     sys::{
         epoll::{Epoll, EpollEvent, EpollFlags},
         socket::{
-            AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, UnixAddr, connect, getsockopt, recv, send,
-            sendmsg, setsockopt, socket, socketpair, sockopt,
+            AddressFamily, ControlMessage, MsgFlags, Shutdown, SockFlag, SockType, UnixAddr, connect, getsockopt, recv,
+            send, sendmsg, setsockopt, shutdown, socket, socketpair, sockopt,
         },
         time::TimeVal,
     },
 };
 
 use crate::{
-    fork::Withheld,
-    limits::{MAX_DESCRIPTORS, SEND_BUFFER},
-    sys,
+    apart::{Apart, Cause, Slow},
+    foreign::Foreign,
+    fork::{Generation, Withheld},
+    limits::{MAX_AT_ONCE, MAX_DESCRIPTORS, SEND_BUFFER},
+    sys::{self, First},
     wire::Letter,
 };
 
 #[cfg(miri)]
 mod heap;
 
-/// One end of a connection.
+/// One end of a connection, of which this process has the only descriptor. When it is dropped, the other side sees a
+/// hang-up at once.
 #[derive(Debug)]
-pub struct PacketSocket(Withheld<OwnedFd>);
+pub struct PacketSocket(Apart<Socket>);
+
+#[derive(Debug)]
+struct Socket {
+    // Closed before the rest is dropped.
+    descriptor: Withheld<OwnedFd>,
+    generation: Generation,
+    /// The user of the other side.
+    user: Option<u32>,
+    /// Whether no message carries descriptors that may carry none, or the other side is of the same user.
+    is_vetted: bool,
+    kept: Option<Kept>,
+}
+
+/// What is dropped when a socket is closed.
+type Kept = Box<dyn fmt::Debug + Send + Sync>;
+
+impl From<OwnedFd> for PacketSocket {
+    fn from(descriptor: OwnedFd) -> Self {
+        let (descriptor, generation) = (descriptor.into(), Generation::current());
+        Self(Socket { descriptor, generation, user: None, is_vetted: false, kept: None }.into())
+    }
+}
+
+impl Slow for Socket {
+    /// Hangs up, and looks what waits.
+    fn cause(&mut self) -> Option<Cause> {
+        #[cfg(miri)]
+        if heap::IS_USED {
+            heap::hang_up(self.descriptor.as_fd());
+            return None;
+        }
+        if !self.generation.is_current() {
+            // In a child of clone(2) it is its parent's; else nothing waits in it.
+            return None;
+        }
+        // Nothing more can come.
+        let hung_up = shutdown(self.descriptor.as_raw_fd(), Shutdown::Both);
+        let is_known_empty =
+            hung_up.and_then(|()| setsockopt(&*self.descriptor, sockopt::PassCred, &true)).is_ok() && self.drain();
+        (!is_known_empty).then_some(Cause::Peer(self.user))
+    }
+}
+
+impl Socket {
+    /// Takes off the messages without descriptors that wait. Whether nothing waits then; if there are many, it is not
+    /// found out.
+    fn drain(&self) -> bool {
+        for _ in 0..MAX_AT_ONCE {
+            match sys::first(self.descriptor.as_fd()) {
+                Ok(First::Nothing) => return true,
+                Ok(First::Descriptors) => return false,
+                // Taken off, if it is still there.
+                Ok(First::Text) => drop(recv(self.descriptor.as_raw_fd(), &mut [], MsgFlags::MSG_DONTWAIT)),
+                Err(error) => match error.raw_os_error().map(Errno::from_raw) {
+                    Some(Errno::ENOTCONN) => return true,
+                    // Said once.
+                    Some(Errno::ECONNRESET | Errno::EINTR) => {}
+                    _ => return false,
+                },
+            }
+        }
+        false
+    }
+}
 
 /// What came out of a socket.
 #[derive(Debug)]
 pub enum Arrival {
     /// A message: its bytes, and its descriptors.
-    Message(Vec<u8>, Vec<OwnedFd>),
-    /// One that was longer, or carried more descriptors, than any may; it is lost.
+    Message(Vec<u8>, Vec<Foreign>),
+    /// One that is longer, or carries more descriptors, than any may. One with descriptors stays, and nothing else comes.
     TooLong,
     /// One with descriptors that this process has no room for. It comes again at the next look.
     NoDescriptors,
@@ -58,19 +129,44 @@ impl PacketSocket {
     pub fn new(fd: OwnedFd) -> io::Result<Self> {
         #[cfg(miri)]
         if heap::IS_USED {
-            return Ok(Self(fd.into()));
+            return Ok(fd.into());
         }
         use nix::fcntl::{FcntlArg, OFlag, fcntl};
-        let flags = OFlag::from_bits_retain(fcntl(&fd, FcntlArg::F_GETFL)?);
-        fcntl(&fd, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
-        Ok(Self(fd.into()))
+        // From here on it is closed apart.
+        let socket = Self::from(fd);
+        let flags = OFlag::from_bits_retain(fcntl(&socket, FcntlArg::F_GETFL)?);
+        fcntl(&socket, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
+        Ok(socket)
     }
 
-    /// Takes over what [`sys::accept`] returned, which is non-blocking already.
+    /// Takes over what [`sys::accept`] returned, which is non-blocking already. No descriptors can be sent to it, where
+    /// [the kernel can refuse them](sys::refuse_descriptors).
     #[must_use]
     pub fn accepted(fd: OwnedFd) -> Self {
         widen(&fd);
-        Self(fd.into())
+        let mut socket = Self::from(fd);
+        // If its listener refuses them, none has come before either.
+        socket.0.is_vetted = sys::refuses_descriptors(socket.as_fd());
+        if !socket.0.is_vetted {
+            // A kernel that cannot is none that has to.
+            let _ = sys::refuse_descriptors(socket.as_fd());
+        }
+        socket
+    }
+
+    /// The same, where a process of this user is at the other side, which may be the user of this process.
+    #[must_use]
+    pub fn with_peer(mut self, user: u32, is_own: bool) -> Self {
+        self.0.user = Some(user);
+        self.0.is_vetted |= is_own;
+        self
+    }
+
+    /// The same, with something that is dropped when it is closed, by whatever thread.
+    #[must_use]
+    pub fn with(mut self, kept: impl fmt::Debug + Send + Sync + 'static) -> Self {
+        self.0.kept = Some(Box::new(kept));
+        self
     }
 
     /// Two ends of one connection.
@@ -111,7 +207,7 @@ impl PacketSocket {
         let fd = socket(AddressFamily::Unix, SockType::SeqPacket, flags, None)?;
         widen(&fd);
         connect(fd.as_raw_fd(), address)?;
-        Ok(Self(fd.into()))
+        Ok(fd.into())
     }
 
     /// The size of its send buffer, if that is smaller than [`SEND_BUFFER`]: then it may be full although the peer is honest.
@@ -121,7 +217,7 @@ impl PacketSocket {
         if heap::IS_USED {
             return None;
         }
-        getsockopt(&self.0, sockopt::SndBuf).ok().filter(|&size| size < SEND_BUFFER)
+        getsockopt(self, sockopt::SndBuf).ok().filter(|&size| size < SEND_BUFFER)
     }
 
     /// How much of the send buffer is in use: what the peer has not read.
@@ -131,7 +227,7 @@ impl PacketSocket {
         if heap::IS_USED {
             return 0;
         }
-        sys::unread_bytes(self.0.as_fd()).unwrap_or(0)
+        sys::unread_bytes(self.as_fd()).unwrap_or(0)
     }
 
     /// Sends a message without waiting.
@@ -142,13 +238,13 @@ impl PacketSocket {
     pub fn send(&self, letter: &Letter) -> io::Result<()> {
         #[cfg(miri)]
         if heap::IS_USED {
-            return heap::send(self.0.as_fd(), &letter.bytes, &letter.descriptors);
+            return heap::send(self.as_fd(), &letter.bytes, &letter.descriptors);
         }
-        let raw: Vec<_> = letter.descriptors.iter().map(|fd| fd.as_raw_fd()).collect();
+        let raw: Vec<_> = letter.descriptors.iter().map(|fd| fd.as_fd().as_raw_fd()).collect();
         let rights = [ControlMessage::ScmRights(&raw)];
         let control = if raw.is_empty() { &[] } else { &rights[..] };
         let flags = MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT;
-        match sendmsg::<()>(self.0.as_raw_fd(), &[IoSlice::new(&letter.bytes)], control, flags, None) {
+        match sendmsg::<()>(self.as_raw_fd(), &[IoSlice::new(&letter.bytes)], control, flags, None) {
             Ok(_) => Ok(()),
             Err(Errno::ETOOMANYREFS) => Err(io::Error::new(
                 io::ErrorKind::QuotaExceeded,
@@ -161,7 +257,7 @@ impl PacketSocket {
                     "a message of {} bytes does not fit into the send buffer of {} bytes that the kernel grants: \
                      raise net.core.wmem_max",
                     letter.bytes.len(),
-                    getsockopt(&self.0, sockopt::SndBuf).unwrap_or(0),
+                    getsockopt(self, sockopt::SndBuf).unwrap_or(0),
                 ),
             )),
             Err(error) => Err(error.into()),
@@ -175,9 +271,9 @@ impl PacketSocket {
     pub fn send_bytes(&self, bytes: &[u8]) -> io::Result<()> {
         #[cfg(miri)]
         if heap::IS_USED {
-            return heap::send(self.0.as_fd(), bytes, &[]);
+            return heap::send(self.as_fd(), bytes, &[]);
         }
-        send(self.0.as_raw_fd(), bytes, MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT)?;
+        send(self.as_raw_fd(), bytes, MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT)?;
         Ok(())
     }
 
@@ -186,9 +282,9 @@ impl PacketSocket {
     pub fn has_hung_up(&self) -> bool {
         #[cfg(miri)]
         if heap::IS_USED {
-            return heap::has_hung_up(self.0.as_fd());
+            return heap::has_hung_up(self.as_fd());
         }
-        let mut this = [PollFd::new(self.0.as_fd(), PollFlags::empty())];
+        let mut this = [PollFd::new(self.as_fd(), PollFlags::empty())];
         // No error is possible for one descriptor and no time (poll(2)).
         poll(&mut this, PollTimeout::ZERO).is_ok()
             && this[0].revents().is_some_and(|events| events.contains(PollFlags::POLLHUP))
@@ -211,8 +307,7 @@ impl PacketSocket {
     }
 
     /// As [`Self::receive`], where no message may carry a descriptor. One that does is too long, and its
-    /// descriptors never are this process's: there is nothing to close, which can take long for files of a
-    /// file system that is somebody's program.
+    /// descriptors never are this process's.
     ///
     /// # Errors
     /// As [`Self::receive`].
@@ -223,34 +318,42 @@ impl PacketSocket {
     fn receive_with<const LONGEST: usize>(&self, most: usize) -> io::Result<Arrival> {
         #[cfg(miri)]
         if heap::IS_USED {
-            return heap::receive(self.0.as_fd(), LONGEST, most);
+            return heap::receive(self.as_fd(), LONGEST, most);
         }
         let mut buffer = [0; LONGEST];
-        // The kernel drops a message together with the descriptors for which a process has no room. So a message that
-        // may carry any is looked at first, and taken off only with all of them here.
-        let mut receive = || match most {
-            0 => sys::receive(self.0.as_fd(), &mut buffer),
-            most => sys::peek(self.0.as_fd(), &mut buffer, most),
+        // The kernel drops a message together with the descriptors for which a process has no room, and this thread closes
+        // those that nobody else has. So a message that may carry any is looked at first, and taken off only with all of
+        // them here.
+        let is_vetted = most == 0 && self.0.is_vetted;
+        let mut receive = || match is_vetted {
+            true => sys::receive(self.as_fd(), &mut buffer),
+            false => sys::peek(self.as_fd(), &mut buffer, most),
         };
         let received = match receive() {
             // Said once, and before what had been sent.
             Err(error) if error.kind() == io::ErrorKind::ConnectionReset => receive(),
             received => received,
         };
-        let lacks_room = |packet: &sys::Packet| packet.descriptors_lost && packet.descriptors.len() < most;
-        if most > 0
-            && let Ok(packet) = &received
-            && (packet.truncated || !lacks_room(packet))
-        {
-            // What it carries is here, or too much, or nothing: the end, which stays.
-            self.take_off()?;
-        }
         match received {
-            Ok(packet) if packet.truncated => Ok(Arrival::TooLong),
-            Ok(packet) if lacks_room(&packet) => Ok(Arrival::NoDescriptors),
-            Ok(packet) if packet.descriptors_lost => Ok(Arrival::TooLong),
-            Ok(packet) if packet.length == 0 => Ok(Arrival::HangUp),
-            Ok(packet) => Ok(Arrival::Message(buffer[..packet.length].to_vec(), packet.descriptors)),
+            Ok(packet) => {
+                let sys::Packet { length, descriptors, truncated, descriptors_lost, .. } = packet;
+                let descriptors: Vec<_> =
+                    descriptors.into_iter().map(|fd| Foreign::from(fd).of_user(self.0.user)).collect();
+                let lacks_room = descriptors_lost && descriptors.len() < most;
+                if !is_vetted && !descriptors_lost && (!truncated || descriptors.is_empty()) {
+                    // What it carries is here; or there is nothing: the end, which stays.
+                    self.take_off()?;
+                }
+                if !truncated && !descriptors_lost && length > 0 {
+                    return Ok(Arrival::Message(buffer[..length].to_vec(), descriptors));
+                }
+                Foreign::drop_together(descriptors);
+                Ok(match (truncated, descriptors_lost) {
+                    (false, true) if lacks_room => Arrival::NoDescriptors,
+                    (false, false) => Arrival::HangUp,
+                    _ => Arrival::TooLong,
+                })
+            }
             Err(error) => match error.kind() {
                 io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted => Ok(Arrival::Nothing),
                 io::ErrorKind::ConnectionReset => Ok(Arrival::HangUp),
@@ -261,7 +364,7 @@ impl PacketSocket {
 
     /// Takes off the message that was looked at. A reset that came in between is said first, and once.
     fn take_off(&self) -> io::Result<()> {
-        let take = || recv(self.0.as_raw_fd(), &mut [], MsgFlags::MSG_DONTWAIT);
+        let take = || recv(self.as_raw_fd(), &mut [], MsgFlags::MSG_DONTWAIT);
         match take() {
             Err(Errno::ECONNRESET) => take()?,
             taken => taken?,
@@ -274,7 +377,7 @@ impl PacketSocket {
     /// # Errors
     /// What getsockopt(2) says.
     pub fn peer_groups(&self) -> io::Result<Vec<u32>> {
-        let mut groups = sys::peer_groups(self.0.as_fd())?;
+        let mut groups = sys::peer_groups(self.as_fd())?;
         groups.push(self.peer()?.gid);
         Ok(groups)
     }
@@ -289,7 +392,7 @@ impl PacketSocket {
     #[must_use]
     pub fn hung_up(&self) -> bool {
         use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-        let mut polled = [PollFd::new(self.0.as_fd(), PollFlags::empty())];
+        let mut polled = [PollFd::new(self.as_fd(), PollFlags::empty())];
         poll(&mut polled, PollTimeout::ZERO) == Ok(1)
             && polled[0].revents().is_some_and(|events| events.intersects(PollFlags::POLLHUP | PollFlags::POLLERR))
     }
@@ -299,7 +402,7 @@ impl PacketSocket {
     /// # Errors
     /// What getsockopt(2) says.
     pub fn peer(&self) -> io::Result<Credentials> {
-        let found = nix::sys::socket::getsockopt(&*self.0, nix::sys::socket::sockopt::PeerCredentials)?;
+        let found = getsockopt(self, sockopt::PeerCredentials)?;
         Ok(Credentials { pid: found.pid(), uid: found.uid(), gid: found.gid() })
     }
 }
@@ -327,7 +430,7 @@ impl LinkSocket<'_> {
     /// # Errors
     /// What epoll_ctl(2) says.
     pub fn watch(self, epoll: &Epoll, events: EpollFlags, data: u64) -> io::Result<()> {
-        Ok(epoll.add(self.0.0.as_fd(), EpollEvent::new(events, data))?)
+        Ok(epoll.add(self.0.as_fd(), EpollEvent::new(events, data))?)
     }
 
     /// Ends that.
@@ -335,7 +438,7 @@ impl LinkSocket<'_> {
     /// # Errors
     /// What epoll_ctl(2) says; also that it was not watched.
     pub fn unwatch(self, epoll: &Epoll) -> io::Result<()> {
-        Ok(epoll.delete(self.0.0.as_fd())?)
+        Ok(epoll.delete(self.0.as_fd())?)
     }
 }
 
@@ -377,20 +480,58 @@ impl fmt::Display for Credentials {
 
 impl AsFd for PacketSocket {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
-    }
-}
-
-#[cfg(miri)]
-impl Drop for PacketSocket {
-    fn drop(&mut self) {
-        heap::hang_up(self.0.as_fd());
+        self.0.descriptor.as_fd()
     }
 }
 
 impl AsRawFd for PacketSocket {
     fn as_raw_fd(&self) -> i32 {
-        self.0.as_raw_fd()
+        self.0.descriptor.as_raw_fd()
+    }
+}
+
+/// A listening socket to whose connections no descriptors can be sent, where [the kernel can refuse
+/// them](sys::refuse_descriptors). Where it cannot, another thread closes it: connections may wait that have some.
+#[derive(Debug)]
+pub struct Listening(Apart<Queue>);
+
+#[derive(Debug)]
+struct Queue(Withheld<OwnedFd>);
+
+impl Slow for Queue {
+    fn cause(&mut self) -> Option<Cause> {
+        // Processes of any user may have connected.
+        (!sys::refuses_descriptors(self.0.as_fd())).then_some(Cause::Peer(None))
+    }
+}
+
+impl From<OwnedFd> for Listening {
+    fn from(socket: OwnedFd) -> Self {
+        // A kernel before 6.16 cannot.
+        let _ = sys::refuse_descriptors(socket.as_fd());
+        Self(Queue(socket.into()).into())
+    }
+}
+
+impl Listening {
+    /// Another descriptor of it.
+    ///
+    /// # Errors
+    /// When there is none left.
+    pub fn try_clone(&self) -> io::Result<Self> {
+        Ok(self.as_fd().try_clone_to_owned()?.into())
+    }
+}
+
+impl AsFd for Listening {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.0.as_fd()
+    }
+}
+
+impl AsRawFd for Listening {
+    fn as_raw_fd(&self) -> i32 {
+        self.0.0.as_raw_fd()
     }
 }
 
@@ -404,127 +545,4 @@ pub fn means_gone(error: &io::Error) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::limits::{MAX_DESCRIPTORS, MAX_MESSAGE};
-    use std::sync::Arc;
-
-    fn pair() -> (PacketSocket, PacketSocket) {
-        let (a, b) = PacketSocket::pair().unwrap();
-        (PacketSocket::new(a).unwrap(), PacketSocket::new(b).unwrap())
-    }
-
-    fn letter(bytes: usize, descriptors: usize) -> Letter {
-        let fd = Arc::new(OwnedFd::from(std::fs::File::open("/dev/null").unwrap()));
-        Letter { bytes: vec![7; bytes], descriptors: vec![fd; descriptors] }
-    }
-
-    #[test]
-    fn the_largest_message_arrives_whole() {
-        let (a, b) = pair();
-        a.send(&letter(MAX_MESSAGE, MAX_DESCRIPTORS)).unwrap();
-        let Arrival::Message(bytes, descriptors) = b.receive::<MAX_MESSAGE>().unwrap() else { panic!("no message") };
-        assert_eq!((bytes.len(), descriptors.len()), (MAX_MESSAGE, MAX_DESCRIPTORS));
-        assert!(matches!(b.receive::<MAX_MESSAGE>().unwrap(), Arrival::Nothing));
-    }
-
-    #[test]
-    fn a_longer_message_is_noticed_and_dropped() {
-        let (a, b) = pair();
-        a.send(&letter(MAX_MESSAGE + 1, 0)).unwrap();
-        assert!(matches!(b.receive::<MAX_MESSAGE>().unwrap(), Arrival::TooLong));
-        a.send(&letter(1, 253)).unwrap();
-        assert!(matches!(b.receive::<MAX_MESSAGE>().unwrap(), Arrival::TooLong));
-        a.send(&letter(1, 0)).unwrap();
-        assert!(matches!(b.receive::<MAX_MESSAGE>().unwrap(), Arrival::Message(..)));
-    }
-
-    #[test]
-    fn descriptors_that_came_with_a_lost_message_are_closed() {
-        let (a, b) = pair();
-        let (reader, writer) = nix::unistd::pipe().unwrap();
-        let writer = Arc::new(writer);
-        a.send(&Letter { bytes: vec![7], descriptors: vec![writer.clone(); 253] }).unwrap();
-        drop(writer);
-        assert!(matches!(b.receive::<MAX_MESSAGE>().unwrap(), Arrival::TooLong));
-        assert_eq!(nix::unistd::read(&reader, &mut [0]), Ok(0), "the writing end is still open somewhere");
-    }
-
-    #[test]
-    fn what_was_sent_before_a_hang_up_arrives_before_it() {
-        let (a, b) = pair();
-        a.send(&letter(3, 1)).unwrap();
-        drop(a);
-        assert!(b.hung_up());
-        assert!(matches!(b.receive::<MAX_MESSAGE>().unwrap(), Arrival::Message(..)));
-        assert!(matches!(b.receive::<MAX_MESSAGE>().unwrap(), Arrival::HangUp));
-        assert!(means_gone(&b.send(&letter(1, 0)).unwrap_err()));
-    }
-
-    /// Who dies with something unread in its own socket resets that of the other side.
-    #[test]
-    fn what_was_sent_before_a_reset_arrives_before_it() {
-        let (a, b) = pair();
-        a.send(&letter(3, 1)).unwrap();
-        b.send(&letter(4, 0)).unwrap();
-        drop(a);
-        assert!(matches!(b.receive::<MAX_MESSAGE>().unwrap(), Arrival::Message(..)));
-        assert!(matches!(b.receive::<MAX_MESSAGE>().unwrap(), Arrival::HangUp));
-    }
-
-    #[test]
-    fn a_message_that_was_looked_at_before_a_reset_is_taken_off_after_it() {
-        let (a, b) = pair();
-        a.send(&letter(3, 1)).unwrap();
-        b.send(&letter(4, 0)).unwrap();
-        let mut buffer = [0; 8];
-        assert_eq!(sys::peek(b.as_fd(), &mut buffer, 1).unwrap().length, 3);
-        drop(a);
-        b.take_off().unwrap();
-        assert!(matches!(b.receive::<MAX_MESSAGE>().unwrap(), Arrival::HangUp));
-    }
-
-    /// A pair with the smallest send buffers that the kernel makes, as under net.core.wmem_max=4608.
-    fn narrow_pair() -> (PacketSocket, PacketSocket) {
-        let (a, b) = pair();
-        for socket in [&a, &b] {
-            setsockopt(socket, sockopt::SndBuf, &0).unwrap();
-        }
-        (a, b)
-    }
-
-    #[test]
-    fn small_send_buffers_are_widened() {
-        let (socket, _other) = narrow_pair();
-        assert!(socket.narrow().is_some_and(|size| size < MAX_MESSAGE));
-        widen(&socket.0);
-        assert_eq!(socket.narrow(), None);
-        socket.send(&letter(MAX_MESSAGE, MAX_DESCRIPTORS)).unwrap();
-    }
-
-    #[test]
-    fn a_message_that_a_send_buffer_cannot_take_is_told_which_limit_it_is() {
-        let (a, _b) = narrow_pair();
-        let error = a.send(&letter(MAX_MESSAGE, 0)).unwrap_err().to_string();
-        assert!(error.contains("16384 bytes") && error.contains("net.core.wmem_max"), "{error}");
-    }
-
-    #[test]
-    fn so_many_messages_with_a_descriptor_fit_as_are_reckoned() {
-        let (a, _b) = pair();
-        let sent = (0..).take_while(|_| a.send(&letter(16, 1)).is_ok()).count();
-        assert!(sent >= SEND_BUFFER / crate::limits::MESSAGE_COST, "only {sent}");
-        assert!(a.unread() >= SEND_BUFFER);
-    }
-
-    #[test]
-    fn a_full_socket_says_so() {
-        let (a, _b) = pair();
-        let error = loop {
-            if let Err(error) = a.send(&letter(MAX_MESSAGE, 0)) {
-                break error;
-            }
-        };
-        assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
-    }
-}
+mod tests;

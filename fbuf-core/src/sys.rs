@@ -1,6 +1,6 @@
 //! The calls for which there is no safe wrapper: membarrier(2), accepting descriptors from recvmsg(2) and
-//! accept4(2), the groups of a peer, getauxval(3), getrandom(2), the scheduling of a thread, and having tokio watch a
-//! descriptor.
+//! accept4(2), refusing them, the groups of a peer, getauxval(3), getrandom(2), the scheduling and the interruption of a
+//! thread, and having tokio watch a descriptor.
 //!
 //! One of the files of this crate that may be `unsafe`.
 #![allow(unsafe_code)]
@@ -18,7 +18,10 @@ use nix::sys::{
 };
 use tokio::io::{Interest, unix::AsyncFd};
 
-use crate::{fork::Withheld, limits::MAX_DESCRIPTORS, socket::PacketSocket};
+use crate::{
+    limits::MAX_DESCRIPTORS,
+    socket::{Listening, PacketSocket},
+};
 
 /// A request to membarrier(2).
 #[derive(Debug, Clone, Copy)]
@@ -72,9 +75,11 @@ pub(crate) struct Packet {
     pub truncated: bool,
     /// Descriptors did not fit, here or into this process's table, and are lost.
     pub descriptors_lost: bool,
+    /// Anything came beside the text.
+    accompanied: bool,
 }
 
-/// Takes one message from a socket, without waiting, and without its descriptors.
+/// Takes one message from a socket, without waiting, and without its descriptors: this thread closes them.
 pub(crate) fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<Packet> {
     receive_with(socket, buffer, 0, 0)
 }
@@ -82,13 +87,36 @@ pub(crate) fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<P
 /// Looks at the next message of a socket, without waiting, and takes at most so many descriptors that it carries: a
 /// second reference to each. The message stays where it is.
 pub(crate) fn peek(socket: BorrowedFd<'_>, buffer: &mut [u8], descriptors: usize) -> io::Result<Packet> {
-    receive_with(socket, buffer, descriptors, libc::MSG_PEEK)
+    receive_with(socket, buffer, descriptors.min(MAX_DESCRIPTORS) * size_of::<RawFd>(), libc::MSG_PEEK)
+}
+
+/// What waits first in a socket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum First {
+    /// Nothing.
+    Nothing,
+    /// A message without descriptors.
+    Text,
+    /// A message with descriptors.
+    Descriptors,
+}
+
+/// Looks what waits first in a socket that is told the credentials of each sender (SO_PASSCRED): these come with each
+/// message, also with one of no bytes, and not at the end.
+pub(crate) fn first(socket: BorrowedFd<'_>) -> io::Result<First> {
+    match receive_with(socket, &mut [], size_of::<libc::ucred>(), libc::MSG_PEEK) {
+        Ok(packet) if packet.descriptors_lost => Ok(First::Descriptors),
+        Ok(packet) if packet.accompanied => Ok(First::Text),
+        Ok(_) => Ok(First::Nothing),
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(First::Nothing),
+        Err(error) => Err(error),
+    }
 }
 
 fn receive_with(
     socket: BorrowedFd<'_>,
     buffer: &mut [u8],
-    descriptors_wanted: usize,
+    control_bytes: usize,
     flag: libc::c_int,
 ) -> io::Result<Packet> {
     let mut control = [0u64; CONTROL_WORDS];
@@ -97,11 +125,11 @@ fn receive_with(
     let mut header: libc::msghdr = unsafe { mem::zeroed() };
     header.msg_iov = &raw mut part;
     header.msg_iovlen = 1;
-    if descriptors_wanted > 0 {
-        let bytes = descriptors_wanted.min(MAX_DESCRIPTORS) * size_of::<RawFd>();
+    if control_bytes > 0 {
+        debug_assert!(control_bytes <= MAX_DESCRIPTORS * size_of::<RawFd>());
         header.msg_control = control.as_mut_ptr().cast();
         // SAFETY: CMSG_LEN is arithmetic. What it says is less than `control` has.
-        header.msg_controllen = unsafe { libc::CMSG_LEN(bytes as libc::c_uint) } as _;
+        header.msg_controllen = unsafe { libc::CMSG_LEN(control_bytes as libc::c_uint) } as _;
     }
     let flags = libc::MSG_CMSG_CLOEXEC | libc::MSG_DONTWAIT | flag;
     // SAFETY: the header points at `part` and `control`, which live here, with their true sizes.
@@ -113,7 +141,39 @@ fn receive_with(
         descriptors: unsafe { descriptors(&header) },
         truncated: header.msg_flags & libc::MSG_TRUNC != 0,
         descriptors_lost: header.msg_flags & libc::MSG_CTRUNC != 0,
+        accompanied: control_bytes > 0 && header.msg_controllen > 0,
     })
+}
+
+/// Whether messages with descriptors may be sent to a socket (socket(7), Linux 6.16).
+const SO_PASSRIGHTS: libc::c_int = 83;
+
+/// Has the kernel refuse each message with descriptors that is sent to this socket from now on, with EPERM; of a
+/// listening socket, also those to connections that are made from now on.
+///
+/// # Errors
+/// `ENOPROTOOPT` on a kernel before 6.16. What else setsockopt(2) says.
+pub fn refuse_descriptors(socket: BorrowedFd<'_>) -> io::Result<()> {
+    let no: libc::c_int = 0;
+    // SAFETY: `no` lives here, and has as many bytes as is said.
+    let result = unsafe {
+        let (place, size) = ((&raw const no).cast(), size_of_val(&no) as libc::socklen_t);
+        libc::setsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, SO_PASSRIGHTS, place, size)
+    };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Whether the kernel refuses messages with descriptors that are sent to this socket.
+#[must_use]
+pub fn refuses_descriptors(socket: BorrowedFd<'_>) -> bool {
+    let mut passes: libc::c_int = 1;
+    let mut size = size_of_val(&passes) as libc::socklen_t;
+    // SAFETY: `passes` has `size` bytes, and `size` is where the kernel says how many it has filled in.
+    let result = unsafe {
+        let place = (&raw mut passes).cast();
+        libc::getsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, SO_PASSRIGHTS, place, &raw mut size)
+    };
+    result == 0 && passes == 0
 }
 
 /// How many bytes that were sent over a socket the peer has not read, as the kernel counts them against its send
@@ -287,8 +347,8 @@ pub fn watch(socket: PacketSocket) -> io::Result<Watched<PacketSocket>> {
 ///
 /// # Errors
 /// What epoll_ctl(2) says.
-pub fn watch_listener(listener: Withheld<OwnedFd>) -> io::Result<Watched<Withheld<OwnedFd>>> {
-    // SAFETY: an OwnedFd returns the same descriptor each time, and owns it until it is dropped, which is after it is
+pub fn watch_listener(listener: Listening) -> io::Result<Watched<Listening>> {
+    // SAFETY: a Listening returns the same descriptor each time, and owns it until it is dropped, which is after it is
     // watched no more (`Watched`).
     Ok(Watched(unsafe { AsyncFd::register_with_interest(listener, Interest::READABLE) }?))
 }

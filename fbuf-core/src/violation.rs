@@ -112,6 +112,14 @@ pub enum Unsuitable {
         /// The bytes that are claimed.
         size: u64,
     },
+    /// Memory behind its end, which would have to be freed.
+    #[error("{reserved} bytes are reserved for its {size}, and most of them lie behind its end")]
+    Excess {
+        /// The bytes that exist.
+        reserved: u64,
+        /// The bytes that are claimed.
+        size: u64,
+    },
     /// It is not open for what it was sent for.
     #[error("it is not open for {0}")]
     NotOpenFor(&'static str),

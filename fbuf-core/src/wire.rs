@@ -6,6 +6,7 @@
 
 use std::{
     cell::RefCell,
+    io,
     mem::ManuallyDrop,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     sync::Arc,
@@ -13,37 +14,78 @@ use std::{
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::DeserializeOwned};
 
-use crate::limits::{MAX_DESCRIPTORS, MAX_MESSAGE};
+use crate::{
+    foreign::Foreign,
+    limits::{MAX_DESCRIPTORS, MAX_MESSAGE},
+};
 
-/// A descriptor inside a message.
+/// A descriptor inside a message: one of this process, or one that came from another.
 #[derive(Debug, Clone)]
-pub struct Descriptor(Arc<OwnedFd>);
+pub struct Descriptor(Origin);
+
+#[derive(Debug, Clone)]
+enum Origin {
+    Here(Arc<OwnedFd>),
+    Elsewhere(Arc<Foreign>),
+}
 
 impl Descriptor {
-    /// The descriptor itself, if nobody else shares it; otherwise a duplicate of it.
+    /// The descriptor itself, if nobody else shares it; otherwise a duplicate of it. To close one that came from another
+    /// process may take [long](crate::apart).
     ///
     /// # Errors
     /// What the kernel says when it has no descriptor left for the duplicate.
-    pub fn into_owned(self) -> std::io::Result<OwnedFd> {
-        Arc::try_unwrap(self.0).or_else(|shared| shared.try_clone())
+    pub fn into_owned(self) -> io::Result<OwnedFd> {
+        match self.0 {
+            Origin::Here(shared) => Arc::try_unwrap(shared).or_else(|shared| shared.try_clone()),
+            Origin::Elsewhere(_) => self.into_foreign().map(Foreign::into_fd),
+        }
+    }
+
+    /// As [`Self::into_owned`], of one that is closed apart.
+    ///
+    /// # Errors
+    /// As [`Self::into_owned`].
+    pub fn into_foreign(self) -> io::Result<Foreign> {
+        match self.0 {
+            Origin::Here(_) => self.into_owned().map(Foreign::from),
+            Origin::Elsewhere(shared) => {
+                Arc::try_unwrap(shared).or_else(|shared| Ok(shared.as_fd().try_clone_to_owned()?.into()))
+            }
+        }
     }
 }
 
 impl From<OwnedFd> for Descriptor {
     fn from(fd: OwnedFd) -> Self {
-        Self(Arc::new(fd))
+        Arc::new(fd).into()
     }
 }
 
 impl From<Arc<OwnedFd>> for Descriptor {
     fn from(fd: Arc<OwnedFd>) -> Self {
-        Self(fd)
+        Self(Origin::Here(fd))
+    }
+}
+
+impl From<Foreign> for Descriptor {
+    fn from(fd: Foreign) -> Self {
+        Arc::new(fd).into()
+    }
+}
+
+impl From<Arc<Foreign>> for Descriptor {
+    fn from(fd: Arc<Foreign>) -> Self {
+        Self(Origin::Elsewhere(fd))
     }
 }
 
 impl AsFd for Descriptor {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
+        match &self.0 {
+            Origin::Here(fd) => fd.as_fd(),
+            Origin::Elsewhere(fd) => fd.as_fd(),
+        }
     }
 }
 
@@ -51,15 +93,15 @@ impl AsFd for Descriptor {
 // them but while a message is written or read.
 thread_local! {
     /// The descriptors of the one message that this thread is encoding.
-    static LEAVING: RefCell<ManuallyDrop<Vec<Arc<OwnedFd>>>> = const { RefCell::new(ManuallyDrop::new(Vec::new())) };
+    static LEAVING: RefCell<ManuallyDrop<Vec<Descriptor>>> = const { RefCell::new(ManuallyDrop::new(Vec::new())) };
     /// The descriptors of the one message that this thread is decoding, each until it is taken.
-    static ARRIVING: RefCell<ManuallyDrop<Vec<Option<OwnedFd>>>> = const { RefCell::new(ManuallyDrop::new(Vec::new())) };
+    static ARRIVING: RefCell<ManuallyDrop<Vec<Option<Foreign>>>> = const { RefCell::new(ManuallyDrop::new(Vec::new())) };
 }
 
 impl Serialize for Descriptor {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let index = LEAVING.with_borrow_mut(|leaving| {
-            leaving.push(self.0.clone());
+            leaving.push(self.clone());
             leaving.len() - 1
         });
         serializer.serialize_u32(index as u32)
@@ -82,7 +124,7 @@ pub struct Letter {
     /// At most [`MAX_MESSAGE`] of them.
     pub bytes: Vec<u8>,
     /// At most [`MAX_DESCRIPTORS`] of them.
-    pub descriptors: Vec<Arc<OwnedFd>>,
+    pub descriptors: Vec<Descriptor>,
 }
 
 /// A message that cannot be written or read.
@@ -124,11 +166,11 @@ pub fn encode<T: Serialize>(message: &T) -> Result<Letter, WireError> {
 /// # Errors
 /// [`WireError::Malformed`] if the bytes are not exactly one message, or name descriptors that did
 /// not come.
-pub fn decode<T: DeserializeOwned>(bytes: &[u8], descriptors: Vec<OwnedFd>) -> Result<T, WireError> {
+pub fn decode<T: DeserializeOwned>(bytes: &[u8], descriptors: Vec<Foreign>) -> Result<T, WireError> {
     ARRIVING.set(ManuallyDrop::new(descriptors.into_iter().map(Some).collect()));
     let message = postcard::take_from_bytes(bytes);
     let unnamed = ManuallyDrop::into_inner(ARRIVING.take());
-    drop(unnamed);
+    Foreign::drop_together(unnamed.into_iter().flatten().collect());
     match message {
         Ok((message, [])) => Ok(message),
         Ok((_, rest)) => Err(WireError::Malformed(format!("{} bytes stand behind the message", rest.len()))),
@@ -150,7 +192,7 @@ mod tests {
         let message = (1u8, Descriptor::from(file("/dev/null")), "x".to_owned(), Descriptor::from(file("/dev/zero")));
         let letter = encode(&message).unwrap();
         assert_eq!(letter.descriptors.len(), 2);
-        let arrived = letter.descriptors.iter().map(|fd| fd.try_clone().unwrap()).collect();
+        let arrived = letter.descriptors.iter().map(|fd| fd.as_fd().try_clone_to_owned().unwrap().into()).collect();
         let back: (u8, Descriptor, String, Descriptor) = decode(&letter.bytes, arrived).unwrap();
         assert_eq!((back.0, back.2.as_str()), (1, "x"));
         for (sent, came) in [(&message.1, &back.1), (&message.3, &back.3)] {
@@ -164,13 +206,13 @@ mod tests {
         assert!(decode::<Descriptor>(&letter.bytes, vec![]).is_err());
         let mut twice = letter.bytes.clone();
         twice.extend_from_slice(&letter.bytes);
-        assert!(decode::<(Descriptor, Descriptor)>(&twice, vec![file("/dev/null")]).is_err());
+        assert!(decode::<(Descriptor, Descriptor)>(&twice, vec![file("/dev/null").into()]).is_err());
     }
 
     #[test]
     fn unnamed_descriptors_are_closed() {
         let (reader, writer) = nix::unistd::pipe().unwrap();
-        assert_eq!(decode::<u8>(&[7], vec![writer]), Ok(7));
+        assert_eq!(decode::<u8>(&[7], vec![writer.into()]), Ok(7));
         assert_eq!(nix::unistd::read(&reader, &mut [0]), Ok(0), "the writing end is still open somewhere");
     }
 

@@ -7,6 +7,8 @@ use std::{
         unix::fs::FileExt,
     },
     sync::Arc,
+    thread,
+    time::{Duration, Instant},
 };
 
 use fbuf_core::{
@@ -230,4 +232,17 @@ pub fn descriptor(kind: u8, size: u64) -> OwnedFd {
 #[must_use]
 pub fn next_descriptor() -> i32 {
     File::open("/dev/null").expect("few descriptors are open").as_raw_fd()
+}
+
+/// Whether that is again the [number](next_descriptor) that it was before. Some are closed by other threads.
+#[must_use]
+pub fn all_are_closed(before: i32) -> bool {
+    let start = Instant::now();
+    while next_descriptor() != before {
+        if start.elapsed() > Duration::from_secs(5) {
+            return false;
+        }
+        thread::yield_now();
+    }
+    true
 }

@@ -7,8 +7,7 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    fs::File,
-    os::fd::OwnedFd,
+    os::fd::{AsFd, OwnedFd},
     sync::LazyLock,
     time::Instant,
 };
@@ -26,7 +25,7 @@ use fbuf_core::{
     limits::MAX_DESCRIPTORS,
     protection::{Mechanism, Protection},
     socket::Credentials,
-    wire,
+    wire::{self, Descriptor},
 };
 use fbuf_fuzz::{link, secret};
 use libfuzzer_sys::fuzz_target;
@@ -62,7 +61,7 @@ const TRUSTED: u32 = 1002;
 const POOLS: [u32; 2] = [1001, 1002];
 
 static SERVED: LazyLock<Policy> = LazyLock::new(|| Policy::parse(POLICY).expect("it is correct"));
-static FILE: LazyLock<OwnedFd> = LazyLock::new(|| File::open("/dev/null").expect("it is always there").into());
+static FILE: LazyLock<OwnedFd> = LazyLock::new(|| fbuf_fuzz::descriptor(4, 4096));
 
 /// Few slots of others, and less of the own user.
 const FEW: Limits =
@@ -220,11 +219,12 @@ impl Model {
 
 /// Reads a message as whoever gets it would, and says it again.
 fn understand<M: Parcel>(bytes: &[u8], descriptors: usize) -> Option<M> {
-    let given = (0..descriptors).map(|_| FILE.try_clone().expect("few descriptors are open")).collect();
+    let given = (0..descriptors).map(|_| FILE.try_clone().expect("few descriptors are open").into()).collect();
     let message = M::unpack(wire::decode(bytes, given).ok()?);
     let again = wire::encode(&message.pack()).expect("what came can be sent");
     assert!(again.bytes.len() <= bytes.len() && again.descriptors.len() <= descriptors);
-    let given = again.descriptors.iter().map(|fd| fd.try_clone().expect("few descriptors are open")).collect();
+    let own = |fd: &Descriptor| fd.as_fd().try_clone_to_owned().expect("few descriptors are open").into();
+    let given = again.descriptors.iter().map(own).collect();
     Some(M::unpack(wire::decode(&again.bytes, given).expect("what was sent is understood")))
 }
 

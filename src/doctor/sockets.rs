@@ -4,16 +4,17 @@ use std::{
     fs::{File, Metadata},
     io,
     os::{
-        fd::OwnedFd,
+        fd::{AsFd, OwnedFd},
         unix::fs::{FileExt, MetadataExt},
     },
-    sync::Arc,
 };
 
 use fbuf_core::{
+    foreign::Foreign,
     limits::{MAX_DESCRIPTORS, MAX_MESSAGE},
     socket::{Arrival, PacketSocket},
-    wire::Letter,
+    sys,
+    wire::{Descriptor, Letter},
 };
 use nix::{
     sys::socket::{getsockopt, sockopt::SndBuf},
@@ -55,6 +56,15 @@ pub fn section() -> Section {
                 remedy: "`sysctl net.core.wmem_max=212992`, or `ulimit -n` where descriptors did not fit.",
             },
         ),
+        Finding::tried(
+            "SO_PASSRIGHTS",
+            refusing(),
+            Consequence {
+                follows: "A client that sends descriptors to the broker costs it a thread, for as long as it takes to close \
+                          them.",
+                remedy: "Linux 6.16 or newer.",
+            },
+        ),
         Finding::fact("send buffer", send_buffer()),
     ];
     Section { title: "Sockets (SOCK_SEQPACKET)", findings }
@@ -66,7 +76,7 @@ fn pair() -> Result<(PacketSocket, PacketSocket), Setback> {
 }
 
 /// Sends a letter through a new pair of sockets, and says what came out.
-fn round(bytes: Vec<u8>, descriptors: Vec<Arc<OwnedFd>>) -> Result<(Vec<u8>, Vec<OwnedFd>), Setback> {
+fn round(bytes: Vec<u8>, descriptors: Vec<Descriptor>) -> Result<(Vec<u8>, Vec<Foreign>), Setback> {
     let (here, there) = pair()?;
     works("sendmsg", here.send(&Letter { bytes, descriptors }))?;
     match works("recvmsg", there.receive::<MAX_MESSAGE>())? {
@@ -83,8 +93,9 @@ fn passing() -> Result<String, Setback> {
     first("writing", sent.write_all_at(b"fbuf", 0))?;
     let identity = |found: io::Result<Metadata>| first("fstat", found.map(|file| (file.dev(), file.ino())));
     let expected = identity(sent.metadata())?;
-    let (bytes, mut descriptors) = round(b"here it is".to_vec(), vec![Arc::new(sent.into())])?;
-    let (Some(received), true) = (descriptors.pop().map(File::from), descriptors.is_empty()) else {
+    let (bytes, mut descriptors) = round(b"here it is".to_vec(), vec![OwnedFd::from(sent).into()])?;
+    let (Some(received), true) = (descriptors.pop().map(|memory| File::from(memory.into_fd())), descriptors.is_empty())
+    else {
         return Err(Setback::WorksNot("the message arrived without exactly its one descriptor".into()));
     };
     let mut content = [0; 4];
@@ -106,13 +117,24 @@ fn credentials() -> Result<String, Setback> {
 }
 
 fn longest() -> Result<String, Setback> {
-    let shared = Arc::new(OwnedFd::from(small()?));
+    let shared = Descriptor::from(OwnedFd::from(small()?));
     let (bytes, descriptors) = round(vec![b'x'; MAX_MESSAGE], vec![shared; MAX_DESCRIPTORS])?;
     if (bytes.len(), descriptors.len()) != (MAX_MESSAGE, MAX_DESCRIPTORS) {
         let seen = format!("{} bytes and {} descriptors arrived", bytes.len(), descriptors.len());
         return Err(Setback::WorksNot(seen));
     }
     Ok(format!("{MAX_MESSAGE} bytes with {MAX_DESCRIPTORS} descriptors, the most that fbuf ever sends, went through"))
+}
+
+fn refusing() -> Result<String, Setback> {
+    let (here, there) = pair()?;
+    works("setsockopt", sys::refuse_descriptors(there.as_fd()))?;
+    match here.send(&Letter { bytes: vec![0], descriptors: vec![OwnedFd::from(small()?).into()] }) {
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            Ok("the kernel refuses descriptors that are sent to the broker".into())
+        }
+        other => Err(Setback::WorksNot(format!("it is set, and to send a descriptor gave {other:?}"))),
+    }
 }
 
 fn send_buffer() -> String {

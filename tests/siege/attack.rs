@@ -71,6 +71,8 @@ pub enum Attack {
     DescriptorsOverLink,
     /// Descriptors of every kind, where boards, lanes and segments are due.
     WrongDescriptorsOverLink,
+    /// Descriptors that take longer to close than anybody waits, over a link, and behind them more of these.
+    Lingers,
     /// As a receiver, rings a bell that never stops.
     BellsToSender,
     /// The same, as a sender.
@@ -112,7 +114,7 @@ pub enum Report {
 }
 
 impl Attack {
-    pub const ALL: [Self; 38] = [
+    pub const ALL: [Self; 39] = [
         Self::Garbage,
         Self::HalfMessages,
         Self::HugeMessages,
@@ -137,6 +139,7 @@ impl Attack {
         Self::GarbageOverLink,
         Self::DescriptorsOverLink,
         Self::WrongDescriptorsOverLink,
+        Self::Lingers,
         Self::BellsToSender,
         Self::BellsToReceiver,
         Self::FillsLink,
@@ -191,6 +194,7 @@ impl Attack {
             Self::GarbageOverLink => "Violation::Garbage".into(),
             Self::DescriptorsOverLink => format!("MAX_DESCRIPTORS, {MAX_DESCRIPTORS}"),
             Self::WrongDescriptorsOverLink => "Unsuitable: sealed memory of the size that was announced".into(),
+            Self::Lingers => "Foreign, PacketSocket: other threads close them".into(),
             Self::BellsToSender | Self::BellsToReceiver => format!("MAX_AT_ONCE, {MAX_AT_ONCE}"),
             Self::FillsLink => "Violation::SocketFull".into(),
             Self::NeverAcknowledges => format!("the slots of the sender, {MOST_SLOTS}, and allocate_timeout"),
@@ -217,7 +221,11 @@ impl Attack {
             Self::NeverReads | Self::NeverFetches | Self::Churn | Self::FillsLink | Self::Relinks => 1,
             // One of each kind.
             Self::AnnouncesGrowth | Self::LyingBoardSize => 8,
-            Self::WrongDescriptors | Self::WrongDescriptorsOverLink | Self::LyingLane | Self::Closes => 20,
+            Self::WrongDescriptors
+            | Self::WrongDescriptorsOverLink
+            | Self::Lingers
+            | Self::LyingLane
+            | Self::Closes => 20,
             _ => 3,
         }
     }
@@ -228,7 +236,9 @@ impl Attack {
             Self::GarbageOverLink | Self::DescriptorsOverLink => {
                 |report| matches!(report, Report::Violation(Violation::Garbage(_)))
             }
-            Self::WrongDescriptorsOverLink => |report| matches!(report, Report::Violation(Violation::Descriptor(_))),
+            Self::WrongDescriptorsOverLink | Self::Lingers => {
+                |report| matches!(report, Report::Violation(Violation::Descriptor(_)))
+            }
             Self::FillsLink => |report| matches!(report, Report::Violation(Violation::SocketFull)),
             Self::NeverAcknowledges => |report| *report == Report::HoldsAll(MOST_SLOTS as usize),
             Self::LyingLane => |report| {

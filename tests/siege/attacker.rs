@@ -80,10 +80,8 @@ pub fn attack(attack: Attack) -> ! {
         Attack::WrongDescriptors => over_and_over(|| {
             let caller = Caller::join()?;
             let mut kinds = wrong_descriptors();
-            let one = Arc::new(kinds.swap_remove(turn() % kinds.len()));
-            let letter = Letter { bytes: caller.trifle(), descriptors: vec![one] };
-            caller.socket.send(&letter).map_err(|error| error.to_string())?;
-            Effect::hang_up(&caller.socket)
+            let one = kinds.swap_remove(turn() % kinds.len()).into();
+            Effect::not_taken(&caller.socket, &Letter { bytes: caller.trifle(), descriptors: vec![one] })
         }),
         Attack::OtherVersions => over_and_over(|| {
             let socket = connect()?;
@@ -122,6 +120,7 @@ pub fn attack(attack: Attack) -> ! {
         Attack::GarbageOverLink => over_and_over(|| linked::garbage(&mut random, turn())),
         Attack::DescriptorsOverLink => over_and_over(|| linked::descriptors(turn())),
         Attack::WrongDescriptorsOverLink => over_and_over(|| linked::wrong_descriptors(turn())),
+        Attack::Lingers => over_and_over(|| linked::linger(turn())),
         Attack::BellsToSender | Attack::BellsToReceiver => match linked::Ringing::begin(attack) {
             Ok(mut ringing) => over_and_over(|| ringing.go_on()),
             Err(error) => fail(&error),
@@ -217,9 +216,8 @@ fn huge(more: usize) -> Seen {
 pub fn send_many(socket: &PacketSocket, bytes: Vec<u8>) -> Seen {
     let (reader, writer) = nix::unistd::pipe().map_err(|error| error.to_string())?;
     let writer = Arc::new(writer);
-    let descriptors = vec![writer; MOST_DESCRIPTORS];
-    socket.send(&Letter { bytes, descriptors }).map_err(|error| format!("to send descriptors: {error}"))?;
-    Effect::hang_up(socket)?;
+    let descriptors = vec![writer.into(); MOST_DESCRIPTORS];
+    Effect::not_taken(socket, &Letter { bytes, descriptors })?;
     Effect::closed_everywhere(&reader)
 }
 

@@ -14,9 +14,10 @@ use fbuf_core::{
         Call, ControlRequest, ControlResponse, Greeting, Introduction, News, Open, Opened, Refusal, Resource, Role,
         Unpaired, VERSION, Verdict,
     },
+    foreign::Foreign,
     limits::MAX_MESSAGE,
     socket::{Arrival, PacketSocket},
-    wire,
+    wire::{self, Letter},
 };
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
@@ -38,6 +39,15 @@ impl Effect {
     /// The other side hangs up.
     pub fn hang_up(socket: &PacketSocket) -> Seen {
         wait_for(socket, PollFlags::empty(), SOON)?.then_some(Self(())).ok_or("nobody hangs up".into())
+    }
+
+    /// Descriptors are sent: the kernel refuses them for the other side, or that hangs up.
+    pub fn not_taken(socket: &PacketSocket, letter: &Letter) -> Seen {
+        match socket.send(letter) {
+            Err(error) if error.raw_os_error() == Some(nix::libc::EPERM) => Ok(Self(())),
+            Err(error) => Err(format!("to send descriptors: {error}")),
+            Ok(()) => Self::hang_up(socket),
+        }
     }
 
     /// Nobody has the writing end of this pipe any more.
@@ -87,7 +97,7 @@ pub fn look_for<T>(what: &str, mut look: impl FnMut() -> Result<Option<T>, Strin
 }
 
 /// The bytes and descriptors of a packet.
-type Packet = (Vec<u8>, Vec<OwnedFd>);
+type Packet = (Vec<u8>, Vec<Foreign>);
 /// To which request an answer is, and what it says.
 type Answer = (u64, Result<ControlResponse, String>);
 

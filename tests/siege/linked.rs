@@ -23,13 +23,14 @@ use fbuf_core::{
     pool::Pool,
     slot::{Geometry, Mark, SlotId},
     socket::PacketSocket,
-    wire::{self, Descriptor},
+    wire::{self, Descriptor, Letter},
 };
 
 use crate::{
     attack::Attack,
     attacker::{self, RECEIVER, SENDER, random_bytes, send_many},
     caller::{Caller, Effect, Seen, look_for, receive},
+    lingering::{lingering, pass},
     support::Random,
 };
 
@@ -223,6 +224,18 @@ pub fn wrong_descriptors(turn: usize) -> Seen {
     };
     let link = Link::to("c", role)?;
     link.say(&message)?;
+    Effect::hang_up(&link.socket)
+}
+
+/// Whoever closes what this sends waits for longer than the test lasts.
+pub fn linger(turn: usize) -> Seen {
+    let link = Link::by_turns(turn)?;
+    let bytes = wire::encode(&LinkMessage::Bell).map_err(|error| error.to_string())?.bytes;
+    for _ in 0..3 {
+        let letter = Letter { bytes: bytes.clone(), descriptors: vec![lingering(1000)] };
+        // After the first the peer may have hung up.
+        let _ = pass(&link.socket, letter);
+    }
     Effect::hang_up(&link.socket)
 }
 

@@ -6,6 +6,8 @@ mod attack;
 mod attacker;
 mod caller;
 mod claims;
+#[path = "../support/lingering.rs"]
+mod lingering;
 mod linked;
 mod reborn;
 #[path = "../support/mod.rs"]
@@ -29,7 +31,7 @@ use attack::{Attack, BOARD_SLOTS, MOST_SLOTS, REQUESTS_PER_SECOND, Report, quota
 use fbuf_client::{AllocateError, Client, Departure, Farewell, GetError, Mechanism, Peer, Receiver, Sender, Wait};
 use fbuf_core::control::Resource;
 use nix::unistd::geteuid;
-use support::{BrokerProcess, Holdings, Process, SOON, is_root, until, until_is};
+use support::{BrokerProcess, Holdings, Process, SOON, is_root, settled, until, until_is};
 
 /// Another user, as which attackers run if this one is root.
 const OTHER: u32 = 65_533;
@@ -78,7 +80,7 @@ fn no_attack_keeps_honest_ones_from_anything() {
     let mut honest = Honest::begin(&client);
     let holdings = || [std::process::id(), broker.process.pid()].map(Holdings::of);
     honest.exchange();
-    let (before, used) = (holdings(), metrics.used_by(other));
+    let (before, used) = (settled(holdings), metrics.used_by(other));
     assert!(other == own || used.is_empty(), "{used:?}");
     let program = program_for(other, folder.path());
     for (number, attack) in Attack::ALL.into_iter().enumerate() {

@@ -1,10 +1,11 @@
 //! Connections to a broker over which anything is said, packet by packet.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 
 use fbuf_client::Address;
 use fbuf_core::{
     control::{Call, ControlRequest, Greeting, VERSION, Verdict},
+    foreign::Foreign,
     limits::MAX_MESSAGE,
     socket::{Arrival, PacketSocket},
     wire,
@@ -33,7 +34,7 @@ pub(super) fn several(address: &Address) -> Result<Vec<PacketSocket>> {
 }
 
 /// The next message of a socket; none if it hung up.
-pub(super) fn wait_for(socket: &PacketSocket) -> Result<Option<(Vec<u8>, Vec<OwnedFd>)>> {
+pub(super) fn wait_for(socket: &PacketSocket) -> Result<Option<(Vec<u8>, Vec<Foreign>)>> {
     loop {
         match socket.receive::<MAX_MESSAGE>()? {
             Arrival::Message(bytes, descriptors) => return Ok(Some((bytes, descriptors))),

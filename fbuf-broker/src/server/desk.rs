@@ -10,6 +10,7 @@ use fbuf_core::{
     control::{
         ClientStatus, Control, EndpointStatus, MAX_PAGE, News, Open, Opened, Refusal, Report, Role, Slots, Unpaired,
     },
+    foreign::Foreign,
     memory::{Leasable, MemoryError},
     points,
     slot::Geometry,
@@ -37,8 +38,11 @@ pub(super) struct Desk {
 
 /// Makes the slots of a sender, each of which its user may lease. They cost nothing before that one uses
 /// them.
-fn make_slots(geometry: Geometry, huge: bool, owner: u32) -> Result<Vec<Arc<OwnedFd>>, MemoryError> {
-    let make = |_| Ok(Arc::new(Leasable::create("fbuf-slot", geometry.slot_bytes().into(), huge, owner)?.into()));
+fn make_slots(geometry: Geometry, huge: bool, owner: u32) -> Result<Vec<Arc<Foreign>>, MemoryError> {
+    let make = |_| {
+        let slot = Leasable::create("fbuf-slot", geometry.slot_bytes().into(), huge, owner)?;
+        Ok(Arc::new(OwnedFd::from(slot).into()))
+    };
     (0..geometry.max_slots()).map(make).collect()
 }
 

@@ -118,7 +118,11 @@ impl Broker {
         let user = User { id: process.uid, groups: socket.peer_groups()? };
         let admitted = lock(&self.0).state.admit(process, user);
         match admitted {
-            Ok(admission) => Ok(Some(Guest { socket, process, admission })),
+            Ok(admission) => {
+                // Its place is taken until what it may have sent is closed.
+                let socket = socket.with_peer(process.uid, false).with(admission.charge());
+                Ok(Some(Guest { socket, process, admission }))
+            }
             // Before it has greeted: nobody need be waited for who is sent away.
             Err(dismissal) => {
                 if self.may_log(process.uid) {

@@ -10,6 +10,7 @@ use std::{
 
 use fbuf_core::{
     control::{Introduction, LinkId, Lodging, Slots},
+    foreign::Foreign,
     inbound::Peer,
     points,
     socket::PacketSocket,
@@ -102,7 +103,7 @@ impl Broker {
 /// Makes the link socket of a pair, and posts both ends.
 fn introduce(
     mailboxes: &HashMap<ClientId, Arc<Mailbox>>,
-    slots: &HashMap<ClientId, HashMap<u64, Vec<Arc<OwnedFd>>>>,
+    slots: &HashMap<ClientId, HashMap<u64, Vec<Arc<Foreign>>>>,
     pair: &Pair,
     holdings: [Holding; 2],
 ) -> Result<(), Lack> {
@@ -124,7 +125,12 @@ fn introduce(
         Slots::Receiver => Lodging::Yours,
         Slots::Sender => Lodging::Theirs,
     };
-    let introduction = |own: Party, other: Party, lodging: Lodging, socket: OwnedFd| Introduction {
+    // As soon as the other client has its end, it may send what takes long to close into this one: until that is done, it
+    // takes up one of the descriptors that its user may have here.
+    let closed_for = |other: Party, socket: OwnedFd, holding: &Arc<Holding>| {
+        Foreign::from(socket).of_user(Some(other.peer.process.uid)).with(holding.clone())
+    };
+    let introduction = |own: Party, other: Party, lodging: Lodging, socket: Foreign| Introduction {
         endpoint: own.endpoint,
         peer: Peer { link, ..other.peer },
         slot_bytes: geometry.slot_bytes().into(),
@@ -133,7 +139,9 @@ fn introduce(
         lodging,
         socket: Descriptor::from(socket),
     };
-    let ([to_senders, to_receivers], [for_sender, for_receiver]) = (mailboxes, holdings);
+    let ([to_senders, to_receivers], [for_sender, for_receiver]) = (mailboxes, holdings.map(Arc::new));
+    let to_receiver = closed_for(sender, to_receiver, &for_sender);
+    let to_sender = closed_for(receiver, to_sender, &for_receiver);
     to_receivers.post(introduction(receiver, sender, lodging, to_receiver), for_receiver);
     points::reach("broker: introduced to one");
     to_senders.post(introduction(sender, receiver, Lodging::Segments, to_sender), for_sender);

@@ -3,6 +3,7 @@
 use std::{
     collections::VecDeque,
     hash::{BuildHasher, Hasher, RandomState},
+    os::fd::{AsFd, AsRawFd},
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, Ordering},
@@ -13,6 +14,7 @@ use fbuf_core::{
     control::{Introduction, MAX_INTRODUCTIONS, News},
     limits::{MAX_DESCRIPTORS, MAX_WAITING},
 };
+use nix::sys::socket::{Shutdown, shutdown};
 use tokio::sync::Notify;
 
 use super::lock;
@@ -21,11 +23,20 @@ use crate::{account::Charge, share::Holding};
 /// Introductions on their way to one client.
 #[derive(Debug, Default)]
 pub(super) struct Mailbox {
-    waiting: Mutex<VecDeque<(Introduction, Holding)>>,
+    waiting: Mutex<VecDeque<(Introduction, Arc<Holding>)>>,
     filled: Notify,
     /// Whether somebody wants to know what the client's endpoints are doing.
     report: AtomicBool,
     sent: Mutex<Sent>,
+}
+
+impl Drop for Mailbox {
+    /// Whoever is at the other ends learns at once that nobody will be at these, whatever they have sent into them.
+    fn drop(&mut self) {
+        for (introduction, _) in lock(&self.waiting).iter() {
+            let _ = shutdown(introduction.socket.as_fd().as_raw_fd(), Shutdown::Both);
+        }
+    }
 }
 
 /// What a client was sent, and may not have read. What is under way in a socket takes up descriptors as well
@@ -40,7 +51,7 @@ struct Sent {
     /// What is paid for others.
     charges: Vec<Arc<Charge>>,
     /// What introductions take of the broker's descriptors.
-    holdings: Vec<Holding>,
+    holdings: Vec<Arc<Holding>>,
 }
 
 impl Default for Sent {
@@ -111,7 +122,7 @@ impl Mailbox {
     }
 
     /// Keeps an introduction until it is fetched, and what it takes of the broker's descriptors until it was read.
-    pub(super) fn post(&self, introduction: Introduction, holding: Holding) {
+    pub(super) fn post(&self, introduction: Introduction, holding: Arc<Holding>) {
         lock(&self.waiting).push_back((introduction, holding));
         self.filled.notify_one();
     }
@@ -169,7 +180,7 @@ mod tests {
     fn there_is_room_again_when_the_client_has_read() {
         let mailbox = Mailbox::default();
         let descriptors = Pool::new(1000, 0);
-        let post = || mailbox.post(introduction(), descriptors.take(0, 1).unwrap());
+        let post = || mailbox.post(introduction(), descriptors.take(0, 1).unwrap().into());
         let fill = || (0..).take_while(|_| mailbox.has_room()).for_each(|_| post());
         fill();
         assert_eq!(lock(&mailbox.waiting).len(), MAX_WAITING);

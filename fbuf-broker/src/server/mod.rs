@@ -12,13 +12,14 @@ use std::{
     collections::HashMap,
     future::Future,
     io,
-    os::fd::OwnedFd,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Instant,
 };
 
 use fbuf_core::{
+    apart::{self, Cause},
     control::{Control, EndpointStatus, MAX_PAGE, Report, Resource, ServerTransport, Turn},
+    foreign::Foreign,
     limits::{GREETING_TIME, MAX_REQUESTS},
     socket::{Credentials, PacketSocket},
     sys::Watched,
@@ -30,9 +31,8 @@ use tarpc::{
     server::{BaseChannel, Channel as _},
 };
 use tokio::{
-    runtime::Handle,
     sync::Notify,
-    task::{JoinSet, yield_now},
+    task::JoinSet,
     time::{sleep_until, timeout},
 };
 use tracing::{debug, info, warn};
@@ -63,7 +63,7 @@ struct Inner {
     state: State,
     mailboxes: HashMap<ClientId, Arc<Mailbox>>,
     /// The slots that were made for senders, by client and endpoint.
-    slots: HashMap<ClientId, HashMap<u64, Vec<Arc<OwnedFd>>>>,
+    slots: HashMap<ClientId, HashMap<u64, Vec<Arc<Foreign>>>>,
     /// Notified when a pair waits.
     waiting: Arc<Notify>,
     /// What endpoints last said of themselves.
@@ -78,7 +78,7 @@ struct Inner {
 impl Inner {
     fn close(&mut self, client: ClientId, endpoint: u64) {
         self.state.close(client, endpoint);
-        let_go(self.slots.get_mut(&client).and_then(|slots| slots.remove(&endpoint)).into_iter().flatten());
+        let_go(self.slots.get_mut(&client).and_then(|slots| slots.remove(&endpoint)));
         self.reports.get_mut(&client).map(|reports| reports.remove(&endpoint));
         self.have_tried_again();
     }
@@ -108,7 +108,7 @@ impl Drop for Member {
         let mut inner = lock(&self.broker.0);
         inner.state.leave(self.client);
         inner.mailboxes.remove(&self.client);
-        let_go(inner.slots.remove(&self.client).into_iter().flatten().flat_map(|(_, slots)| slots));
+        let_go(inner.slots.remove(&self.client).filter(|slots| !slots.is_empty()));
         inner.reports.remove(&self.client);
         inner.note_answer(self.client);
         inner.asked.remove(&self.client);
@@ -116,19 +116,11 @@ impl Drop for Member {
     }
 }
 
-/// Lets go of slots one by one, and has others their turn in between: to whom they are the last, the kernel frees their
-/// memory, which takes a fifth of a second for each GiB.
-fn let_go(slots: impl Iterator<Item = Arc<OwnedFd>>) {
-    let slots: Vec<_> = slots.collect();
-    if let Ok(runtime) = Handle::try_current()
-        && !slots.is_empty()
-    {
-        runtime.spawn(async {
-            for slot in slots {
-                drop(slot);
-                yield_now().await;
-            }
-        });
+/// Has another thread let go of slots, if there are any: for the last who has them the kernel frees their memory, which
+/// takes a fifth of a second for each GiB.
+fn let_go(slots: Option<impl Send + 'static>) {
+    if let Some(slots) = slots {
+        apart::drop_apart(Cause::Memory, slots);
     }
 }
 

@@ -123,7 +123,7 @@ impl Payer {
 pub struct Admission {
     process: Credentials,
     payer: Payer,
-    charge: Charge,
+    charge: Arc<Charge>,
 }
 
 impl Admission {
@@ -131,6 +131,12 @@ impl Admission {
     #[must_use]
     pub fn payer(&self) -> &Payer {
         &self.payer
+    }
+
+    /// What is paid for it, for as long as this, or the client, exists.
+    #[must_use]
+    pub fn charge(&self) -> Arc<Charge> {
+        self.charge.clone()
     }
 }
 
@@ -160,7 +166,7 @@ pub struct State {
 struct Client {
     process: Credentials,
     payer: Payer,
-    _connection: Charge,
+    _connection: Arc<Charge>,
     /// By the client's own numbers.
     endpoints: HashMap<u64, Endpoint>,
 }
@@ -218,7 +224,7 @@ impl State {
         }
         let account = self.accounts.of(user.id);
         let charge = account.charge(self.policy.quota(&user), Resource::Connections, 1).map_err(Dismissal::Spent)?;
-        Ok(Admission { process, payer: Payer { user, account }, charge })
+        Ok(Admission { process, payer: Payer { user, account }, charge: Arc::new(charge) })
     }
 
     /// It has greeted in order, and becomes a client.

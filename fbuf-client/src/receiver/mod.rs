@@ -486,7 +486,7 @@ impl Receiver {
                 self.inbox.link(peer, Some(link.holdings()));
                 self.links.push(*link);
             }
-            Ok(Answered::NotYet(greeted)) => self.greeted.push(greeted),
+            Ok(Answered::NotYet(greeted)) => self.greeted.push(*greeted),
             Err(LinkEnd::HangUp) => self.inbox.forget(peer),
             Err(end) => {
                 self.inbox.forget(peer);

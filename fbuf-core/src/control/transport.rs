@@ -10,7 +10,6 @@ use std::{
     future::Future,
     io,
     marker::PhantomData,
-    os::fd::OwnedFd,
     pin::Pin,
     task::{Context, Poll, ready},
     time::{Duration, Instant},
@@ -22,6 +21,7 @@ use tarpc::{ClientMessage, Request, Response, ServerError, context};
 use tokio::time::{Sleep, sleep};
 
 use crate::{
+    foreign::Foreign,
     limits::{MAX_ANSWERS, MAX_MESSAGE},
     socket::{Arrival, PacketSocket},
     sys::Watched,
@@ -113,6 +113,7 @@ pub struct Packets<In, Out> {
     /// Until when nothing is sent, for lack of something that passes.
     pause: Option<Pin<Box<Sleep>>>,
     pace: Option<Pace>,
+    lack: Lack,
     messages: PhantomData<fn(Out) -> In>,
 }
 
@@ -124,11 +125,20 @@ struct Pace {
     waiting: Option<(Packet, Turn)>,
 }
 
+/// What waits for descriptors of this process, of which there were none left.
+#[derive(Debug, Default)]
+struct Lack {
+    /// How often it was looked whether there are some.
+    looks: u32,
+    /// Until when it is not looked again.
+    pause: Option<Pin<Box<Sleep>>>,
+}
+
 /// Ready when it is somebody's turn.
 pub type Turn = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// The bytes and descriptors of a message.
-type Packet = (Vec<u8>, Vec<OwnedFd>);
+type Packet = (Vec<u8>, Vec<Foreign>);
 
 impl fmt::Debug for Pace {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -145,7 +155,7 @@ impl<In, Out> Packets<In, Out> {
     /// Speaks over this socket.
     #[must_use]
     pub fn new(socket: Watched<PacketSocket>) -> Self {
-        Self { socket, outbox: VecDeque::new(), pause: None, pace: None, messages: PhantomData }
+        Self { socket, outbox: VecDeque::new(), pause: None, pace: None, lack: Lack::default(), messages: PhantomData }
     }
 
     /// Passes on a message, and reads the next one, only when a `turn` that began with its coming is over. What comes
@@ -175,8 +185,11 @@ impl<In, Out> Packets<In, Out> {
     }
 }
 
-/// How long to wait before a message is sent again for which there was no memory, or too many descriptors on their way.
+/// How long to wait before a message is sent again for which there was no memory, or too many descriptors on their way; or
+/// received for which there were none.
 const PAUSE: Duration = Duration::from_millis(20);
+/// How often it is tried to receive such a message: others of this process may close some that they have for a moment.
+const LOOKS: u32 = 10;
 
 /// Whether a message that was not sent can be sent later: the user has too many descriptors on their way, or the kernel
 /// has no memory.
@@ -188,9 +201,18 @@ fn is_passing(error: &io::Error) -> bool {
 /// The next message of a socket; `UnexpectedEof` at its end.
 type NextPacket = Option<io::Result<Packet>>;
 
-fn poll_packet(socket: &Watched<PacketSocket>, pace: &mut Option<Pace>, task: &mut Context<'_>) -> Poll<NextPacket> {
+fn poll_packet(
+    socket: &Watched<PacketSocket>,
+    pace: &mut Option<Pace>,
+    lack: &mut Lack,
+    task: &mut Context<'_>,
+) -> Poll<NextPacket> {
     let invalid = |text| Poll::Ready(Some(Err(io::Error::new(io::ErrorKind::InvalidData, text))));
     loop {
+        if let Some(pause) = &mut lack.pause {
+            ready!(pause.as_mut().poll(task));
+            lack.pause = None;
+        }
         if let Some(Pace { waiting, .. }) = pace
             && let Some((_, turn)) = waiting
         {
@@ -215,6 +237,10 @@ fn poll_packet(socket: &Watched<PacketSocket>, pace: &mut Option<Pace>, task: &m
                 None => return Poll::Ready(Some(Ok((bytes, descriptors)))),
             },
             Ok(Arrival::TooLong) => return invalid("a message is longer, or carries more descriptors, than any may"),
+            Ok(Arrival::NoDescriptors) if lack.looks < LOOKS => {
+                *lack = Lack { looks: lack.looks + 1, pause: Some(Box::pin(sleep(PAUSE))) };
+                continue;
+            }
             Ok(Arrival::NoDescriptors) => return invalid("no descriptor is left to receive one (RLIMIT_NOFILE)"),
             Ok(Arrival::Nothing) => ready.clear_ready(),
             // Not the end of the stream: at that, tarpc would first wait for all answers under way.
@@ -228,8 +254,9 @@ impl<In: Parcel, Out> Stream for Packets<In, Out> {
     type Item = io::Result<In>;
 
     fn poll_next(self: Pin<&mut Self>, task: &mut Context<'_>) -> Poll<Option<io::Result<In>>> {
-        let Self { socket, pace, .. } = self.get_mut();
-        let arrival = ready!(poll_packet(socket, pace, task));
+        let Self { socket, pace, lack, .. } = self.get_mut();
+        let arrival = ready!(poll_packet(socket, pace, lack, task));
+        lack.looks = 0;
         Poll::Ready(arrival.map(|packet| {
             let (bytes, descriptors) = packet?;
             let wire = wire::decode(&bytes, descriptors)

@@ -60,7 +60,7 @@ pub enum Answered {
     /// The link is open.
     Open(Box<Inbound>),
     /// Not yet.
-    NotYet(Greeted),
+    NotYet(Box<Greeted>),
 }
 
 /// Why a sender could not be greeted.
@@ -157,7 +157,7 @@ impl Greeted {
     /// [`LinkEnd`]: there will be no link.
     pub fn look(self) -> Result<Answered, LinkEnd> {
         match link::receive_first(&self.socket)? {
-            None => Ok(Answered::NotYet(self)),
+            None => Ok(Answered::NotYet(Box::new(self))),
             Some(LinkMessage::Welcome(welcome)) => {
                 let link = Inbound::open(self, welcome)?;
                 points::reach("attach: linked");
@@ -170,7 +170,7 @@ impl Greeted {
 
 /// Slots that were handed over, each memory of its own.
 pub(super) fn rooms_of(memory: Vec<Descriptor>, geometry: Geometry, leases: bool) -> Result<Rooms, GreetError> {
-    let memory: io::Result<_> = memory.into_iter().map(Descriptor::into_owned).collect();
+    let memory: io::Result<_> = memory.into_iter().map(Descriptor::into_foreign).collect();
     let memory = memory.map_err(|source| MemoryError::Refused { call: "recvmsg", asked: 0, source })?;
     Ok(Rooms::given(memory, geometry, leases)?)
 }

@@ -5,7 +5,7 @@ mod returns;
 
 use std::{
     collections::VecDeque,
-    os::fd::{AsFd, OwnedFd},
+    os::fd::AsFd,
     sync::{
         Arc, Mutex, Weak,
         atomic::{AtomicU64, Ordering},
@@ -36,6 +36,7 @@ use crate::{
     slot::{Geometry, Mark, SlotId},
     socket::{Credentials, LinkSocket},
     violation::{Unsuitable, Violation},
+    wire::Descriptor,
 };
 
 /// Who is at the other end of a link. Anybody can make one: it is what the broker said if it comes from an
@@ -107,7 +108,7 @@ pub struct Inbound {
     /// The slots, if each is memory of its own.
     rooms: Option<Rooms>,
     /// Messages that are memory of their own, by number: those that came and were not taken yet.
-    shots: VecDeque<(u64, OwnedFd)>,
+    shots: VecDeque<(u64, Descriptor)>,
 }
 
 #[derive(Debug)]
@@ -451,6 +452,7 @@ impl Inbound {
                 .into());
             }
         };
+        let memory = memory.into_foreign().map_err(|error| LinkEnd::Exhausted(error.to_string()))?;
         Ok(SealedMemory::new(memory, self.geometry.segment_bytes(1), length)?)
     }
 
@@ -705,8 +707,7 @@ impl Inbound {
                 Violation::OutOfTurn { found: "a message of its own", wanted: "the entry of the one before" }.into()
             );
         }
-        let memory = shot.memory.into_owned().map_err(|error| LinkEnd::Exhausted(error.to_string()))?;
-        self.shots.push_back((shot.sequence, memory));
+        self.shots.push_back((shot.sequence, shot.memory));
         Ok(())
     }
 

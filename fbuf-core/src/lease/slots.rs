@@ -10,7 +10,7 @@ use std::{
 use crate::{
     fork::Withheld,
     inbound::Peer,
-    link::Gift,
+    link::{self, Gift},
     memory::{Leasable, Map, MemoryError, Pages, Pieces},
     points,
     slot::SlotId,
@@ -141,8 +141,9 @@ impl LeasedSlots {
     /// # Errors
     /// [`Violation`]
     pub(crate) fn give(&mut self, gift: Gift) -> Result<(), Violation> {
-        let Gift { giver, slot, writer, reader } = gift;
+        let Gift { giver, right: link::Right { slot, writer, reader } } = gift;
         let giver = giver.peer();
+        let unmappable = |error: io::Error| Unsuitable::Unmappable(error.to_string());
         if self.former.contains(&giver.endpoint) {
             // It has gone, and what it had sent before is of no use.
             return Ok(());
@@ -155,7 +156,7 @@ impl LeasedSlots {
         let Some(place) = self.slots.get(slot as usize) else { return Err(Violation::Slot { named: slot, known }) };
         let memory = match (reader, &place.memory) {
             (Some(reader), _) => {
-                let memory = Leasable::given(reader, self.slot_bytes.into())?;
+                let memory = Leasable::given(reader.into_foreign().map_err(unmappable)?, self.slot_bytes.into())?;
                 let mut others = (0..).zip(&self.slots).filter(|(other, _)| *other != slot);
                 // Two fbufs would write the same bytes.
                 if others.any(|(_, other)| other.has(&memory)) {
@@ -169,6 +170,7 @@ impl LeasedSlots {
             }
         };
         memory.verify_writer(writer.as_fd(), giver.same_user)?;
+        let writer = writer.into_owned().map_err(unmappable)?;
         let place = &mut self.slots[slot as usize];
         (place.memory, place.right) = (Some(memory), Right::Here(writer.into()));
         points::reach("right: accepted");

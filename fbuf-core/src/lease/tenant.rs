@@ -3,7 +3,7 @@
 use std::{
     io,
     ops::Range,
-    os::fd::{AsFd, AsRawFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -12,6 +12,7 @@ use super::{
     keeper::Keeper,
 };
 use crate::{
+    foreign::Foreign,
     link::{self, LinkEnd, LinkMessage, Right},
     loan::Kept,
     memory::{HUGE_PAGE, Leasable, Map, MemoryError, Pages},
@@ -208,7 +209,7 @@ impl Rooms {
     ///
     /// # Errors
     /// [`Unsuitable`]
-    pub(crate) fn given(memory: Vec<OwnedFd>, geometry: Geometry, leases: bool) -> Result<Self, Unsuitable> {
+    pub(crate) fn given(memory: Vec<Foreign>, geometry: Geometry, leases: bool) -> Result<Self, Unsuitable> {
         let given = |reader| Leasable::given(reader, geometry.slot_bytes().into()).map(Arc::new);
         let memory: Vec<_> = memory.into_iter().map(given).collect::<Result<_, _>>()?;
         let leases = leases && memory.iter().all(|memory| memory.is_own());

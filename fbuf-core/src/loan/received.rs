@@ -211,7 +211,7 @@ impl Received {
     /// # Errors
     /// The message, if it was not.
     pub fn into_fd(self) -> Result<OwnedFd, Self> {
-        self.take_sealed().map(|sealed| sealed.memory)
+        self.take_sealed().map(|sealed| sealed.memory.into_fd())
     }
 
     /// By which means it is protected, and so whether its bytes can change while it is held:

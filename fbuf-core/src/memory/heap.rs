@@ -75,11 +75,6 @@ pub(super) fn private(size: u64) -> Result<Map, MemoryError> {
     Ok(Map::over(Heap::new(size)?))
 }
 
-/// Another descriptor of the same.
-pub(crate) fn duplicate(fd: &OwnedFd) -> OwnedFd {
-    fd.try_clone().expect("there are descriptors")
-}
-
 /// Things that descriptors stand for. Each descriptor is an eventfd; its count is the number of its thing.
 pub(crate) struct Named<T>(Mutex<BTreeMap<u64, T>>);
 

@@ -27,7 +27,7 @@ use super::{
     memfd::{check_seals, kernels_reason, reserved, unmappable},
     room,
 };
-use crate::violation::Unsuitable;
+use crate::{foreign::Foreign, violation::Unsuitable};
 
 /// The size of a huge page.
 pub const HUGE_PAGE: u64 = 2 << 20;
@@ -71,7 +71,7 @@ pub(super) struct FileId {
 /// to know who made the memory: its broker, or itself.
 #[derive(Debug)]
 pub struct Leasable {
-    reader: OwnedFd,
+    reader: Foreign,
     size: u64,
     file: FileId,
     /// Whether no other process has the same open file: leases go by those.
@@ -101,7 +101,7 @@ impl Leasable {
             chowned.map_err(|error| refused("fchown", error.into()))?;
         }
         let stat = fstat(&reader).map_err(|error| refused("fstat", error.into()))?;
-        Ok(Self { reader, size, file: FileId::of(&stat), own: true })
+        Ok(Self { reader: reader.into(), size, file: FileId::of(&stat), own: true })
     }
 
     /// Takes what another process made for a slot of so many bytes, if it is as [`Self::create`] makes it: of exactly
@@ -110,7 +110,8 @@ impl Leasable {
     ///
     /// # Errors
     /// [`Unsuitable`], naming the first rule it breaks.
-    pub(crate) fn given(reader: OwnedFd, slot_bytes: u64) -> Result<Self, Unsuitable> {
+    pub(crate) fn given(reader: impl Into<Foreign>, slot_bytes: u64) -> Result<Self, Unsuitable> {
+        let reader = reader.into();
         check_seals(reader.as_fd(), Seals::Size)?;
         let stat = fstat(&reader).map_err(unmappable)?;
         let (found, wanted) = (stat.st_size.max(0) as u64, whole_pages(slot_bytes, is_huge(reader.as_fd())));
@@ -121,7 +122,7 @@ impl Leasable {
             return Err(Unsuitable::NotOpenFor("reading"));
         }
         let (reader, own) = match reopen(reader.as_fd(), File::options().read(true)) {
-            Ok(reopened) => (reopened, true),
+            Ok(reopened) => (reopened.into(), true),
             Err(_) => (reader, false),
         };
         Ok(Self { reader, size: wanted, file: FileId::of(&stat), own })
@@ -134,6 +135,8 @@ impl Leasable {
     /// # Errors
     /// [`Unsuitable`], naming the first rule it breaks.
     pub(crate) fn verify_writer(&self, writer: BorrowedFd<'_>, same_user: bool) -> Result<(), Unsuitable> {
+        // Before its file system is asked for anything.
+        check_seals(writer, Seals::Size)?;
         let stat = fstat(writer).map_err(unmappable)?;
         if FileId::of(&stat) != self.file {
             return Err(Unsuitable::OtherMemory);
@@ -173,7 +176,7 @@ impl Leasable {
     /// # Errors
     /// `WouldBlock` while anybody has a lease on it, who is told.
     pub fn open_writer(&self) -> io::Result<OwnedFd> {
-        reopen(self.reader.as_fd(), File::options().read(true).write(true).custom_flags(OFlag::O_NONBLOCK.bits()))
+        reopen(self.reader.as_fd(), File::options().read(true).write(true))
     }
 
     /// Opens it for reading once more.
@@ -225,7 +228,7 @@ impl Leasable {
 
 impl From<Leasable> for OwnedFd {
     fn from(memory: Leasable) -> Self {
-        memory.reader
+        memory.reader.into_fd()
     }
 }
 
@@ -272,8 +275,9 @@ pub(crate) fn is_huge(memory: BorrowedFd<'_>) -> bool {
     fstatfs(memory).is_ok_and(|stat| stat.filesystem_type() == HUGETLBFS_MAGIC)
 }
 
-/// Opens a file once more.
-fn reopen(file: BorrowedFd<'_>, options: &fs::OpenOptions) -> io::Result<OwnedFd> {
+/// Opens a file once more. If a process has a lease on it that is in the way, this does not wait until it lets go.
+fn reopen(file: BorrowedFd<'_>, options: &mut fs::OpenOptions) -> io::Result<OwnedFd> {
+    let options = options.custom_flags(OFlag::O_NONBLOCK.bits());
     Ok(options.open(format!("/proc/self/fd/{}", file.as_raw_fd()))?.into())
 }
 
@@ -307,9 +311,9 @@ mod tests {
         }
         let loose = MemfdOptions::new().allow_sealing(true).create("fbuf-test").unwrap().into_file();
         loose.set_len(4096).unwrap();
-        assert!(matches!(Leasable::given(loose.into(), 4096), Err(Unsuitable::Seals { found: 0, .. })));
+        assert!(matches!(Leasable::given(OwnedFd::from(loose), 4096), Err(Unsuitable::Seals { found: 0, .. })));
         let file = File::open("/proc/self/exe").unwrap();
-        assert_eq!(Leasable::given(file.into(), 1).unwrap_err(), Unsuitable::NotSealable);
+        assert_eq!(Leasable::given(OwnedFd::from(file), 1).unwrap_err(), Unsuitable::NotSealable);
     }
 
     #[test]

@@ -26,7 +26,11 @@ use nix::{
 };
 
 use super::{HUGE_PAGE, MemoryError, Pieces, Reserved, Seals, memfd::verify_promised, room, verify};
-use crate::{fork::WithheldMemory, violation::Unsuitable};
+use crate::{
+    apart::{Cause, LARGE, drop_apart},
+    fork::WithheldMemory,
+    violation::Unsuitable,
+};
 
 /// A shared mapping of a whole memfd, writable only in the process that made the memfd.
 #[derive(Debug)]
@@ -35,6 +39,8 @@ pub struct Map {
     size: usize,
     /// If it is one that no child may have.
     withheld: Option<WithheldMemory>,
+    /// Whether another thread unmaps it.
+    is_unmapped_apart: bool,
     /// Where Miri runs this, what is mapped.
     #[cfg(miri)]
     heap: Option<std::sync::Arc<super::heap::Heap>>,
@@ -50,7 +56,7 @@ unsafe impl Sync for Map {}
 #[cfg(miri)]
 impl Map {
     pub(super) fn over(heap: std::sync::Arc<super::heap::Heap>) -> Self {
-        Self { base: heap.base(), size: heap.size(), withheld: None, heap: Some(heap) }
+        Self { base: heap.base(), size: heap.size(), withheld: None, is_unmapped_apart: false, heap: Some(heap) }
     }
 }
 
@@ -60,6 +66,7 @@ impl Map {
             base,
             size,
             withheld: None,
+            is_unmapped_apart: false,
             #[cfg(miri)]
             heap: None,
         }
@@ -143,7 +150,14 @@ impl Map {
         let map = Self::mapped(fd, size, ProtFlags::PROT_READ, sharing).map_err(unmappable)?;
         // A core of this process would hold all of its sender's slots.
         map.advise(libc::MADV_DONTDUMP);
-        Ok(map)
+        Ok(map.unmapped_apart())
+    }
+
+    /// The same, which another thread unmaps when it is dropped, if it is [large](LARGE): for memory of a peer, which chose its
+    /// size, and may have left it to this process alone.
+    pub(crate) fn unmapped_apart(mut self) -> Self {
+        self.is_unmapped_apart = self.size as u64 >= LARGE;
+        self
     }
 
     fn populated_to_be_read(self) -> Self {
@@ -554,9 +568,30 @@ impl Drop for Map {
         if self.heap.is_some() {
             return;
         }
-        // SAFETY: the range is exactly what was mapped. Pointers into it live in `Fbuf`, `Retained`, `Received` and
-        // `Private`; their homes own this `Map` until the last of them is gone (invariant 2).
-        let _ = unsafe { munmap(self.base.cast(), self.size) };
+        let mapped = Mapped { base: self.base.addr().get(), size: self.size };
+        if self.is_unmapped_apart {
+            drop_apart(Cause::Memory, mapped);
+        }
+    }
+}
+
+/// Addresses that are unmapped when this is dropped.
+struct Mapped {
+    base: usize,
+    size: usize,
+}
+
+impl Drop for Mapped {
+    fn drop(&mut self) {
+        // Not more at once: while the kernel unmaps, threads of this process that map something wait.
+        for begin in (0..self.size).step_by(LARGE as usize) {
+            let size = (self.size - begin).min(LARGE as usize);
+            let base = std::ptr::without_provenance_mut::<libc::c_void>(self.base + begin);
+            let Some(base) = NonNull::new(base) else { return };
+            // SAFETY: all of these ranges together are exactly what was mapped. Pointers into it live in `Fbuf`, `Retained`,
+            // `Received` and `Private`; their homes own its `Map` until the last of them is gone (invariant 2).
+            let _ = unsafe { munmap(base, size) };
+        }
     }
 }
 

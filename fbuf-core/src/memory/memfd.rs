@@ -14,7 +14,7 @@ use nix::{
 };
 
 use super::{HUGE_PAGE, Map, leasable::is_huge, room};
-use crate::{sys::limit_behind, violation::Unsuitable};
+use crate::{apart::LARGE, sys::limit_behind, violation::Unsuitable};
 
 /// What every shared memfd carries when it leaves the process that writes it: nobody can map it
 /// writable any more (the mapping of its writer stays), resize it, or lift a seal.
@@ -212,7 +212,11 @@ impl AsFd for Reserved {
 /// # Errors
 /// [`Unsuitable`], naming the first rule it breaks.
 pub(crate) fn verify(fd: BorrowedFd<'_>, size: u64, seals: Seals) -> Result<(), Unsuitable> {
-    verify_promised(fd, size, seals)?;
+    let reserved_before = verify_promised(fd, size, seals)?;
+    if reserved_before > size.saturating_add(LARGE) {
+        // To free that would take long. No honest process has more behind the end than the rest of a huge page.
+        return Err(Unsuitable::Excess { reserved: reserved_before, size });
+    }
     free_behind_end(fd, size)?;
     let reserved = reserved(&fstat(fd).map_err(unmappable)?);
     if reserved < size {
@@ -332,6 +336,18 @@ mod tests {
             let more = fallocate(memfd.as_file(), FallocateFlags::FALLOC_FL_KEEP_SIZE, SIZE as i64, 4096);
             assert_eq!(more, Err(Errno::EPERM), "pages can be added again");
         }
+    }
+
+    #[test]
+    fn much_behind_the_end_is_refused_and_not_freed() {
+        let memfd = MemfdOptions::new().allow_sealing(true).create("fbuf-test").unwrap();
+        memfd.as_file().set_len(4096).unwrap();
+        fallocate(memfd.as_file(), FallocateFlags::FALLOC_FL_KEEP_SIZE, 0, LARGE as i64 + 8192).unwrap();
+        memfd.add_seals(&FOR_GOOD).unwrap();
+        let reserved = reserved(&fstat(memfd.as_file()).unwrap());
+        let refused = Err(Unsuitable::Excess { reserved, size: 4096 });
+        assert_eq!(verify(memfd.as_file().as_fd(), 4096, Seals::ForGood), refused);
+        assert_eq!(super::reserved(&fstat(memfd.as_file()).unwrap()), reserved);
     }
 
     #[test]

@@ -9,8 +9,11 @@ use std::{
 
 use nix::sys::stat::fstat;
 
-use super::map::Frozen;
-use crate::violation::Unsuitable;
+use super::{
+    map::Frozen,
+    memfd::{Seals, check_seals, unmappable},
+};
+use crate::{foreign::Foreign, violation::Unsuitable};
 
 /// Bytes in a memfd that is sealed for good (`F_SEAL_WRITE`, fcntl(2)): the kernel lets nobody change
 /// them, whoever has its descriptor. They may be kept for as long as one likes, shared by cloning, given
@@ -32,17 +35,17 @@ pub struct Sealed(Arc<SealedMemory>);
 #[derive(Debug)]
 pub(crate) struct SealedMemory {
     pub(crate) bytes: Frozen,
-    pub(crate) memory: OwnedFd,
+    pub(crate) memory: Foreign,
     length: usize,
 }
 
 impl SealedMemory {
     /// As [`Sealed::new`], of a memfd that has exactly this size.
-    pub(crate) fn new(memory: OwnedFd, size: u64, length: usize) -> Result<Self, Unsuitable> {
+    pub(crate) fn new(memory: Foreign, size: u64, length: usize) -> Result<Self, Unsuitable> {
         if size < length as u64 {
             return Err(Unsuitable::Size { found: size, wanted: length as u64 });
         }
-        Ok(Self { bytes: Frozen::attach(memory.as_fd(), size)?, memory, length })
+        Ok(Self { bytes: Frozen::attach(memory.as_fd(), size)?, memory: memory.of_bytes(size), length })
     }
 }
 
@@ -58,7 +61,10 @@ impl Sealed {
     /// # Errors
     /// [`Unsuitable`]: it is not sealed for good, or shorter, or not all there, or not open for writing.
     pub fn new(memory: OwnedFd, length: usize) -> Result<Self, Unsuitable> {
-        let size = fstat(&memory).map_err(|error| Unsuitable::Unmappable(error.to_string()))?.st_size.max(0) as u64;
+        let memory = Foreign::from(memory);
+        // Before its file system is asked for anything.
+        check_seals(memory.as_fd(), Seals::ForGood)?;
+        let size = fstat(&memory).map_err(unmappable)?.st_size.max(0) as u64;
         Ok(SealedMemory::new(memory, size, length)?.into())
     }
 
@@ -68,8 +74,8 @@ impl Sealed {
     /// When it is shared with a clone, and there is no descriptor left.
     pub fn into_fd(self) -> io::Result<OwnedFd> {
         match Arc::try_unwrap(self.0) {
-            Ok(inner) => Ok(inner.memory),
-            Err(shared) => shared.memory.try_clone(),
+            Ok(inner) => Ok(inner.memory.into_fd()),
+            Err(shared) => shared.memory.as_fd().try_clone_to_owned(),
         }
     }
 }

@@ -3,12 +3,12 @@
 use std::{
     collections::VecDeque,
     io,
-    os::fd::{BorrowedFd, OwnedFd},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
     sync::{Arc, Mutex, PoisonError},
 };
 
 use super::Arrival;
-use crate::memory::heap::{self, Named};
+use crate::{foreign::Foreign, memory::heap::Named, wire::Descriptor};
 
 /// That the rest of `PacketSocket` is code for the compiler.
 pub(super) const IS_USED: bool = true;
@@ -17,7 +17,7 @@ pub(super) const IS_USED: bool = true;
 #[derive(Debug, Default)]
 struct End {
     /// Messages, with their descriptors.
-    queue: VecDeque<(Vec<u8>, Vec<Arc<OwnedFd>>)>,
+    queue: VecDeque<(Vec<u8>, Vec<Descriptor>)>,
     /// Whether either end is closed.
     hung_up: bool,
 }
@@ -41,7 +41,7 @@ pub(super) fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
     Ok((ENDS.add(ends), ENDS.add(other)))
 }
 
-pub(super) fn send(socket: BorrowedFd<'_>, bytes: &[u8], descriptors: &[Arc<OwnedFd>]) -> io::Result<()> {
+pub(super) fn send(socket: BorrowedFd<'_>, bytes: &[u8], descriptors: &[Descriptor]) -> io::Result<()> {
     with(&ENDS.of(socket).peer, |peer| {
         if peer.hung_up {
             return Err(nix::errno::Errno::EPIPE.into());
@@ -56,7 +56,8 @@ pub(super) fn receive(socket: BorrowedFd<'_>, longest: usize, most: usize) -> io
         Ok(match own.queue.pop_front() {
             Some((bytes, descriptors)) if bytes.len() > longest || descriptors.len() > most => Arrival::TooLong,
             Some((bytes, descriptors)) => {
-                Arrival::Message(bytes, descriptors.iter().map(|fd| heap::duplicate(fd)).collect())
+                let duplicate = |fd: &Descriptor| fd.as_fd().try_clone_to_owned().map(Foreign::from);
+                Arrival::Message(bytes, descriptors.iter().map(duplicate).collect::<io::Result<_>>()?)
             }
             None if own.hung_up => Arrival::HangUp,
             None => Arrival::Nothing,

@@ -1,0 +1,199 @@
+//! What of a socket needs the kernel.
+
+use super::*;
+use crate::limits::{MAX_DESCRIPTORS, MAX_MESSAGE};
+use std::sync::Arc;
+
+fn pair() -> (PacketSocket, PacketSocket) {
+    let (a, b) = PacketSocket::pair().unwrap();
+    (PacketSocket::new(a).unwrap(), PacketSocket::new(b).unwrap())
+}
+
+fn letter(bytes: usize, descriptors: usize) -> Letter {
+    let fd = Arc::new(OwnedFd::from(std::fs::File::open("/dev/null").unwrap()));
+    Letter { bytes: vec![7; bytes], descriptors: vec![fd.into(); descriptors] }
+}
+
+#[test]
+fn the_largest_message_arrives_whole() {
+    let (a, b) = pair();
+    a.send(&letter(MAX_MESSAGE, MAX_DESCRIPTORS)).unwrap();
+    let Arrival::Message(bytes, descriptors) = b.receive::<MAX_MESSAGE>().unwrap() else { panic!("no message") };
+    assert_eq!((bytes.len(), descriptors.len()), (MAX_MESSAGE, MAX_DESCRIPTORS));
+    assert!(matches!(b.receive::<MAX_MESSAGE>().unwrap(), Arrival::Nothing));
+}
+
+#[test]
+fn a_longer_message_is_noticed_and_one_with_descriptors_stays() {
+    let (a, b) = pair();
+    a.send(&letter(MAX_MESSAGE + 1, 0)).unwrap();
+    assert!(matches!(b.receive::<MAX_MESSAGE>().unwrap(), Arrival::TooLong));
+    a.send(&letter(1, 0)).unwrap();
+    assert!(matches!(b.receive::<MAX_MESSAGE>().unwrap(), Arrival::Message(..)));
+    a.send(&letter(1, 253)).unwrap();
+    a.send(&letter(1, 0)).unwrap();
+    for _ in 0..3 {
+        assert!(matches!(b.receive::<MAX_MESSAGE>().unwrap(), Arrival::TooLong));
+        assert!(matches!(b.receive_bytes::<MAX_MESSAGE>().unwrap(), Arrival::TooLong));
+    }
+    a.send(&letter(MAX_MESSAGE + 1, 1)).unwrap();
+    assert!(matches!(b.receive::<MAX_MESSAGE>().unwrap(), Arrival::TooLong));
+}
+
+#[test]
+fn descriptors_that_came_with_a_lost_message_are_closed() {
+    let (a, b) = pair();
+    let (reader, writer) = nix::unistd::pipe().unwrap();
+    let writer = Arc::new(writer);
+    a.send(&Letter { bytes: vec![7], descriptors: vec![writer.clone().into(); 253] }).unwrap();
+    drop(writer);
+    assert!(matches!(b.receive::<MAX_MESSAGE>().unwrap(), Arrival::TooLong));
+    drop(b);
+    assert_eq!(nix::unistd::read(&reader, &mut [0]), Ok(0), "the writing end is still open somewhere");
+}
+
+/// Whether this thread closes a socket.
+fn closes_here(socket: PacketSocket) -> bool {
+    #[derive(Debug)]
+    struct Witness(std::sync::mpsc::SyncSender<std::thread::ThreadId>);
+    impl Drop for Witness {
+        fn drop(&mut self) {
+            let _ = self.0.send(std::thread::current().id());
+        }
+    }
+    let (say, said) = std::sync::mpsc::sync_channel(1);
+    drop(socket.with(Witness(say)));
+    said.recv().unwrap() == std::thread::current().id()
+}
+
+#[test]
+fn a_socket_in_which_descriptors_wait_is_closed_by_another_thread_and_no_other_is() {
+    let cases: [(&[(usize, usize)], bool); 8] = [
+        (&[], true),
+        (&[(1, 0); 3], true),
+        (&[(MAX_MESSAGE + 1, 0), (1, 0)], true),
+        // Of no bytes, as at the end.
+        (&[(0, 0), (0, 0), (1, 0)], true),
+        (&[(1, 1)], false),
+        (&[(0, 1)], false),
+        (&[(0, 0), (1, 0), (MAX_MESSAGE + 1, 0), (0, 0), (1, 64)], false),
+        (&[(1, 0); MAX_AT_ONCE], false),
+    ];
+    for (letters, is_here) in cases {
+        for hangs_up in [false, true] {
+            let (a, b) = pair();
+            letters.iter().for_each(|&(bytes, descriptors)| a.send(&letter(bytes, descriptors)).unwrap());
+            let a = if hangs_up { None } else { Some(a) };
+            assert_eq!(closes_here(b), is_here, "{letters:?}, {hangs_up}");
+            assert!(a.is_none_or(|a| a.hung_up()));
+        }
+    }
+}
+
+#[test]
+fn a_socket_that_was_reset_is_closed_as_any_other() {
+    for descriptors in [0, 1] {
+        let (a, b) = pair();
+        b.send(&letter(1, 0)).unwrap();
+        a.send(&letter(1, descriptors)).unwrap();
+        drop(a);
+        assert_eq!(closes_here(b), descriptors == 0);
+    }
+}
+
+#[test]
+fn what_the_kernel_refuses_never_comes() {
+    let (a, b) = pair();
+    let b = PacketSocket::accepted(b.0.into_inner().descriptor.into_inner());
+    let refused = a.send(&letter(1, 1));
+    if !sys::refuses_descriptors(b.as_fd()) {
+        return println!("not tested: this kernel does not refuse descriptors");
+    }
+    assert_eq!(refused.unwrap_err().raw_os_error(), Some(libc::EPERM));
+    a.send(&letter(1, 0)).unwrap();
+    assert!(matches!(b.receive_bytes::<MAX_MESSAGE>().unwrap(), Arrival::Message(..)));
+    assert!(!b.0.is_vetted, "what came before it was told to refuse them may carry some");
+    let again = PacketSocket::accepted(b.0.into_inner().descriptor.into_inner());
+    assert!(again.0.is_vetted);
+}
+
+#[test]
+fn what_was_sent_before_a_hang_up_arrives_before_it() {
+    let (a, b) = pair();
+    a.send(&letter(3, 1)).unwrap();
+    drop(a);
+    assert!(b.hung_up());
+    assert!(matches!(b.receive::<MAX_MESSAGE>().unwrap(), Arrival::Message(..)));
+    assert!(matches!(b.receive::<MAX_MESSAGE>().unwrap(), Arrival::HangUp));
+    assert!(means_gone(&b.send(&letter(1, 0)).unwrap_err()));
+}
+
+/// Who dies with something unread in its own socket resets that of the other side.
+#[test]
+fn what_was_sent_before_a_reset_arrives_before_it() {
+    let (a, b) = PacketSocket::pair().unwrap();
+    let b = PacketSocket::new(b).unwrap();
+    send(a.as_raw_fd(), &[7; 3], MsgFlags::empty()).unwrap();
+    b.send(&letter(4, 0)).unwrap();
+    drop(a);
+    assert!(matches!(b.receive::<MAX_MESSAGE>().unwrap(), Arrival::Message(..)));
+    assert!(matches!(b.receive::<MAX_MESSAGE>().unwrap(), Arrival::HangUp));
+}
+
+#[test]
+fn a_message_that_was_looked_at_before_a_reset_is_taken_off_after_it() {
+    let (a, b) = PacketSocket::pair().unwrap();
+    let b = PacketSocket::new(b).unwrap();
+    send(a.as_raw_fd(), &[7; 3], MsgFlags::empty()).unwrap();
+    b.send(&letter(4, 0)).unwrap();
+    let mut buffer = [0; 8];
+    assert_eq!(sys::peek(b.as_fd(), &mut buffer, 1).unwrap().length, 3);
+    // Closed as by the death of a process, with something unread.
+    drop(a);
+    b.take_off().unwrap();
+    assert!(matches!(b.receive::<MAX_MESSAGE>().unwrap(), Arrival::HangUp));
+}
+
+/// A pair with the smallest send buffers that the kernel makes, as under net.core.wmem_max=4608.
+fn narrow_pair() -> (PacketSocket, PacketSocket) {
+    let (a, b) = pair();
+    for socket in [&a, &b] {
+        setsockopt(socket, sockopt::SndBuf, &0).unwrap();
+    }
+    (a, b)
+}
+
+#[test]
+fn small_send_buffers_are_widened() {
+    let (socket, _other) = narrow_pair();
+    assert!(socket.narrow().is_some_and(|size| size < MAX_MESSAGE));
+    widen(&socket.0.descriptor);
+    assert_eq!(socket.narrow(), None);
+    socket.send(&letter(MAX_MESSAGE, MAX_DESCRIPTORS)).unwrap();
+}
+
+#[test]
+fn a_message_that_a_send_buffer_cannot_take_is_told_which_limit_it_is() {
+    let (a, _b) = narrow_pair();
+    let error = a.send(&letter(MAX_MESSAGE, 0)).unwrap_err().to_string();
+    assert!(error.contains("16384 bytes") && error.contains("net.core.wmem_max"), "{error}");
+}
+
+#[test]
+fn so_many_messages_with_a_descriptor_fit_as_are_reckoned() {
+    let (a, _b) = pair();
+    let sent = (0..).take_while(|_| a.send(&letter(16, 1)).is_ok()).count();
+    assert!(sent >= SEND_BUFFER / crate::limits::MESSAGE_COST, "only {sent}");
+    assert!(a.unread() >= SEND_BUFFER);
+}
+
+#[test]
+fn a_full_socket_says_so() {
+    let (a, _b) = pair();
+    let error = loop {
+        if let Err(error) = a.send(&letter(MAX_MESSAGE, 0)) {
+            break error;
+        }
+    };
+    assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+}
