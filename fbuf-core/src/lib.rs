@@ -27,6 +27,7 @@
 //! * `memory/map.rs`: mappings.
 //! * `memory/pieces.rs`: addresses in them, and a hint to the processor.
 //! * `memory/table.rs`: words in them.
+//! * `memory/trial.rs`: mappings that are tried.
 //! * `pool/made.rs`: of memory that only the caller knows to be nobody else's.
 //! * `pool/memory.rs`: one call, which makes slots read-only, in a pool with a guard.
 //! * `pool/mod.rs`: the call of it.

@@ -1,6 +1,8 @@
 //! The sender's half of a link: it writes the lane, reads the board, and knows what of the pool's ledger
 //! concerns this link.
 
+mod skipping;
+
 use std::{
     ops::Add,
     os::fd::{AsFd, OwnedFd},
@@ -8,6 +10,7 @@ use std::{
     time::Duration,
 };
 
+use self::skipping::Skipping;
 use crate::{
     abort::Abort,
     board::{BoardReader, BoardView},
@@ -15,12 +18,10 @@ use crate::{
     lane::{LaneTable, LaneWriter, capacity_for},
     limits::{MAX_AT_ONCE, MAX_LEASED, MESSAGE_COST},
     link::{self, Gift, Hello, LinkEnd, LinkMessage, NewSegment, OneShot, ReadError, Welcome},
-    memory::MemoryError,
     park::Fencing,
     points,
     pool::Pool,
     protection::Mechanism,
-    ring::Ring,
     slot::{Mark, SlotId},
     socket::{LinkSocket, PacketSocket},
     trust::Trusted,
@@ -135,55 +136,6 @@ pub struct Outbound {
     /// The sleep of the receiver for which the bell was rung last.
     rung: u64,
     counts: LinkCounts,
-}
-
-/// For a receiver that would rather miss messages than hold more than so many.
-#[derive(Debug)]
-struct Skipping {
-    most: u32,
-    /// What is lent, or was when it was last looked at.
-    lent: Vec<(SlotId, Mark)>,
-    /// A ledger of its own: for each slot, when it was sent last, the mark if it was lent over this link.
-    ledger: Ring<Mark>,
-}
-
-impl Skipping {
-    fn new(most: u32, slots: u32) -> Result<Self, MemoryError> {
-        Ok(Self { most: most.min(slots), lent: Vec::new(), ledger: Ring::of_zeroes(slots as usize)? })
-    }
-
-    /// Whether the next message is to be lent: the receiver does not hold more than it wants to. If it seems
-    /// to, looks again.
-    fn has_room(&mut self, board: &BoardReader<BoardView>) -> bool {
-        let most = self.most as usize;
-        if self.lent.len() > most {
-            let ledger = &self.ledger;
-            self.lent.retain(|&(slot, mark)| *ledger.at(slot.index()) == mark && !board.has(slot, mark));
-        }
-        self.lent.len() <= most
-    }
-
-    /// Enters a message that is lent.
-    fn lend(&mut self, slot: SlotId, mark: Mark) {
-        *self.ledger.at_mut(slot.index()) = mark;
-        self.lent.push((slot, mark));
-    }
-
-    /// Enters a message that is left out.
-    fn leave_out(&mut self, slot: SlotId) {
-        *self.ledger.at_mut(slot.index()) = Mark::NONE;
-    }
-
-    /// The numbers of the messages that are lent.
-    fn lent(&self, board: &BoardReader<BoardView>) -> impl Iterator<Item = u64> {
-        let lent = self.lent.iter().filter(move |&&(slot, mark)| self.lends(slot, mark) && !board.has(slot, mark));
-        lent.map(|(_, mark)| mark.sequence())
-    }
-
-    /// Whether the message was not left out.
-    fn lends(&self, slot: SlotId, mark: Mark) -> bool {
-        *self.ledger.at(slot.index()) == mark
-    }
 }
 
 /// What happened on one link.

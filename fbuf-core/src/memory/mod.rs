@@ -12,11 +12,12 @@ mod pieces;
 mod room;
 mod sealed;
 mod table;
+mod trial;
 
 pub(crate) use claim::Claim;
 pub(crate) use copies::Copies;
 pub use leasable::{HUGE_PAGE, Leasable, Pages, free_huge_pages, has_transparent_pages};
-pub use map::{Map, Trial, try_page};
+pub use map::Map;
 pub use memfd::{MemoryError, Reserved};
 pub(crate) use memfd::{Seals, verify};
 pub(crate) use pieces::{Address, Pieces};
@@ -24,3 +25,4 @@ pub use room::available;
 pub use sealed::Sealed;
 pub(crate) use sealed::SealedMemory;
 pub use table::{SharedLayout, Table, TableView};
+pub use trial::{Trial, try_page};
