@@ -21,14 +21,7 @@ use std::{
 use attacker::{ATTEMPT, Attack, BEGIN};
 use fbuf_broker::{Embedded, Policy};
 use fbuf_client::{Client, GetError, Mechanism, OpenError, Protection, Received, Receiver};
-use nix::{
-    libc,
-    sys::{
-        signal::Signal,
-        wait::{WaitPidFlag, WaitStatus, waitpid},
-    },
-    unistd::{Pid, geteuid},
-};
+use nix::{libc, sys::signal::Signal, unistd::geteuid};
 use support::{Process, SOON, is_root, not_tested};
 
 /// The bytes of a message.
@@ -192,9 +185,8 @@ impl Other {
 
     /// Waits until it has stopped itself.
     fn wait_until_it_stops(&mut self) {
-        let pid = Pid::from_raw(self.process.pid() as i32);
         assert!(self.wait_for(BEGIN), "it ended before");
-        assert!(matches!(waitpid(pid, Some(WaitPidFlag::WUNTRACED)), Ok(WaitStatus::Stopped(..))));
+        self.process.until_stopped();
     }
 
     /// Lets an attacker attack, who stops itself before.
