@@ -23,7 +23,7 @@ use nix::{
     },
     unistd::geteuid,
 };
-use support::{BrokerProcess, HandedOver, Process, SOON, fbuf, until};
+use support::{BrokerProcess, HandedOver, Process, Run, SOON, fbuf, until};
 
 const OTHER: u32 = 65_533;
 
@@ -37,7 +37,7 @@ fn mode(path: &Path) -> u32 {
 
 /// A broker that must not start: what it says.
 fn refused(socket: &Path) -> String {
-    let Output { status, stderr, .. } = fbuf(["broker", "--socket"]).arg(socket).output().unwrap();
+    let Output { status, stderr, .. } = fbuf(["broker", "--socket"]).arg(socket).run();
     assert_eq!(status.code(), Some(1));
     String::from_utf8(stderr).unwrap()
 }
@@ -203,7 +203,7 @@ fn a_policy_of_another_user_is_refused() {
     }
     let file = tempfile::NamedTempFile::new().unwrap();
     fs::write(file.path(), "[[rule]]\nusers = [0]").unwrap();
-    let check = || fbuf(["broker", "--check-policy"]).arg(file.path()).output().unwrap();
+    let check = || fbuf(["broker", "--check-policy"]).arg(file.path()).run();
     assert!(check().status.success());
     chown(file.path(), Some(OTHER), None).unwrap();
     let Output { status, stderr, .. } = check();

@@ -19,7 +19,7 @@ use std::{
 use fbuf_broker::{Embedded, Policy};
 use fbuf_client::{Address, Client, ConnectError, OpenError};
 use nix::unistd::{chroot, setresuid};
-use support::{BrokerProcess, Process, SOON, until};
+use support::{BrokerProcess, Process, Run, SOON, until};
 
 /// Users that tests act as.
 const OTHER: u32 = 65_533;
@@ -153,8 +153,7 @@ fn the_command_accepts_the_broker_of_the_user_that_it_is_told() {
     }
     let address = abstract_name("command");
     let _broker = Other::broker(&address, OTHER);
-    let list =
-        |words: &[&str]| support::fbuf(["ls", "--socket"]).arg(address.to_string()).args(words).output().unwrap();
+    let list = |words: &[&str]| support::fbuf(["ls", "--socket"]).arg(address.to_string()).args(words).run();
     let refused = list(&[]);
     let said = String::from_utf8_lossy(&refused.stderr);
     assert!(refused.status.code() == Some(1) && said.contains("--broker-user"), "{said}");

@@ -23,7 +23,7 @@ use fbuf_client::{
     Client, LEASE_FROM, Mechanism, OpenError, OptionsError, Pages, Protection, Refusal, Sender, SenderBuilder,
 };
 use nix::{libc, unistd::geteuid};
-use support::{Process, SOON, is_root, until};
+use support::{Process, Run, SOON, is_root, until};
 
 /// The user of the attacker.
 const OTHER: u32 = 65_533;
@@ -315,5 +315,5 @@ fn what_one_shots_cannot_have_is_not_left_out_in_silence() {
     assert_eq!(undecided, unguarded);
     let mut again = Command::new(env::current_exe().unwrap());
     again.args(["--exact", "what_one_shots_cannot_have_is_not_left_out_in_silence"]).env("FBUF_GUARD", "1");
-    assert!(again.status().unwrap().success(), "it says why");
+    assert!(again.run_to_its_end().success(), "it says why");
 }

@@ -13,7 +13,7 @@ use std::{
 
 use fbuf_broker::{Embedded, Policy};
 use fbuf_client::{Client, GetError, Mechanism};
-use support::{BrokerProcess, Process, Random, SOON, is_root, not_tested};
+use support::{BrokerProcess, Process, Random, Run, SOON, is_root, not_tested};
 
 /// Runs the command beside the broker's socket, and where everything else that programs write to is new.
 const CONTAINER: &str = r#"
@@ -107,7 +107,7 @@ fn streams_get_from_container_to_container_whoever_starts_first() {
                 receive.stdout(File::create(&copy).unwrap());
                 let (first, second) = if sender_first { (&mut send, &mut receive) } else { (&mut receive, &mut send) };
                 let mut first = Process::start(first);
-                assert!(second.status().unwrap().success() && first.end().success(), "{sending:?}");
+                assert!(second.run_to_its_end().success() && first.end().success(), "{sending:?}");
                 assert!(fs::read(&copy).unwrap() == data, "{sending:?}");
             }
         }
@@ -167,7 +167,7 @@ fn users_whom_the_broker_cannot_tell_apart_are_not_taken_for_one() {
     let mut send = Process::start(command(1001, &["send", "c"]).stdin(Stdio::piped()));
     send.0.stdin.take().unwrap().write_all(b"x").unwrap();
     // Refused, if its messages were taken for those of the receiver's own user.
-    assert!(command(1002, &["recv", "c", "--require", "sealed"]).status().unwrap().success());
+    assert!(command(1002, &["recv", "c", "--require", "sealed"]).run_to_its_end().success());
     assert!(send.end().success());
 }
 
@@ -189,7 +189,7 @@ fn a_client_in_a_login_session_finds_the_broker_of_the_machine() {
     if !can_unshare() {
         return;
     }
-    let output = unshare().args(["sh", "-c", SESSION, "sh", env!("CARGO_BIN_EXE_fbuf")]).output().unwrap();
+    let output = unshare().args(["sh", "-c", SESSION, "sh", env!("CARGO_BIN_EXE_fbuf")]).run();
     let (listed, said) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(listed.contains("no endpoint"), "{output:?}");
     // The control: without that broker there is none, and the error says where it was looked for.
@@ -216,7 +216,7 @@ fn a_user_gains_nothing_by_a_user_namespace() {
             command.arg("--user").args(map).args(words).uid(OTHER).gid(OTHER).stdin(Stdio::null());
             command
         };
-        let id = contained(&["id", "-u"]).output().unwrap();
+        let id = contained(&["id", "-u"]).run();
         assert_eq!(String::from_utf8_lossy(&id.stdout).trim(), inside);
         let mut receiver = client.receiver("c").open().unwrap();
         let mut send = contained(&[fbuf.to_str().unwrap(), "send", "c", "/etc/passwd"]);

@@ -19,7 +19,7 @@ use fbuf_core::{
     sys::{Membarrier, membarrier},
 };
 use nix::libc;
-use support::{Holdings, Process, SOON, fbuf, not_tested, until_is};
+use support::{Holdings, Process, Run, SOON, fbuf, not_tested, until_is};
 
 /// How often each side waits for the other.
 const ROUNDS: u64 = 1000;
@@ -234,7 +234,7 @@ fn the_doctor_says_that_membarrier_is_refused_and_what_follows() {
     if !can_be_chosen() {
         return;
     }
-    let said = |command: &mut Command| String::from_utf8(command.output().unwrap().stdout).unwrap();
+    let said = |command: &mut Command| String::from_utf8(command.run().stdout).unwrap();
     let consequence = "Each message costs a fence";
     let mut doctor = fbuf(["doctor"]);
     assert!(!said(&mut doctor).contains(consequence), "the control");

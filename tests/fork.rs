@@ -24,7 +24,7 @@ use nix::{
     },
     unistd::{ForkResult, Pid, fork, setsid},
 };
-use support::SOON;
+use support::{Run, SOON};
 
 /// In how little time a child returns from what it cannot do. It is measured in seconds where it hangs.
 const AT_ONCE: Duration = Duration::from_secs(5);
@@ -441,7 +441,7 @@ fn a_child_of_a_bare_clone_changes_nothing() {
     if env::var_os("FBUF_TEST_ALONE").is_none() {
         let mut alone = Command::new(env::current_exe().unwrap());
         alone.args(["a_child_of_a_bare_clone_changes_nothing", "--exact"]).env("FBUF_TEST_ALONE", "1");
-        assert!(alone.status().unwrap().success(), "it says why");
+        assert!(alone.run_to_its_end().success(), "it says why");
         return;
     }
     let (_broker, client) = broker();

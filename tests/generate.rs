@@ -4,11 +4,11 @@ mod support;
 
 use std::{collections::BTreeSet, fs, process::Command};
 
-use support::fbuf;
+use support::{Run, fbuf};
 
 /// The subcommands that the help of a command names.
 fn subcommands(words: &[&str]) -> Vec<String> {
-    let output = fbuf(words).arg("--help").output().unwrap();
+    let output = fbuf(words).arg("--help").run();
     let help = String::from_utf8(output.stdout).unwrap();
     let lines = help.lines().skip_while(|line| *line != "Commands:").skip(1).take_while(|line| !line.is_empty());
     // What goes on in a second line is indented further.
@@ -20,7 +20,7 @@ fn subcommands(words: &[&str]) -> Vec<String> {
 fn generated(what: &str) -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     // Into a folder that is not there yet.
-    assert!(fbuf(["generate", what]).arg(folder.path().join("new")).status().unwrap().success());
+    assert!(fbuf(["generate", what]).arg(folder.path().join("new")).run_to_its_end().success());
     folder
 }
 
@@ -75,7 +75,7 @@ fn each_page_has_the_sections_of_its_help_and_names_the_other_pages() {
     let title = |section: &(String, String)| section.0.clone();
     for name in subcommands(&[]).iter().map(String::as_str).chain([""]) {
         let words: &[&str] = if name.is_empty() { &[] } else { &[name] };
-        let help = fbuf(words).arg("--help").output().unwrap();
+        let help = fbuf(words).arg("--help").run();
         let help = String::from_utf8(help.stdout).unwrap();
         let (_, help) = help.split_once("\nExit status:\n").unwrap();
         let sections = page(format!("fbuf-{name}").trim_end_matches('-'));
@@ -115,13 +115,13 @@ fn shells_complete_the_subcommands() {
     let script = r#". "$0"; COMP_WORDS=(fbuf br); COMP_CWORD=1; _fbuf fbuf br fbuf; echo "${COMPREPLY[@]}""#;
     let mut bash = Command::new("bash");
     bash.args(["--norc", "-c", script]).arg(folder.path().join("new/fbuf.bash"));
-    let output = bash.output().unwrap();
+    let output = bash.run();
     assert_eq!(String::from_utf8_lossy(&output.stdout), "broker\n", "{output:?}");
 }
 
 #[test]
 fn a_folder_that_cannot_be_made_is_named() {
-    let output = fbuf(["generate", "man", "/dev/null/pages"]).output().unwrap();
+    let output = fbuf(["generate", "man", "/dev/null/pages"]).run();
     assert_eq!(output.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&output.stderr).contains("/dev/null/pages"), "{output:?}");
 }

@@ -17,7 +17,7 @@ use nix::{
     libc,
     sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction},
 };
-use support::SOON;
+use support::{Process, SOON};
 
 /// What the children do; nothing in the process that tests.
 #[test]
@@ -85,7 +85,7 @@ fn run(role: &str, keep: bool) -> Output {
             keep.then_some((value, message))
         })
         .collect();
-    let output = child.wait_with_output().unwrap();
+    let output = Process(child).output();
     for (value, message) in kept {
         assert!(message.iter().all(|&byte| byte == value), "a message changed");
     }

@@ -18,7 +18,7 @@ use fbuf_client::{
     AllocateError, Client, Fbuf, Mechanism, OpenError, Pages, Protection, Receiver, Sender, SenderBuilder, WriteError,
 };
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use support::{Holdings, SOON, is_root, slots, until, until_is};
+use support::{Holdings, Run, SOON, is_root, slots, until, until_is};
 
 /// The bytes of a slot: some pages, and a part of one.
 const SIZE: usize = 70_000;
@@ -377,7 +377,7 @@ fn a_process_that_may_not_open_its_slots_any_more_is_told_why() {
     }
     let mut command = Command::new(std::env::current_exe().unwrap());
     command.args(["a_sender_that_changes_its_user", "--exact", "--nocapture"]).env("FBUF_TEST_CHANGES_USER", "1");
-    let output = command.output().unwrap();
+    let output = command.run();
     let said = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success(), "{output:?}");
     assert!(said.contains("sent as root") && said.contains("changed its user since"), "{said}");

@@ -18,7 +18,7 @@ use nix::{
         resource::{Resource, setrlimit},
     },
 };
-use support::{BrokerProcess, Process, SOON, fbuf, not_tested, until};
+use support::{BrokerProcess, Process, Run, SOON, fbuf, not_tested, until};
 
 /// Has a command run with a limit.
 #[allow(unsafe_code, reason = "pre_exec")]
@@ -36,14 +36,14 @@ fn a_sender_beyond_the_longest_file_is_an_error_that_names_the_limit() {
     let broker = Embedded::start().unwrap();
     let mut command = fbuf(["send", "c", "/etc/services", "--socket", &broker.address().to_string()]);
     limit(&mut command, Resource::RLIMIT_FSIZE, 256 << 10);
-    let output = command.output().unwrap();
+    let output = command.run();
     assert_eq!((output.status.code(), output.status.signal()), (Some(1), None), "{}", said(&output));
     assert!(said(&output).contains("RLIMIT_FSIZE"), "{}", said(&output));
     // The control: a program that does not look gets the signal.
     let mut command = Command::new("sh");
     command.args(["-c", "exec head -c 300000 /dev/zero"]).stdout(fs::File::from(scratch_file()));
     limit(&mut command, Resource::RLIMIT_FSIZE, 256 << 10);
-    assert_eq!(command.status().unwrap().signal(), Some(libc::SIGXFSZ));
+    assert_eq!(command.run_to_its_end().signal(), Some(libc::SIGXFSZ));
 }
 
 fn scratch_file() -> std::os::fd::OwnedFd {
@@ -110,7 +110,7 @@ fn a_file_that_may_not_grow_is_an_error_of_recv() {
 /// Runs a test of this file in a process of its own, and returns what it printed.
 fn alone(test: &str, variable: &str) -> Output {
     let mut command = Command::new(std::env::current_exe().unwrap());
-    command.args([test, "--exact", "--nocapture"]).env(variable, "1").stdin(Stdio::null()).output().unwrap()
+    command.args([test, "--exact", "--nocapture"]).env(variable, "1").stdin(Stdio::null()).run()
 }
 
 #[test]

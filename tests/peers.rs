@@ -16,7 +16,7 @@ use std::{
 use fbuf_broker::{Embedded, Policy, Quota};
 use fbuf_client::{Address, Client, Mismatch, Protection, Receiver, Sender};
 use nix::unistd::geteuid;
-use support::{BrokerProcess, Process, SOON, fbuf, is_root, until};
+use support::{BrokerProcess, Process, Run, SOON, fbuf, is_root, until};
 
 /// Users that tests as other ones.
 const OTHER: u32 = 65_533;
@@ -124,7 +124,7 @@ fn a_receiver_is_linked_with_senders_of_the_users_that_it_names_and_no_others() 
     let unpaired = receiver.unpaired().unwrap();
     assert!(matches!(unpaired[..], [one] if one.sends && one.why == Mismatch::FromUsers(ANOTHER)), "{unpaired:?}");
     // The command lists it as well.
-    let listed = fbuf(["ls"]).env("FBUF_BROKER", broker.address().to_string()).output().unwrap();
+    let listed = fbuf(["ls"]).env("FBUF_BROKER", broker.address().to_string()).run();
     let listed = String::from_utf8_lossy(&listed.stdout).into_owned();
     let line = format!("receiver {number} of \"c\" is not paired with sender ");
     assert!(listed.contains(&line) && listed.contains("names the users of its senders"), "{listed}");

@@ -22,7 +22,7 @@ use nix::sys::{
     signal::Signal,
     socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket},
 };
-use support::{BrokerProcess, HandedOver, Process, SOON, until};
+use support::{BrokerProcess, HandedOver, Process, Run, SOON, until};
 
 /// Sends one message to so many receivers.
 fn send(sender: &mut Sender, number: u64, receivers: usize) {
@@ -455,5 +455,5 @@ fn a_broker_is_replaced_on_the_same_socket() {
 /// Done by another process: what this one has open for writing, a child that another test starts meanwhile would have
 /// too, and it could not be executed.
 fn copy_program(to: &Path) {
-    assert!(Command::new("cp").arg(env!("CARGO_BIN_EXE_fbuf")).arg(to).status().unwrap().success());
+    assert!(Command::new("cp").arg(env!("CARGO_BIN_EXE_fbuf")).arg(to).run_to_its_end().success());
 }

@@ -14,7 +14,7 @@ use std::{
 
 use fbuf_broker::Embedded;
 use fbuf_client::{Client, GetError, Peer, Receiver, Sender};
-use support::SOON;
+use support::{Run, SOON};
 use tokio::runtime::{Builder, Runtime};
 
 fn current_thread() -> Runtime {
@@ -152,7 +152,7 @@ fn a_process_ends_in_silence_whatever_it_has_open() {
     for how in ["static", "atexit", "leaked"] {
         let mut command = Command::new(env::current_exe().unwrap());
         command.args(["a_process_that_ends", "--exact", "--nocapture"]).env("FBUF_TEST_ENDS", how);
-        let output = command.stdin(Stdio::null()).output().unwrap();
+        let output = command.stdin(Stdio::null()).run();
         let (said, complained) = (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap());
         assert!(output.status.success() && complained.is_empty(), "{how}: {}, {complained}", output.status);
         assert!(said.contains("open") && said.contains("used at exit") == (how == "atexit"), "{how}: {said}");

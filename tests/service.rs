@@ -13,7 +13,7 @@ use std::{
 use fbuf_broker::{Embedded, Policy, Quota};
 use fbuf_client::{Address, ChannelName, Client, ConnectError};
 use nix::sys::signal::Signal;
-use support::{BrokerProcess, HandedOver, Holdings, Process, fbuf, until};
+use support::{BrokerProcess, HandedOver, Holdings, Process, Run, fbuf, until};
 
 #[test]
 fn it_is_ready_only_when_it_accepts() {
@@ -39,7 +39,7 @@ fn a_second_broker_is_refused_and_the_first_goes_on() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("broker");
     let first = BrokerProcess::start(&path);
-    let second = fbuf(["broker", "--socket"]).arg(&path).output().unwrap();
+    let second = fbuf(["broker", "--socket"]).arg(&path).run();
     assert_eq!(second.status.code(), Some(1));
     let said = String::from_utf8_lossy(&second.stderr);
     assert!(said.contains("one does already"), "{said}");
@@ -56,11 +56,11 @@ fn the_socket_of_a_dead_broker_is_replaced_and_other_files_are_not() {
     Client::connect_to(&broker.address).unwrap();
     let file = folder.path().join("file");
     fs::write(&file, "precious").unwrap();
-    let refused = fbuf(["broker", "--socket"]).arg(&file).output().unwrap();
+    let refused = fbuf(["broker", "--socket"]).arg(&file).run();
     assert_eq!(refused.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&refused.stderr).contains("no socket"));
     assert_eq!(fs::read(&file).unwrap(), b"precious");
-    let nowhere = fbuf(["broker", "--socket", "/no/such/folder/broker"]).output().unwrap();
+    let nowhere = fbuf(["broker", "--socket", "/no/such/folder/broker"]).run();
     assert!(String::from_utf8_lossy(&nowhere.stderr).contains("make its folder"));
 }
 
@@ -161,7 +161,7 @@ fn a_policy_is_checked_and_read_again() {
         fs::write(&policy, text).unwrap();
     };
     write("news/*");
-    let check = || fbuf(["broker", "--check-policy"]).arg(&policy).output().unwrap();
+    let check = || fbuf(["broker", "--check-policy"]).arg(&policy).run();
     let said = check();
     assert!(said.status.success());
     let said = String::from_utf8_lossy(&said.stdout).into_owned();

@@ -35,7 +35,7 @@ use nix::{
     unistd::{Pid, gettid},
 };
 use serde_json::Value;
-use support::{BrokerProcess, Metrics, Process, SOON, fbuf, until};
+use support::{BrokerProcess, Metrics, Process, Run, SOON, fbuf, until};
 
 const SLOTS: u64 = 8;
 /// How often somebody looks.
@@ -56,7 +56,7 @@ fn send(sender: &mut Sender) {
 }
 
 fn ls(broker: &Address, arguments: &[&str]) -> String {
-    let output = fbuf(["ls", "--socket", &broker.to_string()]).args(arguments).output().unwrap();
+    let output = fbuf(["ls", "--socket", &broker.to_string()]).args(arguments).run();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).unwrap()
 }
@@ -145,7 +145,7 @@ fn ls_lists_every_endpoint_for_people_and_for_scripts() {
     let receiver = lines.iter().find(|line| line["end"] == "receiver" && line["channel"] == "camera/front").unwrap();
     assert_eq!((&receiver["report"]["held"], &receiver["report"]["oldest_behind"]), (&1.into(), &99.into()));
     assert_eq!(receiver["report"]["forgotten"], false);
-    let refused = fbuf(["top", "--socket", &broker.address.to_string()]).output().unwrap();
+    let refused = fbuf(["top", "--socket", &broker.address.to_string()]).run();
     assert!(String::from_utf8_lossy(&refused.stderr).contains("fbuf ls --json"));
 }
 

@@ -8,7 +8,7 @@ use std::{
 
 use crate::{
     Place,
-    support::{Process, fbuf, until},
+    support::{Process, Run, fbuf, until},
     text,
 };
 
@@ -21,7 +21,7 @@ fn assert_said(output: &Output, status: i32, wanted: &[&str]) {
 }
 
 fn is_listed(place: &Place, what: &str) -> bool {
-    text(&place.command(&["ls"]).output().unwrap().stdout).contains(what)
+    text(&place.command(&["ls"]).run().stdout).contains(what)
 }
 
 #[test]
@@ -29,22 +29,22 @@ fn errors_name_options_and_not_calls() {
     let place = Place::new();
     let mut send = Process::start(place.command(&["send", "c", "-"]).stdin(Stdio::piped()).stderr(Stdio::null()));
     until("there is a sender", || is_listed(&place, "sender"));
-    let output = place.command(&["recv", "c", "--require", "sealed"]).output().unwrap();
+    let output = place.command(&["recv", "c", "--require", "sealed"]).run();
     assert_said(&output, 1, &["have it send with `--protection sealed`", "`--require volatile`"]);
     send.kill();
     let _receive = Process::start(place.command(&["recv", "d", "--require", "sealed"]).stdout(Stdio::null()));
     until("there is a receiver", || is_listed(&place, "receiver"));
-    assert_said(&place.command(&["send", "d", "-"]).output().unwrap(), 1, &["send with `--protection sealed`"]);
+    assert_said(&place.command(&["send", "d", "-"]).run(), 1, &["send with `--protection sealed`"]);
     for (words, wanted) in [
         (["--slot-size", "0"], "--slot-size can be 1B to 1GiB"),
         (["--slot-size", "2GiB"], "--slot-size can be 1B to 1GiB"),
         (["--slots", "0"], "--slots can be 1 to 1048576"),
         (["--slots", "99999999"], "--slots can be 1 to 1048576"),
     ] {
-        assert_said(&place.command(&["send", "e", "-"]).args(words).output().unwrap(), 1, &[wanted]);
+        assert_said(&place.command(&["send", "e", "-"]).args(words).run(), 1, &[wanted]);
     }
     let mut large = place.command(&["send", "e", "-", "--slot-size", "1GiB", "--slots", "100000"]);
-    assert_said(&large.output().unwrap(), 1, &["give fewer --slots or a smaller --slot-size"]);
+    assert_said(&large.run(), 1, &["give fewer --slots or a smaller --slot-size"]);
 }
 
 /// The literals of a text.
@@ -114,27 +114,27 @@ fn a_size_that_cannot_be_read_says_what_can() {
     ];
     for words in commands {
         for size in ["many", "1x", "", "1 1"] {
-            let output = place.command(words).arg(size).output().unwrap();
+            let output = place.command(words).arg(size).run();
             assert_said(&output, 2, if size.is_empty() { &[] } else { &["64KiB", "MB"] });
         }
     }
     for number in ["0", "-1", "nan", "inf", "x"] {
         let seconds = format!("--seconds={number}");
-        assert_said(&fbuf(["bench", "latency", &seconds]).output().unwrap(), 2, &["more than zero"]);
+        assert_said(&fbuf(["bench", "latency", &seconds]).run(), 2, &["more than zero"]);
         let every = format!("--every={number}");
-        assert_said(&fbuf(["top", &every]).output().unwrap(), 2, &["0.1 or more"]);
+        assert_said(&fbuf(["top", &every]).run(), 2, &["0.1 or more"]);
     }
 }
 
 #[test]
 fn users_are_given_by_name_or_number() {
     for option in ["--allow", "--trust"] {
-        let output = fbuf(["broker", option, "no-such-user"]).output().unwrap();
+        let output = fbuf(["broker", option, "no-such-user"]).run();
         assert_said(&output, 2, &["there is no user of that name", "give a number"]);
     }
     let place = Place::new();
     for user in ["root", "0"] {
-        assert!(place.command(&["ls", "--broker-user", user]).output().unwrap().status.success());
+        assert!(place.command(&["ls", "--broker-user", user]).run().status.success());
     }
 }
 
@@ -142,7 +142,7 @@ fn users_are_given_by_name_or_number() {
 fn help_of_each_command_says_its_exit_statuses() {
     for command in ["broker", "send", "recv", "demo", "bench", "ls", "top", "doctor"] {
         for help in ["-h", "--help"] {
-            let help = text(&fbuf([command, help]).output().unwrap().stdout);
+            let help = text(&fbuf([command, help]).run().stdout);
             let (_, statuses) = help.split_once("Exit status:\n").unwrap_or_else(|| panic!("{help}"));
             let expected: &[&str] = if command == "recv" { &["0", "1", "2", "3"] } else { &["0", "1", "2"] };
             let found = statuses.lines().map_while(|line| line.strip_prefix("  ")?.split_once("  "));
@@ -161,6 +161,6 @@ fn a_log_filter_that_is_not_understood_is_said() {
     let broker = command.arg(&socket).env("RUST_LOG", "fbuf=loud").stderr(Stdio::piped()).spawn().unwrap();
     until("it listens", || socket.exists());
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(broker.id() as i32), nix::sys::signal::Signal::SIGTERM).unwrap();
-    let output = broker.wait_with_output().unwrap();
+    let output = Process(broker).output();
     assert!(text(&output.stderr).contains("RUST_LOG is not understood"), "{output:?}");
 }

@@ -16,7 +16,7 @@ use std::{
 };
 
 use fbuf_broker::Embedded;
-use support::{BrokerProcess, Process, Random, fbuf, until};
+use support::{BrokerProcess, Process, Random, Run, fbuf, until};
 
 struct Place {
     broker: Embedded,
@@ -52,7 +52,7 @@ fn a_copy_is_complete_when_send_exits() {
         fs::write(&original, random.bytes(size)).unwrap();
         // fbuf recv c > copy & fbuf send c original; cmp original copy
         let mut receive = Process::start(place.command(&["recv", "c"]).stdout(File::create(&copy).unwrap()));
-        let sent = place.command(&["send", "c"]).arg(&original).status().unwrap();
+        let sent = place.command(&["send", "c"]).arg(&original).run_to_its_end();
         assert!(sent.success());
         assert!(fs::read(&original).unwrap() == fs::read(&copy).unwrap(), "{size} bytes differ");
         assert!(receive.end().success());
@@ -65,7 +65,7 @@ fn the_sender_may_start_first_and_files_may_be_named() {
     let (original, copy) = (place.path("original"), place.path("copy"));
     fs::write(&original, Random(4).bytes(5_000_000)).unwrap();
     let mut send = Process::start(place.command(&["send", "c"]).stdin(File::open(&original).unwrap()));
-    let received = place.command(&["recv", "c"]).arg(&copy).status().unwrap();
+    let received = place.command(&["recv", "c"]).arg(&copy).run_to_its_end();
     assert!(received.success() && send.end().success());
     assert!(fs::read(&original).unwrap() == fs::read(&copy).unwrap());
 }
@@ -107,7 +107,7 @@ fn errors_say_what_to_do() {
     let folder = tempfile::tempdir().unwrap();
     let missing = folder.path().join("no-broker");
     let run = |words: &[&str]| {
-        let output = fbuf(words).arg("--socket").arg(&missing).output().unwrap();
+        let output = fbuf(words).arg("--socket").arg(&missing).run();
         assert_eq!(output.status.code(), Some(1));
         text(&output.stderr)
     };
@@ -118,11 +118,11 @@ fn errors_say_what_to_do() {
     let said = run(&["recv", "c"]);
     assert!(said.contains("does not answer like a broker"), "{said}");
     let place = Place::new();
-    let output = place.command(&["send", "a\nb", "/dev/null"]).output().unwrap();
+    let output = place.command(&["send", "a\nb", "/dev/null"]).run();
     assert!(text(&output.stderr).contains("control character"), "{}", text(&output.stderr));
-    let output = place.command(&["send", "c", "/dev/null", "--slot-size", "100TiB"]).output().unwrap();
+    let output = place.command(&["send", "c", "/dev/null", "--slot-size", "100TiB"]).run();
     assert!(text(&output.stderr).contains("--slot-size can be"), "{}", text(&output.stderr));
-    let output = place.command(&["send", "c", "/no/such/file"]).output().unwrap();
+    let output = place.command(&["send", "c", "/no/such/file"]).run();
     assert!(text(&output.stderr).contains("/no/such/file"), "{}", text(&output.stderr));
 }
 
@@ -131,11 +131,11 @@ fn global_options_stand_before_or_after_the_subcommand_that_they_mean_something_
     let place = Place::new();
     let address = place.broker.address().to_string();
     for words in [["--socket", &address, "ls"], ["ls", "--socket", &address]] {
-        let output = fbuf(words).output().unwrap();
+        let output = fbuf(words).run();
         assert!(output.status.success(), "{output:?}");
     }
     for words in [&["demo", "--bytes", "1"][..], &["bench", "once"], &["broker"]] {
-        let output = fbuf(["--socket", "/x", "--broker-user", "1"]).args(words).output().unwrap();
+        let output = fbuf(["--socket", "/x", "--broker-user", "1"]).args(words).run();
         assert_eq!(output.status.code(), Some(2), "{output:?}");
         assert!(text(&output.stderr).starts_with("fbuf: "), "{output:?}");
     }
@@ -144,7 +144,7 @@ fn global_options_stand_before_or_after_the_subcommand_that_they_mean_something_
 #[test]
 fn the_demo_compares_hashes_and_prints_a_row_for_each_way() {
     for (words, messages) in [(&["--bytes", "20MB"][..], "20"), (&["--bytes", "1MB", "--message", "999"], "1002")] {
-        let output = fbuf(["demo"]).args(words).output().unwrap();
+        let output = fbuf(["demo"]).args(words).run();
         let (said, errors) = (text(&output.stdout), text(&output.stderr));
         assert!(output.status.success(), "{errors}");
         assert_eq!(errors, "", "there is a progress bar in a pipe");
@@ -157,7 +157,7 @@ fn the_demo_compares_hashes_and_prints_a_row_for_each_way() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("data");
     fs::write(&file, Random(5).bytes(3_000_000)).unwrap();
-    let output = fbuf(["demo"]).arg(&file).output().unwrap();
+    let output = fbuf(["demo"]).arg(&file).run();
     assert!(output.status.success() && text(&output.stdout).contains("3000000"));
 }
 

@@ -13,7 +13,7 @@ use nix::{
 
 use crate::{
     Place,
-    support::{Process, fbuf, not_tested, until},
+    support::{Process, Run, fbuf, not_tested, until},
     text,
 };
 
@@ -63,7 +63,7 @@ fn the_first_process_of_a_namespace_ends_by_signals() {
         // Not before: a signal that comes before it is awaited is dropped.
         let is_there = || match words {
             ["broker"] => socket.exists(),
-            _ => text(&place.command(&["ls"]).output().unwrap().stdout).contains(words[1]),
+            _ => text(&place.command(&["ls"]).run().stdout).contains(words[1]),
         };
         until("it is there", is_there);
         let inside = Pid::from_raw(children(unshare.pid())[0] as i32);
@@ -82,10 +82,10 @@ fn elsewhere_a_signal_is_what_ended_a_command() {
     let place = Place::new();
     for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP] {
         let mut receive = Process::start(place.command(&["recv", "c"]).stdout(Stdio::null()));
-        until("it is there", || text(&place.command(&["ls"]).output().unwrap().stdout).contains("receiver"));
+        until("it is there", || text(&place.command(&["ls"]).run().stdout).contains("receiver"));
         receive.signal(signal);
         assert_eq!(receive.end().signal(), Some(signal as i32));
-        until("it is gone", || text(&place.command(&["ls"]).output().unwrap().stdout).contains("no endpoint"));
+        until("it is gone", || text(&place.command(&["ls"]).run().stdout).contains("no endpoint"));
     }
 }
 
@@ -94,13 +94,13 @@ fn a_demo_that_cannot_be_leaves_no_process() {
     for words in [&["--message", "2GiB"][..], &["--message", "0"], &["--over", "pipe", "--message", "16EiB"]] {
         let child = fbuf(["demo", "--bytes", "1MB"]).args(words).stderr(Stdio::piped()).spawn().unwrap();
         let pid = child.id();
-        let output = child.wait_with_output().unwrap();
+        let output = Process(child).output();
         let said = text(&output.stderr);
         assert_eq!(output.status.code(), Some(1), "{said}");
         assert!(said.contains("--message can be 1B to 1GiB") && said.lines().count() == 1, "{said}");
         assert_eq!(children(pid), Vec::<u32>::new());
     }
-    let output = fbuf(["demo", "/dev/zero"]).output().unwrap();
+    let output = fbuf(["demo", "/dev/zero"]).run();
     assert!(text(&output.stderr).contains("no regular file"), "{output:?}");
 }
 
@@ -112,7 +112,7 @@ fn the_second_process_of_a_demo_does_not_outlive_the_first() {
     first.args(["-c", "\"$0\" \"$@\" & read _"]).arg(command.get_program()).args(command.get_args());
     first.env("FBUF_BROKER", place.broker.address().to_string()).stdin(Stdio::piped()).stdout(Stdio::null());
     let mut first = Process::start(&mut first);
-    let is_there = || text(&place.command(&["ls"]).output().unwrap().stdout).contains("receiver");
+    let is_there = || text(&place.command(&["ls"]).run().stdout).contains("receiver");
     until("it is there", is_there);
     first.kill();
     until("it is gone", || !is_there());

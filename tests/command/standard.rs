@@ -19,7 +19,7 @@ use nix::{
 
 use crate::{
     Place,
-    support::{Process, Random, fbuf, until},
+    support::{Process, Random, Run, fbuf, until},
     text,
 };
 
@@ -43,7 +43,7 @@ fn each_printing(mut run: impl FnMut(Command) -> Output, mut check: impl FnMut(&
     let place = Place::new();
     fs::write(place.path("policy"), POLICY).unwrap();
     let _there = Process::start(place.command(&["recv", "somewhere"]).stdout(Stdio::null()));
-    let listed = || text(&place.command(&["ls"]).output().unwrap().stdout).contains("somewhere");
+    let listed = || text(&place.command(&["ls"]).run().stdout).contains("somewhere");
     until("a receiver is listed", listed);
     for words in PRINTING {
         let policy = place.path("policy");
@@ -99,7 +99,7 @@ fn until_unread(writer: &PipeWriter) {
 #[test]
 fn what_is_printed_arrives() {
     each_printing(
-        |mut command| command.output().unwrap(),
+        |mut command| command.run(),
         |words, output| {
             assert!(output.status.success() && !output.stdout.is_empty(), "{words}: {output:?}");
             assert_eq!(text(&output.stderr), "", "{words}");
@@ -110,7 +110,7 @@ fn what_is_printed_arrives() {
 #[test]
 fn a_pipe_that_nobody_reads_ends_a_command_as_sigpipe_does() {
     each_printing(
-        |mut command| command.stdout(closed_pipe()).stderr(Stdio::piped()).spawn().unwrap().wait_with_output().unwrap(),
+        |mut command| Process(command.stdout(closed_pipe()).stderr(Stdio::piped()).spawn().unwrap()).output(),
         |words, output| {
             assert_eq!(output.status.signal(), Some(SIGPIPE), "{words}: {output:?}");
             assert_eq!(text(&output.stderr), "", "{words}");
@@ -123,7 +123,7 @@ fn a_full_disk_is_an_error() {
     each_printing(
         |mut command| {
             let full = File::options().write(true).open("/dev/full").unwrap();
-            command.stdout(full).stderr(Stdio::piped()).spawn().unwrap().wait_with_output().unwrap()
+            Process(command.stdout(full).stderr(Stdio::piped()).spawn().unwrap()).output()
         },
         |words, output| assert_said(words, &output, 1, "standard output cannot be written: No space left on device"),
     );
@@ -132,11 +132,11 @@ fn a_full_disk_is_an_error() {
 #[test]
 fn a_closed_standard_output_is_an_error() {
     each_printing(
-        |command| through_shell(&command, ">&-").output().unwrap(),
+        |command| through_shell(&command, ">&-").run(),
         |words, output| assert_said(words, &output, 1, "standard output is closed"),
     );
     let place = Place::new();
-    let received = through_shell(&place.command(&["recv", "c"]), ">&-").output().unwrap();
+    let received = through_shell(&place.command(&["recv", "c"]), ">&-").run();
     assert_said("recv", &received, 1, "standard output is closed");
 }
 
@@ -153,7 +153,7 @@ fn a_non_blocking_standard_output_is_waited_for() {
             drop(command);
             let mut read = Vec::new();
             reader.read_to_end(&mut read).unwrap();
-            let mut output = child.wait_with_output().unwrap();
+            let mut output = Process(child).output();
             output.stdout = read.split_off(4096);
             output
         },
@@ -168,15 +168,15 @@ fn a_non_blocking_standard_output_is_waited_for() {
 fn standard_error_that_cannot_be_written_changes_no_status() {
     let full = || File::options().write(true).open("/dev/full").unwrap();
     let place = Place::new();
-    let status = |stderr: Stdio| place.command(&["send", "a\nb", "/dev/null"]).stderr(stderr).status().unwrap().code();
+    let status = |stderr: Stdio| place.command(&["send", "a\nb", "/dev/null"]).stderr(stderr).run_to_its_end().code();
     assert_eq!([status(full().into()), status(closed_pipe().into())], [Some(1); 2]);
-    let status = |stderr: Stdio| fbuf(["no-such-command"]).stderr(stderr).status().unwrap().code();
+    let status = |stderr: Stdio| fbuf(["no-such-command"]).stderr(stderr).run_to_its_end().code();
     assert_eq!([status(full().into()), status(closed_pipe().into())], [Some(2); 2]);
-    let closed = through_shell(&fbuf(["no-such-command"]), "2>&-").status().unwrap();
+    let closed = through_shell(&fbuf(["no-such-command"]), "2>&-").run_to_its_end();
     assert_eq!(closed.code(), Some(2));
     // It says how messages are protected, before it sends them.
     let mut receive = Process::start(place.command(&["recv", "c"]).stdout(Stdio::null()));
-    let sent = place.command(&["send", "c", "/dev/null", "--protection", "sealed"]).stderr(full()).status().unwrap();
+    let sent = place.command(&["send", "c", "/dev/null", "--protection", "sealed"]).stderr(full()).run_to_its_end();
     assert!(sent.success() && receive.end().success());
     // It says that its sender has died, which its status says too.
     for (stderr, is_said) in [(Stdio::piped(), true), (full().into(), false), (closed_pipe().into(), false)] {
@@ -209,7 +209,7 @@ fn non_blocking_pipes_are_waited_for() {
     let processes = copy_through(&place, input, output);
     let data = Random(8).bytes(700_000);
     // Nothing comes at first, and nobody reads at first.
-    until("both wait", || text(&place.command(&["ls", "--json"]).output().unwrap().stdout).contains("\"links\":1"));
+    until("both wait", || text(&place.command(&["ls", "--json"]).run().stdout).contains("\"links\":1"));
     let expected = data.clone();
     let feeding = std::thread::spawn(move || feed.write_all(&data).unwrap());
     let mut back = vec![0; expected.len()];
@@ -225,15 +225,15 @@ fn non_blocking_pipes_are_waited_for() {
 #[test]
 fn a_closed_standard_input_is_no_empty_stream() {
     let place = Place::new();
-    let sent = through_shell(&place.command(&["send", "c"]), "<&-").output().unwrap();
+    let sent = through_shell(&place.command(&["send", "c"]), "<&-").run();
     assert_said("send", &sent, 1, "standard input is closed");
     // An empty one is one.
     let mut receive = Process::start(place.command(&["recv", "c"]).stdout(Stdio::null()));
-    assert!(place.command(&["send", "c"]).stdin(Stdio::null()).status().unwrap().success());
+    assert!(place.command(&["send", "c"]).stdin(Stdio::null()).run_to_its_end().success());
     assert!(receive.end().success());
     // A file needs none of them.
     let mut receive = Process::start(&mut through_shell(&place.command(&["recv", "c", "/dev/null"]), "<&- >&-"));
-    let sent = through_shell(&place.command(&["send", "c", "/dev/null"]), "<&- >&-").status().unwrap();
+    let sent = through_shell(&place.command(&["send", "c", "/dev/null"]), "<&- >&-").run_to_its_end();
     assert!(sent.success() && receive.end().success());
 }
 
@@ -249,7 +249,7 @@ fn a_receiver_whose_output_nobody_reads_ends_as_by_sigpipe() {
     drop(reader);
     until_unread(&writer);
     send.stdin.take().unwrap().write_all(b"y").unwrap();
-    let [received, sent] = [receive, send].map(|process| process.wait_with_output().unwrap());
+    let [received, sent] = [receive, send].map(|process| Process(process).output());
     assert_eq!(received.status.signal(), Some(SIGPIPE), "{received:?}");
     // Each may have had to wait for the other.
     assert!(text(&received.stderr).lines().all(|line| line.starts_with("fbuf: waiting for a ")), "{received:?}");
@@ -262,7 +262,7 @@ fn a_receiver_whose_disk_is_full_says_so() {
     let place = Place::new();
     let receive = place.command(&["recv", "c", "/dev/full"]).stderr(Stdio::piped()).spawn().unwrap();
     let _send = Process::start(place.command(&["send", "c", "/bin/sh"]).stderr(Stdio::null()));
-    let output = receive.wait_with_output().unwrap();
+    let output = Process(receive).output();
     assert_said("recv", &output, 1, "/dev/full cannot be written: No space left on device");
 }
 
@@ -274,7 +274,7 @@ fn a_file_is_left_as_it_is_if_nothing_can_be_received() {
     for (channel, is_kept) in [("a\nb", true), ("c", false)] {
         let mut receive = Process::start(place.command(&["recv", channel]).arg(&kept).stderr(Stdio::null()));
         if !is_kept {
-            assert!(place.command(&["send", channel, "/dev/null"]).status().unwrap().success());
+            assert!(place.command(&["send", channel, "/dev/null"]).run_to_its_end().success());
         }
         assert_eq!(receive.end().success(), !is_kept);
         assert_eq!(fs::read(&kept).unwrap(), if is_kept { &b"kept"[..] } else { b"" });
@@ -288,7 +288,7 @@ fn a_command_line_that_is_not_understood_is_explained_in_one_line() {
         (&["send", "c", "--protecton", "sealed"], "a similar argument exists: '--protection'"),
         (&["send", "c", "--protection", "sealt"], "[possible values: volatile, leased, sealed]"),
     ] {
-        assert_said(words[0], &fbuf(words).output().unwrap(), 2, wanted);
+        assert_said(words[0], &fbuf(words).run(), 2, wanted);
     }
 }
 
@@ -298,11 +298,11 @@ fn a_file_in_place_of_the_channel_is_an_error() {
     let file = place.path("file");
     fs::write(&file, "x").unwrap();
     let channel = file.to_str().unwrap();
-    let output = place.command(&["send", channel]).output().unwrap();
+    let output = place.command(&["send", channel]).run();
     assert_said("send", &output, 2, &format!("no channel was given, only the file {channel}: say `fbuf send CHANNEL"));
     // The same without a slash, where nothing was given to send,
     let mut here = place.command(&["send", "file"]);
-    let output = here.current_dir(place.folder.path()).output().unwrap();
+    let output = here.current_dir(place.folder.path()).run();
     assert_said("send", &output, 2, "no channel was given");
     // but a channel may be called like a file.
     for (words, piped) in [(vec!["send", "file"], true), (vec!["send", channel, "-"], false)] {
@@ -318,7 +318,7 @@ fn a_file_in_place_of_the_channel_is_an_error() {
 #[test]
 fn a_file_that_cannot_be_opened_is_refused_before_a_receiver_is_waited_for() {
     let place = Place::new();
-    assert_said("send", &place.command(&["send", "c", "/no/such"]).output().unwrap(), 1, "/no/such cannot be read: No");
+    assert_said("send", &place.command(&["send", "c", "/no/such"]).run(), 1, "/no/such cannot be read: No");
 }
 
 /// Waits until the broker writes a line with this in it.
@@ -347,7 +347,7 @@ fn assert_serves_with_log(stderr: impl Into<Stdio>) {
         command
     };
     let mut receive = Process::start(command(&["recv", "c"]).stdout(Stdio::null()));
-    assert!(command(&["send", "c", "/dev/null"]).status().unwrap().success() && receive.end().success());
+    assert!(command(&["send", "c", "/dev/null"]).run_to_its_end().success() && receive.end().success());
     assert!(!broker.has_ended());
     broker.signal(Signal::SIGTERM);
     assert!(broker.end().success());
@@ -379,7 +379,7 @@ fn a_log_that_is_read_again_says_how_many_lines_are_missing() {
     until_it_listens(&folder.path().join("broker"));
     // It serves after it has tried to write its first line, for which there is no room.
     let mut list = fbuf(["ls", "--socket"]);
-    assert!(list.arg(folder.path().join("broker")).stdout(Stdio::null()).status().unwrap().success());
+    assert!(list.arg(folder.path().join("broker")).stdout(Stdio::null()).run_to_its_end().success());
     let mut log = BufReader::new(reader);
     log.read_exact(&mut vec![0; size]).unwrap();
     broker.signal(Signal::SIGHUP);

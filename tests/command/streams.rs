@@ -6,7 +6,7 @@ use std::{
 };
 
 use super::{Place, text};
-use crate::support::{Process, until};
+use crate::support::{Process, Run, until};
 
 /// Starts a command, and leaves what it says to be read.
 fn start(command: &mut Command) -> (Process, BufReader<ChildStderr>) {
@@ -41,7 +41,7 @@ fn an_input_that_fails_is_no_end_of_the_stream() {
     for (input, sent, received) in [("/", 1, 3), ("/proc/self/mem", 1, 3), ("/dev/null", 0, 0)] {
         let recv = start(place.command(&["recv", "c"]).stdout(Stdio::null()));
         receivers(&place, 1);
-        let output = place.command(&["send", "c", input]).output().unwrap();
+        let output = place.command(&["send", "c", input]).run();
         assert_eq!(output.status.code(), Some(sent), "{input}: {}", text(&output.stderr));
         let (status, said) = end(recv.0, recv.1);
         assert_eq!(status, Some(received), "{input}: {said}");
@@ -56,7 +56,7 @@ fn send_succeeds_only_if_every_receiver_has_written_out_all() {
         for (output, status) in [("/dev/full", 1), ("/dev/null", 0)] {
             let recv = start(&mut place.command(&["recv", "c", output]));
             receivers(&place, 1);
-            let sent = place.command(&["send", "c", "/proc/self/status"]).output().unwrap();
+            let sent = place.command(&["send", "c", "/proc/self/status"]).run();
             assert_eq!(end(recv.0, recv.1).0, Some(status), "{output}");
             assert_eq!(sent.status.code(), Some(status), "{output}, round {round}: {}", text(&sent.stderr));
             assert_eq!(text(&sent.stderr).contains("failed before the end"), status == 1, "{}", text(&sent.stderr));

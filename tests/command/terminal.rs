@@ -20,7 +20,7 @@ use nix::{
 
 use crate::{
     Place,
-    support::{BrokerProcess, Process, fbuf, not_tested, until},
+    support::{BrokerProcess, Process, Run, fbuf, not_tested, until},
     text,
 };
 
@@ -190,7 +190,7 @@ fn a_terminal_that_is_closed_ends_it_without_a_panic() {
 #[test]
 fn a_terminal_without_a_cursor_and_no_terminal_are_refused() {
     let place = Place::new();
-    let output = top(&place).output().unwrap();
+    let output = top(&place).run();
     assert!(text(&output.stderr).contains("needs a terminal: for scripts"), "{output:?}");
     for term in ["dumb", ""] {
         let mut command = top(&place);
@@ -227,7 +227,7 @@ fn an_open_that_takes_long_shows_that_it_goes_on() {
     let quick = Top::start(command("quick"), 120);
     let is_open = || {
         let mut list = fbuf(["ls", "--socket"]);
-        text(&list.arg(folder.path().join("broker")).output().unwrap().stdout).contains("quick")
+        text(&list.arg(folder.path().join("broker")).run().stdout).contains("quick")
     };
     until("the quick one is open", is_open);
     assert!(!quick.shows("is opened"), "{:#?}", quick.rows());

@@ -12,7 +12,7 @@ use std::{
         unix::fs::PermissionsExt,
     },
     path::{Path, PathBuf},
-    process::{Child, Command, ExitStatus, Stdio},
+    process::{Child, Command, ExitStatus, Output, Stdio},
     sync::{Once, mpsc},
     thread,
     time::{Duration, Instant},
@@ -131,6 +131,15 @@ impl Process {
         self.0.wait().expect("its end")
     }
 
+    /// How it ends, and all that it says on pipes until then.
+    pub fn output(mut self) -> Output {
+        let stdout = self.0.stdout.take().map(Reading::begin);
+        let stderr = self.0.stderr.take().map(Reading::begin);
+        let status = self.end();
+        let end = |reading: Option<Reading>| reading.map(Reading::end).unwrap_or_default();
+        Output { status, stdout: end(stdout), stderr: end(stderr) }
+    }
+
     /// Waits until it is stopped, by whomever; fails if it is not.
     pub fn until_stopped(&self) {
         let state = self.change(WaitPidFlag::WSTOPPED | WaitPidFlag::WEXITED, SOON);
@@ -162,6 +171,49 @@ impl Drop for Process {
         // It may have ended already.
         let _ = self.0.kill();
         let _ = self.0.wait();
+    }
+}
+
+/// What is read of a pipe until no process has its other end.
+struct Reading {
+    thread: thread::JoinHandle<Vec<u8>>,
+    ended: mpsc::Receiver<()>,
+}
+
+impl Reading {
+    fn begin(mut pipe: impl Read + Send + 'static) -> Self {
+        let (say, ended) = mpsc::channel();
+        let thread = thread::spawn(move || {
+            let mut read = Vec::new();
+            pipe.read_to_end(&mut read).expect("a pipe");
+            // Nobody listens any more if it took too long.
+            let _ = say.send(());
+            read
+        });
+        Self { thread, ended }
+    }
+
+    fn end(self) -> Vec<u8> {
+        self.ended.recv_timeout(SOON).expect("the end of what it says: no other process has that pipe");
+        self.thread.join().expect("no panic")
+    }
+}
+
+/// Runs a command to its end, and fails if that does not come.
+pub trait Run {
+    /// How it ends, and all that it says.
+    fn run(&mut self) -> Output;
+    /// How it ends. What it says goes where it was told to.
+    fn run_to_its_end(&mut self) -> ExitStatus;
+}
+
+impl Run for Command {
+    fn run(&mut self) -> Output {
+        Process::start(self.stdout(Stdio::piped()).stderr(Stdio::piped())).output()
+    }
+
+    fn run_to_its_end(&mut self) -> ExitStatus {
+        Process::start(self).end()
     }
 }
 
