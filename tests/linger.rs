@@ -46,7 +46,7 @@ use fbuf_core::{
 use hostile::{Hostile, Member, greet};
 use lingering::{lingering, pass};
 use nix::{libc, unistd::geteuid};
-use support::{BrokerProcess, Process, SOON, is_root, until};
+use support::{BrokerProcess, Process, SOON, closers, is_root, until};
 
 /// The user of attackers.
 const OTHER: u32 = 65_533;
@@ -87,15 +87,6 @@ fn time(what: impl FnOnce()) -> Duration {
     let start = Instant::now();
     what();
     start.elapsed()
-}
-
-/// How many threads of a process close something.
-fn closers(process: u32) -> usize {
-    let tasks = fs::read_dir(format!("/proc/{process}/task")).unwrap().flatten();
-    // One may have ended meanwhile.
-    tasks
-        .filter(|task| fs::read_to_string(task.path().join("comm")).is_ok_and(|name| name.trim() == "fbuf-close"))
-        .count()
 }
 
 /// That what is tested takes long where nothing is done about it: a socket that is closed, and one in which it waits.

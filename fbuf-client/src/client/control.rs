@@ -3,8 +3,10 @@
 
 use std::{
     collections::BTreeMap,
+    error::Error,
     future::{Future, pending},
     hash::{BuildHasher, Hasher, RandomState},
+    io, iter,
     pin::Pin,
     sync::{Arc, mpsc::SyncSender},
     time::{Duration, Instant},
@@ -120,8 +122,8 @@ struct Endpoints {
 enum Over {
     /// The last handle of the client was dropped.
     Dropped,
-    /// The broker is gone.
-    Gone,
+    /// There is no connection to the broker any more, for this reason.
+    Gone(String),
 }
 
 /// Until the last handle of the client is dropped.
@@ -137,28 +139,30 @@ pub(super) async fn run(
     let mut endpoints = Endpoints::default();
     let mut session = Session::new(socket);
     loop {
-        match session.serve(&mut endpoints, &mut commands).await {
+        let why = match session.serve(&mut endpoints, &mut commands).await {
             Over::Dropped => return,
-            Over::Gone => state.set(Some("it hung up".into())),
-        }
+            Over::Gone(why) => why,
+        };
+        state.set(Some(why.clone()));
         session.closing.abort_all();
-        let Some(socket) = endpoints.reconnect(broker, &mut commands, state).await else { return };
+        let Some(socket) = endpoints.reconnect(broker, &mut commands, state, why).await else { return };
         session = Session::new(socket);
         state.set(None);
     }
 }
 
 impl Endpoints {
-    /// Connects again, however long it takes; none when the last handle of the client is dropped.
+    /// Connects again, however long it takes; none when the last handle of the client is dropped. It is known why there
+    /// is no connection.
     async fn reconnect(
         &mut self,
         broker: &Broker,
         commands: &mut UnboundedReceiver<Command>,
         state: &ConnectionState,
+        mut why: String,
     ) -> Option<Watched<PacketSocket>> {
         self.open.values_mut().for_each(|endpoint| endpoint.listed = false);
         let mut pauses = Pauses::default();
-        let mut why = String::from("it hung up");
         loop {
             let pause = pauses.draw();
             let mut attempt = std::pin::pin!(async {
@@ -263,8 +267,8 @@ impl Session {
         let mut fetching = self.fetch();
         let mut again = Box::pin(sleep(Duration::ZERO));
         loop {
-            if self.open_waiting(endpoints).await.is_none() {
-                return Over::Gone;
+            if let Err(why) = self.open_waiting(endpoints).await {
+                return Over::Gone(why);
             }
             let unlisted = endpoints.open.values().any(|endpoint| !endpoint.listed);
             tokio::select! {
@@ -310,13 +314,13 @@ impl Session {
                             }
                         }
                         Err(RpcError::Server(_) | RpcError::DeadlineExceeded) => sleep(LAST_PAUSE).await,
-                        Err(_) => return Over::Gone,
+                        Err(error) => return Over::Gone(why_gone(&error)),
                     }
                     fetching = self.fetch();
                 }
                 () = &mut again, if unlisted => {
-                    if self.resume(endpoints).await.is_none() {
-                        return Over::Gone;
+                    if let Err(why) = self.resume(endpoints).await {
+                        return Over::Gone(why);
                     }
                     again.as_mut().reset((Instant::now() + AGAIN).into());
                 }
@@ -332,8 +336,8 @@ impl Session {
         Box::pin(async move { client.news(context, receipt).await })
     }
 
-    /// Opens what is to be opened. None if the broker is gone; what was not opened then waits for the next.
-    async fn open_waiting(&mut self, endpoints: &mut Endpoints) -> Option<()> {
+    /// Opens what is to be opened. An error says why the broker is gone; what was not opened then waits for the next.
+    async fn open_waiting(&mut self, endpoints: &mut Endpoints) -> Result<(), String> {
         while let Some(request) = endpoints.waiting.first() {
             points::reach("attach: asked");
             // It is not to find an endpoint in its way that was dropped before.
@@ -341,7 +345,7 @@ impl Session {
             let result = match self.client.open(context::current(), request.endpoint, request.open.clone()).await {
                 Ok(opened) => opened.map_err(OpenError::Refused),
                 Err(RpcError::DeadlineExceeded | RpcError::Server(_)) => Err(OpenError::NoAnswer),
-                Err(_) => return None,
+                Err(error) => return Err(why_gone(&error)),
             };
             let Request { endpoint, open, post, answer, .. } = endpoints.waiting.remove(0);
             points::reach("attach: opened");
@@ -353,12 +357,12 @@ impl Session {
             // The caller waits for it.
             let _ = answer.send(result);
         }
-        Some(())
+        Ok(())
     }
 
-    /// Tells the broker of endpoints that were open at an earlier one, and with whom each is linked. None if it
-    /// is gone.
-    async fn resume(&mut self, endpoints: &mut Endpoints) -> Option<()> {
+    /// Tells the broker of endpoints that were open at an earlier one, and with whom each is linked. An error
+    /// says why it is gone.
+    async fn resume(&mut self, endpoints: &mut Endpoints) -> Result<(), String> {
         for (&number, endpoint) in endpoints.open.iter_mut().filter(|(_, endpoint)| !endpoint.listed) {
             let Endpoint { open, secret, post, .. } = endpoint;
             let mut open = open.clone();
@@ -370,10 +374,10 @@ impl Session {
                 // It may be open already, and no answer came. If it is refused, time will tell.
                 Ok(opened) => endpoint.listed = matches!(opened, Ok(_) | Err(Refusal::Taken(_))),
                 Err(RpcError::DeadlineExceeded | RpcError::Server(_)) => {}
-                Err(_) => return None,
+                Err(error) => return Err(why_gone(&error)),
             }
         }
-        Some(())
+        Ok(())
     }
 
     /// Says what the endpoints are doing.
@@ -406,8 +410,9 @@ impl Session {
             let seen = match look.await {
                 Ok(all) => Ok(all),
                 Err(RpcError::DeadlineExceeded | RpcError::Server(_)) => Err(OpenError::NoAnswer),
-                Err(_) => return,
+                Err(error) => Err(OpenError::BrokerGone(why_gone(&error))),
             };
+            // Who asked waits for it.
             let _ = answer.send(seen);
         });
     }
@@ -423,6 +428,19 @@ impl Session {
         });
         while self.closing.try_join_next().is_some() {}
     }
+}
+
+/// Why there is no connection any more: what the kernel said, or this side's own word.
+fn why_gone(error: &RpcError) -> String {
+    let causes = iter::successors(error.source(), |error| (*error).source());
+    match causes.last() {
+        Some(cause) if !is_end(cause) => cause.to_string(),
+        _ => "it hung up".into(),
+    }
+}
+
+fn is_end(cause: &(dyn Error + 'static)) -> bool {
+    cause.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::UnexpectedEof)
 }
 
 /// An introduction that the broker has just sent. None of a sender with slots that cannot be, which a broker that has

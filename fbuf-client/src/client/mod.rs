@@ -232,7 +232,8 @@ impl Client {
     ) -> Result<Vec<T>, OpenError> {
         self.0.generation.check()?;
         let (answer, answered) = mpsc::sync_channel(1);
-        let gone = || OpenError::BrokerGone("there is no connection now".into());
+        let why = || self.connection_error().unwrap_or_else(|| "this process ends the connection".into());
+        let gone = || OpenError::BrokerGone(why());
         self.0.command(command(answer)).ok_or_else(gone)?;
         answered.recv().unwrap_or_else(|_| Err(gone()))
     }
