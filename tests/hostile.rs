@@ -7,15 +7,15 @@ mod support;
 
 use std::{
     env,
-    io::{BufRead, BufReader, Write},
-    os::fd::OwnedFd,
+    io::{BufRead, BufReader, Read, Write},
+    os::{fd::OwnedFd, unix::process::CommandExt},
     process::{ChildStdout, Command, Stdio},
     time::Duration,
 };
 
 use client::Hostile;
-use fbuf_broker::Embedded;
-use fbuf_client::{Client, ConnectError, Farewell, GetError, Unsuitable, Violation};
+use fbuf_broker::{Embedded, Policy};
+use fbuf_client::{Address, Client, ConnectError, Farewell, GetError, Receiver, Unsuitable, Violation};
 use fbuf_core::{
     control::{Greeting, Limits, Role, Slots, VERSION, Verdict},
     lane::{LaneTable, LaneWriter, capacity_for},
@@ -26,7 +26,7 @@ use fbuf_core::{
     socket::PacketSocket,
     wire::{Descriptor, Letter},
 };
-use support::{Memory, Process, SOON};
+use support::{Memory, Process, SOON, is_root};
 
 /// What a hostile client does, and how it is called.
 type Attack<'a> = (&'static str, Box<dyn Fn(&Hostile) + 'a>);
@@ -156,47 +156,70 @@ fn memory_that_a_sender_announces_exists_at_its_receiver_once_there_are_messages
     assert!(grown > LINKS * ((ALL - SLOT) >> 10), "{grown} KiB for all messages");
 }
 
-/// A receiver that copies has as much memory as its senders have, and no sender passes one memory off as several.
+/// A sender of small slots, whose messages are copied.
+const COPIED: Role = Role::Sender { slot_bytes: 100, max_slots: 4, mechanism: Mechanism::Copy, slots: Slots::Segments };
+
+/// A welcome with so many segments, all of which are this memory.
+fn welcome_with(memory: &Descriptor, segments: u32) -> LinkMessage {
+    let segment = |_| NewSegment { memory: memory.clone(), slots: 1 };
+    let segments = (0..segments).map(segment).collect();
+    LinkMessage::Welcome(Welcome { lane: sealed(4096), first_sequence: 0, segments, slots: Vec::new() })
+}
+
+/// What a user, whose program this is then, passes off as the memory of two senders, until its input ends.
+fn send_from_one_memory() {
+    let (broker, memory) = (Address::new(env::var_os("FBUF_BROKER").unwrap()), sealed(4096));
+    let _links = [0, 1].map(|_| {
+        let hostile = Hostile::join(&broker, "c", COPIED);
+        hostile.say(&welcome_with(&memory, 1));
+        hostile
+    });
+    std::io::stdin().read_to_end(&mut Vec::new()).unwrap();
+}
+
+fn is_told_of_one_memory(receiver: &mut Receiver) -> bool {
+    match receiver.get_timeout(SOON) {
+        Err(GetError::PeerViolation { violation, .. }) => *violation == Violation::Descriptor(Unsuitable::Shared),
+        other => panic!("{other:?}"),
+    }
+}
+
+fn until_linked(receiver: &mut Receiver, senders: usize) {
+    support::until("they are linked", || receiver.try_get().unwrap().is_none() && receiver.senders() == senders);
+}
+
+/// A receiver that copies has as much memory as its senders have, and none of another user passes one memory off as several.
 #[test]
 fn memory_that_a_receiver_copies_from_is_that_of_one_segment() {
-    let broker = Embedded::start().unwrap();
+    const OTHER: u32 = 65_533;
+    let broker = Embedded::start_with(Policy::own().allow(OTHER)).unwrap();
     let client = Client::connect_to(broker.address()).unwrap();
     let mut receiver = client.receiver("c").stay().open().unwrap();
     let memory = sealed(4096);
-    let role = |mechanism| Role::Sender { slot_bytes: 100, max_slots: 4, mechanism, slots: Slots::Segments };
-    let welcome = |segments: u32| {
-        let segment = || NewSegment { memory: memory.clone(), slots: 1 };
-        let segments = (0..segments).map(|_| segment()).collect();
-        LinkMessage::Welcome(Welcome { lane: sealed(4096), first_sequence: 0, segments, slots: Vec::new() })
-    };
-    let is_refused = |receiver: &mut fbuf_client::Receiver| match receiver.get_timeout(SOON) {
-        Err(GetError::PeerViolation { violation, .. }) => *violation == Violation::Descriptor(Unsuitable::Shared),
-        other => panic!("{other:?}"),
-    };
-    let twice = Hostile::join(broker.address(), "c", role(Mechanism::Copy));
-    twice.say(&welcome(2));
-    assert!(is_refused(&mut receiver));
-    let first = Hostile::join(broker.address(), "c", role(Mechanism::Copy));
-    first.say(&welcome(1));
-    support::until("the first is linked", || receiver.try_get().unwrap().is_none() && receiver.senders() == 1);
-    let second = Hostile::join(broker.address(), "c", role(Mechanism::Copy));
-    second.say(&welcome(1));
-    assert!(is_refused(&mut receiver));
-    // What is not copied takes no memory of its own,
-    let shared = Hostile::join(broker.address(), "c", role(Mechanism::Shared));
-    shared.say(&welcome(1));
-    support::until("it is linked too", || receiver.try_get().unwrap().is_none() && receiver.senders() == 2);
-    // and several receivers may have one sender.
-    let mut other = client.receiver("d").open().unwrap();
-    let mut receiver = client.receiver("d").open().unwrap();
+    let twice = Hostile::join(broker.address(), "c", COPIED);
+    twice.say(&welcome_with(&memory, 2));
+    assert!(is_told_of_one_memory(&mut receiver));
+    // Within one user a sender keeps no other from anything.
+    let own = [0, 1].map(|_| Hostile::join(broker.address(), "c", COPIED));
+    own.iter().for_each(|hostile| hostile.say(&welcome_with(&memory, 1)));
+    until_linked(&mut receiver, 2);
+    // Several receivers may have one sender.
+    let mut receivers = [0, 1].map(|_| client.receiver("d").open().unwrap());
     let mut sender = client.sender("d").slot_size(8).slots(2).mechanism(Mechanism::Copy).open().unwrap();
     sender.wait_for_receivers_timeout(2, SOON).unwrap();
     let fbuf = sender.allocate_timeout(SOON).unwrap();
     assert_eq!(sender.write(fbuf).unwrap().receivers, 2);
-    for receiver in [&mut receiver, &mut other] {
-        assert_eq!(receiver.get_timeout(SOON).unwrap().mechanism(), Mechanism::Copy);
+    receivers.iter_mut().for_each(|receiver| drop(receiver.get_timeout(SOON).unwrap()));
+    if !is_root() {
+        return;
     }
-    drop((twice, first, second, shared));
+    let mut command = Command::new("/proc/self/exe");
+    command.args(["role", "--exact"]).current_dir("/").stdin(Stdio::piped()).stdout(Stdio::null());
+    command.env("FBUF_TEST_ROLE", "one memory").env("FBUF_BROKER", broker.address().to_string());
+    let _other = Process::start(command.uid(OTHER).gid(OTHER));
+    assert!(is_told_of_one_memory(&mut receiver));
+    until_linked(&mut receiver, 3);
+    drop((twice, own));
 }
 
 /// A process that receives, so that its memory can be looked at.
@@ -238,9 +261,14 @@ impl Receiving {
 /// What this program does when it is run again; nothing in the process that tests.
 #[test]
 fn role() {
-    if env::var_os("FBUF_TEST_ROLE").is_none() {
-        return;
+    match env::var("FBUF_TEST_ROLE").as_deref() {
+        Ok("receiver") => receive_copies(),
+        Ok("one memory") => send_from_one_memory(),
+        _ => {}
     }
+}
+
+fn receive_copies() {
     let client = Client::connect().unwrap();
     let mut receiver = client.receiver("c").stay().open().unwrap();
     println!("\nit is open");

@@ -131,7 +131,7 @@ impl Inbound {
             Mechanism::Shared | Mechanism::Lease | Mechanism::OneShot => (Map::attach(new.memory.as_fd(), size)?, None),
             Mechanism::Copy => {
                 let map = Map::attach_unread(new.memory.as_fd(), size)?;
-                let claim = Claim::of(new.memory.as_fd(), self.peer().endpoint)?;
+                let claim = Claim::of(new.memory.as_fd(), self.peer())?;
                 let others = self.segments.iter().filter_map(|segment| segment.copies.as_ref());
                 if others.map(Copies::of).any(|other| other.is_of_memory_of(&claim)) {
                     return Err(Unsuitable::Shared.into());

@@ -74,6 +74,7 @@ mod tests {
     };
 
     use super::*;
+    use crate::{control::LinkId, inbound::Peer, socket::Credentials};
 
     const SIZE: usize = 8 * PART + 4096;
 
@@ -86,8 +87,9 @@ mod tests {
     }
 
     fn claim() -> Claim {
-        let (_map, memory) = Map::create("fbuf-test", 4096).unwrap();
-        Claim::of(memory.as_fd(), 1).unwrap()
+        let process = Credentials { pid: 1, uid: 1, gid: 1 };
+        let sender = Peer { endpoint: 1, process, same_user: true, trusted: true, link: LinkId::default() };
+        Claim::of(Map::create("fbuf-test", 4096).unwrap().1.as_fd(), sender).unwrap()
     }
 
     #[test]
