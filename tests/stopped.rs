@@ -10,11 +10,12 @@ use std::{
     panic::{self, AssertUnwindSafe},
     process::{Command, Stdio},
     sync::atomic::{AtomicBool, Ordering},
-    time::Duration,
+    thread,
+    time::{Duration, Instant},
 };
 
 use fbuf_broker::Embedded;
-use fbuf_client::{AllocateError, Client, GetError, Receiver, Sender};
+use fbuf_client::{AllocateError, Client, GetError, Receiver, Sender, Wait};
 use nix::{
     libc::c_int,
     sys::signal::{SigHandler, Signal, signal},
@@ -65,6 +66,9 @@ fn role() {
             assert_ne!(receiver.get_timeout(SOON).unwrap().sender(), first);
             assert_eq!(receiver.get_timeout(SOON).unwrap_err(), GetError::Ended);
         }
+        "holder: spin" => hold_up_a_holder(&client, Wait::Spin),
+        "holder: adaptive" => hold_up_a_holder(&client, Wait::Adaptive),
+        "holder: block" => hold_up_a_holder(&client, Wait::Block),
         "skipping receiver" => {
             let missed = receive(client.receiver("c").skip_above(1).open().unwrap(), SKIPPING);
             assert!((SKIPPING - 10..SKIPPING).contains(&missed), "it missed {missed}");
@@ -76,6 +80,30 @@ fn role() {
             sender.wait_for_returns_timeout(SOON).unwrap();
         }
     }
+}
+
+/// A thread has handed its slot back and does not get further, as if it had no processor; the slot is used again.
+fn hold_up_a_holder(client: &Client, wait: Wait) {
+    // SAFETY: the handler does nothing but read an atomic.
+    unsafe { signal(Signal::SIGUSR1, SigHandler::Handler(wait_to_go_on)) }.unwrap();
+    let mut receiver = client.receiver("c").wait(wait).open().unwrap();
+    let mut sender = client.sender("c").slot_size(8).slots(1).open().unwrap();
+    sender.wait_for_receivers_timeout(1, SOON).unwrap();
+    send(&mut sender, 0);
+    let first = receiver.get_timeout(SOON).unwrap();
+    let holder = thread::spawn(move || drop(first));
+    send(&mut sender, 1);
+    for _ in 0..3 {
+        assert!(receiver.try_get().unwrap().is_none());
+        let begin = Instant::now();
+        assert_eq!(receiver.get_timeout(BRIEFLY).unwrap_err(), GetError::TimedOut);
+        assert!(begin.elapsed() < SOON / 10, "{:?}", begin.elapsed());
+    }
+    receiver.interrupt_handle().interrupt();
+    assert_eq!(receiver.get().unwrap_err(), GetError::Interrupted);
+    GO_ON.store(true, Ordering::Relaxed);
+    assert_eq!(receiver.get_timeout(SOON).unwrap()[..], 1u64.to_ne_bytes());
+    holder.join().unwrap();
 }
 
 /// Until the end, which is reported by the exit status: how many of all it missed, which its counter tells too.
@@ -257,4 +285,14 @@ fn a_receiver_does_not_end_while_it_greets_somebody() {
     send(&mut second, 0);
     drop((first, second));
     assert!(receiver.end().success(), "it says why");
+}
+
+/// As a thread may be that drops a message on the processor on which its receiver runs at a higher real-time priority.
+#[test]
+fn a_thread_that_stops_while_it_drops_a_message_holds_no_call_up() {
+    let broker = Embedded::start().unwrap();
+    for wait in ["spin", "adaptive", "block"] {
+        let mut receiver = other(&format!("holder: {wait}"), &broker, Some("0 SIGUSR1 return: handed back"));
+        assert!(receiver.end().success(), "it says why");
+    }
 }

@@ -156,7 +156,8 @@ impl Waiting {
         self.at_the_clock(Instant::now())
     }
 
-    fn at_the_clock(&mut self, now: Instant) -> Next {
+    /// As [`Self::next`], behind a look that has taken long: the clock is looked at each time.
+    pub(crate) fn at_the_clock(&mut self, now: Instant) -> Next {
         if self.deadline.is_some_and(|deadline| now >= deadline) {
             return Next::Expired;
         }

@@ -82,7 +82,7 @@ fn a_slot_is_known_before_it_is_used() {
                             }
                         }
                         let cell = held.take_patiently(number.into(), mark, &board);
-                        assert!(cell.is_some(), "an honest sender was taken for another");
+                        assert!(cell.is_ok(), "an honest sender was taken for another");
                         break Some(number);
                     }
                     Some(other) => panic!("{other:?} was never sent"),

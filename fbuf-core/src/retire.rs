@@ -3,6 +3,8 @@
 //! read-modify-write for each message, so there is none: the receiver marks the slots it holds, and
 //! only when a link ends while some are marked does anybody look.
 
+use std::time::{Duration, Instant};
+
 use crossbeam_utils::CachePadded;
 #[cfg(not(loom))]
 use zerocopy::FromZeros;
@@ -36,6 +38,18 @@ pub struct Cell {
     /// The mark of the message that is held in it, or [`FREE`], or [`UNKNOWN`].
     mark: AtomicU64,
 }
+
+/// Why a slot is not to be had.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Untaken {
+    /// There is no such slot, or its holder has not handed it back.
+    Held,
+    /// Its holder has handed it back, and did not get to clear the mark yet: to be tried again.
+    NotCleared,
+}
+
+/// For how long the processor is left again and again to a holder that is about to clear its mark, and for how long then.
+const PATIENCE: Duration = Duration::from_micros(50);
 
 /// Nothing is held in the slot.
 const FREE: u64 = Mark::OUT.word();
@@ -82,27 +96,38 @@ impl Held {
     }
 
     /// As [`Self::take`], for a slot that could not be taken. A holder hands its slot back and clears
-    /// the mark a moment later; the sender may have lent it again by then. Waits for that moment; none
-    /// if the slot was not handed back, and so is held in earnest.
+    /// the mark a moment later; the sender may have lent it again by then. Waits for that moment, but not longer than some
+    /// 100 µs: the holder may not be running, and cannot run while a thread of a higher real-time priority waits for it
+    /// on its processor. So the wait ends with a sleep.
+    ///
+    /// # Errors
+    /// [`Untaken`]
     pub fn take_patiently<M: WritableBoard>(
         &self,
         number: u64,
         message: Mark,
         board: &BoardWriter<M>,
-    ) -> Option<&Cell> {
-        let cell = self.cells.get(number)?;
+    ) -> Result<&Cell, Untaken> {
+        let cell = self.cells.get(number).ok_or(Untaken::Held)?;
+        let begin = Instant::now();
         loop {
             // Acquire: as in `take`.
             let held = cell.mark.load(Ordering::Acquire);
             if held == FREE {
-                return self.take(number, message);
+                return self.take(number, message).ok_or(Untaken::Held);
             }
             // The word of a slot that is not known need not exist.
             if held == UNKNOWN || !board.is_back(SlotId::new(number as u32), Mark::from_word(held)) {
-                return None;
+                return Err(Untaken::Held);
+            }
+            // Loom knows no time, and each thread gets on there.
+            if !cfg!(loom) && begin.elapsed() >= PATIENCE {
+                break;
             }
             yield_now();
         }
+        std::thread::sleep(PATIENCE);
+        self.take(number, message).ok_or(Untaken::NotCleared)
     }
 
     /// What is known of a slot.
@@ -293,7 +318,8 @@ mod tests {
     fn a_slot_is_held_once() {
         let (held, board) = (held(3), BoardWriter::new(HeapBoard::new(3)));
         assert!(held.take(0, Mark::of(0)).is_some() && held.take(2, Mark::of(1)).is_some());
-        assert!(held.take(0, Mark::of(2)).is_none() && held.take_patiently(0, Mark::of(2), &board).is_none());
+        assert!(held.take(0, Mark::of(2)).is_none());
+        assert_eq!(held.take_patiently(0, Mark::of(2), &board).unwrap_err(), Untaken::Held);
         assert_eq!(held.count(), 2);
     }
 
@@ -303,7 +329,7 @@ mod tests {
         let more = Held::new(4).unwrap();
         for number in [2, 3, 4, u64::MAX] {
             assert!(held.take(number, Mark::of(0)).is_none() && more.take(number, Mark::of(0)).is_none());
-            assert!(more.take_patiently(number, Mark::of(0), &board).is_none());
+            assert_eq!(more.take_patiently(number, Mark::of(0), &board).unwrap_err(), Untaken::Held);
         }
         assert_eq!(held.count() + more.count(), 0);
     }
@@ -315,9 +341,21 @@ mod tests {
         board.hand_back(SlotId::new(0), Mark::of(5));
         let holder = held.clone();
         let clearing = std::thread::spawn(move || holder.cells.at(0).clear());
-        assert!(held.take_patiently(0, Mark::of(6), &board).is_some());
+        while held.take_patiently(0, Mark::of(6), &board).is_err() {}
         clearing.join().unwrap();
         assert_eq!(held.count(), 1);
+    }
+
+    #[test]
+    fn a_holder_that_does_not_get_on_is_not_waited_for() {
+        let (held, board) = (held(1), BoardWriter::new(HeapBoard::new(1)));
+        let cell = held.take(0, Mark::of(5)).unwrap();
+        board.hand_back(SlotId::new(0), Mark::of(5));
+        for _ in 0..3 {
+            assert_eq!(held.take_patiently(0, Mark::of(6), &board).unwrap_err(), Untaken::NotCleared);
+        }
+        cell.clear();
+        assert!(held.take_patiently(0, Mark::of(6), &board).is_ok());
     }
 
     #[test]
@@ -447,7 +485,7 @@ mod model {
             while !sender.has(SlotId::new(0), Mark::of(0)) {
                 thread::yield_now();
             }
-            assert!(held.take_patiently(0, Mark::of(1), &board).is_some(), "an honest sender was taken for another");
+            assert!(held.take_patiently(0, Mark::of(1), &board).is_ok(), "an honest sender was taken for another");
             holder.join().unwrap();
             assert_eq!(held.count(), 1, "the mark of the second lending was lost");
         });

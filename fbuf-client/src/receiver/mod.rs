@@ -44,7 +44,9 @@ pub use report::{GetError, ReceiverCounters};
 /// - looks at each link at most twice, and each time at no more than two entries of its lane;
 /// - reads what came over sockets, and unmaps what is left of links that have ended, for 0.5 ms each, and ends what
 ///   it has begun: 176 short messages on one socket, or one segment to be mapped;
-/// - takes one message, and copies it if messages are [copied](crate::Mechanism::Copy).
+/// - takes one message, and copies it if messages are [copied](crate::Mechanism::Copy);
+/// - waits some 100 µs if a thread of this process is just dropping the message before in the same slot. A message whose
+///   slot is not free then is taken by a later call.
 ///
 /// What is left is done by the next call. [`Self::get_timeout`] does so again and again, and looks at the clock
 /// in between. Each sender has its turn after at most 4096 messages of all others, or one message of each.
@@ -310,12 +312,12 @@ impl Receiver {
             });
         }
         loop {
-            if self.links.iter().any(|link| link.is_ready())
-                && let Some(received) = self.take()
-            {
+            let ready = self.links.iter().any(|link| link.is_ready());
+            if ready && let Some(received) = self.take() {
                 return Ok(received);
             }
-            if waiting.is_thorough() {
+            // What is ready and cannot be taken now may not be had for long.
+            if ready || waiting.is_thorough() {
                 if let Some(result) = self.next() {
                     return result;
                 }
@@ -323,7 +325,7 @@ impl Receiver {
                     return Err(GetError::Interrupted);
                 }
             }
-            match waiting.next() {
+            match if ready { waiting.at_the_clock(Instant::now()) } else { waiting.next() } {
                 Next::Again => {}
                 Next::Look => self.look(),
                 Next::Sleep => self.sleep(deadline),

@@ -33,7 +33,7 @@ use crate::{
     park::Fencing,
     points,
     protection::Mechanism,
-    retire::{Cell, Held},
+    retire::{Cell, Held, Untaken},
     slot::{Geometry, Mark, SlotId},
     socket::{Credentials, LinkSocket},
     violation::Violation,
@@ -309,7 +309,8 @@ impl Inbound {
     }
 
     /// Takes the next message, if there is one, whatever it is: perhaps behind a gap, of a new segment, in a
-    /// slot that its last holder is just about to release, copied or leased. Reads at most two entries of the
+    /// slot that its last holder is just about to release, copied or leased. None also if that holder does not get to it:
+    /// the message is to be tried again. Reads at most two entries of the
     /// lane, a gap and the message behind it, whatever the sender has written. If that is something that it may
     /// not write, the link is over.
     pub fn take(&mut self) -> Option<Received> {
@@ -363,10 +364,15 @@ impl Inbound {
             return None;
         }
         let (home, mark) = (&**self.returns(), self.next_mark());
-        let Some(cell) =
-            self.fits(length).then(|| home.held.take_patiently(number.into(), mark, &home.board)).flatten()
-        else {
-            return self.break_off(self.objection(number, length));
+        let taken = match self.fits(length) {
+            true => home.held.take_patiently(number.into(), mark, &home.board),
+            false => Err(Untaken::Held),
+        };
+        let cell = match taken {
+            Ok(cell) => cell,
+            // It stays in the lane, and is ready.
+            Err(Untaken::NotCleared) => return None,
+            Err(Untaken::Held) => return self.break_off(self.objection(number, length)),
         };
         points::reach("get: held");
         let loan = Loan { cell, slot: SlotId::new(number), length: length as u32, mark, home };
