@@ -94,6 +94,18 @@ fn without_a_limit_a_receiver_holds_its_sender_up() {
     assert_eq!((sender.departed(), sender.receivers()), (None, 2));
 }
 
+/// Nor does it wait for less if the time is more than clocks count.
+#[test]
+fn a_limit_that_is_never_reached_is_none() {
+    let (_broker, client) = client();
+    for wait in [Wait::Spin, Wait::Adaptive, Wait::Block] {
+        let (mut sender, [_slow, _quick]) = linked(&client, Mechanism::Shared, Some(Duration::MAX), wait);
+        (0..4).for_each(|byte| send(&mut sender, byte));
+        assert!(matches!(sender.allocate_timeout(PATIENCE), Err(AllocateError::TimedOut(4))));
+        assert_eq!((sender.departed(), sender.receivers()), (None, 2));
+    }
+}
+
 /// A receiver that reads messages where they lie keeps what it holds, whatever its sender does.
 #[test]
 fn what_a_disconnected_receiver_reads_in_place_does_not_change() {

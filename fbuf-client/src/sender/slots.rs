@@ -5,7 +5,7 @@ use std::time::Instant;
 use fbuf_core::{outbound::Outbound, park::Fencing, points, pool::Lack};
 
 use super::{AllocateError, Sender};
-use crate::wait::{Gathering, LATE, Next, Sight, UNSURE, Waiting, within};
+use crate::wait::{self, Gathering, LATE, Next, Sight, UNSURE, Waiting, within};
 
 impl Sender {
     /// Looks for a slot that is free although it is not its turn, or is new.
@@ -57,14 +57,14 @@ impl Sender {
         if waiting.looks() && self.gathering.is_worthwhile(self.pool.next_sequence()) {
             self.gather_slots();
         }
-        let mut patience = self.disconnect_after.map(|time| (time, Instant::now() + time));
+        // None also for a time beyond what clocks count.
+        let mut patience = self.disconnect_after.and_then(|time| Some((time, wait::deadline(time)?)));
         loop {
-            if let Some((time, end)) = &mut patience
+            if let Some((time, end)) = patience
                 && waiting.is_thorough()
-                && Instant::now() >= *end
+                && Instant::now() >= end
             {
-                let time = *time;
-                *end = Instant::now() + time;
+                patience = wait::deadline(time).map(|end| (time, end));
                 self.drop_slowest(time);
             }
             if waiting.is_thorough() {
