@@ -103,7 +103,11 @@ pub const ENOUGH_SLOTS: u64 = 8;
 /// The same, for this machine.
 pub(crate) fn default_slots_here(slot_bytes: u64) -> u64 {
     static HERE: OnceLock<Vec<Cache>> = OnceLock::new();
-    default_slots(slot_bytes, HERE.get_or_init(caches))
+    if HERE.get().is_none() {
+        // Not while others wait for it: a child that is forked meanwhile would wait for ever.
+        let _ = HERE.set(caches());
+    }
+    default_slots(slot_bytes, HERE.get().map_or(&[], |found| found))
 }
 
 #[cfg(test)]

@@ -37,6 +37,7 @@ use std::{
 
 use crate::{
     apart, guard, inbound, lease,
+    memory::claim,
     park::Fencing,
     sys::{self, Membarrier},
 };
@@ -394,7 +395,7 @@ fn advise(addresses: &Range<usize>, advice: libc::c_int) {
 struct Locks {
     withheld: MutexGuard<'static, Withholding>,
     apart: apart::Locked,
-    _others: (lease::Locked, guard::Locked, inbound::Locked),
+    _others: (lease::Locked, guard::Locked, inbound::Locked, claim::Locked),
 }
 
 struct Held(UnsafeCell<Option<Locks>>);
@@ -408,7 +409,7 @@ static HELD: Held = Held(UnsafeCell::new(None));
 extern "C" fn before() {
     // It must not be half done when the process forks.
     Fencing::of_this_process();
-    let others = (lease::lock(), guard::lock_for_fork(), inbound::lock());
+    let others = (lease::lock(), guard::lock_for_fork(), inbound::lock(), claim::claimed());
     let locks = Locks { _others: others, apart: apart::lock(), withheld: withheld() };
     // The handler in the child needs something to put its own memory over: other handlers could have taken the place.
     locks.withheld.mappings.iter().for_each(|mapping| advise(mapping, libc::MADV_DOFORK));
@@ -501,4 +502,62 @@ fn is_beyond_limit(number: RawFd) -> bool {
     // SAFETY: `limit` lives here.
     let known = unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) } == 0;
     known && number as libc::rlim_t >= limit.rlim_cur
+}
+
+#[cfg(all(test, not(miri)))]
+mod tests {
+    use std::{
+        fs::File,
+        hint::black_box,
+        os::fd::OwnedFd,
+        sync::atomic::{AtomicBool, Ordering},
+        thread,
+    };
+
+    use nix::{
+        sys::wait::{WaitStatus, waitpid},
+        unistd::{ForkResult, alarm, fork},
+    };
+
+    use super::*;
+
+    /// Forks again and again, while another thread takes and lets go of a lock: no child waits for it.
+    fn no_child_waits<Lock>(lock: impl Fn() -> Lock + Sync) -> bool {
+        // What registers the handlers.
+        let _withheld = Withheld::from(OwnedFd::from(File::open("/dev/null").unwrap()));
+        let over = AtomicBool::new(false);
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                while !over.load(Ordering::Relaxed) {
+                    black_box(lock());
+                }
+            });
+            let all_ended = (0..100).all(|_| {
+                // SAFETY: the child takes the one lock that this is about, and ends.
+                match unsafe { fork() }.unwrap() {
+                    ForkResult::Child => {
+                        alarm::set(2);
+                        drop(lock());
+                        // SAFETY: it takes a number, and runs nothing of this process.
+                        unsafe { libc::_exit(0) }
+                    }
+                    ForkResult::Parent { child } => waitpid(child, None) == Ok(WaitStatus::Exited(child, 0)),
+                }
+            });
+            over.store(true, Ordering::Relaxed);
+            all_ended
+        })
+    }
+
+    #[test]
+    fn no_child_waits_for_a_thread_of_its_parent() {
+        assert!(no_child_waits(lease::lock));
+        assert!(no_child_waits(inbound::lock));
+        assert!(no_child_waits(claim::claimed));
+        assert!(no_child_waits(apart::lock));
+        assert!(no_child_waits(withheld));
+        // The control: a lock that the handlers do not know.
+        static OTHER: Mutex<()> = Mutex::new(());
+        assert!(!no_child_waits(|| OTHER.lock()));
+    }
 }

@@ -22,7 +22,11 @@ type Claimed = BTreeMap<(u32, FileId), (u64, usize)>;
 
 static CLAIMED: Mutex<Claimed> = Mutex::new(BTreeMap::new());
 
-fn claimed() -> MutexGuard<'static, Claimed> {
+/// Holds the lock on what is claimed.
+pub(crate) type Locked = MutexGuard<'static, Claimed>;
+
+/// Takes it.
+pub(crate) fn claimed() -> Locked {
     // What is done under the lock does not panic.
     CLAIMED.lock().unwrap_or_else(PoisonError::into_inner)
 }

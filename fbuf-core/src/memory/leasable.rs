@@ -60,7 +60,7 @@ impl std::fmt::Display for Pages {
 /// Which file a descriptor names. Numbers of memfds do not come again before there were 2⁶⁴ of them; those of huge
 /// pages may, and are compared only between processes of one user.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct FileId {
+pub(crate) struct FileId {
     device: u64,
     inode: u64,
 }

@@ -11,10 +11,7 @@ use std::{
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     ptr::NonNull,
     slice,
-    sync::{
-        OnceLock,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::atomic::{AtomicU8, AtomicU64, Ordering},
 };
 
 use nix::{
@@ -515,11 +512,20 @@ fn name_limit(error: Errno) -> io::Error {
 /// Whether the kernel can be told to have pages exist that are only mapped: since 5.14. Where it cannot, they all
 /// exist from the beginning.
 pub(super) fn can_provide() -> bool {
-    static CAN: OnceLock<bool> = OnceLock::new();
-    // SAFETY: no bytes, of which none changes.
-    let asked = || unsafe { libc::madvise(std::ptr::null_mut(), 0, libc::MADV_POPULATE_WRITE) };
-    // Where Miri runs this, all memory exists from the beginning.
-    *CAN.get_or_init(|| cfg!(not(miri)) && asked() == 0)
+    /// Whether it was found out, and that it can. No lock: a child that is forked meanwhile would wait for ever.
+    static CAN: AtomicU8 = AtomicU8::new(0);
+    // Relaxed: a number, which whoever finds out stores alike.
+    match CAN.load(Ordering::Relaxed) {
+        0 => {
+            // SAFETY: no bytes, of which none changes.
+            let asked = || unsafe { libc::madvise(std::ptr::null_mut(), 0, libc::MADV_POPULATE_WRITE) };
+            // Where Miri runs this, all memory exists from the beginning.
+            let can = cfg!(not(miri)) && asked() == 0;
+            CAN.store(1 + u8::from(can), Ordering::Relaxed);
+            can
+        }
+        found => found == 2,
+    }
 }
 
 fn read_exactly(file: BorrowedFd<'_>, bytes: &mut [u8]) -> io::Result<()> {

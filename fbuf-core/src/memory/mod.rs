@@ -1,7 +1,7 @@
 //! Shared memory with one writer (invariant 1): a memfd is created and reserved, mapped by the
 //! process that writes it, sealed by it, and verified by everybody else before they map it.
 
-mod claim;
+pub(crate) mod claim;
 mod copies;
 #[cfg(miri)]
 pub(crate) mod heap;
