@@ -3,6 +3,7 @@
 
 mod boards;
 mod bounds;
+mod copied;
 
 use std::{
     fs::File,

@@ -145,7 +145,10 @@ impl Inbound {
         for (number, bytes) in read.pieces(0..new.slots, stride, self.geometry.slot_bytes()).into_iter().flatten() {
             self.returns().held.add(SlotId::new(self.known + number), bytes.pointer().as_ptr());
         }
-        self.returns().memory().push((map.addresses(), new.memory.clone()));
+        if copies.is_none() {
+            // What is copied is nobody else's, and needs no view that only this process writes.
+            self.returns().memory().push((map.addresses(), new.memory.clone()));
+        }
         self.segments.push(Segment { map, copies, first: self.known });
         self.known += new.slots;
         Ok(())
