@@ -9,12 +9,13 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use crate::{
     hangup::{Alarm, Watch},
     interrupt::InterruptHandle,
+    shares::{self, MOST_LINKS, Share},
 };
 use fbuf_core::{
     control::{LinkId, Report},
@@ -47,6 +48,15 @@ pub(crate) trait Post: Send {
     fn held(&self) -> Vec<(LinkId, usize, u64)>;
 }
 
+/// What the control thread brings of a peer.
+pub(crate) trait Brought {
+    /// The peer, if that is gone and has left nothing for the endpoint to read.
+    fn is_void(&self) -> Option<Peer>;
+}
+
+/// How often letters are looked through for those whose peers are gone, at most.
+const SWEEP_PAUSE: Duration = Duration::from_millis(20);
+
 /// A post box: filled by the control thread, emptied by the endpoint.
 #[derive(Debug)]
 pub(crate) struct Inbox<T> {
@@ -57,6 +67,8 @@ pub(crate) struct Inbox<T> {
     /// The links with peers that were introduced and have not gone. One peer may have several: when a broker dies
     /// between its two introductions, the next one introduces the two again.
     links: Mutex<BTreeMap<LinkId, Link>>,
+    /// When letters were looked through last.
+    swept: Mutex<Option<Instant>>,
     /// What the endpoint says of itself whenever it looks at its sockets; but for its links.
     report: Mutex<Report>,
     wake: Withheld<Arc<EventFd>>,
@@ -71,14 +83,58 @@ struct Link {
     has_hung_up: bool,
     /// What is held of a sender's messages.
     holdings: Option<Holdings>,
+    /// The user of the peer, and what that takes up, if that is bounded.
+    share: Option<(u32, Share)>,
+}
+
+impl<T: Brought> Inbox<T> {
+    /// Has room for a link with a peer, which takes so many descriptors: whether there is any. A letter about it will come.
+    pub(crate) fn admit(&self, peer: &Peer, descriptors: usize) -> bool {
+        let Some(user) = shares::bounded(peer) else {
+            self.expect(*peer);
+            return true;
+        };
+        let admit = || {
+            let mut links = lock(&self.links);
+            let is_of_user = |link: &&Link| link.share.as_ref().is_some_and(|(other, _)| *other == user);
+            if links.values().filter(is_of_user).count() >= MOST_LINKS {
+                return false;
+            }
+            let share = Share::take(user, descriptors as u64);
+            share.is_some_and(|share| {
+                links.entry(peer.link).or_default().share = Some((user, share));
+                true
+            })
+        };
+        admit() || (self.sweep() && admit())
+    }
+
+    /// Removes letters about peers that are gone, of which the endpoint need not know: whether there were any. Not again
+    /// and again, since it takes as long as there are letters.
+    fn sweep(&self) -> bool {
+        let (mut swept, now) = (lock(&self.swept), Instant::now());
+        if swept.is_some_and(|swept| now < swept + SWEEP_PAUSE) {
+            return false;
+        }
+        *swept = Some(now);
+        // Dropped after the lock is released.
+        let void = {
+            let mut letters = lock(&self.letters);
+            let (void, rest): (VecDeque<_>, _) = letters.drain(..).partition(|letter| letter.is_void().is_some());
+            *letters = rest;
+            void
+        };
+        void.iter().filter_map(Brought::is_void).for_each(|peer| self.forget(peer));
+        !void.is_empty()
+    }
 }
 
 impl<T> Inbox<T> {
     pub(crate) fn new() -> io::Result<Self> {
         let wake = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
         let (letters, links, report) = (Mutex::default(), Mutex::default(), Mutex::default());
-        let (filled, hung_up) = (Notice::new()?, AtomicBool::new(false));
-        Ok(Self { filled, hung_up, letters, links, report, wake: Arc::new(wake).into() })
+        let (filled, hung_up, swept) = (Notice::new()?, AtomicBool::new(false), Mutex::default());
+        Ok(Self { filled, hung_up, letters, links, swept, report, wake: Arc::new(wake).into() })
     }
 
     /// What wakes the endpoint.

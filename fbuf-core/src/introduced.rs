@@ -87,6 +87,17 @@ impl Introduced {
         self.geometry
     }
 
+    /// How many descriptors the link takes of this process, if the sender does not grow: its socket, the memory of a
+    /// sender, and slots that are memory of their own.
+    #[must_use]
+    pub fn descriptors(&self) -> usize {
+        match &self.lodging {
+            Lodging::Segments => 1 + usize::from(self.mechanism == Mechanism::Shared),
+            Lodging::Given(memory) => 1 + memory.len(),
+            Lodging::Yours | Lodging::Theirs => 1 + self.geometry.max_slots() as usize,
+        }
+    }
+
     /// Says hello to the sender. With `skip_above`, the sender leaves messages out rather than have more than so many of
     /// its slots held here.
     ///

@@ -290,6 +290,22 @@ impl PacketSocket {
             && this[0].revents().is_some_and(|events| events.contains(PollFlags::POLLHUP))
     }
 
+    /// Whether nothing waits to be received. Only of a socket that has [hung up](Self::has_hung_up) that stays so.
+    #[must_use]
+    pub(crate) fn is_drained(&self) -> bool {
+        let mut byte = [0];
+        let mut look = || sys::peek(self.as_fd(), &mut byte, 0);
+        let looked = match look() {
+            // Said once, and before what had been sent.
+            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => look(),
+            looked => looked,
+        };
+        match looked {
+            Ok(packet) => packet.length == 0,
+            Err(error) => matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::ConnectionReset),
+        }
+    }
+
     /// Takes the next message, of at most `LONGEST` bytes, without waiting.
     ///
     /// # Errors

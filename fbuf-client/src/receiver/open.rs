@@ -14,7 +14,7 @@ use super::Receiver;
 use crate::{
     acceptance::Acceptance,
     client::{Client, OpenError},
-    endpoint::{Inbox, Post, Ready, Sockets},
+    endpoint::{Brought, Inbox, Post, Ready, Sockets},
     wait::{Crowd, Gathering, Pace, Patience, Wait},
 };
 
@@ -149,6 +149,16 @@ impl ReceiverBuilder {
 /// A sender that was greeted, or why it could not be.
 pub(super) type Letter = Result<Greeted, (Peer, GreetError)>;
 
+impl Brought for Letter {
+    fn is_void(&self) -> Option<Peer> {
+        match self {
+            Ok(greeted) => greeted.is_void().then(|| greeted.peer()),
+            Err((peer, GreetError::Gone)) => Some(*peer),
+            Err(_) => None,
+        }
+    }
+}
+
 /// Where senders are introduced. They are greeted on the control thread, so that they find this receiver
 /// ready even while it does something else.
 struct Senders {
@@ -167,7 +177,9 @@ impl Post for Senders {
             return;
         }
         // Once it is greeted it may send, and the receiver must not find that all is over meanwhile.
-        self.inbox.expect(peer);
+        if !self.inbox.admit(&peer, introduced.descriptors()) {
+            return;
+        }
         let greeted = introduced.greet(self.skip_above);
         self.inbox.post(peer, greeted.map_err(|error| (peer, error)));
     }

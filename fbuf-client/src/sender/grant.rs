@@ -6,7 +6,7 @@ use fbuf_core::{
     control::{LinkId, Opened, Refusal, Report, Role, Slots},
     introduced::Introduced,
     memory::{HUGE_PAGE, MemoryError, Pages, free_huge_pages, has_transparent_pages},
-    outbound::Expected,
+    outbound::{Expected, Peer},
     pool::Pool,
     protection::{Mechanism, Protection},
     slot::Geometry,
@@ -15,7 +15,7 @@ use fbuf_core::{
 use crate::{
     acceptance::Acceptance,
     client::{Client, OpenError, Registration},
-    endpoint::{Inbox, Post},
+    endpoint::{Brought, Inbox, Post},
 };
 
 /// From how many bytes on messages are leased rather than copied if they lie in huge pages. `fbuf doctor`
@@ -200,6 +200,12 @@ impl Terms<'_> {
     }
 }
 
+impl Brought for Expected {
+    fn is_void(&self) -> Option<Peer> {
+        self.has_hung_up().then(|| self.peer())
+    }
+}
+
 /// Where receivers are introduced.
 struct Receivers {
     inbox: Arc<Inbox<Expected>>,
@@ -209,8 +215,8 @@ struct Receivers {
 impl Post for Receivers {
     fn introduce(&self, introduced: Introduced) {
         let peer = introduced.peer();
-        // One that is not accepted sees the socket hang up.
-        if self.acceptance.accepts(&peer) {
+        // One that is not accepted, or for which there is no room, sees the socket hang up.
+        if self.acceptance.accepts(&peer) && self.inbox.admit(&peer, introduced.descriptors()) {
             self.inbox.post(peer, introduced.expect());
         }
     }

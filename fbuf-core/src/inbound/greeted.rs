@@ -151,6 +151,12 @@ impl Greeted {
         self.socket.of_link()
     }
 
+    /// Whether the sender has gone and has not answered: there will be no link.
+    #[must_use]
+    pub fn is_void(&self) -> bool {
+        self.socket.has_hung_up() && self.socket.is_drained()
+    }
+
     /// Looks for the sender's answer.
     ///
     /// # Errors

@@ -1,0 +1,93 @@
+//! How much of this process peers of other users may take up: links of each endpoint, and descriptors for them.
+//!
+//! The broker bounds the endpoints of a user, and so the links that these have. It cannot know of links that are left: a
+//! peer may close its endpoint and keep its end of a link, and an endpoint that its program does not look at has links
+//! whose peers are gone. So each endpoint counts its links with a user, and the process the descriptors.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+
+use fbuf_core::{fork::Generation, inbound::Peer, limits::MAX_ENDS_OF_USER};
+use nix::sys::resource::{Resource, getrlimit};
+
+/// How many links with one other user an endpoint has at most: as many as that user may have endpoints on the channel.
+pub(crate) const MOST_LINKS: usize = MAX_ENDS_OF_USER;
+/// Of so many parts of this process's descriptors, peers of other users may take one.
+const PARTS: u64 = 2;
+
+/// The descriptors that each other user has.
+static TAKEN: Mutex<BTreeMap<u32, u64>> = Mutex::new(BTreeMap::new());
+
+fn taken() -> MutexGuard<'static, BTreeMap<u32, u64>> {
+    // What is done under the lock does not panic.
+    TAKEN.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What the user of a peer takes up, for as long as this exists.
+#[derive(Debug)]
+pub(crate) struct Share {
+    user: u32,
+    descriptors: u64,
+    generation: Generation,
+}
+
+/// The user of a peer, if there is a bound on what that takes up: another one, and not root.
+pub(crate) fn bounded(peer: &Peer) -> Option<u32> {
+    Some(peer.process.uid).filter(|&user| !peer.same_user && user != 0)
+}
+
+impl Share {
+    /// So many descriptors more for this user; none, if they would be too many. As at the broker, of n users each may have
+    /// one part in n + 1 of what the others have left.
+    pub(crate) fn take(user: u32, descriptors: u64) -> Option<Self> {
+        let limit = getrlimit(Resource::RLIMIT_NOFILE).map_or(1024, |(soft, _)| soft);
+        let mut taken = taken();
+        let others = taken.iter().filter(|&(&other, _)| other != user);
+        let (users, sum) = others.fold((1, 0), |(users, sum), (_, descriptors)| (users + 1, sum + descriptors));
+        let most = (limit / PARTS).saturating_sub(sum) / (users + 1);
+        let own = taken.get(&user).copied().unwrap_or(0) + descriptors;
+        if own > most {
+            return None;
+        }
+        taken.insert(user, own);
+        Some(Self { user, descriptors, generation: Generation::current() })
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        // In a child that was forked the lock may be another thread's, which is not there.
+        if !self.generation.is_current() {
+            return;
+        }
+        let mut taken = taken();
+        if let Some(own) = taken.get_mut(&self.user) {
+            *own -= self.descriptors;
+            if *own == 0 {
+                taken.remove(&self.user);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn some_descriptors_are_left_for_the_next_user_and_half_for_the_process() {
+        // Users that no other test knows.
+        const USERS: std::ops::Range<u32> = 4_000_000_000..4_000_000_008;
+        let (limit, _) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+        let greedy: Vec<Vec<_>> = USERS.map(|user| (0..).map_while(|_| Share::take(user, 3)).collect()).collect();
+        let counts: Vec<_> = greedy.iter().map(Vec::len).collect();
+        assert!(counts.iter().all(|&count| count > 0) && counts.is_sorted_by(|more, less| more >= less), "{counts:?}");
+        assert!(counts[0] as u64 * 3 > limit / PARTS / 3, "{counts:?} of {limit}");
+        assert!(3 * counts.iter().sum::<usize>() as u64 <= limit / PARTS, "{counts:?} of {limit}");
+        assert!(Share::take(USERS.start, u64::from(u32::MAX) << 8).is_none());
+        drop(greedy);
+        assert!(!taken().keys().any(|user| USERS.contains(user)));
+    }
+}
