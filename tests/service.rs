@@ -206,7 +206,7 @@ fn a_policy_is_checked_and_read_again() {
 fn the_policy_that_is_installed_serves_root_alone_and_its_examples_are_understood() {
     use fbuf_broker::policy::{Policy, User};
     let text = include_str!("../packaging/policy.toml");
-    let serves = |policy: &Policy, id| policy.serves(&User { id, groups: vec![id] });
+    let serves = |policy: &Policy, id| policy.serves(&User::new(id, vec![id]));
     let policy = Policy::parse(text).unwrap();
     assert!(serves(&policy, 0) && !serves(&policy, 1001));
     // The examples are what follows a rule that is commented out, up to the next line that is empty.

@@ -15,8 +15,14 @@ use std::{
 
 use client::Hostile;
 use fbuf_client::{Address, Client, ConnectError, Mechanism};
-use fbuf_core::control::{Role, Slots};
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use fbuf_core::{
+    control::{Role, Slots},
+    limits::MAX_GROUPS,
+};
+use nix::{
+    sys::resource::{Resource, getrlimit, setrlimit},
+    unistd::{setgroups, setresgid, setresuid},
+};
 use support::{BrokerProcess, Process};
 
 /// Users that take all, and one that comes later.
@@ -66,6 +72,17 @@ fn role() {
             }
             println!("linked");
         }
+        Ok("groups") => {
+            let groups: usize = env::var("FBUF_TEST_GROUPS").unwrap().parse().unwrap();
+            let groups: Vec<_> = (0..groups as u32).map(|group| (1_000_000 + group).into()).collect();
+            setgroups(&groups).unwrap();
+            setresgid(LATER.into(), LATER.into(), LATER.into()).unwrap();
+            setresuid(LATER.into(), LATER.into(), LATER.into()).unwrap();
+            match Client::connect() {
+                Ok(_) => println!("it is served"),
+                Err(error) => println!("{error}, so it is not served"),
+            }
+        }
         Ok("later") => {
             let client = Client::connect().unwrap();
             let _receiver = client.receiver("later").open().unwrap();
@@ -93,10 +110,15 @@ struct Other {
 
 impl Other {
     fn start(broker: &Address, role: &str, user: u32) -> Self {
+        Self::start_with(broker, role, user, |_| {})
+    }
+
+    fn start_with(broker: &Address, role: &str, user: u32, set: impl FnOnce(&mut Command)) -> Self {
         let mut command = Command::new("/proc/self/exe");
         command.args(["--exact", "role", "--nocapture", "--test-threads=1"]).current_dir("/");
         command.env("FBUF_TEST_ROLE", role).env("FBUF_BROKER", broker.to_string()).uid(user).gid(user);
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
+        set(&mut command);
         let mut process = Process::start(&mut command);
         let output = BufReader::new(process.0.stdout.take().unwrap());
         Self { _process: process, output }
@@ -164,6 +186,23 @@ fn a_link_waits_for_a_share_that_grows_when_another_user_leaves() {
     (0..3).for_each(|_| drop(short.wait_for("they are linked when it has fewer, or may have more")));
     drop(rich);
     short.wait_for("linked");
+}
+
+/// What a client's groups cost the broker for each connection is bounded.
+#[test]
+fn a_client_in_more_groups_than_any_user_needs_is_not_served() {
+    if !support::is_root() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let broker = broker(folder.path());
+    for (groups, is_served) in [(MAX_GROUPS, true), (MAX_GROUPS + 1, false), (65_536, false)] {
+        let mut other = Other::start_with(&broker.address, "groups", 0, |command| {
+            command.env("FBUF_TEST_GROUPS", groups.to_string());
+        });
+        let word = other.wait_for("served");
+        assert_eq!(word == "is", is_served, "{groups} groups: {word}");
+    }
 }
 
 #[test]

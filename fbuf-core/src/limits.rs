@@ -47,6 +47,9 @@ pub(crate) const MESSAGE_COST: usize = 1280;
 /// How many messages one look at a link socket reads: more than an honest peer ever has waiting there, which is one
 /// announcement for each segment, one bell for each sleep, and messages of their own or the right to write a slot.
 pub const MAX_AT_ONCE: usize = 2 * MAX_SEGMENTS + MAX_ONE_SHOTS as usize;
+/// In how many groups a client may be, beside its first one. A user that may map ids can be in as many as the kernel has room
+/// for (65,536), each of which a broker would have to be told, and to keep, for each connection.
+pub const MAX_GROUPS: usize = 4096;
 /// How long a client has for its greeting.
 pub const GREETING_TIME: Duration = Duration::from_secs(5);
 /// How many requests of one client may be under way; our own client has at most seven.

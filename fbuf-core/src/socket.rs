@@ -391,7 +391,7 @@ impl PacketSocket {
     /// The groups of whoever is at the other end, the first one included, as noted then (SO_PEERGROUPS).
     ///
     /// # Errors
-    /// What getsockopt(2) says.
+    /// What getsockopt(2) says; `ERANGE` also if there are more than [`MAX_GROUPS`](crate::limits::MAX_GROUPS) beside the first.
     pub fn peer_groups(&self) -> io::Result<Vec<u32>> {
         let mut groups = sys::peer_groups(self.as_fd())?;
         groups.push(self.peer()?.gid);

@@ -19,7 +19,7 @@ use nix::sys::{
 use tokio::io::{Interest, unix::AsyncFd};
 
 use crate::{
-    limits::MAX_DESCRIPTORS,
+    limits::{MAX_DESCRIPTORS, MAX_GROUPS},
     socket::{Listening, PacketSocket},
 };
 
@@ -207,10 +207,8 @@ unsafe fn descriptors(header: &libc::msghdr) -> Vec<OwnedFd> {
     found
 }
 
-/// The supplementary groups of the peer of a connected socket.
+/// The supplementary groups of the peer of a connected socket, or `ERANGE` if they are more than a client may be in.
 pub(crate) fn peer_groups(socket: BorrowedFd<'_>) -> io::Result<Vec<u32>> {
-    /// As many as a user can have (NGROUPS_MAX).
-    const MOST: usize = 65_536;
     let mut groups = vec![0u32; 32];
     loop {
         let mut size = size_of_val(&groups[..]) as libc::socklen_t;
@@ -225,7 +223,7 @@ pub(crate) fn peer_groups(socket: BorrowedFd<'_>) -> io::Result<Vec<u32>> {
                 groups.truncate(found);
                 return Ok(groups);
             }
-            error if error.raw_os_error() == Some(libc::ERANGE) && found > groups.len() && found <= MOST => {
+            error if error.raw_os_error() == Some(libc::ERANGE) && found > groups.len() && found <= MAX_GROUPS => {
                 groups.resize(found, 0);
             }
             error => return Err(error),

@@ -85,7 +85,7 @@ static WITHOUT_END: LazyLock<[Policy; 2]> = LazyLock::new(|| {
 });
 
 fn user(id: u32) -> User {
-    User { id, groups: vec![id] }
+    User::new(id, vec![id])
 }
 
 /// An endpoint: the client, and its number.

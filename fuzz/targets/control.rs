@@ -77,7 +77,7 @@ struct Model {
 impl Model {
     fn join(&mut self, user: u32) {
         let process = Credentials { pid: 1, uid: user, gid: user };
-        let user = User { id: user, groups: vec![user] };
+        let user = User::new(user, vec![user]);
         let admission = self.state.admit(process, user.clone()).ok();
         if let Some(client) = admission.and_then(|admission| self.state.join(admission).ok()) {
             self.clients.push((client, user));
@@ -211,7 +211,7 @@ impl Model {
 
     fn check_quotas(&self) {
         for (user, resource, used) in self.state.used() {
-            let quota = SERVED.quota(&User { id: user, groups: vec![user] });
+            let quota = SERVED.quota(&User::new(user, vec![user]));
             assert!(used <= quota.of(resource), "user {user} takes up {used} of {resource:?}");
         }
     }

@@ -24,7 +24,7 @@ fn question(input: &mut Unstructured) -> Result<(User, String)> {
     let (id, group) = (input.arbitrary()?, input.arbitrary()?);
     let length = usize::from(input.arbitrary::<u8>()?);
     let channel = String::from_utf8_lossy(input.bytes(length)?).into_owned();
-    Ok((User { id, groups: vec![group] }, channel))
+    Ok((User::new(id, vec![group]), channel))
 }
 
 fuzz_target!(|bytes: &[u8]| {

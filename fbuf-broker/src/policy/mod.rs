@@ -53,7 +53,7 @@
 mod pattern;
 mod written;
 
-use std::{collections::BTreeSet, fmt, fs::File, io::Read, os::unix::fs::MetadataExt, path::Path};
+use std::{collections::BTreeSet, fmt, fs::File, io::Read, os::unix::fs::MetadataExt, path::Path, sync::Arc};
 
 use fbuf_core::{
     channel::ChannelName,
@@ -127,8 +127,23 @@ impl Quota {
 pub struct User {
     /// The id.
     pub id: u32,
-    /// All groups, the first one included.
-    pub groups: Vec<u32>,
+    /// All groups, the first one included, in order. Shared by all that is known of the process.
+    groups: Arc<[u32]>,
+}
+
+impl User {
+    /// A user with this id, in these groups.
+    #[must_use]
+    pub fn new(id: u32, mut groups: Vec<u32>) -> Self {
+        groups.sort_unstable();
+        groups.dedup();
+        Self { id, groups: groups.into() }
+    }
+
+    /// Takes as long as a rule has groups, not as this user has: that chooses how many.
+    fn is_in_any(&self, groups: &BTreeSet<u32>) -> bool {
+        groups.iter().any(|group| self.groups.binary_search(group).is_ok())
+    }
 }
 
 /// Who may do what.
@@ -177,7 +192,7 @@ impl Rule {
     }
 
     fn is_about(&self, user: &User) -> bool {
-        self.everybody || self.users.contains(&user.id) || user.groups.iter().any(|group| self.groups.contains(group))
+        self.everybody || self.users.contains(&user.id) || user.is_in_any(&self.groups)
     }
 
     fn allows(&self, role: Role, channel: &ChannelName) -> bool {
@@ -379,7 +394,7 @@ mod tests {
     const RECEIVER: Role = Role::Receiver { require: Protection::Volatile, accepts: Limits::DEFAULT };
 
     fn user(id: u32, groups: &[u32]) -> User {
-        User { id, groups: groups.to_vec() }
+        User::new(id, groups.to_vec())
     }
 
     fn channel(name: &str) -> ChannelName {

@@ -11,11 +11,13 @@ use std::{
 
 use fbuf_core::{
     control::{Greeting, VERSION, Verdict},
+    limits::MAX_GROUPS,
     points,
     socket::{Arrival, Credentials, PacketSocket},
     sys::{self, Watched},
     wire,
 };
+use nix::errno::Errno;
 use tokio::{
     task::{JoinSet, yield_now},
     time::{MissedTickBehavior, interval},
@@ -115,7 +117,22 @@ impl Broker {
             return Ok(None);
         }
         let process = socket.peer()?;
-        let user = User { id: process.uid, groups: socket.peer_groups()? };
+        let groups = match socket.peer_groups() {
+            Err(error) if error.raw_os_error() == Some(Errno::ERANGE as i32) => {
+                if self.may_log(process.uid) {
+                    warn!(
+                        pid = process.pid,
+                        uid = process.uid,
+                        most = MAX_GROUPS,
+                        "sent away: it is in too many groups"
+                    );
+                }
+                say(&socket, Verdict::NotPermitted)?;
+                return Ok(None);
+            }
+            groups => groups?,
+        };
+        let user = User::new(process.uid, groups);
         let admitted = lock(&self.0).state.admit(process, user);
         match admitted {
             Ok(admission) => {

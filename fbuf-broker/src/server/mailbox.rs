@@ -200,7 +200,7 @@ mod tests {
     fn what_was_sent_is_paid_for_until_it_was_read() {
         let mut state = State::new(Policy::only(1000));
         let process = Credentials { pid: 1, uid: 1000, gid: 1000 };
-        let admission = state.admit(process, User { id: 1000, groups: Vec::new() }).unwrap();
+        let admission = state.admit(process, User::new(1000, Vec::new())).unwrap();
         let client = state.join(admission).unwrap();
         let held = |state: &State| state.used().any(|(_, resource, _)| resource == Resource::Links);
         let mailbox = Mailbox::default();

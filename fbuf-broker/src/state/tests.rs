@@ -25,7 +25,7 @@ pub(super) fn ask(channel: &str, role: Role) -> Open {
 impl State {
     /// A process of this user connects and greets.
     pub(super) fn enter(&mut self, uid: u32) -> Result<ClientId, Verdict> {
-        let admission = self.admit(Credentials { uid, ..OWN }, User { id: uid, groups: vec![uid] });
+        let admission = self.admit(Credentials { uid, ..OWN }, User::new(uid, vec![uid]));
         let admission = admission.map_err(|dismissal| dismissal.verdict())?;
         self.join(admission)
     }
