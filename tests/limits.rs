@@ -5,7 +5,10 @@ mod support;
 use std::{
     fs,
     io::{BufRead, BufReader, Read, Write},
-    os::unix::process::{CommandExt, ExitStatusExt},
+    os::unix::{
+        fs::FileExt,
+        process::{CommandExt, ExitStatusExt},
+    },
     process::{Command, Output, Stdio},
 };
 
@@ -141,6 +144,50 @@ fn locked_memory_beyond_its_limit_is_an_error_that_names_it() {
     assert!(output.status.success(), "{printed} {}", said(&output));
     let refused = printed.lines().find(|line| line.contains("refused: ")).expect("a refusal");
     assert!(refused.contains("RLIMIT_MEMLOCK") && printed.contains("opened"), "{printed}");
+}
+
+/// How often a thread was given the processor, as this file in /proc says.
+fn turns(status: &fs::File) -> u64 {
+    let mut text = [0; 4096];
+    let length = status.read_at(&mut text, 0).unwrap();
+    let text = String::from_utf8_lossy(&text[..length]).into_owned();
+    let counts = text.lines().filter_map(|line| line.split_once("voluntary_ctxt_switches:"));
+    counts.map(|(_, count)| count.trim().parse::<u64>().unwrap()).sum()
+}
+
+#[test]
+fn a_process_that_locks_itself_in() {
+    if std::env::var_os("FBUF_TEST_NO_DESCRIPTORS").is_none() {
+        return;
+    }
+    let broker = Embedded::start().unwrap();
+    let client = Client::connect_to(broker.address()).unwrap();
+    let mut receiver = client.receiver("c").open().unwrap();
+    let sender = client.sender("c").slot_size(8 << 20).slots(1).mechanism(Mechanism::Lease);
+    let mut sender = sender.open().unwrap();
+    sender.wait_for_receivers_timeout(1, SOON).unwrap();
+    let mut fbuf = sender.allocate_timeout(SOON).unwrap();
+    fbuf.write_all(b"leased").unwrap();
+    sender.write(fbuf).unwrap();
+    let received = receiver.get_timeout(SOON).unwrap();
+    let mut threads = fs::read_dir("/proc/self/task").unwrap().map(|thread| thread.unwrap().path());
+    let keeper = threads.find(|thread| fs::read_to_string(thread.join("comm")).unwrap() == "fbuf-leases\n");
+    let status = fs::File::open(keeper.expect("a thread that keeps leases").join("status")).unwrap();
+    drop(threads);
+    setrlimit(Resource::RLIMIT_NOFILE, 0, 0).unwrap();
+    let before = turns(&status);
+    until("it waits again, by the new limit", || turns(&status) > before + 1);
+    assert!(received.is_intact() && received[..] == *b"leased");
+    drop((received, receiver, sender));
+    println!("ended");
+}
+
+/// As a sandbox does, once it has all that it needs.
+#[test]
+fn a_process_that_may_open_nothing_more_ends_its_leases() {
+    let output = alone("a_process_that_locks_itself_in", "FBUF_TEST_NO_DESCRIPTORS");
+    let printed = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success() && printed.contains("ended"), "{printed} {}", said(&output));
 }
 
 #[test]

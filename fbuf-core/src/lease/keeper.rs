@@ -6,6 +6,7 @@ use std::{
     os::fd::{AsFd, RawFd},
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak, mpsc},
     thread::{self, JoinHandle},
+    time::Duration,
 };
 
 use nix::{
@@ -124,12 +125,22 @@ fn keep(breaks: &Breaks, stop: &EventFd, register: &Register) {
     loop {
         let mut polled = [PollFd::new(breaks.as_fd(), PollFlags::POLLIN), PollFd::new(stop.as_fd(), PollFlags::POLLIN)];
         let heard = poll(&mut polled, PollTimeout::from(patience));
-        if polled[1].any() == Some(true) {
+        let is_over = match heard {
+            Ok(_) => polled[1].any() == Some(true),
+            Err(_) => {
+                // It may not poll two descriptors any more (RLIMIT_NOFILE), or was told to go on after it was stopped.
+                thread::sleep(Duration::from_millis(AGAIN.into()));
+                stop.read().is_ok()
+            }
+        };
+        if is_over {
             return;
         }
+        let broken = std::iter::from_fn(|| breaks.next());
         let slots: Vec<_> = if matches!(heard, Ok(1..)) {
-            std::iter::from_fn(|| breaks.next()).filter_map(|raw| lock(register).get(&raw)?.upgrade()).collect()
+            broken.filter_map(|raw| lock(register).get(&raw)?.upgrade()).collect()
         } else {
+            broken.for_each(drop);
             // The slots must not go while the register is locked, which they are removed from.
             let all: Vec<_> = lock(register).values().cloned().collect();
             all.iter().filter_map(Weak::upgrade).collect()
