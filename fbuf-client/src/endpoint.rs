@@ -15,13 +15,13 @@ use std::{
 use crate::{
     hangup::{Alarm, Watch},
     interrupt::InterruptHandle,
-    shares::{self, MOST_LINKS, Share},
 };
 use fbuf_core::{
     control::{LinkId, Report},
     fork::{Notice, Withheld},
     inbound::{Holdings, Peer},
     introduced::Introduced,
+    shares::{self, MOST_LINKS, Share},
     socket::LinkSocket,
 };
 use nix::{

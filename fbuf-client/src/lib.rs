@@ -39,7 +39,6 @@ mod hangup;
 mod interrupt;
 mod receiver;
 mod sender;
-mod shares;
 mod wait;
 
 pub use client::{Client, ClientBuilder, ConnectError, OpenError};

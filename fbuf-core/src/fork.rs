@@ -39,6 +39,7 @@ use crate::{
     apart, guard, inbound, lease,
     memory::claim,
     park::Fencing,
+    shares,
     sys::{self, Membarrier},
 };
 
@@ -395,6 +396,7 @@ fn advise(addresses: &Range<usize>, advice: libc::c_int) {
 struct Locks {
     withheld: MutexGuard<'static, Withholding>,
     apart: apart::Locked,
+    shares: shares::Locked,
     _others: (lease::Locked, guard::Locked, inbound::Locked, claim::Locked),
 }
 
@@ -410,7 +412,7 @@ extern "C" fn before() {
     // It must not be half done when the process forks.
     Fencing::of_this_process();
     let others = (lease::lock(), guard::lock_for_fork(), inbound::lock(), claim::claimed());
-    let locks = Locks { _others: others, apart: apart::lock(), withheld: withheld() };
+    let locks = Locks { _others: others, shares: shares::lock(), apart: apart::lock(), withheld: withheld() };
     // The handler in the child needs something to put its own memory over: other handlers could have taken the place.
     locks.withheld.mappings.iter().for_each(|mapping| advise(mapping, libc::MADV_DOFORK));
     // SAFETY: this thread has all the locks.
@@ -430,6 +432,7 @@ extern "C" fn in_child() {
     // SAFETY: `before` has left the locks here, for this thread.
     let Some(mut locks) = (unsafe { (*HELD.0.get()).take() }) else { return };
     locks.apart.forget();
+    locks.shares.forget();
     let withheld = &mut *locks.withheld;
     withheld.mappings.iter().filter(|mapping| !mapping.is_empty()).for_each(make_private);
     withheld.mappings.clear();
@@ -554,6 +557,7 @@ mod tests {
         assert!(no_child_waits(lease::lock));
         assert!(no_child_waits(inbound::lock));
         assert!(no_child_waits(claim::claimed));
+        assert!(no_child_waits(shares::lock));
         assert!(no_child_waits(apart::lock));
         assert!(no_child_waits(withheld));
         // The control: a lock that the handlers do not know.

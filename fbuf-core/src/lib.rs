@@ -94,6 +94,8 @@ pub mod pool;
 #[cfg(not(loom))]
 pub mod protection;
 #[cfg(not(loom))]
+pub mod shares;
+#[cfg(not(loom))]
 pub mod socket;
 #[cfg(not(loom))]
 pub mod sys;

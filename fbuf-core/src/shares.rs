@@ -6,44 +6,63 @@
 
 use std::{
     collections::BTreeMap,
+    mem,
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
-use fbuf_core::{fork::Generation, inbound::Peer, limits::MAX_ENDS_OF_USER};
 use nix::sys::resource::{Resource, getrlimit};
 
+use crate::{fork::Generation, inbound::Peer, limits::MAX_ENDS_OF_USER};
+
 /// How many links with one other user an endpoint has at most: as many as that user may have endpoints on the channel.
-pub(crate) const MOST_LINKS: usize = MAX_ENDS_OF_USER;
+pub const MOST_LINKS: usize = MAX_ENDS_OF_USER;
 /// Of so many parts of this process's descriptors, peers of other users may take one.
 const PARTS: u64 = 2;
 
 /// The descriptors that each other user has.
-static TAKEN: Mutex<BTreeMap<u32, u64>> = Mutex::new(BTreeMap::new());
+#[derive(Debug)]
+pub(crate) struct Taken(BTreeMap<u32, u64>);
 
-fn taken() -> MutexGuard<'static, BTreeMap<u32, u64>> {
+static TAKEN: Mutex<Taken> = Mutex::new(Taken(BTreeMap::new()));
+
+/// Holds the lock on them.
+pub(crate) type Locked = MutexGuard<'static, Taken>;
+
+/// Takes it.
+pub(crate) fn lock() -> Locked {
     // What is done under the lock does not panic.
     TAKEN.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+impl Taken {
+    /// In a child that was forked, which has no links: what its parent's take up is not counted there. Neither allocates
+    /// nor frees.
+    pub(crate) fn forget(&mut self) {
+        mem::forget(mem::take(&mut self.0));
+    }
+}
+
 /// What the user of a peer takes up, for as long as this exists.
 #[derive(Debug)]
-pub(crate) struct Share {
+pub struct Share {
     user: u32,
     descriptors: u64,
     generation: Generation,
 }
 
 /// The user of a peer, if there is a bound on what that takes up: another one, and not root.
-pub(crate) fn bounded(peer: &Peer) -> Option<u32> {
+#[must_use]
+pub fn bounded(peer: &Peer) -> Option<u32> {
     Some(peer.process.uid).filter(|&user| !peer.same_user && user != 0)
 }
 
 impl Share {
     /// So many descriptors more for this user; none, if they would be too many. As at the broker, of n users each may have
     /// one part in n + 1 of what the others have left.
-    pub(crate) fn take(user: u32, descriptors: u64) -> Option<Self> {
+    #[must_use]
+    pub fn take(user: u32, descriptors: u64) -> Option<Self> {
         let limit = getrlimit(Resource::RLIMIT_NOFILE).map_or(1024, |(soft, _)| soft);
-        let mut taken = taken();
+        let taken = &mut lock().0;
         let others = taken.iter().filter(|&(&other, _)| other != user);
         let (users, sum) = others.fold((1, 0), |(users, sum), (_, descriptors)| (users + 1, sum + descriptors));
         let most = (limit / PARTS).saturating_sub(sum) / (users + 1);
@@ -58,11 +77,11 @@ impl Share {
 
 impl Drop for Share {
     fn drop(&mut self) {
-        // In a child that was forked the lock may be another thread's, which is not there.
+        // A child that was forked does not count what its parent has.
         if !self.generation.is_current() {
             return;
         }
-        let mut taken = taken();
+        let taken = &mut lock().0;
         if let Some(own) = taken.get_mut(&self.user) {
             *own -= self.descriptors;
             if *own == 0 {
@@ -88,6 +107,6 @@ mod tests {
         assert!(3 * counts.iter().sum::<usize>() as u64 <= limit / PARTS, "{counts:?} of {limit}");
         assert!(Share::take(USERS.start, u64::from(u32::MAX) << 8).is_none());
         drop(greedy);
-        assert!(!taken().keys().any(|user| USERS.contains(user)));
+        assert!(!lock().0.keys().any(|user| USERS.contains(user)));
     }
 }
