@@ -349,14 +349,9 @@ fn a_sender_is_told_what_it_got_and_why() {
     assert_eq!(granted(client.sender("f").guard(true)).to_string(), "shared: volatile was asked for, with a guard");
 }
 
-/// What the next test runs as a process of its own: it changes its user between two messages.
-#[test]
-fn a_sender_that_changes_its_user() {
-    if std::env::var_os("FBUF_TEST_CHANGES_USER").is_none() {
-        return;
-    }
-    let (_broker, client) = broker();
-    let mut sender = builder(&client, 1).open().unwrap();
+/// A sender of which a message was sent and is back.
+fn sent_and_back(client: &Client) -> (Sender, Receiver) {
+    let mut sender = builder(client, 1).open().unwrap();
     drop(sender.allocate().unwrap());
     let mut receiver = client.receiver("c").open().unwrap();
     sender.wait_for_receivers_timeout(1, SOON).unwrap();
@@ -364,9 +359,32 @@ fn a_sender_that_changes_its_user() {
     sender.write(fbuf).unwrap();
     drop(receiver.get_timeout(SOON).unwrap());
     println!("sent as root");
+    (sender, receiver)
+}
+
+/// What the next test runs as a process of its own: it changes its user between two messages.
+#[test]
+fn a_sender_that_changes_its_user() {
+    if std::env::var_os("FBUF_TEST_CHANGES_USER").is_none() {
+        return;
+    }
+    let (_broker, client) = broker();
+    let (mut sender, _receiver) = sent_and_back(&client);
     nix::unistd::setresuid(65_534.into(), 65_534.into(), 65_534.into()).unwrap();
     assert_eq!(sender.allocate_timeout(SOON).unwrap_err(), AllocateError::NotPermitted(SIZE));
     assert_eq!(sender.try_allocate().unwrap_err(), AllocateError::NotPermitted(SIZE));
+    println!("refused: {}", sender.allocate().unwrap_err());
+}
+
+/// The same, which changes its root folder.
+#[test]
+fn a_sender_that_changes_its_root() {
+    let Some(folder) = std::env::var_os("FBUF_TEST_ROOT") else { return };
+    let (_broker, client) = broker();
+    let (mut sender, _receiver) = sent_and_back(&client);
+    std::os::unix::fs::chroot(folder).unwrap();
+    assert_eq!(sender.allocate_timeout(SOON).unwrap_err(), AllocateError::NoProc(SIZE));
+    assert_eq!(sender.try_allocate().unwrap_err(), AllocateError::NoProc(SIZE));
     println!("refused: {}", sender.allocate().unwrap_err());
 }
 
@@ -375,10 +393,15 @@ fn a_process_that_may_not_open_its_slots_any_more_is_told_why() {
     if !is_root() {
         return;
     }
-    let mut command = Command::new(std::env::current_exe().unwrap());
-    command.args(["a_sender_that_changes_its_user", "--exact", "--nocapture"]).env("FBUF_TEST_CHANGES_USER", "1");
-    let output = command.run();
-    let said = String::from_utf8_lossy(&output.stdout);
-    assert!(output.status.success(), "{output:?}");
-    assert!(said.contains("sent as root") && said.contains("changed its user since"), "{said}");
+    let empty = tempfile::tempdir().unwrap();
+    for (test, variable, value, wanted) in [
+        ("a_sender_that_changes_its_user", "FBUF_TEST_CHANGES_USER", "1".as_ref(), "changed its user since"),
+        ("a_sender_that_changes_its_root", "FBUF_TEST_ROOT", empty.path().as_os_str(), "changed its root folder since"),
+    ] {
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        let output = command.args([test, "--exact", "--nocapture"]).env(variable, value).run();
+        let said = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success(), "{output:?}");
+        assert!(said.contains("sent as root") && said.contains(wanted), "{said}");
+    }
 }

@@ -153,6 +153,13 @@ pub enum AllocateError {
          the user that opened the sender; if this process has changed its user since, let it open another sender"
     )]
     NotPermitted(usize),
+    /// A slot is free, and cannot be opened again: slots that are leased are opened through /proc, which this process does
+    /// not have any more.
+    #[error(
+        "a slot of {0} bytes is free, and cannot be opened again (ENOENT): slots that are leased are opened through \
+         /proc/self/fd; if this process has changed its root folder since, mount proc there"
+    )]
+    NoProc(usize),
 }
 
 /// Receivers did not come, or did not finish.

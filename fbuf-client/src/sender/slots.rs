@@ -124,6 +124,7 @@ impl Sender {
             Lack::Memory => AllocateError::NoMemory(capacity),
             Lack::Descriptors => AllocateError::NoDescriptor(capacity),
             Lack::Permission => AllocateError::NotPermitted(capacity),
+            Lack::Proc => AllocateError::NoProc(capacity),
         })
     }
 

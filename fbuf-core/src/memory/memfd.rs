@@ -67,6 +67,12 @@ impl MemoryError {
     pub fn is_of_permission(&self) -> bool {
         matches!(self, Self::Refused { source, .. } if source.kind() == io::ErrorKind::PermissionDenied)
     }
+
+    /// Whether the memory is there, and there is no /proc through which it could be opened.
+    #[must_use]
+    pub fn is_of_proc(&self) -> bool {
+        matches!(self, Self::Refused { source, .. } if source.kind() == io::ErrorKind::NotFound)
+    }
 }
 
 /// A memfd whose pages all exist, not yet sealed.

@@ -76,6 +76,8 @@ pub enum Lack {
     Descriptors,
     /// The right to open the slot again: it belongs to the user that this process had when it opened the sender.
     Permission,
+    /// A /proc, through which the slot would be opened again.
+    Proc,
 }
 
 impl Lack {
@@ -84,6 +86,8 @@ impl Lack {
             Self::Descriptors
         } else if error.is_of_permission() {
             Self::Permission
+        } else if error.is_of_proc() {
+            Self::Proc
         } else {
             Self::Memory
         }
