@@ -83,26 +83,38 @@ struct Link {
     has_hung_up: bool,
     /// What is held of a sender's messages.
     holdings: Option<Holdings>,
-    /// The user of the peer, and what that takes up, if that is bounded.
-    share: Option<(u32, Share)>,
+    /// What the user of the peer takes up with it, if that is bounded.
+    share: Option<Taken>,
+}
+
+/// What a user takes up with a link.
+#[derive(Debug)]
+struct Taken {
+    user: u32,
+    /// Memory of this process for the user's messages, in bytes.
+    pool: u64,
+    _descriptors: Share,
 }
 
 impl<T: Brought> Inbox<T> {
-    /// Has room for a link with a peer, which takes so many descriptors: whether there is any. A letter about it will come.
-    pub(crate) fn admit(&self, peer: &Peer, descriptors: usize) -> bool {
+    /// Has room for a link with a peer, which takes so many descriptors, and so many bytes of a pool of which its user may
+    /// have so many: whether there is any. A letter about it will come.
+    pub(crate) fn admit(&self, peer: &Peer, descriptors: usize, pool: u64, most: u64) -> bool {
         let Some(user) = shares::bounded(peer) else {
             self.expect(*peer);
             return true;
         };
         let admit = || {
             let mut links = lock(&self.links);
-            let is_of_user = |link: &&Link| link.share.as_ref().is_some_and(|(other, _)| *other == user);
-            if links.values().filter(is_of_user).count() >= MOST_LINKS {
+            let of_user = links.values().filter_map(|link| link.share.as_ref()).filter(|taken| taken.user == user);
+            let (count, made) =
+                of_user.fold((0, 0), |(count, made), taken| (count + 1, taken.pool.saturating_add(made)));
+            if count >= MOST_LINKS || (pool > 0 && pool.saturating_add(made) > most) {
                 return false;
             }
             let share = Share::take(user, descriptors as u64);
             share.is_some_and(|share| {
-                links.entry(peer.link).or_default().share = Some((user, share));
+                links.entry(peer.link).or_default().share = Some(Taken { user, pool, _descriptors: share });
                 true
             })
         };
@@ -420,6 +432,34 @@ mod tests {
         assert_eq!(inbox.links(), [whole.link]);
         inbox.forget(whole);
         assert!(!inbox.has_peers());
+    }
+
+    impl Brought for () {
+        fn is_void(&self) -> Option<Peer> {
+            None
+        }
+    }
+
+    #[test]
+    fn senders_of_another_user_have_no_larger_pool_together_than_one_may() {
+        let inbox: Inbox<()> = Inbox::new().unwrap();
+        let peer = |link, uid, same_user| Peer {
+            endpoint: link,
+            // Users that no other test knows.
+            process: Credentials { pid: 1, uid, gid: uid },
+            same_user,
+            trusted: false,
+            link: LinkId::from_bits(link),
+        };
+        let admit = |peer: &Peer, bytes| inbox.admit(peer, 1, bytes, 100);
+        let [first, second] = [1, 2].map(|link| peer(link, 4_100_000_000, false));
+        assert!(admit(&first, 60) && !admit(&second, 60) && !admit(&second, u64::MAX) && admit(&second, 40));
+        inbox.forget(second);
+        assert!(admit(&second, 0) && admit(&peer(3, 4_100_000_001, false), 60));
+        inbox.forget(first);
+        assert!(admit(&peer(4, 4_100_000_000, false), 100));
+        // The own user, and root, are not bounded.
+        assert!((5..9).all(|link| admit(&peer(link, 4_100_000_000, true), 60) && admit(&peer(2 * link, 0, false), 60)));
     }
 
     #[test]

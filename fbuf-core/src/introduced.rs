@@ -98,6 +98,15 @@ impl Introduced {
         }
     }
 
+    /// How much memory this process makes for the slots of a sender that takes them from its receiver.
+    #[must_use]
+    pub fn pool_bytes(&self) -> u64 {
+        match self.lodging {
+            Lodging::Yours => u64::from(self.geometry.slot_bytes()) * u64::from(self.geometry.max_slots()),
+            Lodging::Segments | Lodging::Given(_) | Lodging::Theirs => 0,
+        }
+    }
+
     /// Says hello to the sender. With `skip_above`, the sender leaves messages out rather than have more than so many of
     /// its slots held here.
     ///

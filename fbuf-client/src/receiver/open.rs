@@ -7,6 +7,7 @@ use fbuf_core::{
     fork::Generation,
     inbound::{GreetError, Greeted, Peer},
     introduced::Introduced,
+    limits::MAX_LEASED,
     protection::Protection,
 };
 
@@ -177,7 +178,9 @@ impl Post for Senders {
             return;
         }
         // Once it is greeted it may send, and the receiver must not find that all is over meanwhile.
-        if !self.inbox.admit(&peer, introduced.descriptors()) {
+        // Slots that senders of one other user take from this receiver are no larger together than those of one may be.
+        let most = self.accepts.others.slot_bytes.saturating_mul(MAX_LEASED.into());
+        if !self.inbox.admit(&peer, introduced.descriptors(), introduced.pool_bytes(), most) {
             return;
         }
         let greeted = introduced.greet(self.skip_above);

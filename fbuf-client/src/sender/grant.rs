@@ -216,7 +216,7 @@ impl Post for Receivers {
     fn introduce(&self, introduced: Introduced) {
         let peer = introduced.peer();
         // One that is not accepted, or for which there is no room, sees the socket hang up.
-        if self.acceptance.accepts(&peer) && self.inbox.admit(&peer, introduced.descriptors()) {
+        if self.acceptance.accepts(&peer) && self.inbox.admit(&peer, introduced.descriptors(), 0, 0) {
             self.inbox.post(peer, introduced.expect());
         }
     }
