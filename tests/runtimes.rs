@@ -13,7 +13,7 @@ use std::{
 };
 
 use fbuf_broker::Embedded;
-use fbuf_client::{Client, GetError, Peer, Receiver, Sender};
+use fbuf_client::{Client, GetError, OpenError, Peer, Receiver, Sender};
 use support::{Run, SOON};
 use tokio::runtime::{Builder, Runtime};
 
@@ -186,4 +186,33 @@ fn a_predicate_may_hold_the_last_handle_of_its_client() {
     are_gone.send(()).unwrap();
     assert_eq!(told.recv_timeout(SOON), Ok(true), "it was dropped elsewhere, or its drop panicked");
     support::until("the connection is over", || watcher.clients().unwrap().len() == 1);
+}
+
+/// The answer would come on the thread on which the predicate runs.
+#[test]
+fn a_predicate_that_asks_its_own_client_is_told_that_it_cannot() {
+    let broker = Embedded::start().unwrap();
+    let client = Client::connect_to(broker.address()).unwrap();
+    let other = Client::connect_to(broker.address()).unwrap();
+    let (tell, told) = mpsc::channel();
+    let (asked, another) = (client.clone(), other.clone());
+    let accept = move |_: &Peer| {
+        let said = [
+            asked.status().map(drop),
+            asked.clients().map(drop),
+            asked.receiver("d").open().map(drop),
+            asked.sender("d").slot_size(8).slots(1).open().map(drop),
+        ];
+        let is_told = said.iter().all(|said| matches!(said, Err(OpenError::InPredicate)));
+        let _ = tell.send(is_told && another.status().is_ok());
+        true
+    };
+    let mut receiver = client.receiver("c").accept(accept).open().unwrap();
+    let mut sender = other.sender("c").slot_size(8).slots(1).open().unwrap();
+    assert_eq!(told.recv_timeout(SOON), Ok(true));
+    sender.wait_for_receivers_timeout(1, SOON).unwrap();
+    let fbuf = sender.allocate().unwrap();
+    sender.write(fbuf).unwrap();
+    assert!(receiver.get_timeout(SOON).is_ok());
+    assert!(client.status().is_ok(), "it answers on other threads");
 }

@@ -96,6 +96,12 @@ pub enum OpenError {
     /// This process was forked from the one that connected.
     #[error(transparent)]
     Forked(#[from] Forked),
+    /// A predicate has called ([`SenderBuilder::accept`], [`ReceiverBuilder::accept`]). It runs on the thread of the client,
+    /// which would have to answer.
+    #[error(
+        "the broker was asked by a predicate (accept), on the thread that would have to answer: ask on another thread"
+    )]
+    InPredicate,
     /// This process cannot.
     #[error("an endpoint could not be set up: {0}{limit}", limit = limit_behind(.0))]
     Local(#[from] io::Error),
@@ -230,7 +236,7 @@ impl Client {
         &self,
         command: impl FnOnce(SyncSender<Result<Vec<T>, OpenError>>) -> Command,
     ) -> Result<Vec<T>, OpenError> {
-        self.0.generation.check()?;
+        self.0.check()?;
         let (answer, answered) = mpsc::sync_channel(1);
         let why = || self.connection_error().unwrap_or_else(|| "this process ends the connection".into());
         let gone = || OpenError::BrokerGone(why());
@@ -246,7 +252,7 @@ impl Client {
         users: Option<Vec<u32>>,
         post: Box<dyn Post>,
     ) -> Result<(Registration, Opened), OpenError> {
-        self.0.generation.check()?;
+        self.0.check()?;
         let number = self.0.next.fetch_add(1, Ordering::Relaxed);
         let mut registration = Registration { client: self.clone(), number, endpoint: 0 };
         let (answer, answered) = mpsc::sync_channel(1);
@@ -288,6 +294,13 @@ fn speak(
 }
 
 impl Connection {
+    /// Whether there is a thread that answers, and that is not the one that would wait for it.
+    fn check(&self) -> Result<(), OpenError> {
+        self.generation.check()?;
+        let thread = self.thread.as_ref().map(|thread| thread.thread().id());
+        if thread == Some(thread::current().id()) { Err(OpenError::InPredicate) } else { Ok(()) }
+    }
+
     fn command(&self, command: Command) -> Option<()> {
         // In a child that was forked nothing is received, and locks may be held by threads that are not there.
         self.commands.as_ref().filter(|_| self.generation.is_current())?.send(command).ok()
