@@ -4,6 +4,7 @@ use std::io;
 
 use super::{Inbound, Peer};
 use crate::{
+    apart::Apart,
     board::{BoardTable, BoardWriter},
     control::Lodging,
     lease::{Due, Rooms},
@@ -29,7 +30,7 @@ pub struct Greeted {
     pub(super) mechanism: Mechanism,
     /// Whether the sender was asked to leave messages out.
     pub(super) skips: bool,
-    pub(super) rooms: Option<Rooms>,
+    pub(super) rooms: Option<Apart<Rooms>>,
     /// What it could not be given yet, for lack of descriptors.
     pub(super) owed: Vec<Due>,
     /// Whether the sender is to hand its slots over.
@@ -121,8 +122,8 @@ impl Greeted {
         let (leases, wants_slots) = (mechanism == Mechanism::Lease, matches!(lodging, Lodging::Theirs));
         let rooms = match lodging {
             Lodging::Segments | Lodging::Theirs => None,
-            Lodging::Given(memory) => Some(rooms_of(memory, geometry, leases)?),
-            Lodging::Yours => Some(Rooms::make(geometry, leases, peer.same_user)?),
+            Lodging::Given(memory) => Some(rooms_of(memory, geometry, leases)?.into()),
+            Lodging::Yours => Some(Rooms::make(geometry, leases, peer.same_user)?.into()),
         };
         // From here on it may send, and so nothing may fail.
         let hello = Hello { board: Descriptor::from(descriptor), skip_above, fences, wants_slots };
@@ -132,7 +133,7 @@ impl Greeted {
             LinkEnd::HangUp | LinkEnd::Violation(_) | LinkEnd::Dropped => GreetError::Gone,
         })?;
         points::reach("attach: greeted");
-        let made_here = rooms.as_ref().filter(|rooms| rooms.are_made_here());
+        let made_here = rooms.as_deref().filter(|rooms: &&Rooms| rooms.are_made_here());
         let mut owed = made_here.map_or_else(Vec::new, Rooms::dues);
         owed.retain(|due| !due.give(&socket));
         let skips = skip_above.is_some();

@@ -18,10 +18,11 @@ use serde::{Deserialize, Serialize};
 
 use self::greeted::rooms_of;
 pub use self::greeted::{Answered, GreetError, Greeted};
-use self::returns::next_retired;
 pub(crate) use self::returns::{Left, Locked, Returns, lock};
+use self::returns::{Segments, next_retired};
 use crate::{
     abort::Abort,
+    apart::Apart,
     board::BoardWriter,
     control::LinkId,
     lane::{LaneReader, LaneView, Note, capacity_for},
@@ -107,7 +108,7 @@ pub struct Inbound {
     lacks_descriptor: bool,
     segments: Vec<Segment>,
     /// The slots, if each is memory of its own.
-    rooms: Option<Rooms>,
+    rooms: Option<Apart<Rooms>>,
     /// Messages that are memory of their own, by number: those that came and were not taken yet.
     shots: VecDeque<(u64, Descriptor)>,
 }
@@ -147,7 +148,7 @@ impl Inbound {
                 }
                 .into());
             }
-            true => Some(rooms_of(welcome.slots, geometry, false).map_err(LinkEnd::from)?),
+            true => Some(rooms_of(welcome.slots, geometry, false).map_err(LinkEnd::from)?.into()),
             false => rooms,
         };
         let returns = Returns {
@@ -160,7 +161,7 @@ impl Inbound {
             lane,
             rung: AtomicU64::new(0),
             among: next_retired(Fencing::of_this_process()),
-            returns_rights: rooms.as_ref().is_some_and(Rooms::are_made_here),
+            returns_rights: rooms.as_ref().is_some_and(|rooms| rooms.are_made_here()),
             owed: Mutex::new(owed),
             refused: AtomicU64::new(0),
             lost: AtomicU64::new(0),
@@ -605,7 +606,8 @@ impl Drop for Inbound {
         Fencing::of_this_process().after_publishing();
         returns.wake_sender();
         let among = returns.among;
-        among.leave(Left { returns, _segments: std::mem::take(&mut self.segments), searched: 0 });
+        let segments = Segments(std::mem::take(&mut self.segments));
+        among.leave(Left { returns, _segments: segments.into(), searched: 0 });
     }
 }
 

@@ -12,6 +12,7 @@ use std::{
 
 use super::{Peer, Segment};
 use crate::{
+    apart::{Apart, Cause, LARGE, Slow},
     board::{BoardTable, BoardWriter},
     guard::page_bytes,
     lane::{Entry, LaneHead, LaneMemory, LaneView},
@@ -188,11 +189,26 @@ pub(super) fn next_retired(fencing: Fencing) -> &'static Retired<Left> {
     next
 }
 
+/// The segments of a link that has ended, perhaps the last that anybody has of them. None of them may be large, and all of
+/// them together so large that it takes long to free them.
+#[derive(Debug)]
+pub(super) struct Segments(pub Vec<Segment>);
+
+impl Slow for Segments {
+    fn cause(&mut self) -> Option<Cause> {
+        let bytes = |segment: &Segment| {
+            let copies = segment.copies.as_ref().map_or(0, |copies| copies.map().addresses().len());
+            (segment.map.addresses().len() + copies) as u64
+        };
+        (self.0.iter().map(bytes).sum::<u64>() >= LARGE).then_some(Cause::Memory)
+    }
+}
+
 /// What is left of such a link: all that its messages point into.
 #[derive(Debug)]
 pub(crate) struct Left {
     pub(super) returns: Arc<Returns>,
-    pub(super) _segments: Vec<Segment>,
+    pub(super) _segments: Apart<Segments>,
     /// No slot before this one is held.
     pub(super) searched: usize,
 }
@@ -202,5 +218,20 @@ impl Remains for Left {
         let held = self.returns.held.next(self.searched);
         self.searched = held.unwrap_or(self.searched);
         held.is_none()
+    }
+}
+
+#[cfg(all(test, not(miri)))]
+mod tests {
+    use super::*;
+
+    /// A sender may have several segments, none of which is large, and leave them to its receiver alone.
+    #[test]
+    fn segments_that_are_large_together_are_unmapped_by_another_thread() {
+        let segments = |count| {
+            let segment = |_| Segment { map: Map::create("fbuf-test", LARGE / 4).unwrap().0, copies: None, first: 0 };
+            Segments((0..count).map(segment).collect())
+        };
+        assert_eq!([3, 4].map(|count| segments(count).cause()), [None, Some(Cause::Memory)]);
     }
 }

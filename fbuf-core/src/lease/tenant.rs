@@ -12,6 +12,7 @@ use super::{
     keeper::Keeper,
 };
 use crate::{
+    apart::{Cause, LARGE, Slow},
     foreign::Foreign,
     link::{self, LinkEnd, LinkMessage, Right},
     loan::Kept,
@@ -204,6 +205,14 @@ pub(crate) struct Rooms {
     made_here: bool,
 }
 
+impl Slow for Rooms {
+    /// Their memory is large all together, and nobody else may have it any more.
+    fn cause(&mut self) -> Option<Cause> {
+        let bytes: u64 = self.memory.iter().map(|memory| memory.size()).sum();
+        (bytes >= LARGE).then_some(Cause::Memory)
+    }
+}
+
 impl Rooms {
     /// Takes slots that the broker gave; to lease them, if `leases`.
     ///
@@ -315,5 +324,16 @@ impl Due {
         link::send(socket, &LinkMessage::Right(Right { slot: self.slot.number(), writer, reader }))?;
         points::reach("right: sent");
         Ok(())
+    }
+}
+
+#[cfg(all(test, not(miri)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slots_that_are_large_together_are_closed_by_another_thread() {
+        let rooms = |slots| Rooms::make(Geometry::new(LARGE / 4, slots).unwrap(), false, false).unwrap();
+        assert_eq!([3, 4].map(|slots| rooms(slots).cause()), [None, Some(Cause::Memory)]);
     }
 }
