@@ -109,19 +109,20 @@ fn together<'a>(
     line
 }
 
+/// What a client reports is anything.
 fn add(sum: &mut Report, report: &Report, counts: bool) {
     let age = |oldest: &Option<Oldest>| oldest.map(|oldest| (oldest.milliseconds, oldest.behind));
     sum.oldest = std::cmp::max_by_key(sum.oldest, report.oldest, age);
-    sum.waits += report.waits;
-    sum.sleeps += report.sleeps;
-    sum.violations += report.violations;
-    sum.slots += report.slots;
-    sum.held += report.held;
+    sum.waits = sum.waits.saturating_add(report.waits);
+    sum.sleeps = sum.sleeps.saturating_add(report.sleeps);
+    sum.violations = sum.violations.saturating_add(report.violations);
+    sum.slots = sum.slots.saturating_add(report.slots);
+    sum.held = sum.held.saturating_add(report.held);
     if counts {
-        sum.links += report.links;
-        sum.messages += report.messages;
-        sum.bytes += report.bytes;
-        sum.left_out += report.left_out;
+        sum.links = sum.links.saturating_add(report.links);
+        sum.messages = sum.messages.saturating_add(report.messages);
+        sum.bytes = sum.bytes.saturating_add(report.bytes);
+        sum.left_out = sum.left_out.saturating_add(report.left_out);
     }
 }
 
@@ -240,6 +241,26 @@ mod tests {
             endpoint(4, "a", false, receives(oldest(9000))),
             endpoint(5, "b", false, receives(None)),
         ]
+    }
+
+    #[test]
+    fn a_client_that_reports_anything_is_summed_up_with_others() {
+        let all = u64::MAX;
+        let liar = Report {
+            links: all,
+            messages: all,
+            bytes: all,
+            left_out: all,
+            waits: all,
+            sleeps: all,
+            violations: all,
+            slots: all,
+            held: all,
+            oldest: Some(Oldest { sequence: all, behind: all, milliseconds: all }),
+        };
+        let mut sum = Report { oldest: None, ..liar };
+        add(&mut sum, &liar, true);
+        assert_eq!(sum, liar);
     }
 
     #[test]

@@ -128,7 +128,8 @@ impl View {
             None => {}
         }
         let channels = lines(By::Channel, &self.endpoints, &[]);
-        let links: u64 = channels.iter().filter_map(|channel| channel.report).map(|report| report.links).sum();
+        let links = channels.iter().filter_map(|channel| channel.report).map(|report| report.links);
+        let links = links.fold(0, u64::saturating_add);
         let [messages, bytes] = [|rates: Rates| rates.messages, |rates: Rates| rates.bytes]
             .map(|of| channels.iter().map(|channel| of(channel.rates(self.seconds))).sum());
         let reports = self.endpoints.iter().filter_map(|(endpoint, _)| endpoint.report.as_ref());
