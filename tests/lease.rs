@@ -3,7 +3,7 @@
 mod support;
 
 use std::{
-    fs::File,
+    fs::{self, File},
     io::Write,
     os::unix::fs::{FileExt, OpenOptionsExt},
     path::PathBuf,
@@ -17,7 +17,10 @@ use fbuf_broker::Embedded;
 use fbuf_client::{
     AllocateError, Client, Fbuf, Mechanism, OpenError, Pages, Protection, Receiver, Sender, SenderBuilder, WriteError,
 };
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::{
+    libc,
+    sys::resource::{Resource, getrlimit, setrlimit},
+};
 use support::{Holdings, Run, SOON, is_root, slots, until, until_is};
 
 /// The bytes of a slot: some pages, and a part of one.
@@ -347,6 +350,45 @@ fn a_sender_is_told_what_it_got_and_why() {
         assert!(matches!(refused, Err(OpenError::Options(_))), "{refused:?}");
     }
     assert_eq!(granted(client.sender("f").guard(true)).to_string(), "shared: volatile was asked for, with a guard");
+}
+
+/// The signals that signalfds of this process take, a bit for each.
+fn taken_signals() -> u64 {
+    let all =
+        fs::read_dir("/proc/self/fdinfo").unwrap().filter_map(|file| fs::read_to_string(file.unwrap().path()).ok());
+    let masks = all.filter_map(|text| {
+        let mask = text.lines().find_map(|line| line.strip_prefix("sigmask:"))?;
+        Some(u64::from_str_radix(mask.trim(), 16).unwrap())
+    });
+    masks.fold(0, |all, mask| all | mask)
+}
+
+/// What is sent to a process that waits for a signal (sigwait(3)), no thread of the library takes.
+#[test]
+fn leases_are_kept_by_a_signal_that_the_program_does_not_wait_for() {
+    let (_alone, (_broker, client)) = (alone(), broker());
+    let first = libc::SIGRTMAX() - 2;
+    let leased = || {
+        let (mut sender, mut receiver) = pair(&client, 1);
+        send(&mut sender, 1);
+        assert_eq!(receiver.get_timeout(SOON).unwrap().mechanism(), Mechanism::Lease);
+        taken_signals()
+    };
+    assert_eq!(leased(), 1 << (first - 1), "the control: nothing waits for it");
+    block(first);
+    assert_eq!(leased(), 1 << (first - 2));
+}
+
+/// Has this thread block a signal.
+#[allow(unsafe_code, reason = "real-time signals have no safe wrapper")]
+fn block(signal: libc::c_int) {
+    // SAFETY: the set is plain memory that is initialised before it is used.
+    unsafe {
+        let mut set = std::mem::zeroed();
+        libc::sigemptyset(&raw mut set);
+        libc::sigaddset(&raw mut set, signal);
+        assert_eq!(libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut()), 0);
+    }
 }
 
 /// A sender of which a message was sent and is back.

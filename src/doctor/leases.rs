@@ -15,7 +15,7 @@ use std::{
     thread,
 };
 
-use fbuf_core::lease::calls::{Breaks, Lease, lease};
+use fbuf_core::lease::calls::{BreakSignal, Breaks, Lease, lease};
 use nix::{errno::Errno, fcntl::OFlag};
 
 use super::{
@@ -57,7 +57,8 @@ type Trial = fn(&Breaks) -> Result<String, Setback>;
 
 /// Runs a trial in a thread that no signal hits.
 fn apart(trial: Trial) -> Result<String, Setback> {
-    let blocked = move || trial(&first("signalfd", Breaks::here())?);
+    let signal = BreakSignal::free();
+    let blocked = move || trial(&first("signalfd", Breaks::here(signal))?);
     let thread = first("starting a thread", thread::Builder::new().spawn(blocked))?;
     thread.join().unwrap_or_else(|_| Err(Setback::Untried("the probing thread ended early".into())))
 }
@@ -65,7 +66,7 @@ fn apart(trial: Trial) -> Result<String, Setback> {
 /// Takes a read lease whose end is told to this thread. The kernel forgets whom to tell when a lease
 /// is given up, so it is said anew each time.
 fn take(reader: &File, breaks: &Breaks) -> io::Result<()> {
-    Breaks::are_for(breaks.thread(), reader.as_fd())?;
+    Breaks::are_for(breaks.told(), reader.as_fd())?;
     lease(reader.as_fd(), Lease::Read)
 }
 

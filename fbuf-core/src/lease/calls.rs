@@ -61,13 +61,48 @@ struct Owner {
 /// process.
 #[derive(Debug)]
 pub struct Breaks {
-    thread: Pid,
+    told: Told,
     signals: OwnedFd,
 }
 
-/// The third but last of the real-time signals: those at either end are the ones that others use.
-fn signal() -> libc::c_int {
-    libc::SIGRTMAX() - 2
+/// A signal by which a thread can be told of breaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BreakSignal(libc::c_int);
+
+/// Which thread is told, and by which signal.
+#[derive(Debug, Clone, Copy)]
+pub struct Told {
+    thread: Pid,
+    signal: BreakSignal,
+}
+
+impl BreakSignal {
+    /// One that this process does not use: real-time, neither handled nor ignored, nor blocked by this thread, which may
+    /// wait for it (sigwait(3), signalfd(2)). What is sent to the process by such a signal, the thread that is told of breaks
+    /// would take too. Those at either end are the ones that others use, so the third but last is the first choice.
+    #[must_use]
+    pub fn free() -> Self {
+        let first = libc::SIGRTMAX() - 2;
+        let all = || (libc::SIGRTMIN()..=first).rev();
+        let is_default = |signal: &libc::c_int| {
+            // SAFETY: all-zero is a valid action, which holds nothing but numbers; the kernel is asked, and nothing changes.
+            unsafe {
+                let mut action: libc::sigaction = mem::zeroed();
+                libc::sigaction(*signal, ptr::null(), &raw mut action) == 0 && action.sa_sigaction == libc::SIG_DFL
+            }
+        };
+        let is_blocked = |signal: &libc::c_int| {
+            // SAFETY: all-zero is a valid set; the kernel is asked, and nothing changes.
+            unsafe {
+                let mut blocked: libc::sigset_t = mem::zeroed();
+                libc::pthread_sigmask(libc::SIG_BLOCK, ptr::null(), &raw mut blocked);
+                libc::sigismember(&raw const blocked, *signal) == 1
+            }
+        };
+        let free = all().find(|signal| is_default(signal) && !is_blocked(signal));
+        // A thread that blocks all says nothing of which the process waits for.
+        Self(free.or_else(|| all().find(is_default)).unwrap_or(first))
+    }
 }
 
 impl Breaks {
@@ -75,7 +110,7 @@ impl Breaks {
     ///
     /// # Errors
     /// What signalfd(2) says.
-    pub fn here() -> io::Result<Self> {
+    pub fn here(signal: BreakSignal) -> io::Result<Self> {
         // SAFETY: the sets are plain memory that is initialised before it is used; blocking signals
         // concerns this thread alone.
         let signals = unsafe {
@@ -83,18 +118,18 @@ impl Breaks {
             libc::sigfillset(&raw mut set);
             libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, ptr::null_mut());
             libc::sigemptyset(&raw mut set);
-            libc::sigaddset(&raw mut set, signal());
+            libc::sigaddset(&raw mut set, signal.0);
             let raw = check(libc::signalfd(-1, &raw const set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK))?;
             // The kernel has just made it for us and told nobody else.
             OwnedFd::from_raw_fd(raw)
         };
-        Ok(Self { thread: gettid(), signals })
+        Ok(Self { told: Told { thread: gettid(), signal }, signals })
     }
 
-    /// The thread.
+    /// The thread, and the signal.
     #[must_use]
-    pub fn thread(&self) -> Pid {
-        self.thread
+    pub fn told(&self) -> Told {
+        self.told
     }
 
     /// Has such a thread hear of the lease that will be taken through this descriptor. The kernel forgets
@@ -102,12 +137,12 @@ impl Breaks {
     ///
     /// # Errors
     /// What fcntl(2) says of F_SETOWN_EX and F_SETSIG.
-    pub fn are_for(thread: Pid, file: BorrowedFd<'_>) -> io::Result<()> {
-        let owner = Owner { kind: THREAD, id: thread.as_raw() };
+    pub fn are_for(told: Told, file: BorrowedFd<'_>) -> io::Result<()> {
+        let owner = Owner { kind: THREAD, id: told.thread.as_raw() };
         // SAFETY: F_SETOWN_EX only reads the structure, which lives here and is laid out as it wants.
         check(unsafe { libc::fcntl(file.as_raw_fd(), SET_OWNER, &raw const owner) })?;
         // SAFETY: F_SETSIG takes a number.
-        check(unsafe { libc::fcntl(file.as_raw_fd(), SET_SIGNAL, signal()) }).map(drop)
+        check(unsafe { libc::fcntl(file.as_raw_fd(), SET_SIGNAL, told.signal.0) }).map(drop)
     }
 
     /// The descriptor of the next, if there is one; in the thread it was made in.

@@ -12,10 +12,12 @@ use std::{
 use nix::{
     poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::eventfd::{EfdFlags, EventFd},
-    unistd::Pid,
 };
 
-use super::{calls::Breaks, tenant::Tenant};
+use super::{
+    calls::{BreakSignal, Breaks, Told},
+    tenant::Tenant,
+};
 use crate::{fork::Generation, threads};
 
 /// How often it looks at all leases, because a signal may have found no room in the kernel's queue
@@ -30,7 +32,7 @@ type Register = Arc<Mutex<HashMap<RawFd, Weak<Tenant>>>>;
 /// There while any slot is.
 #[derive(Debug)]
 pub(crate) struct Keeper {
-    thread: Pid,
+    told: Told,
     generation: Generation,
     register: Register,
     stop: Arc<EventFd>,
@@ -70,18 +72,20 @@ impl Keeper {
         let register = Register::default();
         let (started, start) = mpsc::sync_channel(1);
         let (stopped, slots) = (stop.clone(), register.clone());
-        let handle = threads::spawn("fbuf-leases", move || match Breaks::here() {
+        // By what this thread blocks, which the other one does not inherit.
+        let signal = BreakSignal::free();
+        let handle = threads::spawn("fbuf-leases", move || match Breaks::here(signal) {
             Ok(breaks) => {
                 // Whoever started it waits for it.
-                let _ = started.send(Ok(breaks.thread()));
+                let _ = started.send(Ok(breaks.told()));
                 keep(&breaks, &stopped, &slots);
             }
             Err(error) => {
                 let _ = started.send(Err(error));
             }
         })?;
-        let thread = start.recv().map_err(io::Error::other)??;
-        Ok(Self { thread, generation: Generation::current(), register, stop, handle: Some(handle) })
+        let told = start.recv().map_err(io::Error::other)??;
+        Ok(Self { told, generation: Generation::current(), register, stop, handle: Some(handle) })
     }
 
     /// Whether its thread is that of the process that this one was forked from.
@@ -89,9 +93,9 @@ impl Keeper {
         !self.generation.is_current()
     }
 
-    /// The thread that hears of broken leases.
-    pub(super) fn thread(&self) -> Pid {
-        self.thread
+    /// The thread that hears of broken leases, and how.
+    pub(super) fn told(&self) -> Told {
+        self.told
     }
 
     /// Keeps the lease of a slot from now on.

@@ -93,7 +93,7 @@ impl Tenant {
         if *standing != Standing::Idle {
             return Err(io::Error::other("the slot is read already"));
         }
-        Breaks::are_for(self.keeper.thread(), self.memory.as_fd())?;
+        Breaks::are_for(self.keeper.told(), self.memory.as_fd())?;
         lease(self.memory.as_fd(), Lease::Read)?;
         // A page that somebody has removed could be missing for good.
         if !self.memory.is_whole() {
