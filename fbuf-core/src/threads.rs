@@ -17,6 +17,9 @@ use nix::{
 
 use crate::sys;
 
+/// The stack of a thread: what Rust gives each, if RUST_MIN_STACK does not say otherwise, which is meant for others.
+const STACK_BYTES: usize = 2 << 20;
+
 /// Starts a thread that blocks all signals from its first instruction on, and that leaves real-time scheduling.
 ///
 /// If its creator runs under a real-time policy, the thread runs under SCHED_OTHER on the processors that its creator
@@ -29,7 +32,7 @@ pub fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> io::Result<Join
     let mut before = SigSet::empty();
     // Blocked here, so that there is no moment in which the thread could take a signal.
     pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), Some(&mut before))?;
-    let thread = Builder::new().name(name.into()).spawn(move || {
+    let thread = Builder::new().name(name.into()).stack_size(STACK_BYTES).spawn(move || {
         leave_real_time();
         run();
     });
@@ -77,5 +80,23 @@ mod tests {
         });
         thread.unwrap().join().unwrap();
         assert_eq!(mask(), before);
+    }
+
+    #[test]
+    fn a_thread_has_its_stack_whatever_the_environment_says() {
+        const LITTLE: &str = "262144";
+        if std::env::var("RUST_MIN_STACK").is_ok_and(|bytes| bytes == LITTLE) {
+            let deep = || {
+                let room = [0u8; STACK_BYTES / 2];
+                std::hint::black_box(&room);
+            };
+            let thread = spawn("fbuf-test", deep);
+            return thread.unwrap().join().unwrap();
+        }
+        let name = "threads::tests::a_thread_has_its_stack_whatever_the_environment_says";
+        let mut alone = std::process::Command::new(std::env::current_exe().unwrap());
+        let output = alone.args([name, "--exact"]).env("RUST_MIN_STACK", LITTLE).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success() && said.contains("1 passed"), "{output:?}");
     }
 }
