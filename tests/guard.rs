@@ -15,7 +15,7 @@ use fbuf_broker::Embedded;
 use fbuf_client::{Client, Receiver, Sender};
 use nix::{
     libc,
-    sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction},
+    sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, raise, sigaction},
 };
 use support::{Process, SOON};
 
@@ -28,6 +28,16 @@ fn role() {
         // SAFETY: the handler only ends the process.
         unsafe { sigaction(Signal::SIGSEGV, &mine) }.unwrap();
     }
+    let before = match &*role {
+        "sent: default" => Some(SigHandler::SigDfl),
+        "sent: ignored" => Some(SigHandler::SigIgn),
+        _ => None,
+    };
+    if let Some(before) = before {
+        let action = SigAction::new(before, SaFlags::empty(), SigSet::empty());
+        // SAFETY: neither is a handler.
+        unsafe { sigaction(Signal::SIGSEGV, &action) }.unwrap();
+    }
     let client = Client::connect().unwrap();
     let sender = client.sender("frames").slot_size(100).slots(4);
     let mut sender = if role == "environment" { sender.open() } else { sender.guard(true).open() }.unwrap();
@@ -38,6 +48,12 @@ fn role() {
     let mut fbuf = sender.allocate().unwrap();
     fbuf.resize(100).unwrap();
     fbuf.fill(3);
+    if let Some(before) = role.strip_prefix("sent: ") {
+        println!("sent");
+        raise(Signal::SIGSEGV).unwrap();
+        assert_eq!(before, "ignored", "it lives on");
+        return raise(Signal::SIGSEGV).unwrap();
+    }
     let stray = match &*role {
         "other" => ptr::null_mut::<u8>().wrapping_add(64),
         "returned" => {
@@ -124,6 +140,15 @@ fn the_handler_that_was_there_before_is_called() {
     let output = run("chained", true);
     assert!(report(&output).contains("message:  1, byte 12"), "{output:?}");
     assert_eq!(output.status.code(), Some(42));
+}
+
+#[test]
+fn a_signal_that_a_process_sends_does_what_it_did_before() {
+    for (role, signal) in [("sent: default", Some(Signal::SIGSEGV as i32)), ("sent: ignored", None)] {
+        let output = run(role, true);
+        assert!(String::from_utf8_lossy(&output.stdout).contains("sent"), "{output:?}");
+        assert_eq!((output.status.signal(), report(&output)), (signal, String::new()), "{role}");
+    }
 }
 
 #[test]

@@ -18,7 +18,7 @@ use std::{
 
 use nix::{
     libc,
-    sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction},
+    sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, raise, sigaction},
 };
 
 use crate::{
@@ -217,10 +217,12 @@ fn lock_at_once() -> Option<MutexGuard<'static, Watch>> {
 /// It runs at any instruction of any thread, so it neither allocates nor waits: it reads what is watched
 /// under a lock that it only tries, formats numbers on its stack, and writes once to standard error.
 extern "C" fn on_fault(signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
+    // SAFETY: the kernel says at SIGSEGV which address it was, and why.
+    let (address, code) = unsafe { ((*info).si_addr() as usize, (*info).si_code) };
+    // Of a fault it is positive (sigaction(2)).
+    let is_sent = code <= 0;
     let previous = {
         let watch = lock_at_once();
-        // SAFETY: the kernel says at SIGSEGV which address it was, and why.
-        let (address, code) = unsafe { ((*info).si_addr() as usize, (*info).si_code) };
         /// SEGV_ACCERR of sigaction(2): there is memory, but it may not be written.
         const FORBIDDEN: libc::c_int = 2;
         if code == FORBIDDEN
@@ -234,11 +236,17 @@ extern "C" fn on_fault(signal: libc::c_int, info: *mut libc::siginfo_t, context:
     match previous.map(|previous| previous.handler()) {
         Some(SigHandler::Handler(handler)) => handler(signal),
         Some(SigHandler::SigAction(handler)) => handler(signal, info, context),
+        // As before; a fault cannot be ignored.
+        Some(SigHandler::SigIgn) if is_sent => {}
         Some(SigHandler::SigDfl | SigHandler::SigIgn) | None => {
             let default = SigAction::new(SigHandler::SigDfl, SaFlags::empty(), SigSet::empty());
             // The instruction runs again, and the process dies of it as it would have.
             // SAFETY: the default needs no care.
             let _ = unsafe { sigaction(Signal::SIGSEGV, &default) };
+            if is_sent {
+                // No instruction does. The signal is blocked until this has returned.
+                let _ = raise(Signal::SIGSEGV);
+            }
         }
     }
 }
