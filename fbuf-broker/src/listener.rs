@@ -144,7 +144,7 @@ pub enum BindError {
 /// What to do about an address at which the kernel lets no broker listen.
 fn remedy(source: &io::Error) -> &'static str {
     match source.raw_os_error().map(Errno::from_raw) {
-        Some(Errno::ENOENT) => "make its folder, or choose another --socket",
+        Some(Errno::ENOENT) => "make its folder, or choose another --socket, as in $XDG_RUNTIME_DIR",
         Some(Errno::EACCES | Errno::EPERM) => "this user may not make files there: choose another --socket",
         Some(Errno::EROFS) => "nothing can be made in that file system: choose another --socket",
         Some(Errno::ENOSPC | Errno::EDQUOT) => "free some space there, or choose another --socket",

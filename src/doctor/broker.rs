@@ -11,7 +11,8 @@ use nix::{
 use super::finding::{Consequence, Finding, Outcome, Section, Setback};
 use crate::Place;
 
-const TAKEN: &str = "something listens there, and took the connection";
+const TAKEN: &str = "something listens there, and took the connection; `fbuf ls` tells whether it serves this user";
+const NOT_NEEDED: &str = "nothing; the address before is the one that clients use";
 
 /// The group: each address at which a client of this user looks, in turn.
 pub fn section(place: &Place) -> Section {
@@ -21,8 +22,14 @@ pub fn section(place: &Place) -> Section {
         None => (Address::defaults(), "the default; FBUF_BROKER overrides it"),
     };
     let mut findings: Vec<_> = set_aside().map(|why| Finding::fact("left aside", why)).into_iter().collect();
+    let mut is_found = false;
     for address in addresses {
-        findings.extend([Finding::fact("address", format!("{address} ({source})")), answer(&address)]);
+        let answer = match answer(&address) {
+            Finding { outcome: Outcome::WorksNot(_), name, .. } if is_found => Finding::fact(name, NOT_NEEDED),
+            answer => answer,
+        };
+        is_found |= matches!(answer.outcome, Outcome::Works);
+        findings.extend([Finding::fact("address", format!("{address} ({source})")), answer]);
     }
     Section { title: "Broker", findings }
 }

@@ -40,7 +40,6 @@ pub(crate) fn receive(arguments: &RecvArguments, place: &Place) -> Result<(), Fa
         builder = builder.max_slot_size(bytes.as_u64());
     }
     let mut receiver = builder.require(arguments.require.into()).open()?;
-    output.truncate()?;
     let mut waiting = Waiting::new(&arguments.channel, &client);
     let mut only = None;
     loop {
@@ -49,11 +48,18 @@ pub(crate) fn receive(arguments: &RecvArguments, place: &Place) -> Result<(), Fa
             Err(GetError::Ended) => break,
             Err(error) => return Err(Failure::from(error).with_status(INCOMPLETE)),
         };
-        if let Err(failure) = admit(&mut only, &received, &arguments.channel).and_then(|()| output.put(&received)) {
+        // A file keeps what is in it until something comes in its place.
+        let emptied = if only.is_none() { output.truncate() } else { Ok(()) };
+        let put =
+            emptied.and_then(|()| admit(&mut only, &received, &arguments.channel)).and_then(|()| output.put(&received));
+        if let Err(failure) = put {
             // Before the message goes back, which its sender would take for written.
             receiver.abort(FAILED);
             return Err(failure);
         }
+    }
+    if only.is_none() {
+        output.truncate()?;
     }
     output.finish()?;
     match receiver.counters().missed_before {

@@ -94,6 +94,9 @@ fn stream(sender: &mut Sender, input: &mut Input, receivers: usize, waiting: &mu
         let written = sender.write(fbuf);
         complain(sender)?;
         written.map_err(|error| match error {
+            WriteError::NoReceiver(_) if receivers == 0 => {
+                Failure::new("there is no receiver, and none was to be waited for: give --receivers 1")
+            }
             WriteError::NoReceiver(_) => Failure::new("every receiver left before the end"),
             other => other.into(),
         })?;

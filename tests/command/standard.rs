@@ -281,6 +281,36 @@ fn a_file_is_left_as_it_is_if_nothing_can_be_received() {
     }
 }
 
+/// A channel that is misspelt costs nobody a file; and what comes replaces it, also if it is less, or nothing.
+#[test]
+fn a_file_is_left_as_it_is_until_something_comes() {
+    let place = Place::new();
+    let (file, input) = (place.path("file"), place.path("input"));
+    let receive = || Process::start(&mut place.command(&["recv", "c", file.to_str().unwrap()]));
+    fs::write(&file, "what was there before").unwrap();
+    let mut nobody_comes = receive();
+    until("it waits", || text(&place.command(&["ls"]).run().stdout).contains("receiver"));
+    nobody_comes.kill();
+    assert_eq!(fs::read(&file).unwrap(), b"what was there before");
+    for content in ["new", ""] {
+        fs::write(&input, content).unwrap();
+        let mut receiver = receive();
+        assert!(place.command(&["send", "c", input.to_str().unwrap()]).run().status.success());
+        assert!(receiver.end().success());
+        assert_eq!(fs::read_to_string(&file).unwrap(), content);
+    }
+}
+
+#[test]
+fn a_sender_that_waits_for_no_receiver_says_that_there_is_none() {
+    let place = Place::new();
+    let input = place.path("input");
+    fs::write(&input, "x").unwrap();
+    let output = place.command(&["send", "c", input.to_str().unwrap(), "--receivers", "0"]).run();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stderr).contains("there is no receiver"), "{}", text(&output.stderr));
+}
+
 #[test]
 fn a_command_line_that_is_not_understood_is_explained_in_one_line() {
     for (words, wanted) in [

@@ -67,7 +67,7 @@ pub enum ConnectError {
     /// It does not serve this user.
     #[error(
         "the broker at {address} does not serve user {uid}, for which its policy has no rule: \
-         start one of your own with `fbuf broker`"
+         have one added, or start one of your own with `fbuf broker`"
     )]
     NotPermitted {
         /// Where.

@@ -101,6 +101,9 @@ impl SenderBuilder {
     /// that hold the message that was sent first, as [`Sender::disconnect`] does. [`Sender::departed`] tells of them as
     /// [`Farewell::HeldUp`](super::Farewell::HeldUp). If not set, a sender waits as long as its receivers take.
     ///
+    /// Slots that a receiver reads in place stay its own until it lets go or ends, also when it is disconnected: a sender
+    /// that may not [grow](Self::grow_to) beyond them goes on only if its messages are copied, or are one-shots.
+    ///
     /// ```no_run
     /// # use std::time::Duration;
     /// # let client = fbuf_client::Client::connect()?;
