@@ -20,7 +20,7 @@ pub(crate) struct Acceptance {
 }
 
 impl Acceptance {
-    /// Whether a link with this peer may be made. A question that panics was not answered with yes. From another user who
+    /// Whether a link with this peer may be made. A question that panics was not answered with yes. From another user that
     /// has passed [much that takes long to close](apart::is_overrun) nothing more is taken.
     pub(crate) fn accepts(&self, peer: &Peer) -> bool {
         if !peer.same_user && apart::is_overrun(peer.process.uid) {

@@ -8,7 +8,7 @@
 //!
 //! There is one such thread for each user of whom something waits to be dropped, and one for memory, which waits for
 //! nobody. So a user whose descriptors never close delays the close of its own descriptors alone, and takes one thread.
-//! How much may wait is bounded by whoever takes more of that user, and asks before ([`is_overrun`]).
+//! How much may wait is bounded by the caller, which asks ([`is_overrun`]) before it takes more of that user.
 //!
 //! One of the files of this crate that may be `unsafe`.
 #![allow(unsafe_code)]
@@ -43,7 +43,7 @@ pub enum Cause {
     Peer(Option<u32>),
 }
 
-/// Something whose drop may take long.
+/// A value that may take long to drop.
 pub trait Slow: Send + 'static {
     /// Why the drop may take long; nothing, if it takes no time whatever another process does. The drop is next.
     fn cause(&mut self) -> Option<Cause>;

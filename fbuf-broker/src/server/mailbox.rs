@@ -31,7 +31,7 @@ pub(super) struct Mailbox {
 }
 
 impl Drop for Mailbox {
-    /// Whoever is at the other ends learns at once that nobody will be at these, whatever they have sent into them.
+    /// The peers at the other ends see a hang-up at once, whatever they have sent.
     fn drop(&mut self) {
         for (introduction, _) in lock(&self.waiting).iter() {
             let _ = shutdown(introduction.socket.as_fd().as_raw_fd(), Shutdown::Both);

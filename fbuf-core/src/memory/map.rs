@@ -514,7 +514,7 @@ fn name_limit(error: Errno) -> io::Error {
 pub(super) fn can_provide() -> bool {
     /// Whether it was found out, and that it can. No lock: a child that is forked meanwhile would wait for ever.
     static CAN: AtomicU8 = AtomicU8::new(0);
-    // Relaxed: a number, which whoever finds out stores alike.
+    // Relaxed: each thread that finds out stores the same number.
     match CAN.load(Ordering::Relaxed) {
         0 => {
             // SAFETY: no bytes, of which none changes.

@@ -128,7 +128,7 @@ fn what_was_sent_before_a_hang_up_arrives_before_it() {
     assert!(means_gone(&b.send(&letter(1, 0)).unwrap_err()));
 }
 
-/// Who dies with something unread in its own socket resets that of the other side.
+/// A process that dies with something unread in its own socket resets that of the other side.
 #[test]
 fn what_was_sent_before_a_reset_arrives_before_it() {
     let (a, b) = PacketSocket::pair().unwrap();
