@@ -22,6 +22,7 @@ use fbuf_core::{
     link::{Hello, LinkMessage, NewSegment, Welcome},
     memory::Map,
     protection::{Mechanism, Protection},
+    socket::Arrival,
 };
 use hostile::Hostile;
 use support::{BrokerProcess, Holdings, Process, SOON, is_root, until};
@@ -103,6 +104,10 @@ fn attack(keeps: bool) {
                 let board = BoardTable::create("fbuf-test", SLOTS as usize).unwrap().1.into();
                 say(LinkMessage::Hello(Hello { board, skip_above: None, fences: false, wants_slots: false }));
             } else if keeps {
+                // A welcome before the hello would be a violation; and a hello that is not received, the last.
+                until("it is greeted, or turned away", || {
+                    !matches!(hostile.link.receive::<1024>().unwrap(), Arrival::Nothing)
+                });
                 let lane = LaneTable::create("fbuf-test", capacity_for(SLOTS, false)).unwrap().1.into();
                 let memory = Map::create("fbuf-test", 4096).unwrap().1.into();
                 let segments = vec![NewSegment { memory, slots: SLOTS }];

@@ -315,6 +315,8 @@ impl Gathering {
 
 /// For how long to sleep where a wake-up may be lost.
 pub(crate) const UNSURE: Duration = Duration::from_millis(10);
+/// How many peers that could not be greeted or answered at once are tried at a time.
+pub(crate) const LATE_AT_ONCE: usize = 4;
 /// For how long a sender that was not told how many slots to have waits before it makes more of them.
 pub(crate) const LATE: Duration = Duration::from_millis(20);
 

@@ -41,6 +41,7 @@ use crate::{
     park::Fencing,
     shares,
     sys::{self, Membarrier},
+    under_way,
 };
 
 /// This process was forked from the one that opened what it uses.
@@ -397,6 +398,7 @@ struct Locks {
     withheld: MutexGuard<'static, Withholding>,
     apart: apart::Locked,
     shares: shares::Locked,
+    under_way: under_way::Locked,
     _others: (lease::Locked, guard::Locked, inbound::Locked, claim::Locked),
 }
 
@@ -412,7 +414,8 @@ extern "C" fn before() {
     // It must not be half done when the process forks.
     Fencing::of_this_process();
     let others = (lease::lock(), guard::lock_for_fork(), inbound::lock(), claim::claimed());
-    let locks = Locks { _others: others, shares: shares::lock(), apart: apart::lock(), withheld: withheld() };
+    let (shares, under_way) = (shares::lock(), under_way::lock());
+    let locks = Locks { _others: others, shares, under_way, apart: apart::lock(), withheld: withheld() };
     // The handler in the child needs something to put its own memory over: other handlers could have taken the place.
     locks.withheld.mappings.iter().for_each(|mapping| advise(mapping, libc::MADV_DOFORK));
     // SAFETY: this thread has all the locks.
@@ -433,6 +436,7 @@ extern "C" fn in_child() {
     let Some(mut locks) = (unsafe { (*HELD.0.get()).take() }) else { return };
     locks.apart.forget();
     locks.shares.forget();
+    locks.under_way.forget();
     let withheld = &mut *locks.withheld;
     withheld.mappings.iter().filter(|mapping| !mapping.is_empty()).for_each(make_private);
     withheld.mappings.clear();
@@ -558,6 +562,7 @@ mod tests {
         assert!(no_child_waits(inbound::lock));
         assert!(no_child_waits(claim::claimed));
         assert!(no_child_waits(shares::lock));
+        assert!(no_child_waits(under_way::lock));
         assert!(no_child_waits(apart::lock));
         assert!(no_child_waits(withheld));
         // The control: a lock that the handlers do not know.

@@ -62,7 +62,7 @@ impl Introduction {
     /// will be, and nothing in it has been changed. No other code of this process has, or had, its descriptors.
     pub unsafe fn assume_genuine(self) -> Result<Introduced, IntroductionError> {
         let Self { endpoint, peer, slot_bytes, max_slots, mechanism, lodging, socket } = self;
-        let socket = PacketSocket::new(socket.into_owned()?)?.with_peer(peer.process.uid, peer.same_user);
+        let socket = PacketSocket::new(socket.into_owned()?)?.of_link_with(&peer);
         let geometry = Geometry::new(slot_bytes, max_slots)?;
         Ok(Introduced { endpoint, peer, socket, geometry, mechanism, lodging })
     }

@@ -104,6 +104,8 @@ pub mod threads;
 #[cfg(not(loom))]
 pub mod trust;
 #[cfg(not(loom))]
+mod under_way;
+#[cfg(not(loom))]
 pub mod unread;
 #[cfg(not(loom))]
 pub mod wire;

@@ -10,8 +10,9 @@ use crate::{
     inbound::GreetError,
     socket::{Arrival, PacketSocket, means_gone},
     trust::Trusted,
+    under_way::Kind,
     violation::{Unsuitable, Violation},
-    wire::{self, Descriptor},
+    wire::{self, Descriptor, Letter},
 };
 
 /// A message between the two ends of a link.
@@ -185,16 +186,34 @@ impl From<ReadError> for LinkEnd {
 /// may send is bounded, and each reads its socket whenever it has slept. Only a send buffer that the kernel
 /// keeps [narrow](PacketSocket::narrow) may be full of that, which passes.
 pub(crate) fn send(socket: &PacketSocket, message: &LinkMessage) -> Result<(), LinkEnd> {
-    let letter = wire::encode(message).map_err(|error| Violation::Garbage(error.to_string()))?;
-    socket.send(&letter).map_err(|error| match error.kind() {
-        _ if means_gone(&error) => LinkEnd::HangUp,
+    socket.send(&encode(message)?).map_err(|error| unsent(socket, &error))
+}
+
+/// Sends a greeting, or its answer: whether it could be sent now. It can be later if too many descriptors of this user are
+/// under way.
+pub(crate) fn greet(socket: &PacketSocket, message: &LinkMessage) -> Result<bool, LinkEnd> {
+    match socket.send_as(&encode(message)?, Kind::Greeting) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::QuotaExceeded => Ok(false),
+        Err(error) => Err(unsent(socket, &error)),
+    }
+}
+
+fn encode(message: &LinkMessage) -> Result<Letter, LinkEnd> {
+    Ok(wire::encode(message).map_err(|error| Violation::Garbage(error.to_string()))?)
+}
+
+/// What follows for the link.
+fn unsent(socket: &PacketSocket, error: &io::Error) -> LinkEnd {
+    match error.kind() {
+        _ if means_gone(error) => LinkEnd::HangUp,
         io::ErrorKind::WouldBlock => match socket.narrow() {
             None => Violation::SocketFull.into(),
             Some(size) => LinkEnd::Exhausted(full(size)),
         },
         // Too many descriptors of this user are under way, or the kernel has no memory.
         _ => LinkEnd::Exhausted(error.to_string()),
-    })
+    }
 }
 
 /// Says that a narrow send buffer is full.

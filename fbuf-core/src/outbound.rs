@@ -4,6 +4,7 @@
 mod skipping;
 
 use std::{
+    fmt,
     ops::Add,
     os::fd::{AsFd, OwnedFd},
     sync::Arc,
@@ -25,6 +26,7 @@ use crate::{
     slot::{Mark, SlotId},
     socket::{LinkSocket, PacketSocket},
     trust::Trusted,
+    under_way::Kind,
     unread::Unread,
     violation::Violation,
     wire::Descriptor,
@@ -38,6 +40,28 @@ pub struct Expected {
     peer: Peer,
     socket: PacketSocket,
     copies: bool,
+    /// What it said, and was not answered yet, since too many descriptors of this user are under way.
+    heard: Option<Box<Heard>>,
+}
+
+/// A hello whose memory is mapped, so that no descriptor is kept for it.
+#[derive(Debug)]
+struct Heard {
+    board: BoardReader<BoardView>,
+    /// The same for a guard, if there is one.
+    guarded: Option<BoardReader<BoardView>>,
+    skip_above: Option<u32>,
+    fences: bool,
+    wants_slots: bool,
+}
+
+impl Heard {
+    fn new(hello: &Hello, pool: &Pool) -> Result<Self, LinkEnd> {
+        let attach = || BoardReader::attach_first(hello.board.as_fd(), pool.geometry().max_slots(), pool.slots());
+        let &Hello { skip_above, fences, wants_slots, .. } = hello;
+        let guarded = if pool.guard().is_some() { Some(attach()?) } else { None };
+        Ok(Self { board: attach()?, guarded, skip_above, fences, wants_slots })
+    }
 }
 
 /// What a look at the socket of an expected receiver found: [`Pool::link`].
@@ -52,7 +76,7 @@ pub enum Arrived {
 impl Expected {
     /// Takes the sender's end of a link socket.
     pub(crate) fn new(peer: Peer, socket: PacketSocket) -> Self {
-        Self { peer, socket, copies: false }
+        Self { peer, socket, copies: false, heard: None }
     }
 
     /// As the broker says, the receiver protects itself by these means.
@@ -78,12 +102,29 @@ impl Expected {
         self.socket.has_hung_up()
     }
 
+    /// Whether it has said hello and is to be answered, so that a look is worthwhile although it sends nothing.
+    #[must_use]
+    pub fn is_unanswered(&self) -> bool {
+        self.heard.is_some()
+    }
+
     /// Looks for the receiver's hello. If it came, answers it and opens the link, over which `first_sequence` is the
     /// number of the first message.
-    pub(crate) fn look(self, pool: &Pool, first_sequence: u64) -> Result<Result<Outbound, Self>, LinkEnd> {
+    pub(crate) fn look(mut self, pool: &Pool, first_sequence: u64) -> Result<Result<Outbound, Self>, LinkEnd> {
+        if let Some(heard) = self.heard.take() {
+            return Outbound::open(self, heard, pool, first_sequence);
+        }
         match link::receive_first(&self.socket)? {
             None => Ok(Err(self)),
-            Some(LinkMessage::Hello(hello)) => Ok(Ok(Outbound::open(self, &hello, pool, first_sequence)?)),
+            // Whatever the broker says otherwise: from here on its memory would be written and read as our own.
+            Some(LinkMessage::Hello(_)) if pool.is_receivers() && Trusted::new(self.peer).is_none() => {
+                Err(Violation::UntrustedReceiver.into())
+            }
+            Some(LinkMessage::Hello(hello)) => {
+                let heard = Heard::new(&hello, pool)?;
+                drop(hello);
+                Outbound::open(self, heard.into(), pool, first_sequence)
+            }
             Some(other) => Err(Violation::OutOfTurn { found: other.name(), wanted: "a receiver's hello" }.into()),
         }
     }
@@ -138,6 +179,27 @@ pub struct Outbound {
     counts: LinkCounts,
 }
 
+/// Why no one-shot can be passed to a receiver that has not received enough of what it was sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NoRoom {
+    /// The send buffer of its link is full, of which the kernel grants so many bytes.
+    Buffer(usize),
+    /// As many descriptors as may be are under way to its user.
+    UnderWay,
+}
+
+impl fmt::Display for NoRoom {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Buffer(size) => f.write_str(&link::full(*size)),
+            Self::UnderWay => f.write_str(
+                "receivers of another user have not received the descriptors that they were sent, of which a part of RLIMIT_NOFILE may \
+                 be under way",
+            ),
+        }
+    }
+}
+
 /// What happened on one link.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct LinkCounts {
@@ -166,40 +228,49 @@ pub(crate) enum Offer {
 }
 
 impl Outbound {
-    fn open(expected: Expected, hello: &Hello, pool: &Pool, first_sequence: u64) -> Result<Self, LinkEnd> {
-        let Expected { peer, socket, copies } = expected;
+    /// The receiver, if it cannot be answered now.
+    fn open(
+        expected: Expected,
+        heard: Box<Heard>,
+        pool: &Pool,
+        first_sequence: u64,
+    ) -> Result<Result<Self, Expected>, LinkEnd> {
+        if !expected.socket.has_room(1, Kind::Greeting) {
+            return Ok(Err(Expected { heard: Some(heard), ..expected }));
+        }
+        let Expected { peer, socket, copies, .. } = expected;
+        let Heard { board, guarded, skip_above, fences, wants_slots } = *heard;
         // Whatever the broker says otherwise: from here on its memory would be written and read as our own.
         let giver = match pool.is_receivers() {
             true => Some(Trusted::new(peer).ok_or(Violation::UntrustedReceiver)?),
             false => None,
         };
         let slots = pool.geometry().max_slots();
-        let board = BoardReader::attach_first(hello.board.as_fd(), slots, pool.slots())?;
-        let (lane, descriptor) = LaneTable::create("fbuf-lane", capacity_for(slots, hello.skip_above.is_some()))
+        let (lane, descriptor) = LaneTable::create("fbuf-lane", capacity_for(slots, skip_above.is_some()))
             .map_err(|error| LinkEnd::Exhausted(error.to_string()))?;
         points::reach("attach: lane made");
         let exhausted = |error: std::io::Error| LinkEnd::Exhausted(error.to_string());
         let fencing = Fencing::of_this_process();
-        let guard = match pool.guard() {
-            Some(guard) => {
-                let again = BoardReader::attach_first(hello.board.as_fd(), slots, pool.slots())?;
-                Some(guard.add_link(again).map_err(exhausted)?)
-            }
-            None => None,
-        };
         let writer = LaneWriter::new(lane);
-        if hello.fences || fencing == Fencing::Full {
+        if fences || fencing == Fencing::Full {
             writer.head().flag.ask_for_fences();
         }
-        let skipping = hello.skip_above.map(|most| Skipping::new(most, slots)).transpose();
+        let skipping = skip_above.map(|most| Skipping::new(most, slots)).transpose();
         let skipping = skipping.map_err(|error| LinkEnd::Exhausted(error.to_string()))?;
         let segments = pool.announce(0).collect();
-        let memory = if hello.wants_slots { pool.hand_over().map_err(exhausted)? } else { Vec::new() };
+        let memory = if wants_slots { pool.hand_over().map_err(exhausted)? } else { Vec::new() };
         let welcome = Welcome { lane: Descriptor::from(descriptor), first_sequence, segments, slots: memory };
         let announced = welcome.segments.len();
-        link::send(&socket, &LinkMessage::Welcome(welcome))?;
+        if !link::greet(&socket, &LinkMessage::Welcome(welcome))? {
+            let heard = Heard { board, guarded, skip_above, fences, wants_slots };
+            return Ok(Err(Expected { peer, socket, copies, heard: Some(heard.into()) }));
+        }
+        let guard = match (pool.guard(), guarded) {
+            (Some(guard), Some(board)) => Some(guard.add_link(board).map_err(exhausted)?),
+            _ => None,
+        };
         points::reach("attach: answered");
-        Ok(Self {
+        Ok(Ok(Self {
             peer,
             narrow: socket.narrow(),
             socket,
@@ -209,7 +280,7 @@ impl Outbound {
             first: first_sequence,
             unread_from: None,
             unread: None,
-            plain: hello.skip_above.is_none()
+            plain: skip_above.is_none()
                 && fencing == Fencing::Asymmetric
                 && guard.is_none()
                 && !pool.sends_for_good()
@@ -228,7 +299,7 @@ impl Outbound {
             gap: 0,
             rung: 0,
             counts: LinkCounts::default(),
-        })
+        }))
     }
 
     /// Who receives.
@@ -302,12 +373,17 @@ impl Outbound {
         Ok(())
     }
 
-    /// Whether so many one-shots more can be passed now: none if so, or the size of the send buffer if that is narrow, and
-    /// the receiver has not read enough of it. Over a socket of full size they can.
+    /// Whether so many one-shots more can be passed now, and one to each of so many links: none if so.
     #[must_use]
-    pub(crate) fn lacks_room(&self, one_shots: usize) -> Option<usize> {
-        let size = self.narrow.filter(|_| self.is_open())?;
-        (self.socket.unread() + one_shots.saturating_sub(1) * MESSAGE_COST >= size).then_some(size)
+    pub(crate) fn lacks_room(&self, one_shots: usize, links: usize) -> Option<NoRoom> {
+        if !self.is_open() {
+            return None;
+        }
+        if !self.socket.has_room(links, Kind::Other) {
+            return Some(NoRoom::UnderWay);
+        }
+        let size = self.narrow?;
+        (self.socket.unread() + one_shots.saturating_sub(1) * MESSAGE_COST >= size).then_some(NoRoom::Buffer(size))
     }
 
     /// Lends a slot to the receiver and tells it, if it was [admitted](Self::admit).

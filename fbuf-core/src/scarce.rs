@@ -16,7 +16,7 @@ use crate::{
     control::Lodging,
     inbound::{Answered, Greeted, Inbound, Peer},
     limits::{MAX_LEASED, MAX_ONE_SHOTS},
-    outbound::{Arrived, Expected},
+    outbound::{Arrived, Expected, NoRoom},
     pool::{Pool, Published, Unsent},
     protection::Mechanism,
     slot::Geometry,
@@ -88,7 +88,10 @@ fn one_shots_wait_in_their_pool_while_a_narrow_socket_is_full() {
             sequence += 1;
         }
         assert!(sequence > first, "none has room, though all were read");
-        assert!(pool.lacks_room().is_some_and(|size| size < 10_000), "it is the slots that are used up");
+        assert!(
+            pool.lacks_room().is_some_and(|why| matches!(why, NoRoom::Buffer(..10_000))),
+            "it is the slots that are used up"
+        );
         for number in first..sequence {
             assert_eq!(read(&mut inbound), Some(number));
         }

@@ -9,6 +9,7 @@ use std::{
     fmt,
     io::{self, IoSlice},
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+    sync::Arc,
     time::Duration,
 };
 
@@ -29,8 +30,11 @@ use crate::{
     apart::{Apart, Cause, Slow},
     foreign::Foreign,
     fork::{Generation, Withheld},
+    inbound::Peer,
     limits::{MAX_AT_ONCE, MAX_DESCRIPTORS, SEND_BUFFER},
+    shares,
     sys::{self, First},
+    under_way::{self, Kind},
     wire::Letter,
 };
 
@@ -45,10 +49,12 @@ pub struct PacketSocket(Apart<Socket>);
 #[derive(Debug)]
 struct Socket {
     // Closed before the rest is dropped.
-    descriptor: Withheld<OwnedFd>,
+    descriptor: Arc<Withheld<OwnedFd>>,
     generation: Generation,
     /// The user of the other side.
     user: Option<u32>,
+    /// Whether what is [under way](under_way) to that user is bounded.
+    is_bounded: bool,
     /// Whether no message carries descriptors that may carry none, or the other side is of the same user.
     is_vetted: bool,
     kept: Option<Kept>,
@@ -59,8 +65,8 @@ type Kept = Box<dyn fmt::Debug + Send + Sync>;
 
 impl From<OwnedFd> for PacketSocket {
     fn from(descriptor: OwnedFd) -> Self {
-        let (descriptor, generation) = (descriptor.into(), Generation::current());
-        Self(Socket { descriptor, generation, user: None, is_vetted: false, kept: None }.into())
+        let (descriptor, generation) = (Arc::new(descriptor.into()), Generation::current());
+        Self(Socket { descriptor, generation, user: None, is_bounded: false, is_vetted: false, kept: None }.into())
     }
 }
 
@@ -79,30 +85,71 @@ impl Slow for Socket {
         // Nothing more can come.
         let hung_up = shutdown(self.descriptor.as_raw_fd(), Shutdown::Both);
         let is_known_empty =
-            hung_up.and_then(|()| setsockopt(&*self.descriptor, sockopt::PassCred, &true)).is_ok() && self.drain();
+            hung_up.and_then(|()| setsockopt(&**self.descriptor, sockopt::PassCred, &true)).is_ok() && self.drain();
         (!is_known_empty).then_some(Cause::Peer(self.user))
     }
 }
 
+impl Drop for Socket {
+    /// What the other side has not received goes on to count. Apart, if what waits here [may take long](Slow::cause).
+    fn drop(&mut self) {
+        if let Some(user) = self.bounded().filter(|_| self.generation.is_current()) {
+            // That socket may stay open, and what was passed here is to be closed all the same, and is closed here.
+            if self.is_emptied() {
+                under_way::close(user, &self.descriptor);
+            }
+        }
+    }
+}
+
 impl Socket {
+    /// The user of the other side, if what is under way to it is bounded.
+    fn bounded(&self) -> Option<u32> {
+        self.user.filter(|_| self.is_bounded)
+    }
+
+    /// What waits first.
+    fn first(&self) -> Option<First> {
+        loop {
+            match sys::first(self.descriptor.as_fd()) {
+                Ok(first) => return Some(first),
+                Err(error) => match error.raw_os_error().map(Errno::from_raw) {
+                    Some(Errno::ENOTCONN) => return Some(First::Nothing),
+                    // Said once.
+                    Some(Errno::ECONNRESET | Errno::EINTR) => {}
+                    _ => return None,
+                },
+            }
+        }
+    }
+
+    /// Takes it off, if it is still there, with what it carries.
+    fn take_off(&self) {
+        let _ = recv(self.descriptor.as_raw_fd(), &mut [], MsgFlags::MSG_DONTWAIT);
+    }
+
     /// Takes off the messages without descriptors that wait. Whether nothing waits then; if there are many, it is not
     /// found out.
     fn drain(&self) -> bool {
         for _ in 0..MAX_AT_ONCE {
-            match sys::first(self.descriptor.as_fd()) {
-                Ok(First::Nothing) => return true,
-                Ok(First::Descriptors) => return false,
-                // Taken off, if it is still there.
-                Ok(First::Text) => drop(recv(self.descriptor.as_raw_fd(), &mut [], MsgFlags::MSG_DONTWAIT)),
-                Err(error) => match error.raw_os_error().map(Errno::from_raw) {
-                    Some(Errno::ENOTCONN) => return true,
-                    // Said once.
-                    Some(Errno::ECONNRESET | Errno::EINTR) => {}
-                    _ => return false,
-                },
+            match self.first() {
+                Some(First::Nothing) => return true,
+                Some(First::Text) => self.take_off(),
+                Some(First::Descriptors) | None => return false,
             }
         }
         false
+    }
+
+    /// Takes off all that waits, when no more can come. Whether nothing waits then.
+    fn is_emptied(&self) -> bool {
+        loop {
+            match self.first() {
+                Some(First::Nothing) => return true,
+                Some(_) => self.take_off(),
+                None => return false,
+            }
+        }
     }
 }
 
@@ -160,6 +207,21 @@ impl PacketSocket {
         self.0.user = Some(user);
         self.0.is_vetted |= is_own;
         self
+    }
+
+    /// The same, of a link with this peer.
+    #[must_use]
+    pub(crate) fn of_link_with(self, peer: &Peer) -> Self {
+        let mut this = self.with_peer(peer.process.uid, peer.same_user);
+        // Where Miri runs this, nothing is under way.
+        this.0.is_bounded = cfg!(not(miri)) && shares::bounded(peer).is_some();
+        this
+    }
+
+    /// Whether so many descriptors more can be sent now, as far as [`under_way`] goes.
+    #[must_use]
+    pub(crate) fn has_room(&self, descriptors: usize, kind: Kind) -> bool {
+        self.0.bounded().is_none_or(|user| under_way::has_room(user, descriptors, kind))
     }
 
     /// The same, with something that is dropped when it is closed, by whatever thread.
@@ -236,6 +298,26 @@ impl PacketSocket {
     /// `WouldBlock` if there is no room now, `BrokenPipe` if the other side is gone; where a limit is in the way, it is
     /// named.
     pub fn send(&self, letter: &Letter) -> io::Result<()> {
+        self.send_as(letter, Kind::Other)
+    }
+
+    /// As [`Self::send`]. `QuotaExceeded` also if too many descriptors of this kind are under way to the user of the other
+    /// side.
+    ///
+    /// # Errors
+    /// As [`Self::send`].
+    pub(crate) fn send_as(&self, letter: &Letter, kind: Kind) -> io::Result<()> {
+        let descriptors = letter.descriptors.len();
+        let Some(user) = self.0.bounded().filter(|_| descriptors > 0) else { return self.send_at_once(letter) };
+        under_way::begin(user, &self.0.descriptor, descriptors, kind)?;
+        let sent = self.send_at_once(letter);
+        if sent.is_err() {
+            under_way::undo(user, self.as_raw_fd(), descriptors);
+        }
+        sent
+    }
+
+    fn send_at_once(&self, letter: &Letter) -> io::Result<()> {
         #[cfg(miri)]
         if heap::IS_USED {
             return heap::send(self.as_fd(), &letter.bytes, &letter.descriptors);

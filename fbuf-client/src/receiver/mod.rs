@@ -26,8 +26,8 @@ use crate::{
     endpoint::{Inbox, Ready, Sockets},
     interrupt::InterruptHandle,
     wait::{
-        Attention, BUSY_LOOK_TIME, Crowd, Gathering, LOOK_TIME, Next, Pace, Patience, Sight, UNSURE, Wait, Waiting,
-        deadline, within,
+        Attention, BUSY_LOOK_TIME, Crowd, Gathering, LATE_AT_ONCE, LOOK_TIME, Next, Pace, Patience, Sight, UNSURE,
+        Wait, Waiting, deadline, within,
     },
 };
 
@@ -374,7 +374,7 @@ impl Receiver {
             link.raise();
         }
         points::reach("park: raised");
-        let settled = self.settle();
+        let settled = self.settle() && !self.greeted.iter().any(Greeted::is_unsaid);
         let sure = Fencing::of_this_process().before_sleeping() && settled;
         let anything = self.links.iter().any(|link| link.is_ready() || link.is_over());
         let slept = !anything && self.ready.is_empty() && !self.inbox.has_letters();
@@ -448,6 +448,7 @@ impl Receiver {
                 break;
             }
         }
+        self.greet_late();
         // One at least, so that letters do not keep it from any.
         while let Some(link) = self.ready.next() {
             if let Some(index) = self.links.iter().position(|other| other.peer().link == link) {
@@ -459,6 +460,16 @@ impl Receiver {
             if !attention.lasts() {
                 break;
             }
+        }
+    }
+
+    /// Greets senders that could not be greeted before. A few at a time: it may be that these cannot either.
+    fn greet_late(&mut self) {
+        for _ in 0..LATE_AT_ONCE {
+            let Some(index) = self.greeted.iter().position(Greeted::is_unsaid) else { return };
+            // Behind the others, if it cannot.
+            let greeted = self.greeted.remove(index);
+            self.look_for(greeted);
         }
     }
 

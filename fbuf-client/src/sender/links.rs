@@ -15,7 +15,7 @@ use fbuf_core::{
 };
 
 use super::{Departure, Farewell, Sender};
-use crate::wait::{Attention, BUSY_LOOK_TIME, LOOK_TIME};
+use crate::wait::{Attention, BUSY_LOOK_TIME, LATE_AT_ONCE, LOOK_TIME, UNSURE, within};
 
 impl Sender {
     /// Looks at the sockets, but not more often than every so many milliseconds: the number of
@@ -47,7 +47,8 @@ impl Sender {
     /// [look](Self::look) at already.
     pub(super) fn await_sockets(&self, deadline: Option<Instant>) {
         if self.ready.is_empty() && !self.inbox.has_letters() {
-            self.sockets.sleep(deadline);
+            let late = self.expected.iter().any(Expected::is_unanswered);
+            self.sockets.sleep(if late { within(UNSURE, deadline) } else { deadline });
         }
     }
 
@@ -57,6 +58,7 @@ impl Sender {
         self.say();
         let attention = Attention::begin();
         self.read_post(&attention);
+        self.answer_late();
         // One at least, so that letters do not keep it from any.
         while let Some(link) = self.ready.next() {
             if let Some(index) = self.pool.links().iter().position(|other| other.peer().link == link) {
@@ -68,6 +70,16 @@ impl Sender {
             if !attention.lasts() {
                 break;
             }
+        }
+    }
+
+    /// Answers receivers that could not be answered before. A few at a time: it may be that these cannot either.
+    fn answer_late(&mut self) {
+        for _ in 0..LATE_AT_ONCE {
+            let Some(index) = self.expected.iter().position(Expected::is_unanswered) else { return };
+            // Behind the others, if it cannot.
+            let expected = self.expected.remove(index);
+            self.look_for(expected);
         }
     }
 

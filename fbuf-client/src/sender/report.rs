@@ -8,6 +8,7 @@ use fbuf_core::{
     inbound::Peer,
     loan::Fbuf,
     memory::MemoryError,
+    outbound::NoRoom,
     pool::{Places, Unsent},
     unread::Unread,
     violation::Violation,
@@ -141,6 +142,13 @@ pub enum AllocateError {
          let receivers take what was sent, or raise net.core.wmem_max"
     )]
     NoRoom(usize),
+    /// A slot is free, and no one-shot can be sent: receivers of another user have not received what was sent before, and the
+    /// kernel counts the descriptors that are under way for all processes of a user (ETOOMANYREFS in sendmsg(2)).
+    #[error(
+        "no room for a message: receivers of another user have not received the descriptors that they were sent, of which a part of \
+         RLIMIT_NOFILE may be under way: let them run, or raise `ulimit -n`"
+    )]
+    UnderWay,
     /// There is no memory for a one-shot message.
     #[error(
         "a buffer of {0} bytes was asked for, and there is no memory: let receivers drop what they keep, or free some"
@@ -220,6 +228,15 @@ pub enum Farewell {
     Violation(Violation),
     /// This process had no memory or no descriptor left for the link.
     Exhausted(String),
+}
+
+impl From<NoRoom> for AllocateError {
+    fn from(why: NoRoom) -> Self {
+        match why {
+            NoRoom::Buffer(size) => Self::NoRoom(size),
+            NoRoom::UnderWay => Self::UnderWay,
+        }
+    }
 }
 
 impl From<AllocateError> for io::Error {

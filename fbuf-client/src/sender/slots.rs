@@ -105,7 +105,7 @@ impl Sender {
                 }
                 Next::Expired => {
                     let full = AllocateError::TimedOut(self.pool.slots() as usize);
-                    return Err(self.pool.lacks_room().map_or(full, AllocateError::NoRoom));
+                    return Err(self.pool.lacks_room().map_or(full, AllocateError::from));
                 }
             }
         }
@@ -113,7 +113,7 @@ impl Sender {
 
     /// Why there is no slot although not all are in use.
     pub(super) fn lack(&self) -> Option<AllocateError> {
-        let room = || self.pool.lacks_room().map(AllocateError::NoRoom);
+        let room = || self.pool.lacks_room().map(AllocateError::from);
         self.lack_of_slot().or_else(|| self.lack_of_descriptor()).or_else(room)
     }
 

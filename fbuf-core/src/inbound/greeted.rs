@@ -15,6 +15,7 @@ use crate::{
     protection::Mechanism,
     slot::Geometry,
     socket::{LinkSocket, PacketSocket},
+    under_way::Kind,
     violation::{Unsuitable, Violation},
     wire::Descriptor,
 };
@@ -35,6 +36,8 @@ pub struct Greeted {
     pub(super) owed: Vec<Due>,
     /// Whether the sender is to hand its slots over.
     pub(super) wants_slots: bool,
+    /// What it asks for, if it was not said yet, since too many descriptors of this user are under way.
+    unsaid: Option<Option<u32>>,
 }
 
 /// A board over which nothing was received yet. Dropped as such, it says that nothing ever will be.
@@ -112,32 +115,50 @@ impl Greeted {
             _ => {}
         }
         let mechanism = mechanism.seen_from(peer);
-        let (board, descriptor) = BoardTable::create_growing("fbuf-board", geometry.max_slots() as usize)?;
-        points::reach("attach: board made");
-        let fences = Fencing::of_this_process() == Fencing::Full;
-        if fences {
-            board.head().flag.ask_for_fences();
-        }
-        let board = UnusedBoard(Some(board));
         let (leases, wants_slots) = (mechanism == Mechanism::Lease, matches!(lodging, Lodging::Theirs));
         let rooms = match lodging {
             Lodging::Segments | Lodging::Theirs => None,
             Lodging::Given(memory) => Some(rooms_of(memory, geometry, leases)?.into()),
             Lodging::Yours => Some(Rooms::make(geometry, leases, peer.same_user)?.into()),
         };
-        // From here on it may send, and so nothing may fail.
+        let made_here = rooms.as_deref().filter(|rooms: &&Rooms| rooms.are_made_here());
+        let owed = made_here.map_or_else(Vec::new, Rooms::dues);
+        let (skips, unsaid) = (skip_above.is_some(), Some(skip_above));
+        let board = UnusedBoard(None);
+        let mut this = Self { board, socket, peer, geometry, mechanism, skips, rooms, owed, wants_slots, unsaid };
+        this.say_hello()?;
+        Ok(this)
+    }
+
+    /// Says hello, if that was not said and can be said now.
+    fn say_hello(&mut self) -> Result<(), GreetError> {
+        let Some(skip_above) = self.unsaid.filter(|_| self.socket.has_room(1, Kind::Greeting)) else { return Ok(()) };
+        let (board, descriptor) = BoardTable::create_growing("fbuf-board", self.geometry.max_slots() as usize)?;
+        points::reach("attach: board made");
+        let fences = Fencing::of_this_process() == Fencing::Full;
+        if fences {
+            board.head().flag.ask_for_fences();
+        }
+        let wants_slots = self.wants_slots;
+        // If it is said, the sender may send, and so nothing may fail behind it.
         let hello = Hello { board: Descriptor::from(descriptor), skip_above, fences, wants_slots };
-        link::send(&socket, &LinkMessage::Hello(hello)).map_err(|end| match end {
+        let said = link::greet(&self.socket, &LinkMessage::Hello(hello)).map_err(|end| match end {
             LinkEnd::Exhausted(what) => GreetError::Exhausted(what),
             // There is room for the first message.
             LinkEnd::HangUp | LinkEnd::Violation(_) | LinkEnd::Dropped => GreetError::Gone,
         })?;
-        points::reach("attach: greeted");
-        let made_here = rooms.as_deref().filter(|rooms: &&Rooms| rooms.are_made_here());
-        let mut owed = made_here.map_or_else(Vec::new, Rooms::dues);
-        owed.retain(|due| !due.give(&socket));
-        let skips = skip_above.is_some();
-        Ok(Self { board, socket, peer, geometry, mechanism, skips, rooms, owed, wants_slots })
+        if said {
+            (self.board, self.unsaid) = (UnusedBoard(Some(board)), None);
+            points::reach("attach: greeted");
+            self.owed.retain(|due| !due.give(&self.socket));
+        }
+        Ok(())
+    }
+
+    /// Whether hello is to be said yet, so that a [look](Self::look) is worthwhile although the sender has sent nothing.
+    #[must_use]
+    pub fn is_unsaid(&self) -> bool {
+        self.unsaid.is_some()
     }
 
     /// Who it is.
@@ -162,8 +183,12 @@ impl Greeted {
     ///
     /// # Errors
     /// [`LinkEnd`]: there will be no link.
-    pub fn look(self) -> Result<Answered, LinkEnd> {
+    pub fn look(mut self) -> Result<Answered, LinkEnd> {
+        self.say_hello()?;
         match link::receive_first(&self.socket)? {
+            Some(other) if self.is_unsaid() => {
+                Err(Violation::OutOfTurn { found: other.name(), wanted: "nothing before a hello" }.into())
+            }
             None => Ok(Answered::NotYet(Box::new(self))),
             Some(LinkMessage::Welcome(welcome)) => {
                 let link = Inbound::open(self, welcome)?;

@@ -133,7 +133,7 @@ pub(crate) struct Loan<'a> {
 
 impl Inbound {
     fn open(greeted: Greeted, welcome: Welcome) -> Result<Self, LinkEnd> {
-        let Greeted { peer, socket, geometry, mechanism, skips, rooms, owed, wants_slots, board } = greeted;
+        let Greeted { peer, socket, geometry, mechanism, skips, rooms, owed, wants_slots, board, .. } = greeted;
         let slots = geometry.max_slots();
         let exhausted = |error: MemoryError| LinkEnd::Exhausted(error.to_string());
         let lane = LaneView::attach(welcome.lane.as_fd(), capacity_for(slots, skips))?;

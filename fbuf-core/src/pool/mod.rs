@@ -26,7 +26,7 @@ use crate::{
     limits::MAX_SEGMENTS,
     link::{Gift, NewSegment},
     memory::{Address, MemoryError, Pieces},
-    outbound::Outbound,
+    outbound::{NoRoom, Outbound},
     points,
     ring::Ring,
     slot::{Geometry, Mark, SlotId},
@@ -323,14 +323,13 @@ impl Pool {
         self.lack
     }
 
-    /// The size of a send buffer in which there is no room for one message more than there are fbufs, in a pool of
-    /// buffers that are sent once: a slot that is free is not used before the receiver has read.
+    /// Why there is no room for one message more than there are fbufs, in a pool of buffers that are sent once: a slot that is free is not used before the receiver has read.
     #[must_use]
-    pub fn lacks_room(&self) -> Option<usize> {
+    pub fn lacks_room(&self) -> Option<NoRoom> {
         if !matches!(self.memory, Memory::Shots(_)) {
             return None;
         }
-        self.links.iter().find_map(|link| link.lacks_room(self.count_out() + 1))
+        self.links.iter().find_map(|link| link.lacks_room(self.count_out() + 1, self.links.len()))
     }
 
     /// Whether this is a pool of buffers that are sent once.

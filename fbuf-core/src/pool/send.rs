@@ -6,7 +6,6 @@ use std::sync::Arc;
 
 use super::{Memory, Pool};
 use crate::{
-    link,
     loan::{Fbuf, Retained},
     memory::{Address, MemoryError, Sealed},
     outbound::{Offer, Outbound},
@@ -168,9 +167,10 @@ impl Pool {
     /// Seals a buffer for good and gives it to every receiver that takes it.
     fn give_away(&mut self, slot: SlotId, length: u32, keep: bool) -> Result<(Published, Option<Retained>), Unsent> {
         // Once it is sealed, there is no way back but a copy.
-        if let Some(size) = self.links.iter().find_map(|link| link.lacks_room(1)) {
+        let links = self.links.len();
+        if let Some(why) = self.links.iter().find_map(|link| link.lacks_room(1, links)) {
             let fbuf = self.recall(slot, length).ok_or(Unsent::Lost)?;
-            return Err(Unsent::NotPassed { fbuf, reason: link::full(size) });
+            return Err(Unsent::NotPassed { fbuf, reason: why.to_string() });
         }
         let Memory::Shots(drafts) = &mut self.memory else { return Err(Unsent::Lost) };
         let sealed = drafts.seal(slot, length);

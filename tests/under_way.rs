@@ -1,0 +1,258 @@
+//! Descriptors that are sent and not received. The kernel counts them for all processes of a user together, so that peers
+//! of another user that receive nothing could keep a user from passing any; and where they are too many, nobody loses a
+//! link.
+
+#[path = "support/hostile.rs"]
+mod hostile;
+mod support;
+
+use std::{
+    env,
+    fs::File,
+    io::{BufRead, BufReader, Write, stdin},
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::process::CommandExt,
+    },
+    process::{ChildStdin, ChildStdout, Command, Stdio},
+    sync::Arc,
+    time::Duration,
+};
+
+use fbuf_client::{Address, Client, Mechanism};
+use fbuf_core::{
+    board::BoardTable,
+    control::{Limits, Role, Slots},
+    limits::{MAX_DESCRIPTORS, MAX_ENDS_OF_USER},
+    link::{Hello, LinkMessage},
+    protection::Protection,
+    socket::{Arrival, PacketSocket},
+    wire::Letter,
+};
+use hostile::Hostile;
+use nix::{
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    sys::resource::{Resource, setrlimit},
+};
+use support::{BrokerProcess, Process, SOON, is_root};
+
+/// The honest user, the one that it is linked with, and the attackers'.
+const HONEST: u32 = 65_532;
+const FRIEND: u32 = 65_531;
+const OTHER: u32 = 65_533;
+/// How many descriptors a process of the honest user may have, and all of them together on their way.
+const LIMIT: u64 = 1024;
+/// Longer than it takes to make a link.
+const BRIEFLY: Duration = Duration::from_millis(300);
+/// How many processes the honest user has that are attacked.
+const PROCESSES: usize = 4;
+
+/// What this program does when it is run again; nothing in the process that tests.
+#[test]
+fn role() {
+    let Ok(role) = env::var("FBUF_TEST_ROLE") else { return };
+    let mut words = role.split(' ');
+    let (role, channel) = (words.next().unwrap(), words.next().unwrap_or_default());
+    if role != "attack" {
+        setrlimit(Resource::RLIMIT_NOFILE, LIMIT, LIMIT).unwrap();
+    }
+    match role {
+        "fill" => {
+            let _filled = fill();
+            println!("filled");
+            stdin().read_line(&mut String::new()).unwrap();
+        }
+        "send" => {
+            let client = Client::connect().unwrap();
+            let builder = client.sender(channel).slot_size(64).slots(16);
+            let builder = if words.next() == Some("sealed") { builder.mechanism(Mechanism::OneShot) } else { builder };
+            let mut sender = builder.open().unwrap();
+            println!("open");
+            sender.wait_for_receivers_timeout(1, SOON).unwrap();
+            println!("linked");
+            while let Ok(fbuf) = sender.allocate_timeout(SOON) {
+                if sender.write(fbuf).is_err() {
+                    break;
+                }
+            }
+        }
+        "receive" => {
+            let client = Client::connect().unwrap();
+            let mut receiver = client.receiver(channel).stay().open().unwrap();
+            println!("open");
+            for _ in 0..100 {
+                receiver.get_timeout(SOON).unwrap();
+            }
+            println!("through");
+            while receiver.get_timeout(SOON).is_ok() {}
+        }
+        "attack" => attack(channel, words.next() == Some("receiver")),
+        _ => panic!("no such role: {role}"),
+    }
+}
+
+/// Puts as many descriptors on their way as the kernel permits, over sockets of this process, and how many these are.
+fn fill() -> (usize, Vec<PacketSocket>) {
+    let file = Arc::new(OwnedFd::from(File::open("/dev/null").unwrap()));
+    let (mut sockets, mut sent) = (Vec::new(), 0);
+    loop {
+        let (from, to) = PacketSocket::pair().unwrap();
+        let from = PacketSocket::new(from).unwrap();
+        let mut letter = Letter { bytes: vec![0], descriptors: vec![file.clone().into(); MAX_DESCRIPTORS] };
+        while !letter.descriptors.is_empty() {
+            match from.send(&letter) {
+                Ok(()) => sent += letter.descriptors.len(),
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => break,
+                // One at a time up to the last.
+                Err(_) => letter.descriptors.truncate(letter.descriptors.len() / 2),
+            }
+        }
+        sockets.extend([from, PacketSocket::new(to).unwrap()]);
+        if letter.descriptors.is_empty() {
+            return (sent, sockets);
+        }
+    }
+}
+
+/// Is linked as often as it may be, and receives nothing but what makes it a peer.
+fn attack(channel: &str, as_receiver: bool) -> ! {
+    let broker = Address::default_for_user();
+    let receiver = Role::Receiver { require: Protection::Volatile, accepts: Limits::DEFAULT };
+    let (slot_bytes, max_slots) = (64, 16);
+    let sender = Role::Sender {
+        slot_bytes,
+        max_slots,
+        mechanism: fbuf_core::protection::Mechanism::Copy,
+        slots: Slots::Segments,
+    };
+    let mut kept = Vec::new();
+    for _ in 0..MAX_ENDS_OF_USER {
+        let hostile = Hostile::join(&broker, channel, if as_receiver { receiver } else { sender });
+        if as_receiver {
+            let board = BoardTable::create("fbuf-test", 16).unwrap().1.into();
+            hostile.say(&LinkMessage::Hello(Hello { board, skip_above: None, fences: false, wants_slots: false }));
+        }
+        let Hostile { link, .. } = hostile;
+        kept.push(link);
+    }
+    println!("done");
+    stdin().read_line(&mut String::new()).unwrap();
+    // It receives after all.
+    for link in &kept {
+        while let Ok(Arrival::Message(..)) = link.receive::<{ fbuf_core::limits::MAX_MESSAGE }>() {}
+    }
+    println!("received");
+    loop {
+        std::thread::park();
+    }
+}
+
+struct Other {
+    process: Process,
+    input: ChildStdin,
+    output: BufReader<ChildStdout>,
+}
+
+impl Other {
+    fn start(broker: &Address, role: &str, user: u32) -> Self {
+        let mut command = Command::new("/proc/self/exe");
+        command.args(["--exact", "role", "--nocapture", "--test-threads=1"]).current_dir("/");
+        command.env("FBUF_TEST_ROLE", role).env("FBUF_BROKER", broker.to_string()).uid(user).gid(user);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut process = Process::start(&mut command);
+        let (input, output) = (process.0.stdin.take().unwrap(), process.0.stdout.take().unwrap());
+        Self { process, input, output: BufReader::new(output) }
+    }
+
+    fn says(&mut self, words: &str) {
+        loop {
+            let mut line = String::new();
+            assert_ne!(self.output.read_line(&mut line).unwrap(), 0, "it has ended, and not said {words:?}");
+            if line.trim_end().ends_with(words) {
+                return;
+            }
+        }
+    }
+
+    /// Whether it says anything for so long.
+    fn has_more_within(&self, time: Duration) -> bool {
+        let output = self.output.get_ref().as_fd();
+        let mut polled = [PollFd::new(output, PollFlags::POLLIN)];
+        let time = PollTimeout::try_from(time).unwrap();
+        !self.output.buffer().is_empty() || poll(&mut polled, time).unwrap() > 0
+    }
+
+    fn tell(&mut self) {
+        writeln!(self.input).unwrap();
+    }
+}
+
+/// Whether processes of the honest user can still be linked, and send, on a channel where the attacker has no right.
+fn assert_that_others_are_linked(broker: &Address) {
+    let mut receiver = Other::start(broker, "receive private", FRIEND);
+    receiver.says("open");
+    let mut sender = Other::start(broker, "send private sealed", HONEST);
+    receiver.says("through");
+    sender.process.kill();
+}
+
+fn broker(folder: &tempfile::TempDir) -> BrokerProcess {
+    BrokerProcess::start_short(folder.path(), 8192, [HONEST, FRIEND, OTHER])
+}
+
+/// Neither side loses a link that cannot be made at once.
+#[test]
+fn a_link_that_cannot_be_made_while_too_many_are_under_way_is_made_later() {
+    if !is_root() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let broker = broker(&folder);
+    for (kind, first, second) in [
+        ("a sender that cannot answer", ("send c", HONEST), ("receive c", FRIEND)),
+        ("a receiver that cannot greet", ("receive c", HONEST), ("send c", FRIEND)),
+    ] {
+        let mut filler = Other::start(&broker.address, "fill", HONEST);
+        filler.says("filled");
+        let mut one = Other::start(&broker.address, first.0, first.1);
+        one.says("open");
+        let mut other = Other::start(&broker.address, second.0, second.1);
+        other.says("open");
+        // The control: no message comes before.
+        let receiver = if first.0.starts_with("receive") { &mut one } else { &mut other };
+        assert!(!receiver.has_more_within(BRIEFLY), "they are linked at once");
+        filler.tell();
+        receiver.says("through");
+        println!("{kind}: it is linked after all");
+        one.process.kill();
+        other.process.kill();
+        filler.process.end();
+    }
+}
+
+#[test]
+fn peers_that_receive_nothing_keep_nobody_from_passing_descriptors() {
+    if !is_root() {
+        return;
+    }
+    for (honest, attacker) in [("send", "receiver"), ("receive", "sender")] {
+        let folder = tempfile::tempdir().unwrap();
+        let broker = broker(&folder);
+        let channels: Vec<_> = (0..PROCESSES).map(|number| format!("c{number}")).collect();
+        let mut attacked: Vec<_> = channels
+            .iter()
+            .map(|channel| Other::start(&broker.address, &format!("{honest} {channel}"), HONEST))
+            .collect();
+        attacked.iter_mut().for_each(|one| one.says("open"));
+        let mut attackers: Vec<_> = channels
+            .iter()
+            .map(|channel| Other::start(&broker.address, &format!("attack {channel} {attacker}"), OTHER))
+            .collect();
+        attackers.iter_mut().for_each(|one| one.says("done"));
+        assert_that_others_are_linked(&broker.address);
+        // What waited comes when it is received.
+        attackers.iter_mut().for_each(Other::tell);
+        attackers.iter_mut().for_each(|one| one.says("received"));
+        assert!(attacked.iter_mut().all(|one| !one.process.has_ended()));
+    }
+}
