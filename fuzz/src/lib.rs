@@ -13,10 +13,11 @@ use std::{
 
 use fbuf_core::{
     control::{Introduction, LinkId, Lodging, Secret},
-    inbound::Peer,
+    inbound::{Answered, Greeted, Peer},
     introduced::Introduced,
-    link::NewSegment,
+    link::{LinkEnd, NewSegment},
     memory::{Leasable, Map, Pages, Reserved},
+    outbound::{Arrived, Expected},
     pool::Pool,
     protection::Mechanism,
     slot::Geometry,
@@ -234,14 +235,57 @@ pub fn next_descriptor() -> i32 {
     File::open("/dev/null").expect("few descriptors are open").as_raw_fd()
 }
 
-/// Whether that is again the [number](next_descriptor) that it was before. Some are closed by other threads.
+/// How long other threads may take to close what earlier links have left.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Greets a sender, as soon as not too many descriptors are under way to its user.
+///
+/// # Panics
+/// It cannot be greeted.
+#[must_use]
+pub fn greet(introduced: Introduced, skip_above: Option<u32>) -> Greeted {
+    let start = Instant::now();
+    let mut greeted = introduced.greet(skip_above).expect("it is there");
+    while greeted.is_unsaid() {
+        assert!(start.elapsed() < PATIENCE, "what is under way to links that are gone counts for ever");
+        thread::yield_now();
+        greeted = match greeted.look() {
+            Ok(Answered::NotYet(greeted)) => *greeted,
+            other => panic!("nothing was sent: {other:?}"),
+        };
+    }
+    greeted
+}
+
+/// Looks at a receiver that was expected, and answers it as soon as not too many descriptors are under way to its user.
+///
+/// # Errors
+/// There will be no link.
+///
+/// # Panics
+/// It cannot be answered.
+pub fn answer(pool: &mut Pool, mut expected: Expected) -> Result<Arrived, LinkEnd> {
+    let start = Instant::now();
+    loop {
+        expected = match pool.link(expected)? {
+            Arrived::NotYet(expected) if expected.is_unanswered() => expected,
+            other => return Ok(other),
+        };
+        assert!(start.elapsed() < PATIENCE, "what is under way to links that are gone counts for ever");
+        thread::yield_now();
+    }
+}
+
+/// Whether that is no higher than the [number](next_descriptor) that it was before. Some are closed by other threads.
 #[must_use]
 pub fn all_are_closed(before: i32) -> bool {
     let start = Instant::now();
-    while next_descriptor() != before {
-        if start.elapsed() > Duration::from_secs(5) {
+    while next_descriptor() > before {
+        if start.elapsed() > PATIENCE {
             return false;
         }
+        // What a link has left under way stays open until another one is closed, when the peer is gone.
+        drop(introduced(peer(false, false), geometry(), Mechanism::Shared, Lodging::Segments));
         thread::yield_now();
     }
     true

@@ -28,7 +28,7 @@ use fbuf_core::{
     violation::Violation,
     wire,
 };
-use fbuf_fuzz::{all_are_closed, filled, head_of, introduced, next_descriptor, peer, sealed, wake};
+use fbuf_fuzz::{all_are_closed, answer, filled, greet, head_of, introduced, next_descriptor, peer, sealed, wake};
 use libfuzzer_sys::fuzz_target;
 use nix::{fcntl::SealFlag, sys::stat::fstat};
 
@@ -93,7 +93,7 @@ impl Receiving {
     fn open(input: &mut Unstructured) -> Result<Option<Self>> {
         let mechanism = *input.choose(&[Mechanism::Shared, Mechanism::Copy])?;
         let (introduced, socket) = introduced(peer(true, true), geometry(), mechanism, Lodging::Segments);
-        let greeted = introduced.greet(None).expect("it is there");
+        let greeted = greet(introduced, None);
         let Ok(Arrival::Message(bytes, descriptors)) = socket.receive::<1024>() else { panic!("nothing came") };
         let Ok(LinkMessage::Hello(hello)) = wire::decode(&bytes, descriptors) else { panic!("no hello") };
         let board = hello.board.into_owned().expect("few descriptors are open");
@@ -206,7 +206,7 @@ impl Sending {
         let (introduced, socket) = introduced(peer, geometry(), Mechanism::Shared, Lodging::Segments);
         let hello = Hello { board: copy.into(), skip_above: None, fences: false, wants_slots: false };
         say(&socket, &LinkMessage::Hello(hello));
-        match pool.link(introduced.expect()) {
+        match answer(&mut pool, introduced.expect()) {
             Ok(Arrived::Here) => assert!(is_due, "a board that is not in order was taken"),
             Err(LinkEnd::Violation(Violation::Descriptor(_))) if !is_due => return Ok(None),
             other => panic!("{other:?}"),

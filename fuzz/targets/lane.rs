@@ -19,8 +19,8 @@ use fbuf_core::{
     wire,
 };
 use fbuf_fuzz::{
-    SLOT_BYTES, SLOTS, all_are_closed, content, geometry, head_of, introduced, lodged, lodging, next_descriptor, peer,
-    pool, segments, shot,
+    SLOT_BYTES, SLOTS, all_are_closed, answer, content, geometry, greet, head_of, introduced, lodged, lodging,
+    next_descriptor, peer, pool, segments, shot,
 };
 use libfuzzer_sys::fuzz_target;
 
@@ -38,7 +38,7 @@ impl Receiving {
     fn open(mechanism: Mechanism, skip_above: Option<u32>) -> Self {
         let segments = if matches!(mechanism, Mechanism::Shared | Mechanism::Copy) { segments() } else { Vec::new() };
         let (introduced, socket) = introduced(peer(true, true), geometry(), mechanism, lodging(lodged(mechanism, 0)));
-        let greeted = introduced.greet(skip_above).expect("it is there");
+        let greeted = greet(introduced, skip_above);
         let capacity = capacity_for(SLOTS, skip_above.is_some());
         let (lane, descriptor) = LaneTable::create("fbuf-fuzz", capacity).expect("there is memory");
         let welcome = Welcome { lane: descriptor.into(), first_sequence: 0, segments, slots: Vec::new() };
@@ -167,7 +167,7 @@ impl Sending {
         let (board, descriptor) = BoardTable::create("fbuf-fuzz", SLOTS as usize).expect("there is memory");
         let hello = Hello { board: descriptor.into(), skip_above, fences, wants_slots: false };
         say(&socket, &LinkMessage::Hello(hello));
-        let Ok(Arrived::Here) = pool.link(introduced.expect()) else { panic!("an honest hello was refused") };
+        let Ok(Arrived::Here) = answer(&mut pool, introduced.expect()) else { panic!("an honest hello was refused") };
         Self { pool, fbufs, retained: Vec::new(), board, socket, starts }
     }
 

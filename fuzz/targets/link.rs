@@ -25,8 +25,8 @@ use fbuf_core::{
     wire::{self, Letter},
 };
 use fbuf_fuzz::{
-    SLOT_BYTES, SLOTS, all_are_closed, content, descriptor, geometry, head_of, introduced, leased, lodged, lodging,
-    next_descriptor, peer, pool, rooms, segments, wake,
+    SLOT_BYTES, SLOTS, all_are_closed, answer, content, descriptor, geometry, greet, head_of, introduced, leased,
+    lodged, lodging, next_descriptor, peer, pool, rooms, segments, wake,
 };
 use libfuzzer_sys::fuzz_target;
 
@@ -56,7 +56,7 @@ impl Half {
         let lodged = lodged(mechanism, choice);
         let peer = peer(same_user, input.arbitrary()?);
         let (introduced, socket) = introduced(peer, geometry(), mechanism, lodging(lodged));
-        let greeted = introduced.greet(skip_above).expect("it is there");
+        let greeted = greet(introduced, skip_above);
         if !input.arbitrary()? {
             return Ok((Self::Greeted(greeted), Hostile { socket, lane: None, board: None }));
         }
@@ -95,7 +95,7 @@ impl Half {
         let (board, descriptor) = BoardTable::create("fbuf-fuzz", SLOTS as usize).expect("there is memory");
         say(&socket, &LinkMessage::Hello(Hello { board: descriptor.into(), skip_above, fences, wants_slots }));
         let refused = pool.is_receivers() && !peer.same_user && !peer.trusted;
-        match pool.link(expected) {
+        match answer(&mut pool, expected) {
             Ok(Arrived::Here) if !refused => {}
             Err(LinkEnd::Violation(Violation::UntrustedReceiver)) if refused => {
                 return Ok((Self::Over, Hostile { socket, lane: None, board: Some(board) }));
@@ -131,7 +131,7 @@ impl Half {
                     None => Self::Receiving(inbound, held),
                 }
             }
-            Self::Expected(expected, mut pool) => match pool.link(expected) {
+            Self::Expected(expected, mut pool) => match answer(&mut pool, expected) {
                 Ok(Arrived::Here) => Self::Sending(Box::new(pool), Vec::new()),
                 Ok(Arrived::NotYet(expected)) => Self::Expected(expected, pool),
                 Err(end) => over(&end),
