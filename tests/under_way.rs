@@ -19,7 +19,7 @@ use std::{
     time::Duration,
 };
 
-use fbuf_client::{Address, Client, Mechanism};
+use fbuf_client::{Address, Client, GetError, Mechanism};
 use fbuf_core::{
     board::BoardTable,
     control::{Limits, Role, Slots},
@@ -33,6 +33,7 @@ use hostile::Hostile;
 use nix::{
     poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::resource::{Resource, setrlimit},
+    time::{ClockId, clock_gettime},
 };
 use support::{BrokerProcess, Process, SOON, is_root};
 
@@ -44,6 +45,8 @@ const OTHER: u32 = 65_533;
 const LIMIT: u64 = 1024;
 /// Longer than it takes to make a link.
 const BRIEFLY: Duration = Duration::from_millis(300);
+/// So long that a thread that does not sleep shows, on a machine that does other things too.
+const A_WHILE: Duration = Duration::from_secs(1);
 /// How many processes the honest user has that are attacked.
 const PROCESSES: usize = 4;
 
@@ -86,7 +89,8 @@ fn role() {
             println!("through");
             while receiver.get_timeout(SOON).is_ok() {}
         }
-        "attack" => attack(channel, words.next() == Some("receiver")),
+        "rest" => rest(channel, words.next() == Some("receiver")),
+        "attack" => attack(channel, words.next() == Some("receiver"), words.next() == Some("rude")),
         _ => panic!("no such role: {role}"),
     }
 }
@@ -114,8 +118,35 @@ fn fill() -> (usize, Vec<PacketSocket>) {
     }
 }
 
-/// Is linked as often as it may be, and receives nothing but what makes it a peer.
-fn attack(channel: &str, as_receiver: bool) -> ! {
+/// Waits, again and again when it is told to, for what does not come, and says whether it slept meanwhile.
+fn rest(channel: &str, as_receiver: bool) {
+    let client = Client::connect().unwrap();
+    let mut wait: Box<dyn FnMut()> = if as_receiver {
+        let mut receiver = client.receiver(channel).stay().open().unwrap();
+        Box::new(move || while !matches!(receiver.get_timeout(A_WHILE), Err(GetError::TimedOut)) {})
+    } else {
+        let mut sender = client.sender(channel).slot_size(64).slots(16).open().unwrap();
+        Box::new(move || assert!(sender.wait_for_receivers_timeout(usize::MAX, A_WHILE).is_err()))
+    };
+    println!("open");
+    let mut line = String::new();
+    while stdin().read_line(&mut line).unwrap() > 0 {
+        // What has come is read.
+        wait();
+        let worked = || Duration::from(clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).unwrap());
+        let before = worked();
+        wait();
+        let time = worked() - before;
+        println!(
+            "{}",
+            if time < A_WHILE / 10 { "asleep".into() } else { format!("at work for {time:?} of {A_WHILE:?}") }
+        );
+    }
+}
+
+/// Is linked as often as it may be, and receives nothing but what makes it a peer. If it is rude, it also says what it
+/// may not.
+fn attack(channel: &str, as_receiver: bool, is_rude: bool) -> ! {
     let broker = Address::default_for_user();
     let receiver = Role::Receiver { require: Protection::Volatile, accepts: Limits::DEFAULT };
     let (slot_bytes, max_slots) = (64, 16);
@@ -133,6 +164,9 @@ fn attack(channel: &str, as_receiver: bool) -> ! {
             hostile.say(&LinkMessage::Hello(Hello { board, skip_above: None, fences: false, wants_slots: false }));
         }
         let Hostile { link, .. } = hostile;
+        if is_rude {
+            link.send_bytes(b"not now").unwrap();
+        }
         kept.push(link);
     }
     println!("done");
@@ -168,6 +202,7 @@ impl Other {
         loop {
             let mut line = String::new();
             assert_ne!(self.output.read_line(&mut line).unwrap(), 0, "it has ended, and not said {words:?}");
+            assert!(!line.contains("at work"), "{line}");
             if line.trim_end().ends_with(words) {
                 return;
             }
@@ -254,5 +289,23 @@ fn peers_that_receive_nothing_keep_nobody_from_passing_descriptors() {
         attackers.iter_mut().for_each(Other::tell);
         attackers.iter_mut().for_each(|one| one.says("received"));
         assert!(attacked.iter_mut().all(|one| !one.process.has_ended()));
+    }
+}
+
+/// A socket that stays open, because something is under way over it or waits in it, wakes nobody.
+#[test]
+fn peers_that_receive_nothing_and_say_what_they_may_not_keep_nobody_awake() {
+    if !is_root() {
+        return;
+    }
+    for (honest, attacker) in [("sender", "receiver"), ("receiver", "sender")] {
+        let folder = tempfile::tempdir().unwrap();
+        let broker = broker(&folder);
+        let mut attacked = Other::start(&broker.address, &format!("rest c {honest}"), HONEST);
+        attacked.says("open");
+        let mut attack = Other::start(&broker.address, &format!("attack c {attacker} rude"), OTHER);
+        attack.says("done");
+        attacked.tell();
+        attacked.says("asleep");
     }
 }

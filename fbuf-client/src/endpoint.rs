@@ -300,7 +300,7 @@ const EVENTS: usize = 32;
 /// The sockets of an endpoint, and the eventfd of its inbox.
 #[derive(Debug)]
 pub(crate) struct Sockets {
-    epoll: Withheld<Epoll>,
+    epoll: Withheld<Arc<Epoll>>,
     wake: Arc<EventFd>,
     interrupts: InterruptHandle,
     hang_ups: Watch,
@@ -348,15 +348,26 @@ impl Sockets {
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
         epoll.add(wake.as_fd(), EpollEvent::new(EpollFlags::EPOLLIN, WAKE.to_bits()))?;
         let interrupts = InterruptHandle::new(wake.clone());
-        Ok(Self { epoll: epoll.into(), wake, interrupts, hang_ups })
+        Ok(Self { epoll: Arc::new(epoll).into(), wake, interrupts, hang_ups })
     }
 
     pub(crate) fn add(&self, socket: LinkSocket<'_>, link: LinkId) -> io::Result<()> {
-        socket.watch(&self.epoll, EpollFlags::EPOLLIN | EpollFlags::EPOLLRDHUP, link.to_bits())?;
+        self.hear(socket, link)?;
         self.hang_ups.add(socket, link)
     }
 
-    /// To be called before the socket is dropped: what was received from it may keep it open.
+    /// Wakes for what happens there, and [tells](Self::look) of it.
+    pub(crate) fn hear(&self, socket: LinkSocket<'_>, link: LinkId) -> io::Result<()> {
+        socket.watch(&self.epoll, EpollFlags::EPOLLIN | EpollFlags::EPOLLRDHUP, link.to_bits())
+    }
+
+    /// Does so no more, until it is to [again](Self::hear); but for hang-ups, of which the control thread tells.
+    pub(crate) fn ignore(&self, socket: LinkSocket<'_>) {
+        // One that is ignored already cannot be removed, which is as well.
+        let _ = socket.unwatch(&self.epoll);
+    }
+
+    /// To be called before the socket of a link is dropped over which something was received: that may keep it open.
     pub(crate) fn remove(&self, socket: LinkSocket<'_>) {
         // One that was never added cannot be removed, which is as well.
         let _ = socket.unwatch(&self.epoll);

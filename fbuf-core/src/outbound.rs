@@ -112,6 +112,9 @@ impl Expected {
     /// number of the first message.
     pub(crate) fn look(mut self, pool: &Pool, first_sequence: u64) -> Result<Result<Outbound, Self>, LinkEnd> {
         if let Some(heard) = self.heard.take() {
+            if self.has_hung_up() {
+                return Err(LinkEnd::HangUp);
+            }
             return Outbound::open(self, heard, pool, first_sequence);
         }
         match link::receive_first(&self.socket)? {

@@ -9,7 +9,7 @@ use std::{
     fmt,
     io::{self, IoSlice},
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
-    sync::Arc,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
     time::Duration,
 };
 
@@ -57,6 +57,8 @@ struct Socket {
     is_bounded: bool,
     /// Whether no message carries descriptors that may carry none, or the other side is of the same user.
     is_vetted: bool,
+    /// What [watches](LinkSocket::watch) it.
+    watched_by: Mutex<Vec<Weak<Epoll>>>,
     kept: Option<Kept>,
 }
 
@@ -66,7 +68,8 @@ type Kept = Box<dyn fmt::Debug + Send + Sync>;
 impl From<OwnedFd> for PacketSocket {
     fn from(descriptor: OwnedFd) -> Self {
         let (descriptor, generation) = (Arc::new(descriptor.into()), Generation::current());
-        Self(Socket { descriptor, generation, user: None, is_bounded: false, is_vetted: false, kept: None }.into())
+        let (user, is_bounded, is_vetted, watched_by, kept) = (None, false, false, Mutex::default(), None);
+        Self(Socket { descriptor, generation, user, is_bounded, is_vetted, watched_by, kept }.into())
     }
 }
 
@@ -81,6 +84,10 @@ impl Slow for Socket {
         if !self.generation.is_current() {
             // In a child of clone(2) it is its parent's; else nothing waits in it.
             return None;
+        }
+        // It may stay open, and would be ready for ever.
+        for epoll in self.watchers().drain(..).filter_map(|epoll| epoll.upgrade()) {
+            let _ = epoll.delete(self.descriptor.as_fd());
         }
         // Nothing more can come.
         let hung_up = shutdown(self.descriptor.as_raw_fd(), Shutdown::Both);
@@ -103,6 +110,11 @@ impl Drop for Socket {
 }
 
 impl Socket {
+    fn watchers(&self) -> MutexGuard<'_, Vec<Weak<Epoll>>> {
+        // Nothing panics while it is locked.
+        self.watched_by.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// The user of the other side, if what is under way to it is bounded.
     fn bounded(&self) -> Option<u32> {
         self.user.filter(|_| self.is_bounded)
@@ -522,20 +534,23 @@ impl PacketSocket {
 pub struct LinkSocket<'a>(&'a PacketSocket);
 
 impl LinkSocket<'_> {
-    /// Has an epoll tell of these events, with this data. It holds the socket no longer than the link does, but for what
-    /// was received over it and is held: to be [ended](Self::unwatch) before.
+    /// Has an epoll tell of these events, with this data, until the link is dropped; but for what was received over it
+    /// and is held: to be [ended](Self::unwatch) before.
     ///
     /// # Errors
     /// What epoll_ctl(2) says.
-    pub fn watch(self, epoll: &Epoll, events: EpollFlags, data: u64) -> io::Result<()> {
-        Ok(epoll.add(self.0.as_fd(), EpollEvent::new(events, data))?)
+    pub fn watch(self, epoll: &Arc<Epoll>, events: EpollFlags, data: u64) -> io::Result<()> {
+        epoll.add(self.0.as_fd(), EpollEvent::new(events, data))?;
+        self.0.0.watchers().push(Arc::downgrade(epoll));
+        Ok(())
     }
 
     /// Ends that.
     ///
     /// # Errors
     /// What epoll_ctl(2) says; also that it was not watched.
-    pub fn unwatch(self, epoll: &Epoll) -> io::Result<()> {
+    pub fn unwatch(self, epoll: &Arc<Epoll>) -> io::Result<()> {
+        self.0.0.watchers().retain(|other| !std::ptr::eq(other.as_ptr(), Arc::as_ptr(epoll)));
         Ok(epoll.delete(self.0.as_fd())?)
     }
 }

@@ -124,17 +124,27 @@ impl Sender {
     }
 
     pub(super) fn look_for(&mut self, expected: Expected) {
-        let peer = expected.peer();
+        let (peer, was_ignored) = (expected.peer(), expected.is_unanswered());
         match self.pool.link(expected) {
             Ok(Arrived::Here) => {
+                let index = self.pool.links().len() - 1;
+                if was_ignored && let Err(error) = self.sockets.hear(self.pool.links()[index].socket(), peer.link) {
+                    return self.end(index, LinkEnd::Exhausted(error.to_string()));
+                }
                 self.crowd.add(peer);
                 self.inbox.link(peer, None);
                 if self.pool.is_leased() {
                     // It may have given its slots already.
-                    self.attend_to(self.pool.links().len() - 1);
+                    self.attend_to(index);
                 }
             }
-            Ok(Arrived::NotYet(expected)) => self.expected.push(expected),
+            Ok(Arrived::NotYet(expected)) => {
+                // What it sends is not read before it is answered.
+                if expected.is_unanswered() {
+                    self.sockets.ignore(expected.socket());
+                }
+                self.expected.push(expected);
+            }
             Err(LinkEnd::HangUp | LinkEnd::Dropped) => self.inbox.forget(peer),
             Err(LinkEnd::Violation(violation)) => self.depart(peer, Farewell::Violation(violation), None),
             Err(LinkEnd::Exhausted(what)) => self.depart(peer, Farewell::Exhausted(what), None),
