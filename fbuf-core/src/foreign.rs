@@ -6,7 +6,7 @@ use std::{
 };
 
 use nix::{
-    fcntl::{FcntlArg, fcntl},
+    fcntl::{FcntlArg, SealFlag, fcntl},
     sys::stat::fstat,
 };
 
@@ -64,7 +64,7 @@ impl Foreign {
         self.0.into_inner().descriptor
     }
 
-    /// Whether it is memory: a file of shmem, or of huge pages. No file system is asked.
+    /// Whether it is memory: a memfd that can be sealed, or is. No file system is asked.
     #[must_use]
     pub fn is_memory(&self) -> bool {
         cfg!(miri) || is_memory(self.as_fd())
@@ -87,9 +87,11 @@ impl Foreign {
     }
 }
 
-/// Only memfds, files of tmpfs, and those of huge pages have seals, or none (`F_GET_SEALS` in fcntl(2)).
+/// Only memfds, files of tmpfs, and those of huge pages have seals, or none (`F_GET_SEALS` in fcntl(2)). Those of a file of
+/// a file system that was mounted are `F_SEAL_SEAL` for ever, which only a memfd of no use here has, too. A small file may
+/// be the last that is in use of a file system that was unmounted: then the thread that closes it frees all files of that.
 fn is_memory(descriptor: BorrowedFd<'_>) -> bool {
-    fcntl(descriptor, FcntlArg::F_GET_SEALS).is_ok()
+    fcntl(descriptor, FcntlArg::F_GET_SEALS).is_ok_and(|seals| seals != SealFlag::F_SEAL_SEAL.bits())
 }
 
 fn is_large(memory: BorrowedFd<'_>) -> bool {
@@ -113,7 +115,7 @@ impl AsFd for Foreign {
 mod tests {
     use super::*;
     use crate::memory::Reserved;
-    use std::{fs::File, sync::mpsc::channel, thread};
+    use std::{fs::File, io::Write, os::unix::fs::OpenOptionsExt, sync::mpsc::channel, thread};
 
     /// Says which thread drops it.
     #[derive(Debug)]
@@ -140,7 +142,8 @@ mod tests {
     fn memory_that_is_not_large_is_closed_here_and_nothing_else_is() {
         assert!(closes_here(memory(4096)));
         assert!(!closes_here(memory(LARGE)));
-        let behind_end = memfd::MemfdOptions::new().create("fbuf-test").unwrap().into_file();
+        let memfd = memfd::MemfdOptions::new().allow_sealing(true);
+        let behind_end = memfd.create("fbuf-test").unwrap().into_file();
         let keep = nix::fcntl::FallocateFlags::FALLOC_FL_KEEP_SIZE;
         nix::fcntl::fallocate(&behind_end, keep, 0, LARGE as i64).unwrap();
         assert!(!closes_here(behind_end.into()));
@@ -149,6 +152,20 @@ mod tests {
         for other in [reader, one, File::open("/dev/null").unwrap().into(), File::open("/").unwrap().into()] {
             assert!(!closes_here(other));
         }
+    }
+
+    /// Whoever closes the last file of a file system that was unmounted frees all that was in it.
+    #[test]
+    fn a_file_of_a_file_system_in_memory_is_no_memory_of_a_link() {
+        let mut options = File::options();
+        let mut file = options.read(true).write(true).custom_flags(libc::O_TMPFILE).open("/dev/shm").unwrap();
+        file.write_all(&[0; 4096]).unwrap();
+        assert!(fcntl(&file, FcntlArg::F_GET_SEALS).is_ok(), "/dev/shm is no tmpfs");
+        let file = OwnedFd::from(file);
+        assert!(!Foreign::from(file.try_clone().unwrap()).is_memory());
+        assert!(!closes_here(file));
+        // The control.
+        assert!(Foreign::from(memory(4096)).is_memory());
     }
 
     #[test]
