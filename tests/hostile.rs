@@ -17,7 +17,6 @@ use client::Hostile;
 use fbuf_broker::{Embedded, Policy};
 use fbuf_client::{Address, Client, ConnectError, Farewell, GetError, Receiver, Unsuitable, Violation};
 use fbuf_core::{
-    control::{Greeting, Limits, Role, Slots, VERSION, Verdict},
     lane::{LaneTable, LaneWriter, capacity_for},
     link::{Hello, LinkMessage, NewSegment, Welcome},
     memory::{Map, Reserved},
@@ -26,6 +25,7 @@ use fbuf_core::{
     socket::PacketSocket,
     wire::{Descriptor, Letter},
 };
+use fbuf_protocol::{Greeting, Limits, Role, Slots, VERSION, Verdict};
 use support::{Memory, Process, SOON, is_root};
 
 /// What a hostile client does, and how it is called.

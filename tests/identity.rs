@@ -10,7 +10,8 @@ use std::{collections::BTreeSet, time::Duration};
 use client::Hostile;
 use fbuf_broker::{Embedded, Policy};
 use fbuf_client::{Address, Client, GetError, Mechanism, Receiver, Sender};
-use fbuf_core::control::{Earlier, LinkId, Resource, Role, Secret, Slots};
+use fbuf_core::peer::LinkId;
+use fbuf_protocol::{Earlier, Resource, Role, Secret, Slots};
 use support::{SOON, until};
 
 const SENDER: Role =

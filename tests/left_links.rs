@@ -16,7 +16,6 @@ use std::{
 use fbuf_client::{Address, Client, GetError, Receiver};
 use fbuf_core::{
     board::BoardTable,
-    control::{Limits, Role, Slots},
     lane::{LaneTable, capacity_for},
     limits::MAX_ENDS_OF_USER,
     link::{Hello, LinkMessage, NewSegment, Welcome},
@@ -24,6 +23,7 @@ use fbuf_core::{
     protection::{Mechanism, Protection},
     socket::Arrival,
 };
+use fbuf_protocol::{Limits, Role, Slots};
 use hostile::Hostile;
 use support::{BrokerProcess, Holdings, Process, SOON, is_root, until};
 

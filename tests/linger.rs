@@ -33,7 +33,6 @@ use std::{
 use fbuf_client::{Address, Client, Farewell, GetError, Receiver, Sender};
 use fbuf_core::{
     board::BoardTable,
-    control::{Limits, Role, Slots},
     foreign::Foreign,
     lane::{LaneTable, capacity_for},
     limits::MAX_MESSAGE,
@@ -43,6 +42,7 @@ use fbuf_core::{
     socket::{Arrival, PacketSocket},
     wire::{self, Descriptor, Letter},
 };
+use fbuf_protocol::{Limits, Role, Slots};
 use hostile::{Hostile, Member, greet};
 use lingering::{lingering, pass};
 use nix::{libc, unistd::geteuid};

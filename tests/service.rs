@@ -97,10 +97,8 @@ fn the_log_names_clients_channels_and_refusals() {
 
 #[test]
 fn a_client_of_another_version_is_told() {
-    use fbuf_core::{
-        control::{Greeting, VERSION, Verdict},
-        socket::{Arrival, PacketSocket},
-    };
+    use fbuf_core::socket::{Arrival, PacketSocket};
+    use fbuf_protocol::{Greeting, VERSION, Verdict};
     let folder = tempfile::tempdir().unwrap();
     let broker = BrokerProcess::start(&folder.path().join("broker"));
     let connect = || PacketSocket::connect(&broker.address.to_kernel().unwrap(), support::SOON).unwrap();
@@ -127,11 +125,8 @@ fn a_client_of_another_version_is_told() {
 /// A broker that answers as one of another version would: what a user of this one sees.
 #[test]
 fn a_broker_of_another_version_is_named() {
-    use fbuf_core::{
-        control::{Greeting, Verdict},
-        socket::PacketSocket,
-        sys,
-    };
+    use fbuf_core::{socket::PacketSocket, sys};
+    use fbuf_protocol::{Greeting, Verdict};
     use std::os::fd::AsFd;
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("broker");

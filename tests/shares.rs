@@ -15,10 +15,8 @@ use std::{
 
 use client::Hostile;
 use fbuf_client::{Address, Client, ConnectError, Mechanism};
-use fbuf_core::{
-    control::{Role, Slots},
-    limits::MAX_GROUPS,
-};
+use fbuf_core::limits::MAX_GROUPS;
+use fbuf_protocol::{Role, Slots};
 use nix::{
     sys::resource::{Resource, getrlimit, setrlimit},
     unistd::{setgroups, setresgid, setresuid},

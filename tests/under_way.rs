@@ -22,13 +22,13 @@ use std::{
 use fbuf_client::{Address, Client, GetError, Mechanism};
 use fbuf_core::{
     board::BoardTable,
-    control::{Limits, Role, Slots},
     limits::{MAX_DESCRIPTORS, MAX_ENDS_OF_USER},
     link::{Hello, LinkMessage},
     protection::Protection,
     socket::{Arrival, PacketSocket},
     wire::Letter,
 };
+use fbuf_protocol::{Limits, Role, Slots};
 use hostile::Hostile;
 use nix::{
     poll::{PollFd, PollFlags, PollTimeout, poll},

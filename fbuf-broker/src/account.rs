@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use fbuf_core::control::{Resource, Spent};
+use fbuf_protocol::{Resource, Spent};
 
 use crate::{
     policy::Quota,

@@ -3,7 +3,8 @@
 
 use std::{io, sync::mpsc, thread};
 
-use fbuf_core::{address::Address, fork::Generation, sys, threads};
+use fbuf_core::{fork::Generation, sys, threads};
+use fbuf_protocol::{address::Address, runtime};
 use tokio::sync::oneshot;
 
 use crate::{Broker, Listener, Policy};
@@ -63,7 +64,7 @@ impl Embedded {
         let (started, start) = mpsc::sync_channel(1);
         // The caller may itself be run by a runtime, in which no other may be run or dropped.
         let thread = threads::spawn("fbuf-broker", move || {
-            let runtime = match sys::runtime() {
+            let runtime = match runtime::new() {
                 Ok(runtime) => runtime,
                 Err(error) => return drop(started.send(Err(error))),
             };

@@ -11,7 +11,8 @@ use std::{
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
-use fbuf_core::{address::Address, socket::Listening};
+use fbuf_core::socket::Listening;
+use fbuf_protocol::address::Address;
 use nix::{
     errno::Errno,
     sys::socket::{

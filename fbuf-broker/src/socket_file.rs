@@ -14,7 +14,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use fbuf_core::{address::Address, fork::Generation, socket::PacketSocket};
+use fbuf_core::{fork::Generation, socket::PacketSocket};
+use fbuf_protocol::address::Address;
 use nix::{
     errno::Errno,
     fcntl::{AtFlags, Flock, FlockArg, OFlag, open, openat},

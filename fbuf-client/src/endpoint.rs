@@ -12,18 +12,15 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::{
-    hangup::{Alarm, Watch},
-    interrupt::InterruptHandle,
-};
 use fbuf_core::{
-    control::{LinkId, Report},
     fork::{Notice, Withheld},
-    inbound::{Holdings, Peer},
+    inbound::Holdings,
     introduced::Introduced,
+    peer::{LinkId, Peer},
     shares::{self, MOST_LINKS, Share},
     socket::LinkSocket,
 };
+use fbuf_protocol::Report;
 use nix::{
     errno::Errno,
     poll::{PollFd, PollFlags, PollTimeout, poll},
@@ -31,6 +28,11 @@ use nix::{
         epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout},
         eventfd::{EfdFlags, EventFd},
     },
+};
+
+use crate::{
+    hangup::{Alarm, Watch},
+    interrupt::InterruptHandle,
 };
 
 /// Where the control thread brings introductions.
@@ -423,7 +425,7 @@ impl Sockets {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use fbuf_core::socket::Credentials;
+    use fbuf_core::peer::Credentials;
 
     /// A broker that died between two introductions leaves half a link, and the next one makes a whole one.
     #[test]

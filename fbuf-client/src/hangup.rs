@@ -12,11 +12,11 @@ use std::{
 };
 
 use fbuf_core::{
-    control::LinkId,
     fork::{Generation, Withheld},
+    peer::LinkId,
     socket::LinkSocket,
-    sys,
 };
+use fbuf_protocol::runtime;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 
 /// What is told of a hang-up.
@@ -51,7 +51,7 @@ impl HangUps {
 
     /// Tells endpoints for as long as it is polled, on the control thread.
     pub(crate) async fn run(self: Arc<Self>) -> io::Result<()> {
-        let epoll = sys::watch_epoll(self.epoll.clone())?;
+        let epoll = runtime::watch_epoll(self.epoll.clone())?;
         loop {
             epoll.readable().await?.clear_ready();
             while self.tell() == EVENTS {}

@@ -44,19 +44,20 @@ mod wait;
 pub use client::{Client, ClientBuilder, ConnectError, OpenError};
 pub use fbuf_core::{
     abort::Abort,
-    address::Address,
-    channel::{ChannelName, ChannelNameError},
-    control::{ClientStatus, EndStatus, EndpointStatus, Mismatch, Oldest, Refusal, Report, Resource, Spent, Unpaired},
     fork::Forked,
-    inbound::Peer,
     loan::{Fbuf, Private, Received, Retained, TooLarge},
     memory::{MemoryError, Pages, Sealed},
+    peer::{Credentials, Peer},
     pool::Places,
     protection::{Mechanism, Protection},
     slot::GeometryError,
-    socket::Credentials,
     unread::Unread,
     violation::{Unsuitable, Violation},
+};
+pub use fbuf_protocol::{
+    ClientStatus, EndStatus, EndpointStatus, Mismatch, Oldest, Refusal, Report, Resource, Spent, Unpaired,
+    address::Address,
+    channel::{ChannelName, ChannelNameError},
 };
 pub use interrupt::InterruptHandle;
 pub use receiver::{GetError, Receiver, ReceiverBuilder, ReceiverCounters};

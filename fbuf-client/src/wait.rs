@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use fbuf_core::inbound::Peer;
+use fbuf_core::peer::Peer;
 use nix::{
     sched::{CpuSet, sched_getaffinity},
     unistd::{Pid, SysconfVar, sysconf},
@@ -404,7 +404,7 @@ mod tests {
 
     #[test]
     fn nobody_looks_for_what_only_another_on_the_same_processor_can_do() {
-        use fbuf_core::{control::LinkId, socket::Credentials};
+        use fbuf_core::peer::{Credentials, LinkId};
         let process = Credentials { pid: std::process::id() as i32, uid: 0, gid: 0 };
         let one = Peer { endpoint: 1, process, same_user: true, trusted: true, link: LinkId::default() };
         let other = Peer { endpoint: 2, process: Credentials { pid: 0, ..process }, ..one };

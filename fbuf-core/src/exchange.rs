@@ -6,16 +6,17 @@ use std::sync::Arc;
 use nix::{sys::eventfd::EventFd, unistd::geteuid};
 
 use crate::{
-    control::Lodging,
-    inbound::{Answered, Greeted, Inbound, Peer},
+    inbound::{Answered, Greeted, Inbound},
+    introduced::Lodging,
     link::LinkEnd,
     loan::Received,
     memory::{Leasable, Pages},
     outbound::{Arrived, Expected},
+    peer::{Credentials, Peer},
     pool::{Places, Pool},
     protection::Mechanism,
     slot::Geometry,
-    socket::{Credentials, PacketSocket},
+    socket::PacketSocket,
 };
 
 fn geometry(slots: u64) -> Geometry {
@@ -37,7 +38,7 @@ fn link_by(pool: &mut Pool, mechanism: Mechanism, lodging: Lodging, skip_above: 
         process: Credentials { pid: 1, uid: 1, gid: 1 },
         same_user: true,
         trusted: true,
-        link: crate::control::LinkId::default(),
+        link: crate::peer::LinkId::default(),
     };
     let (its, own) = PacketSocket::pair().unwrap();
     let (its, own) = (PacketSocket::new(its).unwrap(), PacketSocket::new(own).unwrap());

@@ -16,17 +16,18 @@ use proptest::{collection::vec, prelude::*, sample::Index};
 
 use crate::{
     board::BoardTable,
-    control::{LinkId, Lodging},
-    inbound::{Answered, Greeted, Inbound, Peer},
+    inbound::{Answered, Greeted, Inbound},
+    introduced::Lodging,
     lane::{LaneTable, LaneWriter, capacity_for},
     limits::MAX_SEQUENCE,
     link::{self, Hello, LinkEnd, LinkMessage, NewSegment, OneShot, Right, Welcome},
     memory::{Leasable, Map, Pages, Reserved},
     outbound::{Arrived, Expected},
+    peer::{Credentials, LinkId, Peer},
     pool::{Pool, Published, Unsent},
     protection::Mechanism,
     slot::{Geometry, SlotId},
-    socket::{Credentials, PacketSocket},
+    socket::PacketSocket,
     violation::Violation,
     wire::{self, Descriptor, Letter},
 };

@@ -11,14 +11,60 @@
 
 use std::io;
 
+use serde::{Deserialize, Serialize};
+
 use crate::{
-    control::{Introduction, Lodging},
-    inbound::{GreetError, Greeted, Peer},
+    inbound::{GreetError, Greeted},
     outbound::Expected,
+    peer::Peer,
     protection::Mechanism,
     slot::{Geometry, GeometryError},
     socket::PacketSocket,
+    wire::Descriptor,
 };
+
+/// The slots of a link, as its receiver hears of them.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum Lodging {
+    /// In segments, which the sender tells of.
+    Segments,
+    /// Each is memory of its own. It is the word of the broker, who made them, that they can be leased.
+    Given(Vec<Descriptor>),
+    /// Each is memory of its own, which the receiver is to make.
+    Yours,
+    /// Each is memory of its own, which the sender hands over.
+    Theirs,
+}
+
+/// A link that is to be made: a sender and a receiver get one each.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Introduction {
+    /// Which endpoint of this client it is for.
+    pub endpoint: u64,
+    /// Who is at the other end.
+    pub peer: Peer,
+    /// Bytes of a slot of the sender.
+    pub slot_bytes: u64,
+    /// The most slots the sender will ever have.
+    pub max_slots: u64,
+    /// How messages are protected on this link.
+    pub mechanism: Mechanism,
+    /// Where its slots are.
+    pub lodging: Lodging,
+    /// This end of the link socket.
+    pub socket: Descriptor,
+}
+
+impl Introduction {
+    /// How many descriptors it carries.
+    #[must_use]
+    pub fn descriptors(&self) -> usize {
+        match &self.lodging {
+            Lodging::Given(slots) => 1 + slots.len(),
+            Lodging::Segments | Lodging::Yours | Lodging::Theirs => 1,
+        }
+    }
+}
 
 /// A link that is to be made, by the word of the broker.
 #[derive(Debug)]
@@ -49,7 +95,7 @@ impl Introduction {
     /// Safe code cannot do so:
     ///
     /// ```compile_fail,E0133
-    /// fn claim(introduction: fbuf_core::control::Introduction) {
+    /// fn claim(introduction: fbuf_core::introduced::Introduction) {
     ///     let _ = introduction.assume_genuine();
     /// }
     /// ```
@@ -127,7 +173,7 @@ impl Introduced {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{control::LinkId, socket::Credentials};
+    use crate::peer::{Credentials, LinkId};
 
     fn introduction(mechanism: Mechanism, lodging: Lodging, max_slots: u64) -> Introduction {
         Introduction {

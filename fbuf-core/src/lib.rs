@@ -1,4 +1,4 @@
-//! The memory of fbuf and its rules, and the protocols that carry it: what broker and clients share.
+//! The memory of fbuf and its rules: what two processes share, and how neither can harm the other.
 //!
 //! Programs link `fbuf-client`; this crate is its inside.
 //!
@@ -62,13 +62,7 @@ mod scarce;
 
 // Everything that touches the kernel. The models (`--cfg loom`) need none of it.
 #[cfg(not(loom))]
-pub mod address;
-#[cfg(not(loom))]
 pub mod apart;
-#[cfg(not(loom))]
-pub mod channel;
-#[cfg(not(loom))]
-pub mod control;
 #[cfg(not(loom))]
 pub mod foreign;
 #[cfg(not(loom))]
@@ -89,6 +83,8 @@ pub mod loan;
 pub mod memory;
 #[cfg(not(loom))]
 pub mod outbound;
+#[cfg(not(loom))]
+pub mod peer;
 #[cfg(not(loom))]
 pub mod pool;
 #[cfg(not(loom))]

@@ -32,7 +32,7 @@ use crate::{
     wire::Descriptor,
 };
 
-pub use crate::inbound::Peer;
+pub use crate::peer::Peer;
 
 /// A receiver that was introduced and has not yet said hello.
 #[derive(Debug)]

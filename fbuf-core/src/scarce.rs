@@ -13,20 +13,21 @@ use nix::sys::{
 };
 
 use crate::{
-    control::Lodging,
-    inbound::{Answered, Greeted, Inbound, Peer},
+    inbound::{Answered, Greeted, Inbound},
+    introduced::Lodging,
     limits::{MAX_LEASED, MAX_ONE_SHOTS},
     outbound::{Arrived, Expected, NoRoom},
+    peer::{Credentials, Peer},
     pool::{Pool, Published, Unsent},
     protection::Mechanism,
     slot::Geometry,
-    socket::{Credentials, PacketSocket},
+    socket::PacketSocket,
 };
 
 fn peer() -> Peer {
     Peer {
         endpoint: 1,
-        link: crate::control::LinkId::default(),
+        link: crate::peer::LinkId::default(),
         process: Credentials { pid: 1, uid: 1, gid: 1 },
         same_user: true,
         trusted: true,

@@ -12,7 +12,7 @@ use std::{
 
 use nix::sys::resource::{Resource, getrlimit};
 
-use crate::{fork::Generation, inbound::Peer, limits::MAX_ENDS_OF_USER};
+use crate::{fork::Generation, limits::MAX_ENDS_OF_USER, peer::Peer};
 
 /// How many links with one other user an endpoint has at most: as many as that user may have endpoints on the channel.
 pub const MOST_LINKS: usize = MAX_ENDS_OF_USER;

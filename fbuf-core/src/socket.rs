@@ -30,8 +30,9 @@ use crate::{
     apart::{Apart, Cause, Slow},
     foreign::Foreign,
     fork::{Generation, Withheld},
-    inbound::Peer,
     limits::{MAX_AT_ONCE, MAX_DESCRIPTORS, SEND_BUFFER},
+    peer::Credentials,
+    peer::Peer,
     shares,
     sys::{self, First},
     under_way::{self, Kind},
@@ -566,27 +567,6 @@ fn widen(socket: &OwnedFd) {
         let wanted = SEND_BUFFER / 2;
         if setsockopt(socket, sockopt::SndBufForce, &wanted).is_err() {
             let _ = setsockopt(socket, sockopt::SndBuf, &wanted);
-        }
-    }
-}
-
-/// A process, as SO_PEERCRED names it (unix(7)).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub struct Credentials {
-    /// Its process id; 0 if it lives in a PID namespace that cannot be seen from here.
-    pub pid: i32,
-    /// Its effective user id.
-    pub uid: u32,
-    /// Its effective group id.
-    pub gid: u32,
-}
-
-/// As errors name it.
-impl fmt::Display for Credentials {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.pid {
-            0 => write!(f, "a process of user {} in another PID namespace", self.uid),
-            pid => write!(f, "process {pid}"),
         }
     }
 }

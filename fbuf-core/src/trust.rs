@@ -8,7 +8,7 @@
 //! (`Mechanism::seen_from`), and a slot is not taken ([`Gift`](crate::link::Gift)). That a peer is trusted only the broker
 //! says ([`introduced`](crate::introduced)).
 
-use crate::{inbound::Peer, protection::Mechanism};
+use crate::{peer::Peer, protection::Mechanism};
 
 /// A peer that this process trusts not to change memory that the peer could change: a process of the same user, which
 /// can write the memory of this one anyway (ptrace(2)), or one that the policy of the broker trusts.
@@ -43,7 +43,7 @@ impl Mechanism {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::socket::Credentials;
+    use crate::peer::Credentials;
 
     #[test]
     fn what_an_untrusted_peer_could_change_is_copied() {
@@ -53,7 +53,7 @@ mod tests {
             process,
             same_user,
             trusted,
-            link: crate::control::LinkId::default(),
+            link: crate::peer::LinkId::default(),
         };
         for mechanism in [Mechanism::Shared, Mechanism::Copy, Mechanism::Lease, Mechanism::OneShot] {
             for trusted in [peer(true, true), peer(true, false), peer(false, true)] {

@@ -189,18 +189,16 @@ pub(crate) fn close(user: u32, socket: &Withheld<OwnedFd>) {
 
 #[cfg(all(test, not(miri)))]
 mod tests {
+    use super::*;
+    use crate::{
+        peer::{Credentials, LinkId, Peer},
+        socket::{Arrival, PacketSocket},
+        wire::Letter,
+    };
     use std::{
         fs::File,
         thread,
         time::{Duration, Instant},
-    };
-
-    use super::*;
-    use crate::{
-        control::LinkId,
-        inbound::Peer,
-        socket::{Arrival, Credentials, PacketSocket},
-        wire::Letter,
     };
 
     /// A link socket with a peer of a user that no other test knows, and the peer's end.

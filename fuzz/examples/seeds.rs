@@ -2,18 +2,11 @@
 //!
 //! To be run in `fuzz/` after the formats have changed: `RUSTFLAGS="--cfg fuzzing" cargo run --example seeds`
 
-use std::{fs, fs::File, path::Path};
+use std::{fs::{self, File}, path::Path};
 
-use fbuf_core::{
-    control::{
-        ControlRequest, ControlResponse, Earlier, Introduction, Limits, Lodging, Mismatch, News, Oldest, Open, Opened,
-        Parcel, Refusal, Report, Role, Slots, Unpaired,
-    },
-    link::{Hello, LinkMessage, NewSegment, OneShot, Right, Welcome},
-    protection::{Mechanism, Protection},
-    wire::{self, Descriptor},
-};
-use fbuf_fuzz::{SLOT_BYTES, SLOTS, link as link_id, peer, secret};
+use fbuf_core::{introduced::{Introduction, Lodging}, link::{Hello, LinkMessage, NewSegment, OneShot, Right, Welcome}, protection::{Mechanism, Protection}, wire::{self, Descriptor}};
+use fbuf_fuzz::{SLOTS, SLOT_BYTES, link as link_id, peer, secret};
+use fbuf_protocol::{ControlRequest, ControlResponse, Earlier, Limits, Mismatch, News, Oldest, Open, Opened, Parcel, Refusal, Report, Role, Slots, Unpaired};
 use serde::Serialize;
 use tarpc::{ClientMessage, Request, Response, ServerError, context};
 

@@ -1,37 +1,10 @@
 //! Both halves of a link, each with a peer whose memory and socket are in the hands of a fuzzer.
 
-use std::{
-    fs::File,
-    os::{
-        fd::{AsFd, AsRawFd, OwnedFd},
-        unix::fs::FileExt,
-    },
-    sync::Arc,
-    thread,
-    time::{Duration, Instant},
-};
+use std::{fs::File, os::{fd::{AsFd, AsRawFd, OwnedFd}, unix::fs::FileExt}, sync::Arc, thread, time::{Duration, Instant}};
 
-use fbuf_core::{
-    control::{Introduction, LinkId, Lodging, Secret},
-    inbound::{Answered, Greeted, Peer},
-    introduced::Introduced,
-    link::{LinkEnd, NewSegment},
-    memory::{Leasable, Map, Pages, Reserved},
-    outbound::{Arrived, Expected},
-    pool::Pool,
-    protection::Mechanism,
-    slot::Geometry,
-    socket::{Credentials, PacketSocket},
-    wire::{self, Descriptor},
-};
-use nix::{
-    fcntl::{FcntlArg, SealFlag, fcntl},
-    sys::{
-        eventfd::EventFd,
-        memfd::{MFdFlags, memfd_create},
-    },
-    unistd::{ftruncate, geteuid},
-};
+use fbuf_core::{inbound::{Answered, Greeted}, introduced::{Introduced, Introduction, Lodging}, link::{LinkEnd, NewSegment}, memory::{Leasable, Map, Pages, Reserved}, outbound::{Arrived, Expected}, peer::{Credentials, LinkId, Peer}, pool::Pool, protection::Mechanism, slot::Geometry, socket::PacketSocket, wire::{self, Descriptor}};
+use fbuf_protocol::Secret;
+use nix::{fcntl::{FcntlArg, SealFlag, fcntl}, sys::{eventfd::EventFd, memfd::{MFdFlags, memfd_create}}, unistd::{ftruncate, geteuid}};
 
 /// How many slots a sender has.
 pub const SLOTS: u32 = 4;

@@ -4,30 +4,10 @@
 //! that was named, each slot is held once and allocated once; nothing panics, ends by a signal, or stays open.
 #![no_main]
 
-use std::{
-    collections::BTreeSet,
-    os::fd::{AsFd, OwnedFd},
-    sync::atomic::Ordering,
-};
+use std::{collections::BTreeSet, os::fd::{AsFd, OwnedFd}, sync::atomic::Ordering};
 
 use arbitrary::{Result, Unstructured};
-use fbuf_core::{
-    board::BoardTable,
-    control::Lodging,
-    inbound::{Answered, Inbound},
-    lane::{LaneTable, capacity_for},
-    limits::MAX_SEGMENTS,
-    link::{Hello, LinkEnd, LinkMessage, NewSegment, Welcome},
-    loan::{Fbuf, Received},
-    memory::Map,
-    outbound::Arrived,
-    pool::{Pool, Unsent},
-    protection::Mechanism,
-    slot::Geometry,
-    socket::{Arrival, PacketSocket},
-    violation::Violation,
-    wire,
-};
+use fbuf_core::{board::BoardTable, inbound::{Answered, Inbound}, introduced::Lodging, lane::{LaneTable, capacity_for}, limits::MAX_SEGMENTS, link::{Hello, LinkEnd, LinkMessage, NewSegment, Welcome}, loan::{Fbuf, Received}, memory::Map, outbound::Arrived, pool::{Pool, Unsent}, protection::Mechanism, slot::Geometry, socket::{Arrival, PacketSocket}, violation::Violation, wire};
 use fbuf_fuzz::{all_are_closed, answer, filled, greet, head_of, introduced, next_descriptor, peer, sealed, wake};
 use libfuzzer_sys::fuzz_target;
 use nix::{fcntl::SealFlag, sys::stat::fstat};

@@ -81,7 +81,7 @@ pub(crate) fn run(arguments: Arguments, place: &Place) -> Result<(), Failure> {
     allow_descriptors();
     let policy = arguments.policy()?;
     name_unknown(&policy);
-    let runtime = fbuf_core::sys::runtime()?;
+    let runtime = fbuf_protocol::runtime::new()?;
     // Before there is a socket: the first process of a container does not hear a signal that it does not catch.
     let [mut terminate, mut interrupt, mut reload] = {
         let _context = runtime.enter();

@@ -2,7 +2,7 @@
 
 use std::{env, io, os::fd::AsRawFd};
 
-use fbuf_core::address::{Address, VARIABLE, set_aside};
+use fbuf_protocol::address::{Address, VARIABLE, set_aside};
 use nix::{
     errno::Errno,
     sys::socket::{AddressFamily, SockFlag, SockType, connect, socket},

@@ -4,7 +4,7 @@ use std::{convert::Infallible, fmt, io, time::Duration};
 
 use fbuf_broker::Broker;
 use fbuf_client::{EndpointStatus, Report};
-use fbuf_core::control::Resource;
+use fbuf_protocol::Resource;
 use http_body_util::Full;
 use hyper::{
     Method, Request, Response, StatusCode,

@@ -14,13 +14,13 @@ use std::{
 
 use fbuf_client::{Address, Client, Mechanism};
 use fbuf_core::{
-    control::{Role, Slots},
     lane::{LaneTable, LaneWriter, capacity_for},
     link::{LinkMessage, NewSegment, OneShot, Welcome},
     memory::Reserved,
     slot::{Geometry, SlotId},
     wire::{self, Descriptor},
 };
+use fbuf_protocol::{Role, Slots};
 use io_uring::{IoUring, opcode, types};
 use nix::{
     fcntl::{FallocateFlags, FcntlArg, SealFlag, fallocate, fcntl},

@@ -12,12 +12,12 @@ use std::{
 use fbuf_client::{Address, Client, Farewell, Mismatch, Sender, Unpaired};
 use fbuf_core::{
     board::BoardTable,
-    control::{Limits, Role},
     link::{Hello, LinkMessage, Right},
     memory::Leasable,
     protection::Protection,
     violation::{Unsuitable, Violation},
 };
+use fbuf_protocol::{Limits, Role};
 use nix::{
     fcntl::{FallocateFlags, fallocate},
     unistd::geteuid,

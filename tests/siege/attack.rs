@@ -1,13 +1,11 @@
 //! The attacks, and what stops each of them.
 
 use fbuf_client::Violation;
-use fbuf_core::{
-    control::Resource,
-    limits::{
-        GREETING_TIME, MAX_ANSWERS, MAX_AT_ONCE, MAX_DESCRIPTORS, MAX_ENDS_OF_USER, MAX_MESSAGE, MAX_REQUESTS,
-        MAX_SEGMENTS, MAX_WAITING, OTHERS_SLOTS,
-    },
+use fbuf_core::limits::{
+    GREETING_TIME, MAX_ANSWERS, MAX_AT_ONCE, MAX_DESCRIPTORS, MAX_ENDS_OF_USER, MAX_MESSAGE, MAX_REQUESTS,
+    MAX_SEGMENTS, MAX_WAITING, OTHERS_SLOTS,
 };
+use fbuf_protocol::Resource;
 
 /// Requests in a second that the attackers' user may make.
 pub const REQUESTS_PER_SECOND: u32 = 1000;

@@ -12,10 +12,6 @@ use std::{
 };
 
 use fbuf_core::{
-    control::{
-        Accepted, ControlRequest, ControlResponse, Greeting, Limits, MAX_INTRODUCTIONS, MAX_PAGE, Mismatch, Refusal,
-        Resource, Role, Slots, VERSION, Verdict,
-    },
     limits::{
         GREETING_TIME, MAX_ANSWERS, MAX_ENDS_OF_USER, MAX_LEASED, MAX_MESSAGE, MAX_REQUESTS, MAX_WAITING, OTHERS_SLOTS,
     },
@@ -23,6 +19,10 @@ use fbuf_core::{
     protection::{Mechanism, Protection},
     socket::PacketSocket,
     wire::Letter,
+};
+use fbuf_protocol::{
+    Accepted, ControlRequest, ControlResponse, Greeting, Limits, MAX_INTRODUCTIONS, MAX_PAGE, Mismatch, Refusal,
+    Resource, Role, Slots, VERSION, Verdict,
 };
 use nix::{
     poll::{PollFd, PollFlags, PollTimeout, poll},

@@ -10,14 +10,15 @@ use std::{
 
 use fbuf_client::Address;
 use fbuf_core::{
-    control::{
-        Call, ControlRequest, ControlResponse, Greeting, Introduction, News, Open, Opened, Refusal, Resource, Role,
-        Unpaired, VERSION, Verdict,
-    },
     foreign::Foreign,
+    introduced::Introduction,
     limits::MAX_MESSAGE,
     socket::{Arrival, PacketSocket},
     wire::{self, Letter},
+};
+use fbuf_protocol::{
+    Call, ControlRequest, ControlResponse, Greeting, News, Open, Opened, Refusal, Resource, Role, Unpaired, VERSION,
+    Verdict,
 };
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 

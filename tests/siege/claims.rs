@@ -2,11 +2,8 @@
 
 use std::collections::BTreeSet;
 
-use fbuf_core::{
-    control::{ControlRequest, Earlier, LinkId, Open, Opened, Refusal, Role, Secret},
-    limits::MAX_LINKS,
-    wire,
-};
+use fbuf_core::{limits::MAX_LINKS, peer::LinkId, wire};
+use fbuf_protocol::{ControlRequest, Earlier, Open, Opened, Refusal, Role, Secret};
 
 use crate::{
     attacker::{RECEIVER, SENDER},

@@ -15,7 +15,6 @@ use std::{
 
 use fbuf_core::{
     board::{BoardReader, BoardTable, BoardView, BoardWriter},
-    control::{ControlRequest, Role},
     lane::{LaneReader, LaneTable, LaneView, LaneWriter, Note, capacity_for},
     limits::{MAX_AT_ONCE, MAX_MESSAGE, MAX_SEQUENCE},
     link::{Hello, LinkMessage, NewSegment, Welcome},
@@ -25,6 +24,7 @@ use fbuf_core::{
     socket::PacketSocket,
     wire::{self, Descriptor, Letter},
 };
+use fbuf_protocol::{ControlRequest, Role};
 
 use crate::{
     attack::Attack,

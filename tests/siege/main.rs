@@ -29,7 +29,7 @@ use std::{
 
 use attack::{Attack, BOARD_SLOTS, MOST_SLOTS, REQUESTS_PER_SECOND, Report, quota};
 use fbuf_client::{AllocateError, Client, Departure, Farewell, GetError, Mechanism, Peer, Receiver, Sender, Wait};
-use fbuf_core::control::Resource;
+use fbuf_protocol::Resource;
 use nix::unistd::geteuid;
 use support::{BrokerProcess, Holdings, Process, SOON, is_root, settled, until, until_is};
 

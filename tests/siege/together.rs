@@ -4,10 +4,10 @@
 use std::io::{self, Read};
 
 use fbuf_core::{
-    control::{Refusal, Resource, Role, Slots},
     limits::{MAX_ENDS_OF_USER, MAX_LEASED},
     protection::Mechanism,
 };
+use fbuf_protocol::{Refusal, Resource, Role, Slots};
 
 use super::*;
 use crate::{

@@ -4,11 +4,12 @@ use std::time::Duration;
 
 use fbuf_client::Address;
 use fbuf_core::{
-    control::{ClientTransport, ControlClient, Earlier, Greeting, Introduction, Open, Role, VERSION, Verdict},
+    introduced::Introduction,
     link::LinkMessage,
     socket::{Arrival, PacketSocket},
-    sys, wire,
+    wire,
 };
+use fbuf_protocol::{ClientTransport, ControlClient, Earlier, Greeting, Open, Role, VERSION, Verdict};
 use tarpc::context;
 
 /// Longer than an answer takes.
@@ -41,7 +42,7 @@ impl Member {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let channel = channel.to_owned();
         let control = runtime.block_on(async {
-            let transport = ClientTransport::new(sys::watch(socket).unwrap());
+            let transport = ClientTransport::new(fbuf_protocol::runtime::watch(socket).unwrap());
             let control = ControlClient::new(tarpc::client::Config::default(), transport).spawn();
             let open = Open { channel, role, users: None, earlier };
             control.open(context::current(), 1, open).await.unwrap().unwrap();

@@ -4,12 +4,12 @@ use std::os::fd::AsFd;
 
 use fbuf_client::Address;
 use fbuf_core::{
-    control::{Call, ControlRequest, Greeting, VERSION, Verdict},
     foreign::Foreign,
     limits::MAX_MESSAGE,
     socket::{Arrival, PacketSocket},
     wire,
 };
+use fbuf_protocol::{Call, ControlRequest, Greeting, VERSION, Verdict};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::SOON;

@@ -3,10 +3,8 @@
 use std::{io, thread};
 
 use fbuf_client::{Address, Client, Wait};
-use fbuf_core::{
-    control::{ControlRequest, Greeting, Resource, VERSION, Verdict},
-    socket::PacketSocket,
-};
+use fbuf_core::socket::PacketSocket;
+use fbuf_protocol::{ControlRequest, Greeting, Resource, VERSION, Verdict};
 
 use super::{
     SLOT, SLOTS, SOON,

@@ -2,11 +2,11 @@
 
 use fbuf_client::{Address, Mechanism, Protection};
 use fbuf_core::{
-    control::{ControlRequest, ControlResponse, Limits, Open, Refusal, Resource, Role, Slots},
     limits::{MAX_LEASED, MAX_SLOT_BYTES, MAX_SLOTS},
     socket::PacketSocket,
     wire,
 };
+use fbuf_protocol::{ControlRequest, ControlResponse, Limits, Open, Refusal, Resource, Role, Slots};
 
 use super::connection::{greet, send, several, wait_for};
 use crate::Result;

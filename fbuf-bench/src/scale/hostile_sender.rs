@@ -8,7 +8,7 @@ use std::{
 use fbuf_client::{Address, Mechanism};
 use fbuf_core::{
     board::{BoardReader, BoardView},
-    control::{ControlRequest, ControlResponse, Introduction, Open, Role, Slots},
+    introduced::Introduction,
     lane::{LaneTable, LaneWriter, capacity_for},
     limits::MAX_WAITING,
     link::{LinkMessage, NewSegment, Welcome},
@@ -17,6 +17,7 @@ use fbuf_core::{
     socket::PacketSocket,
     wire,
 };
+use fbuf_protocol::{ControlRequest, ControlResponse, Open, Role, Slots};
 
 use super::{
     connection::{greet, send, wait_for},

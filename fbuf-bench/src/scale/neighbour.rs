@@ -6,7 +6,7 @@ use std::{
     process::{Child, Command, ExitStatus},
 };
 
-use fbuf_core::control::Resource;
+use fbuf_protocol::Resource;
 use nix::unistd::geteuid;
 use serde::{Deserialize, Serialize};
 

@@ -55,10 +55,7 @@ mod written;
 
 use std::{collections::BTreeSet, fmt, fs::File, io::Read, os::unix::fs::MetadataExt, path::Path, sync::Arc};
 
-use fbuf_core::{
-    channel::ChannelName,
-    control::{Resource, Role},
-};
+use fbuf_protocol::{Resource, Role, channel::ChannelName};
 
 use self::pattern::Pattern;
 pub use written::PolicyError;
@@ -384,10 +381,8 @@ impl fmt::Display for Policy {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use fbuf_core::{
-        control::{Limits, Slots},
-        protection::{Mechanism, Protection},
-    };
+    use fbuf_core::protection::{Mechanism, Protection};
+    use fbuf_protocol::{Limits, Slots};
 
     const SENDER: Role =
         Role::Sender { slot_bytes: 64, max_slots: 4, mechanism: Mechanism::Shared, slots: Slots::Segments };

@@ -1,6 +1,6 @@
 //! Patterns of channel names.
 
-use fbuf_core::channel::{ChannelName, ChannelNameError};
+use fbuf_protocol::channel::{ChannelName, ChannelNameError};
 
 /// A pattern of channel names: `*` stands for any characters, also none, and `/` among them; every other character
 /// stands for itself.

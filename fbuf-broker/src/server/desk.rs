@@ -7,15 +7,15 @@ use std::{
 };
 
 use fbuf_core::{
-    control::{
-        ClientStatus, Control, EndpointStatus, MAX_PAGE, News, Open, Opened, Refusal, Report, Role, Slots, Unpaired,
-    },
     foreign::Foreign,
     memory::{Leasable, MemoryError},
+    peer::Credentials,
     points,
     slot::Geometry,
-    socket::Credentials,
     wire::Descriptor,
+};
+use fbuf_protocol::{
+    ClientStatus, Control, EndpointStatus, MAX_PAGE, News, Open, Opened, Refusal, Report, Role, Slots, Unpaired,
 };
 use tarpc::context::Context;
 use tokio::time::timeout;

@@ -10,12 +10,15 @@ use std::{
 };
 
 use fbuf_core::{
-    control::{Greeting, VERSION, Verdict},
     limits::MAX_GROUPS,
+    peer::Credentials,
     points,
-    socket::{Arrival, Credentials, PacketSocket},
-    sys::{self, Watched},
-    wire,
+    socket::{Arrival, PacketSocket},
+    sys, wire,
+};
+use fbuf_protocol::{
+    Greeting, VERSION, Verdict,
+    runtime::{self, Watched},
 };
 use nix::errno::Errno;
 use tokio::{
@@ -64,7 +67,7 @@ fn say(socket: &PacketSocket, verdict: Verdict) -> io::Result<()> {
 impl Broker {
     /// Accepts whoever connects, for ever, and attends to those who are admitted.
     pub(super) async fn accept(&self, listener: &Listener) -> io::Result<()> {
-        let mut socket = sys::watch_listener(listener.socket()?)?;
+        let mut socket = runtime::watch_listener(listener.socket()?)?;
         let mut clients = JoinSet::new();
         let mut looks = interval(LOOK);
         looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -77,7 +80,7 @@ impl Broker {
                         Standing::Found => is_lost = false,
                         Standing::MadeAnew => {
                             warn!("the socket file was gone, and was made anew");
-                            socket = sys::watch_listener(listener.socket()?)?;
+                            socket = runtime::watch_listener(listener.socket()?)?;
                             is_lost = false;
                         }
                         Standing::Lost(error) if !is_lost => {
@@ -158,7 +161,7 @@ impl Broker {
     pub(super) async fn greet(&self, guest: Guest) -> io::Result<Option<(Member, Watched<PacketSocket>)>> {
         let payer = guest.payer().clone();
         let Guest { socket, process, admission } = guest;
-        let socket = sys::watch(socket)?;
+        let socket = runtime::watch(socket)?;
         let bytes = loop {
             let mut ready = socket.readable().await?;
             match socket.get_ref().receive_bytes::<64>()? {

@@ -9,13 +9,14 @@ use std::{
 };
 
 use fbuf_core::{
-    control::{Introduction, LinkId, Lodging, Slots},
     foreign::Foreign,
-    inbound::Peer,
+    introduced::{Introduction, Lodging},
+    peer::{LinkId, Peer},
     points,
     socket::PacketSocket,
     wire::Descriptor,
 };
+use fbuf_protocol::Slots;
 use tokio::{task::yield_now, time::sleep};
 use tracing::{debug, warn};
 

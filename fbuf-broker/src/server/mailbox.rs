@@ -11,9 +11,10 @@ use std::{
 };
 
 use fbuf_core::{
-    control::{Introduction, MAX_INTRODUCTIONS, News},
+    introduced::Introduction,
     limits::{MAX_DESCRIPTORS, MAX_WAITING},
 };
+use fbuf_protocol::{MAX_INTRODUCTIONS, News};
 use nix::sys::socket::{Shutdown, shutdown};
 use tokio::sync::Notify;
 
@@ -156,11 +157,12 @@ mod tests {
         state::State,
     };
     use fbuf_core::{
-        control::{LinkId, Lodging, Resource},
-        inbound::Peer,
+        introduced::Lodging,
+        peer::{Credentials, LinkId, Peer},
         protection::Mechanism,
-        socket::{Credentials, PacketSocket},
+        socket::PacketSocket,
     };
+    use fbuf_protocol::Resource;
 
     fn introduction() -> Introduction {
         let process = Credentials { pid: 1, uid: 1000, gid: 1000 };

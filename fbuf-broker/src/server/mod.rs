@@ -18,12 +18,12 @@ use std::{
 
 use fbuf_core::{
     apart::{self, Cause},
-    control::{Control, EndpointStatus, MAX_PAGE, Report, Resource, ServerTransport, Turn},
     foreign::Foreign,
     limits::{GREETING_TIME, MAX_REQUESTS},
-    socket::{Credentials, PacketSocket},
-    sys::Watched,
+    peer::Credentials,
+    socket::PacketSocket,
 };
+use fbuf_protocol::{Control, EndpointStatus, MAX_PAGE, Report, Resource, ServerTransport, Turn, runtime::Watched};
 use futures_util::StreamExt;
 use nix::{sys::resource::getrlimit, unistd::geteuid};
 use tarpc::{

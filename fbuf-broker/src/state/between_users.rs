@@ -1,12 +1,13 @@
 //! What users cannot do to each other on a channel that they share.
 
-use super::{tests::*, *};
-use crate::policy::Quota;
 use fbuf_core::{
-    control::{Accepted, Limits},
     limits::{ENDS_OF_ROOT, MAX_ENDS_OF_USER, MAX_LINKS, OTHERS_SLOT_BYTES, OTHERS_SLOTS},
     protection::Protection,
 };
+use fbuf_protocol::{Accepted, Limits};
+
+use super::{tests::*, *};
+use crate::policy::Quota;
 
 const OWN: u32 = 1000;
 const OTHER: u32 = 1001;

@@ -3,12 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use fbuf_core::{
-    control::{EndStatus, Limits, LinkId, Mismatch, Refusal, Role, Slots, Spent, Unpaired},
-    inbound::Peer,
     limits::{ENDS_OF_ROOT, MAX_ENDS_OF_USER, MAX_LEASED, MAX_LINKS},
+    peer::{LinkId, Peer},
     protection::{Mechanism, Protection},
     slot::{Geometry, GeometryError},
 };
+use fbuf_protocol::{EndStatus, Limits, Mismatch, Refusal, Role, Slots, Spent, Unpaired};
 
 use super::{
     ClientId, Pair, Party,

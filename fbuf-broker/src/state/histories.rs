@@ -3,10 +3,8 @@
 
 use std::collections::BTreeSet;
 
-use fbuf_core::{
-    control::{Accepted, Limits},
-    protection::Protection,
-};
+use fbuf_core::protection::Protection;
+use fbuf_protocol::{Accepted, Limits};
 use proptest::prelude::*;
 
 use super::*;

@@ -13,16 +13,14 @@ use std::{
 };
 
 use fbuf_core::{
-    channel::ChannelName,
-    control::{
-        ClientStatus, Earlier, EndpointStatus, LinkId, Mismatch, Open, Refusal, Resource, Role, Secret, Slots, Spent,
-        Unpaired, Verdict,
-    },
-    inbound::Peer,
     limits::{MAX_ENDPOINTS, MAX_LINKS, MAX_PEER_USERS},
+    peer::{Credentials, LinkId, Peer},
     protection::Mechanism,
     slot::Geometry,
-    socket::Credentials,
+};
+use fbuf_protocol::{
+    ClientStatus, Earlier, EndpointStatus, Mismatch, Open, Refusal, Resource, Role, Secret, Slots, Spent, Unpaired,
+    Verdict, channel::ChannelName,
 };
 use tokio::sync::MutexGuard;
 

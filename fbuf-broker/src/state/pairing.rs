@@ -1,11 +1,11 @@
 //! Whether a sender and a receiver of a channel can be linked, and by which means.
 
 use fbuf_core::{
-    control::{Mismatch, Refusal, Slots, Unpaired},
-    inbound::Peer,
+    peer::Peer,
     protection::{Mechanism, Protection},
     socket::NO_ID,
 };
+use fbuf_protocol::{Mismatch, Refusal, Slots, Unpaired};
 
 use super::{
     ClientId, Pair, Party,

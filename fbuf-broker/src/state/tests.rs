@@ -1,6 +1,8 @@
+use fbuf_core::{limits::MAX_LINKS, protection::Protection, socket::NO_ID};
+use fbuf_protocol::Limits;
+
 use super::*;
 use crate::policy::Quota;
-use fbuf_core::{control::Limits, limits::MAX_LINKS, protection::Protection, socket::NO_ID};
 
 const OWN: Credentials = Credentials { pid: 1, uid: 1000, gid: 1000 };
 

@@ -6,7 +6,7 @@
 
 use std::time::Instant;
 
-use fbuf_core::control::Mismatch;
+use fbuf_protocol::Mismatch;
 
 use super::{Client, ClientId, Opening, Pair, Party, State, channel_of};
 use crate::share::Holding;

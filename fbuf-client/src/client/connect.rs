@@ -6,10 +6,13 @@ use std::{
 };
 
 use fbuf_core::{
-    address::{Address, VARIABLE, set_aside},
-    control::{Spent, VERSION},
     socket::{NO_ID, PacketSocket},
-    sys::{Watched, limit_behind},
+    sys::limit_behind,
+};
+use fbuf_protocol::{
+    Spent, VERSION,
+    address::{Address, VARIABLE, set_aside},
+    runtime::Watched,
 };
 use nix::{errno::Errno, unistd::geteuid};
 use tokio::time::sleep;

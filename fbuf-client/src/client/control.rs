@@ -13,14 +13,14 @@ use std::{
 };
 
 use fbuf_core::{
-    control::{
-        ClientStatus, ClientTransport, ControlClient, ControlRequest, ControlResponse, Earlier, EndpointStatus,
-        Introduction, LinkId, MAX_PAGE, News, Oldest, Open, Opened, Refusal, Report, Role, Secret, Slots, Unpaired,
-    },
-    introduced::Introduced,
+    introduced::{Introduced, Introduction},
+    peer::LinkId,
     points,
     socket::PacketSocket,
-    sys::Watched,
+};
+use fbuf_protocol::{
+    ClientStatus, ClientTransport, ControlClient, ControlRequest, ControlResponse, Earlier, EndpointStatus, MAX_PAGE,
+    News, Oldest, Open, Opened, Refusal, Report, Role, Secret, Slots, Unpaired, runtime::Watched,
 };
 use tarpc::{client::RpcError, context};
 use tokio::{

@@ -6,12 +6,14 @@ use std::{
 };
 
 use fbuf_core::{
-    address::Address,
-    control::{Greeting, VERSION, Verdict},
     points,
     socket::{Arrival, PacketSocket, means_gone},
-    sys::{self, Watched},
     wire,
+};
+use fbuf_protocol::{
+    Greeting, VERSION, Verdict,
+    address::Address,
+    runtime::{self, Watched},
 };
 use nix::errno::Errno;
 use tokio::{task::yield_now, time::timeout};
@@ -48,7 +50,7 @@ pub(super) async fn greet(
         _ => {}
     }
     points::reach("attach: connected");
-    let socket = sys::watch(socket)?;
+    let socket = runtime::watch(socket)?;
     let Ok(answer) = timeout(PATIENCE, answer(&socket)).await else {
         return Err(not_a_broker(
             "it does not greet; it is very busy, or this user asks it more often than its policy allows",

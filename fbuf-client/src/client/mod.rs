@@ -17,14 +17,15 @@ use std::{
 };
 
 use fbuf_core::{
-    address::Address,
-    channel::ChannelNameError,
-    control::{ClientStatus, EndpointStatus, Open, Opened, Refusal, Role, Unpaired},
     fork::{Forked, Generation},
     memory::MemoryError,
     slot::GeometryError,
-    sys::{self, limit_behind},
+    sys::limit_behind,
     threads,
+};
+use fbuf_protocol::{
+    ClientStatus, EndpointStatus, Open, Opened, Refusal, Role, Unpaired, address::Address, channel::ChannelNameError,
+    runtime,
 };
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
@@ -277,7 +278,7 @@ fn speak(
     (state, hang_ups): (Arc<ConnectionState>, Arc<HangUps>),
     found: &SyncSender<Result<Address, ConnectError>>,
 ) {
-    let runtime = match sys::runtime() {
+    let runtime = match runtime::new() {
         Ok(runtime) => runtime,
         Err(error) => return drop(found.send(Err(error.into()))),
     };

@@ -11,14 +11,15 @@ use std::{
 
 use fbuf_core::{
     abort::Abort,
-    control::{Report, Unpaired},
     fork::Generation,
-    inbound::{Answered, GreetError, Greeted, Inbound, Peer},
+    inbound::{Answered, GreetError, Greeted, Inbound},
     link::LinkEnd,
     loan::Received,
     park::Fencing,
+    peer::Peer,
     points,
 };
+use fbuf_protocol::{Report, Unpaired};
 
 use self::open::Letter;
 use crate::{

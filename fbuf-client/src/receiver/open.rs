@@ -3,13 +3,14 @@
 use std::{collections::VecDeque, sync::Arc};
 
 use fbuf_core::{
-    control::{Limits, LinkId, Report, Role},
     fork::Generation,
-    inbound::{GreetError, Greeted, Peer},
+    inbound::{GreetError, Greeted},
     introduced::Introduced,
     limits::MAX_LEASED,
+    peer::{LinkId, Peer},
     protection::Protection,
 };
+use fbuf_protocol::{Limits, Report, Role};
 
 use super::Receiver;
 use crate::{
@@ -113,7 +114,7 @@ impl ReceiverBuilder {
     /// [`OpenError`]; nothing is kept then. As for a [sender](crate::SenderBuilder::open), but that no memory is reserved.
     pub fn open(self) -> Result<Receiver, OpenError> {
         let Self { client, channel, wait, skip_above, stay, require, accepts, acceptance } = self;
-        fbuf_core::channel::ChannelName::new(channel.as_str())?;
+        fbuf_protocol::channel::ChannelName::new(channel.as_str())?;
         let inbox = Arc::new(Inbox::new()?);
         let (role, users) = (Role::Receiver { require, accepts }, acceptance.users.clone());
         let senders = Box::new(Senders { inbox: inbox.clone(), skip_above, accepts, acceptance });

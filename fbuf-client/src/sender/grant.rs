@@ -3,14 +3,15 @@
 use std::{fmt, sync::Arc};
 
 use fbuf_core::{
-    control::{LinkId, Opened, Refusal, Report, Role, Slots},
     introduced::Introduced,
     memory::{HUGE_PAGE, MemoryError, Pages, free_huge_pages, has_transparent_pages},
     outbound::{Expected, Peer},
+    peer::LinkId,
     pool::Pool,
     protection::{Mechanism, Protection},
     slot::Geometry,
 };
+use fbuf_protocol::{Opened, Refusal, Report, Role, Slots};
 
 use crate::{
     acceptance::Acceptance,

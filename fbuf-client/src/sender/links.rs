@@ -6,13 +6,13 @@ use std::{
 };
 
 use fbuf_core::{
-    control::Report,
-    inbound::Peer,
     limits::MAX_DEPARTURES,
     link::LinkEnd,
     outbound::{Arrived, Expected, LinkCounts, Outbound},
+    peer::Peer,
     unread::Unread,
 };
+use fbuf_protocol::Report;
 
 use super::{Departure, Farewell, Sender};
 use crate::wait::{Attention, BUSY_LOOK_TIME, LATE_AT_ONCE, LOOK_TIME, UNSURE, within};

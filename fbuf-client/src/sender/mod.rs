@@ -16,13 +16,13 @@ use std::{
 
 use fbuf_core::{
     abort::Abort,
-    control::Unpaired,
     fork::{Generation, Notice},
-    inbound::Peer,
     loan::{Fbuf, Retained},
     outbound::{Expected, LinkCounts, Outbound},
+    peer::Peer,
     pool::{Pool, Published, Unsent},
 };
+use fbuf_protocol::Unpaired;
 
 use crate::{
     client::{OpenError, Registration},

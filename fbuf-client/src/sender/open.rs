@@ -3,17 +3,16 @@
 use std::{collections::VecDeque, env, sync::Arc, time::Duration};
 
 use fbuf_core::{
-    channel::ChannelName,
-    control::Refusal,
     fork::Generation,
     guard::page_bytes,
-    inbound::Peer,
     limits::{MAX_LEASED, MAX_ONE_SHOTS},
     memory::Pages,
     outbound::LinkCounts,
+    peer::Peer,
     protection::{Mechanism, Protection},
     slot::{Geometry, GeometryError},
 };
+use fbuf_protocol::{Refusal, channel::ChannelName};
 
 use super::{
     Counts, Sender,

@@ -5,10 +5,10 @@ use std::{io, time::Duration};
 use fbuf_core::{
     abort::Abort,
     fork::Forked,
-    inbound::Peer,
     loan::Fbuf,
     memory::MemoryError,
     outbound::NoRoom,
+    peer::Peer,
     pool::{Places, Unsent},
     unread::Unread,
     violation::Violation,

@@ -2,15 +2,16 @@
 
 use std::io;
 
-use super::{Inbound, Peer};
+use super::Inbound;
 use crate::{
     apart::Apart,
     board::{BoardTable, BoardWriter},
-    control::Lodging,
+    introduced::Lodging,
     lease::{Due, Rooms},
     link::{self, Hello, LinkEnd, LinkMessage},
     memory::MemoryError,
     park::Fencing,
+    peer::Peer,
     points,
     protection::Mechanism,
     slot::Geometry,

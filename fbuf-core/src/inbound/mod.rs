@@ -14,8 +14,6 @@ use std::{
     time::Duration,
 };
 
-use serde::{Deserialize, Serialize};
-
 use self::greeted::rooms_of;
 pub use self::greeted::{Answered, GreetError, Greeted};
 pub(crate) use self::returns::{Left, Locked, Returns, lock};
@@ -24,7 +22,6 @@ use crate::{
     abort::Abort,
     apart::Apart,
     board::BoardWriter,
-    control::LinkId,
     lane::{LaneReader, LaneView, Note, capacity_for},
     lease::Rooms,
     limits::MAX_SEQUENCE,
@@ -32,33 +29,15 @@ use crate::{
     loan::{Kept, Received},
     memory::{Copies, Map, MemoryError, SealedMemory},
     park::Fencing,
+    peer::Peer,
     points,
     protection::Mechanism,
     retire::{Cell, Held, Untaken},
     slot::{Geometry, Mark, SlotId},
-    socket::{Credentials, LinkSocket},
+    socket::LinkSocket,
     violation::Violation,
     wire::Descriptor,
 };
-
-/// Who is at the other end of a link. Anybody can make one: it is what the broker said if it comes from an
-/// [`Introduced`](crate::introduced::Introduced), and from what was received or is linked.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Peer {
-    /// The endpoint, by a number that no other has, had or will have, also after a restart of the broker.
-    pub endpoint: u64,
-    /// The process, as the kernel told the broker.
-    pub process: Credentials,
-    /// Whether it is of the same user as whoever is told of it. Only the broker knows: users may have other ids in
-    /// the user namespaces of other processes.
-    pub same_user: bool,
-    /// Whether it may be relied upon not to change memory that it could change: it is of the same user, or the
-    /// policy of the broker trusts its user on this channel, a sender with volatile messages (`trusted`), a receiver
-    /// with a pool (`trusted_pool`). Of memory of any other peer no slice is ever made.
-    pub trusted: bool,
-    /// Which link with it this is. Means something to its two ends and to a broker only.
-    pub link: LinkId,
-}
 
 /// What is held of a link, for whoever watches.
 #[derive(Debug, Clone)]

@@ -10,7 +10,7 @@ use std::{
     },
 };
 
-use super::{Peer, Segment};
+use super::Segment;
 use crate::{
     apart::{Apart, Cause, LARGE, Slow},
     board::{BoardTable, BoardWriter},
@@ -20,6 +20,7 @@ use crate::{
     link,
     memory::{Leasable, Map, MemoryError},
     park::Fencing,
+    peer::Peer,
     points,
     protection::Mechanism,
     read_only::ReadOnly,

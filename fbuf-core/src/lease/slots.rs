@@ -9,9 +9,9 @@ use std::{
 
 use crate::{
     fork::Withheld,
-    inbound::Peer,
     link::{self, Gift},
     memory::{Leasable, Map, MemoryError, Pages, Pieces},
+    peer::Peer,
     points,
     slot::SlotId,
     violation::{Unsuitable, Violation},

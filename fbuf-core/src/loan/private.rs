@@ -12,8 +12,8 @@ use std::{
 
 use super::{Kept, Received};
 use crate::{
-    inbound::Peer,
     memory::{Map, MemoryError},
+    peer::Peer,
     protection::Mechanism,
 };
 

@@ -17,9 +17,10 @@ use std::{
 };
 
 use crate::{
-    inbound::{Loan, Peer, Returns},
+    inbound::{Loan, Returns},
     lease::Tenant,
     memory::{Map, MemoryError, Sealed, SealedMemory},
+    peer::Peer,
     points,
     protection::{Mechanism, Protection},
     retire::Cell,

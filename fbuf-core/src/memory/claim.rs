@@ -14,7 +14,7 @@ use std::{
 use nix::sys::stat::fstat;
 
 use super::{leasable::FileId, memfd::unmappable};
-use crate::{inbound::Peer, socket::NO_ID, violation::Unsuitable};
+use crate::{peer::Peer, socket::NO_ID, violation::Unsuitable};
 
 /// By user and memory that is claimed in this process: which sender's it is, and how often, since receivers of one process may
 /// be linked with one sender.
@@ -84,10 +84,12 @@ impl Drop for Claim {
 
 #[cfg(all(test, not(miri)))]
 mod tests {
-    use std::os::fd::{AsFd, OwnedFd};
-
     use super::*;
-    use crate::{control::LinkId, memory::Map, socket::Credentials};
+    use crate::{
+        memory::Map,
+        peer::{Credentials, LinkId},
+    };
+    use std::os::fd::{AsFd, OwnedFd};
 
     fn sender(endpoint: u64, uid: u32, same_user: bool) -> Peer {
         let process = Credentials { pid: 1, uid, gid: uid };

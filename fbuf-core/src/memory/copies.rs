@@ -68,13 +68,12 @@ impl Copies {
 
 #[cfg(all(test, not(miri)))]
 mod tests {
+    use super::*;
+    use crate::peer::{Credentials, LinkId, Peer};
     use std::{
         fs::File,
         os::{fd::AsFd, unix::fs::FileExt},
     };
-
-    use super::*;
-    use crate::{control::LinkId, inbound::Peer, socket::Credentials};
 
     const SIZE: usize = 8 * PART + 4096;
 

@@ -5,9 +5,9 @@ use std::{iter, mem, slice};
 use super::{Memory, Pool};
 use crate::{
     abort::Abort,
-    inbound::Peer,
     link::LinkEnd,
     outbound::{Arrived, Expected, Outbound},
+    peer::Peer,
     slot::{Mark, SlotId},
     unread::Unread,
 };

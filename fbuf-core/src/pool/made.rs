@@ -40,7 +40,7 @@ impl Pool {
     /// [`MemoryError`]
     ///
     /// # Safety
-    /// The broker has made this memory for this endpoint alone ([`Opened`](crate::control::Opened)), and no other code of
+    /// The broker has made this memory for this endpoint alone (`Opened` of fbuf-protocol), and no other code of
     /// this process has, or had, its descriptors: an [`Fbuf`](crate::loan::Fbuf) is the only way to write it.
     #[expect(unsafe_code, reason = "only its caller knows where the memory comes from")]
     pub unsafe fn of_leases(

@@ -21,12 +21,12 @@ pub use self::send::{Published, Unsent};
 pub(crate) use self::shelf::Shelf;
 use crate::{
     guard::Guard,
-    inbound::Peer,
     lease::{LeasedSlots, View},
     limits::MAX_SEGMENTS,
     link::{Gift, NewSegment},
     memory::{Address, MemoryError, Pieces},
     outbound::{NoRoom, Outbound},
+    peer::Peer,
     points,
     ring::Ring,
     slot::{Geometry, Mark, SlotId},

@@ -22,7 +22,7 @@ const MANY: Role = Role::Sender {
     slot_bytes: 1,
     max_slots: OTHERS_SLOTS,
     mechanism: Mechanism::Copy,
-    slots: fbuf_core::control::Slots::Segments,
+    slots: fbuf_protocol::Slots::Segments,
 };
 
 fn pages(memory: &impl AsFd) -> Result<i64, String> {

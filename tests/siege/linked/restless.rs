@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use fbuf_core::control::{Mismatch, Open};
+use fbuf_protocol::{Mismatch, Open};
 
 use super::*;
 use crate::attack::REQUESTS_PER_SECOND;

@@ -8,9 +8,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use fbuf_core::sys;
 use nix::sys::socket::UnixAddr;
-
-use crate::sys;
 
 /// The address of a broker.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -2,9 +2,8 @@
 
 use std::fmt;
 
+use fbuf_core::limits::MAX_CHANNEL_NAME;
 use serde::{Deserialize, Serialize};
-
-use crate::limits::MAX_CHANNEL_NAME;
 
 /// The name of a channel: 1 to 255 bytes of UTF-8 without characters that control how text is shown, such as U+202E,
 /// which turns the order of what follows. Nothing in a file system carries it.

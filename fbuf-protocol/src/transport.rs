@@ -15,18 +15,18 @@ use std::{
     time::{Duration, Instant},
 };
 
+use fbuf_core::{
+    foreign::Foreign,
+    limits::{MAX_ANSWERS, MAX_MESSAGE},
+    socket::{Arrival, PacketSocket},
+    wire::{self, Letter},
+};
 use futures_util::{Sink, Stream};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tarpc::{ClientMessage, Request, Response, ServerError, context};
 use tokio::time::{Sleep, sleep};
 
-use crate::{
-    foreign::Foreign,
-    limits::{MAX_ANSWERS, MAX_MESSAGE},
-    socket::{Arrival, PacketSocket},
-    sys::Watched,
-    wire::{self, Letter},
-};
+use crate::runtime::Watched;
 
 /// What a client sends.
 #[derive(Debug, Serialize, Deserialize)]
@@ -195,7 +195,7 @@ const LOOKS: u32 = 10;
 /// has no memory.
 fn is_passing(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::QuotaExceeded | io::ErrorKind::OutOfMemory)
-        || error.raw_os_error() == Some(libc::ENOBUFS)
+        || error.raw_os_error() == Some(nix::libc::ENOBUFS)
 }
 
 /// The next message of a socket; `UnexpectedEof` at its end.

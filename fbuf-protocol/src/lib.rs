@@ -1,26 +1,29 @@
 //! The control protocol: a fixed greeting that every version understands, then a tarpc service whose
 //! messages carry descriptors.
 
+pub mod address;
+pub mod channel;
 mod greeting;
 mod identity;
 mod quota;
+pub mod runtime;
 mod status;
 mod transport;
 mod unpaired;
 
-use serde::{Deserialize, Serialize};
-
-use crate::{
-    channel::ChannelNameError,
-    inbound::Peer,
+use fbuf_core::{
     limits::{MAX_ENDPOINTS, MAX_LINKS, MAX_ONE_SHOTS, MAX_PEER_USERS},
+    peer::{LinkId, Peer},
     protection::{Mechanism, Protection},
     slot::GeometryError,
     wire::Descriptor,
 };
+use serde::{Deserialize, Serialize};
+
+use crate::channel::ChannelNameError;
 
 pub use greeting::{Greeting, GreetingError, VERSION, Verdict};
-pub use identity::{LinkId, Secret};
+pub use identity::Secret;
 pub use quota::{Resource, Spent};
 pub use status::{ClientStatus, EndStatus, EndpointStatus, MAX_PAGE, News, Oldest, Report};
 // What is fuzzed is decoded as here, but without a socket.
@@ -135,51 +138,8 @@ pub struct Opened {
     pub slots: Vec<Descriptor>,
 }
 
-/// The slots of a link, as its receiver hears of them.
-#[derive(Debug, Serialize, Deserialize)]
-pub enum Lodging {
-    /// In segments, which the sender tells of.
-    Segments,
-    /// Each is memory of its own. It is the word of the broker, who made them, that they can be leased.
-    Given(Vec<Descriptor>),
-    /// Each is memory of its own, which the receiver is to make.
-    Yours,
-    /// Each is memory of its own, which the sender hands over.
-    Theirs,
-}
-
-/// A link that is to be made: a sender and a receiver get one each.
-#[derive(Debug, Serialize, Deserialize)]
-pub struct Introduction {
-    /// Which endpoint of this client it is for.
-    pub endpoint: u64,
-    /// Who is at the other end.
-    pub peer: Peer,
-    /// Bytes of a slot of the sender.
-    pub slot_bytes: u64,
-    /// The most slots the sender will ever have.
-    pub max_slots: u64,
-    /// How messages are protected on this link.
-    pub mechanism: Mechanism,
-    /// Where its slots are.
-    pub lodging: Lodging,
-    /// This end of the link socket.
-    pub socket: Descriptor,
-}
-
 /// The most introductions in one answer.
 pub const MAX_INTRODUCTIONS: usize = 32;
-
-impl Introduction {
-    /// How many descriptors it carries.
-    #[must_use]
-    pub fn descriptors(&self) -> usize {
-        match &self.lodging {
-            Lodging::Given(slots) => 1 + slots.len(),
-            Lodging::Segments | Lodging::Yours | Lodging::Theirs => 1,
-        }
-    }
-}
 
 /// Why the broker will not do what was asked.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]

@@ -1,13 +1,13 @@
 //! What is going on: what a broker knows of endpoints, and what these report of themselves when somebody
 //! wants to see it.
 
+use fbuf_core::{
+    peer::Credentials,
+    protection::{Mechanism, Protection},
+};
 use serde::{Deserialize, Serialize};
 
 use super::Unpaired;
-use crate::{
-    protection::{Mechanism, Protection},
-    socket::Credentials,
-};
 
 /// The most endpoints, or clients, in one message.
 pub const MAX_PAGE: usize = 32;
@@ -107,7 +107,7 @@ pub enum EndStatus {
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub struct News {
     /// Links that are to be made.
-    pub introductions: Vec<super::Introduction>,
+    pub introductions: Vec<fbuf_core::introduced::Introduction>,
     /// Whether somebody wants to know what the client's endpoints are doing.
     pub report: bool,
     /// What only those know who have read this.

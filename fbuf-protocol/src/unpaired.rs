@@ -2,14 +2,13 @@
 
 use std::fmt;
 
-use serde::{Deserialize, Serialize};
-
-use crate::{
-    inbound::Peer,
+use fbuf_core::{
     limits::{MAX_SLOT_BYTES, MAX_SLOTS, OTHERS_SLOT_BYTES, OTHERS_SLOTS},
+    peer::Peer,
     protection::Protection,
     slot::Geometry,
 };
+use serde::{Deserialize, Serialize};
 
 /// The largest slots, and the most of them, with which a receiver accepts a sender.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -126,7 +125,7 @@ impl Mismatch {
     /// Whether it can pass while both endpoints are open and the policy stays. The broker links them when it has.
     ///
     /// ```
-    /// use fbuf_core::control::Mismatch;
+    /// use fbuf_protocol::Mismatch;
     /// assert!(Mismatch::Quota(1000).passes() && !Mismatch::Confidential.passes());
     /// ```
     #[must_use]
@@ -180,7 +179,7 @@ impl fmt::Display for Unpaired {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{control::LinkId, socket::Credentials};
+    use fbuf_core::peer::{Credentials, LinkId};
 
     #[test]
     fn limits_are_small_for_other_users() {

@@ -3,10 +3,8 @@
 
 use std::{fmt, io};
 
+use fbuf_core::sys;
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
-
-use crate::sys;
 
 /// What proves to the next broker that an endpoint is the one of a number: only the client that opened it has it. The
 /// number follows from it, and not the other way round, so the next broker need not know anything.
@@ -26,7 +24,10 @@ impl Secret {
     /// an endpoint takes 2⁶⁴ attempts, divided by the number of endpoints that would do.
     #[must_use]
     pub fn number(&self) -> u64 {
-        let hash = Sha256::new().chain_update(b"fbuf endpoint").chain_update(self.0).finalize();
+        let mut hash = hmac_sha256::Hash::new();
+        hash.update(b"fbuf endpoint");
+        hash.update(self.0);
+        let hash = hash.finalize();
         hash.iter().take(8).fold(0, |number, &byte| number << 8 | u64::from(byte))
     }
 }
@@ -35,48 +36,6 @@ impl Secret {
 impl fmt::Debug for Secret {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Secret(..)")
-    }
-}
-
-/// Which link it is, by a random number that only the broker and the two ends know. Two endpoints that name the same one
-/// to the next broker are linked already, and are not introduced again; no third can say so for them.
-#[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub struct LinkId(u64);
-
-impl LinkId {
-    /// No link.
-    pub const NONE: Self = Self(0);
-
-    /// A new one.
-    ///
-    /// # Errors
-    /// What getrandom(2) says.
-    pub fn draw() -> io::Result<Self> {
-        // One in 2⁶⁴ is the one that stands for none.
-        let mut link = Self::NONE;
-        while link == Self::NONE {
-            link = Self(u64::from_ne_bytes(sys::random()?));
-        }
-        Ok(link)
-    }
-
-    /// Its number, for instance as the data of an event of epoll(7).
-    #[must_use]
-    pub const fn to_bits(self) -> u64 {
-        self.0
-    }
-
-    /// The link with this number.
-    #[must_use]
-    pub const fn from_bits(number: u64) -> Self {
-        Self(number)
-    }
-}
-
-/// Not to be read in a log.
-impl fmt::Debug for LinkId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("LinkId(..)")
     }
 }
 
@@ -95,8 +54,8 @@ mod tests {
     }
 
     #[test]
-    fn neither_is_shown() {
-        let shown = format!("{:?} {:?}", Secret([7; 16]), LinkId(7));
+    fn a_secret_is_not_shown() {
+        let shown = format!("{:?}", Secret([7; 16]));
         assert!(!shown.contains('7'), "{shown}");
     }
 

@@ -1,0 +1,91 @@
+//! A tokio runtime, and the sockets that it watches.
+//!
+//! The one file of this crate that may be `unsafe`.
+#![allow(unsafe_code)]
+
+use std::{
+    io,
+    ops::Deref,
+    os::fd::{AsRawFd, RawFd},
+    sync::Arc,
+};
+
+use fbuf_core::socket::{Listening, PacketSocket};
+use nix::sys::epoll::Epoll;
+use tokio::io::{Interest, unix::AsyncFd};
+
+/// How many descriptors a tokio runtime and a connection take, and some more.
+const DESCRIPTORS: usize = 8;
+
+/// A tokio runtime on this thread.
+///
+/// # Errors
+/// There are too few descriptors left: tokio would panic, since it opens some of them where it cannot fail.
+pub fn new() -> io::Result<tokio::runtime::Runtime> {
+    let spare: Result<Vec<_>, _> = (0..DESCRIPTORS).map(|_| nix::sys::eventfd::EventFd::new()).collect();
+    drop(spare.map_err(|error| match error {
+        nix::errno::Errno::EMFILE => io::Error::other(format!(
+            "fewer than {DESCRIPTORS} descriptors are left to this process: raise its limit (RLIMIT_NOFILE, ulimit -n)"
+        )),
+        error => error.into(),
+    })?);
+    tokio::runtime::Builder::new_current_thread().enable_all().build()
+}
+
+/// What the tokio runtime of a thread watches. It is lent out, and never to be changed: what took its place would be
+/// watched under a number that may be that of something else.
+///
+/// ```compile_fail,E0596
+/// fn exchange(watched: &mut fbuf_protocol::runtime::Watched<fbuf_core::socket::PacketSocket>) {
+///     let _ = watched.get_mut();
+/// }
+/// ```
+#[derive(Debug)]
+pub struct Watched<T: AsRawFd>(AsyncFd<T>);
+
+impl<T: AsRawFd> Deref for Watched<T> {
+    type Target = AsyncFd<T>;
+    fn deref(&self) -> &AsyncFd<T> {
+        &self.0
+    }
+}
+
+/// Has the tokio runtime of this thread watch a socket.
+///
+/// # Errors
+/// What epoll_ctl(2) says.
+pub fn watch(socket: PacketSocket) -> io::Result<Watched<PacketSocket>> {
+    // SAFETY: a PacketSocket returns the same descriptor each time, and owns it until it is dropped, which is after it is
+    // watched no more (`Watched`).
+    Ok(Watched(unsafe { AsyncFd::register(socket) }?))
+}
+
+/// Has the tokio runtime of this thread watch a listening socket.
+///
+/// # Errors
+/// What epoll_ctl(2) says.
+pub fn watch_listener(listener: Listening) -> io::Result<Watched<Listening>> {
+    // SAFETY: a Listening returns the same descriptor each time, and owns it until it is dropped, which is after it is
+    // watched no more (`Watched`).
+    Ok(Watched(unsafe { AsyncFd::register_with_interest(listener, Interest::READABLE) }?))
+}
+
+/// An epoll that others add to while it is watched.
+#[derive(Debug)]
+pub struct SharedEpoll(Arc<Epoll>);
+
+impl AsRawFd for SharedEpoll {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.0.as_raw_fd()
+    }
+}
+
+/// Has the tokio runtime of this thread watch an epoll.
+///
+/// # Errors
+/// What epoll_ctl(2) says.
+pub fn watch_epoll(epoll: Arc<Epoll>) -> io::Result<Watched<SharedEpoll>> {
+    // SAFETY: a SharedEpoll returns the same descriptor each time, and keeps it until it is dropped, which is after it is
+    // watched no more (`Watched`): an Epoll that is shared cannot be exchanged.
+    Ok(Watched(unsafe { AsyncFd::register_with_interest(SharedEpoll(epoll), Interest::READABLE) }?))
+}
