@@ -322,12 +322,7 @@ impl PacketSocket {
     pub(crate) fn send_as(&self, letter: &Letter, kind: Kind) -> io::Result<()> {
         let descriptors = letter.descriptors.len();
         let Some(user) = self.0.bounded().filter(|_| descriptors > 0) else { return self.send_at_once(letter) };
-        under_way::begin(user, &self.0.descriptor, descriptors, kind)?;
-        let sent = self.send_at_once(letter);
-        if sent.is_err() {
-            under_way::undo(user, self.as_raw_fd(), descriptors);
-        }
-        sent
+        under_way::send(user, &self.0.descriptor, descriptors, kind, || self.send_at_once(letter))
     }
 
     fn send_at_once(&self, letter: &Letter) -> io::Result<()> {

@@ -129,14 +129,22 @@ impl UnderWay {
     }
 }
 
-/// Notes that so many are sent over a socket to a peer of this user.
+/// Has so many sent over a socket to a peer of this user, without waiting, and notes it.
 ///
 /// # Errors
-/// Too many are under way: nothing is noted.
-pub(crate) fn begin(user: u32, socket: &Arc<Withheld<OwnedFd>>, more: usize, kind: Kind) -> io::Result<()> {
+/// What `send` says; or too many are under way, and it was not called.
+pub(crate) fn send(
+    user: u32,
+    socket: &Arc<Withheld<OwnedFd>>,
+    more: usize,
+    kind: Kind,
+    send: impl FnOnce() -> io::Result<()>,
+) -> io::Result<()> {
     let mut under_way = lock();
     let (may, over) = under_way.may_send(user, more as u64, kind);
-    if may {
+    // Under the lock: what was noted before it was sent would pass for received already.
+    let sent = may.then(send);
+    if let Some(Ok(())) = sent {
         let paths = under_way.0.entry(user).or_default();
         let path = paths
             .entry(socket.as_raw_fd())
@@ -145,16 +153,16 @@ pub(crate) fn begin(user: u32, socket: &Arc<Withheld<OwnedFd>>, more: usize, kin
     }
     drop(under_way);
     drop(over);
-    if may {
-        return Ok(());
-    }
-    Err(io::Error::new(
-        io::ErrorKind::QuotaExceeded,
-        format!(
-            "peers of user {user} do not receive the descriptors that they were sent, of which a part of RLIMIT_NOFILE may \
+    let refused = || {
+        Err(io::Error::new(
+            io::ErrorKind::QuotaExceeded,
+            format!(
+                "peers of user {user} do not receive the descriptors that they were sent, of which a part of RLIMIT_NOFILE may \
              be under way: let them run, or raise `ulimit -n`"
-        ),
-    ))
+            ),
+        ))
+    };
+    sent.unwrap_or_else(refused)
 }
 
 /// Whether so many more could be sent.
@@ -164,18 +172,6 @@ pub(crate) fn has_room(user: u32, more: usize, kind: Kind) -> bool {
     drop(under_way);
     drop(over);
     may
-}
-
-/// Notes that they were not sent.
-pub(crate) fn undo(user: u32, socket: RawFd, more: usize) {
-    let mut under_way = lock();
-    let Some(paths) = under_way.0.get_mut(&user) else { return };
-    if let Some(path) = paths.get_mut(&socket) {
-        path.descriptors -= more as u64;
-        if path.descriptors == 0 {
-            paths.remove(&socket);
-        }
-    }
 }
 
 /// Before a socket is closed, which is shut down and empty. If something is under way over it, it is kept open until that is
@@ -283,6 +279,31 @@ mod tests {
         let mut end = [nix::poll::PollFd::new(reader.as_fd(), nix::poll::PollFlags::empty())];
         assert_eq!(nix::poll::poll(&mut end, patience), Ok(1), "a descriptor stays open");
         receive(&other);
+    }
+
+    #[test]
+    fn threads_that_send_at_once_have_no_more_under_way_together() {
+        const USER: u32 = 4_200_000_005;
+        const THREADS: u32 = 4;
+        for round in 0..100 {
+            let user = USER + round;
+            let links: Vec<_> = (0..THREADS).map(|_| link(user)).collect();
+            let together = std::sync::Barrier::new(links.len());
+            let sent = thread::scope(|scope| {
+                let threads: Vec<_> = links
+                    .iter()
+                    .map(|(own, _)| {
+                        let together = &together;
+                        scope.spawn(move || {
+                            together.wait();
+                            send(own, LEAST as usize, Kind::Greeting)
+                        })
+                    })
+                    .collect();
+                threads.into_iter().map(|thread| thread.join().unwrap()).filter(|&sent| sent).count()
+            });
+            assert_eq!(sent, 1, "in round {round}");
+        }
     }
 
     #[test]
