@@ -2,7 +2,8 @@
 //!
 //! The broker bounds the endpoints of a user, and so the links that these have. It cannot know of links that are left: a
 //! peer may close its endpoint and keep its end of a link, and an endpoint that its program does not look at has links
-//! whose peers are gone. So each endpoint counts its links with a user, and the process the descriptors.
+//! whose peers are gone. So each endpoint counts its links with a user, and the process the descriptors, with those of
+//! sockets that are kept since the peer has not received what it was sent ([`crate::under_way`]).
 
 use std::{
     collections::BTreeMap,
@@ -12,7 +13,7 @@ use std::{
 
 use nix::sys::resource::{Resource, getrlimit};
 
-use crate::{fork::Generation, limits::MAX_ENDS_OF_USER, peer::Peer};
+use crate::{fork::Generation, limits::MAX_ENDS_OF_USER, peer::Peer, under_way};
 
 /// How many links with one other user an endpoint has at most: as many as that user may have endpoints on the channel.
 pub const MOST_LINKS: usize = MAX_ENDS_OF_USER;
@@ -61,6 +62,13 @@ impl Share {
     /// one part in n + 1 of what the others have left.
     #[must_use]
     pub fn take(user: u32, descriptors: u64) -> Option<Self> {
+        Self::take_now(user, descriptors).or_else(|| {
+            under_way::tidy();
+            Self::take_now(user, descriptors)
+        })
+    }
+
+    fn take_now(user: u32, descriptors: u64) -> Option<Self> {
         let limit = getrlimit(Resource::RLIMIT_NOFILE).map_or(1024, |(soft, _)| soft);
         let taken = &mut lock().0;
         let others = taken.iter().filter(|&(&other, _)| other != user);
@@ -73,6 +81,18 @@ impl Share {
         taken.insert(user, own);
         Some(Self { user, descriptors, generation: Generation::current() })
     }
+
+    /// So many descriptors more for this user, who has them already.
+    pub(crate) fn keep(user: u32, descriptors: u64) -> Self {
+        *lock().0.entry(user).or_default() += descriptors;
+        Self { user, descriptors, generation: Generation::current() }
+    }
+}
+
+/// How many descriptors a user has.
+#[cfg(test)]
+pub(crate) fn taken(user: u32) -> u64 {
+    lock().0.get(&user).copied().unwrap_or(0)
 }
 
 impl Drop for Share {

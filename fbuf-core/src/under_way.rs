@@ -16,7 +16,7 @@ use std::{
 
 use nix::sys::resource::{Resource, getrlimit};
 
-use crate::{fork::Withheld, sys};
+use crate::{fork::Withheld, shares::Share, sys};
 
 /// Of so many parts of RLIMIT_NOFILE, one may be under way to one other user,
 const PARTS: u64 = 8;
@@ -53,8 +53,9 @@ struct Path {
 enum Socket {
     /// Of a link that is there.
     Used(Weak<Withheld<OwnedFd>>),
-    /// One that is only here still to see whether the peer receives what it was sent. Nothing waits in it.
-    Left(Withheld<OwnedFd>),
+    /// One that is only here still to see whether the peer receives what it was sent. Nothing waits in it. It is one of the
+    /// descriptors that peers of this user take up.
+    Left { socket: Withheld<OwnedFd>, _share: Share },
 }
 
 impl Path {
@@ -63,7 +64,7 @@ impl Path {
         let unread = match &self.socket {
             // Held for a moment under the lock, which the thread that closes it takes before.
             Socket::Used(socket) => socket.upgrade().map(|socket| sys::unread_bytes((*socket).as_fd())),
-            Socket::Left(socket) => Some(sys::unread_bytes(socket.as_fd())),
+            Socket::Left { socket, .. } => Some(sys::unread_bytes(socket.as_fd())),
         };
         !matches!(unread, Some(Ok(1..)))
     }
@@ -110,17 +111,26 @@ impl UnderWay {
     }
 
     /// As [`close`]: what is no longer needed, to be dropped without the lock.
-    fn leave(&mut self, user: u32, socket: &Withheld<OwnedFd>) -> Vec<Path> {
+    fn leave(&mut self, user: u32, socket: &Withheld<OwnedFd>, share: Share) -> (Vec<Path>, Option<Share>) {
+        let mut share = Some(share);
         if let Some(paths) = self.0.get_mut(&user)
             && let Some(path) = paths.remove(&socket.as_raw_fd())
             && let Ok(1..) = sys::unread_bytes(socket.as_fd())
             && let Ok(again) = socket.as_fd().try_clone_to_owned()
+            && let Some(share) = share.take()
         {
-            paths.insert(again.as_raw_fd(), Path { descriptors: path.descriptors, socket: Socket::Left(again.into()) });
+            let number = again.as_raw_fd();
+            let left = Socket::Left { socket: again.into(), _share: share };
+            paths.insert(number, Path { descriptors: path.descriptors, socket: left });
         }
+        (self.received(), share)
+    }
+
+    /// Sockets that were only kept to see this.
+    fn received(&mut self) -> Vec<Path> {
         let mut over = Vec::new();
         for paths in self.0.values_mut() {
-            let is_over = |path: &Path| matches!(path.socket, Socket::Left(_)) && path.is_over();
+            let is_over = |path: &Path| matches!(path.socket, Socket::Left { .. }) && path.is_over();
             let received: Vec<_> = paths.iter().filter(|(_, path)| is_over(path)).map(|(&number, _)| number).collect();
             over.extend(received.iter().filter_map(|number| paths.remove(number)));
         }
@@ -174,11 +184,19 @@ pub(crate) fn has_room(user: u32, more: usize, kind: Kind) -> bool {
     may
 }
 
+/// Closes what was kept and need not be any more.
+pub(crate) fn tidy() {
+    let over = lock().received();
+    drop(over);
+}
+
 /// Before a socket is closed, which is shut down and empty. If something is under way over it, it is kept open until that is
 /// received. Those that were kept before, and need not be any more, are closed.
 pub(crate) fn close(user: u32, socket: &Withheld<OwnedFd>) {
+    // Before the lock, as in a process that forks.
+    let share = Share::keep(user, 1);
     let mut under_way = lock();
-    let over = under_way.leave(user, socket);
+    let over = under_way.leave(user, socket, share);
     drop(under_way);
     drop(over);
 }
@@ -188,6 +206,7 @@ mod tests {
     use super::*;
     use crate::{
         peer::{Credentials, LinkId, Peer},
+        shares,
         socket::{Arrival, PacketSocket},
         wire::Letter,
     };
@@ -265,6 +284,19 @@ mod tests {
         until_it_has_room(&own);
     }
 
+    #[test]
+    fn what_a_link_leaves_behind_is_taken_up_by_its_user() {
+        const USER: u32 = 4_200_000_006;
+        let (own, other) = link(USER);
+        assert!(send(&own, 1, Kind::Greeting));
+        assert_eq!(shares::taken(USER), 0);
+        drop(own);
+        assert_eq!(shares::taken(USER), 1);
+        receive(&other);
+        assert!(Share::take(USER, u64::from(u32::MAX)).is_none());
+        assert_eq!(shares::taken(USER), 0, "what was received is not looked for");
+    }
+
     /// A peer that has not received its greeting keeps the socket, but nothing that it has passed.
     #[test]
     fn what_the_peer_of_a_link_that_was_left_has_passed_is_closed() {
@@ -283,7 +315,7 @@ mod tests {
 
     #[test]
     fn threads_that_send_at_once_have_no_more_under_way_together() {
-        const USER: u32 = 4_200_000_005;
+        const USER: u32 = 4_200_001_000;
         const THREADS: u32 = 4;
         for round in 0..100 {
             let user = USER + round;
