@@ -13,9 +13,9 @@ use fbuf_client::{Address, Client, ConnectError};
 use super::{SOON, holdings::Holdings};
 use crate::Result;
 
-/// What another user may have, where the default is more than can be had soon, and more than endpoints.
+/// What another user may have, where the default is more than can be had soon.
 const CHANNELS: u64 = 8192;
-const LINKS: u64 = 16_384;
+pub(super) const LINKS: u64 = 4096;
 
 /// A broker, at an address that leaves nothing behind.
 pub(super) struct BrokerProcess {

@@ -5,11 +5,12 @@ use std::os::fd::AsFd;
 use fbuf_client::Address;
 use fbuf_core::{
     foreign::Foreign,
+    introduced::Introduction,
     limits::MAX_MESSAGE,
     socket::{Arrival, PacketSocket},
     wire,
 };
-use fbuf_protocol::{Call, ControlRequest, Greeting, VERSION, Verdict};
+use fbuf_protocol::{Call, ControlRequest, ControlResponse, Greeting, VERSION, Verdict};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::SOON;
@@ -49,6 +50,22 @@ pub(super) fn wait_for(socket: &PacketSocket) -> Result<Option<(Vec<u8>, Vec<For
 pub(super) fn send(socket: &PacketSocket, id: u64, body: ControlRequest) -> Result<std::io::Result<()>> {
     let milliseconds = SOON.as_millis() as u32;
     Ok(socket.send(&wire::encode(&Call::Request { id, milliseconds, body })?))
+}
+
+/// Sends a request, and waits for the answer.
+pub(super) fn request(socket: &PacketSocket, id: u64, body: ControlRequest) -> Result<ControlResponse> {
+    send(socket, id, body)??;
+    let (bytes, descriptors) = wait_for(socket)?.ok_or("the broker hung up")?;
+    Ok(wire::decode::<(u64, std::result::Result<ControlResponse, String>)>(&bytes, descriptors)?.1?)
+}
+
+/// The next introductions of a client, who has read all that came before the receipt.
+pub(super) fn introductions(socket: &PacketSocket, receipt: &mut u64) -> Result<Vec<Introduction>> {
+    let ControlResponse::News(news) = request(socket, 0, ControlRequest::News { receipt: *receipt })? else {
+        return Err("no news".into());
+    };
+    *receipt = news.receipt;
+    Ok(news.introductions)
 }
 
 /// Sends as many requests as the sockets take, for ever.

@@ -4,18 +4,21 @@ use fbuf_client::{Address, Mechanism, Protection};
 use fbuf_core::{
     limits::{MAX_LEASED, MAX_SLOT_BYTES, MAX_SLOTS},
     socket::PacketSocket,
-    wire,
 };
 use fbuf_protocol::{ControlRequest, ControlResponse, Limits, Open, Refusal, Resource, Role, Slots};
 
-use super::connection::{greet, send, several, wait_for};
+use super::{
+    broker::LINKS,
+    connection::{greet, introductions, request, several},
+};
 use crate::Result;
 
 /// Channels for more endpoints than one may have.
 const FEW: u64 = 32;
 
-/// Ends on one channel, half of them senders: fewer than a user may have of a kind.
+/// Ends on one channel, half of them senders: fewer than a user may have of a kind, and enough for all links.
 const ENDS: u64 = 200;
+const _: () = assert!((ENDS / 2) * (ENDS / 2) > LINKS);
 
 /// Has as much of it as is allowed: connections to ask for more over, or for anything else.
 pub(super) fn hoard(address: &Address, resource: Resource) -> Result<Vec<PacketSocket>> {
@@ -23,22 +26,35 @@ pub(super) fn hoard(address: &Address, resource: Resource) -> Result<Vec<PacketS
         return std::iter::from_fn(|| greet(address).transpose()).collect();
     }
     let connections = several(address)?;
+    if resource == Resource::Links {
+        link(&connections[0])?;
+        return Ok(connections);
+    }
     for (number, socket) in (0..).zip(connections.iter().cycle()) {
-        send(socket, number, more(resource, number))??;
-        let (bytes, descriptors) = wait_for(socket)?.ok_or("the broker hung up")?;
-        let (_, answer) = wire::decode::<(u64, std::result::Result<ControlResponse, String>)>(&bytes, descriptors)?;
-        match answer? {
+        match request(socket, number, more(resource, number))? {
             ControlResponse::Open(Ok(_)) => {}
-            ControlResponse::Open(Err(Refusal::Spent(spent))) if spent.resource == refused_for(resource) => break,
+            ControlResponse::Open(Err(Refusal::Spent(spent))) if spent.resource == resource => break,
             other => return Err(format!("{} was to be spent, and then: {other:?}", resource.name()).into()),
         }
     }
     Ok(connections)
 }
 
-/// For what it is refused that asks for more than there may be of something: links that are too many wait.
-fn refused_for(resource: Resource) -> Resource {
-    if resource == Resource::Links { Resource::Endpoints } else { resource }
+/// Opens ends for more links than there may be, and reads the introductions until no more come. Pairs of a client that does
+/// not read are not linked.
+fn link(socket: &PacketSocket) -> Result<()> {
+    for number in 0..ENDS {
+        match request(socket, number, more(Resource::Links, number))? {
+            ControlResponse::Open(Ok(_)) => {}
+            other => return Err(format!("links were to be spent, and then: {other:?}").into()),
+        }
+    }
+    // One for each end.
+    let (mut missing, mut receipt) = (2 * LINKS as usize, 0);
+    while missing > 0 {
+        missing = missing.saturating_sub(introductions(socket, &mut receipt)?.len());
+    }
+    Ok(())
 }
 
 /// Asks for some more of it; of connections, who has all of them asks over each for the least that there is.

@@ -20,7 +20,7 @@ use fbuf_core::{
 use fbuf_protocol::{ControlRequest, ControlResponse, Open, Role, Slots};
 
 use super::{
-    connection::{greet, send, wait_for},
+    connection::{greet, introductions, request, wait_for},
     neighbour::Kind,
 };
 use crate::Result;
@@ -53,7 +53,7 @@ fn links(address: &Address, channel: &str, count: u32) -> Result<Vec<Link>> {
         }
         let (socket, receipt) = connections.last_mut().ok_or("no connection")?;
         let open = Open { channel: channel.to_owned(), role, users: None, earlier: None };
-        match ask(socket, number, ControlRequest::Open { endpoint: number, open })? {
+        match request(socket, number, ControlRequest::Open { endpoint: number, open })? {
             ControlResponse::Open(Ok(_)) => {}
             ControlResponse::Open(Err(_)) => break,
             other => return Err(format!("to open: {other:?}").into()),
@@ -66,19 +66,9 @@ fn links(address: &Address, channel: &str, count: u32) -> Result<Vec<Link>> {
     Ok(links)
 }
 
-fn ask(socket: &PacketSocket, id: u64, body: ControlRequest) -> Result<ControlResponse> {
-    send(socket, id, body)??;
-    let (bytes, descriptors) = wait_for(socket)?.ok_or("the broker hung up")?;
-    Ok(wire::decode::<(u64, std::result::Result<ControlResponse, String>)>(&bytes, descriptors)?.1?)
-}
-
 fn introduction(socket: &PacketSocket, receipt: &mut u64) -> Result<Introduction> {
     loop {
-        let ControlResponse::News(news) = ask(socket, 0, ControlRequest::News { receipt: *receipt })? else {
-            return Err("no news".into());
-        };
-        *receipt = news.receipt;
-        if let Some(introduction) = news.introductions.into_iter().next() {
+        if let Some(introduction) = introductions(socket, receipt)?.into_iter().next() {
             return Ok(introduction);
         }
     }
