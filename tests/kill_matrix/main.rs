@@ -27,6 +27,8 @@ use survivors::Survivors;
 
 /// How often somebody is killed, if `FBUF_KILLS` says nothing else.
 const KILLS: u64 = 2000;
+/// How many steps those who go on make before they kill one that has not died.
+const PATIENCE: u64 = 60;
 /// How many KiB more a process that goes on may have, after any kill, than it had after the first ones: what allocators
 /// keep, and pages that were not used before.
 const MEMORY: u64 = 1 << 10;
@@ -61,10 +63,15 @@ fn whoever_is_killed_costs_the_others_nothing() {
     let mut every_point = points::ENDPOINTS.iter().cycle();
     // Two in each round: one where chance has it, and the other one when it has shown that it lacks nothing.
     for round in 0..kills / 2 {
-        let patience = random.below(150);
         let point = if random.below(3) > 0 { every_point.next().copied() } else { None };
+        // Most get to a point within 30 steps, if they do at all.
+        let patience = if point.is_some() { PATIENCE } else { random.below(PATIENCE) };
         // What is rare is not waited for again and again.
-        let most = if point.is_some_and(|point| ["attach", "end"].contains(&part_of(point))) { 4 } else { 40 };
+        let most = match point.map(part_of) {
+            Some("attach" | "end") => 4,
+            Some("growth") => 8,
+            _ => 40,
+        };
         let count = if random.below(2) == 0 { 0 } else { random.below(most) };
         let either = if random.below(2) == 0 { Role::Sender } else { Role::Receiver };
         let victim = point.and_then(Role::of).unwrap_or(either);
