@@ -22,7 +22,7 @@ use std::{
 use fbuf_client::{Address, Client, GetError, Mechanism};
 use fbuf_core::{
     board::BoardTable,
-    limits::{MAX_DESCRIPTORS, MAX_ENDS_OF_USER},
+    limits::{MAX_DESCRIPTORS, MAX_ENDS_OF_USER, MAX_MESSAGE, MAX_ONE_SHOTS},
     link::{Hello, LinkMessage},
     protection::Protection,
     socket::{Arrival, PacketSocket},
@@ -35,7 +35,7 @@ use nix::{
     sys::resource::{Resource, setrlimit},
     time::{ClockId, clock_gettime},
 };
-use support::{BrokerProcess, Process, SOON, is_root};
+use support::{BrokerProcess, Process, SOON, is_root, until};
 
 /// The honest user, the one that it is linked with, and the attackers'.
 const HONEST: u32 = 65_532;
@@ -47,6 +47,8 @@ const LIMIT: u64 = 1024;
 const BRIEFLY: Duration = Duration::from_millis(300);
 /// So long that a thread that does not sleep shows, on a machine that does other things too.
 const A_WHILE: Duration = Duration::from_secs(1);
+/// More than enough to fill what may be under way to a user.
+const LINKS: usize = 2;
 /// How many processes the honest user has that are attacked.
 const PROCESSES: usize = 4;
 
@@ -89,6 +91,13 @@ fn role() {
             println!("through");
             while receiver.get_timeout(SOON).is_ok() {}
         }
+        "take" => {
+            let client = Client::connect().unwrap();
+            let mut receiver = client.receiver(channel).open().unwrap();
+            while receiver.get_timeout(SOON).is_ok() {}
+        }
+        "part" => part(),
+        "deaf" => deaf(channel),
         "rest" => rest(channel, words.next() == Some("receiver")),
         "attack" => attack(channel, words.next() == Some("receiver"), words.next() == Some("rude")),
         _ => panic!("no such role: {role}"),
@@ -176,6 +185,47 @@ fn attack(channel: &str, as_receiver: bool, is_rude: bool) -> ! {
         while let Ok(Arrival::Message(..)) = link.receive::<{ fbuf_core::limits::MAX_MESSAGE }>() {}
     }
     println!("received");
+    loop {
+        std::thread::park();
+    }
+}
+
+/// A sender whose receivers receive nothing, and another one, whose receivers receive all. Both end the links of those that
+/// hold them up.
+fn part() {
+    let client = Client::connect().unwrap();
+    let [mut first, mut second] = ["deaf", "c"].map(|channel| {
+        let builder = client.sender(channel).slot_size(64).slots(MAX_ONE_SHOTS.into()).mechanism(Mechanism::OneShot);
+        builder.disconnect_after(BRIEFLY).open().unwrap()
+    });
+    println!("open");
+    first.wait_for_receivers_timeout(LINKS, SOON).unwrap();
+    println!("linked");
+    second.wait_for_receivers_timeout(2, SOON).unwrap();
+    let mut passed = 0;
+    while first.receivers() > 0 {
+        passed += first.allocate_timeout(SOON).map_or(0, |fbuf| first.write(fbuf).map_or(0, |sent| sent.receivers));
+    }
+    println!("{passed} are under way");
+    for _ in 0..100 {
+        let fbuf = second.allocate_timeout(10 * BRIEFLY).expect("links that have ended hold a sender up");
+        assert!(second.write(fbuf).unwrap().receivers > 0);
+    }
+    stdin().read_line(&mut String::new()).unwrap();
+}
+
+/// Is linked, and receives no message.
+fn deaf(channel: &str) -> ! {
+    let role = Role::Receiver { require: Protection::Volatile, accepts: Limits::DEFAULT };
+    let mut kept = Vec::new();
+    for _ in 0..LINKS {
+        let hostile = Hostile::join(&Address::default_for_user(), channel, role);
+        let board = BoardTable::create("fbuf-test", MAX_ONE_SHOTS as usize).unwrap().1.into();
+        hostile.say(&LinkMessage::Hello(Hello { board, skip_above: None, fences: false, wants_slots: false }));
+        until("it is answered", || matches!(hostile.link.receive::<MAX_MESSAGE>().unwrap(), Arrival::Message(..)));
+        kept.push(hostile);
+    }
+    println!("done");
     loop {
         std::thread::park();
     }
@@ -308,4 +358,24 @@ fn peers_that_receive_nothing_and_say_what_they_may_not_keep_nobody_awake() {
         attacked.tell();
         attacked.says("asleep");
     }
+}
+
+/// Also what is under way over links that have ended, of which nobody could be disconnected any more.
+#[test]
+fn a_sender_that_ends_links_of_those_that_hold_it_up_goes_on_whatever_is_under_way_to_their_user() {
+    if !is_root() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let broker = broker(&folder);
+    let mut sender = Other::start(&broker.address, "part", HONEST);
+    sender.says("open");
+    let mut attacker = Other::start(&broker.address, "deaf deaf", OTHER);
+    attacker.says("done");
+    sender.says("linked");
+    // One of the attacker's user receives what it is sent.
+    let receivers = ["receive c", "take c"].into_iter().zip([FRIEND, OTHER]);
+    let mut receivers: Vec<_> = receivers.map(|(role, user)| Other::start(&broker.address, role, user)).collect();
+    receivers[0].says("through");
+    assert!(!sender.process.has_ended());
 }

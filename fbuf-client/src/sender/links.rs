@@ -189,9 +189,12 @@ impl Sender {
         true
     }
 
-    /// Disconnects the receivers that have held this sender up for so long.
+    /// Disconnects the receivers that have held this sender up for so long. If there is no room for a message although
+    /// slots are free, it is those to whose user too much is under way, perhaps over links that have ended.
     pub(super) fn drop_slowest(&mut self, time: Duration) {
-        for peer in self.pool.holders_of_oldest() {
+        let without_room = self.pool.without_room();
+        let peers = if without_room.is_empty() { self.pool.holders_of_oldest() } else { without_room };
+        for peer in peers {
             self.drop_receiver(peer, Farewell::HeldUp(time));
         }
     }

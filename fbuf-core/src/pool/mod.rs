@@ -329,7 +329,18 @@ impl Pool {
         if !matches!(self.memory, Memory::Shots(_)) {
             return None;
         }
-        self.links.iter().find_map(|link| link.lacks_room(self.count_out() + 1, self.links.len()))
+        self.links.iter().find_map(|link| self.lacks_room_for(link))
+    }
+
+    fn lacks_room_for(&self, link: &Outbound) -> Option<NoRoom> {
+        link.lacks_room(self.count_out() + 1, self.links.len())
+    }
+
+    /// The receivers for which there is [no room](Self::lacks_room).
+    #[must_use]
+    pub fn without_room(&self) -> Vec<Peer> {
+        let links = self.links.iter().filter(|link| self.sends_for_good() && self.lacks_room_for(link).is_some());
+        links.map(Outbound::peer).collect()
     }
 
     /// Whether this is a pool of buffers that are sent once.
