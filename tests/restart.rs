@@ -4,9 +4,10 @@
 mod support;
 
 use std::{
+    collections::BTreeSet,
     env, fs,
     io::Read,
-    os::fd::{AsFd, AsRawFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd, OwnedFd, RawFd},
     path::Path,
     process::{Command, Stdio},
     sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
@@ -21,7 +22,9 @@ use fbuf_protocol::Resource;
 use nix::sys::{
     resource::{Resource as Limit, getrlimit, setrlimit},
     signal::Signal,
-    socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket},
+    socket::{
+        AddressFamily, Backlog, Shutdown, SockFlag, SockType, UnixAddr, bind, getpeername, listen, shutdown, socket,
+    },
 };
 use support::{BrokerProcess, HandedOver, Process, Run, SOON, until};
 
@@ -136,6 +139,54 @@ fn slots_of_the_receiver_are_allocated_from_the_next_one_after_a_restart() {
     for number in 5..10 {
         send(&mut sender, number, 1);
         expect(&mut receiver, number, Mechanism::Lease);
+    }
+}
+
+/// The connections of this process to a broker at an abstract address.
+fn connections_to(broker: &str) -> Vec<RawFd> {
+    let descriptors = fs::read_dir("/proc/self/fd").unwrap().flatten();
+    let numbers = descriptors.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    let is_one = |&number: &RawFd| {
+        let other: nix::Result<UnixAddr> = getpeername(number);
+        other.is_ok_and(|other| other.as_abstract() == Some(broker.as_bytes()))
+    };
+    numbers.filter(is_one).collect()
+}
+
+/// A connection ends also while its broker lives, for instance because a process has had no descriptor left for too long.
+#[test]
+fn clients_that_lose_their_connection_and_not_their_broker_are_linked_once() {
+    for lost in [&[0][..], &[1], &[0, 1], &[1, 0]] {
+        let name = format!("fbuf-test-{}-{lost:?}", std::process::id());
+        let broker = Embedded::start_at(Address::new(format!("@{name}")), Policy::own()).unwrap();
+        let connect = || Client::connect_to(broker.address()).unwrap();
+        let (one, other) = (connect(), connect());
+        let mut sender = one.sender("c").slot_size(8).slots(4).open().unwrap();
+        let mut receiver = other.receiver("c").stay().open().unwrap();
+        sender.wait_for_receivers_timeout(1, SOON).unwrap();
+        send(&mut sender, 1, 1);
+        expect(&mut receiver, 1, Mechanism::Shared);
+        let clients = || -> BTreeSet<_> {
+            let clients = other.clients().into_iter().flatten();
+            clients.filter(|client| client.endpoints > 0).map(|client| client.number).collect()
+        };
+        let both = [one.status().unwrap(), other.status().unwrap()].map(|all| all.len());
+        assert_eq!(both, [2, 2]);
+        // The one that is lost first is the older, or the younger; what has come again is the youngest.
+        for &place in lost.iter().chain(lost) {
+            let (before, connections) = (clients(), connections_to(&name));
+            assert_eq!((before.len(), connections.len()), (2, 2));
+            shutdown(connections[place], Shutdown::Both).unwrap();
+            until("the client is there again", || clients().difference(&before).count() == 1 && clients().len() == 2);
+        }
+        let newcomer = connect();
+        let mut second = newcomer.receiver("c").stay().open().unwrap();
+        assert_eq!(sender.wait_for_receivers_timeout(2, SOON).unwrap(), 2, "after {lost:?}");
+        send(&mut sender, 2, 2);
+        expect(&mut receiver, 2, Mechanism::Shared);
+        expect(&mut second, 2, Mechanism::Shared);
+        nothing(&mut receiver);
+        nothing(&mut second);
     }
 }
 

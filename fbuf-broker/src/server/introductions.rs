@@ -38,9 +38,12 @@ impl Inner {
     pub(super) fn introduce(&mut self, opening: &Opening, user: u32) {
         let (now, mut is_exhausted) = (Instant::now(), false);
         let Self { state, mailboxes, slots, lines, .. } = self;
+        let mut made = Vec::new();
         state.introduce(opening, now, |pair, holdings| {
-            introduce(mailboxes, slots, pair, holdings).inspect_err(|lack| is_exhausted |= *lack == Lack::Socket)
+            let introduced = introduce(mailboxes, slots, pair, holdings);
+            introduced.map(|link| made.push((*pair, link))).inspect_err(|lack| is_exhausted |= *lack == Lack::Socket)
         });
+        made.iter().for_each(|(pair, link)| state.name(pair, *link));
         if is_exhausted && lines.may_log(user, now) {
             warn!("there is no descriptor for the sockets of links: raise the limit of open files (RLIMIT_NOFILE)");
         }
@@ -50,7 +53,12 @@ impl Inner {
     /// Introduces pairs of a user that lack nothing any more.
     fn pair_again(&mut self, user: u32) -> Turn {
         let Self { state, mailboxes, slots, .. } = self;
-        state.pair_again(user, Instant::now(), |pair, holdings| introduce(mailboxes, slots, pair, holdings))
+        let mut made = Vec::new();
+        let turn = state.pair_again(user, Instant::now(), |pair, holdings| {
+            introduce(mailboxes, slots, pair, holdings).map(|link| made.push((*pair, link)))
+        });
+        made.iter().for_each(|(pair, link)| state.name(pair, *link));
+        turn
     }
 
     /// Sees to it that pairs that wait now are tried again.
@@ -101,13 +109,13 @@ impl Broker {
     }
 }
 
-/// Makes the link socket of a pair, and posts both ends.
+/// Makes the link socket of a pair, and posts both ends: the name of the link.
 fn introduce(
     mailboxes: &HashMap<ClientId, Arc<Mailbox>>,
     slots: &HashMap<ClientId, HashMap<u64, Vec<Arc<Foreign>>>>,
     pair: &Pair,
     holdings: [Holding; 2],
-) -> Result<(), Lack> {
+) -> Result<LinkId, Lack> {
     let &Pair { sender, receiver, geometry, mechanism, .. } = pair;
     let mailbox = |party: Party| match mailboxes.get(&party.client) {
         Some(mailbox) if mailbox.has_room() => Ok(mailbox),
@@ -147,5 +155,5 @@ fn introduce(
     points::reach("broker: introduced to one");
     to_senders.post(introduction(sender, receiver, Lodging::Segments, to_sender), for_sender);
     points::reach("broker: introduced to both");
-    Ok(())
+    Ok(link)
 }

@@ -1,6 +1,6 @@
 //! One channel: its ends, the links between them, and what each user pays for.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
 use fbuf_core::{
     limits::{ENDS_OF_ROOT, MAX_ENDS_OF_USER, MAX_LEASED, MAX_LINKS},
@@ -17,6 +17,10 @@ use super::{
 };
 use crate::account::Charge;
 
+/// Of how many links whose other end has gone an end is known to have them. That end may only have lost its connection, and
+/// names its links when it comes again.
+pub(super) const MOST_PARTED: usize = 64;
+
 /// The ends of one channel, by the numbers that are given only once, and so in the order of opening.
 #[derive(Debug, Default)]
 pub(super) struct Channel {
@@ -24,15 +28,28 @@ pub(super) struct Channel {
     receivers: BTreeMap<u64, Receiver>,
     /// What each user has here.
     seats: BTreeMap<u32, Seat>,
-    /// Which sender, and which receiver, has named a link that it has since before this broker began.
+    /// Which sender, and which receiver, has a link that the other does not have from this broker: it has named the link,
+    /// or the other end has gone since.
     named: HashMap<LinkId, Named>,
+    /// The links between ends that are here, by sender and receiver.
+    known: HashMap<(u64, u64), LinkId>,
 }
 
-/// The ends that have named a link.
+/// The ends that have a link.
 #[derive(Debug, Default)]
 struct Named {
     sender: Option<u64>,
     receiver: Option<u64>,
+}
+
+impl Named {
+    fn sender(&mut self) -> &mut Option<u64> {
+        &mut self.sender
+    }
+
+    fn receiver(&mut self) -> &mut Option<u64> {
+        &mut self.receiver
+    }
 }
 
 /// What one user has on a channel.
@@ -54,8 +71,10 @@ impl Seat {
 #[derive(Debug)]
 pub(super) struct Side {
     pub party: Party,
-    /// The links that it has since before this broker began.
+    /// The links that it has named: those that it has had since before it was opened here.
     pub earlier: Box<[LinkId]>,
+    /// The last links with ends that have gone.
+    pub parted: VecDeque<LinkId>,
     /// It may be linked with endpoints of these users only, in order.
     pub users: Option<Box<[u32]>>,
     /// Whether the policy trusts it: a sender with volatile messages to other users, a receiver with a pool for their
@@ -68,6 +87,29 @@ pub(super) struct Side {
 impl Side {
     pub(super) fn user(&self) -> u32 {
         self.party.peer.process.uid
+    }
+
+    /// The other end of a link has gone, which this one has, whose number this is.
+    fn part(
+        &mut self,
+        number: u64,
+        link: LinkId,
+        all: &mut HashMap<LinkId, Named>,
+        end: impl Fn(&mut Named) -> &mut Option<u64>,
+    ) {
+        if end(all.entry(link).or_default()).replace(number) == Some(number) {
+            // As it has named.
+            return;
+        }
+        self.parted.push_back(link);
+        if self.parted.len() > MOST_PARTED {
+            forget_names(all, &self.parted.pop_front(), number);
+        }
+    }
+
+    /// What an end leaves behind that has gone.
+    fn forget_names(&self, all: &mut HashMap<LinkId, Named>, number: u64) {
+        forget_names(all, self.earlier.iter().chain(&self.parted), number);
     }
 
     /// Whether it may be linked with endpoints of this user.
@@ -260,7 +302,7 @@ impl Channel {
         if is_first { first.party.client } else { last.party.client }
     }
 
-    /// The ends that have named one of these links: each is linked with the end that names it as well. An end that names
+    /// The ends that have one of these links: each is linked with the end that names it as well. An end that names
     /// a link which it has not loses one that it would have had.
     fn acquainted(&self, links: &[LinkId], end: impl Fn(&Named) -> Option<u64>) -> BTreeSet<u64> {
         links.iter().filter_map(|link| end(self.named.get(link)?)).collect()
@@ -283,7 +325,9 @@ impl Channel {
                 }
                 sender.links.extend(links.links);
                 for &link in &sender.side.earlier {
-                    self.named.entry(link).or_default().sender = Some(number);
+                    let named = self.named.entry(link).or_default();
+                    named.sender = Some(number);
+                    self.known.extend(named.receiver.map(|receiver| ((number, receiver), link)));
                 }
                 self.senders.insert(number, sender);
             }
@@ -291,7 +335,9 @@ impl Channel {
                 seat.receivers += 1;
                 receiver.links = links.links.iter().map(|&(sender, _)| sender).collect();
                 for &link in &receiver.side.earlier {
-                    self.named.entry(link).or_default().receiver = Some(number);
+                    let named = self.named.entry(link).or_default();
+                    named.receiver = Some(number);
+                    self.known.extend(named.sender.map(|sender| ((sender, number), link)));
                 }
                 for (sender, charge) in links.links {
                     self.senders.entry(sender).and_modify(|sender| drop(sender.links.insert(number, charge)));
@@ -302,27 +348,33 @@ impl Channel {
         links.pairs
     }
 
-    /// Removes an end of a user: the senders that took their slots from it. Takes as long as it had links.
-    pub(super) fn remove(&mut self, number: u64, user: u32) -> Vec<u64> {
+    /// Removes an end of a user, which may come again with its links: the senders that took their slots from it. Takes as
+    /// long as it had links.
+    pub(super) fn remove(&mut self, number: u64, user: u32, may_return: bool) -> Vec<u64> {
         let mut bereft = Vec::new();
         let mut seat = self.seats.get_mut(&user);
         if let Some(sender) = self.senders.remove(&number) {
             for receiver in sender.links.keys() {
-                self.receivers.entry(*receiver).and_modify(|receiver| _ = receiver.links.remove(&number));
-            }
-            seat.iter_mut().for_each(|seat| seat.senders -= 1);
-            forget_names(&mut self.named, &sender.side.earlier, number);
-        } else if let Some(receiver) = self.receivers.remove(&number) {
-            for &sender in &receiver.links {
-                if let Some(Sender { stock, links, .. }) = self.senders.get_mut(&sender)
-                    && links.remove(&number).is_some()
-                    && (stock.slots, links.len()) == (Slots::Receiver, 0)
-                {
-                    bereft.push(sender);
+                let link = self.known.remove(&(number, *receiver)).filter(|_| may_return);
+                if let Some(other) = self.receivers.get_mut(receiver) {
+                    other.links.remove(&number);
+                    link.into_iter()
+                        .for_each(|link| other.side.part(*receiver, link, &mut self.named, Named::receiver));
                 }
             }
+            seat.iter_mut().for_each(|seat| seat.senders -= 1);
+            sender.side.forget_names(&mut self.named, number);
+        } else if let Some(receiver) = self.receivers.remove(&number) {
+            for &sender in &receiver.links {
+                let link = self.known.remove(&(sender, number)).filter(|_| may_return);
+                let Some(Sender { side, stock, links }) = self.senders.get_mut(&sender) else { continue };
+                if links.remove(&number).is_some() && (stock.slots, links.len()) == (Slots::Receiver, 0) {
+                    bereft.push(sender);
+                }
+                link.into_iter().for_each(|link| side.part(sender, link, &mut self.named, Named::sender));
+            }
             seat.iter_mut().for_each(|seat| seat.receivers -= 1);
-            forget_names(&mut self.named, &receiver.side.earlier, number);
+            receiver.side.forget_names(&mut self.named, number);
         }
         if seat.is_some_and(|seat| seat.ends() == 0) {
             self.seats.remove(&user);
@@ -380,10 +432,18 @@ impl Channel {
         }
     }
 
+    /// Two ends that are linked have been introduced by this name.
+    pub(super) fn name(&mut self, sender: u64, receiver: u64, link: LinkId) {
+        if self.senders.get(&sender).is_some_and(|sender| sender.links.contains_key(&receiver)) {
+            self.known.insert((sender, receiver), link);
+        }
+    }
+
     /// A link that was to be made is not: whether the sender was to take its slots from that receiver.
     pub(super) fn unlink(&mut self, sender: u64, receiver: u64) -> bool {
         if let (Some(from), Some(to)) = (self.senders.get_mut(&sender), self.receivers.get_mut(&receiver)) {
             to.links.remove(&sender);
+            self.known.remove(&(sender, receiver));
             return from.links.remove(&receiver).is_some() && from.stock.slots == Slots::Receiver;
         }
         false
@@ -438,13 +498,19 @@ impl Channel {
         (unpaired.collect(), others.count())
     }
 
+    /// How many links are known by name.
+    #[cfg(test)]
+    pub(super) fn names(&self) -> usize {
+        self.named.len() + self.known.len()
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.senders.is_empty() && self.receivers.is_empty()
     }
 }
 
-/// Forgets which links an end has named.
-fn forget_names(all: &mut HashMap<LinkId, Named>, links: &[LinkId], number: u64) {
+/// Forgets that an end has these links.
+fn forget_names<'a>(all: &mut HashMap<LinkId, Named>, links: impl IntoIterator<Item = &'a LinkId>, number: u64) {
     for link in links {
         if let Some(named) = all.get_mut(link) {
             named.sender.take_if(|end| *end == number);

@@ -6,7 +6,7 @@ mod pairing;
 mod waiting;
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque},
     ops::Bound,
     sync::Arc,
     time::Instant,
@@ -314,7 +314,14 @@ impl State {
             trusted: false,
             link: LinkId::default(),
         };
-        let side = Side { party: Party { client: id, endpoint, peer }, earlier, users, trusted, waits: None };
+        let side = Side {
+            party: Party { client: id, endpoint, peer },
+            earlier,
+            parted: VecDeque::new(),
+            users,
+            trusted,
+            waits: None,
+        };
         let none = Channel::default();
         let channel = self.channels.get(&name).unwrap_or(&none);
         let mut charges = vec![charge(Resource::Endpoints, 1)?];
@@ -408,7 +415,7 @@ impl State {
         let Some(client) = self.clients.get_mut(&id) else { return };
         let user = client.payer.user.id;
         let closed = client.endpoints.remove(&endpoint);
-        self.remove(closed.into_iter(), user);
+        self.remove(closed.into_iter(), user, false);
     }
 
     /// A client is gone.
@@ -416,11 +423,12 @@ impl State {
         let Some(client) = self.clients.remove(&id) else { return };
         let user = client.payer.user.id;
         self.clients_of.remove(&(user, id));
-        self.remove(client.endpoints.into_values(), user);
+        self.remove(client.endpoints.into_values(), user, true);
     }
 
-    /// Removes endpoints of a user. Senders that took their slots from one of them wait for another.
-    fn remove(&mut self, endpoints: impl Iterator<Item = Endpoint>, user: u32) {
+    /// Removes endpoints of a user, which may come again with their links. Senders that took their slots from one of them
+    /// wait for another.
+    fn remove(&mut self, endpoints: impl Iterator<Item = Endpoint>, user: u32, may_return: bool) {
         let mut bereft = BTreeSet::new();
         for Endpoint { channel: name, number, known_as, .. } in endpoints {
             self.numbers.remove(&number);
@@ -430,7 +438,7 @@ impl State {
                 if let Some(wait) = channel.side(number).and_then(|side| side.waits) {
                     self.waiting.remove(&(user, wait.ticket));
                 }
-                bereft.extend(channel.remove(number, user));
+                bereft.extend(channel.remove(number, user, may_return));
                 if channel.is_empty() {
                     self.channels.remove(&name);
                 }

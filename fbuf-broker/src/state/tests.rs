@@ -2,7 +2,7 @@ use fbuf_core::{limits::MAX_LINKS, protection::Protection, socket::NO_ID};
 use fbuf_protocol::Limits;
 
 use super::*;
-use crate::policy::Quota;
+use crate::{policy::Quota, state::channel::MOST_PARTED};
 
 const OWN: Credentials = Credentials { pid: 1, uid: 1000, gid: 1000 };
 
@@ -330,6 +330,55 @@ fn after_a_restart_only_those_are_introduced_that_have_no_link() {
     let role = Role::Sender { slot_bytes: 64, max_slots: 4, mechanism: Mechanism::Lease, slots };
     state.links(client, 6, resumed(ask("d", role), secrets[4], &[])).unwrap();
     assert_eq!(state.links(client, 7, receiver("d")).unwrap()[0].mechanism, Mechanism::Copy);
+}
+
+/// A connection may be lost, and the broker not.
+#[test]
+fn a_client_that_comes_again_is_introduced_to_those_with_which_it_has_no_link() {
+    for is_sender in [true, false] {
+        for has_link in [true, false] {
+            let mut state = State::new(Policy::only(1000));
+            let [stays, comes_again] = [(); 2].map(|()| state.enter(1000).unwrap());
+            let (own, others) = if is_sender { (sender("c"), receiver("c")) } else { (receiver("c"), sender("c")) };
+            state.links(stays, 1, others).unwrap();
+            let Opening { secret, pairs, .. } = state.open(comes_again, 1, own.clone()).unwrap();
+            let link = LinkId::draw().unwrap();
+            state.name(&pairs[0], link);
+            // Again and again.
+            for _ in 0..3 {
+                state.leave(state.clients(None, 0).last().map(|client| ClientId(client.number)).unwrap());
+                let client = state.enter(1000).unwrap();
+                let links = if has_link { &[link][..] } else { &[] };
+                let pairs = state.links(client, 1, resumed(own.clone(), secret, links)).unwrap();
+                assert_eq!(pairs.len(), usize::from(!has_link));
+            }
+        }
+    }
+}
+
+#[test]
+fn few_links_with_those_that_have_gone_are_remembered() {
+    let mut state = State::new(Policy::only(1000));
+    let stays = state.enter(1000).unwrap();
+    state.links(stays, 1, receiver("c")).unwrap();
+    let names = |state: &State| state.channels.values().map(Channel::names).sum::<usize>();
+    let mut come_and_go = |goes: fn(&mut State, ClientId)| {
+        let client = state.enter(1000).unwrap();
+        let pairs = state.links(client, 1, sender("c")).unwrap();
+        state.name(&pairs[0], LinkId::draw().unwrap());
+        let there = names(&state);
+        goes(&mut state, client);
+        (there, names(&state))
+    };
+    let close: fn(&mut State, ClientId) = |state, client| {
+        state.close(client, 1);
+        state.leave(client);
+    };
+    assert_eq!(come_and_go(close), (1, 0), "what was closed does not come again");
+    let left: Vec<_> = (0..2 * MOST_PARTED).map(|_| come_and_go(State::leave).1).collect();
+    assert_eq!(left, (1..=MOST_PARTED).chain([MOST_PARTED; MOST_PARTED]).collect::<Vec<_>>());
+    state.leave(stays);
+    assert!(state.is_empty());
 }
 
 #[test]

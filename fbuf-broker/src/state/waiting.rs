@@ -6,6 +6,7 @@
 
 use std::time::Instant;
 
+use fbuf_core::peer::LinkId;
 use fbuf_protocol::Mismatch;
 
 use super::{Client, ClientId, Opening, Pair, Party, State, channel_of};
@@ -159,10 +160,24 @@ impl State {
         if ends.contains(&Some(this)) { this } else { ends.into_iter().flatten().next().unwrap_or(this) }
     }
 
+    fn number_of(&self, party: &Party) -> Option<u64> {
+        Some(self.clients.get(&party.client)?.endpoints.get(&party.endpoint)?.number)
+    }
+
+    /// A pair was introduced by this name. An end that comes again, since it had lost its connection, is known by that to be
+    /// linked with the other.
+    pub fn name(&mut self, pair: &Pair, link: LinkId) {
+        if let (Some(sender), Some(receiver)) = (self.number_of(&pair.sender), self.number_of(&pair.receiver))
+            && let Some(name) = self.channel_of(sender).cloned()
+            && let Some(channel) = self.channels.get_mut(&name)
+        {
+            channel.name(sender, receiver, link);
+        }
+    }
+
     /// A pair is not linked yet, for what this end lacks.
     fn postpone(&mut self, pair: &Pair, end: u64, why: Mismatch) {
-        let number = |party: &Party| Some(self.clients.get(&party.client)?.endpoints.get(&party.endpoint)?.number);
-        if let (Some(sender), Some(receiver)) = (number(&pair.sender), number(&pair.receiver))
+        if let (Some(sender), Some(receiver)) = (self.number_of(&pair.sender), self.number_of(&pair.receiver))
             && let Some(name) = self.channel_of(sender).cloned()
             && let Some(channel) = self.channels.get_mut(&name)
             && channel.unlink(sender, receiver)
