@@ -238,7 +238,10 @@ impl Outbound {
         pool: &Pool,
         first_sequence: u64,
     ) -> Result<Result<Self, Expected>, LinkEnd> {
-        if !expected.socket.has_room(1, Kind::Greeting) {
+        // For all of it: what is made for an answer that cannot be sent would be made again with each look.
+        let handed_over = if heard.wants_slots { pool.geometry().max_slots() as usize } else { 0 };
+        let descriptors = 1 + pool.announce(0).count() + handed_over;
+        if !expected.socket.has_room(descriptors, Kind::Greeting) {
             return Ok(Err(Expected { heard: Some(heard), ..expected }));
         }
         let Expected { peer, socket, copies, .. } = expected;

@@ -5,6 +5,7 @@ use std::{
     cell::RefCell,
     os::fd::{AsFd, OwnedFd},
     sync::Arc,
+    time::{Duration, Instant},
 };
 
 use nix::sys::{
@@ -15,6 +16,7 @@ use nix::sys::{
 use crate::{
     inbound::{Answered, Greeted, Inbound},
     introduced::Lodging,
+    lane::{LaneTable, capacity_for},
     limits::{MAX_LEASED, MAX_ONE_SHOTS},
     outbound::{Arrived, Expected, NoRoom},
     peer::{Credentials, Peer},
@@ -188,4 +190,37 @@ fn rights_to_write_wait_while_a_narrow_socket_is_full() {
     }
     assert!(rounds > 2, "the socket is not narrow");
     assert!(inbound.settle());
+}
+
+/// The lane of a sender that may have many slots takes some milliseconds.
+#[test]
+fn no_lane_is_made_for_a_receiver_that_cannot_be_answered() {
+    let mut pool = Pool::new(Geometry::new(8, 1 << 20).unwrap(), 1, wake()).unwrap();
+    pool.grow().unwrap();
+    // Of a user that no other test knows. Each answer has three descriptors, and eight may be under way.
+    let process = Credentials { uid: 4_200_000_010, ..peer().process };
+    let peer = Peer { process, same_user: false, trusted: false, ..peer() };
+    let mut unread = Vec::new();
+    let mut expect = || {
+        let (own, other) = PacketSocket::pair().unwrap();
+        let socket = PacketSocket::new(other).unwrap();
+        unread.push(Greeted::new(peer, socket, pool.geometry(), Mechanism::Copy, Lodging::Segments, None).unwrap());
+        Expected::new(peer, PacketSocket::new(own).unwrap().of_link_with(&peer))
+    };
+    let [first, second, mut late] = [expect(), expect(), expect()];
+    for expected in [first, second] {
+        assert!(matches!(pool.link(expected), Ok(Arrived::Here)));
+    }
+    let (mut look, mut make) = (Duration::MAX, Duration::MAX);
+    for _ in 0..20 {
+        let start = Instant::now();
+        let Ok(Arrived::NotYet(again)) = pool.link(late) else { panic!("it is answered") };
+        look = look.min(start.elapsed());
+        assert!(again.is_unanswered());
+        late = again;
+        let start = Instant::now();
+        drop(LaneTable::create("fbuf-test", capacity_for(pool.geometry().max_slots(), false)).unwrap());
+        make = make.min(start.elapsed());
+    }
+    assert!(look < make / 4, "a look takes {look:?}, a lane {make:?}");
 }
