@@ -5,13 +5,10 @@ mod support;
 
 use std::{
     env, fs,
-    io::{BufRead, BufReader, Read, Write},
-    os::unix::{
-        fs::{PermissionsExt, chown},
-        process::CommandExt,
-    },
+    io::Read,
+    os::unix::fs::{PermissionsExt, chown},
     path::Path,
-    process::{ChildStdout, Command, Stdio},
+    process::Stdio,
     thread,
     time::Duration,
 };
@@ -19,21 +16,24 @@ use std::{
 use fbuf_broker::{Embedded, Policy};
 use fbuf_client::{Address, Client, ConnectError, OpenError};
 use nix::unistd::{chroot, setresuid};
-use support::{BrokerProcess, Process, Run, SOON, until};
+use support::{
+    BrokerProcess, Run, SOON,
+    role::{Other, as_user, command_of, roles},
+    until,
+};
 
 /// Users that tests act as.
 const OTHER: u32 = 65_533;
 const ANOTHER: u32 = 65_532;
 
-/// What this program does when it is run again; nothing in the process that tests.
-#[test]
-fn role() {
-    match env::var("FBUF_TEST_ROLE").as_deref() {
-        Ok("broker") => serve(),
-        Ok("client") => connect(),
-        Ok("another user") => lose_broker(|| setresuid(OTHER.into(), OTHER.into(), OTHER.into()).unwrap()),
-        Ok("another root") => lose_broker(|| chroot("/proc/self/fdinfo").unwrap()),
-        _ => {}
+/// What a child does.
+fn play(role: &str) {
+    match role {
+        "broker" => serve(),
+        "client" => connect(),
+        "another user" => lose_broker(|| setresuid(OTHER.into(), OTHER.into(), OTHER.into()).unwrap()),
+        "another root" => lose_broker(|| chroot("/proc/self/fdinfo").unwrap()),
+        other => panic!("no such role: {other}"),
     }
 }
 
@@ -74,43 +74,22 @@ fn lose_broker(change: impl FnOnce()) {
     }
 }
 
-/// This program in a role, as another user.
-struct Other {
-    process: Process,
-    output: BufReader<ChildStdout>,
+/// A child that finds its broker in this environment, or where there is none.
+fn child(role: &str, user: u32, environment: &[(&str, &str)]) -> Other {
+    child_of("/proc/self/exe".as_ref(), role, user, environment)
 }
 
-impl Other {
-    fn start(program: &Path, role: &str, user: u32, environment: &[(&str, &str)]) -> Self {
-        let mut command = Command::new(program);
-        command
-            .args(["--exact", "role", "--nocapture", "--test-threads=1"])
-            .current_dir("/")
-            .env("FBUF_TEST_ROLE", role);
-        command.env_remove("FBUF_BROKER").env_remove("XDG_RUNTIME_DIR").envs(environment.iter().copied());
-        command.uid(user).gid(user).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
-        let mut process = Process::start(&mut command);
-        let output = BufReader::new(process.0.stdout.take().unwrap());
-        Self { process, output }
-    }
+/// The same, of a copy of this program.
+fn child_of(program: &Path, role: &str, user: u32, environment: &[(&str, &str)]) -> Other {
+    let mut command = command_of(program, role);
+    command.env_remove("XDG_RUNTIME_DIR").envs(environment.iter().copied()).stderr(Stdio::null());
+    Other::of(as_user(&mut command, user))
+}
 
-    fn broker(address: &Address, user: u32) -> Self {
-        let mut broker =
-            Self::start(Path::new("/proc/self/exe"), "broker", user, &[("FBUF_BROKER", &address.to_string())]);
-        broker.wait_for("serves");
-        broker
-    }
-
-    /// The next line that has this in it.
-    fn wait_for(&mut self, words: &str) -> String {
-        loop {
-            let mut line = String::new();
-            assert_ne!(self.output.read_line(&mut line).unwrap(), 0, "it has ended, and not said {words:?}");
-            if line.contains(words) {
-                return line;
-            }
-        }
-    }
+fn broker_of(user: u32, address: &Address) -> Other {
+    let mut broker = child("broker", user, &[("FBUF_BROKER", &address.to_string())]);
+    broker.hear("serves");
+    broker
 }
 
 fn abstract_name(test: &str) -> Address {
@@ -126,11 +105,12 @@ fn open_folder() -> tempfile::TempDir {
 
 #[test]
 fn a_broker_of_another_user_is_refused_unless_it_is_asked_for() {
+    roles!(play);
     if !support::is_root() {
         return;
     }
     let address = abstract_name("foreign");
-    let _broker = Other::broker(&address, OTHER);
+    let _broker = broker_of(OTHER, &address);
     let error = Client::connect_to(&address).unwrap_err();
     assert!(matches!(error, ConnectError::ForeignBroker { user: OTHER, own: 0, .. }), "{error}");
     for words in ["run by user 65533", "(broker user 65533)"] {
@@ -142,17 +122,18 @@ fn a_broker_of_another_user_is_refused_unless_it_is_asked_for() {
     // Nor does a third user accept it, while its own does.
     for (user, words) in [(ANOTHER, "not connected"), (OTHER, "connected at")] {
         let environment = [("FBUF_BROKER", &*address.to_string())];
-        Other::start(Path::new("/proc/self/exe"), "client", user, &environment).wait_for(words);
+        child("client", user, &environment).hear(words);
     }
 }
 
 #[test]
 fn the_command_accepts_the_broker_of_the_user_that_it_is_told() {
+    roles!(play);
     if !support::is_root() {
         return;
     }
     let address = abstract_name("command");
-    let _broker = Other::broker(&address, OTHER);
+    let _broker = broker_of(OTHER, &address);
     let list = |words: &[&str]| support::fbuf(["ls", "--socket"]).arg(address.to_string()).args(words).run();
     let refused = list(&[]);
     let said = String::from_utf8_lossy(&refused.stderr);
@@ -162,17 +143,19 @@ fn the_command_accepts_the_broker_of_the_user_that_it_is_told() {
 
 #[test]
 fn roots_broker_is_accepted_by_every_user_that_it_serves() {
+    roles!(play);
     if !support::is_root() {
         return;
     }
     let broker = Embedded::start_with(Policy::own().allow(OTHER)).unwrap();
     let environment = [("FBUF_BROKER", &*broker.address().to_string())];
-    Other::start(Path::new("/proc/self/exe"), "client", OTHER, &environment).wait_for("connected at");
+    child("client", OTHER, &environment).hear("connected at");
 }
 
 /// A name is free when its broker has died, and any user may take it.
 #[test]
 fn a_client_does_not_connect_again_with_a_broker_of_another_user() {
+    roles!(play);
     if !support::is_root() {
         return;
     }
@@ -180,7 +163,7 @@ fn a_client_does_not_connect_again_with_a_broker_of_another_user() {
     let broker = Embedded::start_at(address.clone(), Policy::own()).unwrap();
     let client = Client::builder().address(&address).broker_user(OTHER).connect().unwrap();
     drop(broker);
-    let taker = Other::broker(&address, OTHER);
+    let taker = broker_of(OTHER, &address);
     until("the other broker is seen", || {
         client
             .connection_error()
@@ -204,15 +187,16 @@ fn a_client_does_not_connect_again_with_a_broker_of_another_user() {
 
 #[test]
 fn a_runtime_folder_of_another_user_is_left_aside() {
+    roles!(play);
     if !support::is_root() {
         return;
     }
     let folder = open_folder();
     let socket = Address::new(folder.path().join("fbuf.sock"));
     chown(folder.path(), Some(OTHER), Some(OTHER)).unwrap();
-    let _broker = Other::broker(&socket, OTHER);
+    let _broker = broker_of(OTHER, &socket);
     let environment = [("XDG_RUNTIME_DIR", folder.path().to_str().unwrap())];
-    let client = |user| Other::start(Path::new("/proc/self/exe"), "client", user, &environment).wait_for("connected");
+    let client = |user| child("client", user, &environment).hear("connected");
     assert!(client(OTHER).contains(&format!("connected at {socket}")));
     let said = client(0);
     assert!(!said.contains(&format!("connected at {socket}")), "{said}");
@@ -227,6 +211,7 @@ fn a_runtime_folder_of_another_user_is_left_aside() {
 /// there one that it accepts.
 #[test]
 fn a_set_user_id_program_does_not_ask_the_environment() {
+    roles!(play);
     if !support::is_root() {
         return;
     }
@@ -237,7 +222,7 @@ fn a_set_user_id_program_does_not_ask_the_environment() {
     let environment = [("FBUF_BROKER", &*broker.address().to_string())];
     let run = |mode| {
         fs::set_permissions(&program, fs::Permissions::from_mode(mode)).unwrap();
-        Other::start(&program, "client", OTHER, &environment).wait_for("connected")
+        child_of(&program, "client", OTHER, &environment).hear("connected")
     };
     let here = format!("connected at {}", broker.address());
     assert!(run(0o755).contains(&here));
@@ -265,6 +250,7 @@ fn a_client_that_waits_may_come_before_its_broker() {
 
 #[test]
 fn what_keeps_a_client_from_its_broker_is_named() {
+    roles!(play);
     let folder = open_folder();
     let path = folder.path().join("broker");
     let error = |path: &Path| Client::connect_to(&Address::new(path)).unwrap_err().to_string();
@@ -283,13 +269,14 @@ fn what_keeps_a_client_from_its_broker_is_named() {
     }
     let _broker = BrokerProcess::start(&path);
     let environment = [("FBUF_BROKER", path.to_str().unwrap())];
-    let said = Other::start(Path::new("/proc/self/exe"), "client", OTHER, &environment).wait_for("connected");
+    let said = child("client", OTHER, &environment).hear("connected");
     assert!(said.contains("user 65533 may not write the socket") && !said.contains("there is none"), "{said}");
 }
 
 /// A process that has less rights than when it connected, or sees other files, is connected again, or told what is wrong.
 #[test]
 fn a_process_that_changes_user_or_root_is_connected_again_or_told() {
+    roles!(play);
     if !support::is_root() {
         return;
     }
@@ -305,13 +292,13 @@ fn a_process_that_changes_user_or_root_is_connected_again_or_told() {
         };
         let mut broker = start();
         let environment = [("FBUF_BROKER", path.to_str().unwrap())];
-        let mut process = Other::start(Path::new("/proc/self/exe"), role, 0, &environment);
-        process.wait_for("has changed");
+        let mut process = child(role, 0, &environment);
+        process.hear("has changed");
         broker.process.kill();
-        process.wait_for("has lost it");
+        process.hear("has lost it");
         let _broker = start();
-        process.process.0.stdin.as_mut().unwrap().write_all(b"x").unwrap();
-        process.wait_for(words);
+        process.tell("");
+        process.hear(words);
     }
 }
 

@@ -10,12 +10,9 @@ use std::{
     collections::BTreeSet,
     env,
     fs::{self, File},
-    io::{BufRead, BufReader, Write, stdin},
-    os::unix::{
-        fs::{FileExt, MetadataExt},
-        process::CommandExt,
-    },
-    process::{ChildStdin, ChildStdout, Command, Stdio},
+    io::stdin,
+    os::unix::fs::{FileExt, MetadataExt},
+    process::Command,
 };
 
 use fbuf_broker::{Embedded, Policy};
@@ -23,7 +20,11 @@ use fbuf_client::{
     Client, LEASE_FROM, Mechanism, OpenError, OptionsError, Pages, Protection, Refusal, Sender, SenderBuilder,
 };
 use nix::{libc, unistd::geteuid};
-use support::{Process, Run, SOON, is_root, until};
+use support::{
+    Run, SOON, is_root,
+    role::{Other, roles},
+    until,
+};
 
 /// The user of the attacker.
 const OTHER: u32 = 65_533;
@@ -46,13 +47,10 @@ const BEHIND: u8 = b't';
 const GIVEN: u8 = b'g';
 const AFTER: u8 = b'a';
 
-/// What this program does when it is run again; nothing in the process that tests.
-#[test]
-fn role() {
-    if let Ok(mark) = env::var("FBUF_TEST_MARK") {
-        let digits = |at: usize| u8::from_str_radix(&mark[at..at + 2], 16).unwrap();
-        search((0..2 * MARK).step_by(2).map(digits).collect());
-    }
+/// What a child does: it searches for what is named by these digits.
+fn play(mark: &str) {
+    let digits = |at: usize| u8::from_str_radix(&mark[at..at + 2], 16).unwrap();
+    search((0..2 * MARK).step_by(2).map(digits).collect());
 }
 
 /// Which secrets are in some bytes.
@@ -133,40 +131,15 @@ fn search(masked: Vec<u8>) {
     drop(held);
 }
 
-/// The attacker.
-struct Attacker {
-    _process: Process,
-    input: ChildStdin,
-    output: BufReader<ChildStdout>,
+/// The attacker, who searches for this.
+fn attacker(broker: &Embedded, mark: &[u8]) -> Other {
+    let mark: String = mark.iter().map(|byte| format!("{:02x}", byte ^ MASK)).collect();
+    Other::start(broker.address(), mark, OTHER)
 }
 
-impl Attacker {
-    fn start(broker: &Embedded, mark: &[u8]) -> Self {
-        let mark: String = mark.iter().map(|byte| format!("{:02x}", byte ^ MASK)).collect();
-        // Which another user can run wherever it lies.
-        let mut command = Command::new("/proc/self/exe");
-        command.args(["--exact", "role", "--nocapture", "--test-threads=1"]).current_dir("/").uid(OTHER).gid(OTHER);
-        command.env("FBUF_TEST_MARK", mark).env("FBUF_BROKER", broker.address().to_string());
-        let mut process = Process::start(command.stdin(Stdio::piped()).stdout(Stdio::piped()));
-        let (input, output) = (process.0.stdin.take().unwrap(), process.0.stdout.take().unwrap());
-        Self { _process: process, input, output: BufReader::new(output) }
-    }
-
-    /// The next line that begins so, without that.
-    fn hear(&mut self, begin: &str) -> String {
-        loop {
-            let mut line = String::new();
-            assert_ne!(self.output.read_line(&mut line).unwrap(), 0, "the attacker ended");
-            if let Some((_, rest)) = line.split_once(begin) {
-                return rest.trim_end().to_owned();
-            }
-        }
-    }
-
-    fn ask(&mut self, what: &str, begin: &str) -> String {
-        writeln!(self.input, "{what}").unwrap();
-        self.hear(begin)
-    }
+fn ask(attacker: &mut Other, what: &str, begin: &str) -> String {
+    attacker.tell(what);
+    attacker.hear(begin).split_once(begin).unwrap().1.to_owned()
 }
 
 /// A buffer with a secret behind the first bytes.
@@ -191,7 +164,7 @@ fn attack(policy: Policy) -> (Mechanism, String, String) {
     drop(own.get_timeout(SOON).unwrap());
     let draft = fill(&mut sender, &mark, DRAFT);
     drop(fill(&mut sender, &mark, DROPPED));
-    let mut attacker = Attacker::start(&broker, &mark);
+    let mut attacker = attacker(&broker, &mark);
     sender.wait_for_receivers_timeout(2, SOON).unwrap();
     let given = fill_given(&mut sender, &mark);
     sender.write(given).unwrap();
@@ -204,8 +177,8 @@ fn attack(policy: Policy) -> (Mechanism, String, String) {
         drop(own.get_timeout(SOON).unwrap());
     }
     attacker.hear("it has a message");
-    let linked = attacker.ask("look", "it finds ");
-    attacker.ask("leave", "it has left");
+    let linked = ask(&mut attacker, "look", "it finds ");
+    ask(&mut attacker, "leave", "it has left");
     until("the attacker leaves", || {
         sender.look();
         sender.receivers() == 1
@@ -213,7 +186,7 @@ fn attack(policy: Policy) -> (Mechanism, String, String) {
     let after = fill(&mut sender, &mark, AFTER);
     sender.write(after).unwrap();
     drop(own.get_timeout(SOON).unwrap());
-    let left = attacker.ask("look", "it finds ");
+    let left = ask(&mut attacker, "look", "it finds ");
     drop(draft);
     (sender.granted().mechanism, linked, left)
 }
@@ -240,6 +213,7 @@ fn has(found: &str, secret: u8) -> bool {
 
 #[test]
 fn on_a_confidential_channel_a_receiver_of_another_user_reads_its_messages_and_nothing_else() {
+    roles!(play);
     if !is_root() {
         return;
     }

@@ -4,7 +4,6 @@
 mod support;
 
 use std::{
-    env,
     fs::{self, File},
     io, mem,
     os::unix::{fs::FileExt, process::CommandExt},
@@ -19,7 +18,11 @@ use fbuf_core::{
     sys::{Membarrier, membarrier},
 };
 use nix::libc;
-use support::{Holdings, Process, Run, SOON, fbuf, not_tested, until_is};
+use support::{
+    Holdings, Process, Run, SOON, fbuf, not_tested,
+    role::{command, roles},
+    until_is,
+};
 
 /// How often each side waits for the other.
 const ROUNDS: u64 = 1000;
@@ -40,11 +43,6 @@ enum Fences {
 const EACH: [Fences; 4] = [Fences::Asymmetric, Fences::Forgone, Fences::Refused, Fences::RefusedLater];
 
 impl Fences {
-    /// Those of this process, and of the other one.
-    fn of_role() -> [Self; 2] {
-        ["FBUF_TEST_FENCES", "FBUF_TEST_OTHERS"].map(|name| EACH[env::var(name).unwrap().parse::<usize>().unwrap()])
-    }
-
     /// What it finds out.
     fn found(self) -> Fencing {
         match self {
@@ -100,11 +98,10 @@ fn refuse_membarrier() -> io::Result<()> {
     if installed { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// What this program does when it is run again; nothing in the process that tests.
-#[test]
-fn role() {
-    let Ok(role) = env::var("FBUF_TEST_ROLE") else { return };
-    let [fences, others] = Fences::of_role();
+/// What a child does.
+fn play(role: &str) {
+    let words: Vec<_> = role.split(' ').collect();
+    let [fences, others] = [1, 2].map(|place| EACH[words[place].parse::<usize>().unwrap()]);
     if fences == Fences::Refused {
         refuse_membarrier().unwrap();
     }
@@ -127,7 +124,7 @@ fn role() {
         let lanes = if is_full || other_is_full { 2 } else { 0 };
         assert_eq!((count_asking("fbuf-lane"), count_asking("fbuf-board")), (lanes, boards));
     };
-    if role == "calls" {
+    if words[0] == "calls" {
         let (mut sender, mut receiver) = ends("call", "answer");
         for number in 0..ROUNDS {
             send(&mut sender, number);
@@ -175,11 +172,8 @@ fn get(receiver: &mut Receiver) -> u64 {
 }
 
 fn other(role: &str, [fences, others]: [Fences; 2], broker: &Embedded) -> Process {
-    let mut command = Command::new(env::current_exe().unwrap());
-    command.args(["role", "--exact", "--nocapture"]).stdout(Stdio::null()).env_remove("FBUF_FENCE");
-    command.env("FBUF_TEST_ROLE", role).env("FBUF_BROKER", broker.address().to_string());
-    command.env("FBUF_TEST_FENCES", (fences as usize).to_string());
-    command.env("FBUF_TEST_OTHERS", (others as usize).to_string());
+    let mut command = command(format!("{role} {} {}", fences as usize, others as usize));
+    command.env_remove("FBUF_FENCE").env("FBUF_BROKER", broker.address().to_string()).stdout(Stdio::null());
     if fences == Fences::Forgone {
         command.env("FBUF_FENCE", "full");
     }
@@ -214,16 +208,19 @@ fn exchange_between(sides: impl IntoIterator<Item = (Fences, Fences)>) {
 
 #[test]
 fn a_process_that_fences_in_full_loses_no_wake_up_of_one_that_does_not() {
+    roles!(play);
     exchange_between(EACH.map(|answers| (Fences::Asymmetric, answers)));
 }
 
 #[test]
 fn a_process_that_does_not_fence_loses_no_wake_up_of_one_that_fences_in_full() {
+    roles!(play);
     exchange_between([Fences::Forgone, Fences::Refused, Fences::RefusedLater].map(|calls| (calls, Fences::Asymmetric)));
 }
 
 #[test]
 fn processes_that_both_fence_in_full_lose_no_wake_up() {
+    roles!(play);
     use Fences::{Forgone, Refused, RefusedLater};
     exchange_between([(Forgone, Forgone), (Refused, Refused), (Forgone, Refused), (RefusedLater, RefusedLater)]);
 }

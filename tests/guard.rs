@@ -5,9 +5,9 @@
 mod support;
 
 use std::{
-    env, fs, io, mem,
+    fs, io, mem,
     os::{fd::AsRawFd, unix::process::ExitStatusExt},
-    process::{Command, Output, Stdio},
+    process::{Output, Stdio},
     ptr,
 };
 
@@ -17,18 +17,19 @@ use nix::{
     libc,
     sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, raise, sigaction},
 };
-use support::{Process, SOON};
+use support::{
+    Process, SOON,
+    role::{command, roles},
+};
 
-/// What the children do; nothing in the process that tests.
-#[test]
-fn role() {
-    let Ok(role) = env::var("FBUF_TEST_ROLE") else { return };
+/// What a child does.
+fn play(role: &str) {
     if role == "chained" {
         let mine = SigAction::new(SigHandler::Handler(own_handler), SaFlags::empty(), SigSet::empty());
         // SAFETY: the handler only ends the process.
         unsafe { sigaction(Signal::SIGSEGV, &mine) }.unwrap();
     }
-    let before = match &*role {
+    let before = match role {
         "sent: default" => Some(SigHandler::SigDfl),
         "sent: ignored" => Some(SigHandler::SigIgn),
         _ => None,
@@ -54,7 +55,7 @@ fn role() {
         assert_eq!(before, "ignored", "it lives on");
         return raise(Signal::SIGSEGV).unwrap();
     }
-    let stray = match &*role {
+    let stray = match role {
         "other" => ptr::null_mut::<u8>().wrapping_add(64),
         "returned" => {
             sender.wait_for_returns_timeout(SOON).unwrap();
@@ -87,8 +88,7 @@ fn send(sender: &mut Sender, value: u8) -> *mut u8 {
 fn run(role: &str, keep: bool) -> Output {
     let broker = Embedded::start().unwrap();
     let mut receiver = Client::connect_to(broker.address()).unwrap().receiver("frames").open().unwrap();
-    let mut child = Command::new(env::current_exe().unwrap());
-    child.args(["--exact", "role", "--nocapture", "--test-threads=1"]).env("FBUF_TEST_ROLE", role);
+    let mut child = command(role);
     child.env("FBUF_BROKER", broker.address().to_string()).env_remove("FBUF_GUARD");
     if role == "environment" {
         child.env("FBUF_GUARD", "1");
@@ -115,6 +115,7 @@ fn report(output: &Output) -> String {
 
 #[test]
 fn a_write_to_a_message_that_is_held_is_reported_and_deadly() {
+    roles!(play);
     for role in ["held", "environment"] {
         let output = run(role, true);
         let report = report(&output);
@@ -127,6 +128,7 @@ fn a_write_to_a_message_that_is_held_is_reported_and_deadly() {
 
 #[test]
 fn a_write_to_a_message_that_came_back_is_reported_as_such() {
+    roles!(play);
     let output = run("returned", false);
     let report = report(&output);
     assert_eq!(output.status.signal(), Some(Signal::SIGSEGV as i32), "{report}");
@@ -137,6 +139,7 @@ fn a_write_to_a_message_that_came_back_is_reported_as_such() {
 
 #[test]
 fn the_handler_that_was_there_before_is_called() {
+    roles!(play);
     let output = run("chained", true);
     assert!(report(&output).contains("message:  1, byte 12"), "{output:?}");
     assert_eq!(output.status.code(), Some(42));
@@ -144,6 +147,7 @@ fn the_handler_that_was_there_before_is_called() {
 
 #[test]
 fn a_signal_that_a_process_sends_does_what_it_did_before() {
+    roles!(play);
     for (role, signal) in [("sent: default", Some(Signal::SIGSEGV as i32)), ("sent: ignored", None)] {
         let output = run(role, true);
         assert!(String::from_utf8_lossy(&output.stdout).contains("sent"), "{output:?}");
@@ -153,6 +157,7 @@ fn a_signal_that_a_process_sends_does_what_it_did_before() {
 
 #[test]
 fn other_faults_are_not_reported() {
+    roles!(play);
     let output = run("other", true);
     assert!(!report(&output).contains("fbuf:"), "{output:?}");
     assert_eq!(output.status.signal(), Some(Signal::SIGSEGV as i32));

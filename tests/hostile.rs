@@ -7,9 +7,8 @@ mod support;
 
 use std::{
     env,
-    io::{BufRead, BufReader, Read, Write},
-    os::{fd::OwnedFd, unix::process::CommandExt},
-    process::{ChildStdout, Command, Stdio},
+    io::{Read, Write},
+    os::fd::OwnedFd,
     time::Duration,
 };
 
@@ -26,7 +25,11 @@ use fbuf_core::{
     wire::{Descriptor, Letter},
 };
 use fbuf_protocol::{Greeting, Limits, Role, Slots, VERSION, Verdict};
-use support::{Memory, Process, SOON, is_root};
+use nix::unistd::geteuid;
+use support::{
+    Memory, SOON, is_root,
+    role::{Other, roles},
+};
 
 /// What a hostile client does, and how it is called.
 type Attack<'a> = (&'static str, Box<dyn Fn(&Hostile) + 'a>);
@@ -121,6 +124,7 @@ fn a_hostile_sender_loses_its_link_and_its_neighbour_keeps_its_own() {
 /// What a sender announces takes memory of its receiver, and time of its calls, as it is used.
 #[test]
 fn memory_that_a_sender_announces_exists_at_its_receiver_once_there_are_messages_in_it() {
+    roles!(play);
     const SLOTS: u32 = 32;
     const SLOT: u64 = 1 << 20;
     const ALL: u64 = SLOTS as u64 * SLOT;
@@ -128,11 +132,12 @@ fn memory_that_a_sender_announces_exists_at_its_receiver_once_there_are_messages
     const SENDER: Role =
         Role::Sender { slot_bytes: SLOT, max_slots: SLOTS as u64, mechanism: Mechanism::Copy, slots: Slots::Segments };
     let broker = Embedded::start().unwrap();
-    let mut receiver = Receiving::start(&broker);
+    let mut receiver = Other::start(broker.address(), "receiver", geteuid().as_raw());
+    receiver.hear("it is open");
     let (lane, lane_fd) = LaneTable::create("fbuf-test", capacity_for(SLOTS, false)).unwrap();
     let mut lane = LaneWriter::new(lane);
     let hostile: Vec<_> = (0..LINKS).map(|_| Hostile::join(broker.address(), "c", SENDER)).collect();
-    let before = receiver.private();
+    let before = private(&receiver);
     for hostile in &hostile {
         hostile.say(&LinkMessage::Welcome(Welcome {
             lane: lane_fd.try_clone().unwrap().into(),
@@ -145,14 +150,14 @@ fn memory_that_a_sender_announces_exists_at_its_receiver_once_there_are_messages
     lane.message(SlotId::new(SLOTS - 1), 1);
     let ring = || hostile.iter().for_each(|hostile| hostile.say(&LinkMessage::Bell));
     ring();
-    receiver.gets(LINKS);
-    let grown = receiver.private() - before;
+    gets(&mut receiver, LINKS);
+    let grown = private(&receiver) - before;
     assert!(grown < LINKS * 3 * (SLOT >> 10), "{grown} KiB for {LINKS} messages of one byte");
     // The control: what is used exists.
     (0..SLOTS - 1).for_each(|slot| lane.message(SlotId::new(slot), SLOT as u32));
     ring();
-    receiver.gets(LINKS * u64::from(SLOTS - 1));
-    let grown = receiver.private() - before;
+    gets(&mut receiver, LINKS * u64::from(SLOTS - 1));
+    let grown = private(&receiver) - before;
     assert!(grown > LINKS * ((ALL - SLOT) >> 10), "{grown} KiB for all messages");
 }
 
@@ -191,6 +196,7 @@ fn until_linked(receiver: &mut Receiver, senders: usize) {
 /// A receiver that copies has as much memory as its senders have, and none of another user passes one memory off as several.
 #[test]
 fn memory_that_a_receiver_copies_from_is_that_of_one_segment() {
+    roles!(play);
     const OTHER: u32 = 65_533;
     let broker = Embedded::start_with(Policy::own().allow(OTHER)).unwrap();
     let client = Client::connect_to(broker.address()).unwrap();
@@ -213,68 +219,37 @@ fn memory_that_a_receiver_copies_from_is_that_of_one_segment() {
     if !is_root() {
         return;
     }
-    let mut command = Command::new("/proc/self/exe");
-    command.args(["role", "--exact"]).current_dir("/").stdin(Stdio::piped()).stdout(Stdio::null());
-    command.env("FBUF_TEST_ROLE", "one memory").env("FBUF_BROKER", broker.address().to_string());
-    let _other = Process::start(command.uid(OTHER).gid(OTHER));
+    let _other = Other::start(broker.address(), "one memory", OTHER);
     assert!(is_told_of_one_memory(&mut receiver));
     until_linked(&mut receiver, 3);
     drop((twice, own));
 }
 
-/// A process that receives, so that its memory can be looked at.
-struct Receiving {
-    process: Process,
-    output: BufReader<ChildStdout>,
-}
-
-impl Receiving {
-    fn start(broker: &Embedded) -> Self {
-        let mut command = Command::new(env::current_exe().unwrap());
-        command.args(["role", "--exact", "--nocapture"]).stdout(Stdio::piped());
-        command.env("FBUF_TEST_ROLE", "receiver").env("FBUF_BROKER", broker.address().to_string());
-        let mut process = Process::start(&mut command);
-        let output = BufReader::new(process.0.stdout.take().unwrap());
-        let mut receiving = Self { process, output };
-        receiving.says("it is open");
-        receiving
-    }
-
-    fn says(&mut self, words: &str) {
-        let mut line = String::new();
-        while !line.contains(words) {
-            line.clear();
-            assert_ne!(self.output.read_line(&mut line).unwrap(), 0, "it has ended before {words:?}");
-        }
-    }
-
-    /// Waits until it has got so many messages.
-    fn gets(&mut self, messages: u64) {
-        (0..messages).for_each(|_| self.says("it got one"));
-    }
-
-    fn private(&self) -> u64 {
-        Memory::of(self.process.pid()).private
+/// What a child does.
+fn play(role: &str) {
+    match role {
+        "receiver" => receive_copies(),
+        "one memory" => send_from_one_memory(),
+        other => panic!("no such role: {other}"),
     }
 }
 
-/// What this program does when it is run again; nothing in the process that tests.
-#[test]
-fn role() {
-    match env::var("FBUF_TEST_ROLE").as_deref() {
-        Ok("receiver") => receive_copies(),
-        Ok("one memory") => send_from_one_memory(),
-        _ => {}
-    }
+/// Waits until it has got so many messages.
+fn gets(receiver: &mut Other, messages: u64) {
+    (0..messages).for_each(|_| drop(receiver.hear("it got one")));
+}
+
+fn private(receiver: &Other) -> u64 {
+    Memory::of(receiver.process.pid()).private
 }
 
 fn receive_copies() {
     let client = Client::connect().unwrap();
     let mut receiver = client.receiver("c").stay().open().unwrap();
-    println!("\nit is open");
+    println!("it is open");
     while let Ok(received) = receiver.get_timeout(SOON) {
         assert_eq!(received.mechanism(), Mechanism::Copy);
-        println!("\nit got one");
+        println!("it got one");
     }
 }
 

@@ -5,11 +5,9 @@
 mod support;
 
 use std::{
-    env,
     fmt::Debug,
     fs,
-    io::{BufRead, BufReader, Write},
-    process::{Command, Stdio},
+    io::Write,
     sync::{
         OnceLock,
         atomic::{AtomicUsize, Ordering},
@@ -25,9 +23,13 @@ use nix::{
     errno::Errno,
     libc::{self, c_int},
     sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, raise, sigaction},
-    unistd::{Pid, gettid},
+    unistd::{Pid, geteuid, gettid},
 };
-use support::{Process, SOON, until};
+use support::{
+    SOON,
+    role::{Other, roles},
+    until,
+};
 
 /// So short that nothing comes meanwhile.
 const BRIEFLY: Duration = Duration::from_millis(1);
@@ -256,76 +258,60 @@ fn a_handler_that_only_sets_a_flag_does_not_interrupt_a_call_that_spins() {
     assert!(HANDLED.load(Ordering::Relaxed) > before);
 }
 
-/// What this program does when it is run again: it says which thread waits, and then what came of that.
-#[test]
-fn role() {
-    let Ok(role) = env::var("FBUF_TEST_ROLE") else { return };
+/// What a child does: it says which thread waits, and then what came of that.
+fn play(role: &str) {
     if role == "handles" {
         handle(Signal::SIGWINCH, count, SaFlags::SA_RESTART);
     }
     let mut receiver = Client::connect().unwrap().receiver("c").open().unwrap();
-    println!("\nthread {}", gettid());
-    println!("\nget {}", said(receiver.get()));
+    println!("thread {}", gettid());
+    println!("get {}", said(receiver.get()));
 }
 
 /// Another process that waits for a message, of which one thread does so.
 struct Waiting {
-    process: Process,
-    output: BufReader<std::process::ChildStdout>,
+    other: Other,
     thread: Pid,
 }
 
 impl Waiting {
     fn start(role: &str, broker: &Embedded) -> Self {
-        let mut command = Command::new(env::current_exe().unwrap());
-        command.args(["role", "--exact", "--nocapture"]).stdout(Stdio::piped());
-        command.env("FBUF_TEST_ROLE", role).env("FBUF_BROKER", broker.address().to_string());
-        let mut process = Process::start(&mut command);
-        let output = BufReader::new(process.0.stdout.take().unwrap());
-        let mut waiting = Self { process, output, thread: Pid::from_raw(0) };
-        waiting.thread = Pid::from_raw(waiting.says("thread ").parse().unwrap());
+        let mut other = Other::start(broker.address(), role, geteuid().as_raw());
+        let thread = Pid::from_raw(other.number("thread "));
+        let waiting = Self { other, thread };
         waiting.until_asleep();
         waiting
     }
 
-    /// The rest of the next line that begins like this.
-    fn says(&mut self, begin: &str) -> String {
-        let mut line = String::new();
-        while !line.starts_with(begin) {
-            line.clear();
-            assert_ne!(self.output.read_line(&mut line).unwrap(), 0, "it ended before it said {begin:?}");
-        }
-        line[begin.len()..].trim_end().to_owned()
-    }
-
     fn until_asleep(&self) {
-        until("it sleeps", || state(self.process.pid(), self.thread) == Some('S'));
+        until("it sleeps", || state(self.other.process.pid(), self.thread) == Some('S'));
     }
 
     /// Stops it, and has it go on.
     fn stop(&self) {
-        self.process.signal(Signal::SIGSTOP);
-        self.process.until_stopped();
-        self.process.signal(Signal::SIGCONT);
+        self.other.process.signal(Signal::SIGSTOP);
+        self.other.process.until_stopped();
+        self.other.process.signal(Signal::SIGCONT);
         self.until_asleep();
     }
 
     fn signal(&self, signal: Signal) {
         // SAFETY: it touches no memory of this process.
         let sent =
-            unsafe { libc::syscall(libc::SYS_tgkill, self.process.pid(), self.thread.as_raw(), signal as c_int) };
+            unsafe { libc::syscall(libc::SYS_tgkill, self.other.process.pid(), self.thread.as_raw(), signal as c_int) };
         assert_eq!(sent, 0);
     }
 }
 
 #[test]
 fn a_call_waits_on_while_its_process_is_stopped_and_for_signals_that_are_not_handled() {
+    roles!(play);
     let (broker, client) = broker();
     // What is tested works: one that handles a signal is interrupted.
     let mut handles = Waiting::start("handles", &broker);
     handles.signal(Signal::SIGWINCH);
-    assert_eq!(handles.says("get "), "Interrupted");
-    assert!(handles.process.end().success());
+    assert_eq!(handles.other.hear("get "), "get Interrupted");
+    assert!(handles.other.process.end().success());
 
     let mut waits = Waiting::start("waits", &broker);
     for _ in 0..5 {
@@ -337,6 +323,6 @@ fn a_call_waits_on_while_its_process_is_stopped_and_for_signals_that_are_not_han
     let mut sender = client.sender("c").slot_size(8).slots(1).open().unwrap();
     sender.wait_for_receivers_timeout(1, SOON).unwrap();
     send(&mut sender, 0);
-    assert_eq!(waits.says("get "), "what was asked for");
-    assert!(waits.process.end().success());
+    assert_eq!(waits.other.hear("get "), "get what was asked for");
+    assert!(waits.other.process.end().success());
 }

@@ -6,12 +6,7 @@
 mod hostile;
 mod support;
 
-use std::{
-    env,
-    io::{BufRead, BufReader, Write, stdin},
-    os::unix::process::CommandExt,
-    process::{ChildStdin, ChildStdout, Command, Stdio},
-};
+use std::io::stdin;
 
 use fbuf_client::{Address, Client, GetError, Receiver};
 use fbuf_core::{
@@ -25,7 +20,11 @@ use fbuf_core::{
 };
 use fbuf_protocol::{Limits, Role, Slots};
 use hostile::Hostile;
-use support::{BrokerProcess, Holdings, Process, SOON, is_root, until};
+use support::{
+    BrokerProcess, Holdings, SOON, is_root,
+    role::{Other, roles},
+    until,
+};
 
 /// The users of the attacker, and of one that comes later.
 const OTHER: u32 = 65_533;
@@ -34,14 +33,13 @@ const LATER: u32 = 65_532;
 const TIMES: usize = 2 * MAX_ENDS_OF_USER + 20;
 const SLOTS: u32 = 4;
 
-/// What this program does when it is run again; nothing in the process that tests.
-#[test]
-fn role() {
-    match env::var("FBUF_TEST_ROLE").as_deref() {
-        Ok("honest") => honest(),
-        Ok("leaves") => attack(false),
-        Ok("keeps") => attack(true),
-        Ok("later") => {
+/// What a child does.
+fn play(role: &str) {
+    match role {
+        "honest" => honest(),
+        "leaves" => attack(false),
+        "keeps" => attack(true),
+        "later" => {
             let client = Client::connect().unwrap();
             let mut receiver = client.receiver("sent").open().unwrap();
             let mut sender = client.sender("received").slot_size(64).slots(1).open().unwrap();
@@ -52,7 +50,7 @@ fn role() {
             receiver.get_timeout(SOON).unwrap();
             println!("through");
         }
-        _ => {}
+        other => panic!("no such role: {other}"),
     }
 }
 
@@ -121,41 +119,8 @@ fn attack(keeps: bool) {
     let _ = stdin().read_line(&mut String::new());
 }
 
-struct Other {
-    process: Process,
-    input: ChildStdin,
-    output: BufReader<ChildStdout>,
-}
-
-impl Other {
-    fn start(broker: &Address, role: &str, user: u32) -> Self {
-        let mut command = Command::new("/proc/self/exe");
-        command.args(["--exact", "role", "--nocapture", "--test-threads=1"]).current_dir("/");
-        command.env("FBUF_TEST_ROLE", role).env("FBUF_BROKER", broker.to_string()).uid(user).gid(user);
-        command.stdin(Stdio::piped()).stdout(Stdio::piped());
-        let mut process = Process::start(&mut command);
-        let (input, output) = (process.0.stdin.take().unwrap(), process.0.stdout.take().unwrap());
-        Self { process, input, output: BufReader::new(output) }
-    }
-
-    fn tell(&mut self, word: &str) {
-        writeln!(self.input, "{word}").unwrap();
-    }
-
-    /// The numbers in the line that ends like this.
-    fn says(&mut self, words: &str) -> Vec<usize> {
-        loop {
-            let mut line = String::new();
-            assert_ne!(self.output.read_line(&mut line).unwrap(), 0, "it has ended, and not said {words:?}");
-            if line.trim_end().ends_with(words) {
-                return line.split_whitespace().filter_map(|word| word.parse().ok()).collect();
-            }
-        }
-    }
-
-    fn descriptors(&self) -> usize {
-        Holdings::of(self.process.pid()).descriptors
-    }
+fn descriptors(of: &Other) -> usize {
+    Holdings::of(of.process.pid()).descriptors
 }
 
 /// A sender and a receiver that nobody looks at, beside an attacker, and how many descriptors they have more when it is
@@ -167,42 +132,44 @@ fn attacked_by(role: &str, then: impl FnOnce(&BrokerProcess, Other, Other, usize
     let folder = tempfile::tempdir().unwrap();
     let broker = BrokerProcess::start_short(folder.path(), 4096, [OTHER, LATER]);
     let mut honest = Other::start(&broker.address, "honest", 0);
-    honest.says("open");
-    let before = honest.descriptors();
+    honest.hear("open");
+    let before = descriptors(&honest);
     let attacker = Other::start(&broker.address, role, OTHER);
     then(&broker, honest, attacker, before);
 }
 
 #[test]
 fn links_that_are_kept_cost_no_more_than_endpoints() {
+    roles!(play);
     attacked_by("keeps", |broker, mut honest, mut attacker, before| {
-        let [hung_up, all] = attacker.says("hung up")[..] else { panic!("not two numbers") };
+        let [hung_up, all] = attacker.numbers("hung up")[..] else { panic!("not two numbers") };
         assert_eq!((all, hung_up), (2 * TIMES, 2 * (TIMES - MAX_ENDS_OF_USER)));
-        assert!(honest.descriptors() <= before + 2 * MAX_ENDS_OF_USER + 4, "{} were {before}", honest.descriptors());
+        assert!(descriptors(&honest) <= before + 2 * MAX_ENDS_OF_USER + 4, "{} were {before}", descriptors(&honest));
         honest.tell("count");
-        assert_eq!(honest.says("receivers").first(), Some(&MAX_ENDS_OF_USER));
+        assert_eq!(honest.numbers("receivers").first(), Some(&MAX_ENDS_OF_USER));
         // Whoever else comes is linked.
         let mut later = Other::start(&broker.address, "later", LATER);
-        later.says("linked");
+        later.hear("linked");
         honest.tell("get");
-        honest.says("got");
-        later.says("through");
+        honest.hear("got");
+        later.hear("through");
         drop(attacker);
         honest.tell("count");
-        until("links are gone that end", || honest.descriptors() <= before + 4);
+        until("links are gone that end", || descriptors(&honest) <= before + 4);
     });
 }
 
 #[test]
 fn peers_that_come_and_go_while_nobody_looks_are_forgotten_and_keep_nobody_out() {
+    roles!(play);
     attacked_by("leaves", |broker, mut honest, mut attacker, before| {
-        attacker.says("hung up");
-        assert!(honest.descriptors() <= before + 2 * MAX_ENDS_OF_USER + 4, "{} were {before}", honest.descriptors());
+        attacker.hear("hung up");
+        assert!(descriptors(&honest) <= before + 2 * MAX_ENDS_OF_USER + 4, "{} were {before}", descriptors(&honest));
         // Not even of the same user.
         let mut later = Other::start(&broker.address, "later", OTHER);
         honest.tell("get");
-        later.says("linked");
-        honest.says("got");
-        later.says("through");
+        later.hear("linked");
+        honest.hear("got");
+        later.hear("through");
     });
 }

@@ -5,18 +5,20 @@
 mod support;
 
 use std::{
-    env,
     io::{BufRead, BufReader},
-    os::unix::process::CommandExt,
-    process::{ChildStdout, Command, Stdio},
+    process::{Command, Stdio},
     sync::{Arc, Mutex},
     time::Duration,
 };
 
 use fbuf_broker::{Embedded, Policy, Quota};
-use fbuf_client::{Address, Client, Mismatch, Protection, Receiver, Sender};
+use fbuf_client::{Client, Mismatch, Protection, Receiver, Sender};
 use nix::unistd::geteuid;
-use support::{BrokerProcess, Process, Run, SOON, fbuf, is_root, until};
+use support::{
+    BrokerProcess, Process, Run, SOON, fbuf, is_root,
+    role::{Other, roles},
+    until,
+};
 
 /// Users that tests as other ones.
 const OTHER: u32 = 65_533;
@@ -24,22 +26,20 @@ const ANOTHER: u32 = 65_532;
 /// How long an end waits for a peer before it asks why there is none.
 const MOMENT: Duration = Duration::from_millis(50);
 
-/// What this program does when it is run again; nothing in the process that tests.
-#[test]
-fn role() {
-    let Ok(role) = env::var("FBUF_TEST_ROLE") else { return };
+/// What a child does.
+fn play(role: &str) {
+    let (role, size) = role.split_once(' ').unwrap_or((role, ""));
     let client = Client::connect().unwrap();
-    match &*role {
+    match role {
         "sender" => {
-            let size = env::var("FBUF_TEST_SIZE").unwrap().parse().unwrap();
-            let mut sender = client.sender("c").slot_size(size).slots(1).open().unwrap();
+            let mut sender = client.sender("c").slot_size(size.parse().unwrap()).slots(1).open().unwrap();
             while sender.wait_for_receivers_timeout(1, MOMENT).is_err() {
                 sender.unpaired().unwrap().iter().for_each(|one| println!("it is {one}"));
             }
             send(&mut sender);
             println!("it has sent");
         }
-        "receiver" | "strict receiver" => {
+        "receiver" | "strict" => {
             let require = if role == "receiver" { Protection::Volatile } else { Protection::Sealed };
             let mut receiver = client.receiver("c").require(require).stay().open().unwrap();
             println!("it is open");
@@ -63,42 +63,12 @@ fn send(sender: &mut Sender) {
     sender.write(fbuf).unwrap();
 }
 
-/// This program in another role, as another user, and what it prints.
-struct Peer {
-    process: Process,
-    output: BufReader<ChildStdout>,
-}
-
-impl Peer {
-    fn start(broker: &Address, role: &str, uid: u32, slot_size: u64) -> Self {
-        // Which another user can run wherever it lies.
-        let mut command = Command::new("/proc/self/exe");
-        command.args(["--exact", "role", "--nocapture", "--test-threads=1"]).current_dir("/").uid(uid).gid(uid);
-        command.env("FBUF_TEST_ROLE", role).env("FBUF_TEST_SIZE", slot_size.to_string());
-        command.env("FBUF_BROKER", broker.to_string()).stdin(Stdio::null()).stdout(Stdio::piped());
-        let mut process = Process::start(&mut command);
-        let output = BufReader::new(process.0.stdout.take().unwrap());
-        Self { process, output }
-    }
-
-    /// The next line with this in it.
-    fn hear(&mut self, text: &str) -> String {
-        loop {
-            let mut line = String::new();
-            assert_ne!(self.output.read_line(&mut line).unwrap(), 0, "it ended before it said {text:?}");
-            if line.contains(text) {
-                return line.trim_end().to_owned();
-            }
-        }
-    }
-}
-
 fn broker() -> Embedded {
     Embedded::start_with(Policy::own().allow(OTHER).allow(ANOTHER)).unwrap()
 }
 
 /// A message comes from a process of this user, and from no other.
-fn get_from(receiver: &mut Receiver, peer: &Peer, uid: u32) {
+fn get_from(receiver: &mut Receiver, peer: &Other, uid: u32) {
     let message = receiver.get_timeout(SOON).unwrap();
     let process = message.sender().process;
     assert_eq!((process.uid, process.pid as u32), (uid, peer.process.pid()), "what the kernel says");
@@ -107,18 +77,19 @@ fn get_from(receiver: &mut Receiver, peer: &Peer, uid: u32) {
 
 #[test]
 fn a_receiver_is_linked_with_senders_of_the_users_that_it_names_and_no_others() {
+    roles!(play);
     if !is_root() {
         return;
     }
     let broker = broker();
     let client = Client::connect_to(broker.address()).unwrap();
     let mut receiver = client.receiver("c").from_users([OTHER]).stay().open().unwrap();
-    let mut another = Peer::start(broker.address(), "sender", ANOTHER, 64);
+    let mut another = Other::start(broker.address(), "sender 64", ANOTHER);
     let told = another.hear("not paired");
     let number = receiver.endpoint();
     assert!(told.contains(&format!("receiver {number} (pid {} of user 0)", std::process::id())), "{told}");
     assert!(told.ends_with("names the users of its senders, and user 65532 is none of them"), "{told}");
-    let mut other = Peer::start(broker.address(), "sender", OTHER, 64);
+    let mut other = Other::start(broker.address(), "sender 64", OTHER);
     other.hear("it has sent");
     get_from(&mut receiver, &other, OTHER);
     let unpaired = receiver.unpaired().unwrap();
@@ -132,13 +103,14 @@ fn a_receiver_is_linked_with_senders_of_the_users_that_it_names_and_no_others() 
 
 #[test]
 fn a_sender_is_linked_with_receivers_of_the_users_that_it_names_and_no_others() {
+    roles!(play);
     if !is_root() {
         return;
     }
     let broker = broker();
     let client = Client::connect_to(broker.address()).unwrap();
-    let mut another = Peer::start(broker.address(), "receiver", ANOTHER, 0);
-    let mut other = Peer::start(broker.address(), "receiver", OTHER, 0);
+    let mut another = Other::start(broker.address(), "receiver", ANOTHER);
+    let mut other = Other::start(broker.address(), "receiver", OTHER);
     let mut sender = client.sender("c").slot_size(64).slots(2).to_users([OTHER]).open().unwrap();
     let told = another.hear("not paired");
     assert!(told.ends_with("names the users of its receivers, and user 65532 is none of them"), "{told}");
@@ -150,6 +122,7 @@ fn a_sender_is_linked_with_receivers_of_the_users_that_it_names_and_no_others() 
 
 #[test]
 fn both_ends_are_asked_before_they_are_linked() {
+    roles!(play);
     if !is_root() {
         return;
     }
@@ -166,17 +139,17 @@ fn both_ends_are_asked_before_they_are_linked() {
         }
     };
     let mut receiver = client.receiver("c").accept(accept(&asked)).stay().open().unwrap();
-    let _another = Peer::start(broker.address(), "sender", ANOTHER, 64);
+    let _another = Other::start(broker.address(), "sender 64", ANOTHER);
     until("the sender is introduced", || asked.lock().unwrap().contains(&ANOTHER));
-    let mut other = Peer::start(broker.address(), "sender", OTHER, 64);
+    let mut other = Other::start(broker.address(), "sender 64", OTHER);
     other.hear("it has sent");
     get_from(&mut receiver, &other, OTHER);
     drop((receiver, other));
     asked.lock().unwrap().clear();
-    let _another = Peer::start(broker.address(), "receiver", ANOTHER, 0);
+    let _another = Other::start(broker.address(), "receiver", ANOTHER);
     let mut sender = client.sender("c").slot_size(64).slots(2).accept(accept(&asked)).open().unwrap();
     until("the receiver is introduced", || asked.lock().unwrap().contains(&ANOTHER));
-    let mut other = Peer::start(broker.address(), "receiver", OTHER, 0);
+    let mut other = Other::start(broker.address(), "receiver", OTHER);
     sender.wait_for_receivers_timeout(1, SOON).unwrap();
     send(&mut sender);
     other.hear("it got 8 bytes");
@@ -185,6 +158,7 @@ fn both_ends_are_asked_before_they_are_linked() {
 
 #[test]
 fn a_receiver_is_linked_with_large_slots_of_another_user_only_if_it_says_so() {
+    roles!(play);
     if !is_root() {
         return;
     }
@@ -192,7 +166,7 @@ fn a_receiver_is_linked_with_large_slots_of_another_user_only_if_it_says_so() {
     let broker = broker();
     let client = Client::connect_to(broker.address()).unwrap();
     let careful = client.receiver("c").stay().open().unwrap();
-    let mut other = Peer::start(broker.address(), "sender", OTHER, LARGE);
+    let mut other = Other::start(broker.address(), format!("sender {LARGE}"), OTHER);
     let told = other.hear("not paired");
     assert!(
         told.ends_with("slots of 5242880 bytes, and the receiver accepts slots of 4194304 bytes at most"),
@@ -214,13 +188,14 @@ fn a_receiver_is_linked_with_large_slots_of_another_user_only_if_it_says_so() {
 
 #[test]
 fn a_receiver_that_requires_more_keeps_no_other_user_off_the_channel() {
+    roles!(play);
     if !is_root() {
         return;
     }
     // The sender's messages are volatile for all: it is trusted.
     let broker = Embedded::start_with(Policy::own().trust(geteuid().as_raw()).allow(OTHER)).unwrap();
     let client = Client::connect_to(broker.address()).unwrap();
-    let mut strict = Peer::start(broker.address(), "strict receiver", OTHER, 0);
+    let mut strict = Other::start(broker.address(), "strict", OTHER);
     strict.hear("it is open");
     let mut sender = client.sender("c").slot_size(64).slots(2).open().unwrap();
     let mut pleased = client.receiver("c").open().unwrap();
@@ -236,6 +211,7 @@ fn a_receiver_that_requires_more_keeps_no_other_user_off_the_channel() {
 
 #[test]
 fn commands_that_wait_say_with_which_endpoints_they_are_not_paired() {
+    roles!(play);
     if !is_root() {
         return;
     }
@@ -250,13 +226,13 @@ fn commands_that_wait_say_with_which_endpoints_they_are_not_paired() {
     let (_receiving, mut said) = command(["recv", "c"]);
     assert!(said.next().unwrap().contains("waiting for a sender"));
     // Its slots are larger than a receiver accepts of another user.
-    let mut large = Peer::start(broker.address(), "sender", OTHER, 8 << 20);
+    let mut large = Other::start(broker.address(), format!("sender {}", 8 << 20), OTHER);
     large.hear("not paired");
     let told = said.next().unwrap();
     assert!(told.contains("not paired with sender") && told.contains("of user 65533"), "{told}");
     assert!(told.ends_with("; receive with `--max-slot-size 8388608`"), "{told}");
     // One that fits is linked, and the command waits no more.
-    Peer::start(broker.address(), "sender", ANOTHER, 64).hear("it has sent");
+    Other::start(broker.address(), "sender 64", ANOTHER).hear("it has sent");
 
     let client = Client::connect_to(broker.address()).unwrap();
     let _only = client.receiver("d").from_users([OTHER]).open().unwrap();
@@ -268,6 +244,7 @@ fn commands_that_wait_say_with_which_endpoints_they_are_not_paired() {
 
 #[test]
 fn a_pair_that_a_quota_forbids_is_linked_when_another_link_has_ended() {
+    roles!(play);
     if !is_root() {
         return;
     }
@@ -275,14 +252,14 @@ fn a_pair_that_a_quota_forbids_is_linked_when_another_link_has_ended() {
     let broker = Embedded::start_with(Policy::own().allow(OTHER).with_quota(quota)).unwrap();
     let client = Client::connect_to(broker.address()).unwrap();
     let [linked, mut apart] = [(); 2].map(|()| {
-        let mut receiver = Peer::start(broker.address(), "receiver", OTHER, 0);
+        let mut receiver = Other::start(broker.address(), "receiver", OTHER);
         receiver.hear("it is open");
         receiver
     });
     // The user with two endpoints pays, and has room for one link; the sender is not refused for that.
     let mut sender = client.sender("c").slot_size(64).slots(2).open().unwrap();
     sender.wait_for_receivers_timeout(1, SOON).unwrap();
-    let pid = |peer: &Peer| peer.process.pid() as i32;
+    let pid = |peer: &Other| peer.process.pid() as i32;
     let unpaired = sender.unpaired().unwrap();
     let told =
         matches!(unpaired[..], [one] if one.why == Mismatch::Quota(OTHER) && one.peer.process.pid == pid(&apart));
@@ -309,6 +286,7 @@ fn limit(broker: &BrokerProcess, descriptors: u64) {
 
 #[test]
 fn pairs_wait_while_the_broker_has_no_descriptor_and_no_endpoint_is_refused() {
+    roles!(play);
     use std::os::unix::fs::PermissionsExt;
     if !is_root() {
         return;
@@ -320,7 +298,7 @@ fn pairs_wait_while_the_broker_has_no_descriptor_and_no_endpoint_is_refused() {
     });
     let broker = broker.forget_log();
     let client = Client::connect_to(&broker.address).unwrap();
-    let mut other = Peer::start(&broker.address, "receiver", OTHER, 0);
+    let mut other = Other::start(&broker.address, "receiver", OTHER);
     other.hear("it is open");
     let mut own = client.receiver("c").stay().open().unwrap();
     // All numbers below are in use.

@@ -26,7 +26,11 @@ use nix::sys::{
         AddressFamily, Backlog, Shutdown, SockFlag, SockType, UnixAddr, bind, getpeername, listen, shutdown, socket,
     },
 };
-use support::{BrokerProcess, HandedOver, Process, Run, SOON, until};
+use support::{
+    BrokerProcess, HandedOver, Process, Run, SOON,
+    role::{command, roles},
+    until,
+};
 
 /// Sends one message to so many receivers.
 fn send(sender: &mut Sender, number: u64, receivers: usize) {
@@ -342,13 +346,8 @@ fn contents(number: u64) -> impl Iterator<Item = u8> {
     (0..1 + number * 7919 % LONGEST).map(move |place| (number * 31 + place) as u8)
 }
 
-/// What this program does when it is run again: streams at every level until its input ends; nothing in the process
-/// that tests.
-#[test]
-fn role() {
-    if env::var_os("FBUF_TEST_ROLE").is_none() {
-        return;
-    }
+/// What a child does: it streams at every level until its input ends.
+fn play(_: &str) {
     let client = Client::connect().unwrap();
     let stop = AtomicBool::new(false);
     thread::scope(|scope| {
@@ -434,9 +433,8 @@ fn streams_go_on(address: &Address, times: u32, signal: Signal, mut start: impl 
             scope.spawn(move || take(receiver, level, progress))
         };
         let taking: Vec<_> = LEVELS.iter().zip(&progress).map(begin).collect();
-        let mut command = Command::new(env::current_exe().unwrap());
-        command.args(["role", "--exact", "--nocapture"]).stdin(Stdio::piped()).stdout(Stdio::null());
-        command.env("FBUF_TEST_ROLE", "senders").env("FBUF_BROKER", address.to_string());
+        let mut command = command("senders");
+        command.env("FBUF_BROKER", address.to_string()).stdin(Stdio::piped()).stdout(Stdio::null());
         let mut senders = Process::start(&mut command);
         all_go_on("the streams begin");
         for _ in 0..times {
@@ -479,6 +477,7 @@ fn streams_go_on(address: &Address, times: u32, signal: Signal, mut start: impl 
 
 #[test]
 fn a_broker_is_killed_again_and_again_under_streams() {
+    roles!(play);
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("broker");
     streams_go_on(&Address::new(&path), 5, Signal::SIGKILL, || BrokerProcess::start(&path).forget_log().process);
@@ -487,6 +486,7 @@ fn a_broker_is_killed_again_and_again_under_streams() {
 /// Another binary takes the place of the broker, on the same socket, under streams.
 #[test]
 fn a_broker_is_replaced_on_the_same_socket() {
+    roles!(play);
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("broker");
     let listener = HandedOver::at(&path);

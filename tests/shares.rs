@@ -4,24 +4,20 @@
 mod client;
 mod support;
 
-use std::{
-    env,
-    io::{BufRead, BufReader, Read},
-    os::unix::process::CommandExt,
-    path::Path,
-    process::{ChildStdout, Command, Stdio},
-    time::Duration,
-};
+use std::{io::Read, path::Path, time::Duration};
 
 use client::Hostile;
-use fbuf_client::{Address, Client, ConnectError, Mechanism};
+use fbuf_client::{Client, ConnectError, Mechanism};
 use fbuf_core::limits::MAX_GROUPS;
 use fbuf_protocol::{Role, Slots};
 use nix::{
     sys::resource::{Resource, getrlimit, setrlimit},
     unistd::{setgroups, setresgid, setresuid},
 };
-use support::{BrokerProcess, Process};
+use support::{
+    BrokerProcess,
+    role::{Other, roles},
+};
 
 /// Users that take all, and one that comes later.
 const GREEDY: [u32; 3] = [65_531, 65_532, 65_533];
@@ -29,11 +25,11 @@ const LATER: u32 = 65_530;
 /// How many descriptors the broker may have.
 const DESCRIPTORS: u64 = 700;
 
-/// What this program does when it is run again; nothing in the process that tests.
-#[test]
-fn role() {
-    match env::var("FBUF_TEST_ROLE").as_deref() {
-        Ok("connections") => take(|| match Client::connect() {
+/// What a child does.
+fn play(role: &str) {
+    let (role, groups) = role.split_once(' ').unwrap_or((role, ""));
+    match role {
+        "connections" => take(|| match Client::connect() {
             Ok(client) => Some(client),
             Err(ConnectError::Spent { spent, .. }) => {
                 assert!(spent.to_string().contains("a share of what the broker has left"), "{spent}");
@@ -41,7 +37,7 @@ fn role() {
             }
             Err(error) => panic!("{error}"),
         }),
-        Ok("slots") => {
+        "slots" => {
             let client = Client::connect().unwrap();
             let sender = |name: usize| {
                 let sender = client.sender(&format!("{}-{name}", std::process::id())).slot_size(64).slots(16);
@@ -52,7 +48,7 @@ fn role() {
             let mut names = 0..;
             take(|| sender(names.next()?));
         }
-        Ok("short") => {
+        "short" => {
             let client = Client::connect().unwrap();
             let mut names = 0..;
             let mut one = |slots| {
@@ -68,11 +64,11 @@ fn role() {
             while sender.wait_for_receivers_timeout(1, Duration::from_millis(20)).is_err() {
                 sender.unpaired().unwrap().iter().for_each(|one| println!("{one}"));
             }
-            println!("linked");
+            println!("linked now");
         }
-        Ok("groups") => {
-            let groups: usize = env::var("FBUF_TEST_GROUPS").unwrap().parse().unwrap();
-            let groups: Vec<_> = (0..groups as u32).map(|group| (1_000_000 + group).into()).collect();
+        "groups" => {
+            let groups: u32 = groups.parse().unwrap();
+            let groups: Vec<_> = (0..groups).map(|group| (1_000_000 + group).into()).collect();
             setgroups(&groups).unwrap();
             setresgid(LATER.into(), LATER.into(), LATER.into()).unwrap();
             setresuid(LATER.into(), LATER.into(), LATER.into()).unwrap();
@@ -81,14 +77,14 @@ fn role() {
                 Err(error) => println!("{error}, so it is not served"),
             }
         }
-        Ok("later") => {
+        "later" => {
             let client = Client::connect().unwrap();
             let _receiver = client.receiver("later").open().unwrap();
             let mut sender = client.sender("later").open().unwrap();
             sender.wait_for_receivers_timeout(1, support::SOON).unwrap();
             println!("linked");
         }
-        _ => {}
+        other => panic!("no such role: {other}"),
     }
 }
 
@@ -99,39 +95,6 @@ fn take<T>(mut one: impl FnMut() -> Option<T>) {
     let all: Vec<T> = std::iter::from_fn(&mut one).collect();
     println!("{} taken", all.len());
     std::io::stdin().read_to_end(&mut Vec::new()).unwrap();
-}
-
-struct Other {
-    _process: Process,
-    output: BufReader<ChildStdout>,
-}
-
-impl Other {
-    fn start(broker: &Address, role: &str, user: u32) -> Self {
-        Self::start_with(broker, role, user, |_| {})
-    }
-
-    fn start_with(broker: &Address, role: &str, user: u32, set: impl FnOnce(&mut Command)) -> Self {
-        let mut command = Command::new("/proc/self/exe");
-        command.args(["--exact", "role", "--nocapture", "--test-threads=1"]).current_dir("/");
-        command.env("FBUF_TEST_ROLE", role).env("FBUF_BROKER", broker.to_string()).uid(user).gid(user);
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
-        set(&mut command);
-        let mut process = Process::start(&mut command);
-        let output = BufReader::new(process.0.stdout.take().unwrap());
-        Self { _process: process, output }
-    }
-
-    /// The word before this, at the end of a line.
-    fn wait_for(&mut self, words: &str) -> String {
-        loop {
-            let mut line = String::new();
-            assert_ne!(self.output.read_line(&mut line).unwrap(), 0, "it has ended, and not said {words:?}");
-            if line.trim_end().ends_with(words) {
-                return line.split_whitespace().rev().nth(1).unwrap_or_default().to_owned();
-            }
-        }
-    }
 }
 
 /// A broker for these users and root, with few descriptors.
@@ -148,13 +111,13 @@ fn all_is_taken_and_others_are_served(role: &str, of_a_share: u64) {
     let mut greedy = Vec::new();
     for user in GREEDY {
         let mut other = Other::start(&broker.address, role, user);
-        greedy.push((other.wait_for("taken").parse::<u64>().unwrap(), other));
+        greedy.push((other.number::<u64>("taken"), other));
     }
     let counts: Vec<_> = greedy.iter().map(|(count, _)| *count).collect();
     // They do get what there is to get, and each less than the one before.
     assert!(counts[0] * of_a_share > DESCRIPTORS / 4, "{counts:?}");
     assert!(counts.is_sorted_by(|one, next| one > next) && counts[2] > 0, "{counts:?}");
-    Other::start(&broker.address, "later", LATER).wait_for("linked");
+    Other::start(&broker.address, "later", LATER).hear("linked");
     let root = Client::connect_to(&broker.address).unwrap();
     let role = Role::Sender {
         slot_bytes: 64,
@@ -169,6 +132,7 @@ fn all_is_taken_and_others_are_served(role: &str, of_a_share: u64) {
 /// A user that has its share gets links for which it lacks a descriptor when the others leave more of them.
 #[test]
 fn a_link_waits_for_a_share_that_grows_when_another_user_leaves() {
+    roles!(play);
     if !support::is_root() {
         return;
     }
@@ -176,39 +140,40 @@ fn a_link_waits_for_a_share_that_grows_when_another_user_leaves() {
     let broker = broker(folder.path());
     let [rich, short] = [GREEDY[0], GREEDY[1]];
     let mut rich = Other::start(&broker.address, "slots", rich);
-    rich.wait_for("taken");
+    rich.hear("taken");
     let mut short = Other::start(&broker.address, "short", short);
-    let had: u64 = short.wait_for("taken").parse().unwrap();
+    let had: u64 = short.number("taken");
     assert!(had > 0 && had < DESCRIPTORS / 4, "{had}");
     // Not for a moment: it has asked several times.
-    (0..3).for_each(|_| drop(short.wait_for("they are linked when it has fewer, or may have more")));
+    (0..3).for_each(|_| drop(short.hear("they are linked when it has fewer, or may have more")));
     drop(rich);
-    short.wait_for("linked");
+    short.hear("linked now");
 }
 
 /// What a client's groups cost the broker for each connection is bounded.
 #[test]
 fn a_client_in_more_groups_than_any_user_needs_is_not_served() {
+    roles!(play);
     if !support::is_root() {
         return;
     }
     let folder = tempfile::tempdir().unwrap();
     let broker = broker(folder.path());
     for (groups, is_served) in [(MAX_GROUPS, true), (MAX_GROUPS + 1, false), (65_536, false)] {
-        let mut other = Other::start_with(&broker.address, "groups", 0, |command| {
-            command.env("FBUF_TEST_GROUPS", groups.to_string());
-        });
-        let word = other.wait_for("served");
-        assert_eq!(word == "is", is_served, "{groups} groups: {word}");
+        let mut other = Other::start(&broker.address, format!("groups {groups}"), 0);
+        let said = other.hear("served");
+        assert_eq!(said == "it is served", is_served, "{groups} groups: {said}");
     }
 }
 
 #[test]
 fn users_that_connect_as_often_as_they_can_leave_places_for_others() {
+    roles!(play);
     all_is_taken_and_others_are_served("connections", 1);
 }
 
 #[test]
 fn users_that_have_slots_made_as_often_as_they_can_leave_descriptors_for_others() {
+    roles!(play);
     all_is_taken_and_others_are_served("slots", 16);
 }

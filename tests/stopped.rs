@@ -5,7 +5,6 @@
 mod support;
 
 use std::{
-    env,
     os::unix::process::ExitStatusExt,
     panic::{self, AssertUnwindSafe},
     process::{Command, Stdio},
@@ -20,7 +19,11 @@ use nix::{
     libc::c_int,
     sys::signal::{SigHandler, Signal, signal},
 };
-use support::{Process, SOON, until};
+use support::{
+    Process, SOON,
+    role::{command, roles},
+    until,
+};
 
 const SLOTS: u64 = 4;
 /// How many messages a receiver is sent that is stopped meanwhile.
@@ -41,12 +44,10 @@ extern "C" fn wait_to_go_on(_: c_int) {
     }
 }
 
-/// What this program does when it is run again; nothing in the process that tests.
-#[test]
-fn role() {
-    let Ok(role) = env::var("FBUF_TEST_ROLE") else { return };
+/// What a child does.
+fn play(role: &str) {
     let client = Client::connect().unwrap();
-    match &*role {
+    match role {
         "receiver" => {
             assert_eq!(receive(client.receiver("c").open().unwrap(), WAITING), 0, "it missed something");
         }
@@ -128,9 +129,8 @@ fn receive(mut receiver: Receiver, all: u64) -> u64 {
 }
 
 fn other(role: &str, broker: &Embedded, point: Option<&str>) -> Process {
-    let mut command = Command::new(env::current_exe().unwrap());
-    command.args(["role", "--exact", "--nocapture"]).stdout(Stdio::null());
-    command.env("FBUF_TEST_ROLE", role).env("FBUF_BROKER", broker.address().to_string());
+    let mut command = command(role);
+    command.env("FBUF_BROKER", broker.address().to_string()).stdout(Stdio::null());
     if let Some(point) = point {
         command.env("FBUF_DIE_AT", point);
     }
@@ -161,6 +161,7 @@ fn a_test_does_not_wait_for_ever_for_a_process_that_does_not_end() {
 
 #[test]
 fn a_stopped_receiver_holds_back_those_who_wait_for_it_and_nobody_else() {
+    roles!(play);
     let broker = Embedded::start().unwrap();
     let client = Client::connect_to(broker.address()).unwrap();
     let mut sender = client.sender("c").slot_size(8).slots(SLOTS).open().unwrap();
@@ -200,6 +201,7 @@ fn a_stopped_receiver_holds_back_those_who_wait_for_it_and_nobody_else() {
 
 #[test]
 fn a_stopped_receiver_that_would_rather_miss_messages_holds_nobody_back() {
+    roles!(play);
     let broker = Embedded::start().unwrap();
     let client = Client::connect_to(broker.address()).unwrap();
     let mut sender = client.sender("c").slot_size(8).slots(SLOTS).open().unwrap();
@@ -229,6 +231,7 @@ fn a_stopped_receiver_that_would_rather_miss_messages_holds_nobody_back() {
 /// It is stopped between the two stores that make an entry of the lane.
 #[test]
 fn a_sender_that_is_stopped_in_the_middle_of_a_write_does_not_block_receivers_of_others() {
+    roles!(play);
     let broker = Embedded::start().unwrap();
     let client = Client::connect_to(broker.address()).unwrap();
     let mut receiver = client.receiver("c").open().unwrap();
@@ -256,6 +259,7 @@ fn a_sender_that_is_stopped_in_the_middle_of_a_write_does_not_block_receivers_of
 /// It has given the right to write some of its slots, and not all: these are used, and then the sender is gone.
 #[test]
 fn a_receiver_that_is_stopped_while_it_gives_slots_gets_what_was_sent_in_them() {
+    roles!(play);
     let broker = Embedded::start().unwrap();
     let client = Client::connect_to(broker.address()).unwrap();
     let mut sender = client.sender("c").slot_size(8).slots(SLOTS).from_receiver().open().unwrap();
@@ -273,6 +277,7 @@ fn a_receiver_that_is_stopped_while_it_gives_slots_gets_what_was_sent_in_them() 
 /// has ended by then.
 #[test]
 fn a_receiver_does_not_end_while_it_greets_somebody() {
+    roles!(play);
     let broker = Embedded::start().unwrap();
     let client = Client::connect_to(broker.address()).unwrap();
     let open = || client.sender("c").slot_size(8).slots(SLOTS).open().unwrap();
@@ -290,6 +295,7 @@ fn a_receiver_does_not_end_while_it_greets_somebody() {
 /// As a thread may be that drops a message on the processor on which its receiver runs at a higher real-time priority.
 #[test]
 fn a_thread_that_stops_while_it_drops_a_message_holds_no_call_up() {
+    roles!(play);
     let broker = Embedded::start().unwrap();
     for wait in ["spin", "adaptive", "block"] {
         let mut receiver = other(&format!("holder: {wait}"), &broker, Some("0 SIGUSR1 return: handed back"));

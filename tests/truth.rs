@@ -6,7 +6,7 @@ mod support;
 use std::{
     cell::Cell,
     io::{PipeReader, Read, Write},
-    process::{Command, Stdio},
+    process::Stdio,
     sync::Mutex,
     time::{Duration, Instant},
 };
@@ -20,7 +20,11 @@ use nix::{
     sys::signal::Signal,
     time::{ClockId, clock_gettime},
 };
-use support::{Process, SOON, fbuf, until};
+use support::{
+    Process, SOON, fbuf,
+    role::{command, roles},
+    until,
+};
 
 fn broker() -> (Embedded, Client) {
     let broker = Embedded::start().unwrap();
@@ -315,6 +319,7 @@ fn the_end_of_a_stream_is_told_from_every_way_in_which_it_breaks_off() {
 
 #[test]
 fn a_sender_that_is_never_dropped_is_taken_for_dead_unless_it_finishes() {
+    roles!(play);
     let (broker, client) = broker();
     let ways = [
         ("static", false),
@@ -327,10 +332,8 @@ fn a_sender_that_is_never_dropped_is_taken_for_dead_unless_it_finishes() {
     ];
     for (way, is_complete) in ways {
         let mut receiver = client.receiver("c").open().unwrap();
-        let mut role = Command::new(std::env::current_exe().unwrap());
-        // On the main thread.
-        role.args(["role", "--exact", "--test-threads=1"]);
-        role.env("FBUF_TEST_ROLE", way).env("FBUF_BROKER", broker.address().to_string());
+        let mut role = command(way);
+        role.env("FBUF_BROKER", broker.address().to_string());
         let mut child = Process::start(role.stdout(Stdio::null()).stderr(Stdio::piped()));
         (0..3).for_each(|_| drop(receiver.get_timeout(SOON).unwrap()));
         let end = receiver.get_timeout(SOON).unwrap_err();
@@ -352,18 +355,15 @@ thread_local! {
     static LOCAL: Cell<Option<Sender>> = const { Cell::new(None) };
 }
 
-/// What this program does when it is run again: it sends, and ends in one of these ways; nothing in the process that
-/// tests.
-#[test]
+/// What a child does: it sends, and ends in one of these ways.
 #[allow(unsafe_code, reason = "atexit(3)")]
-fn role() {
-    let Ok(way) = std::env::var("FBUF_TEST_ROLE") else { return };
+fn play(way: &str) {
     let client = Client::connect().unwrap();
     let mut sender = client.sender("c").slot_size(8).slots(4).open().unwrap();
     sender.wait_for_receivers_timeout(1, SOON).unwrap();
     (0..3).for_each(|_| assert!(send(&mut sender, b"x") < 3));
     sender.wait_for_returns_timeout(SOON).unwrap();
-    match &*way {
+    match way {
         "drop" => drop(sender),
         "exit" => std::process::exit(0),
         "thread-local" => LOCAL.set(Some(sender)),

@@ -1,23 +1,12 @@
 //! Descriptors that are sent and not received. The kernel counts them for all processes of a user together, so that peers
 //! of another user that receive nothing could keep a user from passing any; and where they are too many, nobody loses a
-//! link.
+//! link. One test at a time, for the same reason.
 
 #[path = "support/hostile.rs"]
 mod hostile;
 mod support;
 
-use std::{
-    env,
-    fs::File,
-    io::{BufRead, BufReader, Write, stdin},
-    os::{
-        fd::{AsFd, OwnedFd},
-        unix::process::CommandExt,
-    },
-    process::{ChildStdin, ChildStdout, Command, Stdio},
-    sync::Arc,
-    time::Duration,
-};
+use std::{fs::File, io::stdin, os::fd::OwnedFd, sync::Arc, time::Duration};
 
 use fbuf_client::{Address, Client, GetError, Mechanism};
 use fbuf_core::{
@@ -31,11 +20,14 @@ use fbuf_core::{
 use fbuf_protocol::{Limits, Role, Slots};
 use hostile::Hostile;
 use nix::{
-    poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::resource::{Resource, setrlimit},
     time::{ClockId, clock_gettime},
 };
-use support::{BrokerProcess, Process, SOON, is_root, until};
+use support::{
+    BrokerProcess, SOON, alone, is_root,
+    role::{Other, roles},
+    until,
+};
 
 /// The honest user, the one that it is linked with, and the attackers'.
 const HONEST: u32 = 65_532;
@@ -52,10 +44,8 @@ const LINKS: usize = 2;
 /// How many processes the honest user has that are attacked.
 const PROCESSES: usize = 4;
 
-/// What this program does when it is run again; nothing in the process that tests.
-#[test]
-fn role() {
-    let Ok(role) = env::var("FBUF_TEST_ROLE") else { return };
+/// What a child does.
+fn play(role: &str) {
     let mut words = role.split(' ');
     let (role, channel) = (words.next().unwrap(), words.next().unwrap_or_default());
     if role != "attack" {
@@ -148,7 +138,11 @@ fn rest(channel: &str, as_receiver: bool) {
         let time = worked() - before;
         println!(
             "{}",
-            if time < A_WHILE / 10 { "asleep".into() } else { format!("at work for {time:?} of {A_WHILE:?}") }
+            if time < A_WHILE / 10 {
+                "it was asleep".into()
+            } else {
+                format!("it was at work for {time:?} of {A_WHILE:?}")
+            }
         );
     }
 }
@@ -231,53 +225,12 @@ fn deaf(channel: &str) -> ! {
     }
 }
 
-struct Other {
-    process: Process,
-    input: ChildStdin,
-    output: BufReader<ChildStdout>,
-}
-
-impl Other {
-    fn start(broker: &Address, role: &str, user: u32) -> Self {
-        let mut command = Command::new("/proc/self/exe");
-        command.args(["--exact", "role", "--nocapture", "--test-threads=1"]).current_dir("/");
-        command.env("FBUF_TEST_ROLE", role).env("FBUF_BROKER", broker.to_string()).uid(user).gid(user);
-        command.stdin(Stdio::piped()).stdout(Stdio::piped());
-        let mut process = Process::start(&mut command);
-        let (input, output) = (process.0.stdin.take().unwrap(), process.0.stdout.take().unwrap());
-        Self { process, input, output: BufReader::new(output) }
-    }
-
-    fn says(&mut self, words: &str) {
-        loop {
-            let mut line = String::new();
-            assert_ne!(self.output.read_line(&mut line).unwrap(), 0, "it has ended, and not said {words:?}");
-            assert!(!line.contains("at work"), "{line}");
-            if line.trim_end().ends_with(words) {
-                return;
-            }
-        }
-    }
-
-    /// Whether it says anything for so long.
-    fn has_more_within(&self, time: Duration) -> bool {
-        let output = self.output.get_ref().as_fd();
-        let mut polled = [PollFd::new(output, PollFlags::POLLIN)];
-        let time = PollTimeout::try_from(time).unwrap();
-        !self.output.buffer().is_empty() || poll(&mut polled, time).unwrap() > 0
-    }
-
-    fn tell(&mut self) {
-        writeln!(self.input).unwrap();
-    }
-}
-
 /// Whether processes of the honest user can still be linked, and send, on a channel where the attacker has no right.
 fn assert_that_others_are_linked(broker: &Address) {
     let mut receiver = Other::start(broker, "receive private", FRIEND);
-    receiver.says("open");
+    receiver.hear("open");
     let mut sender = Other::start(broker, "send private sealed", HONEST);
-    receiver.says("through");
+    receiver.hear("through");
     sender.process.kill();
 }
 
@@ -288,6 +241,8 @@ fn broker(folder: &tempfile::TempDir) -> BrokerProcess {
 /// Neither side loses a link that cannot be made at once.
 #[test]
 fn a_link_that_cannot_be_made_while_too_many_are_under_way_is_made_later() {
+    roles!(play);
+    let _alone = alone();
     if !is_root() {
         return;
     }
@@ -298,16 +253,16 @@ fn a_link_that_cannot_be_made_while_too_many_are_under_way_is_made_later() {
         ("a receiver that cannot greet", ("receive c", HONEST), ("send c", FRIEND)),
     ] {
         let mut filler = Other::start(&broker.address, "fill", HONEST);
-        filler.says("filled");
+        filler.hear("filled");
         let mut one = Other::start(&broker.address, first.0, first.1);
-        one.says("open");
+        one.hear("open");
         let mut other = Other::start(&broker.address, second.0, second.1);
-        other.says("open");
+        other.hear("open");
         // The control: no message comes before.
         let receiver = if first.0.starts_with("receive") { &mut one } else { &mut other };
         assert!(!receiver.has_more_within(BRIEFLY), "they are linked at once");
-        filler.tell();
-        receiver.says("through");
+        filler.tell("");
+        receiver.hear("through");
         println!("{kind}: it is linked after all");
         one.process.kill();
         other.process.kill();
@@ -317,6 +272,8 @@ fn a_link_that_cannot_be_made_while_too_many_are_under_way_is_made_later() {
 
 #[test]
 fn peers_that_receive_nothing_keep_nobody_from_passing_descriptors() {
+    roles!(play);
+    let _alone = alone();
     if !is_root() {
         return;
     }
@@ -326,18 +283,18 @@ fn peers_that_receive_nothing_keep_nobody_from_passing_descriptors() {
         let channels: Vec<_> = (0..PROCESSES).map(|number| format!("c{number}")).collect();
         let mut attacked: Vec<_> = channels
             .iter()
-            .map(|channel| Other::start(&broker.address, &format!("{honest} {channel}"), HONEST))
+            .map(|channel| Other::start(&broker.address, format!("{honest} {channel}"), HONEST))
             .collect();
-        attacked.iter_mut().for_each(|one| one.says("open"));
+        attacked.iter_mut().for_each(|one| _ = one.hear("open"));
         let mut attackers: Vec<_> = channels
             .iter()
-            .map(|channel| Other::start(&broker.address, &format!("attack {channel} {attacker}"), OTHER))
+            .map(|channel| Other::start(&broker.address, format!("attack {channel} {attacker}"), OTHER))
             .collect();
-        attackers.iter_mut().for_each(|one| one.says("done"));
+        attackers.iter_mut().for_each(|one| _ = one.hear("done"));
         assert_that_others_are_linked(&broker.address);
         // What waited comes when it is received.
-        attackers.iter_mut().for_each(Other::tell);
-        attackers.iter_mut().for_each(|one| one.says("received"));
+        attackers.iter_mut().for_each(|one| one.tell(""));
+        attackers.iter_mut().for_each(|one| _ = one.hear("received"));
         assert!(attacked.iter_mut().all(|one| !one.process.has_ended()));
     }
 }
@@ -345,37 +302,42 @@ fn peers_that_receive_nothing_keep_nobody_from_passing_descriptors() {
 /// A socket that stays open, because something is under way over it or waits in it, wakes nobody.
 #[test]
 fn peers_that_receive_nothing_and_say_what_they_may_not_keep_nobody_awake() {
+    roles!(play);
+    let _alone = alone();
     if !is_root() {
         return;
     }
     for (honest, attacker) in [("sender", "receiver"), ("receiver", "sender")] {
         let folder = tempfile::tempdir().unwrap();
         let broker = broker(&folder);
-        let mut attacked = Other::start(&broker.address, &format!("rest c {honest}"), HONEST);
-        attacked.says("open");
-        let mut attack = Other::start(&broker.address, &format!("attack c {attacker} rude"), OTHER);
-        attack.says("done");
-        attacked.tell();
-        attacked.says("asleep");
+        let mut attacked = Other::start(&broker.address, format!("rest c {honest}"), HONEST);
+        attacked.hear("open");
+        let mut attack = Other::start(&broker.address, format!("attack c {attacker} rude"), OTHER);
+        attack.hear("done");
+        attacked.tell("");
+        let said = attacked.hear("it was");
+        assert!(said.ends_with("asleep"), "{said}");
     }
 }
 
 /// Also what is under way over links that have ended, of which nobody could be disconnected any more.
 #[test]
 fn a_sender_that_ends_links_of_those_that_hold_it_up_goes_on_whatever_is_under_way_to_their_user() {
+    roles!(play);
+    let _alone = alone();
     if !is_root() {
         return;
     }
     let folder = tempfile::tempdir().unwrap();
     let broker = broker(&folder);
     let mut sender = Other::start(&broker.address, "part", HONEST);
-    sender.says("open");
+    sender.hear("open");
     let mut attacker = Other::start(&broker.address, "deaf deaf", OTHER);
-    attacker.says("done");
-    sender.says("linked");
+    attacker.hear("done");
+    sender.hear("linked");
     // One of the attacker's user receives what it is sent.
     let receivers = ["receive c", "take c"].into_iter().zip([FRIEND, OTHER]);
     let mut receivers: Vec<_> = receivers.map(|(role, user)| Other::start(&broker.address, role, user)).collect();
-    receivers[0].says("through");
+    receivers[0].hear("through");
     assert!(!sender.process.has_ended());
 }

@@ -7,7 +7,6 @@ mod support;
 
 use std::{
     collections::BTreeMap,
-    env,
     fs::{self, File},
     io::{Read, Write},
     process::{Command, Stdio},
@@ -29,10 +28,14 @@ use nix::{
         signal::Signal,
         wait::{WaitPidFlag, WaitStatus, waitpid},
     },
-    unistd::{Pid, gettid},
+    unistd::{Pid, geteuid, gettid},
 };
 use serde_json::Value;
-use support::{BrokerProcess, Metrics, Process, Run, SOON, fbuf, until};
+use support::{
+    BrokerProcess, Metrics, Process, Run, SOON, fbuf,
+    role::{Other, roles},
+    until,
+};
 
 const SLOTS: u64 = 8;
 /// How often somebody looks.
@@ -413,11 +416,8 @@ fn links_are_shown_as_they_are_although_a_sender_waits_for_its_input() {
     assert!(!sending.has_ended());
 }
 
-/// What this program does when it is run again: it exchanges messages with itself, never waits, and says which
-/// thread does so.
-#[test]
-fn role() {
-    let Ok(told) = env::var("FBUF_TEST_STREAM") else { return };
+/// What a child does: it exchanges messages with itself, never waits, and says which thread does so.
+fn play(_: &str) {
     let client = Client::connect().unwrap();
     let mut receiver = client.receiver("stream").open().unwrap();
     let mut sender = client.sender("stream").slot_size(64).slots(SLOTS).open().unwrap();
@@ -426,7 +426,7 @@ fn role() {
         send(&mut sender);
         drop(receiver.get().unwrap());
         if round == 1000 {
-            fs::write(&told, format!("{}\n", gettid())).unwrap();
+            println!("thread {}", gettid());
         }
     }
 }
@@ -460,7 +460,8 @@ fn field(thread: Pid, name: &str) -> String {
 
 #[test]
 fn looking_costs_those_nothing_who_exchange_messages() {
-    let (broker, _, folder) = start();
+    roles!(play);
+    let (broker, _, _folder) = start();
     let client = Client::connect_to(&broker.address).unwrap();
     let report = |channel: &str, end: &str, count: &str| {
         let all = json(&broker.address);
@@ -478,13 +479,8 @@ fn looking_costs_those_nothing_who_exchange_messages() {
     });
     let woken = field(sleeper, "voluntary_ctxt_switches:");
 
-    let told = folder.path().join("thread");
-    let mut command = Command::new(env::current_exe().unwrap());
-    command.args(["role", "--exact", "--nocapture"]).stdout(Stdio::null());
-    command.env("FBUF_TEST_STREAM", &told).env("FBUF_BROKER", broker.address.to_string());
-    let _process = Process::start(&mut command);
-    until("one streams", || fs::read_to_string(&told).is_ok_and(|told| told.ends_with('\n')));
-    let streams = Pid::from_raw(fs::read_to_string(&told).unwrap().trim().parse().unwrap());
+    let mut other = Other::start(&broker.address, "stream", geteuid().as_raw());
+    let streams = Pid::from_raw(other.number("thread "));
     ptrace::seize(streams, Options::PTRACE_O_TRACESYSGOOD).expect("permission to trace a child");
     ptrace::interrupt(streams).unwrap();
     waitpid(streams, Some(WaitPidFlag::__WALL)).unwrap();

@@ -11,10 +11,9 @@ mod receiver;
 mod support;
 
 use std::{
-    env, fs,
-    io::{BufRead, BufReader},
-    os::unix::process::{CommandExt, ExitStatusExt},
-    process::{Command, Stdio},
+    fs,
+    os::unix::process::ExitStatusExt,
+    process::Stdio,
     time::{Duration, Instant},
 };
 
@@ -22,7 +21,10 @@ use attacker::{ATTEMPT, Attack, BEGIN};
 use fbuf_broker::{Embedded, Policy};
 use fbuf_client::{Client, GetError, Mechanism, OpenError, Protection, Received, Receiver};
 use nix::{libc, sys::signal::Signal, unistd::geteuid};
-use support::{Process, SOON, is_root, not_tested};
+use support::{
+    SOON, is_root, not_tested,
+    role::{Other, as_user, command, roles},
+};
 
 /// The bytes of a message.
 const SIZE: usize = 4096;
@@ -90,22 +92,17 @@ const TABLE: [(Attack, [Outcome; 5]); 16] = [
     (Attack::RegularFile, [Refused, Refused, Refused, Refused, Refused]),
 ];
 
-/// What this program does when it is run again; nothing in the process that tests.
-#[test]
-fn role() {
-    let Ok(role) = env::var("FBUF_TEST_ROLE") else { return };
-    let number = |name| env::var(name).unwrap().parse::<usize>().unwrap();
-    match &*role {
-        "attacker" => attacker::attack(
-            Attack::ALL[number("FBUF_TEST_ATTACK")],
-            Level::ALL[number("FBUF_TEST_LEVEL")],
-            env::var_os("FBUF_TEST_FROM_RECEIVER").is_some(),
-        ),
-        "hostile receiver" => receiver::attack(number("FBUF_TEST_ATTACK")),
+/// What a child does.
+fn play(role: &str) {
+    let words: Vec<_> = role.split(' ').collect();
+    let number = |place: usize| words[place].parse::<usize>().unwrap();
+    match words[0] {
+        "attacker" => attacker::attack(Attack::ALL[number(1)], Level::ALL[number(2)], number(3) == 1),
+        "hostile" => receiver::attack(number(1)),
         "victim" => victim(),
-        "sender" => send_some(number("FBUF_TEST_FROM_RECEIVER") == 1),
+        "sender" => send_some(number(1) == 1),
         "receiver" => receive_some(),
-        other => panic!("no such role: {other}"),
+        _ => panic!("no such role: {role}"),
     }
 }
 
@@ -118,14 +115,18 @@ fn attacks() -> impl Iterator<Item = (Attack, [Outcome; 5])> {
     TABLE.into_iter().filter(move |(attack, _)| *attack != Attack::Pinned || pins.is_ok())
 }
 
+fn own() -> u32 {
+    geteuid().as_raw()
+}
+
 /// A broker that serves this user and others.
 fn broker() -> Embedded {
-    broker_for(Policy::only(geteuid().as_raw()).allow(OTHER).allow(ANOTHER))
+    broker_for(Policy::only(own()).allow(OTHER).allow(ANOTHER))
 }
 
 /// The same, which trusts all of them.
 fn trusting_broker() -> Embedded {
-    let own = geteuid().as_raw();
+    let own = own();
     broker_for(Policy::only(own).trust(own).trust(OTHER).trust(ANOTHER))
 }
 
@@ -133,67 +134,29 @@ fn broker_for(policy: Policy) -> Embedded {
     Embedded::start_with(policy).unwrap()
 }
 
-/// This program in another role, and what it prints.
-struct Other {
-    process: Process,
-    output: BufReader<std::process::ChildStdout>,
+/// This program in a role. What becomes of an attacker is not of interest.
+fn child(broker: &Embedded, role: &str, user: u32) -> Other {
+    let mut command = command(role);
+    command.env("FBUF_BROKER", broker.address().to_string()).env("FBUF_GUARD", "0").stderr(Stdio::null());
+    Other::of(as_user(&mut command, user))
 }
 
-impl Other {
-    fn start(broker: &Embedded, role: &str, uid: Option<u32>, settings: &[(&str, String)]) -> Self {
-        // Which another user can run wherever it lies.
-        let mut command = Command::new("/proc/self/exe");
-        command.args(["--exact", "role", "--nocapture", "--test-threads=1"]).current_dir("/");
-        command.env("FBUF_TEST_ROLE", role).env("FBUF_BROKER", broker.address().to_string()).env("FBUF_GUARD", "0");
-        command.envs(settings.iter().map(|(name, value)| (name, value)));
-        if let Some(uid) = uid {
-            command.uid(uid).gid(uid);
-        }
-        let mut process = Process::start(command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()));
-        let output = BufReader::new(process.0.stdout.take().unwrap());
-        Self { process, output }
-    }
+fn attacker(broker: &Embedded, attack: Attack, level: Level, user: u32, from_receiver: bool) -> Other {
+    let attack = Attack::ALL.iter().position(|&other| other == attack).unwrap();
+    let level = Level::ALL.iter().position(|&other| other == level).unwrap();
+    child(broker, &format!("attacker {attack} {level} {}", u8::from(from_receiver)), user)
+}
 
-    fn attacker(broker: &Embedded, attack: Attack, level: Level, uid: Option<u32>, from_receiver: bool) -> Self {
-        let number = |found: Option<usize>| found.unwrap().to_string();
-        let mut settings = vec![
-            ("FBUF_TEST_ATTACK", number(Attack::ALL.iter().position(|&other| other == attack))),
-            ("FBUF_TEST_LEVEL", number(Level::ALL.iter().position(|&other| other == level))),
-        ];
-        if from_receiver {
-            settings.push(("FBUF_TEST_FROM_RECEIVER", "1".to_owned()));
-        }
-        Self::start(broker, "attacker", uid, &settings)
-    }
+/// Waits until a child has stopped itself.
+fn wait_until_it_stops(child: &mut Other) {
+    child.hear(BEGIN);
+    child.process.until_stopped();
+}
 
-    /// The next line that has this in it; nothing, if it ends before.
-    fn next_with(&mut self, text: &str) -> String {
-        let mut line = String::new();
-        while !line.contains(text) {
-            line.clear();
-            if self.output.read_line(&mut line).unwrap() == 0 {
-                break;
-            }
-        }
-        line
-    }
-
-    /// Waits until it prints this, somewhere in a line; or ends.
-    fn wait_for(&mut self, text: &str) -> bool {
-        !self.next_with(text).is_empty()
-    }
-
-    /// Waits until it has stopped itself.
-    fn wait_until_it_stops(&mut self) {
-        assert!(self.wait_for(BEGIN), "it ended before");
-        self.process.until_stopped();
-    }
-
-    /// Lets an attacker attack, who stops itself before.
-    fn let_go(&mut self) {
-        self.wait_until_it_stops();
-        self.process.signal(Signal::SIGCONT);
-    }
+/// Lets an attacker attack, who stops itself before.
+fn let_go(attacker: &mut Other) {
+    wait_until_it_stops(attacker);
+    attacker.process.signal(Signal::SIGCONT);
 }
 
 /// What a message looks like.
@@ -212,10 +175,10 @@ fn suffer(attack: Attack, attacker: &mut Other, receiver: &mut Receiver) -> (Out
         Err(error) => panic!("{error}; the attacker: {:?}", attacker.process.end()),
     };
     let (mechanism, first) = (message.mechanism(), look(&message));
-    attacker.let_go();
+    let_go(attacker);
     if expects_attempt {
-        let nothing = attacker.next_with(ATTEMPT).ends_with("nothing\n");
-        assert!(!nothing || mechanism == Mechanism::OneShot || message.sender().process.uid != geteuid().as_raw());
+        let nothing = attacker.next_with(ATTEMPT).is_some_and(|attempt| attempt.ends_with("nothing"));
+        assert!(!nothing || mechanism == Mechanism::OneShot || message.sender().process.uid != own());
     }
     let start = Instant::now();
     // Longer than the attacker needs for its first attempt, if nothing tells.
@@ -242,7 +205,7 @@ fn run(level: Level) {
             let broker = broker();
             let client = Client::connect_to(broker.address()).unwrap();
             let mut receiver = client.receiver("prey").require(level.require()).open().unwrap();
-            let mut attacker = Other::attacker(&broker, attack, level, None, false);
+            let mut attacker = attacker(&broker, attack, level, own(), false);
             let (found, mechanism) = suffer(attack, &mut attacker, &mut receiver);
             if found == expected {
                 if level == Level::Lease && found != Refused {
@@ -270,26 +233,31 @@ fn every_attack_is_in_the_table() {
 
 #[test]
 fn attacks_on_volatile_messages() {
+    roles!(play);
     run(Level::Volatile);
 }
 
 #[test]
 fn attacks_on_guarded_messages() {
+    roles!(play);
     run(Level::Guarded);
 }
 
 #[test]
 fn attacks_on_messages_that_are_copied() {
+    roles!(play);
     run(Level::Copy);
 }
 
 #[test]
 fn attacks_on_messages_that_are_leased() {
+    roles!(play);
     run(Level::Lease);
 }
 
 #[test]
 fn attacks_on_messages_that_are_sealed_for_good() {
+    roles!(play);
     run(Level::OneShot);
 }
 
@@ -300,18 +268,19 @@ fn attacks_on_memory() -> impl Iterator<Item = Attack> {
 
 #[test]
 fn messages_of_another_user_do_not_change() {
+    roles!(play);
     if !is_root() {
         return;
     }
     for (attack, from_receiver) in attacks_on_memory().flat_map(|attack| [(attack, false), (attack, true)]) {
         // The sender, which is not trusted, has to trust a receiver that makes its slots.
-        let own = geteuid().as_raw();
+        let own = own();
         let broker = broker_for(Policy::only(own).trust(own).allow(OTHER));
         let client = Client::connect_to(broker.address()).unwrap();
         // Nobody asked for it on either side, or the slots are the receiver's.
         let mut receiver = client.receiver("prey").open().unwrap();
         let level = if from_receiver { Level::Lease } else { Level::Volatile };
-        let mut attacker = Other::attacker(&broker, attack, level, Some(OTHER), from_receiver);
+        let mut attacker = attacker(&broker, attack, level, OTHER, from_receiver);
         let (found, mechanism) = suffer(attack, &mut attacker, &mut receiver);
         assert!(matches!(found, Holds | Traps), "{attack:?}, {from_receiver}: {found:?}");
         assert_eq!(mechanism, Some(Mechanism::Copy), "{attack:?}, {from_receiver}");
@@ -320,6 +289,7 @@ fn messages_of_another_user_do_not_change() {
 
 #[test]
 fn messages_in_the_receivers_slots_are_leased_if_their_sender_is_trusted() {
+    roles!(play);
     if !is_root() {
         return;
     }
@@ -327,7 +297,7 @@ fn messages_in_the_receivers_slots_are_leased_if_their_sender_is_trusted() {
         let broker = trusting_broker();
         let client = Client::connect_to(broker.address()).unwrap();
         let mut receiver = client.receiver("prey").require(Protection::Leased).open().unwrap();
-        let mut attacker = Other::attacker(&broker, attack, Level::Lease, Some(OTHER), true);
+        let mut attacker = attacker(&broker, attack, Level::Lease, OTHER, true);
         let (found, mechanism) = suffer(attack, &mut attacker, &mut receiver);
         assert!(matches!(found, Holds | Traps), "{attack:?}: {found:?}");
         // Nobody but the receiver can open it again.
@@ -371,17 +341,17 @@ fn receive_some() {
 
 #[test]
 fn other_users_lease_what_the_broker_made_for_them_and_what_is_the_receivers() {
+    roles!(play);
     if !is_root() {
         return;
     }
     // Two processes of one other user; and of two, neither of which is the broker's.
     for (sender, receiver, from_receiver) in [(OTHER, OTHER, 0), (OTHER, ANOTHER, 1), (OTHER, OTHER, 1)] {
         let broker = trusting_broker();
-        let mut receiver = Other::start(&broker, "receiver", Some(receiver), &[]);
-        assert!(receiver.wait_for("it is there"));
-        let setting = [("FBUF_TEST_FROM_RECEIVER", from_receiver.to_string())];
-        let mut sender = Other::start(&broker, "sender", Some(sender), &setting);
-        assert!(receiver.wait_for("all were leased"), "{from_receiver}");
+        let mut receiver = child(&broker, "receiver", receiver);
+        receiver.hear("it is there");
+        let mut sender = child(&broker, &format!("sender {from_receiver}"), sender);
+        receiver.hear("all were leased");
         assert!(sender.process.end().success());
     }
 }
@@ -413,6 +383,7 @@ fn victim() {
 
 #[test]
 fn a_receiver_that_was_stopped_for_longer_than_a_lease_lasts_is_told() {
+    roles!(play);
     let time = fs::read_to_string("/proc/sys/fs/lease-break-time").unwrap().trim().parse::<u64>().unwrap();
     if time > 60 {
         not_tested(&format!("the test waits for fs.lease-break-time, which is {time} s"));
@@ -420,16 +391,16 @@ fn a_receiver_that_was_stopped_for_longer_than_a_lease_lasts_is_told() {
     }
     for level in Level::ALL {
         let broker = broker();
-        let mut victim = Other::start(&broker, "victim", None, &[]);
-        let mut attacker = Other::attacker(&broker, Attack::Reopened, level, None, false);
-        victim.wait_until_it_stops();
-        attacker.let_go();
+        let mut victim = child(&broker, "victim", own());
+        let mut attacker = attacker(&broker, Attack::Reopened, level, own(), false);
+        wait_until_it_stops(&mut victim);
+        let_go(&mut attacker);
         // Once the lease is over, if there is one.
-        let attempt = attacker.next_with(ATTEMPT);
-        assert!(attempt.ends_with("something\n") || level == Level::OneShot, "{level:?}: {attempt}");
+        let attempt = attacker.hear(ATTEMPT);
+        assert!(attempt.ends_with("something") || level == Level::OneShot, "{level:?}: {attempt}");
         victim.process.signal(Signal::SIGCONT);
         let expected = if level == Level::Lease { "it was told" } else { "it is the same" };
-        assert!(victim.wait_for(expected), "{level:?}");
+        victim.hear(expected);
         assert!(victim.process.end().success());
     }
 }

@@ -24,10 +24,10 @@ use nix::{
 };
 
 use super::{
-    OTHER, Other, SIZE, broker,
+    OTHER, SIZE, broker, child,
     client::Hostile,
-    is_root,
-    support::{SOON, not_tested, slots},
+    is_root, own, play,
+    support::{SOON, not_tested, role::roles, slots},
     trusting_broker,
 };
 
@@ -224,9 +224,9 @@ fn run(who: Whose) {
         };
         let client = Client::connect_to(broker.address()).unwrap();
         let mut sender = client.sender("prey").slot_size(SIZE as u64).slots(1).from_receiver().open().unwrap();
-        let uid = if who == Whose::Own { None } else { Some(OTHER) };
-        let mut attacker = Other::start(&broker, "hostile receiver", uid, &[("FBUF_TEST_ATTACK", number.to_string())]);
-        assert!(attacker.wait_for(JOINS));
+        let user = if who == Whose::Own { own() } else { OTHER };
+        let mut attacker = child(&broker, &format!("hostile {number}"), user);
+        attacker.hear(JOINS);
         let (found, violation) = suffer(attack, &mut sender);
         println!("{attack:?} by a receiver ({who:?}): {found:?} ({violation:?})");
         assert_eq!(found, outcomes[who as usize], "{attack:?} by a receiver ({who:?})");
@@ -246,11 +246,13 @@ fn run(who: Whose) {
 
 #[test]
 fn receivers_of_the_same_user_are_trusted_but_give_only_what_they_should() {
+    roles!(play);
     run(Whose::Own);
 }
 
 #[test]
 fn receivers_of_another_user_that_is_trusted_give_only_what_they_should() {
+    roles!(play);
     if is_root() {
         run(Whose::Trusted);
     }
@@ -258,6 +260,7 @@ fn receivers_of_another_user_that_is_trusted_give_only_what_they_should() {
 
 #[test]
 fn slots_of_another_user_that_is_not_trusted_are_not_used() {
+    roles!(play);
     if is_root() {
         run(Whose::Other);
     }

@@ -2,11 +2,10 @@
 
 use std::{
     collections::BTreeMap,
-    env,
     io::{BufRead, Read, Write, stdin},
     ops::Range,
     os::{fd::AsFd, unix::process::ExitStatusExt},
-    process::{ChildStdin, ChildStdout, Command, Stdio},
+    process::{ChildStdin, ChildStdout, Stdio},
     thread,
     time::Duration,
 };
@@ -17,7 +16,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use crate::{
     exchange::{Level, Listener, OF_RECEIVER, Who, break_leases, listeners, send, senders},
     part_of,
-    support::{Process, Random, SOON},
+    support::{Process, Random, SOON, role::command},
 };
 
 /// The answer to the only command there is.
@@ -76,9 +75,8 @@ pub type Messages = BTreeMap<(usize, u64), Range<u64>>;
 impl Actor {
     /// Starts it; it dies at a point that it has passed so often before, if one is given.
     pub fn start(role: Role, broker: &Address, point: Option<(&str, u64)>) -> Self {
-        let mut command = Command::new(env::current_exe().unwrap());
-        command.args(["role", "--exact", "--nocapture", "--test-threads", "1"]);
-        command.env("FBUF_TEST_ROLE", format!("{role:?}")).env("FBUF_BROKER", broker.to_string());
+        let mut command = command(format!("{role:?}"));
+        command.env("FBUF_BROKER", broker.to_string());
         if let Some((point, count)) = point {
             command.env("FBUF_DIE_AT", format!("{count} SIGKILL {point}"));
         }
@@ -165,8 +163,6 @@ impl Actor {
 
 /// Is the actor, for as long as it lives.
 pub fn act(role: &str) {
-    // Ends the line that the test harness has begun.
-    println!();
     let client = Client::connect().unwrap();
     let mut random = Random(std::process::id().into());
     let wait = [Wait::Spin, Wait::Adaptive, Wait::Block][random.below(3) as usize];

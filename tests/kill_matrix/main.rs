@@ -22,7 +22,7 @@ use actor::{Actor, Role};
 use exchange::Level;
 use fbuf_core::points;
 use nix::{sys::signal::Signal, unistd::geteuid};
-use support::{BrokerProcess, Holdings, Memory, Random, settled, until, until_is};
+use support::{BrokerProcess, Holdings, Memory, Random, role::roles, settled, until, until_is};
 use survivors::Survivors;
 
 /// How often somebody is killed, if `FBUF_KILLS` says nothing else.
@@ -35,16 +35,9 @@ const MEMORY: u64 = 1 << 10;
 /// After how many rounds that is noted, and, every time, what is charged.
 const ROUNDS: u64 = 100;
 
-/// What an actor does when this program is run again; nothing in the process that judges.
-#[test]
-fn role() {
-    if let Ok(role) = env::var("FBUF_TEST_ROLE") {
-        actor::act(&role);
-    }
-}
-
 #[test]
 fn whoever_is_killed_costs_the_others_nothing() {
+    roles!(actor::act);
     let kills = env::var("FBUF_KILLS").map_or(KILLS, |text| text.parse().unwrap());
     let folder = tempfile::tempdir().unwrap();
     let (broker, metrics) = BrokerProcess::start_with_metrics(&folder.path().join("broker"), |_| {});

@@ -15,13 +15,11 @@ mod support;
 mod together;
 
 use std::{
-    env,
-    fmt::Debug,
+    fmt::{Debug, Display},
     fs,
     io::{BufRead, BufReader},
-    os::unix::{fs::PermissionsExt, process::CommandExt},
-    path::{Path, PathBuf},
-    process::{Command, Stdio},
+    os::unix::fs::PermissionsExt,
+    process::Stdio,
     sync::{Mutex, MutexGuard, PoisonError, mpsc},
     thread,
     time::{Duration, Instant},
@@ -31,7 +29,11 @@ use attack::{Attack, BOARD_SLOTS, MOST_SLOTS, REQUESTS_PER_SECOND, Report, quota
 use fbuf_client::{AllocateError, Client, Departure, Farewell, GetError, Mechanism, Peer, Receiver, Sender, Wait};
 use fbuf_protocol::Resource;
 use nix::unistd::geteuid;
-use support::{BrokerProcess, Holdings, Process, SOON, is_root, settled, until, until_is};
+use support::{
+    BrokerProcess, Holdings, Process, SOON, is_root,
+    role::{as_user, command, roles},
+    settled, until, until_is,
+};
 
 /// Another user, as which attackers run if this one is root.
 const OTHER: u32 = 65_533;
@@ -44,11 +46,9 @@ const NEWCOMERS: usize = 5;
 /// How long the sender waits that waits for all receivers.
 const PATIENCE: Duration = Duration::from_millis(20);
 
-/// What this program does when it is run again; nothing in the process that tests.
-#[test]
-fn role() {
-    let Ok(role) = env::var("FBUF_TEST_ROLE") else { return };
-    match (&*role, role.parse::<usize>()) {
+/// What a child does.
+fn play(role: &str) {
+    match (role, role.parse::<usize>()) {
         (_, Ok(number)) => attacker::attack(Attack::ALL[number]),
         ("reborn", _) => reborn::be(),
         (role, _) => together::be(role),
@@ -63,6 +63,7 @@ fn alone() -> MutexGuard<'static, ()> {
 
 #[test]
 fn no_attack_keeps_honest_ones_from_anything() {
+    roles!(play);
     let _alone = alone();
     let folder = tempfile::tempdir().unwrap();
     let own = geteuid().as_raw();
@@ -82,14 +83,13 @@ fn no_attack_keeps_honest_ones_from_anything() {
     honest.exchange();
     let (before, used) = (settled(holdings), metrics.used_by(other));
     assert!(other == own || used.is_empty(), "{used:?}");
-    let program = program_for(other, folder.path());
     for (number, attack) in Attack::ALL.into_iter().enumerate() {
         if attack.needs_user_of_its_own() && other == own {
             println!("{attack:?}: not tried, since only root can be another user");
             continue;
         }
         let start = Instant::now();
-        let effects = honest.besieged_by(attack, Attacker::start(&program, number, other, &broker), &client, &broker);
+        let effects = honest.besieged_by(attack, Attacker::start(number, other, &broker), &client, &broker);
         until_is(&format!("after {attack:?}"), &before, || {
             honest.look();
             holdings()
@@ -115,17 +115,6 @@ fn policy_for(own: u32, other: u32) -> String {
     format!("{rule}[[rule]]\nname = \"others\"\nusers = [{other}]\n{all}{quota}")
 }
 
-/// This program, where the other user may run it.
-fn program_for(other: u32, folder: &Path) -> PathBuf {
-    let own = env::current_exe().unwrap();
-    if other == geteuid().as_raw() {
-        return own;
-    }
-    let copy = folder.join("attacker");
-    fs::copy(own, &copy).unwrap();
-    copy
-}
-
 /// An attacker, and what it says.
 struct Attacker {
     process: Process,
@@ -133,19 +122,10 @@ struct Attacker {
 }
 
 impl Attacker {
-    fn start(program: &Path, attack: usize, user: u32, broker: &BrokerProcess) -> Self {
-        Self::start_as(program, &attack.to_string(), user, broker)
-    }
-
-    fn start_as(program: &Path, role: &str, user: u32, broker: &BrokerProcess) -> Self {
-        let mut command = Command::new(program);
-        command.args(["role", "--exact", "--nocapture"]).stdin(Stdio::piped());
-        command.stdout(Stdio::piped()).stderr(Stdio::inherit());
-        command.env("FBUF_TEST_ROLE", role).env("FBUF_BROKER", broker.address.to_string());
-        if user != geteuid().as_raw() {
-            command.uid(user).gid(user);
-        }
-        let mut process = Process::start(&mut command);
+    fn start(role: impl Display, user: u32, broker: &BrokerProcess) -> Self {
+        let mut command = command(role);
+        command.env("FBUF_BROKER", broker.address.to_string()).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut process = Process::start(as_user(&mut command, user));
         let lines = BufReader::new(process.0.stdout.take().unwrap()).lines();
         let (say, said) = mpsc::channel();
         thread::spawn(move || lines.map_while(Result::ok).try_for_each(|line| say.send(line)));

@@ -22,6 +22,7 @@ pub fn be() -> ! {
 
 #[test]
 fn an_attacker_is_nobody_else_at_the_next_broker() {
+    roles!(play);
     let _alone = alone();
     let folder = tempfile::tempdir().unwrap();
     let own = geteuid().as_raw();
@@ -34,8 +35,7 @@ fn an_attacker_is_nobody_else_at_the_next_broker() {
     let client = Client::connect_to(&broker.address).unwrap();
     let mut honest = Honest::begin(&client);
     let numbers = [honest.sender.endpoint(), honest.receiver.endpoint()];
-    let program = program_for(other, folder.path());
-    let attacker = Attacker::start_as(&program, "reborn", other, &broker);
+    let attacker = Attacker::start("reborn", other, &broker);
     honest.attacker = attacker.process.pid();
     let known = || {
         let all = client.status().unwrap_or_default();

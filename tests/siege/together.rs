@@ -127,13 +127,13 @@ fn attach_beside() {
 
 #[test]
 fn two_users_together_keep_no_third_from_the_broker() {
+    roles!(play);
     if !is_root() {
         return;
     }
     let _alone = alone();
     let folder = tempfile::tempdir().unwrap();
     let broker = BrokerProcess::start_short(folder.path(), DESCRIPTORS, GREEDY.into_iter().chain([LATER]));
-    let program = program_for(LATER, folder.path());
     let client = Client::connect_to(&broker.address).unwrap();
     let mut honest = Honest::begin(&client);
     honest.exchange();
@@ -142,7 +142,7 @@ fn two_users_together_keep_no_third_from_the_broker() {
     let mut greedy = Vec::new();
     for taken in TAKEN {
         for user in GREEDY {
-            greedy.extend((0..2).map(|_| Attacker::start_as(&program, taken, user, &broker)));
+            greedy.extend((0..2).map(|_| Attacker::start(taken, user, &broker)));
         }
     }
     let start = Instant::now();
@@ -161,7 +161,7 @@ fn two_users_together_keep_no_third_from_the_broker() {
     let open = Holdings::of(broker.process.pid()).descriptors as u64;
     assert!(open < DESCRIPTORS - DESCRIPTORS / 20, "{open} descriptors are open");
     assert!(open > DESCRIPTORS / 3, "{open} descriptors are open: nobody was greedy");
-    let later = Attacker::start_as(&program, "later", LATER, &broker);
+    let later = Attacker::start("later", LATER, &broker);
     let mut attached = 0;
     while attached < TIMES {
         honest.exchange();

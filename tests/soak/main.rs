@@ -24,7 +24,7 @@ use std::{
 };
 
 use fbuf_client::Client;
-use support::{BrokerProcess, Holdings, Memory, Random, settled, until_is};
+use support::{BrokerProcess, Holdings, Memory, Random, role::roles, settled, until_is};
 use survivor::{CHANNELS, Survivors};
 use visitor::{Gone, Visitor};
 
@@ -37,14 +37,6 @@ const CROWD: usize = 6;
 const SLACK: [u64; 2] = [1024, 4096];
 /// How many lines the printed series has at most.
 const LINES: usize = 40;
-
-/// What this program does when it is run again; nothing in the process that tests.
-#[test]
-fn role() {
-    if let Ok(role) = env::var("FBUF_TEST_ROLE") {
-        visitor::visit(&role);
-    }
-}
 
 /// What came of the visits.
 #[derive(Debug, Default)]
@@ -111,9 +103,7 @@ fn median(figures: impl Iterator<Item = u64>) -> u64 {
 
 #[test]
 fn nothing_is_kept_of_those_that_come_and_go() {
-    if env::var_os("FBUF_TEST_ROLE").is_some() {
-        return;
-    }
+    roles!(visitor::visit);
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_nanos() as u64;
     let (time, seed) = (Duration::from_secs(setting("FBUF_SOAK_SECONDS", 5)), setting("FBUF_SOAK_SEED", now | 1));
     println!("FBUF_SOAK_SEED={seed}");

@@ -3,9 +3,8 @@
 
 use std::{
     collections::VecDeque,
-    env,
     os::fd::AsFd,
-    process::{ChildStdout, Command, Stdio},
+    process::{ChildStdout, Stdio},
     time::{Duration, Instant},
 };
 
@@ -14,7 +13,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::{
     message::{self, Heard, Missing, Writing},
-    support::{Process, Random},
+    support::{Process, Random, role::command},
 };
 
 /// The longest that a visitor stays.
@@ -44,11 +43,8 @@ impl Visitor {
     pub fn start(broker: &str, role: &str, channel: &str, random: &mut Random) -> Self {
         let number = random.below(u64::MAX);
         let what = format!("{role} {number} on {channel}");
-        let mut command = Command::new(env::current_exe().unwrap());
-        command.args(["--exact", "role", "--nocapture", "--test-threads=1"]);
-        command.env("FBUF_TEST_ROLE", role).env("FBUF_TEST_CHANNEL", channel).env("FBUF_BROKER", broker);
-        command.env("FBUF_TEST_NUMBER", number.to_string());
-        let mut process = Process::start(command.stdin(Stdio::null()).stdout(Stdio::piped()));
+        let mut command = command(format!("{role} {number} {channel}"));
+        let mut process = Process::start(command.env("FBUF_BROKER", broker).stdout(Stdio::piped()));
         let output = process.0.stdout.take().unwrap();
         // About half of them end before.
         Self { process, output, death: Instant::now() + Duration::from_millis(random.below(LONGEST)), what }
@@ -78,13 +74,13 @@ impl Visitor {
 
 /// Does what it was started for, in its own process.
 pub fn visit(role: &str) {
-    let (channel, number) = (env::var("FBUF_TEST_CHANNEL").unwrap(), env::var("FBUF_TEST_NUMBER").unwrap());
+    let [role, number, channel] = role.split(' ').collect::<Vec<_>>()[..] else { panic!("no such role: {role}") };
     let mut random = Random(number.parse::<u64>().unwrap() | 1);
     let client = Client::connect().unwrap();
     let end = Instant::now() + Duration::from_millis(random.below(LONGEST));
     match role {
-        "sender" => send(sender(&client, &channel, &mut random), &mut random, end),
-        "receiver" => receive(receiver(&client, &channel, &mut random), &mut random, end),
+        "sender" => send(sender(&client, channel, &mut random), &mut random, end),
+        "receiver" => receive(receiver(&client, channel, &mut random), &mut random, end),
         other => panic!("no such role: {other}"),
     }
 }

@@ -2,6 +2,8 @@
 //! the counts of what a process holds.
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 
+pub mod role;
+
 use std::{
     ffi::OsStr,
     fmt, fs,
@@ -13,7 +15,7 @@ use std::{
     },
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Output, Stdio},
-    sync::{Once, mpsc},
+    sync::{Mutex, MutexGuard, Once, PoisonError, mpsc},
     thread,
     time::{Duration, Instant},
 };
@@ -53,6 +55,12 @@ pub fn is_root() -> bool {
         not_tested("a process is started as another user, which takes root");
     }
     root
+}
+
+/// One test of a program at a time, for as long as each keeps this: for what the kernel counts, or a process has once.
+pub fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The command under test.
