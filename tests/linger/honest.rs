@@ -1,0 +1,71 @@
+//! One that is attacked, and says how long its calls took.
+
+use std::{
+    io::stdin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+    time::Duration,
+};
+
+use fbuf_client::{Client, Farewell, GetError, Receiver, Sender};
+
+use crate::{
+    support::{SOON, closers},
+    time,
+};
+
+/// One that sends and receives, and says which call took longest when it is told to end.
+pub fn honest() {
+    let client = Client::connect().unwrap();
+    let mut sender = client.sender("c").slot_size(64).slots(4).grow_to(64).open().unwrap();
+    let mut receiver = client.receiver("c").stay().open().unwrap();
+    sender.wait_for_receivers_timeout(1, SOON).unwrap();
+    println!("it is linked");
+    let over = Arc::new(AtomicBool::new(false));
+    let (told, mut longest, mut offences) = (over.clone(), Duration::ZERO, 0u64);
+    thread::spawn(move || {
+        stdin().read_line(&mut String::new()).unwrap();
+        told.store(true, Ordering::Relaxed);
+    });
+    let mut number = 0u64;
+    while !over.load(Ordering::Relaxed) {
+        longest = longest.max(time(|| offences += send(&mut sender, number)));
+        longest = longest.max(time(|| offences += receive(&mut receiver, number)));
+        number += 1;
+        thread::sleep(Duration::from_micros(200));
+    }
+    println!("offences: {offences}");
+    println!("longest call: {} ms", longest.as_millis());
+    let drops = [time(|| drop(receiver)), time(|| drop(sender)), time(|| drop(client))];
+    println!("longest drop: {} ms", drops.iter().max().unwrap().as_millis());
+    println!("{} threads wait", closers(std::process::id()));
+    println!("it is over");
+}
+
+fn send(sender: &mut Sender, number: u64) -> u64 {
+    let mut fbuf = sender.allocate_timeout(SOON).unwrap();
+    fbuf.resize(8).unwrap();
+    fbuf.copy_from_slice(&number.to_ne_bytes());
+    sender.write(fbuf).unwrap();
+    let farewells = std::iter::from_fn(|| sender.departed()).map(|departure| departure.farewell);
+    farewells.filter(|farewell| matches!(farewell, Farewell::Violation(_))).count() as u64
+}
+
+/// Until that message comes: how many violations are told of before.
+fn receive(receiver: &mut Receiver, number: u64) -> u64 {
+    let mut offences = 0;
+    loop {
+        match receiver.get_timeout(SOON) {
+            Ok(message) => {
+                assert_eq!(message[..], number.to_ne_bytes());
+                return offences;
+            }
+            Err(GetError::PeerViolation { .. }) => offences += 1,
+            Err(GetError::Disconnected(_)) => {}
+            Err(error) => panic!("{error}"),
+        }
+    }
+}
