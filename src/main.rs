@@ -69,7 +69,7 @@ enum Command {
 
 fn main() -> ExitCode {
     // A log, or what is received, may go to a file that must not grow further.
-    fbuf_core::sys::ignore_file_size_signal();
+    fbuf_core::process::sys::ignore_file_size_signal();
     let Arguments { place, command } = match Arguments::try_parse() {
         Ok(arguments) => arguments,
         Err(error) => return standard::explain(&error),

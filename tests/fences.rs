@@ -14,8 +14,8 @@ use std::{
 use fbuf_broker::Embedded;
 use fbuf_client::{Client, GetError, Receiver, Sender, Wait};
 use fbuf_core::{
-    park::Fencing,
-    sys::{Membarrier, membarrier},
+    process::sys::{Membarrier, membarrier},
+    wait::Fencing,
 };
 use nix::libc;
 use support::{

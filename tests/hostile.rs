@@ -16,13 +16,15 @@ use client::Hostile;
 use fbuf_broker::{Embedded, Policy};
 use fbuf_client::{Address, Client, ConnectError, Farewell, GetError, Receiver, Unsuitable, Violation};
 use fbuf_core::{
-    lane::{LaneTable, LaneWriter, capacity_for},
-    link::{Hello, LinkMessage, NewSegment, Welcome},
     memory::{Map, Reserved},
     protection::{Mechanism, Protection},
+    ring::lane::{LaneTable, LaneWriter, capacity_for},
     slot::SlotId,
-    socket::PacketSocket,
-    wire::{Descriptor, Letter},
+    socket::{
+        PacketSocket,
+        link_message::{Hello, LinkMessage, NewSegment, Welcome},
+        wire::{Descriptor, Letter},
+    },
 };
 use fbuf_protocol::{Greeting, Limits, Role, Slots, VERSION, Verdict};
 use nix::unistd::geteuid;

@@ -10,13 +10,17 @@ use std::io::stdin;
 
 use fbuf_client::{Address, Client, GetError, Receiver};
 use fbuf_core::{
-    board::BoardTable,
-    lane::{LaneTable, capacity_for},
     limits::MAX_ENDS_OF_USER,
-    link::{Hello, LinkMessage, NewSegment, Welcome},
     memory::Map,
     protection::{Mechanism, Protection},
-    socket::Arrival,
+    ring::{
+        board::BoardTable,
+        lane::{LaneTable, capacity_for},
+    },
+    socket::{
+        Arrival,
+        link_message::{Hello, LinkMessage, NewSegment, Welcome},
+    },
 };
 use fbuf_protocol::{Limits, Role, Slots};
 use hostile::Hostile;
@@ -97,7 +101,7 @@ fn attack(keeps: bool) {
             let is_receiver = matches!(role, Role::Receiver { .. });
             let hostile = Hostile::join(&broker, if is_receiver { "sent" } else { "received" }, role);
             // Its peer may have hung up.
-            let say = |message| drop(hostile.link.send(&fbuf_core::wire::encode(&message).unwrap()));
+            let say = |message| drop(hostile.link.send(&fbuf_core::socket::wire::encode(&message).unwrap()));
             if is_receiver {
                 let board = BoardTable::create("fbuf-test", SLOTS as usize).unwrap().1.into();
                 say(LinkMessage::Hello(Hello { board, skip_above: None, fences: false, wants_slots: false }));

@@ -17,7 +17,7 @@ use std::{
 
 use fbuf_broker::{Embedded, Policy, Quota};
 use fbuf_client::{Address, Client, GetError, Mechanism, OpenError, Receiver, Sender, SenderBuilder};
-use fbuf_core::sys;
+use fbuf_core::process::sys;
 use fbuf_protocol::Resource;
 use nix::sys::{
     resource::{Resource as Limit, getrlimit, setrlimit},

@@ -14,9 +14,14 @@ use fbuf_broker::Embedded;
 use fbuf_client::{
     AllocateError, Client, Farewell, GetError, Mechanism, Mismatch, OpenError, Receiver, Sender, WriteError,
 };
-use fbuf_core::{limits::MAX_DESCRIPTORS, socket::PacketSocket, wire::Letter};
-use nix::libc;
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use fbuf_core::{
+    limits::MAX_DESCRIPTORS,
+    socket::{PacketSocket, wire::Letter},
+};
+use nix::{
+    libc,
+    sys::resource::{Resource, getrlimit, setrlimit},
+};
 use support::{SOON, until};
 
 const SLOTS: u64 = 3;

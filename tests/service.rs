@@ -125,7 +125,7 @@ fn a_client_of_another_version_is_told() {
 /// A broker that answers as one of another version would: what a user of this one sees.
 #[test]
 fn a_broker_of_another_version_is_named() {
-    use fbuf_core::{socket::PacketSocket, sys};
+    use fbuf_core::{process::sys, socket::PacketSocket};
     use fbuf_protocol::{Greeting, Verdict};
     use std::os::fd::AsFd;
     let folder = tempfile::tempdir().unwrap();

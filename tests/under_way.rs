@@ -10,12 +10,14 @@ use std::{fs::File, io::stdin, os::fd::OwnedFd, sync::Arc, time::Duration};
 
 use fbuf_client::{Address, Client, GetError, Mechanism};
 use fbuf_core::{
-    board::BoardTable,
     limits::{MAX_DESCRIPTORS, MAX_ENDS_OF_USER, MAX_MESSAGE, MAX_ONE_SHOTS},
-    link::{Hello, LinkMessage},
     protection::Protection,
-    socket::{Arrival, PacketSocket},
-    wire::Letter,
+    ring::board::BoardTable,
+    socket::{
+        Arrival, PacketSocket,
+        link_message::{Hello, LinkMessage},
+        wire::Letter,
+    },
 };
 use fbuf_protocol::{Limits, Role, Slots};
 use hostile::Hostile;

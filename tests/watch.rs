@@ -19,7 +19,7 @@ use client::Hostile;
 use fbuf_client::{
     Address, AllocateError, Client, EndStatus, EndpointStatus, GetError, Received, Receiver, Sender, Wait,
 };
-use fbuf_core::{protection::Mechanism, wire::Letter};
+use fbuf_core::{protection::Mechanism, socket::wire::Letter};
 use fbuf_protocol::{Role, Slots};
 use nix::{
     pty::{Winsize, openpty},

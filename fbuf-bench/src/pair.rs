@@ -9,8 +9,7 @@ use std::{
 
 use fbuf_core::{
     limits::MAX_MESSAGE,
-    socket::{Arrival, PacketSocket},
-    wire,
+    socket::{Arrival, PacketSocket, wire},
 };
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};

@@ -3,7 +3,7 @@
 
 use std::{io, sync::mpsc, thread};
 
-use fbuf_core::{fork::Generation, sys, threads};
+use fbuf_core::process::{fork::Generation, sys, threads};
 use fbuf_protocol::{address::Address, runtime};
 use tokio::sync::oneshot;
 

@@ -14,7 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use fbuf_core::{fork::Generation, socket::PacketSocket};
+use fbuf_core::{process::fork::Generation, socket::PacketSocket};
 use fbuf_protocol::address::Address;
 use nix::{
     errno::Errno,

@@ -6,7 +6,7 @@ use std::{
     sync::Arc,
 };
 
-use fbuf_core::{apart, peer::Peer};
+use fbuf_core::{peer::Peer, process::apart};
 
 /// Whether a peer is accepted.
 type Question = dyn Fn(&Peer) -> bool + Send + Sync;

@@ -13,12 +13,14 @@ use std::{
 };
 
 use fbuf_core::{
-    fork::{Notice, Withheld},
-    inbound::Holdings,
     introduced::Introduced,
     peer::{LinkId, Peer},
-    shares::{self, MOST_LINKS, Share},
-    socket::LinkSocket,
+    process::fork::{Notice, Withheld},
+    receive::link::Holdings,
+    socket::{
+        LinkSocket,
+        shares::{self, MOST_LINKS, Share},
+    },
 };
 use fbuf_protocol::Report;
 use nix::{

@@ -12,8 +12,8 @@ use std::{
 };
 
 use fbuf_core::{
-    fork::{Generation, Withheld},
     peer::LinkId,
+    process::fork::{Generation, Withheld},
     socket::LinkSocket,
 };
 use fbuf_protocol::runtime;

@@ -5,7 +5,7 @@ use std::sync::{
     atomic::{AtomicBool, Ordering},
 };
 
-use fbuf_core::fork::Generation;
+use fbuf_core::process::fork::Generation;
 use nix::{errno::Errno, sys::eventfd::EventFd};
 
 /// Interrupts calls that wait: those of the [`Receiver`](crate::Receiver) or [`Sender`](crate::Sender) that has made this

@@ -44,14 +44,18 @@ mod wait;
 pub use client::{Client, ClientBuilder, ConnectError, OpenError};
 pub use fbuf_core::{
     abort::Abort,
-    fork::Forked,
-    loan::{Fbuf, Private, Received, Retained, TooLarge},
     memory::{MemoryError, Pages, Sealed},
     peer::{Credentials, Peer},
-    pool::Places,
+    process::fork::Forked,
     protection::{Mechanism, Protection},
+    receive::{private::Private, received::Received},
+    send::{
+        fbuf::{Fbuf, TooLarge},
+        pool::Places,
+        retained::Retained,
+        unread::Unread,
+    },
     slot::GeometryError,
-    unread::Unread,
     violation::{Unsuitable, Violation},
 };
 pub use fbuf_protocol::{

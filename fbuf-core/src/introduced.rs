@@ -14,27 +14,13 @@ use std::io;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    inbound::{GreetError, Greeted},
-    outbound::Expected,
     peer::Peer,
     protection::Mechanism,
+    receive::link::{GreetError, Greeted, Lodging},
+    send::link::Expected,
     slot::{Geometry, GeometryError},
-    socket::PacketSocket,
-    wire::Descriptor,
+    socket::{PacketSocket, wire::Descriptor},
 };
-
-/// The slots of a link, as its receiver hears of them.
-#[derive(Debug, Serialize, Deserialize)]
-pub enum Lodging {
-    /// In segments, which the sender tells of.
-    Segments,
-    /// Each is memory of its own. It is the word of the broker, who made them, that they can be leased.
-    Given(Vec<Descriptor>),
-    /// Each is memory of its own, which the receiver is to make.
-    Yours,
-    /// Each is memory of its own, which the sender hands over.
-    Theirs,
-}
 
 /// A link that is to be made: a sender and a receiver get one each.
 #[derive(Debug, Serialize, Deserialize)]

@@ -4,7 +4,7 @@ use std::{fmt, io};
 
 use serde::{Deserialize, Serialize};
 
-use crate::sys;
+use crate::process::sys;
 
 /// Who is at the other end of a link. Anybody can make one: it is what the broker said if it comes from an
 /// [`Introduced`](crate::introduced::Introduced), and from what was received or is linked.

@@ -5,7 +5,7 @@ use zerocopy::FromZeros;
 use crate::limits::{MAX_LEASED, MAX_ONE_SHOTS, MAX_SLOT_BYTES, MAX_SLOTS, SLOT_ALIGNMENT};
 
 /// A slot of a sender, by its number among all slots of that sender: a name, and no right to anything. The right to
-/// write a slot is its [`Fbuf`](crate::loan::Fbuf), the right to read it a [`Received`](crate::loan::Received).
+/// write a slot is its [`Fbuf`](crate::send::fbuf::Fbuf), the right to read it a [`Received`](crate::receive::received::Received).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SlotId(u32);
 

@@ -8,7 +8,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use fbuf_core::sys;
+use fbuf_core::process::sys;
 use nix::sys::socket::UnixAddr;
 
 /// The address of a broker.

@@ -3,7 +3,7 @@
 
 use std::{fmt, io};
 
-use fbuf_core::sys;
+use fbuf_core::process::sys;
 use serde::{Deserialize, Serialize};
 
 /// What proves to the next broker that an endpoint is the one of a number: only the client that opened it has it. The

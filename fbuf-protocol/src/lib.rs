@@ -16,7 +16,7 @@ use fbuf_core::{
     peer::{LinkId, Peer},
     protection::{Mechanism, Protection},
     slot::GeometryError,
-    wire::Descriptor,
+    socket::wire::Descriptor,
 };
 use serde::{Deserialize, Serialize};
 

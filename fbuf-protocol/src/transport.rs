@@ -16,10 +16,12 @@ use std::{
 };
 
 use fbuf_core::{
-    foreign::Foreign,
     limits::{MAX_ANSWERS, MAX_MESSAGE},
-    socket::{Arrival, PacketSocket},
-    wire::{self, Letter},
+    process::foreign::Foreign,
+    socket::{
+        Arrival, PacketSocket,
+        wire::{self, Letter},
+    },
 };
 use futures_util::{Sink, Stream};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};

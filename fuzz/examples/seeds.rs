@@ -4,7 +4,7 @@
 
 use std::{fs::{self, File}, path::Path};
 
-use fbuf_core::{introduced::{Introduction, Lodging}, link::{Hello, LinkMessage, NewSegment, OneShot, Right, Welcome}, protection::{Mechanism, Protection}, wire::{self, Descriptor}};
+use fbuf_core::{introduced::Introduction, protection::{Mechanism, Protection}, receive::link::Lodging, socket::{link_message::{Hello, LinkMessage, NewSegment, OneShot, Right, Welcome}, wire::{self, Descriptor}}};
 use fbuf_fuzz::{SLOTS, SLOT_BYTES, link as link_id, peer, secret};
 use fbuf_protocol::{ControlRequest, ControlResponse, Earlier, Limits, Mismatch, News, Oldest, Open, Opened, Parcel, Refusal, Report, Role, Slots, Unpaired};
 use serde::Serialize;

@@ -2,7 +2,7 @@
 
 use std::{fs::File, os::{fd::{AsFd, AsRawFd, OwnedFd}, unix::fs::FileExt}, sync::Arc, thread, time::{Duration, Instant}};
 
-use fbuf_core::{inbound::{Answered, Greeted}, introduced::{Introduced, Introduction, Lodging}, link::{LinkEnd, NewSegment}, memory::{Leasable, Map, Pages, Reserved}, outbound::{Arrived, Expected}, peer::{Credentials, LinkId, Peer}, pool::Pool, protection::Mechanism, slot::Geometry, socket::PacketSocket, wire::{self, Descriptor}};
+use fbuf_core::{introduced::{Introduced, Introduction}, memory::{Leasable, Map, Pages, Reserved}, peer::{Credentials, LinkId, Peer}, protection::Mechanism, receive::link::{Answered, Greeted, Lodging}, send::{link::{Arrived, Expected}, pool::Pool}, slot::Geometry, socket::{PacketSocket, link_message::{LinkEnd, NewSegment}, wire::{self, Descriptor}}};
 use fbuf_protocol::Secret;
 use nix::{fcntl::{FcntlArg, SealFlag, fcntl}, sys::{eventfd::EventFd, memfd::{MFdFlags, memfd_create}}, unistd::{ftruncate, geteuid}};
 

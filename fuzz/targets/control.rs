@@ -9,7 +9,7 @@ use std::{collections::{HashMap, HashSet}, os::fd::{AsFd, OwnedFd}, sync::LazyLo
 
 use arbitrary::{Result, Unstructured};
 use fbuf_broker::{Policy, policy::User, state::{ClientId, Opening, Pair, State}};
-use fbuf_core::{limits::MAX_DESCRIPTORS, peer::Credentials, protection::{Mechanism, Protection}, wire::{self, Descriptor}};
+use fbuf_core::{limits::MAX_DESCRIPTORS, peer::Credentials, protection::{Mechanism, Protection}, socket::wire::{self, Descriptor}};
 use fbuf_fuzz::{link, secret};
 use fbuf_protocol::{Accepted, ControlRequest, ControlResponse, Earlier, Limits, MAX_PAGE, Open, Parcel, Refusal, Role, Slots};
 use libfuzzer_sys::fuzz_target;

@@ -7,7 +7,7 @@
 use std::{collections::BTreeSet, os::fd::{AsFd, OwnedFd}, sync::atomic::Ordering};
 
 use arbitrary::{Result, Unstructured};
-use fbuf_core::{board::BoardTable, inbound::{Answered, Inbound}, introduced::Lodging, lane::{LaneTable, capacity_for}, limits::MAX_SEGMENTS, link::{Hello, LinkEnd, LinkMessage, NewSegment, Welcome}, loan::{Fbuf, Received}, memory::Map, outbound::Arrived, pool::{Pool, Unsent}, protection::Mechanism, slot::Geometry, socket::{Arrival, PacketSocket}, violation::Violation, wire};
+use fbuf_core::{limits::MAX_SEGMENTS, memory::Map, protection::Mechanism, receive::{link::{Answered, Inbound, Lodging}, received::Received}, ring::{board::BoardTable, lane::{LaneTable, capacity_for}}, send::{fbuf::Fbuf, link::Arrived, pool::{Pool, Unsent}}, slot::Geometry, socket::{Arrival, PacketSocket, link_message::{Hello, LinkEnd, LinkMessage, NewSegment, Welcome}, wire}, violation::Violation};
 use fbuf_fuzz::{all_are_closed, answer, filled, greet, head_of, introduced, next_descriptor, peer, sealed, wake};
 use libfuzzer_sys::fuzz_target;
 use nix::{fcntl::SealFlag, sys::stat::fstat};

@@ -6,22 +6,8 @@
 use std::{collections::BTreeSet, ops::Deref, sync::atomic::Ordering};
 
 use arbitrary::{Result, Unstructured};
-use fbuf_core::{
-    board::BoardTable,
-    inbound::{Answered, Inbound},
-    lane::{LaneTable, capacity_for},
-    link::{Hello, LinkEnd, LinkMessage, OneShot, Welcome},
-    loan::{Fbuf, Received, Retained},
-    outbound::Arrived,
-    pool::{Pool, Unsent},
-    protection::Mechanism,
-    socket::PacketSocket,
-    wire,
-};
-use fbuf_fuzz::{
-    SLOT_BYTES, SLOTS, all_are_closed, answer, content, geometry, greet, head_of, introduced, lodged, lodging,
-    next_descriptor, peer, pool, segments, shot,
-};
+use fbuf_core::{protection::Mechanism, receive::{link::{Answered, Inbound}, received::Received}, ring::{board::BoardTable, lane::{LaneTable, capacity_for}}, send::{fbuf::Fbuf, link::Arrived, pool::{Pool, Unsent}, retained::Retained}, socket::{PacketSocket, link_message::{Hello, LinkEnd, LinkMessage, OneShot, Welcome}, wire}};
+use fbuf_fuzz::{SLOTS, SLOT_BYTES, all_are_closed, answer, content, geometry, greet, head_of, introduced, lodged, lodging, next_descriptor, peer, pool, segments, shot};
 use libfuzzer_sys::fuzz_target;
 
 /// A receiver, and the lane of its sender.

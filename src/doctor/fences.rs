@@ -1,6 +1,6 @@
 //! membarrier(2), by which whoever goes to sleep fences for both sides, so that sending does not.
 
-use fbuf_core::sys::{Membarrier, membarrier};
+use fbuf_core::process::sys::{Membarrier, membarrier};
 
 use super::finding::{Consequence, Finding, Section, Setback, works};
 

@@ -15,7 +15,7 @@ use std::{
     thread,
 };
 
-use fbuf_core::lease::calls::{BreakSignal, Breaks, Lease, lease};
+use fbuf_core::process::lease::{BreakSignal, Breaks, Lease, lease};
 use nix::{errno::Errno, fcntl::OFlag};
 
 use super::{

@@ -10,11 +10,12 @@ use std::{
 };
 
 use fbuf_core::{
-    foreign::Foreign,
     limits::{MAX_DESCRIPTORS, MAX_MESSAGE},
-    socket::{Arrival, PacketSocket},
-    sys,
-    wire::{Descriptor, Letter},
+    process::{foreign::Foreign, sys},
+    socket::{
+        Arrival, PacketSocket,
+        wire::{Descriptor, Letter},
+    },
 };
 use nix::{
     sys::socket::{getsockopt, sockopt::SndBuf},

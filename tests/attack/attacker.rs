@@ -14,11 +14,13 @@ use std::{
 
 use fbuf_client::{Address, Client, Mechanism};
 use fbuf_core::{
-    lane::{LaneTable, LaneWriter, capacity_for},
-    link::{LinkMessage, NewSegment, OneShot, Welcome},
     memory::Reserved,
+    ring::lane::{LaneTable, LaneWriter, capacity_for},
     slot::{Geometry, SlotId},
-    wire::{self, Descriptor},
+    socket::{
+        link_message::{LinkMessage, NewSegment, OneShot, Welcome},
+        wire::{self, Descriptor},
+    },
 };
 use fbuf_protocol::{Role, Slots};
 use io_uring::{IoUring, opcode, types};

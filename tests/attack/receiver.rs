@@ -11,10 +11,10 @@ use std::{
 
 use fbuf_client::{Address, Client, Farewell, Mismatch, Sender, Unpaired};
 use fbuf_core::{
-    board::BoardTable,
-    link::{Hello, LinkMessage, Right},
     memory::Leasable,
     protection::Protection,
+    ring::board::BoardTable,
+    socket::link_message::{Hello, LinkMessage, Right},
     violation::{Unsuitable, Violation},
 };
 use fbuf_protocol::{Limits, Role};

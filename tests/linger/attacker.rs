@@ -4,14 +4,18 @@ use std::thread;
 
 use fbuf_client::Address;
 use fbuf_core::{
-    board::BoardTable,
-    lane::{LaneTable, capacity_for},
     limits::MAX_MESSAGE,
-    link::{Hello, LinkMessage, NewSegment, Welcome},
     memory::Map,
     protection::{Mechanism, Protection},
-    socket::PacketSocket,
-    wire::{self, Descriptor, Letter},
+    ring::{
+        board::BoardTable,
+        lane::{LaneTable, capacity_for},
+    },
+    socket::{
+        PacketSocket,
+        link_message::{Hello, LinkMessage, NewSegment, Welcome},
+        wire::{self, Descriptor, Letter},
+    },
 };
 use fbuf_protocol::{Limits, Role, Slots};
 use nix::libc;

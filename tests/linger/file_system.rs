@@ -10,8 +10,8 @@ use std::{
 };
 
 use fbuf_client::Address;
-use fbuf_core::{
-    link::{LinkMessage, NewSegment, Welcome},
+use fbuf_core::socket::{
+    link_message::{LinkMessage, NewSegment, Welcome},
     wire::{self, Descriptor},
 };
 use nix::libc;

@@ -23,7 +23,7 @@ use std::{
 };
 
 use fbuf_client::{Address, Client};
-use fbuf_core::wire::{Descriptor, Letter};
+use fbuf_core::socket::wire::{Descriptor, Letter};
 use file_system::ATTACKS;
 use nix::{libc, unistd::geteuid};
 use support::{

@@ -3,10 +3,9 @@
 use std::{thread, time::Duration};
 
 use fbuf_core::{
-    foreign::Foreign,
     limits::MAX_MESSAGE,
-    socket::{Arrival, PacketSocket},
-    wire,
+    process::foreign::Foreign,
+    socket::{Arrival, PacketSocket, wire},
 };
 
 use crate::{FOR_EVER, LINGER, letter, lingering::lingering, support::closers, time};

@@ -17,8 +17,7 @@ use fbuf_core::{
     },
     memory::Map,
     protection::{Mechanism, Protection},
-    socket::PacketSocket,
-    wire::Letter,
+    socket::{PacketSocket, wire::Letter},
 };
 use fbuf_protocol::{
     Accepted, ControlRequest, ControlResponse, Greeting, Limits, MAX_INTRODUCTIONS, MAX_PAGE, Mismatch, Refusal,

@@ -10,11 +10,13 @@ use std::{
 
 use fbuf_client::Address;
 use fbuf_core::{
-    foreign::Foreign,
     introduced::Introduction,
     limits::MAX_MESSAGE,
-    socket::{Arrival, PacketSocket},
-    wire::{self, Letter},
+    process::foreign::Foreign,
+    socket::{
+        Arrival, PacketSocket,
+        wire::{self, Letter},
+    },
 };
 use fbuf_protocol::{
     Call, ControlRequest, ControlResponse, Greeting, News, Open, Opened, Refusal, Resource, Role, Unpaired, VERSION,

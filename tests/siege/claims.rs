@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use fbuf_core::{limits::MAX_LINKS, peer::LinkId, wire};
+use fbuf_core::{limits::MAX_LINKS, peer::LinkId, socket::wire};
 use fbuf_protocol::{ControlRequest, Earlier, Open, Opened, Refusal, Role, Secret};
 
 use crate::{

@@ -14,15 +14,19 @@ use std::{
 };
 
 use fbuf_core::{
-    board::{BoardReader, BoardTable, BoardView, BoardWriter},
-    lane::{LaneReader, LaneTable, LaneView, LaneWriter, Note, capacity_for},
     limits::{MAX_AT_ONCE, MAX_MESSAGE, MAX_SEQUENCE},
-    link::{Hello, LinkMessage, NewSegment, Welcome},
     memory::Map,
-    pool::Pool,
+    ring::{
+        board::{BoardReader, BoardTable, BoardView, BoardWriter},
+        lane::{LaneReader, LaneTable, LaneView, LaneWriter, Note, capacity_for},
+    },
+    send::pool::Pool,
     slot::{Geometry, Mark, SlotId},
-    socket::PacketSocket,
-    wire::{self, Descriptor, Letter},
+    socket::{
+        PacketSocket,
+        link_message::{Hello, LinkMessage, NewSegment, Welcome},
+        wire::{self, Descriptor, Letter},
+    },
 };
 use fbuf_protocol::{ControlRequest, Role};
 

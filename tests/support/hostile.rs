@@ -5,9 +5,7 @@ use std::time::Duration;
 use fbuf_client::Address;
 use fbuf_core::{
     introduced::Introduction,
-    link::LinkMessage,
-    socket::{Arrival, PacketSocket},
-    wire,
+    socket::{Arrival, PacketSocket, link_message::LinkMessage, wire},
 };
 use fbuf_protocol::{ClientTransport, ControlClient, Earlier, Greeting, Open, Role, VERSION, Verdict};
 use tarpc::context;

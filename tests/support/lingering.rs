@@ -9,8 +9,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use fbuf_core::{
-    socket::PacketSocket,
+use fbuf_core::socket::{
+    PacketSocket,
     wire::{Descriptor, Letter},
 };
 use nix::libc;

@@ -13,7 +13,7 @@ mod memory;
 mod shared_memory;
 
 use clap::ValueEnum;
-use fbuf_core::wire::Descriptor;
+use fbuf_core::socket::wire::Descriptor;
 use serde::{Deserialize, Serialize};
 
 use crate::{

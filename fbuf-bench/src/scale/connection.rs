@@ -4,11 +4,10 @@ use std::os::fd::AsFd;
 
 use fbuf_client::Address;
 use fbuf_core::{
-    foreign::Foreign,
     introduced::Introduction,
     limits::MAX_MESSAGE,
-    socket::{Arrival, PacketSocket},
-    wire,
+    process::foreign::Foreign,
+    socket::{Arrival, PacketSocket, wire},
 };
 use fbuf_protocol::{Call, ControlRequest, ControlResponse, Greeting, VERSION, Verdict};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};

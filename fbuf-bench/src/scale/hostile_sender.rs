@@ -7,15 +7,19 @@ use std::{
 
 use fbuf_client::{Address, Mechanism};
 use fbuf_core::{
-    board::{BoardReader, BoardView},
     introduced::Introduction,
-    lane::{LaneTable, LaneWriter, capacity_for},
     limits::MAX_WAITING,
-    link::{LinkMessage, NewSegment, Welcome},
     memory::Map,
+    ring::{
+        board::{BoardReader, BoardView},
+        lane::{LaneTable, LaneWriter, capacity_for},
+    },
     slot::{Mark, SlotId},
-    socket::PacketSocket,
-    wire,
+    socket::{
+        PacketSocket,
+        link_message::{LinkMessage, NewSegment, Welcome},
+        wire,
+    },
 };
 use fbuf_protocol::{ControlRequest, ControlResponse, Open, Role, Slots};
 

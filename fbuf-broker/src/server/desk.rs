@@ -7,12 +7,12 @@ use std::{
 };
 
 use fbuf_core::{
-    foreign::Foreign,
     memory::{Leasable, MemoryError},
     peer::Credentials,
     points,
+    process::foreign::Foreign,
     slot::Geometry,
-    wire::Descriptor,
+    socket::wire::Descriptor,
 };
 use fbuf_protocol::{
     ClientStatus, Control, EndpointStatus, MAX_PAGE, News, Open, Opened, Refusal, Report, Role, Slots, Unpaired,

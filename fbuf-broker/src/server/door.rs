@@ -13,8 +13,8 @@ use fbuf_core::{
     limits::MAX_GROUPS,
     peer::Credentials,
     points,
-    socket::{Arrival, PacketSocket},
-    sys, wire,
+    process::sys,
+    socket::{Arrival, PacketSocket, wire},
 };
 use fbuf_protocol::{
     Greeting, VERSION, Verdict,

@@ -9,12 +9,12 @@ use std::{
 };
 
 use fbuf_core::{
-    foreign::Foreign,
-    introduced::{Introduction, Lodging},
+    introduced::Introduction,
     peer::{LinkId, Peer},
     points,
-    socket::PacketSocket,
-    wire::Descriptor,
+    process::foreign::Foreign,
+    receive::link::Lodging,
+    socket::{PacketSocket, wire::Descriptor},
 };
 use fbuf_protocol::Slots;
 use tokio::{task::yield_now, time::sleep};

@@ -157,9 +157,9 @@ mod tests {
         state::State,
     };
     use fbuf_core::{
-        introduced::Lodging,
         peer::{Credentials, LinkId, Peer},
         protection::Mechanism,
+        receive::link::Lodging,
         socket::PacketSocket,
     };
     use fbuf_protocol::Resource;

@@ -17,10 +17,12 @@ use std::{
 };
 
 use fbuf_core::{
-    apart::{self, Cause},
-    foreign::Foreign,
     limits::{GREETING_TIME, MAX_REQUESTS},
     peer::Credentials,
+    process::{
+        apart::{self, Cause},
+        foreign::Foreign,
+    },
     socket::PacketSocket,
 };
 use fbuf_protocol::{Control, EndpointStatus, MAX_PAGE, Report, Resource, ServerTransport, Turn, runtime::Watched};

@@ -6,8 +6,8 @@ use std::{
 };
 
 use fbuf_core::{
+    process::sys::limit_behind,
     socket::{NO_ID, PacketSocket},
-    sys::limit_behind,
 };
 use fbuf_protocol::{
     Spent, VERSION,

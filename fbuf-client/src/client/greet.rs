@@ -7,8 +7,7 @@ use std::{
 
 use fbuf_core::{
     points,
-    socket::{Arrival, PacketSocket, means_gone},
-    wire,
+    socket::{Arrival, PacketSocket, means_gone, wire},
 };
 use fbuf_protocol::{
     Greeting, VERSION, Verdict,

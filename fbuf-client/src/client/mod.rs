@@ -17,11 +17,13 @@ use std::{
 };
 
 use fbuf_core::{
-    fork::{Forked, Generation},
     memory::MemoryError,
+    process::{
+        fork::{Forked, Generation},
+        sys::limit_behind,
+        threads,
+    },
     slot::GeometryError,
-    sys::limit_behind,
-    threads,
 };
 use fbuf_protocol::{
     ClientStatus, EndpointStatus, Open, Opened, Refusal, Role, Unpaired, address::Address, channel::ChannelNameError,

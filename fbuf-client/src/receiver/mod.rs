@@ -11,13 +11,15 @@ use std::{
 
 use fbuf_core::{
     abort::Abort,
-    fork::Generation,
-    inbound::{Answered, GreetError, Greeted, Inbound},
-    link::LinkEnd,
-    loan::Received,
-    park::Fencing,
     peer::Peer,
     points,
+    process::fork::Generation,
+    receive::{
+        link::{Answered, GreetError, Greeted, Inbound},
+        received::Received,
+    },
+    socket::link_message::LinkEnd,
+    wait::Fencing,
 };
 use fbuf_protocol::{Report, Unpaired};
 

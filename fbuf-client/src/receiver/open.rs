@@ -3,12 +3,12 @@
 use std::{collections::VecDeque, sync::Arc};
 
 use fbuf_core::{
-    fork::Generation,
-    inbound::{GreetError, Greeted},
     introduced::Introduced,
     limits::MAX_LEASED,
     peer::{LinkId, Peer},
+    process::fork::Generation,
     protection::Protection,
+    receive::link::{GreetError, Greeted},
 };
 use fbuf_protocol::{Limits, Report, Role};
 

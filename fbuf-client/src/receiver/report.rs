@@ -2,7 +2,7 @@
 
 use std::io;
 
-use fbuf_core::{abort::Abort, fork::Forked, peer::Peer, violation::Violation};
+use fbuf_core::{abort::Abort, peer::Peer, process::fork::Forked, violation::Violation};
 
 /// What a receiver has done so far.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

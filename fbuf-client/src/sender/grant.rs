@@ -5,10 +5,12 @@ use std::{fmt, sync::Arc};
 use fbuf_core::{
     introduced::Introduced,
     memory::{HUGE_PAGE, MemoryError, Pages, free_huge_pages, has_transparent_pages},
-    outbound::{Expected, Peer},
     peer::LinkId,
-    pool::Pool,
     protection::{Mechanism, Protection},
+    send::{
+        link::{Expected, Peer},
+        pool::Pool,
+    },
     slot::Geometry,
 };
 use fbuf_protocol::{Opened, Refusal, Report, Role, Slots};

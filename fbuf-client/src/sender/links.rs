@@ -7,10 +7,12 @@ use std::{
 
 use fbuf_core::{
     limits::MAX_DEPARTURES,
-    link::LinkEnd,
-    outbound::{Arrived, Expected, LinkCounts, Outbound},
     peer::Peer,
-    unread::Unread,
+    send::{
+        link::{Arrived, Expected, LinkCounts, Outbound},
+        unread::Unread,
+    },
+    socket::link_message::LinkEnd,
 };
 use fbuf_protocol::Report;
 

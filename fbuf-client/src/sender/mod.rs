@@ -16,11 +16,14 @@ use std::{
 
 use fbuf_core::{
     abort::Abort,
-    fork::{Generation, Notice},
-    loan::{Fbuf, Retained},
-    outbound::{Expected, LinkCounts, Outbound},
     peer::Peer,
-    pool::{Pool, Published, Unsent},
+    process::fork::{Generation, Notice},
+    send::{
+        fbuf::Fbuf,
+        link::{Expected, LinkCounts, Outbound},
+        pool::{Pool, Published, Unsent},
+        retained::Retained,
+    },
 };
 use fbuf_protocol::Unpaired;
 

@@ -3,13 +3,12 @@
 use std::{collections::VecDeque, env, sync::Arc, time::Duration};
 
 use fbuf_core::{
-    fork::Generation,
-    guard::page_bytes,
     limits::{MAX_LEASED, MAX_ONE_SHOTS},
-    memory::Pages,
-    outbound::LinkCounts,
+    memory::{Pages, page_bytes},
     peer::Peer,
+    process::fork::Generation,
     protection::{Mechanism, Protection},
+    send::link::LinkCounts,
     slot::{Geometry, GeometryError},
 };
 use fbuf_protocol::{Refusal, channel::ChannelName};

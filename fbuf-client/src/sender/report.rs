@@ -4,13 +4,15 @@ use std::{io, time::Duration};
 
 use fbuf_core::{
     abort::Abort,
-    fork::Forked,
-    loan::Fbuf,
     memory::MemoryError,
-    outbound::NoRoom,
     peer::Peer,
-    pool::{Places, Unsent},
-    unread::Unread,
+    process::fork::Forked,
+    send::{
+        fbuf::Fbuf,
+        link::NoRoom,
+        pool::{Places, Unsent},
+        unread::Unread,
+    },
     violation::Violation,
 };
 
@@ -63,7 +65,7 @@ pub enum WriteError {
     #[error("a fbuf was written to a sender that did not allocate it: write it to its own, or copy it")]
     OtherSender(Fbuf),
     /// This process was forked from the one that opened the sender.
-    #[error("{}", fbuf_core::fork::Forked)]
+    #[error("{}", fbuf_core::process::fork::Forked)]
     Forked(Fbuf),
     /// A one-shot could not be sealed: another process can write it, such as a child that was forked, and there
     /// is no memory for a copy.

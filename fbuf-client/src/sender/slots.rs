@@ -2,7 +2,11 @@
 
 use std::time::Instant;
 
-use fbuf_core::{outbound::Outbound, park::Fencing, points, pool::Lack};
+use fbuf_core::{
+    points,
+    send::{link::Outbound, pool::Lack},
+    wait::Fencing,
+};
 
 use super::{AllocateError, Sender};
 use crate::wait::{self, Gathering, LATE, Next, Sight, UNSURE, Waiting, within};

@@ -23,11 +23,10 @@ use nix::{
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Map, MemoryError, Seals,
+    Map, MemoryError, Seals, available,
     memfd::{check_seals, kernels_reason, reserved, unmappable},
-    room,
 };
-use crate::{foreign::Foreign, violation::Unsuitable};
+use crate::{process::foreign::Foreign, violation::Unsuitable};
 
 /// The size of a huge page.
 pub const HUGE_PAGE: u64 = 2 << 20;
@@ -87,7 +86,7 @@ impl Leasable {
     pub fn create(name: &str, size: u64, huge: bool, owner: u32) -> Result<Self, MemoryError> {
         let size = whole_pages(size, huge);
         let refused = |call, source| MemoryError::Refused { call, asked: size, source };
-        room::check_length(size)?;
+        available::check_length(size)?;
         let options = MemfdOptions::new().allow_sealing(true).hugetlb(huge.then_some(HugetlbSize::Huge2MB));
         let made = options.create(name).map_err(|error| refused("memfd_create", kernels_reason(error)))?;
         made.as_file().set_len(size).map_err(|error| refused("ftruncate", error))?;
@@ -196,7 +195,7 @@ impl Leasable {
         let writer = self.open_writer().map_err(|error| refused("opening a memfd of /proc/self/fd", error))?;
         let huge = is_huge(writer.as_fd());
         if !huge {
-            room::check(self.size)?;
+            available::check(self.size)?;
         }
         // A file of huge pages that are set aside gets them when it is mapped.
         let none_left = || MemoryError::NotEnough { asked: self.size, available: 0, bound: "free huge pages" };
@@ -213,7 +212,7 @@ impl Leasable {
                 Ok(()) => return Ok(if map.is_in_huge_pages() { Pages::Transparent } else { Pages::Base }),
                 Err(Errno::EINTR) => {}
                 Err(Errno::ENOSPC | Errno::ENOMEM) if huge => return Err(none_left()),
-                Err(Errno::ENOSPC | Errno::ENOMEM) => return Err(room::none_left(self.size)),
+                Err(Errno::ENOSPC | Errno::ENOMEM) => return Err(available::none_left(self.size)),
                 Err(error) => return Err(refused("fallocate", error.into())),
             }
         }
@@ -254,14 +253,14 @@ pub fn has_transparent_pages() -> bool {
 }
 
 impl FileId {
-    pub(super) fn of(stat: &FileStat) -> Self {
+    pub(crate) fn of(stat: &FileStat) -> Self {
         Self { device: stat.st_dev, inode: stat.st_ino }
     }
 }
 
 /// The size of memory for a slot.
 fn whole_pages(slot_bytes: u64, huge: bool) -> u64 {
-    slot_bytes.max(1).next_multiple_of(if huge { HUGE_PAGE } else { crate::guard::page_bytes() })
+    slot_bytes.max(1).next_multiple_of(if huge { HUGE_PAGE } else { crate::memory::page_bytes() })
 }
 
 fn access_mode(file: BorrowedFd<'_>) -> Result<OFlag, Unsuitable> {

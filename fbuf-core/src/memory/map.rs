@@ -22,10 +22,12 @@ use nix::{
     },
 };
 
-use super::{HUGE_PAGE, MemoryError, Pieces, Reserved, Seals, memfd::verify_promised, room, verify};
+use super::{HUGE_PAGE, MemoryError, Pieces, Reserved, Seals, available, memfd::verify_promised, verify};
 use crate::{
-    apart::{Cause, LARGE, drop_apart},
-    fork::WithheldMemory,
+    process::{
+        apart::{Cause, LARGE, drop_apart},
+        fork::WithheldMemory,
+    },
     violation::Unsuitable,
 };
 
@@ -52,7 +54,7 @@ unsafe impl Sync for Map {}
 /// Where Miri runs this, which has no memfd: memory on the heap.
 #[cfg(miri)]
 impl Map {
-    pub(super) fn over(heap: std::sync::Arc<super::heap::Heap>) -> Self {
+    pub(crate) fn over(heap: std::sync::Arc<super::heap::Heap>) -> Self {
         Self { base: heap.base(), size: heap.size(), withheld: None, is_unmapped_apart: false, heap: Some(heap) }
     }
 }
@@ -106,7 +108,7 @@ impl Map {
     ///
     /// # Errors
     /// As [`Self::create`].
-    pub(super) fn create_growing(name: &str, size: u64) -> Result<(Self, OwnedFd), MemoryError> {
+    pub(crate) fn create_growing(name: &str, size: u64) -> Result<(Self, OwnedFd), MemoryError> {
         if !can_provide() {
             return Self::create(name, size);
         }
@@ -123,7 +125,7 @@ impl Map {
     ///
     /// # Errors
     /// As [`Self::attach`].
-    pub(super) fn attach_growing(fd: BorrowedFd<'_>, size: u64) -> Result<Self, Unsuitable> {
+    pub(crate) fn attach_growing(fd: BorrowedFd<'_>, size: u64) -> Result<Self, Unsuitable> {
         if !can_provide() {
             return Self::attach(fd, size);
         }
@@ -167,7 +169,7 @@ impl Map {
 
     /// Makes the pages of a file exist that is smaller than a huge page, as small ones. Without being asked, the kernel
     /// takes a huge page for each file where shmem_enabled is "always". What it does not do here, fallocate(2) does.
-    pub(super) fn make_small_pages(file: BorrowedFd<'_>, size: u64) {
+    pub(crate) fn make_small_pages(file: BorrowedFd<'_>, size: u64) {
         if let Ok(map) = Self::new(file, size, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE) {
             map.advise(libc::MADV_NOHUGEPAGE);
             map.populate();
@@ -351,7 +353,7 @@ impl Map {
         if super::heap::IS_USED {
             return super::heap::private(size);
         }
-        room::check(size)?;
+        available::check(size)?;
         let map = Self::anonymous(size, MapFlags::MAP_PRIVATE)?;
         map.advise(libc::MADV_POPULATE_WRITE);
         Ok(map)
@@ -361,11 +363,11 @@ impl Map {
     ///
     /// # Errors
     /// As [`Self::private`].
-    pub(super) fn private_growing(size: u64) -> Result<Self, MemoryError> {
+    pub(crate) fn private_growing(size: u64) -> Result<Self, MemoryError> {
         if !can_provide() {
             return Self::private(size);
         }
-        room::check(size)?;
+        available::check(size)?;
         Self::anonymous(size, MapFlags::MAP_PRIVATE | MapFlags::MAP_NORESERVE)
     }
 
@@ -449,7 +451,7 @@ impl Map {
     ///
     /// # Errors
     /// What madvise(2) says: there is no memory.
-    pub(super) fn provide(&self, bytes: Range<usize>, writes: bool) -> io::Result<()> {
+    pub(crate) fn provide(&self, bytes: Range<usize>, writes: bool) -> io::Result<()> {
         let advice = if writes { libc::MADV_POPULATE_WRITE } else { libc::MADV_POPULATE_READ };
         let begin = bytes.start.min(self.size);
         let length = bytes.end.clamp(begin, self.size) - begin;
@@ -511,7 +513,7 @@ fn name_limit(error: Errno) -> io::Error {
 
 /// Whether the kernel can be told to have pages exist that are only mapped: since 5.14. Where it cannot, they all
 /// exist from the beginning.
-pub(super) fn can_provide() -> bool {
+pub(crate) fn can_provide() -> bool {
     /// Whether it was found out, and that it can. No lock: a child that is forked meanwhile would wait for ever.
     static CAN: AtomicU8 = AtomicU8::new(0);
     // Relaxed: each thread that finds out stores the same number.
@@ -599,6 +601,13 @@ impl Drop for Mapped {
             let _ = unsafe { munmap(base, size) };
         }
     }
+}
+
+/// The size of a page, in bytes.
+#[must_use]
+pub fn page_bytes() -> u64 {
+    use nix::unistd::{SysconfVar, sysconf};
+    sysconf(SysconfVar::PAGE_SIZE).ok().flatten().and_then(|bytes| bytes.try_into().ok()).unwrap_or(4096)
 }
 
 #[cfg(test)]

@@ -2,8 +2,14 @@
 //!
 //! See memfd_create(2) and F_ADD_SEALS in fcntl(2).
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::{fs::File, io, os::unix::fs::FileExt};
+use std::{
+    fs::File,
+    io,
+    os::{
+        fd::{AsFd, BorrowedFd, OwnedFd},
+        unix::fs::FileExt,
+    },
+};
 
 use ::memfd::{FileSeal, MemfdOptions};
 use nix::{
@@ -13,8 +19,11 @@ use nix::{
     unistd::ftruncate,
 };
 
-use super::{HUGE_PAGE, Map, leasable::is_huge, room};
-use crate::{apart::LARGE, sys::limit_behind, violation::Unsuitable};
+use super::{HUGE_PAGE, Map, available, leasable::is_huge};
+use crate::{
+    process::{apart::LARGE, sys::limit_behind},
+    violation::Unsuitable,
+};
 
 /// What every shared memfd carries when it leaves the process that writes it: nobody can map it
 /// writable any more (the mapping of its writer stays), resize it, or lift a seal.
@@ -94,10 +103,10 @@ impl Reserved {
     }
 
     /// As [`Self::new`], but reserves only the first so many bytes.
-    pub(super) fn promised(name: &str, size: u64, begin: u64) -> Result<Self, MemoryError> {
+    pub(crate) fn promised(name: &str, size: u64, begin: u64) -> Result<Self, MemoryError> {
         let refused = |call, source| MemoryError::Refused { call, asked: size, source };
-        room::check(begin)?;
-        room::check_length(size)?;
+        available::check(begin)?;
+        available::check_length(size)?;
         let file = MemfdOptions::new()
             .allow_sealing(true)
             .create(name)
@@ -112,7 +121,7 @@ impl Reserved {
             match fallocate(&file, FallocateFlags::empty(), 0, length) {
                 Ok(()) => return Ok(Self { file, size }),
                 Err(Errno::EINTR) => {}
-                Err(Errno::ENOSPC | Errno::ENOMEM) => return Err(room::none_left(begin)),
+                Err(Errno::ENOSPC | Errno::ENOMEM) => return Err(available::none_left(begin)),
                 Err(error) => return Err(refused("fallocate", error.into())),
             }
         }
@@ -177,7 +186,7 @@ impl Reserved {
 }
 
 /// Why a memfd could not be made.
-pub(super) fn kernels_reason(error: ::memfd::Error) -> io::Error {
+pub(crate) fn kernels_reason(error: ::memfd::Error) -> io::Error {
     match error {
         ::memfd::Error::Create(error) => error,
         other => io::Error::other(other),
@@ -232,7 +241,7 @@ pub(crate) fn verify(fd: BorrowedFd<'_>, size: u64, seals: Seals) -> Result<(), 
 }
 
 /// As [`verify`], but not all of it need be reserved: how many bytes are.
-pub(super) fn verify_promised(fd: BorrowedFd<'_>, size: u64, seals: Seals) -> Result<u64, Unsuitable> {
+pub(crate) fn verify_promised(fd: BorrowedFd<'_>, size: u64, seals: Seals) -> Result<u64, Unsuitable> {
     check_seals(fd, seals)?;
     if is_huge(fd) {
         return Err(Unsuitable::Removable);
@@ -246,7 +255,7 @@ pub(super) fn verify_promised(fd: BorrowedFd<'_>, size: u64, seals: Seals) -> Re
 }
 
 /// Checks that a descriptor names a memfd with exactly these seals, to which no more can be added.
-pub(super) fn check_seals(fd: BorrowedFd<'_>, seals: Seals) -> Result<(), Unsuitable> {
+pub(crate) fn check_seals(fd: BorrowedFd<'_>, seals: Seals) -> Result<(), Unsuitable> {
     let wanted = seals.wanted();
     let found = fcntl(fd, FcntlArg::F_GET_SEALS).map_err(|_| Unsuitable::NotSealable)?;
     // F_SEAL_EXEC, which says nothing about writing, comes unasked where vm.memfd_noexec is set.
@@ -267,11 +276,11 @@ fn free_behind_end(fd: BorrowedFd<'_>, size: u64) -> Result<(), Unsuitable> {
 }
 
 /// How many bytes of a file have pages, in memory or swapped out. Pages behind its end count too.
-pub(super) fn reserved(stat: &FileStat) -> u64 {
+pub(crate) fn reserved(stat: &FileStat) -> u64 {
     (stat.st_blocks.max(0) as u64).saturating_mul(512)
 }
 
-pub(super) fn unmappable(error: Errno) -> Unsuitable {
+pub(crate) fn unmappable(error: Errno) -> Unsuitable {
     Unsuitable::Unmappable(error.to_string())
 }
 

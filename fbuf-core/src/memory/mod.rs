@@ -1,28 +1,39 @@
 //! Shared memory with one writer (invariant 1): a memfd is created and reserved, mapped by the
 //! process that writes it, sealed by it, and verified by everybody else before they map it.
 
-pub(crate) mod claim;
-mod copies;
+#[cfg(not(loom))]
+pub(crate) mod available;
 #[cfg(miri)]
 pub(crate) mod heap;
-mod leasable;
-mod map;
-mod memfd;
+#[cfg(not(loom))]
+pub(crate) mod leasable;
+#[cfg(not(loom))]
+pub(crate) mod map;
+#[cfg(not(loom))]
+pub(crate) mod memfd;
+#[cfg(not(loom))]
 mod pieces;
-mod room;
+#[cfg(not(loom))]
 mod sealed;
+#[cfg(not(loom))]
 mod table;
+#[cfg(not(loom))]
 mod trial;
+pub(crate) mod wrapping;
 
-pub(crate) use claim::Claim;
-pub(crate) use copies::Copies;
-pub use leasable::{HUGE_PAGE, Leasable, Pages, free_huge_pages, has_transparent_pages};
-pub use map::Map;
-pub use memfd::{MemoryError, Reserved};
-pub(crate) use memfd::{Seals, verify};
-pub(crate) use pieces::{Address, Pieces};
-pub use room::available;
-pub use sealed::Sealed;
-pub(crate) use sealed::SealedMemory;
-pub use table::{SharedLayout, Table, TableView};
-pub use trial::{Trial, try_page};
+#[cfg(not(loom))]
+pub use self::{
+    available::available,
+    leasable::{HUGE_PAGE, Leasable, Pages, free_huge_pages, has_transparent_pages},
+    map::{Map, page_bytes},
+    memfd::{MemoryError, Reserved},
+    sealed::Sealed,
+    table::{SharedLayout, Table, TableView},
+    trial::{Trial, try_page},
+};
+#[cfg(not(loom))]
+pub(crate) use self::{
+    memfd::{Seals, verify},
+    pieces::{Address, Pieces},
+    sealed::SealedMemory,
+};

@@ -13,7 +13,7 @@ use super::{
     map::Frozen,
     memfd::{Seals, check_seals, unmappable},
 };
-use crate::{foreign::Foreign, violation::Unsuitable};
+use crate::{process::foreign::Foreign, violation::Unsuitable};
 
 /// Bytes in a memfd that is sealed for good (`F_SEAL_WRITE`, fcntl(2)): the kernel lets nobody change
 /// them, whoever has its descriptor. They may be kept for as long as one likes, shared by cloning, given

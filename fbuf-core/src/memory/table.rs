@@ -10,12 +10,9 @@ use std::{
 
 use zerocopy::FromBytes;
 
-use super::{Map, MemoryError, map::can_provide, room};
+use super::{Map, MemoryError, available, map::can_provide};
 use crate::{
-    board::BoardHead,
-    lane::{Entry, LaneHead},
-    read_only::ReadOnly,
-    sync::AtomicU64,
+    sync::{AtomicU64, read_only::ReadOnly},
     violation::Unsuitable,
 };
 
@@ -29,12 +26,6 @@ const CHECKED_FROM: usize = 1 << 20;
 /// valid one is what `FromBytes` says.)
 pub unsafe trait SharedLayout: FromBytes {}
 
-// SAFETY: a flag, words and a time, each an AtomicU64; padding, which is never read.
-unsafe impl SharedLayout for LaneHead {}
-// SAFETY: two AtomicU64.
-unsafe impl SharedLayout for Entry {}
-// SAFETY: a flag, a word and a time, each an AtomicU64; padding, which is never read.
-unsafe impl SharedLayout for BoardHead {}
 // SAFETY: itself.
 unsafe impl SharedLayout for AtomicU64 {}
 
@@ -215,7 +206,7 @@ impl<H: SharedLayout, C: SharedLayout> Laid<H, C> {
             return Ok(());
         }
         if bytes > CHECKED_FROM {
-            room::check(bytes as u64)?;
+            available::check(bytes as u64)?;
         }
         let refused = |source| MemoryError::Refused { call: "madvise", asked: bytes as u64, source };
         self.map.provide(0..bytes, writes).map_err(refused)

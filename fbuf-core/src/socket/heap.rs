@@ -8,7 +8,7 @@ use std::{
 };
 
 use super::Arrival;
-use crate::{foreign::Foreign, memory::heap::Named, wire::Descriptor};
+use crate::{memory::heap::Named, process::foreign::Foreign, socket::wire::Descriptor};
 
 /// That the rest of `PacketSocket` is code for the compiler.
 pub(super) const IS_USED: bool = true;

@@ -1,0 +1,237 @@
+//! A sender that was greeted and has not yet answered.
+
+use std::io;
+
+use serde::{Deserialize, Serialize};
+
+use super::Inbound;
+use crate::{
+    memory::MemoryError,
+    peer::Peer,
+    points,
+    process::apart::Apart,
+    protection::Mechanism,
+    receive::reading::leased::{Due, Rooms},
+    ring::board::{BoardTable, BoardWriter},
+    slot::Geometry,
+    socket::{
+        LinkSocket, PacketSocket,
+        link_message::{self, Hello, LinkEnd, LinkMessage},
+        under_way::Kind,
+        wire::Descriptor,
+    },
+    violation::{Unsuitable, Violation},
+    wait::Fencing,
+};
+
+/// The slots of a link, as its receiver hears of them.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum Lodging {
+    /// In segments, which the sender tells of.
+    Segments,
+    /// Each is memory of its own. It is the word of the broker, who made them, that they can be leased.
+    Given(Vec<Descriptor>),
+    /// Each is memory of its own, which the receiver is to make.
+    Yours,
+    /// Each is memory of its own, which the sender hands over.
+    Theirs,
+}
+
+/// A sender that was greeted and has not yet answered.
+#[derive(Debug)]
+pub struct Greeted {
+    /// Dropped first: that this side leaves is said before the socket hangs up.
+    pub(super) board: UnusedBoard,
+    pub(super) socket: PacketSocket,
+    pub(super) peer: Peer,
+    pub(super) geometry: Geometry,
+    pub(super) mechanism: Mechanism,
+    /// Whether the sender was asked to leave messages out.
+    pub(super) skips: bool,
+    pub(super) rooms: Option<Apart<Rooms>>,
+    /// What it could not be given yet, for lack of descriptors.
+    pub(super) owed: Vec<Due>,
+    /// Whether the sender is to hand its slots over.
+    pub(super) wants_slots: bool,
+    /// What it asks for, if it was not said yet, since too many descriptors of this user are under way.
+    unsaid: Option<Option<u32>>,
+}
+
+/// A board over which nothing was received yet. Dropped as such, it says that nothing ever will be.
+#[derive(Debug)]
+pub(super) struct UnusedBoard(Option<BoardTable>);
+
+impl UnusedBoard {
+    pub(super) fn take(mut self) -> Option<BoardTable> {
+        self.0.take()
+    }
+}
+
+impl Drop for UnusedBoard {
+    fn drop(&mut self) {
+        if let Some(board) = self.0.take() {
+            BoardWriter::new(board).leave(0, None);
+        }
+    }
+}
+
+/// What a look at the socket of a greeted sender found.
+#[derive(Debug)]
+pub enum Answered {
+    /// The link is open.
+    Open(Box<Inbound>),
+    /// Not yet.
+    NotYet(Box<Greeted>),
+}
+
+/// Why a sender could not be greeted.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum GreetError {
+    /// No memory for the return board.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    /// Slots were handed over that are none.
+    #[error("what was handed over is no memory of slots: {0}")]
+    Unsuitable(#[from] Unsuitable),
+    /// The sender was gone before.
+    #[error("the sender has gone")]
+    Gone,
+    /// What the broker said of the sender contradicts itself.
+    #[error(
+        "the broker introduced a sender whose messages are {0}, with slots that do not fit: a leased message lies in a slot \
+         that is memory of its own, a one-shot message in none"
+    )]
+    Contradiction(Mechanism),
+    /// This process has no memory or no descriptor left for it.
+    #[error("{0}")]
+    Exhausted(String),
+}
+
+impl From<GreetError> for LinkEnd {
+    fn from(error: GreetError) -> Self {
+        match error {
+            GreetError::Unsuitable(unsuitable) => unsuitable.into(),
+            GreetError::Memory(error) => Self::Exhausted(error.to_string()),
+            GreetError::Exhausted(what) => Self::Exhausted(what),
+            error @ GreetError::Contradiction(_) => Self::Exhausted(error.to_string()),
+            GreetError::Gone => Self::HangUp,
+        }
+    }
+}
+
+impl Greeted {
+    /// Says hello to a sender with slots of this geometry, whose messages are protected by these means.
+    ///
+    /// With `skip_above`, the sender leaves messages out rather than have more than so many of its
+    /// slots held here.
+    ///
+    /// # Errors
+    /// [`GreetError`]: there will be no link.
+    pub(crate) fn new(
+        peer: Peer,
+        socket: PacketSocket,
+        geometry: Geometry,
+        mechanism: Mechanism,
+        lodging: Lodging,
+        skip_above: Option<u32>,
+    ) -> Result<Self, GreetError> {
+        match (mechanism, &lodging) {
+            (Mechanism::Lease, Lodging::Segments) => return Err(GreetError::Contradiction(mechanism)),
+            (Mechanism::OneShot, Lodging::Given(_) | Lodging::Yours | Lodging::Theirs) => {
+                return Err(GreetError::Contradiction(mechanism));
+            }
+            _ => {}
+        }
+        let mechanism = mechanism.seen_from(peer);
+        let (leases, wants_slots) = (mechanism == Mechanism::Lease, matches!(lodging, Lodging::Theirs));
+        let rooms = match lodging {
+            Lodging::Segments | Lodging::Theirs => None,
+            Lodging::Given(memory) => Some(rooms_of(memory, geometry, leases)?.into()),
+            Lodging::Yours => Some(Rooms::make(geometry, leases, peer.same_user)?.into()),
+        };
+        let made_here = rooms.as_deref().filter(|rooms: &&Rooms| rooms.are_made_here());
+        let owed = made_here.map_or_else(Vec::new, Rooms::dues);
+        let (skips, unsaid) = (skip_above.is_some(), Some(skip_above));
+        let board = UnusedBoard(None);
+        let mut this = Self { board, socket, peer, geometry, mechanism, skips, rooms, owed, wants_slots, unsaid };
+        this.say_hello()?;
+        Ok(this)
+    }
+
+    /// Says hello, if that was not said and can be said now.
+    fn say_hello(&mut self) -> Result<(), GreetError> {
+        let Some(skip_above) = self.unsaid.filter(|_| self.socket.has_room(1, Kind::Greeting)) else { return Ok(()) };
+        let (board, descriptor) = BoardTable::create_growing("fbuf-board", self.geometry.max_slots() as usize)?;
+        points::reach("attach: board made");
+        let fences = Fencing::of_this_process() == Fencing::Full;
+        if fences {
+            board.head().flag.ask_for_fences();
+        }
+        let wants_slots = self.wants_slots;
+        // If it is said, the sender may send, and so nothing may fail behind it.
+        let hello = Hello { board: Descriptor::from(descriptor), skip_above, fences, wants_slots };
+        let said = link_message::greet(&self.socket, &LinkMessage::Hello(hello)).map_err(|end| match end {
+            LinkEnd::Exhausted(what) => GreetError::Exhausted(what),
+            // There is room for the first message.
+            LinkEnd::HangUp | LinkEnd::Violation(_) | LinkEnd::Dropped => GreetError::Gone,
+        })?;
+        if said {
+            (self.board, self.unsaid) = (UnusedBoard(Some(board)), None);
+            points::reach("attach: greeted");
+            self.owed.retain(|due| !due.give(&self.socket));
+        }
+        Ok(())
+    }
+
+    /// Whether hello is to be said yet, so that a [look](Self::look) is worthwhile although the sender has sent nothing.
+    #[must_use]
+    pub fn is_unsaid(&self) -> bool {
+        self.unsaid.is_some()
+    }
+
+    /// Who it is.
+    #[must_use]
+    pub fn peer(&self) -> Peer {
+        self.peer
+    }
+
+    /// Its socket.
+    #[must_use]
+    pub fn socket(&self) -> LinkSocket<'_> {
+        self.socket.of_link()
+    }
+
+    /// Whether the sender has gone and has not answered: there will be no link.
+    #[must_use]
+    pub fn is_void(&self) -> bool {
+        self.socket.has_hung_up() && self.socket.is_drained()
+    }
+
+    /// Looks for the sender's answer.
+    ///
+    /// # Errors
+    /// [`LinkEnd`]: there will be no link.
+    pub fn look(mut self) -> Result<Answered, LinkEnd> {
+        self.say_hello()?;
+        match link_message::receive_first(&self.socket)? {
+            Some(other) if self.is_unsaid() => {
+                Err(Violation::OutOfTurn { found: other.name(), wanted: "nothing before a hello" }.into())
+            }
+            None => Ok(Answered::NotYet(Box::new(self))),
+            Some(LinkMessage::Welcome(welcome)) => {
+                let link = Inbound::open(self, welcome)?;
+                points::reach("attach: linked");
+                Ok(Answered::Open(Box::new(link)))
+            }
+            Some(other) => Err(Violation::OutOfTurn { found: other.name(), wanted: "a sender's welcome" }.into()),
+        }
+    }
+}
+
+/// Slots that were handed over, each memory of its own.
+pub(super) fn rooms_of(memory: Vec<Descriptor>, geometry: Geometry, leases: bool) -> Result<Rooms, GreetError> {
+    let memory: io::Result<_> = memory.into_iter().map(Descriptor::into_foreign).collect();
+    let memory = memory.map_err(|source| MemoryError::Refused { call: "recvmsg", asked: 0, source })?;
+    Ok(Rooms::given(memory, geometry, leases)?)
+}

@@ -1,0 +1,608 @@
+//! The receiver's half of a link: it reads the lane, checks what it finds, and writes the board.
+
+mod arrivals;
+mod handshake;
+mod returns;
+
+use std::{
+    collections::VecDeque,
+    os::fd::AsFd,
+    sync::{
+        Arc, Mutex, Weak,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use self::handshake::rooms_of;
+pub use self::handshake::{Answered, GreetError, Greeted, Lodging};
+#[cfg(test)]
+pub(crate) use self::returns::lock;
+pub(crate) use self::returns::{Left, Returns};
+use self::returns::{Segments, next_retired};
+use crate::{
+    abort::Abort,
+    limits::MAX_SEQUENCE,
+    memory::{Map, MemoryError, SealedMemory},
+    peer::Peer,
+    points,
+    process::apart::Apart,
+    protection::Mechanism,
+    receive::{
+        held::{Cell, Held, Untaken},
+        reading::{copied::Copies, leased::Rooms},
+        received::{Kept, Received},
+    },
+    ring::{
+        board::BoardWriter,
+        lane::{LaneReader, LaneView, Note, capacity_for},
+    },
+    slot::{Geometry, Mark, SlotId},
+    socket::{
+        LinkSocket,
+        link_message::{LinkEnd, Welcome},
+        wire::Descriptor,
+    },
+    violation::Violation,
+    wait::Fencing,
+};
+
+/// What is held of a link, for whoever watches.
+#[derive(Debug, Clone)]
+pub struct Holdings(Weak<Returns>);
+
+impl Holdings {
+    /// How many messages are held, and the number of the one that was sent first. Goes through all slots.
+    #[must_use]
+    pub fn survey(&self) -> (usize, Option<u64>) {
+        let (count, least) = self.0.upgrade().map_or((0, None), |returns| returns.held.survey());
+        (count, least.map(Mark::sequence))
+    }
+}
+
+/// The receiver's half of a link.
+#[derive(Debug)]
+pub struct Inbound {
+    reader: LaneReader<Arc<Returns>>,
+    geometry: Geometry,
+    /// A message that is shorter than this is taken as it is; none, if messages are copied or come over the
+    /// socket.
+    plain_below: u64,
+    /// How many slots are known.
+    known: u32,
+    /// The mark of a message, less its position in the lane.
+    offset: u64,
+    /// The position at which the round ends: messages are taken as they are only before.
+    until: u64,
+    /// Bytes in the messages that were taken.
+    bytes: u64,
+    /// Entries that were no messages.
+    gaps: u64,
+    /// Whether the sender was asked to leave messages out.
+    skips: bool,
+    /// The position behind the last gap, where only a message can stand.
+    behind_gap: u64,
+    missed: u64,
+    /// How it ended, if it did not end in order.
+    end: Option<LinkEnd>,
+    /// Why this side will go, if not in order.
+    abort: Option<Abort>,
+    /// The number of the first message that is sent over it.
+    first: u64,
+    /// What this process had no room for, and what was published so far may do without.
+    lacks: Option<String>,
+    /// Whether the next message on the socket waits for a descriptor, of which this process had none left.
+    lacks_descriptor: bool,
+    segments: Vec<Segment>,
+    /// The slots, if each is memory of its own.
+    rooms: Option<Apart<Rooms>>,
+    /// Messages that are memory of their own, by number: those that came and were not taken yet.
+    shots: VecDeque<(u64, Descriptor)>,
+}
+
+#[derive(Debug)]
+struct Segment {
+    map: Map,
+    /// Where its messages are copied to, if they are.
+    copies: Option<Copies>,
+    /// The number of its first slot.
+    first: u32,
+}
+
+/// A slot that was just taken, on its way to becoming a [`Received`].
+pub(crate) struct Loan<'a> {
+    pub cell: &'a Cell,
+    pub slot: SlotId,
+    pub length: u32,
+    pub mark: Mark,
+    pub home: &'a Returns,
+}
+
+impl Inbound {
+    fn open(greeted: Greeted, welcome: Welcome) -> Result<Self, LinkEnd> {
+        let Greeted { peer, socket, geometry, mechanism, skips, rooms, owed, wants_slots, board, .. } = greeted;
+        let slots = geometry.max_slots();
+        let exhausted = |error: MemoryError| LinkEnd::Exhausted(error.to_string());
+        let lane = LaneView::attach(welcome.lane.as_fd(), capacity_for(slots, skips))?;
+        let offset = check_sequence(Some(welcome.first_sequence))?;
+        let board = board.take().ok_or(LinkEnd::HangUp)?;
+        let rooms = match wants_slots {
+            true if welcome.slots.len() != slots as usize => {
+                return Err(Violation::Terms {
+                    what: "the number of slots that were handed over",
+                    found: welcome.slots.len() as u64,
+                    allowed: "as many as were announced",
+                }
+                .into());
+            }
+            true => Some(rooms_of(welcome.slots, geometry, false).map_err(LinkEnd::from)?.into()),
+            false => rooms,
+        };
+        let returns = Returns {
+            peer,
+            mechanism,
+            socket,
+            memory: Mutex::new(Vec::new()),
+            board: BoardWriter::new(board),
+            held: Held::new(slots as usize).map_err(exhausted)?,
+            lane,
+            rung: AtomicU64::new(0),
+            among: next_retired(Fencing::of_this_process()),
+            returns_rights: rooms.as_ref().is_some_and(|rooms| rooms.are_made_here()),
+            owed: Mutex::new(owed),
+            refused: AtomicU64::new(0),
+            lost: AtomicU64::new(0),
+        };
+        let mut inbound = Self {
+            reader: LaneReader::new(Arc::new(returns)),
+            geometry,
+            plain_below: if mechanism == Mechanism::Shared && rooms.is_none() {
+                u64::from(geometry.slot_bytes()) + 1
+            } else {
+                0
+            },
+            known: 0,
+            offset,
+            until: 0,
+            bytes: 0,
+            gaps: 0,
+            skips,
+            behind_gap: 0,
+            missed: 0,
+            end: None,
+            abort: None,
+            first: welcome.first_sequence,
+            lacks: None,
+            lacks_descriptor: false,
+            segments: Vec::new(),
+            rooms,
+            shots: VecDeque::new(),
+        };
+        if let Some(rooms) = &mut inbound.rooms {
+            // Their memory exists by now.
+            rooms.furnish().map_err(|error| LinkEnd::Exhausted(error.to_string()))?;
+        }
+        if inbound.rooms.is_some() || mechanism == Mechanism::OneShot {
+            inbound.returns().board.provide(slots).map_err(exhausted)?;
+            // Slots are only numbers.
+            (0..slots).for_each(|slot| inbound.returns().held.add(SlotId::new(slot), std::ptr::null_mut()));
+            inbound.known = slots;
+        }
+        for segment in welcome.segments {
+            match inbound.add_segment(&segment) {
+                Ok(()) => {}
+                Err(LinkEnd::Exhausted(what)) => {
+                    inbound.lacks = Some(what);
+                    break;
+                }
+                Err(end) => return Err(end),
+            }
+        }
+        Ok(inbound)
+    }
+
+    #[inline]
+    fn returns(&self) -> &Arc<Returns> {
+        self.reader.memory()
+    }
+
+    /// Who sends.
+    #[must_use]
+    pub fn peer(&self) -> Peer {
+        self.returns().peer
+    }
+
+    /// Its socket.
+    #[must_use]
+    pub fn socket(&self) -> LinkSocket<'_> {
+        self.returns().socket.of_link()
+    }
+
+    /// How many messages were taken.
+    #[must_use]
+    pub fn messages(&self) -> u64 {
+        self.reader.position() - 1 - self.gaps
+    }
+
+    /// How many entries of the lane were read: messages, and gaps between them.
+    #[cfg(any(test, fuzzing))]
+    #[must_use]
+    pub fn entries(&self) -> u64 {
+        self.reader.position() - 1
+    }
+
+    /// How many bytes were in them.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Begins a round: so many entries of the lane may be [taken simply](Self::take_simply).
+    pub fn begin_round(&mut self, entries: u32) {
+        self.until = self.reader.position() + u64::from(entries);
+    }
+
+    /// How many entries the round has left.
+    #[must_use]
+    pub fn left_of_round(&self) -> u32 {
+        self.until.saturating_sub(self.reader.position()) as u32
+    }
+
+    /// How many messages were left out for this receiver.
+    #[must_use]
+    pub fn missed(&self) -> u64 {
+        self.missed.saturating_add(self.reader.ending().unwrap_or(0))
+    }
+
+    /// What is held of this link, to be looked at by another thread.
+    #[must_use]
+    pub fn holdings(&self) -> Holdings {
+        Holdings(Arc::downgrade(self.returns()))
+    }
+
+    /// How many messages of this link are held in this process.
+    #[must_use]
+    pub fn held(&self) -> usize {
+        self.returns().held.count()
+    }
+
+    /// Takes what comes next, if it is a message that can be taken as it is, and the round is not over.
+    #[inline]
+    pub fn take_simply(&mut self) -> Option<Received> {
+        if self.reader.position() >= self.until {
+            return None;
+        }
+        let (home, mark) = (&**self.returns(), self.next_mark());
+        let (number, length) = self.reader.peek();
+        if length >= self.plain_below {
+            return None;
+        }
+        let cell = home.held.take(number, mark)?;
+        let received = Loan { cell, slot: SlotId::new(number as u32), length: length as u32, mark, home }.receive();
+        points::reach("get: marked");
+        self.reader.advance();
+        self.bytes += length;
+        Some(received)
+    }
+
+    #[inline]
+    fn fits(&self, length: u64) -> bool {
+        length <= self.geometry.slot_bytes().into()
+    }
+
+    /// The mark of the next message, if that is what comes next.
+    #[inline]
+    fn next_mark(&self) -> Mark {
+        Mark::from_word(self.reader.position().wrapping_add(self.offset))
+    }
+
+    /// Takes the next message, if there is one, whatever it is: perhaps behind a gap, of a new segment, in a
+    /// slot that its last holder is just about to release, copied or leased. None also if that holder does not get to it:
+    /// the message is to be tried again. Reads at most two entries of the
+    /// lane, a gap and the message behind it, whatever the sender has written. If that is something that it may
+    /// not write, the link is over.
+    pub fn take(&mut self) -> Option<Received> {
+        let mut note = self.reader.look();
+        if let Ok(Some(Note::Gap(count))) = note {
+            note = self.pass_gap(count).and_then(|()| self.reader.look());
+        }
+        match note {
+            Ok(None) => None,
+            Ok(Some(Note::Message(number, length))) => self.take_message(number, length),
+            Ok(Some(Note::Gap(_))) => self.break_off(Violation::GapBehindGap),
+            Err(violation) => self.break_off(violation),
+        }
+    }
+
+    /// Goes on behind a gap. Its message was published with it, but may not be seen yet.
+    fn pass_gap(&mut self, count: u64) -> Result<(), Violation> {
+        if !self.skips {
+            return Err(Violation::GapUnasked(count));
+        }
+        if self.reader.position() == self.behind_gap {
+            return Err(Violation::GapBehindGap);
+        }
+        let next = check_sequence(self.next_mark().sequence().checked_add(count))?;
+        self.gaps += 1;
+        self.missed = self.missed.saturating_add(count);
+        // The gap itself takes a place in the lane.
+        self.reader.advance();
+        self.behind_gap = self.reader.position();
+        self.offset = Mark::of(next).word().wrapping_sub(self.behind_gap);
+        Ok(())
+    }
+
+    fn take_message(&mut self, number: u32, length: u64) -> Option<Received> {
+        if number >= self.known {
+            self.learn_of(number);
+            if number >= self.known && self.lacks_descriptor {
+                return None;
+            }
+        }
+        if self.returns().mechanism == Mechanism::OneShot {
+            self.fetch_shot();
+            if self.lacks_descriptor {
+                return None;
+            }
+        }
+        if self.returns().mechanism == Mechanism::Copy
+            && let Err(error) = self.provide_copy(number, length)
+        {
+            self.end_with(LinkEnd::Exhausted(error.to_string()));
+            return None;
+        }
+        let (home, mark) = (&**self.returns(), self.next_mark());
+        let taken = match self.fits(length) {
+            true => home.held.take_patiently(number.into(), mark, &home.board),
+            false => Err(Untaken::Held),
+        };
+        let cell = match taken {
+            Ok(cell) => cell,
+            // It stays in the lane, and is ready.
+            Err(Untaken::NotCleared) => return None,
+            Err(Untaken::Held) => return self.break_off(self.objection(number, length)),
+        };
+        points::reach("get: held");
+        let loan = Loan { cell, slot: SlotId::new(number), length: length as u32, mark, home };
+        let received = loan.receive();
+        let kept = if home.mechanism == Mechanism::OneShot {
+            self.take_shot(mark.sequence(), length as usize).map(|sealed| Some(Kept::Sealed(sealed)))
+        } else if let Some(rooms) = &self.rooms {
+            self.read_room(rooms, number, length as usize).map(Some)
+        } else {
+            match self.copy(&received, number) {
+                // What was copied may be of another message then.
+                Ok(()) if self.reader.is_dropped() && home.mechanism == Mechanism::Copy => Err(LinkEnd::Dropped),
+                copied => copied.map(|()| None),
+            }
+        };
+        points::reach("get: copied");
+        let received = match kept {
+            Ok(None) => received,
+            Ok(Some(kept)) => {
+                let received = received.with(kept);
+                // What was leased or copied may be of another message then. A one-shot is that of its number.
+                if self.rooms.is_some() && self.reader.is_dropped() {
+                    drop(received);
+                    self.end_with(LinkEnd::Dropped);
+                    return None;
+                }
+                received
+            }
+            Err(end) => {
+                self.end_with(end);
+                return None;
+            }
+        };
+        self.reader.advance();
+        self.bytes += length;
+        Some(received)
+    }
+
+    /// The bytes of a message that came over the socket, which they did before its entry came.
+    fn take_shot(&mut self, sequence: u64, length: usize) -> Result<SealedMemory, LinkEnd> {
+        let memory = match self.shots.pop_front() {
+            Some((number, memory)) if number == sequence => memory,
+            _ => {
+                return Err(Violation::OutOfTurn {
+                    found: "the entry of a message",
+                    wanted: "the message itself, over the socket",
+                }
+                .into());
+            }
+        };
+        let memory = memory.into_foreign().map_err(|error| LinkEnd::Exhausted(error.to_string()))?;
+        Ok(SealedMemory::new(memory, self.geometry.segment_bytes(1), length)?)
+    }
+
+    /// A message in a slot that is memory of its own: leased, or else copied.
+    fn read_room(&self, rooms: &Rooms, number: u32, length: usize) -> Result<Kept, LinkEnd> {
+        let reading = rooms.read(SlotId::new(number), length);
+        let reading = reading.map_err(|error| LinkEnd::Exhausted(error.to_string()))?;
+        if matches!(reading, Kept::Copied(_)) {
+            self.returns().refused.fetch_add(1, Ordering::Relaxed);
+            // It is not read any more, though it is handed back only when the copy is dropped.
+            if let Some(memory) = rooms.memory(SlotId::new(number)) {
+                self.returns().return_right(SlotId::new(number), memory);
+            }
+        }
+        Ok(reading)
+    }
+
+    /// Gives rights to write back that could not be given before, for lack of descriptors: whether all are
+    /// given now.
+    #[must_use]
+    pub fn settle(&self) -> bool {
+        self.returns().settle()
+    }
+
+    /// How many messages were to be leased, and the kernel refused: they were copied.
+    #[must_use]
+    pub fn refused_leases(&self) -> u64 {
+        if self.returns().mechanism == Mechanism::Lease { self.returns().refused.load(Ordering::Relaxed) } else { 0 }
+    }
+
+    /// How many leases the kernel took away before there was a copy, since the last time: what was read
+    /// may have changed.
+    #[must_use]
+    pub fn lost_leases(&self) -> u64 {
+        let lost = &self.returns().lost;
+        if lost.load(Ordering::Relaxed) == 0 { 0 } else { lost.swap(0, Ordering::Relaxed) }
+    }
+
+    /// Has the memory exist to which a message will be copied, if it may be one.
+    fn provide_copy(&mut self, number: u32, length: u64) -> Result<(), MemoryError> {
+        if number >= self.known || !self.fits(length) {
+            return Ok(());
+        }
+        let stride = self.geometry.stride() as usize;
+        match self.segments.iter_mut().rfind(|segment| segment.first <= number) {
+            Some(Segment { copies: Some(copies), first, .. }) => {
+                let begin = (number - *first) as usize * stride;
+                copies.provide(begin..begin + length as usize)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Copies a message that was just taken, if messages are copied. One that cannot be is not delivered.
+    fn copy(&self, taken: &Received, number: u32) -> Result<(), LinkEnd> {
+        let copied = match self.segments.iter().rfind(|segment| segment.first <= number) {
+            Some(Segment { copies: None, .. }) => true,
+            Some(Segment { map, copies: Some(copies), first }) => {
+                let begin = (number - first) as usize * self.geometry.stride() as usize;
+                // SAFETY: only this process has the copies, of which this slot's has one reader (invariant 2), which has
+                // not read yet: it is here. The other map is not written by this process.
+                #[expect(unsafe_code, reason = "only here is it known that the message was just taken")]
+                unsafe {
+                    copies.map().copy_from(map, begin, taken.length())
+                }
+            }
+            None => false,
+        };
+        debug_assert!(copied, "slot {number} is known, and lies in no segment");
+        if copied { Ok(()) } else { Err(LinkEnd::Exhausted("there is no copy of a message".into())) }
+    }
+
+    /// Why a message may not be taken.
+    fn objection(&self, number: u32, length: u64) -> Violation {
+        let (known, slot_bytes) = (self.known, self.geometry.slot_bytes());
+        if number >= known {
+            Violation::Slot { named: number, known }
+        } else if !self.fits(length) {
+            Violation::Length { length, slot_bytes }
+        } else {
+            Violation::StillHeld(number)
+        }
+    }
+
+    #[cold]
+    fn break_off<T>(&mut self, violation: Violation) -> Option<T> {
+        self.end_with(violation.into());
+        None
+    }
+
+    /// Notes how the link ended. What broke it first is what broke it: a rule is not made good by
+    /// leaving, and what this process had no room for is not the sender's fault.
+    fn end_with(&mut self, end: LinkEnd) {
+        if !self.is_broken() {
+            let lacks = if matches!(end, LinkEnd::Violation(_)) { self.lacks.take() } else { None };
+            self.end = Some(lacks.map_or(end, LinkEnd::Exhausted));
+        }
+    }
+
+    /// Whether a message waits. One that is none shows when it is taken.
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        self.reader.is_ready()
+    }
+
+    /// Whether more than `count` messages wait.
+    #[must_use]
+    #[inline]
+    pub fn has_more_than(&self, count: u64) -> bool {
+        self.reader.has(count)
+    }
+
+    /// Whether nothing more will come: the sender ended in order, or is gone, and all it sent was
+    /// taken; or it broke a rule.
+    #[inline]
+    #[must_use]
+    pub fn is_over(&self) -> bool {
+        match &self.end {
+            // In this order: what was published before the hang-up was seen is seen now.
+            Some(LinkEnd::HangUp) => !self.is_ready(),
+            Some(_) => true,
+            None if self.lacks.is_some() => !self.is_ready(),
+            None => self.reader.ending().is_some(),
+        }
+    }
+
+    /// Whether the sender broke a rule, or the link could not go on here.
+    #[inline]
+    #[must_use]
+    pub fn is_broken(&self) -> bool {
+        !matches!(self.end, None | Some(LinkEnd::HangUp))
+    }
+
+    /// How it ended, once it [is over](Self::is_over): in order, or why the sender broke it off.
+    ///
+    /// # Errors
+    /// [`LinkEnd`]: the sender said nothing of an end.
+    pub fn end(&mut self) -> Result<Option<Abort>, LinkEnd> {
+        match self.end.take() {
+            Some(LinkEnd::HangUp) | None if self.reader.is_dropped() => Err(LinkEnd::Dropped),
+            None | Some(LinkEnd::HangUp) if self.reader.ending().is_some() => Ok(self.reader.abort()),
+            Some(end) => Err(end),
+            None => self.lacks.take().map_or(Ok(None), |lacks| Err(LinkEnd::Exhausted(lacks))),
+        }
+    }
+
+    /// Has the sender told, when this is dropped, that this side has failed.
+    pub fn fail(&mut self, abort: Abort) {
+        self.abort = Some(abort);
+    }
+
+    /// How many messages the sender had written before this link was open.
+    #[must_use]
+    pub fn missed_before(&self) -> u64 {
+        self.first
+    }
+
+    /// How long ago the sender rang.
+    #[must_use]
+    pub fn rang(&self) -> Option<Duration> {
+        self.reader.head().rang().elapsed()
+    }
+
+    /// Announces sleep to the sender.
+    pub fn raise(&self) {
+        self.returns().board.head().flag.raise();
+    }
+
+    /// Takes it back.
+    pub fn lower(&self) {
+        self.returns().board.head().flag.lower();
+    }
+}
+
+impl Drop for Inbound {
+    fn drop(&mut self) {
+        let returns = self.returns().clone();
+        returns.board.leave(self.next_mark().sequence(), self.abort);
+        Fencing::of_this_process().after_publishing();
+        returns.wake_sender();
+        let among = returns.among;
+        let segments = Segments(std::mem::take(&mut self.segments));
+        among.leave(Left { returns, _segments: segments.into(), searched: 0 });
+    }
+}
+
+/// The number of a message, if it is one that there can be.
+fn check_sequence(number: Option<u64>) -> Result<u64, Violation> {
+    number.filter(|&number| number < MAX_SEQUENCE).ok_or(Violation::Terms {
+        what: "the number of the next message",
+        found: number.unwrap_or(u64::MAX),
+        allowed: "what a sender can count to, less than 2^62",
+    })
+}

@@ -1,0 +1,249 @@
+//! What messages need in order to go back, for as long as any of them is held.
+
+use std::{
+    io,
+    ops::Range,
+    os::fd::AsFd,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
+    },
+};
+
+use super::Segment;
+use crate::process::fork::{AtFork, Rank};
+use crate::{
+    memory::{Leasable, Map, MemoryError, page_bytes},
+    peer::Peer,
+    points,
+    process::apart::{Apart, Cause, LARGE, Slow},
+    protection::Mechanism,
+    receive::{
+        held::{Held, Remains, Retired},
+        reading::leased::{Due, Tenant},
+    },
+    ring::{
+        board::{BoardTable, BoardWriter},
+        lane::{Entry, LaneHead, LaneMemory, LaneView},
+    },
+    slot::{Mark, SlotId},
+    socket::{PacketSocket, link_message, wire::Descriptor},
+    sync::read_only::ReadOnly,
+    wait::Fencing,
+};
+
+/// What a [`Received`](crate::receive::received::Received) needs in order to go back, shared by all of a link.
+#[derive(Debug)]
+pub(crate) struct Returns {
+    pub(super) lane: LaneView,
+    pub(super) board: BoardWriter<BoardTable>,
+    pub(super) held: Held,
+    /// Where the remains of this link will be put.
+    pub(super) among: &'static Retired<Left>,
+    pub(super) peer: Peer,
+    pub(super) mechanism: Mechanism,
+    pub(super) socket: PacketSocket,
+    /// The segments, by address, for views of messages that may be written.
+    pub(super) memory: Mutex<Vec<(Range<usize>, Descriptor)>>,
+    /// The sleep of the sender for which the bell was rung last.
+    pub(super) rung: AtomicU64,
+    /// Whether the slots are this process's, and the right to write one goes back with each message.
+    pub(super) returns_rights: bool,
+    /// Slots whose right to write is still to be sent.
+    pub(super) owed: Mutex<Vec<Due>>,
+    /// Leases that were refused.
+    pub(super) refused: AtomicU64,
+    /// Leases that were taken away, and not reported yet.
+    pub(super) lost: AtomicU64,
+}
+
+impl LaneMemory for Arc<Returns> {
+    #[inline]
+    fn head(&self) -> ReadOnly<'_, LaneHead> {
+        self.lane.head()
+    }
+    #[inline]
+    fn entry(&self, position: u64) -> ReadOnly<'_, Entry> {
+        self.lane.entry(position)
+    }
+    fn capacity(&self) -> u64 {
+        LaneMemory::capacity(&self.lane)
+    }
+}
+
+impl Returns {
+    pub(crate) fn peer(&self) -> Peer {
+        self.peer
+    }
+
+    pub(crate) fn mechanism(&self) -> Mechanism {
+        self.mechanism
+    }
+
+    pub(super) fn memory(&self) -> MutexGuard<'_, Vec<(Range<usize>, Descriptor)>> {
+        // A panic while it was locked cannot have left it half changed.
+        self.memory.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A view of so many bytes at an address in a segment, to be written by this process alone: the
+    /// mapping, and where they begin in it.
+    pub(crate) fn copy_on_write(&self, address: usize, length: usize) -> Result<(Map, usize), MemoryError> {
+        let memory = self.memory();
+        let found = memory.iter().find(|(addresses, _)| addresses.contains(&address));
+        let Some((addresses, memory)) = found else {
+            let source = io::Error::other("the message is in no segment");
+            return Err(MemoryError::Refused { call: "mmap", asked: length as u64, source });
+        };
+        let page = page_bytes() as usize;
+        let begin = address - addresses.start;
+        let (first, end) = (begin / page * page, begin + length);
+        Ok((Map::copy_on_write(memory.as_fd(), first as u64, (end - first) as u64)?, begin - first))
+    }
+
+    /// Ends the reading of a slot under a lease, before it is handed back.
+    pub(crate) fn release(&self, slot: SlotId, tenant: &Tenant) {
+        let intact = tenant.release();
+        points::reach("lease: released");
+        if !intact {
+            self.lost.fetch_add(1, Ordering::Relaxed);
+        }
+        self.return_right(slot, tenant.memory());
+    }
+
+    /// Gives the right to write a slot back, which nobody here reads any more, if it is one of this process.
+    pub(super) fn return_right(&self, slot: SlotId, memory: &Arc<Leasable>) {
+        if self.returns_rights {
+            self.owed().push(Due::again(slot, memory.clone()));
+            self.settle();
+        }
+    }
+
+    /// Gives the rights back that could not be sent before, for lack of descriptors: whether all could.
+    pub(super) fn settle(&self) -> bool {
+        if !self.returns_rights {
+            return true;
+        }
+        let mut owed = self.owed();
+        owed.retain(|due| !due.give(&self.socket));
+        owed.is_empty()
+    }
+
+    fn owed(&self) -> MutexGuard<'_, Vec<Due>> {
+        // A panic while it was locked cannot have left it half changed.
+        self.owed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    #[inline]
+    pub(crate) fn among(&self) -> &'static Retired<Left> {
+        self.among
+    }
+
+    /// Hands a slot back to its sender, and rings if that one sleeps. Its holder clears its mark
+    /// afterwards.
+    #[inline]
+    pub(crate) fn hand_back(&self, slot: SlotId, mark: Mark) {
+        self.board.hand_back(slot, mark);
+        // In a process for which this is not enough, the flag asks for more.
+        Fencing::Asymmetric.after_publishing();
+        self.wake_sender();
+    }
+
+    /// Rings if the sender sleeps, once for each sleep.
+    #[inline]
+    pub(super) fn wake_sender(&self) {
+        if !self.lane.head().flag().read().is_awake() {
+            self.ring_if_asleep();
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn ring_if_asleep(&self) {
+        let Some(sleep) = self.lane.head().flag().read_behind_fence().asleep() else { return };
+        // Two threads may both ring; it does no harm.
+        if self.rung.load(Ordering::Relaxed) != sleep {
+            self.board.head().rang.note();
+            points::reach("return: bell");
+            if link_message::ring(&self.socket) {
+                self.rung.store(sleep, Ordering::Relaxed);
+            }
+        }
+    }
+}
+
+/// Links that ended while some of their messages were held.
+static RETIRED: [Retired<Left>; 16] = [const { Retired::new() }; 16];
+
+/// Holds their locks.
+pub(crate) type Locked = [MutexGuard<'static, Vec<Left>>; RETIRED.len()];
+
+static AT_FORK: AtFork<Locked> = AtFork::new(Rank::Retired, locked, |_| {});
+
+/// Takes them.
+#[cfg(test)]
+pub(crate) fn lock() -> Locked {
+    AT_FORK.register();
+    locked()
+}
+
+fn locked() -> Locked {
+    std::array::from_fn(|index| RETIRED[index].lock())
+}
+
+/// Deals links out.
+pub(super) fn next_retired(fencing: Fencing) -> &'static Retired<Left> {
+    static NEXT: AtomicUsize = AtomicUsize::new(0);
+    AT_FORK.register();
+    let next = &RETIRED[NEXT.fetch_add(1, Ordering::Relaxed) % RETIRED.len()];
+    if fencing == Fencing::Full {
+        next.ask_for_fences();
+    }
+    next
+}
+
+/// The segments of a link that has ended, perhaps the last that anybody has of them. None of them may be large, and all of
+/// them together so large that it takes long to free them.
+#[derive(Debug)]
+pub(super) struct Segments(pub Vec<Segment>);
+
+impl Slow for Segments {
+    fn cause(&mut self) -> Option<Cause> {
+        let bytes = |segment: &Segment| {
+            let copies = segment.copies.as_ref().map_or(0, |copies| copies.map().addresses().len());
+            (segment.map.addresses().len() + copies) as u64
+        };
+        (self.0.iter().map(bytes).sum::<u64>() >= LARGE).then_some(Cause::Memory)
+    }
+}
+
+/// What is left of such a link: all that its messages point into.
+#[derive(Debug)]
+pub(crate) struct Left {
+    pub(super) returns: Arc<Returns>,
+    pub(super) _segments: Apart<Segments>,
+    /// No slot before this one is held.
+    pub(super) searched: usize,
+}
+
+impl Remains for Left {
+    fn is_idle(&mut self) -> bool {
+        let held = self.returns.held.next(self.searched);
+        self.searched = held.unwrap_or(self.searched);
+        held.is_none()
+    }
+}
+
+#[cfg(all(test, not(miri)))]
+mod tests {
+    use super::*;
+
+    /// A sender may have several segments, none of which is large, and leave them to its receiver alone.
+    #[test]
+    fn segments_that_are_large_together_are_unmapped_by_another_thread() {
+        let segments = |count| {
+            let segment = |_| Segment { map: Map::create("fbuf-test", LARGE / 4).unwrap().0, copies: None, first: 0 };
+            Segments((0..count).map(segment).collect())
+        };
+        assert_eq!([3, 4].map(|count| segments(count).cause()), [None, Some(Cause::Memory)]);
+    }
+}

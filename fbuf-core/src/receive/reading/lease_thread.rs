@@ -1,0 +1,159 @@
+//! The thread of a process that hears when a lease is about to be broken, and serves it.
+
+use std::{
+    collections::HashMap,
+    io,
+    os::fd::{AsFd, RawFd},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak, mpsc},
+    thread::{self, JoinHandle},
+    time::Duration,
+};
+
+use nix::{
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    sys::eventfd::{EfdFlags, EventFd},
+};
+
+use super::leased::Tenant;
+use crate::process::{
+    fork::{AtFork, Generation, Rank},
+    lease::{BreakSignal, Breaks, Told},
+    threads,
+};
+
+/// How often it looks at all leases, because a signal may have found no room in the kernel's queue
+/// (RLIMIT_SIGPENDING), in milliseconds: well below fs.lease-break-time.
+const ROUND: u16 = 1000;
+/// How soon it tries again to make a copy for which there was no memory, in milliseconds.
+const AGAIN: u16 = 20;
+
+/// The slots whose leases it keeps, by descriptor.
+type Register = Arc<Mutex<HashMap<RawFd, Weak<Tenant>>>>;
+
+/// There while any slot is.
+#[derive(Debug)]
+pub(crate) struct Keeper {
+    told: Told,
+    generation: Generation,
+    register: Register,
+    stop: Arc<EventFd>,
+    handle: Option<JoinHandle<()>>,
+}
+
+/// The one of this process, while there is one.
+static CURRENT: Mutex<Weak<Keeper>> = Mutex::new(Weak::new());
+
+/// Holds the lock on the current one.
+pub(crate) type Locked = MutexGuard<'static, Weak<Keeper>>;
+
+static AT_FORK: AtFork<Locked> = AtFork::new(Rank::Leases, || lock(&CURRENT), |_| {});
+
+/// Takes it.
+pub(crate) fn lock_current() -> Locked {
+    AT_FORK.register();
+    lock(&CURRENT)
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // A panic while it was locked cannot have left it half changed.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Keeper {
+    /// The one of this process, which is started if there is none.
+    pub(super) fn of_this_process() -> io::Result<Arc<Self>> {
+        let mut current = lock_current();
+        if let Some(keeper) = current.upgrade().filter(|keeper| !keeper.is_inherited()) {
+            return Ok(keeper);
+        }
+        let keeper = Arc::new(Self::start()?);
+        *current = Arc::downgrade(&keeper);
+        Ok(keeper)
+    }
+
+    fn start() -> io::Result<Self> {
+        let stop = Arc::new(EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?);
+        let register = Register::default();
+        let (started, start) = mpsc::sync_channel(1);
+        let (stopped, slots) = (stop.clone(), register.clone());
+        // By what this thread blocks, which the other one does not inherit.
+        let signal = BreakSignal::free();
+        let handle = threads::spawn("fbuf-leases", move || match Breaks::here(signal) {
+            Ok(breaks) => {
+                // Whoever started it waits for it.
+                let _ = started.send(Ok(breaks.told()));
+                keep(&breaks, &stopped, &slots);
+            }
+            Err(error) => {
+                let _ = started.send(Err(error));
+            }
+        })?;
+        let told = start.recv().map_err(io::Error::other)??;
+        Ok(Self { told, generation: Generation::current(), register, stop, handle: Some(handle) })
+    }
+
+    /// Whether its thread is that of the process that this one was forked from.
+    pub(super) fn is_inherited(&self) -> bool {
+        !self.generation.is_current()
+    }
+
+    /// The thread that hears of broken leases, and how.
+    pub(super) fn told(&self) -> Told {
+        self.told
+    }
+
+    /// Keeps the lease of a slot from now on.
+    pub(super) fn add(&self, descriptor: RawFd, slot: Weak<Tenant>) {
+        lock(&self.register).insert(descriptor, slot);
+    }
+
+    /// Forgets a slot, before its descriptor is closed.
+    pub(super) fn remove(&self, descriptor: RawFd) {
+        lock(&self.register).remove(&descriptor);
+    }
+}
+
+impl Drop for Keeper {
+    fn drop(&mut self) {
+        if self.is_inherited() {
+            // There is no such thread here.
+            return std::mem::forget(self.handle.take());
+        }
+        // A counter that is full wakes as well.
+        let _ = self.stop.write(1);
+        // It may be the thread itself that had the last slot in its hands.
+        if let Some(handle) = self.handle.take().filter(|handle| handle.thread().id() != thread::current().id()) {
+            let _ = handle.join();
+        }
+    }
+}
+
+fn keep(breaks: &Breaks, stop: &EventFd, register: &Register) {
+    let mut patience = ROUND;
+    loop {
+        let mut polled = [PollFd::new(breaks.as_fd(), PollFlags::POLLIN), PollFd::new(stop.as_fd(), PollFlags::POLLIN)];
+        let heard = poll(&mut polled, PollTimeout::from(patience));
+        let is_over = match heard {
+            Ok(_) => polled[1].any() == Some(true),
+            Err(_) => {
+                // It may not poll two descriptors any more (RLIMIT_NOFILE), or was told to go on after it was stopped.
+                thread::sleep(Duration::from_millis(AGAIN.into()));
+                stop.read().is_ok()
+            }
+        };
+        if is_over {
+            return;
+        }
+        let broken = std::iter::from_fn(|| breaks.next());
+        let slots: Vec<_> = if matches!(heard, Ok(1..)) {
+            broken.filter_map(|raw| lock(register).get(&raw)?.upgrade()).collect()
+        } else {
+            broken.for_each(drop);
+            // The slots must not go while the register is locked, which they are removed from.
+            let all: Vec<_> = lock(register).values().cloned().collect();
+            all.iter().filter_map(Weak::upgrade).collect()
+        };
+        let unserved = slots.iter().filter(|slot| !slot.serve()).count();
+        patience = if unserved == 0 { ROUND } else { AGAIN };
+    }
+}

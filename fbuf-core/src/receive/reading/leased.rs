@@ -1,0 +1,341 @@
+//! The receiver's side: slots that it reads under leases.
+
+use std::{
+    io,
+    ops::Range,
+    os::fd::{AsFd, AsRawFd},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use super::lease_thread::Keeper;
+use crate::{
+    memory::{HUGE_PAGE, Leasable, Map, MemoryError, Pages},
+    points,
+    process::{
+        apart::{Cause, LARGE, Slow},
+        foreign::Foreign,
+        lease::{Breaks, Lease, is_leased, lease},
+    },
+    receive::received::Kept,
+    slot::{Geometry, SlotId},
+    socket::{
+        PacketSocket,
+        link_message::{self, LinkEnd, LinkMessage, Right},
+        wire::Descriptor,
+    },
+    violation::Unsuitable,
+};
+
+/// One slot, as its receiver has it.
+#[derive(Debug)]
+pub(crate) struct Tenant {
+    memory: Arc<Leasable>,
+    /// Where it is read, always at the same address.
+    view: Map,
+    standing: Mutex<Standing>,
+    keeper: Arc<Keeper>,
+}
+
+/// How it stands with a slot.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Standing {
+    /// Nobody reads it.
+    Idle,
+    /// It is read under a lease. A view that is written for itself may be there as well: its pages that
+    /// were not written yet are those of the slot.
+    Leased(Option<Range<usize>>),
+    /// The lease was broken, and a copy is read at the same address.
+    Copied,
+    /// The kernel took the lease away before there was a copy: what is read may have changed.
+    Lost,
+    /// The slot could not be put back in the place of the copy: it cannot be leased any more.
+    Closed,
+}
+
+impl Tenant {
+    /// Takes a slot whose memory exists, and of which the maker can be trusted.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub(crate) fn new(memory: Arc<Leasable>) -> io::Result<Arc<Self>> {
+        let keeper = Keeper::of_this_process()?;
+        let view = Map::of_reader(memory.as_fd(), memory.size())?;
+        let tenant = Arc::new(Self { memory, view, standing: Mutex::new(Standing::Idle), keeper });
+        tenant.keeper.add(tenant.memory.as_fd().as_raw_fd(), Arc::downgrade(&tenant));
+        Ok(tenant)
+    }
+
+    /// Whether this process was forked from the one that has it.
+    pub(crate) fn is_inherited(&self) -> bool {
+        self.keeper.is_inherited()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Standing> {
+        // A panic while it was locked cannot have left it half changed.
+        self.standing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The slot.
+    pub(crate) fn memory(&self) -> &Arc<Leasable> {
+        &self.memory
+    }
+
+    /// Where its bytes are.
+    pub(crate) fn bytes(&self) -> *mut u8 {
+        self.view.beginning()
+    }
+
+    /// Takes the lease: from here on the bytes do not change, until it is released.
+    ///
+    /// # Errors
+    /// `WouldBlock`: somebody can write the slot; what else the kernel says. Nothing is taken then.
+    pub(crate) fn take(&self) -> io::Result<()> {
+        // Locked all the while: it may be broken at once.
+        let mut standing = self.lock();
+        if *standing != Standing::Idle {
+            return Err(io::Error::other("the slot is read already"));
+        }
+        Breaks::are_for(self.keeper.told(), self.memory.as_fd())?;
+        lease(self.memory.as_fd(), Lease::Read)?;
+        // A page that somebody has removed could be missing for good.
+        if !self.memory.is_whole() {
+            lease(self.memory.as_fd(), Lease::Release)?;
+            return Err(io::Error::other("pages of the slot were removed"));
+        }
+        *standing = Standing::Leased(None);
+        points::reach("lease: taken");
+        Ok(())
+    }
+
+    /// Ends the reading: whether the bytes were the same all the while.
+    pub(crate) fn release(&self) -> bool {
+        let mut standing = self.lock();
+        let (copied, intact) = match *standing {
+            Standing::Idle | Standing::Closed => return true,
+            // That there was a lease to give up is what shows that it was there all the while.
+            Standing::Leased(_) => (false, lease(self.memory.as_fd(), Lease::Release).is_ok()),
+            Standing::Copied => (true, true),
+            Standing::Lost => (true, false),
+        };
+        *standing = Standing::Idle;
+        if copied {
+            // SAFETY: its only reader (`take`), has just ended (invariant 2).
+            #[expect(unsafe_code, reason = "only here is it known which messages read the slot")]
+            let put_back = unsafe { self.view.reattach(self.memory.as_fd()) };
+            if put_back.is_err() {
+                *standing = Standing::Closed;
+            }
+            points::reach("break: put back");
+        }
+        intact
+    }
+
+    /// Whether the bytes have been the same since the lease was taken.
+    pub(crate) fn is_intact(&self) -> bool {
+        // If somebody breaks it just now, what follows tells whether it came to that.
+        self.serve();
+        matches!(*self.lock(), Standing::Leased(_) | Standing::Copied)
+    }
+
+    /// If the lease is about to be broken, puts a copy in the place of the slot and lets go. False if
+    /// there was no memory for it yet.
+    pub(super) fn serve(&self) -> bool {
+        let mut standing = self.lock();
+        let Standing::Leased(private) = &*standing else { return true };
+        if is_leased(self.memory.as_fd()) {
+            return true;
+        }
+        points::reach("break: found");
+        let separated = private.as_ref().is_none_or(|range| Map::separate(range).is_ok());
+        // SAFETY: no process can open the memory for writing before the lease is given up below. If the kernel takes it
+        // away (fs.lease-break-time), what was read is said to be lost, and the peer is trusted (`Trusted`).
+        #[expect(unsafe_code, reason = "only here is it known that the lease is there")]
+        let detached = separated && unsafe { self.view.detach() }.is_ok();
+        if !detached {
+            return false;
+        }
+        points::reach("break: copied");
+        // It was there until here, and so nothing has changed before it was copied; or it was not.
+        *standing = match lease(self.memory.as_fd(), Lease::Release) {
+            Ok(()) => Standing::Copied,
+            Err(_) => Standing::Lost,
+        };
+        points::reach("break: let go");
+        true
+    }
+
+    /// A view of the first bytes, while they are read, that this process may write for itself; none if
+    /// what is read is a copy, which it may write as it is.
+    pub(crate) fn make_private(&self, length: usize) -> Result<Option<Map>, MemoryError> {
+        if self.is_inherited() {
+            return Map::copy_on_write(self.memory.as_fd(), 0, length as u64).map(Some);
+        }
+        let mut standing = self.lock();
+        let Standing::Leased(private) = &mut *standing else { return Ok(None) };
+        let map = Map::copy_on_write(self.memory.as_fd(), 0, length as u64)?;
+        *private = Some(map.addresses());
+        Ok(Some(map))
+    }
+
+    /// Forgets such a view, which is about to be unmapped.
+    pub(crate) fn end_private(&self) {
+        if self.is_inherited() {
+            return;
+        }
+        if let Standing::Leased(private) = &mut *self.lock() {
+            *private = None;
+        }
+    }
+}
+
+impl Drop for Tenant {
+    fn drop(&mut self) {
+        if self.is_inherited() {
+            return;
+        }
+        self.keeper.remove(self.memory.as_fd().as_raw_fd());
+    }
+}
+
+/// The slots of one link, each of which is memory of its own.
+#[derive(Debug)]
+pub(crate) struct Rooms {
+    memory: Vec<Arc<Leasable>>,
+    /// The same, once they can be leased; none, if they are copied.
+    tenants: Vec<Arc<Tenant>>,
+    leases: bool,
+    made_here: bool,
+}
+
+impl Slow for Rooms {
+    /// Their memory is large all together, and nobody else may have it any more.
+    fn cause(&mut self) -> Option<Cause> {
+        let bytes: u64 = self.memory.iter().map(|memory| memory.size()).sum();
+        (bytes >= LARGE).then_some(Cause::Memory)
+    }
+}
+
+impl Rooms {
+    /// Takes slots that the broker gave; to lease them, if `leases`.
+    ///
+    /// # Errors
+    /// [`Unsuitable`]
+    pub(crate) fn given(memory: Vec<Foreign>, geometry: Geometry, leases: bool) -> Result<Self, Unsuitable> {
+        let given = |reader| Leasable::given(reader, geometry.slot_bytes().into()).map(Arc::new);
+        let memory: Vec<_> = memory.into_iter().map(given).collect::<Result<_, _>>()?;
+        let leases = leases && memory.iter().all(|memory| memory.is_own());
+        Ok(Self { memory, tenants: Vec::new(), leases, made_here: false })
+    }
+
+    /// Makes slots for a sender, to lease them, if `leases`; in huge pages that were set aside only for one of
+    /// the same user.
+    ///
+    /// # Errors
+    /// [`MemoryError`]
+    pub(crate) fn make(geometry: Geometry, leases: bool, same_user: bool) -> Result<Self, MemoryError> {
+        let huge = same_user && geometry.slot_bytes() as u64 >= HUGE_PAGE;
+        let in_huge = if huge { Self::make_in(geometry, true).ok() } else { None };
+        let memory = in_huge.map_or_else(|| Self::make_in(geometry, false), Ok)?;
+        Ok(Self { memory, tenants: Vec::new(), leases, made_here: true })
+    }
+
+    fn make_in(geometry: Geometry, huge: bool) -> Result<Vec<Arc<Leasable>>, MemoryError> {
+        let owner = nix::unistd::geteuid().as_raw();
+        let make = |_| {
+            let memory = Leasable::create("fbuf-slot", geometry.slot_bytes().into(), huge, owner)?;
+            memory.reserve(Pages::Transparent).map(|_| Arc::new(memory))
+        };
+        (0..geometry.max_slots()).map(make).collect()
+    }
+
+    /// Whether this process made them, for a sender who has to be given the right to write each.
+    pub(crate) fn are_made_here(&self) -> bool {
+        self.made_here
+    }
+
+    /// What the sender has to be given before it can write any.
+    pub(crate) fn dues(&self) -> Vec<Due> {
+        let due = |(slot, memory): (u32, &Arc<Leasable>)| Due {
+            slot: SlotId::new(slot),
+            memory: memory.clone(),
+            first: true,
+        };
+        (0..).zip(&self.memory).map(due).collect()
+    }
+
+    /// Maps those that can be leased, once their memory exists.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub(crate) fn furnish(&mut self) -> io::Result<()> {
+        if self.leases {
+            self.tenants = self.memory.iter().cloned().map(Tenant::new).collect::<io::Result<_>>()?;
+        }
+        Ok(())
+    }
+
+    /// Begins to read a message: under a lease, or else as a copy.
+    ///
+    /// # Errors
+    /// [`MemoryError`]: there is no memory for a copy.
+    pub(crate) fn read(&self, slot: SlotId, length: usize) -> Result<Kept, MemoryError> {
+        if let Some(tenant) = self.tenants.get(slot.index())
+            && tenant.take().is_ok()
+        {
+            return Ok(Kept::Leased(tenant.clone()));
+        }
+        let refused = |source| MemoryError::Refused { call: "pread", asked: length as u64, source };
+        let memory = self.memory(slot).ok_or_else(|| refused(io::ErrorKind::NotFound.into()))?;
+        // Not through a mapping: pages may be missing.
+        Ok(Kept::Copied(Map::private_copy(memory.as_fd(), length)?))
+    }
+
+    /// A slot.
+    pub(crate) fn memory(&self, slot: SlotId) -> Option<&Arc<Leasable>> {
+        self.memory.get(slot.index())
+    }
+}
+
+/// The right to write a slot that nobody reads, which its sender has to be given.
+#[derive(Debug)]
+pub(crate) struct Due {
+    slot: SlotId,
+    memory: Arc<Leasable>,
+    /// Whether the sender has to be given the slot as well.
+    first: bool,
+}
+
+impl Due {
+    /// Of a slot that the sender knows.
+    pub(crate) fn again(slot: SlotId, memory: Arc<Leasable>) -> Self {
+        Self { slot, memory, first: false }
+    }
+
+    /// Gives it: whether it need not be tried again. A sender that is gone needs nothing.
+    pub(crate) fn give(&self, socket: &PacketSocket) -> bool {
+        !matches!(self.send(socket), Err(LinkEnd::Exhausted(_)))
+    }
+
+    fn send(&self, socket: &PacketSocket) -> Result<(), LinkEnd> {
+        let exhausted = |error: io::Error| LinkEnd::Exhausted(error.to_string());
+        let writer = Descriptor::from(self.memory.open_writer().map_err(exhausted)?);
+        // An open file of its own: a lease goes by those.
+        let reader =
+            if self.first { Some(Descriptor::from(self.memory.open_reader().map_err(exhausted)?)) } else { None };
+        points::reach("right: opened");
+        link_message::send(socket, &LinkMessage::Right(Right { slot: self.slot.number(), writer, reader }))?;
+        points::reach("right: sent");
+        Ok(())
+    }
+}
+
+#[cfg(all(test, not(miri)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slots_that_are_large_together_are_closed_by_another_thread() {
+        let rooms = |slots| Rooms::make(Geometry::new(LARGE / 4, slots).unwrap(), false, false).unwrap();
+        assert_eq!([3, 4].map(|slots| rooms(slots).cause()), [None, Some(Cause::Memory)]);
+    }
+}

@@ -1,0 +1,121 @@
+//! Loom models of parking: no wake-up is lost, in either direction, with either kind of fence.
+
+use loom::{
+    sync::{Arc, Condvar, Mutex},
+    thread,
+};
+
+use super::{
+    board::{BoardReader, BoardWriter, WritableBoard, heap::HeapBoard},
+    lane::{LaneReader, LaneWriter, WritableLane, heap::HeapLane},
+};
+use crate::{
+    slot::{Mark, SlotId},
+    sync::read_only::ReadOnly,
+    wait::{Fencing, Flag},
+};
+
+/// The bell: what a socket is in the real program.
+#[derive(Clone)]
+struct Bell(Arc<(Mutex<bool>, Condvar)>);
+
+impl Bell {
+    fn new() -> Self {
+        Self(Arc::new((Mutex::new(false), Condvar::new())))
+    }
+    fn ring(&self) {
+        *self.0.0.lock().unwrap() = true;
+        self.0.1.notify_one();
+    }
+    fn wait(&self) {
+        let mut rung = self.0.0.lock().unwrap();
+        while !*rung {
+            rung = self.0.1.wait(rung).unwrap();
+        }
+        *rung = false;
+    }
+}
+
+/// Raises, looks again, sleeps. Loom reports a deadlock if a wake-up can be lost.
+fn sleep_until(flag: &Flag, bell: &Bell, mut look: impl FnMut() -> bool) {
+    while !look() {
+        flag.raise();
+        assert!(Fencing::Full.before_sleeping());
+        let found = look();
+        if !found {
+            bell.wait();
+        }
+        flag.lower();
+        if found {
+            return;
+        }
+    }
+}
+
+fn ring_if_asleep(flag: &Flag, bell: &Bell, fencing: Option<Fencing>) {
+    if let Some(fencing) = fencing {
+        fencing.after_publishing();
+    }
+    if ReadOnly::of(flag).read_behind_fence().asleep().is_some() {
+        bell.ring();
+    }
+}
+
+/// The two ways: the publisher fences, or what stands for it; or the flag asks for it.
+fn both_ways(model: impl Fn(Option<Fencing>) + Sync + Send + Copy + 'static) {
+    for fencing in [Some(Fencing::Asymmetric), None] {
+        loom::model(move || model(fencing));
+    }
+}
+
+/// A receiver that sleeps on an empty lane wakes for every message.
+#[test]
+fn no_message_is_slept_over() {
+    both_ways(|fencing| {
+        let (lane, board, bell) = (HeapLane::new(2), HeapBoard::new(1), Bell::new());
+        if fencing.is_none() {
+            board.head().flag.ask_for_fences();
+        }
+        let (mut writer, mut reader) = (LaneWriter::new(lane.clone()), LaneReader::new(lane));
+        let sender = {
+            let (board, bell) = (board.clone(), bell.clone());
+            thread::spawn(move || {
+                for length in 0..2 {
+                    writer.message(SlotId::new(0), length);
+                    ring_if_asleep(&board.head().flag, &bell, fencing);
+                }
+            })
+        };
+        for _ in 0..2 {
+            sleep_until(&board.head().flag, &bell, || {
+                let found = reader.look().expect("an honest sender").is_some();
+                if found {
+                    reader.advance();
+                }
+                found
+            });
+        }
+        sender.join().unwrap();
+    });
+}
+
+/// A sender that sleeps on an empty pool wakes when its slot is handed back.
+#[test]
+fn no_return_is_slept_over() {
+    both_ways(|fencing| {
+        let (lane, board, bell) = (HeapLane::new(2), HeapBoard::new(1), Bell::new());
+        if fencing.is_none() {
+            lane.head().flag.ask_for_fences();
+        }
+        let returned = BoardReader::new(board.clone());
+        let receiver = {
+            let (lane, bell) = (lane.clone(), bell.clone());
+            thread::spawn(move || {
+                BoardWriter::new(board).hand_back(SlotId::new(0), Mark::of(4));
+                ring_if_asleep(&lane.head().flag, &bell, fencing);
+            })
+        };
+        sleep_until(&lane.head().flag, &bell, || returned.has(SlotId::new(0), Mark::of(4)));
+        receiver.join().unwrap();
+    });
+}

@@ -1,0 +1,252 @@
+//! A slot that is being filled.
+//!
+//! One of the files of this crate that may be `unsafe`: here an address becomes a slice.
+#![allow(unsafe_code)]
+
+use std::{
+    fmt,
+    io::{self, Read},
+    ops::{Deref, DerefMut},
+    ptr::NonNull,
+    slice,
+    sync::Arc,
+};
+
+use bytes::{BufMut, buf::UninitSlice};
+
+use crate::{
+    memory::Address,
+    send::pool::{Pool, Shelf},
+    slot::SlotId,
+};
+
+/// A slot of this process's pool, held exclusively: fill it, then give it away.
+///
+/// It behaves like a `Vec<u8>` of fixed capacity: it dereferences to the bytes filled so far, and
+/// [`io::Write`], [`BufMut`], [`Fbuf::resize`] and [`Fbuf::read_from`] fill more. What is filled is
+/// what is sent. Dropped unsent, the slot goes back to its pool, from any thread.
+///
+/// No other process writes its bytes. The kernel sees to that where the slot lies in memory of this process, which no other can
+/// map for writing. A slot that is leased can be opened by processes of its owner's user as well: this user, or that of
+/// the receiver, where receivers make the slots (`SenderBuilder::from_receiver`). It is made of the memory only of a receiver that is
+/// [trusted](crate::trust::Trusted) not to do so.
+///
+/// Named and shaped after the fbufs of Druschel and Peterson, SOSP 1993.
+pub struct Fbuf {
+    bytes: Address,
+    home: NonNull<Shelf>,
+    slot: SlotId,
+    filled: u32,
+}
+
+// SAFETY: a fbuf is the only owner of its slot (invariant 2), and `Shelf` is Sync.
+unsafe impl Send for Fbuf {}
+// SAFETY: through `&Fbuf` one can only read bytes that nobody writes meanwhile.
+unsafe impl Sync for Fbuf {}
+
+/// More bytes than a slot has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "{asked} bytes were asked for in a slot of {capacity}: open the sender with larger slots, or send several messages"
+)]
+pub struct TooLarge {
+    /// Bytes that were asked for.
+    pub asked: usize,
+    /// Bytes that a slot has.
+    pub capacity: usize,
+}
+
+impl Pool {
+    /// The slot whose turn it is, as a fbuf; none if it is not known to be free.
+    #[inline]
+    pub fn allocate(&mut self) -> Option<Fbuf> {
+        let (slot, bytes) = self.take_free()?;
+        Some(self.fbuf(slot, bytes, 0))
+    }
+
+    /// A slot that was just taken is owned by its fbuf from here on (invariant 2). Shelf and mappings
+    /// live until it is put back or taken back (`Drop for Pool`).
+    #[inline]
+    pub(crate) fn fbuf(&self, slot: SlotId, bytes: Address, filled: u32) -> Fbuf {
+        Fbuf { bytes, slot, filled, home: self.home() }
+    }
+
+    /// Whether a fbuf is one of this pool.
+    #[inline]
+    pub(crate) fn owns(&self, fbuf: &Fbuf) -> bool {
+        fbuf.home == self.home()
+    }
+
+    /// The inside of the shelf's Arc. The pointer comes from the Arc and not from a reference to what is in it, for it
+    /// also leads to the counts, which lie beside that (`put_back`).
+    #[inline]
+    pub(super) fn home(&self) -> NonNull<Shelf> {
+        // SAFETY: an Arc points to what it owns, for as long as it lives (invariant 2: the shelf outlives its fbufs).
+        unsafe { NonNull::new_unchecked(Arc::as_ptr(self.shelf()).cast_mut()) }
+    }
+}
+
+impl Fbuf {
+    /// Ends it without putting the slot back: the slot, where its bytes are, and how many are filled.
+    #[inline]
+    pub(crate) fn into_slot(self) -> (SlotId, Address, u32) {
+        let parts = (self.slot, self.bytes, self.filled);
+        std::mem::forget(self);
+        parts
+    }
+
+    #[inline]
+    fn bytes(&self) -> *mut u8 {
+        self.bytes.pointer().as_ptr()
+    }
+
+    /// How many bytes it can hold: the slot size of its sender.
+    #[must_use]
+    #[inline]
+    pub fn capacity(&self) -> usize {
+        // SAFETY: `home` lives until this slot is put back (`Drop for Pool`, invariant 2), which only `drop` does.
+        unsafe { self.home.as_ref() }.slot_bytes() as usize
+    }
+
+    /// How many bytes are filled, and will be sent.
+    #[must_use]
+    #[inline]
+    pub fn len(&self) -> usize {
+        self.filled as usize
+    }
+
+    /// Whether nothing is filled. An empty message can be sent.
+    #[must_use]
+    #[inline]
+    pub fn is_empty(&self) -> bool {
+        self.filled == 0
+    }
+
+    /// Sets how many bytes are filled, without touching them: bytes that were not filled before
+    /// hold whatever this sender wrote into the slot when it last used it, or zeroes.
+    ///
+    /// # Errors
+    /// [`TooLarge`] beyond the capacity.
+    #[inline]
+    pub fn resize(&mut self, length: usize) -> Result<(), TooLarge> {
+        if length > self.capacity() {
+            return Err(TooLarge { asked: length, capacity: self.capacity() });
+        }
+        self.filled = length as u32;
+        Ok(())
+    }
+
+    /// The bytes that are not filled yet.
+    #[inline]
+    pub fn spare_mut(&mut self) -> &mut [u8] {
+        // SAFETY: filled ≤ capacity, all bytes of a slot are initialised (memory from the kernel is
+        // zeroed), and this fbuf owns them (invariant 2): no other process has a writable mapping of it
+        // (invariant 1), or it is of a user that is trusted not to use one (`Trusted`).
+        unsafe {
+            slice::from_raw_parts_mut(self.bytes().add(self.filled as usize), self.capacity() - self.filled as usize)
+        }
+    }
+
+    /// Reads once from `source` straight into the slot, and counts what came as filled.
+    ///
+    /// Returns how many bytes came; 0 at the end of `source`, or when the slot is full.
+    ///
+    /// # Errors
+    /// What `source` says.
+    pub fn read_from(&mut self, source: &mut impl Read) -> io::Result<usize> {
+        let spare = self.spare_mut();
+        let count = source.read(spare)?.min(spare.len());
+        self.filled += count as u32;
+        Ok(count)
+    }
+}
+
+impl Deref for Fbuf {
+    type Target = [u8];
+    #[inline]
+    fn deref(&self) -> &[u8] {
+        // SAFETY: filled ≤ capacity, all bytes of a slot are initialised, and this fbuf owns them (invariants 1 and 2,
+        // as `spare_mut` has it).
+        unsafe { slice::from_raw_parts(self.bytes(), self.filled as usize) }
+    }
+}
+
+impl DerefMut for Fbuf {
+    #[inline]
+    fn deref_mut(&mut self) -> &mut [u8] {
+        // SAFETY: filled ≤ capacity, all bytes of a slot are initialised, and this fbuf owns them (invariants 1 and 2,
+        // as `spare_mut` has it).
+        unsafe { slice::from_raw_parts_mut(self.bytes(), self.filled as usize) }
+    }
+}
+
+impl AsRef<[u8]> for Fbuf {
+    fn as_ref(&self) -> &[u8] {
+        self
+    }
+}
+
+impl AsMut<[u8]> for Fbuf {
+    fn as_mut(&mut self) -> &mut [u8] {
+        self
+    }
+}
+
+/// Fills what fits; a full slot writes 0 bytes, which `write_all` reports as an error.
+impl io::Write for Fbuf {
+    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+        let spare = self.spare_mut();
+        let count = data.len().min(spare.len());
+        spare[..count].copy_from_slice(&data[..count]);
+        self.filled += count as u32;
+        Ok(count)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+// SAFETY: `chunk_mut` is the spare part, `remaining_mut` its length, and `advance_mut` stays inside.
+unsafe impl BufMut for Fbuf {
+    fn remaining_mut(&self) -> usize {
+        self.capacity() - self.filled as usize
+    }
+
+    unsafe fn advance_mut(&mut self, count: usize) {
+        assert!(count <= self.remaining_mut(), "advanced by {count} bytes where {} remain", self.remaining_mut());
+        self.filled += count as u32;
+    }
+
+    fn chunk_mut(&mut self) -> &mut UninitSlice {
+        UninitSlice::new(self.spare_mut())
+    }
+}
+
+impl fmt::Debug for Fbuf {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Fbuf").field("len", &self.filled).field("capacity", &self.capacity()).finish_non_exhaustive()
+    }
+}
+
+impl Drop for Fbuf {
+    #[inline]
+    fn drop(&mut self) {
+        // By value: a fbuf whose address nobody takes can live in registers.
+        put_back(self.home, self.slot);
+    }
+}
+
+/// Puts a slot back that was not sent, or lets go of one that was sent and kept.
+#[cold]
+#[inline(never)]
+pub(super) fn put_back(home: NonNull<Shelf>, slot: SlotId) {
+    // SAFETY: `home` comes from an Arc (`Pool::home`) and lives until this slot is put back (`Drop for Pool`),
+    // which happens below; counted here, it also lives until that has returned.
+    let shelf = unsafe {
+        Arc::increment_strong_count(home.as_ptr());
+        Arc::from_raw(home.as_ptr())
+    };
+    // The mappings, if this was the last fbuf of a sender that is gone.
+    drop(shelf.put_back(slot));
+}

@@ -1,0 +1,188 @@
+//! The links of a pool. They belong to it: only the state of all links says which slots are free.
+
+use std::{iter, mem, slice};
+
+use super::{Pool, Storage};
+use crate::{
+    abort::Abort,
+    peer::Peer,
+    send::{
+        link::{Arrived, Expected, Outbound},
+        unread::Unread,
+    },
+    slot::{Mark, SlotId},
+    socket::link_message::LinkEnd,
+};
+
+impl Pool {
+    /// The links, in an order that changes only when one [ends](Self::end).
+    #[must_use]
+    #[inline]
+    pub fn links(&self) -> &[Outbound] {
+        &self.links
+    }
+
+    /// How many receivers are linked, as far as is known.
+    #[must_use]
+    pub fn receivers(&self) -> usize {
+        self.links.iter().filter(|link| link.is_open()).count()
+    }
+
+    /// All links over which a slot may be lent: those that are there, and those that were parted with.
+    #[inline]
+    pub(super) fn linked(&self) -> iter::Chain<slice::Iter<'_, Outbound>, slice::Iter<'_, Outbound>> {
+        self.links.iter().chain(&self.parted)
+    }
+
+    /// Looks for the hello of a receiver that is expected. If it came, the link is open, and the last of
+    /// [`Self::links`]: what is sent from now on reaches that receiver.
+    ///
+    /// # Errors
+    /// [`LinkEnd`]: there will be no link.
+    pub fn link(&mut self, expected: Expected) -> Result<Arrived, LinkEnd> {
+        match expected.look(self, self.next_sequence)? {
+            Ok(link) => {
+                self.links.push(link);
+                Ok(Arrived::Here)
+            }
+            Err(expected) => Ok(Arrived::NotYet(expected)),
+        }
+    }
+
+    /// Reads what a receiver sent over its socket, takes what it gave, and looks whether it has left.
+    ///
+    /// # Errors
+    /// [`LinkEnd`]: the link is over, and is to be [ended](Self::end).
+    ///
+    /// # Panics
+    /// There is no such link.
+    pub fn attend(&mut self, index: usize) -> Result<(), LinkEnd> {
+        let link = &mut self.links[index];
+        let attended = link.attend(self.next_sequence);
+        let given = link.gifts().into_iter().try_for_each(|gift| self.give(gift));
+        attended.and(given.map_err(LinkEnd::from))
+    }
+
+    /// Looks which receivers have left. What they never read is back at once; what they hold on to stays lent until
+    /// it is handed back, or the link hangs up. Fbufs that were dropped unsent do not keep memory of a receiver that has
+    /// gone.
+    pub fn notice_leaving(&mut self) {
+        if self.is_receivers() {
+            self.clear_shelf();
+        }
+        for link in &mut self.links {
+            link.notice_leaving(self.next_sequence);
+        }
+    }
+
+    /// Announces the segments that a receiver does not know, before the first message that lies in one of them:
+    /// whether it knows all now. The kernel may have no room for a descriptor, or no memory for the words of their slots
+    /// on the board, which passes.
+    ///
+    /// # Errors
+    /// [`LinkEnd`]: the link is over, and is to be [ended](Self::end).
+    ///
+    /// # Panics
+    /// There is no such link.
+    pub fn announce_to(&mut self, index: usize) -> Result<bool, LinkEnd> {
+        let segments: Vec<_> = self.announce(self.links[index].announced()).collect();
+        let slots = self.slots();
+        self.links[index].announce(segments, slots)
+    }
+
+    /// A link that was found to be over while something was sent, and why. It is to be [ended](Self::end).
+    pub fn lost(&mut self) -> Option<(usize, LinkEnd)> {
+        self.links.iter_mut().enumerate().find_map(|(index, link)| Some((index, link.lost()?)))
+    }
+
+    /// Ends a link; the last one takes its place. What its receiver has not read to the end is returned. What is lent over
+    /// it alone is back, if its receiver has hung up, or has broken a rule. Otherwise the receiver is told that its
+    /// stream is broken off, and what it has, or has yet to read, stays lent until it lets go of it or hangs up; of slots
+    /// that are leased, only what it reads.
+    ///
+    /// # Panics
+    /// There is no such link.
+    pub fn end(&mut self, index: usize) -> Option<Unread> {
+        self.part(index, false)
+    }
+
+    /// As [`Self::end`], of a receiver that is still there, and is told that it is disconnected. If it reads copies, all
+    /// that was lent over the link alone is back at once, also what it has not copied yet.
+    ///
+    /// # Panics
+    /// There is no such link.
+    pub fn disconnect(&mut self, index: usize) -> Option<Unread> {
+        let returns = self.links[index].drop_receiver();
+        self.part(index, returns)
+    }
+
+    /// The receivers that hold the message that was sent first of all that are held.
+    #[must_use]
+    pub fn holders_of_oldest(&self) -> Vec<Peer> {
+        let oldest = |link| Some((self.lent_over(link).map(|(_, mark)| mark).min()?, link.peer()));
+        let held: Vec<(Mark, Peer)> = self.links.iter().filter_map(oldest).collect();
+        let first = held.iter().map(|&(mark, _)| mark).min();
+        held.into_iter().filter(|&(mark, _)| Some(mark) == first).map(|(_, peer)| peer).collect()
+    }
+
+    fn part(&mut self, index: usize, returns: bool) -> Option<Unread> {
+        let mut link = self.links.swap_remove(index);
+        link.notice_leaving(self.next_sequence);
+        let unread = link.unread(self.lent_over(&link).map(|(_, mark)| mark), self.next_sequence);
+        self.forget_gifts(link.peer());
+        // Where slots are memory of their own, the kernel says when they can be written; what the receiver has not taken by
+        // then it does not take any more.
+        if self.is_leased() && !link.is_over() {
+            link.drop_receiver();
+        }
+        if !returns && matches!(self.storage, Storage::Segments(_)) && !link.is_over() && self.is_lent_over(&link) {
+            link.close(self.next_sequence, Some(Abort::Disconnected));
+            self.parted.push(link);
+        }
+        unread
+    }
+
+    /// Looks whether receivers that were parted with have let go of all that they had.
+    pub(super) fn forget_parted(&mut self) {
+        let mut parted = mem::take(&mut self.parted);
+        parted.retain_mut(|link| link.attend(self.next_sequence).is_ok() && self.is_lent_over(link));
+        self.parted = parted;
+    }
+
+    /// Whether any slot is lent over this one of the [links](Self::links).
+    ///
+    /// # Panics
+    /// There is no such link.
+    #[must_use]
+    pub fn lends_over(&self, index: usize) -> bool {
+        self.is_lent_over(&self.links[index])
+    }
+
+    fn is_lent_over(&self, link: &Outbound) -> bool {
+        self.lent_over(link).next().is_some()
+    }
+
+    /// How many slots are lent over this one of the [links](Self::links).
+    ///
+    /// # Panics
+    /// There is no such link.
+    #[must_use]
+    pub fn count_lent_over(&self, index: usize) -> usize {
+        self.lent_over(&self.links[index]).count()
+    }
+
+    /// The slots that are lent over a link, and with which messages. Goes through all slots.
+    fn lent_over(&self, link: &Outbound) -> impl Iterator<Item = (SlotId, Mark)> {
+        let marks = self.all().map(|slot| (slot, self.mark(slot)));
+        marks.filter(move |&(slot, mark)| mark != Mark::OUT && link.has(slot, mark))
+    }
+
+    /// Tells all receivers that nothing more comes: everything that was sent arrives, and then the end, or why the stream
+    /// is broken off. What is said first counts. Without this, a pool that is dropped ends its links as a process does
+    /// that dies.
+    pub fn close(&mut self, abort: Option<Abort>) {
+        for link in &mut self.links {
+            link.close(self.next_sequence, abort);
+        }
+    }
+}

@@ -1,0 +1,499 @@
+//! A sender's slots (invariant 2): free in its pool, out as a [`Fbuf`](crate::send::fbuf::Fbuf), or lent over links. All of it is
+//! private memory of one thread, but for the shelf, where fbufs are put that were dropped unsent, on
+//! whatever thread.
+//!
+//! Slots are used in the order of their numbers, round and round, as by the hand of a clock: the bytes
+//! that come next were written longest ago, have left the writer's private cache, and cost the reader
+//! no fetch of dirty lines. There is no list of free slots: whether a slot has come back is looked up
+//! when the hand comes by, and one that somebody keeps for long is passed over, once a round.
+
+mod links;
+mod made;
+mod publish;
+mod shelf;
+
+use std::{io, sync::Arc};
+
+pub use self::publish::{Published, Unsent};
+pub(crate) use self::shelf::Shelf;
+use crate::{
+    limits::MAX_SEGMENTS,
+    memory::{Address, MemoryError, Pieces, wrapping::Ring},
+    peer::Peer,
+    points,
+    send::{
+        guard::Guard,
+        link::{NoRoom, Outbound},
+        storage::{
+            Segment, Storage,
+            leased::{LeasedSlots, View},
+        },
+    },
+    slot::{Geometry, Mark, SlotId},
+    socket::{
+        link_message::{Gift, NewSegment},
+        wire::Descriptor,
+    },
+    violation::Violation,
+};
+
+/// How many slots one look goes through in search of one that is back.
+const SEARCH: u32 = 256;
+
+/// A sender's slots.
+#[derive(Debug)]
+pub struct Pool {
+    geometry: Geometry,
+    storage: Storage,
+    /// What there was not enough of for a buffer when it was last asked for.
+    lack: Option<Lack>,
+    /// The hand: the slots that come next, as far as they are known to be free.
+    free: Pieces,
+    /// The ledger: which message used each slot last. [`Mark::OUT`] for those that are fbufs, or are among
+    /// `free` and may become fbufs without a word: some of the former may be on the shelf.
+    ledger: Ring<Mark>,
+    /// Slots that were sent and whose handle the sender has kept: they are used again when it lets go.
+    retained: Vec<SlotId>,
+    /// The links.
+    links: Vec<Outbound>,
+    /// Links that were ended from this side; their receivers may read on.
+    parted: Vec<Outbound>,
+    /// The number of the next message.
+    next_sequence: u64,
+    /// How many slots are in use: all but those of a segment that receivers do not know yet.
+    used: u32,
+    /// How many slots from the hand on were searched in vain.
+    searched: u32,
+    shelf: Arc<Shelf>,
+    guard: Option<Guard>,
+    /// Messages that were sent without being guarded, although they should have been.
+    unguarded: u64,
+}
+
+/// What there is not enough of for a free slot to be used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lack {
+    /// Memory.
+    Memory,
+    /// Descriptors of this process.
+    Descriptors,
+    /// The right to open the slot again: it belongs to the user that this process had when it opened the sender.
+    Permission,
+    /// A /proc, through which the slot would be opened again.
+    Proc,
+}
+
+impl Lack {
+    fn behind(error: &MemoryError) -> Self {
+        if error.is_of_descriptors() {
+            Self::Descriptors
+        } else if error.is_of_permission() {
+            Self::Permission
+        } else if error.is_of_proc() {
+            Self::Proc
+        } else {
+            Self::Memory
+        }
+    }
+}
+
+/// Where a sender's slots are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Places {
+    /// Free in the pool.
+    pub free: usize,
+    /// Held as fbufs.
+    pub held: usize,
+    /// Lent to receivers.
+    pub lent: usize,
+}
+
+impl Pool {
+    /// How many bytes a fbuf holds.
+    #[must_use]
+    pub fn capacity(&self) -> u32 {
+        self.shelf.slot_bytes()
+    }
+
+    /// The guard, if there is one.
+    pub(crate) fn guard(&self) -> Option<&Guard> {
+        self.guard.as_ref()
+    }
+
+    /// Messages that were sent without being guarded, for lack of mappings, although there is a guard.
+    #[must_use]
+    pub fn unguarded(&self) -> u64 {
+        self.unguarded
+    }
+
+    /// The size and number of its slots.
+    #[must_use]
+    pub fn geometry(&self) -> Geometry {
+        self.geometry
+    }
+
+    /// Where its slots are. Goes through all of them.
+    #[must_use]
+    pub fn places(&self) -> Places {
+        let put_back = self.shelf.slots();
+        let is_kept = |slot: &SlotId| self.retained.contains(slot) && !put_back.contains(slot);
+        // One look at each slot: it may come back meanwhile, and is not to be counted twice.
+        let (lent, rest): (Vec<_>, Vec<_>) = self.all().partition(|&slot| self.is_lent(slot));
+        let idle = rest.iter().filter(|slot| is_kept(slot)).count();
+        let out = self.count_out() - put_back.iter().filter(|slot| !self.retained.contains(slot)).count();
+        Places { free: self.used as usize - out - lent.len() - idle, held: out + idle, lent: lent.len() }
+    }
+
+    /// Whether any slot is lent.
+    #[must_use]
+    pub fn lends(&self) -> bool {
+        // What was sent last is the most likely.
+        (0..self.used).rev().any(|ahead| self.is_lent(self.ahead(ahead)))
+    }
+
+    fn all(&self) -> impl Iterator<Item = SlotId> {
+        (0..self.used).map(SlotId::new)
+    }
+
+    fn count_out(&self) -> usize {
+        self.all().filter(|&slot| self.mark(slot) == Mark::OUT).count() - self.free.len()
+    }
+
+    /// The slot that the hand comes to after so many others; less than there are.
+    fn ahead(&self, count: u32) -> SlotId {
+        // The hand may stand behind the last slot; it is never further.
+        let (slot, left) = (self.free.next_number(), self.used - count);
+        SlotId::new(if slot < left { slot + count } else { slot - left })
+    }
+
+    #[inline]
+    fn mark(&self, slot: SlotId) -> Mark {
+        *self.ledger.at(slot.index())
+    }
+
+    fn is_lent(&self, slot: SlotId) -> bool {
+        let mark = self.mark(slot);
+        mark != Mark::OUT && self.linked().any(|link| link.has(slot, mark))
+    }
+
+    fn is_free(&self, slot: SlotId) -> bool {
+        let mark = self.mark(slot);
+        mark != Mark::OUT
+            && !self.retained.contains(&slot)
+            && !self.linked().any(|link| link.has(slot, mark))
+            && self.storage.is_available(slot)
+    }
+
+    /// How many slots there are now.
+    #[must_use]
+    pub fn slots(&self) -> u32 {
+        self.storage.slots()
+    }
+
+    /// Whether [`Self::grow`] could add any.
+    #[must_use]
+    pub fn can_grow(&self) -> bool {
+        self.slots() < self.geometry.max_slots() && self.storage.segments().len() < MAX_SEGMENTS
+    }
+
+    /// Doubles the number of slots, or reaches the limit. The new slots can be had once every receiver
+    /// knows of them and [`Self::use_segment`] was called.
+    ///
+    /// # Errors
+    /// [`MemoryError`], and nothing has changed.
+    pub fn grow(&mut self) -> Result<(), MemoryError> {
+        let room = self.geometry.max_slots() - self.slots();
+        let slots = if self.storage.segments().len() + 1 == MAX_SEGMENTS { room } else { self.slots().min(room) };
+        self.add_segment(slots)?;
+        points::reach("growth: made");
+        Ok(())
+    }
+
+    /// Whether the last segment is not in use yet.
+    #[must_use]
+    pub fn is_growing(&self) -> bool {
+        self.used < self.slots()
+    }
+
+    /// Begins to use the new segment: its slots come next.
+    pub fn use_segment(&mut self) {
+        if self.is_growing() {
+            self.move_to(SlotId::new(self.used));
+            (self.used, self.searched) = (self.slots(), 0);
+            points::reach("growth: used");
+        }
+    }
+
+    fn add_segment(&mut self, slots: u32) -> Result<(), MemoryError> {
+        self.storage.add(self.geometry, slots, self.guard.as_ref())
+    }
+
+    /// The segments there are, but for the first `known`.
+    pub fn announce(&self, known: usize) -> impl Iterator<Item = NewSegment> {
+        self.storage.segments().iter().skip(known).map(Segment::announce)
+    }
+
+    /// Takes the slot whose turn it is, if it is known to be free: its name, and where its bytes are.
+    #[inline]
+    pub(crate) fn take_free(&mut self) -> Option<(SlotId, Address)> {
+        let (number, bytes) = self.free.next()?;
+        Some((SlotId::new(number), bytes))
+    }
+
+    /// Lets the owner write slots of one segment again.
+    fn release(&self, first: SlotId, count: u32) -> io::Result<()> {
+        let Some(guard) = &self.guard else { return Ok(()) };
+        self.protect(first, count, true)?;
+        points::reach("seal: released");
+        (first.number()..first.number() + count).for_each(|slot| guard.sent(SlotId::new(slot), Mark::NONE));
+        Ok(())
+    }
+
+    fn protect(&self, first: SlotId, count: u32, writable: bool) -> io::Result<()> {
+        let Some(segment) = self.storage.segment_of(first) else {
+            return Err(io::Error::other("only slots of segments are guarded"));
+        };
+        // SAFETY: slots that are guarded fill whole pages (`with_guard`), and one that is made read-only was an fbuf,
+        // which has just ended (`publish`); it is writable again before it is one once more (`release`).
+        #[expect(unsafe_code, reason = "only the pool knows which slots are fbufs")]
+        unsafe {
+            segment.protect(self.geometry, first, count, writable)
+        }
+    }
+
+    /// Where the bytes of a slot are.
+    pub(crate) fn address(&self, slot: SlotId) -> Option<Address> {
+        self.storage.segment_of(slot)?.pieces(self.geometry, slot, 1).next().map(|(_, bytes)| bytes)
+    }
+
+    /// Where fbufs of this pool go that are dropped.
+    #[inline]
+    pub(crate) fn shelf(&self) -> &Arc<Shelf> {
+        &self.shelf
+    }
+
+    /// Whether no slot is known to be free.
+    #[must_use]
+    #[inline]
+    pub fn is_dry(&self) -> bool {
+        self.free.is_empty()
+    }
+
+    /// Looks which of the slots that come next are free, up to `most`: whether there is one.
+    pub fn collect(&mut self, most: u32) -> bool {
+        if !self.free.is_empty() {
+            return true;
+        }
+        if !self.retained.is_empty() {
+            self.clear_shelf();
+        }
+        let first = self.ahead(0);
+        if !matches!(self.storage, Storage::Segments(_)) {
+            return self.collect_draft(first);
+        }
+        let Some(segment) = self.storage.segment_of(first) else { return false };
+        let end = (segment.first + segment.slots).min(first.number().saturating_add(most));
+        let marks = self.ledger.slice(first.index()..end as usize);
+        let count = match &self.links[..] {
+            [link] if self.retained.is_empty() && self.parted.is_empty() => link.count_back(first, marks),
+            _ => (first.number()..).zip(marks).take_while(|&(slot, _)| self.is_free(SlotId::new(slot))).count(),
+        };
+        if self.guard.is_some() && count > 0 && self.release(first, count as u32).is_err() {
+            // The kernel has no mapping left that this would take; slots come back, and with them mappings.
+            return false;
+        }
+        self.free = segment.pieces(self.geometry, first, count as u32);
+        self.ledger.fill(first.index()..first.index() + count, Mark::OUT);
+        count > 0
+    }
+
+    fn collect_draft(&mut self, slot: SlotId) -> bool {
+        self.lack = None;
+        if !self.is_free(slot) || self.lacks_room().is_some() {
+            return false;
+        }
+        let draft = self.storage.draft(self.geometry, slot);
+        self.lack = draft.as_ref().err().map(Lack::behind);
+        let Ok(Some(pieces)) = draft else { return false };
+        self.free = pieces;
+        *self.ledger.at_mut(slot.index()) = Mark::OUT;
+        true
+    }
+
+    /// Of what there was not enough, if the last look found a slot free and it could not be had.
+    #[must_use]
+    pub fn lack(&self) -> Option<Lack> {
+        self.lack
+    }
+
+    /// Why there is no room for one message more than there are fbufs, in a pool of buffers that are sent once: a slot that is free is not used before the receiver has read.
+    #[must_use]
+    pub fn lacks_room(&self) -> Option<NoRoom> {
+        if !matches!(self.storage, Storage::Shots(_)) {
+            return None;
+        }
+        self.links.iter().find_map(|link| self.lacks_room_for(link))
+    }
+
+    fn lacks_room_for(&self, link: &Outbound) -> Option<NoRoom> {
+        link.lacks_room(self.count_out() + 1, self.links.len())
+    }
+
+    /// The receivers for which there is [no room](Self::lacks_room).
+    #[must_use]
+    pub fn without_room(&self) -> Vec<Peer> {
+        let links = self.links.iter().filter(|link| self.sends_for_good() && self.lacks_room_for(link).is_some());
+        links.map(Outbound::peer).collect()
+    }
+
+    /// Whether this is a pool of buffers that are sent once.
+    #[must_use]
+    pub(crate) fn sends_for_good(&self) -> bool {
+        matches!(self.storage, Storage::Shots(_))
+    }
+
+    /// Whether receivers lease what is sent.
+    #[must_use]
+    pub fn is_leased(&self) -> bool {
+        self.storage.leased().is_some()
+    }
+
+    /// The slots, to be read, if they are memory of this user.
+    ///
+    /// # Errors
+    /// There is no descriptor left.
+    pub(crate) fn hand_over(&self) -> io::Result<Vec<Descriptor>> {
+        self.storage.leased().filter(|slots| !slots.are_given()).map_or(Ok(Vec::new()), LeasedSlots::hand_over)
+    }
+
+    /// Whether the slots are those of a receiver, who hands the right to write them back over its socket.
+    #[must_use]
+    pub fn is_receivers(&self) -> bool {
+        self.storage.leased().is_some_and(LeasedSlots::are_given)
+    }
+
+    /// Takes what a receiver gives to a pool of such slots.
+    ///
+    /// # Errors
+    /// [`Violation`]
+    fn give(&mut self, gift: Gift) -> Result<(), Violation> {
+        let Some(slots) = self.storage.leased_mut() else { return Ok(()) };
+        slots.give(gift)
+    }
+
+    /// A receiver has gone. What it gave is of no use any more.
+    fn forget_gifts(&mut self, giver: Peer) {
+        if let Some(slots) = self.storage.leased_mut() {
+            slots.forget_giver(giver);
+        }
+    }
+
+    /// Whether a slot cannot be had for a reason that passes without a word: a lease that a receiver has, or a receiver
+    /// that reads on although its link was ended.
+    #[must_use]
+    pub fn is_blocked(&self) -> bool {
+        !self.parted.is_empty() || self.storage.leased().is_some_and(LeasedSlots::is_blocked)
+    }
+
+    /// A slot that was taken to be sent, to be read on, where that takes another mapping.
+    pub(crate) fn view(&self, slot: SlotId) -> Option<View> {
+        self.storage.leased()?.view(slot)
+    }
+
+    /// Whether a slot is still that which such a view shows.
+    pub(crate) fn is_seen(&self, slot: SlotId, view: Option<&View>) -> bool {
+        view.is_none_or(|view| self.storage.leased().is_some_and(|slots| slots.is_seen(slot, view)))
+    }
+
+    /// Moves the hand; forgets which slots were known to be free.
+    fn move_to(&mut self, slot: SlotId) {
+        let begin = self.free.next_number() as usize;
+        self.ledger.fill(begin..begin + self.free.len(), Mark::NONE);
+        self.free = Pieces::none(slot.number());
+    }
+
+    /// Whether the slot is free that comes after so many others.
+    #[must_use]
+    #[inline]
+    pub fn is_back(&self, count: u32) -> bool {
+        self.is_free(self.ahead(count.min(self.used - 1)))
+    }
+
+    /// Looks for a slot that is free although it is not its turn: a fbuf that was dropped unsent, or a
+    /// slot behind others that receivers keep for long. The hand goes there, and comes by those others
+    /// again in the next round. False if none was found; the next look goes on where this one ended.
+    pub fn search(&mut self) -> bool {
+        let from = if self.searched < self.used { self.searched } else { 0 };
+        self.search_from(from, SEARCH)
+    }
+
+    /// As [`Self::search`], but looks everywhere.
+    pub fn search_all(&mut self) -> bool {
+        self.search_from(0, u32::MAX)
+    }
+
+    fn search_from(&mut self, from: u32, most: u32) -> bool {
+        self.clear_shelf();
+        if !self.parted.is_empty() {
+            self.forget_parted();
+        }
+        if self.lacks_room().is_some() {
+            return false;
+        }
+        let end = from.saturating_add(most).min(self.used);
+        let found = (0..1).chain(from..end).map(|ahead| self.ahead(ahead)).find(|&slot| self.is_free(slot));
+        if let Some(slot) = found {
+            self.move_to(slot);
+            self.searched = 0;
+        } else {
+            self.searched = end;
+        }
+        found.is_some()
+    }
+
+    pub(super) fn clear_shelf(&mut self) {
+        for slot in self.shelf.clear() {
+            match self.retained.iter().position(|&retained| retained == slot) {
+                // It was sent, and may still be lent.
+                Some(index) => drop(self.retained.swap_remove(index)),
+                None => {
+                    *self.ledger.at_mut(slot.index()) = Mark::NONE;
+                    if let Some(slots) = self.storage.leased_mut() {
+                        slots.drop_homeless(slot);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Keeps a slot from being used again once it is sent, until its handle is dropped.
+    pub(crate) fn keep(&mut self, slot: SlotId) {
+        self.retained.push(slot);
+    }
+
+    /// As if it had never been kept.
+    pub(crate) fn let_go(&mut self, slot: SlotId) {
+        self.retained.retain(|&retained| retained != slot);
+    }
+
+    /// Before the sender sleeps: have [`Fbuf`](crate::send::fbuf::Fbuf)s that are dropped from now on wake it. False if some
+    /// were dropped already.
+    #[must_use]
+    pub fn await_fbufs(&self) -> bool {
+        self.shelf.await_next()
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        let memory = std::mem::replace(&mut self.storage, Storage::Segments(Vec::new()));
+        if self.shelf.is_inherited() {
+            // Fbufs lie in it that this child may still have, and threads of the parent have to do with it.
+            return std::mem::forget((memory, self.shelf.clone()));
+        }
+        self.shelf.clone().close(self.count_out() + self.retained.len(), memory);
+    }
+}
+
+#[cfg(test)]
+mod tests;

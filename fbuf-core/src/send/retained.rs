@@ -1,0 +1,133 @@
+//! A message that was sent and kept.
+//!
+//! One of the files of this crate that may be `unsafe`: here an address becomes a slice.
+#![allow(unsafe_code)]
+
+use std::{fmt, ops::Deref, ptr::NonNull, slice};
+
+use super::fbuf::{Fbuf, put_back};
+use crate::{
+    memory::Sealed,
+    send::{
+        pool::{Pool, Shelf},
+        storage::leased::View,
+    },
+    slot::{Mark, SlotId},
+};
+
+/// A message that was sent, and that its sender may still read: [`Deref`] to its bytes. Its slot is not used
+/// again before this is dropped, from any thread, or becomes a [`Fbuf`] once more.
+///
+/// As of an [`Fbuf`], no process writes its bytes, but that a slot which is leased can be opened for writing by its owner's user:
+/// this one, or that of a receiver that made the slot and is [trusted](crate::trust::Trusted). A one-shot
+/// cannot be written at all.
+pub struct Retained(Kind);
+
+enum Kind {
+    /// It lies in a slot.
+    Slot { bytes: *const u8, length: u32, slot: SlotId, message: Mark, home: NonNull<Shelf>, view: Option<View> },
+    /// It was given away.
+    Sealed(Sealed),
+}
+
+// SAFETY: no process writes the bytes of a slot that is retained (invariant 2), and `Shelf` is Sync.
+unsafe impl Send for Retained {}
+// SAFETY: through `&Retained` one can only read, and no process writes meanwhile (invariant 2).
+unsafe impl Sync for Retained {}
+
+impl Pool {
+    /// Keeps a slot that is about to be sent, of which so many bytes are filled, for its sender to read on. To be
+    /// [given up](Self::give_up) if it is not sent.
+    pub(crate) fn retain(&mut self, slot: SlotId, length: u32, sequence: u64) -> Option<Retained> {
+        let (bytes, view) = if self.is_leased() {
+            let view = self.view(slot)?;
+            (view.bytes(), Some(view))
+        } else {
+            (self.address(slot)?.pointer().as_ptr().cast_const(), None)
+        };
+        self.keep(slot);
+        Some(Retained(Kind::Slot { bytes, length, slot, message: Mark::of(sequence), home: self.home(), view }))
+    }
+
+    /// Forgets that a slot was retained: it was not sent.
+    pub(crate) fn give_up(&mut self, retained: Retained) {
+        if let Some((slot, ..)) = self.own_slot(&retained) {
+            self.let_go(slot);
+            retained.forget();
+        }
+    }
+
+    /// The same slot, to be written again, if every receiver has handed it back.
+    ///
+    /// # Errors
+    /// What was given, if not.
+    pub fn rewrite(&mut self, retained: Retained) -> Result<Fbuf, Retained> {
+        let Some((slot, message, length)) = self.own_slot(&retained) else { return Err(retained) };
+        match self.reclaim(slot, message) {
+            Some(bytes) => {
+                retained.forget();
+                Ok(self.fbuf(slot, bytes, length))
+            }
+            None => Err(retained),
+        }
+    }
+
+    fn own_slot(&self, retained: &Retained) -> Option<(SlotId, Mark, u32)> {
+        match &retained.0 {
+            Kind::Slot { length, slot, message, home, view, .. }
+                if *home == self.home() && self.is_seen(*slot, view.as_ref()) =>
+            {
+                Some((*slot, *message, *length))
+            }
+            _ => None,
+        }
+    }
+}
+
+impl Retained {
+    /// Ends it without putting the slot back.
+    fn forget(mut self) {
+        if let Kind::Slot { view, .. } = &mut self.0 {
+            drop(view.take());
+        }
+        std::mem::forget(self);
+    }
+}
+
+impl From<Sealed> for Retained {
+    fn from(sealed: Sealed) -> Self {
+        Self(Kind::Sealed(sealed))
+    }
+}
+
+impl Deref for Retained {
+    type Target = [u8];
+    fn deref(&self) -> &[u8] {
+        match &self.0 {
+            // SAFETY: they were filled, no process writes them before the slot is used again (as for `Fbuf`), and it is not
+            // while this lives (`Pool::retained`, invariant 2), nor do its mappings go (`Drop for Pool`, or `view`).
+            Kind::Slot { bytes, length, .. } => unsafe { slice::from_raw_parts(*bytes, *length as usize) },
+            Kind::Sealed(sealed) => sealed,
+        }
+    }
+}
+
+impl AsRef<[u8]> for Retained {
+    fn as_ref(&self) -> &[u8] {
+        self
+    }
+}
+
+impl fmt::Debug for Retained {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Retained").field("len", &self.len()).finish_non_exhaustive()
+    }
+}
+
+impl Drop for Retained {
+    fn drop(&mut self) {
+        if let Kind::Slot { slot, home, .. } = self.0 {
+            put_back(home, slot);
+        }
+    }
+}

@@ -1,0 +1,334 @@
+//! The sender's side: slots that it can write until it sends them.
+
+use std::{
+    io,
+    os::fd::{AsFd, OwnedFd},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use crate::{
+    memory::{Leasable, Map, MemoryError, Pages, Pieces},
+    peer::Peer,
+    points,
+    process::fork::Withheld,
+    slot::SlotId,
+    socket::{
+        link_message::{self, Gift},
+        wire::Descriptor,
+    },
+    violation::{Unsuitable, Violation},
+};
+
+/// How soon a slot is tried again that somebody holds a lease on without saying so.
+const AGAIN: Duration = Duration::from_millis(10);
+
+/// Slots that are memory of their own. What takes the place of segments in the pool of a sender whose
+/// messages are leased.
+#[derive(Debug)]
+pub(crate) struct LeasedSlots {
+    slot_bytes: u32,
+    pages: Pages,
+    slots: Vec<Slot>,
+    /// Whether a receiver gives them.
+    given: bool,
+    /// The receiver that gave them, if one did.
+    giver: Option<u64>,
+    /// Those that gave before, and of whose links something may still be read.
+    former: Vec<u64>,
+}
+
+#[derive(Debug, Default)]
+struct Slot {
+    /// None before a receiver has given it.
+    memory: Option<Arc<Leasable>>,
+    right: Right,
+    /// While it may be written.
+    draft: Option<Draft>,
+}
+
+/// How the right to write a slot is had.
+#[derive(Debug, Default)]
+enum Right {
+    /// By opening it: it is this user's. Not before this time, when somebody stands in the way.
+    Own(Option<Instant>),
+    /// From its receiver, who hands the right back with each message. None: that one has it.
+    #[default]
+    Away,
+    Here(Withheld<OwnedFd>),
+}
+
+#[derive(Debug)]
+struct Draft {
+    map: Map,
+    /// What is mapped.
+    memory: Arc<Leasable>,
+}
+
+/// A slot that its sender reads on.
+#[derive(Debug)]
+pub(crate) struct View {
+    map: Map,
+    memory: Arc<Leasable>,
+}
+
+impl View {
+    /// Where its bytes are.
+    pub(crate) fn bytes(&self) -> *const u8 {
+        self.map.beginning()
+    }
+}
+
+/// What was written of a slot that was given by a receiver who has gone, and there is no other yet.
+#[derive(Debug)]
+pub(crate) struct Homeless;
+
+impl LeasedSlots {
+    /// Slots of this user, all of whose memory is made to exist: and in which pages it lies.
+    ///
+    /// # Errors
+    /// [`MemoryError`]
+    pub(crate) fn own(memory: Vec<Leasable>, slot_bytes: u32, pages: Pages) -> Result<(Self, Pages), MemoryError> {
+        let found = memory.iter().map(|memory| memory.reserve(pages)).collect::<Result<Vec<_>, _>>()?;
+        // What some of them lack, the pool lacks.
+        let pages = found.into_iter().min().unwrap_or(Pages::Base);
+        let slot = |memory| Slot { memory: Some(Arc::new(memory)), right: Right::Own(None), draft: None };
+        Ok((
+            Self {
+                slot_bytes,
+                pages,
+                slots: memory.into_iter().map(slot).collect(),
+                given: false,
+                giver: None,
+                former: Vec::new(),
+            },
+            pages,
+        ))
+    }
+
+    /// Slots that the receiver will give.
+    pub(crate) fn of_receiver(slots: u32, slot_bytes: u32) -> Self {
+        Self {
+            slot_bytes,
+            pages: Pages::Transparent,
+            slots: (0..slots).map(|_| Slot::default()).collect(),
+            given: true,
+            giver: None,
+            former: Vec::new(),
+        }
+    }
+
+    /// Whether a receiver gives them.
+    pub(crate) fn are_given(&self) -> bool {
+        self.given
+    }
+
+    /// How many there are.
+    pub(crate) fn len(&self) -> u32 {
+        self.slots.len() as u32
+    }
+
+    /// The slots, to be read.
+    ///
+    /// # Errors
+    /// There is no descriptor left.
+    pub(crate) fn hand_over(&self) -> io::Result<Vec<Descriptor>> {
+        let memory = self.slots.iter().filter_map(|slot| slot.memory.as_ref());
+        memory.map(|memory| Ok(memory.as_fd().try_clone_to_owned()?.into())).collect()
+    }
+
+    /// A receiver gives the right to write a slot, and before the first time the slot: what is written is the same
+    /// memory as what is read, exactly as [`Leasable::create`] makes it, with all its pages.
+    ///
+    /// # Errors
+    /// [`Violation`]
+    pub(crate) fn give(&mut self, gift: Gift) -> Result<(), Violation> {
+        let Gift { giver, right: link_message::Right { slot, writer, reader } } = gift;
+        let giver = giver.peer();
+        let unmappable = |error: io::Error| Unsuitable::Unmappable(error.to_string());
+        if self.former.contains(&giver.endpoint) {
+            // It has gone, and what it had sent before is of no use.
+            return Ok(());
+        }
+        if self.giver != Some(giver.endpoint) {
+            self.forget();
+            self.former.extend(self.giver.replace(giver.endpoint));
+        }
+        let known = self.len();
+        let Some(place) = self.slots.get(slot as usize) else { return Err(Violation::Slot { named: slot, known }) };
+        let memory = match (reader, &place.memory) {
+            (Some(reader), _) => {
+                let memory = Leasable::given(reader.into_foreign().map_err(unmappable)?, self.slot_bytes.into())?;
+                let mut others = (0..).zip(&self.slots).filter(|(other, _)| *other != slot);
+                // Two fbufs would write the same bytes.
+                if others.any(|(_, other)| other.has(&memory)) {
+                    return Err(Unsuitable::Shared.into());
+                }
+                Arc::new(memory)
+            }
+            (None, Some(memory)) => memory.clone(),
+            (None, None) => {
+                return Err(Violation::OutOfTurn { found: "the right to write a slot", wanted: "the slot" });
+            }
+        };
+        memory.verify_writer(writer.as_fd(), giver.same_user)?;
+        let writer = writer.into_owned().map_err(unmappable)?;
+        let place = &mut self.slots[slot as usize];
+        (place.memory, place.right) = (Some(memory), Right::Here(writer.into()));
+        points::reach("right: accepted");
+        Ok(())
+    }
+
+    /// A receiver is gone: forgets what it gave.
+    pub(crate) fn forget_giver(&mut self, giver: Peer) {
+        self.former.retain(|&former| former != giver.endpoint);
+        if self.giver == Some(giver.endpoint) {
+            self.giver = None;
+            self.forget();
+        }
+    }
+
+    fn forget(&mut self) {
+        for slot in &mut self.slots {
+            if !matches!(slot.right, Right::Own(_)) {
+                (slot.memory, slot.right) = (None, Right::Away);
+            }
+        }
+    }
+
+    /// Whether a slot that receivers have handed back can be had now.
+    pub(crate) fn is_available(&self, slot: SlotId) -> bool {
+        self.slots.get(slot.index()).is_some_and(|slot| match &slot.right {
+            Right::Own(None) | Right::Here(_) => true,
+            Right::Own(Some(time)) => *time <= Instant::now(),
+            Right::Away => slot.is_current_draft(),
+        })
+    }
+
+    /// Whether somebody holds a lease on some slot without saying so: time will tell, and nothing else.
+    pub(crate) fn is_blocked(&self) -> bool {
+        self.slots.iter().any(|slot| matches!(slot.right, Right::Own(Some(_))))
+    }
+
+    /// The bytes of a slot, to be written; none if they cannot be had now.
+    ///
+    /// # Errors
+    /// [`MemoryError`]
+    pub(crate) fn draft(&mut self, number: SlotId) -> Result<Option<Pieces>, MemoryError> {
+        let huge = self.pages != Pages::Base;
+        let Some(slot) = self.slots.get_mut(number.index()) else { return Ok(None) };
+        if !slot.is_current_draft() {
+            slot.draft = None;
+            match slot.open(huge)? {
+                Some(draft) => slot.draft = Some(draft),
+                None => return Ok(None),
+            }
+        }
+        Ok(slot.draft.as_ref().map(|draft| Pieces::one(&draft.map, number.number())))
+    }
+
+    /// The bytes of a slot that was not sent after all.
+    ///
+    /// # Errors
+    /// [`MemoryError`]
+    pub(crate) fn recall(&mut self, number: SlotId) -> Result<Option<Pieces>, MemoryError> {
+        match self.slots.get(number.index()).and_then(|slot| slot.draft.as_ref()) {
+            // Be it that of a receiver who has gone.
+            Some(draft) => Ok(Some(Pieces::one(&draft.map, number.number()))),
+            None => self.draft(number),
+        }
+    }
+
+    /// Whether what was written of a slot lies in memory of a receiver that has gone.
+    pub(crate) fn is_homeless(&self, slot: SlotId) -> bool {
+        self.slots.get(slot.index()).is_some_and(|slot| slot.draft.is_some() && !slot.is_current_draft())
+    }
+
+    /// Unmaps what was written of a slot and was not sent, if it lies in memory of a receiver that has gone.
+    pub(crate) fn drop_homeless(&mut self, slot: SlotId) {
+        if self.is_homeless(slot)
+            && let Some(slot) = self.slots.get_mut(slot.index())
+        {
+            slot.draft = None;
+        }
+    }
+
+    /// Gives up the right to write a slot that is about to be sent, of which so many bytes are filled.
+    ///
+    /// # Errors
+    /// [`Homeless`]: it stays as it is.
+    pub(crate) fn vacate(&mut self, slot: SlotId, length: usize) -> Result<(), Homeless> {
+        let huge = self.pages != Pages::Base;
+        let Some(slot) = self.slots.get_mut(slot.index()) else { return Err(Homeless) };
+        if !slot.is_current_draft() {
+            // It was written in memory of a receiver that has gone, and another has come since.
+            let (Ok(Some(new)), Some(old)) = (slot.open(huge), &slot.draft) else { return Err(Homeless) };
+            // SAFETY: the one was just mapped, and the fbuf that wrote the other has ended, since its slot is about to
+            // be sent (invariant 2).
+            #[expect(unsafe_code, reason = "only here is it known which mapping has the message")]
+            let copied = unsafe { new.map.copy_from(&old.map, 0, length) };
+            if !copied {
+                return Err(Homeless);
+            }
+        }
+        slot.draft = None;
+        Ok(())
+    }
+
+    /// A slot, to be read on by its sender once it is sent.
+    pub(crate) fn view(&self, slot: SlotId) -> Option<View> {
+        let memory = self.slots.get(slot.index())?.memory.clone()?;
+        Some(View { map: Map::of_reader(memory.as_fd(), memory.size()).ok()?, memory })
+    }
+
+    /// Whether a slot is still that which is read on here.
+    pub(crate) fn is_seen(&self, slot: SlotId, view: &View) -> bool {
+        let memory = self.slots.get(slot.index()).and_then(|slot| slot.memory.as_ref());
+        memory.is_some_and(|memory| Arc::ptr_eq(memory, &view.memory))
+    }
+}
+
+impl Slot {
+    /// Whether it is this memory, or what was written of it is.
+    fn has(&self, memory: &Leasable) -> bool {
+        let draft = self.draft.as_ref().map(|draft| &draft.memory);
+        self.memory.iter().chain(draft).any(|other| other.is_same(memory))
+    }
+
+    /// Whether what may be written is the slot as receivers know it.
+    fn is_current_draft(&self) -> bool {
+        match (&self.draft, &self.memory) {
+            (Some(draft), Some(memory)) => Arc::ptr_eq(&draft.memory, memory),
+            _ => false,
+        }
+    }
+
+    fn open(&mut self, huge: bool) -> Result<Option<Draft>, MemoryError> {
+        let Some(memory) = self.memory.clone() else { return Ok(None) };
+        let refused =
+            |source| MemoryError::Refused { call: "opening a slot for writing", asked: memory.size(), source };
+        let writer = match &mut self.right {
+            Right::Own(when) => match memory.open_writer() {
+                Ok(writer) => {
+                    points::reach("lease: opened again");
+                    *when = None;
+                    writer
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    *when = Some(Instant::now() + AGAIN);
+                    return Ok(None);
+                }
+                Err(error) => return Err(refused(error)),
+            },
+            right => match std::mem::take(right) {
+                Right::Here(writer) => {
+                    points::reach("right: used");
+                    writer.into_inner()
+                }
+                _ => return Ok(None),
+            },
+        };
+        // The mapping keeps the file open for writing until it goes.
+        Ok(Some(Draft { map: Map::of_writer(writer.as_fd(), memory.size(), huge)?, memory }))
+    }
+}

@@ -1,0 +1,235 @@
+//! Buffers that are sent once: each is a memfd of its own, written, sealed for good and given away. What
+//! takes the place of segments in the pool of a sender that sends like this.
+//!
+//! Most of what a message of this kind costs is its memory: the kernel finds it, clears it and maps it page
+//! by page. A [`Stock`] does that in advance, on a thread of its own: in this process and not in the broker,
+//! for memory stays charged to the control group that reserved it until its last holder lets go of it
+//! ("Memory Ownership" in the kernel's cgroup-v2.rst), and what all rely on must not pay for what one keeps.
+
+use std::{
+    os::fd::OwnedFd,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError},
+    thread::{self, JoinHandle},
+};
+
+use crate::{
+    memory::{Map, MemoryError, Pieces, Reserved},
+    points,
+    process::threads,
+    slot::SlotId,
+};
+
+/// How many buffers are kept ready, if they are small,
+const MOST: u64 = 4;
+/// and how many bytes, unless one buffer has more.
+const MOST_BYTES: u64 = 64 << 20;
+
+/// The buffers that are being written, by slot. A slot is only a number here: how many of them there are
+/// says how many messages may be under way.
+#[derive(Debug)]
+pub(crate) struct Drafts {
+    bytes: u64,
+    slots: Vec<Option<Draft>>,
+    stock: Stock,
+}
+
+/// Memory of its own, that only this process can write, and no child of it.
+#[derive(Debug)]
+struct Draft {
+    // In this order: memory can be sealed once it is not mapped any more.
+    map: Map,
+    memory: Reserved,
+}
+
+impl Draft {
+    fn new(bytes: u64) -> Result<Self, MemoryError> {
+        Self::of(Reserved::new("fbuf-sealed", bytes)?)
+    }
+
+    fn of(memory: Reserved) -> Result<Self, MemoryError> {
+        // A child with a mapping to write it would keep it from being sealed; none has one (`Map`).
+        Ok(Self { map: Map::writable(&memory)?, memory })
+    }
+
+    fn copy(of: &Reserved) -> Result<Self, MemoryError> {
+        let memory = Reserved::new("fbuf-sealed", of.size())?;
+        Ok(Self { map: Map::writable_copy(&memory, of)?.kept_from_children(), memory })
+    }
+
+    /// Seals it with a message of so many bytes. Of what was written behind these, or before the buffer was dropped unsent
+    /// and used again, receivers get nothing.
+    fn seal(self, length: u64) -> Result<OwnedFd, (Reserved, MemoryError)> {
+        let Self { map, memory } = self;
+        drop(map);
+        points::reach("seal: unmapped");
+        match memory.clear_from(length) {
+            Ok(()) => memory.seal_for_good(),
+            Err(error) => Err((memory, error)),
+        }
+    }
+}
+
+impl Drafts {
+    /// Buffers of `bytes` bytes each.
+    pub(crate) fn new(bytes: u64) -> Self {
+        Self { bytes, slots: Vec::new(), stock: Stock::new(bytes) }
+    }
+
+    /// How many slots there are.
+    pub(crate) fn slots(&self) -> u32 {
+        self.slots.len() as u32
+    }
+
+    /// Adds slots.
+    pub(crate) fn add(&mut self, slots: u32) {
+        self.slots.resize_with(self.slots.len() + slots as usize, || None);
+    }
+
+    /// The bytes of the buffer in a slot. One that was given away is replaced by a fresh one.
+    pub(crate) fn draft(&mut self, slot: SlotId) -> Result<Pieces, MemoryError> {
+        let Some(place) = self.slots.get_mut(slot.index()) else { return Ok(Pieces::none(slot.number())) };
+        if place.is_none() {
+            // It is not waited for.
+            *place = Some(self.stock.take().map_or_else(|| Draft::new(self.bytes), Ok)?);
+        }
+        Ok(place.as_ref().map_or(Pieces::none(slot.number()), |draft| Pieces::one(&draft.map, slot.number())))
+    }
+
+    /// Seals the buffer in a slot for good with a message of so many bytes, and gives it away; or a copy of it, if somebody else can write
+    /// it: a child that was forked before it was [kept](Map::kept_from_children) from children, say.
+    ///
+    /// # Errors
+    /// [`MemoryError`]; the buffer stays, perhaps at another address.
+    pub(crate) fn seal(&mut self, slot: SlotId, length: u32) -> Result<Option<OwnedFd>, MemoryError> {
+        let Some(place) = self.slots.get_mut(slot.index()) else { return Ok(None) };
+        let Some(draft) = place.take() else { return Ok(None) };
+        let memory = match draft.seal(length.into()) {
+            Ok(sealed) => return Ok(Some(sealed)),
+            Err((memory, _)) => memory,
+        };
+        match Draft::copy(&memory).and_then(|copy| copy.seal(length.into()).map_err(|(_, error)| error)) {
+            Ok(sealed) => Ok(Some(sealed)),
+            Err(error) => {
+                *place = Some(Draft::of(memory)?);
+                Err(error)
+            }
+        }
+    }
+}
+
+/// Buffers that are ready to be written, and the thread that makes them.
+#[derive(Debug)]
+struct Stock {
+    shelf: Arc<Mutex<Shelf>>,
+    /// None if there could be no thread: all buffers are then made when they are needed.
+    thread: Option<JoinHandle<()>>,
+}
+
+#[derive(Debug)]
+struct Shelf {
+    ready: Vec<Draft>,
+    over: bool,
+}
+
+impl Stock {
+    fn new(bytes: u64) -> Self {
+        let shelf = Arc::new(Mutex::new(Shelf { ready: Vec::new(), over: false }));
+        let filled = shelf.clone();
+        let most = (MOST_BYTES / bytes).clamp(1, MOST) as usize;
+        let thread = threads::spawn("fbuf-stock", move || fill(&filled, bytes, most));
+        Self { shelf, thread: thread.ok() }
+    }
+
+    /// Takes one, if there is one; never waits.
+    fn take(&self) -> Option<Draft> {
+        let draft = match self.shelf.try_lock() {
+            Ok(mut shelf) => shelf.ready.pop(),
+            Err(TryLockError::Poisoned(error)) => error.into_inner().ready.pop(),
+            Err(TryLockError::WouldBlock) => None,
+        };
+        if let Some(thread) = &self.thread {
+            thread.thread().unpark();
+        }
+        draft
+    }
+}
+
+impl Drop for Stock {
+    fn drop(&mut self) {
+        // In a child that was forked the pool forgets it (`Drop for Pool`): there is no such thread.
+        lock(&self.shelf).over = true;
+        if let Some(thread) = self.thread.take() {
+            thread.thread().unpark();
+            let _ = thread.join();
+        }
+    }
+}
+
+fn lock(shelf: &Mutex<Shelf>) -> MutexGuard<'_, Shelf> {
+    // Nothing panics while it is locked.
+    shelf.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Keeps so many buffers ready until it is over.
+fn fill(shelf: &Mutex<Shelf>, bytes: u64, most: usize) {
+    loop {
+        let (over, full) = {
+            let shelf = lock(shelf);
+            (shelf.over, shelf.ready.len() >= most)
+        };
+        if over {
+            return;
+        }
+        // If there is no memory, who needs it makes its own and hears why not.
+        match if full { None } else { Draft::new(bytes).ok() } {
+            Some(draft) => {
+                draft.map.populate();
+                lock(shelf).ready.push(draft);
+            }
+            None => thread::park(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ready(stock: &Stock) -> usize {
+        lock(&stock.shelf).ready.len()
+    }
+
+    /// Waits for its thread, as nobody else does.
+    fn wait_for(stock: &Stock, count: usize) {
+        while ready(stock) != count {
+            thread::yield_now();
+        }
+    }
+
+    #[test]
+    fn a_stock_is_filled_again_and_again_and_never_waited_for() {
+        let stock = Stock::new(4096);
+        for _ in 0..100 {
+            wait_for(&stock, MOST as usize);
+            // Not while its thread has a look at it; who needs one would make its own.
+            let draft = std::iter::from_fn(|| Some(stock.take())).find_map(|draft| draft).unwrap();
+            assert_eq!(draft.memory.size(), 4096);
+        }
+    }
+
+    #[test]
+    fn a_stock_of_large_buffers_is_small() {
+        let stock = Stock::new(MOST_BYTES / 2);
+        wait_for(&stock, 2);
+        thread::sleep(std::time::Duration::from_millis(20));
+        assert_eq!(ready(&stock), 2);
+    }
+
+    #[test]
+    fn without_memory_there_is_no_stock_and_an_error_for_who_needs_it() {
+        let mut drafts = Drafts::new(1 << 50);
+        drafts.add(1);
+        assert!(matches!(drafts.draft(SlotId::new(0)), Err(MemoryError::NotEnough { .. })));
+        assert_eq!(ready(&drafts.stock), 0);
+    }
+}

@@ -1,0 +1,639 @@
+//! A SOCK_SEQPACKET Unix socket: whole messages with descriptors, in order, and a hang-up when the
+//! other side is gone. Knows no messages.
+//!
+//! The other side may send descriptors that take long to close ([`crate::process::apart`]). A message that carries more than it
+//! may is not even taken off the socket, since the kernel would have this thread close them; and a socket in which descriptors wait
+//! is closed by another thread.
+
+use std::{
+    fmt,
+    io::{self, IoSlice},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    time::Duration,
+};
+
+use nix::{
+    errno::Errno,
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    sys::{
+        epoll::{Epoll, EpollEvent, EpollFlags},
+        socket::{
+            AddressFamily, ControlMessage, MsgFlags, Shutdown, SockFlag, SockType, UnixAddr, connect, getsockopt, recv,
+            send, sendmsg, setsockopt, shutdown, socket, socketpair, sockopt,
+        },
+        time::TimeVal,
+    },
+};
+
+use crate::{
+    limits::{MAX_AT_ONCE, MAX_DESCRIPTORS, SEND_BUFFER},
+    peer::{Credentials, Peer},
+    process::{
+        apart::{Apart, Cause, Slow},
+        foreign::Foreign,
+        fork::{Generation, Withheld},
+        sys::{self, First},
+    },
+    socket::{under_way::Kind, wire::Letter},
+};
+
+#[cfg(miri)]
+mod heap;
+pub mod link_message;
+pub mod shares;
+pub(crate) mod under_way;
+pub mod wire;
+
+/// One end of a connection, of which this process has the only descriptor. When it is dropped, the other side sees a
+/// hang-up at once.
+#[derive(Debug)]
+pub struct PacketSocket(Apart<Socket>);
+
+#[derive(Debug)]
+struct Socket {
+    // Closed before the rest is dropped.
+    descriptor: Arc<Withheld<OwnedFd>>,
+    generation: Generation,
+    /// The user of the other side.
+    user: Option<u32>,
+    /// Whether what is [under way](under_way) to that user is bounded.
+    is_bounded: bool,
+    /// Whether no message carries descriptors that may carry none, or the other side is of the same user.
+    is_vetted: bool,
+    /// What [watches](LinkSocket::watch) it.
+    watched_by: Mutex<Vec<Weak<Epoll>>>,
+    kept: Option<Kept>,
+}
+
+/// What is dropped when a socket is closed.
+type Kept = Box<dyn fmt::Debug + Send + Sync>;
+
+impl From<OwnedFd> for PacketSocket {
+    fn from(descriptor: OwnedFd) -> Self {
+        let (descriptor, generation) = (Arc::new(descriptor.into()), Generation::current());
+        let (user, is_bounded, is_vetted, watched_by, kept) = (None, false, false, Mutex::default(), None);
+        Self(Socket { descriptor, generation, user, is_bounded, is_vetted, watched_by, kept }.into())
+    }
+}
+
+impl Slow for Socket {
+    /// Hangs up, and looks what waits.
+    fn cause(&mut self) -> Option<Cause> {
+        #[cfg(miri)]
+        if heap::IS_USED {
+            heap::hang_up(self.descriptor.as_fd());
+            return None;
+        }
+        if !self.generation.is_current() {
+            // In a child of clone(2) it is its parent's; else nothing waits in it.
+            return None;
+        }
+        // It may stay open, and would be ready for ever.
+        for epoll in self.watchers().drain(..).filter_map(|epoll| epoll.upgrade()) {
+            let _ = epoll.delete(self.descriptor.as_fd());
+        }
+        // Nothing more can come.
+        let hung_up = shutdown(self.descriptor.as_raw_fd(), Shutdown::Both);
+        let is_known_empty =
+            hung_up.and_then(|()| setsockopt(&**self.descriptor, sockopt::PassCred, &true)).is_ok() && self.drain();
+        (!is_known_empty).then_some(Cause::Peer(self.user))
+    }
+}
+
+impl Drop for Socket {
+    /// What the other side has not received goes on to count. Apart, if what waits here [may take long](Slow::cause).
+    fn drop(&mut self) {
+        if let Some(user) = self.bounded().filter(|_| self.generation.is_current()) {
+            // That socket may stay open, and what was passed here is to be closed all the same, and is closed here.
+            if self.is_emptied() {
+                under_way::close(user, &self.descriptor);
+            }
+        }
+    }
+}
+
+impl Socket {
+    fn watchers(&self) -> MutexGuard<'_, Vec<Weak<Epoll>>> {
+        // Nothing panics while it is locked.
+        self.watched_by.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The user of the other side, if what is under way to it is bounded.
+    fn bounded(&self) -> Option<u32> {
+        self.user.filter(|_| self.is_bounded)
+    }
+
+    /// What waits first.
+    fn first(&self) -> Option<First> {
+        loop {
+            match sys::first(self.descriptor.as_fd()) {
+                Ok(first) => return Some(first),
+                Err(error) => match error.raw_os_error().map(Errno::from_raw) {
+                    Some(Errno::ENOTCONN) => return Some(First::Nothing),
+                    // Said once.
+                    Some(Errno::ECONNRESET | Errno::EINTR) => {}
+                    _ => return None,
+                },
+            }
+        }
+    }
+
+    /// Takes it off, if it is still there, with what it carries.
+    fn take_off(&self) {
+        let _ = recv(self.descriptor.as_raw_fd(), &mut [], MsgFlags::MSG_DONTWAIT);
+    }
+
+    /// Takes off the messages without descriptors that wait. Whether nothing waits then; if there are many, it is not
+    /// found out.
+    fn drain(&self) -> bool {
+        for _ in 0..MAX_AT_ONCE {
+            match self.first() {
+                Some(First::Nothing) => return true,
+                Some(First::Text) => self.take_off(),
+                Some(First::Descriptors) | None => return false,
+            }
+        }
+        false
+    }
+
+    /// Takes off all that waits, when no more can come. Whether nothing waits then.
+    fn is_emptied(&self) -> bool {
+        loop {
+            match self.first() {
+                Some(First::Nothing) => return true,
+                Some(_) => self.take_off(),
+                None => return false,
+            }
+        }
+    }
+}
+
+/// What came out of a socket.
+#[derive(Debug)]
+pub enum Arrival {
+    /// A message: its bytes, and its descriptors.
+    Message(Vec<u8>, Vec<Foreign>),
+    /// One that is longer, or carries more descriptors, than any may. One with descriptors stays, and nothing else comes.
+    TooLong,
+    /// One with descriptors that this process has no room for. It comes again at the next look.
+    NoDescriptors,
+    /// Nothing now.
+    Nothing,
+    /// Nothing any more: the other side is gone.
+    HangUp,
+}
+
+impl PacketSocket {
+    /// Takes over a connected socket. It is made non-blocking.
+    ///
+    /// # Errors
+    /// What fcntl(2) says.
+    pub fn new(fd: OwnedFd) -> io::Result<Self> {
+        #[cfg(miri)]
+        if heap::IS_USED {
+            return Ok(fd.into());
+        }
+        use nix::fcntl::{FcntlArg, OFlag, fcntl};
+        // From here on it is closed apart.
+        let socket = Self::from(fd);
+        let flags = OFlag::from_bits_retain(fcntl(&socket, FcntlArg::F_GETFL)?);
+        fcntl(&socket, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
+        Ok(socket)
+    }
+
+    /// Takes over what [`sys::accept`] returned, which is non-blocking already. No descriptors can be sent to it, where
+    /// [the kernel can refuse them](sys::refuse_descriptors).
+    #[must_use]
+    pub fn accepted(fd: OwnedFd) -> Self {
+        widen(&fd);
+        let mut socket = Self::from(fd);
+        // If its listener refuses them, none has come before either.
+        socket.0.is_vetted = sys::refuses_descriptors(socket.as_fd());
+        if !socket.0.is_vetted {
+            // A kernel that cannot is none that has to.
+            let _ = sys::refuse_descriptors(socket.as_fd());
+        }
+        socket
+    }
+
+    /// The same, where a process of this user is at the other side, which may be the user of this process.
+    #[must_use]
+    pub fn with_peer(mut self, user: u32, is_own: bool) -> Self {
+        self.0.user = Some(user);
+        self.0.is_vetted |= is_own;
+        self
+    }
+
+    /// The same, of a link with this peer.
+    #[must_use]
+    pub(crate) fn of_link_with(self, peer: &Peer) -> Self {
+        let mut this = self.with_peer(peer.process.uid, peer.same_user);
+        // Where Miri runs this, nothing is under way.
+        this.0.is_bounded = cfg!(not(miri)) && shares::bounded(peer).is_some();
+        this
+    }
+
+    /// Whether so many descriptors more can be sent now, as far as [`under_way`] goes.
+    #[must_use]
+    pub(crate) fn has_room(&self, descriptors: usize, kind: Kind) -> bool {
+        self.0.bounded().is_none_or(|user| under_way::has_room(user, descriptors, kind))
+    }
+
+    /// The same, with something that is dropped when it is closed, by whatever thread.
+    #[must_use]
+    pub fn with(mut self, kept: impl fmt::Debug + Send + Sync + 'static) -> Self {
+        self.0.kept = Some(Box::new(kept));
+        self
+    }
+
+    /// Two ends of one connection.
+    ///
+    /// # Errors
+    /// What socketpair(2) says.
+    pub fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
+        #[cfg(miri)]
+        if heap::IS_USED {
+            return heap::pair();
+        }
+        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+        let (one, other) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags)?;
+        widen(&one);
+        widen(&other);
+        Ok((one, other))
+    }
+
+    /// Connects to a listening socket, waiting at most `patience` for a place in its queue.
+    ///
+    /// # Errors
+    /// What connect(2) says; `WouldBlock` when patience ran out.
+    pub fn connect(address: &UnixAddr, patience: Duration) -> io::Result<Self> {
+        let fd = socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None)?;
+        let limit = TimeVal::new(patience.as_secs().try_into().unwrap_or(i64::MAX), patience.subsec_micros().into());
+        setsockopt(&fd, sockopt::SendTimeout, &limit)?;
+        widen(&fd);
+        connect(fd.as_raw_fd(), address)?;
+        Self::new(fd)
+    }
+
+    /// Connects to a listening socket, if there is a place in its queue.
+    ///
+    /// # Errors
+    /// What connect(2) says; `WouldBlock` when there is none.
+    pub fn connect_at_once(address: &UnixAddr) -> io::Result<Self> {
+        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+        let fd = socket(AddressFamily::Unix, SockType::SeqPacket, flags, None)?;
+        widen(&fd);
+        connect(fd.as_raw_fd(), address)?;
+        Ok(fd.into())
+    }
+
+    /// The size of its send buffer, if that is smaller than [`SEND_BUFFER`]: then it may be full although the peer is honest.
+    #[must_use]
+    pub fn narrow(&self) -> Option<usize> {
+        #[cfg(miri)]
+        if heap::IS_USED {
+            return None;
+        }
+        getsockopt(self, sockopt::SndBuf).ok().filter(|&size| size < SEND_BUFFER)
+    }
+
+    /// How much of the send buffer is in use: what the peer has not read.
+    #[must_use]
+    pub fn unread(&self) -> usize {
+        #[cfg(miri)]
+        if heap::IS_USED {
+            return 0;
+        }
+        sys::unread_bytes(self.as_fd()).unwrap_or(0)
+    }
+
+    /// Sends a message without waiting.
+    ///
+    /// # Errors
+    /// `WouldBlock` if there is no room now, `BrokenPipe` if the other side is gone; where a limit is in the way, it is
+    /// named.
+    pub fn send(&self, letter: &Letter) -> io::Result<()> {
+        self.send_as(letter, Kind::Other)
+    }
+
+    /// As [`Self::send`]. `QuotaExceeded` also if too many descriptors of this kind are under way to the user of the other
+    /// side.
+    ///
+    /// # Errors
+    /// As [`Self::send`].
+    pub(crate) fn send_as(&self, letter: &Letter, kind: Kind) -> io::Result<()> {
+        let descriptors = letter.descriptors.len();
+        let Some(user) = self.0.bounded().filter(|_| descriptors > 0) else { return self.send_at_once(letter) };
+        under_way::send(user, &self.0.descriptor, descriptors, kind, || self.send_at_once(letter))
+    }
+
+    fn send_at_once(&self, letter: &Letter) -> io::Result<()> {
+        #[cfg(miri)]
+        if heap::IS_USED {
+            return heap::send(self.as_fd(), &letter.bytes, &letter.descriptors);
+        }
+        let raw: Vec<_> = letter.descriptors.iter().map(|fd| fd.as_fd().as_raw_fd()).collect();
+        let rights = [ControlMessage::ScmRights(&raw)];
+        let control = if raw.is_empty() { &[] } else { &rights[..] };
+        let flags = MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT;
+        match sendmsg::<()>(self.as_raw_fd(), &[IoSlice::new(&letter.bytes)], control, flags, None) {
+            Ok(_) => Ok(()),
+            Err(Errno::ETOOMANYREFS) => Err(io::Error::new(
+                io::ErrorKind::QuotaExceeded,
+                "more descriptors of this user are on their way than one process may open (RLIMIT_NOFILE): \
+                 raise `ulimit -n`, or let their receivers run",
+            )),
+            Err(Errno::EMSGSIZE) => Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                format!(
+                    "a message of {} bytes does not fit into the send buffer of {} bytes that the kernel grants: \
+                     raise net.core.wmem_max",
+                    letter.bytes.len(),
+                    getsockopt(self, sockopt::SndBuf).unwrap_or(0),
+                ),
+            )),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Sends a few bytes without waiting, and without allocating.
+    ///
+    /// # Errors
+    /// As [`Self::send`].
+    pub fn send_bytes(&self, bytes: &[u8]) -> io::Result<()> {
+        #[cfg(miri)]
+        if heap::IS_USED {
+            return heap::send(self.as_fd(), bytes, &[]);
+        }
+        send(self.as_raw_fd(), bytes, MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT)?;
+        Ok(())
+    }
+
+    /// Whether the other end is closed, perhaps with messages that were not received yet.
+    #[must_use]
+    pub fn has_hung_up(&self) -> bool {
+        #[cfg(miri)]
+        if heap::IS_USED {
+            return heap::has_hung_up(self.as_fd());
+        }
+        let mut this = [PollFd::new(self.as_fd(), PollFlags::empty())];
+        // No error is possible for one descriptor and no time (poll(2)).
+        poll(&mut this, PollTimeout::ZERO).is_ok()
+            && this[0].revents().is_some_and(|events| events.contains(PollFlags::POLLHUP))
+    }
+
+    /// Whether nothing waits to be received. Only of a socket that has [hung up](Self::has_hung_up) that stays so.
+    #[must_use]
+    pub(crate) fn is_drained(&self) -> bool {
+        let mut byte = [0];
+        let mut look = || sys::peek(self.as_fd(), &mut byte, 0);
+        let looked = match look() {
+            // Said once, and before what had been sent.
+            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => look(),
+            looked => looked,
+        };
+        match looked {
+            Ok(packet) => packet.length == 0,
+            Err(error) => matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::ConnectionReset),
+        }
+    }
+
+    /// Takes the next message, of at most `LONGEST` bytes, without waiting.
+    ///
+    /// # Errors
+    /// What recvmsg(2) says, but for "nothing now" and "gone", which are [`Arrival`]s.
+    pub fn receive<const LONGEST: usize>(&self) -> io::Result<Arrival> {
+        self.receive_with::<LONGEST>(MAX_DESCRIPTORS)
+    }
+
+    /// As [`Self::receive`], where no message may carry more than so many descriptors.
+    ///
+    /// # Errors
+    /// As [`Self::receive`].
+    pub(crate) fn receive_few<const LONGEST: usize>(&self, most: usize) -> io::Result<Arrival> {
+        self.receive_with::<LONGEST>(most)
+    }
+
+    /// As [`Self::receive`], where no message may carry a descriptor. One that does is too long, and its
+    /// descriptors never are this process's.
+    ///
+    /// # Errors
+    /// As [`Self::receive`].
+    pub fn receive_bytes<const LONGEST: usize>(&self) -> io::Result<Arrival> {
+        self.receive_with::<LONGEST>(0)
+    }
+
+    fn receive_with<const LONGEST: usize>(&self, most: usize) -> io::Result<Arrival> {
+        #[cfg(miri)]
+        if heap::IS_USED {
+            return heap::receive(self.as_fd(), LONGEST, most);
+        }
+        let mut buffer = [0; LONGEST];
+        // The kernel drops a message together with the descriptors for which a process has no room, and this thread closes
+        // those that nobody else has. So a message that may carry any is looked at first, and taken off only with all of
+        // them here.
+        let is_vetted = most == 0 && self.0.is_vetted;
+        let mut receive = || match is_vetted {
+            true => sys::receive(self.as_fd(), &mut buffer),
+            false => sys::peek(self.as_fd(), &mut buffer, most),
+        };
+        let received = match receive() {
+            // Said once, and before what had been sent.
+            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => receive(),
+            received => received,
+        };
+        match received {
+            Ok(packet) => {
+                let sys::Packet { length, descriptors, truncated, descriptors_lost, .. } = packet;
+                let descriptors: Vec<_> =
+                    descriptors.into_iter().map(|fd| Foreign::from(fd).of_user(self.0.user)).collect();
+                let lacks_room = descriptors_lost && descriptors.len() < most;
+                if !is_vetted && !descriptors_lost && (!truncated || descriptors.is_empty()) {
+                    // What it carries is here; or there is nothing: the end, which stays.
+                    self.take_off()?;
+                }
+                if !truncated && !descriptors_lost && length > 0 {
+                    return Ok(Arrival::Message(buffer[..length].to_vec(), descriptors));
+                }
+                Foreign::drop_together(descriptors);
+                Ok(match (truncated, descriptors_lost) {
+                    (false, true) if lacks_room => Arrival::NoDescriptors,
+                    (false, false) => Arrival::HangUp,
+                    _ => Arrival::TooLong,
+                })
+            }
+            Err(error) => match error.kind() {
+                io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted => Ok(Arrival::Nothing),
+                io::ErrorKind::ConnectionReset => Ok(Arrival::HangUp),
+                _ => Err(error),
+            },
+        }
+    }
+
+    /// Takes off the message that was looked at. A reset that came in between is said first, and once.
+    fn take_off(&self) -> io::Result<()> {
+        let take = || recv(self.as_raw_fd(), &mut [], MsgFlags::MSG_DONTWAIT);
+        match take() {
+            Err(Errno::ECONNRESET) => take()?,
+            taken => taken?,
+        };
+        Ok(())
+    }
+
+    /// The groups of whoever is at the other end, the first one included, as noted then (SO_PEERGROUPS).
+    ///
+    /// # Errors
+    /// What getsockopt(2) says; `ERANGE` also if there are more than [`MAX_GROUPS`](crate::limits::MAX_GROUPS) beside the first.
+    pub fn peer_groups(&self) -> io::Result<Vec<u32>> {
+        let mut groups = sys::peer_groups(self.as_fd())?;
+        groups.push(self.peer()?.gid);
+        Ok(groups)
+    }
+
+    /// As other code may have it, if it is the socket of a link.
+    #[must_use]
+    pub fn of_link(&self) -> LinkSocket<'_> {
+        LinkSocket(self)
+    }
+
+    /// Whether the other side is gone, as far as can be told without reading.
+    #[must_use]
+    pub fn hung_up(&self) -> bool {
+        use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+        let mut polled = [PollFd::new(self.as_fd(), PollFlags::empty())];
+        poll(&mut polled, PollTimeout::ZERO) == Ok(1)
+            && polled[0].revents().is_some_and(|events| events.intersects(PollFlags::POLLHUP | PollFlags::POLLERR))
+    }
+
+    /// Who is at the other end, as the kernel noted it when the connection was made.
+    ///
+    /// # Errors
+    /// What getsockopt(2) says.
+    pub fn peer(&self) -> io::Result<Credentials> {
+        let found = getsockopt(self, sockopt::PeerCredentials)?;
+        Ok(Credentials { pid: found.pid(), uid: found.uid(), gid: found.gid() })
+    }
+}
+
+/// The socket of a link, which can be watched by epoll(7), and with which nothing else can be done. A socket that other
+/// code could shut down or read from would have the peer believe that this process has ended: a sender would use slots
+/// again that are read here.
+///
+/// So neither half of a link lends its descriptor:
+///
+/// ```compile_fail,E0599
+/// use std::os::fd::AsFd;
+///
+/// fn shut_down(link: &fbuf_core::receive::link::Inbound) {
+///     let _ = nix::sys::socket::shutdown(link.as_fd(), nix::sys::socket::Shutdown::Both);
+/// }
+/// ```
+#[derive(Debug, Clone, Copy)]
+pub struct LinkSocket<'a>(&'a PacketSocket);
+
+impl LinkSocket<'_> {
+    /// Has an epoll tell of these events, with this data, until the link is dropped; but for what was received over it
+    /// and is held: to be [ended](Self::unwatch) before.
+    ///
+    /// # Errors
+    /// What epoll_ctl(2) says.
+    pub fn watch(self, epoll: &Arc<Epoll>, events: EpollFlags, data: u64) -> io::Result<()> {
+        epoll.add(self.0.as_fd(), EpollEvent::new(events, data))?;
+        self.0.0.watchers().push(Arc::downgrade(epoll));
+        Ok(())
+    }
+
+    /// Ends that.
+    ///
+    /// # Errors
+    /// What epoll_ctl(2) says; also that it was not watched.
+    pub fn unwatch(self, epoll: &Arc<Epoll>) -> io::Result<()> {
+        self.0.0.watchers().retain(|other| !std::ptr::eq(other.as_ptr(), Arc::as_ptr(epoll)));
+        Ok(epoll.delete(self.0.as_fd())?)
+    }
+}
+
+/// The id that stands for users that have none in this user namespace (kernel.overflowuid in proc(5)).
+pub const NO_ID: u32 = 65_534;
+
+/// Has a socket take as much as may have to wait in it, where net.core.wmem_default gives it less: as far as
+/// net.core.wmem_max, or this process's rights (CAP_NET_ADMIN), permit.
+fn widen(socket: &OwnedFd) {
+    if getsockopt(socket, sockopt::SndBuf).is_ok_and(|size| size < SEND_BUFFER) {
+        // The kernel doubles what it is asked for (socket(7)). What it refuses shows in `PacketSocket::narrow`.
+        let wanted = SEND_BUFFER / 2;
+        if setsockopt(socket, sockopt::SndBufForce, &wanted).is_err() {
+            let _ = setsockopt(socket, sockopt::SndBuf, &wanted);
+        }
+    }
+}
+
+impl AsFd for PacketSocket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.descriptor.as_fd()
+    }
+}
+
+impl AsRawFd for PacketSocket {
+    fn as_raw_fd(&self) -> i32 {
+        self.0.descriptor.as_raw_fd()
+    }
+}
+
+/// A listening socket to whose connections no descriptors can be sent, where [the kernel can refuse
+/// them](sys::refuse_descriptors). Where it cannot, another thread closes it: connections may wait that have some.
+#[derive(Debug)]
+pub struct Listening(Apart<Queue>);
+
+#[derive(Debug)]
+struct Queue(Withheld<OwnedFd>);
+
+impl Slow for Queue {
+    fn cause(&mut self) -> Option<Cause> {
+        // Processes of any user may have connected.
+        (!sys::refuses_descriptors(self.0.as_fd())).then_some(Cause::Peer(None))
+    }
+}
+
+impl From<OwnedFd> for Listening {
+    fn from(socket: OwnedFd) -> Self {
+        // A kernel before 6.16 cannot.
+        let _ = sys::refuse_descriptors(socket.as_fd());
+        Self(Queue(socket.into()).into())
+    }
+}
+
+impl Listening {
+    /// Another descriptor of it.
+    ///
+    /// # Errors
+    /// When there is none left.
+    pub fn try_clone(&self) -> io::Result<Self> {
+        Ok(self.as_fd().try_clone_to_owned()?.into())
+    }
+}
+
+impl AsFd for Listening {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.0.as_fd()
+    }
+}
+
+impl AsRawFd for Listening {
+    fn as_raw_fd(&self) -> i32 {
+        self.0.0.as_raw_fd()
+    }
+}
+
+/// Whether an error of `send` means that the other side is gone.
+#[must_use]
+pub fn means_gone(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error().map(Errno::from_raw),
+        Some(Errno::EPIPE | Errno::ECONNRESET | Errno::ENOTCONN | Errno::ECONNREFUSED)
+    )
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,356 @@
+//! Descriptors that were sent to peers of other users and not received.
+//!
+//! The kernel counts those that all processes of a user have sent over Unix sockets, and refuses more than RLIMIT_NOFILE
+//! (ETOOMANYREFS in sendmsg(2)). A peer that receives nothing takes up a part of that count for as long as it likes, and so
+//! keeps all processes of this user from passing any. So a process has no more than a few under way to one other user:
+//! what is beyond waits, as it does where the kernel refuses it. Whether a peer has received what it was sent, the kernel
+//! says of each socket (SIOCOUTQ in unix(7)), also of one that was shut down; so what a link leaves behind is counted
+//! for as long as it is not received.
+
+use std::{
+    collections::BTreeMap,
+    io, mem,
+    os::fd::{AsFd, AsRawFd, OwnedFd, RawFd},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+};
+
+use nix::sys::resource::{Resource, getrlimit};
+
+use crate::process::fork::{AtFork, Rank};
+use crate::{
+    process::{fork::Withheld, sys},
+    socket::shares::Share,
+};
+
+/// Of so many parts of RLIMIT_NOFILE, one may be under way to one other user,
+const PARTS: u64 = 8;
+/// but never less than so many.
+const LEAST: u64 = 8;
+
+/// What is sent, and so how much of what may be under way it may use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// A greeting, or its answer. A peer that has not received it is none yet, so that few are at it at a time.
+    Greeting,
+    /// Something for a peer that has received something before.
+    Other,
+}
+
+impl Kind {
+    fn most(self) -> u64 {
+        let limit = getrlimit(Resource::RLIMIT_NOFILE).map_or(1024, |(soft, _)| soft);
+        match self {
+            Self::Greeting => LEAST,
+            Self::Other => (limit / PARTS).max(LEAST),
+        }
+    }
+}
+
+/// A socket over which descriptors are under way.
+#[derive(Debug)]
+struct Path {
+    descriptors: u64,
+    socket: Socket,
+}
+
+#[derive(Debug)]
+enum Socket {
+    /// Of a link that is there.
+    Used(Weak<Withheld<OwnedFd>>),
+    /// One that is only here still to see whether the peer receives what it was sent. Nothing waits in it. It is one of the
+    /// descriptors that peers of this user take up.
+    Left { socket: Withheld<OwnedFd>, _share: Share },
+}
+
+impl Path {
+    /// Whether all was received, or the peer is gone.
+    fn is_over(&self) -> bool {
+        let unread = match &self.socket {
+            // Held for a moment under the lock, which the thread that closes it takes before.
+            Socket::Used(socket) => socket.upgrade().map(|socket| sys::unread_bytes((*socket).as_fd())),
+            Socket::Left { socket, .. } => Some(sys::unread_bytes(socket.as_fd())),
+        };
+        !matches!(unread, Some(Ok(1..)))
+    }
+}
+
+/// By user and descriptor.
+#[derive(Debug)]
+pub(crate) struct UnderWay(BTreeMap<u32, BTreeMap<RawFd, Path>>);
+
+static UNDER_WAY: Mutex<UnderWay> = Mutex::new(UnderWay(BTreeMap::new()));
+
+/// Holds the lock.
+pub(crate) type Locked = MutexGuard<'static, UnderWay>;
+
+static AT_FORK: AtFork<Locked> = AtFork::new(Rank::UnderWay, locked, |under_way| under_way.forget());
+
+/// Takes it.
+pub(crate) fn lock() -> Locked {
+    AT_FORK.register();
+    locked()
+}
+
+fn locked() -> Locked {
+    // What is done under the lock does not panic.
+    UNDER_WAY.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl UnderWay {
+    /// In a child that was forked, which sends nothing over its parent's sockets. Neither allocates nor frees.
+    fn forget(&mut self) {
+        mem::forget(mem::take(&mut self.0));
+    }
+
+    /// Whether so many more may be sent to this user. Forgets what was received: what is no longer needed of it is to be
+    /// dropped without the lock.
+    fn may_send(&mut self, user: u32, more: u64, kind: Kind) -> (bool, Vec<Path>) {
+        let count = |paths: &BTreeMap<RawFd, Path>| paths.values().map(|path| path.descriptors).sum::<u64>();
+        let Some(paths) = self.0.get_mut(&user) else { return (true, Vec::new()) };
+        let most = kind.most();
+        let mut over = Vec::new();
+        if count(paths) + more > most {
+            let received: Vec<_> = paths.iter().filter(|(_, path)| path.is_over()).map(|(&number, _)| number).collect();
+            over.extend(received.iter().filter_map(|number| paths.remove(number)));
+        }
+        let now = count(paths);
+        if paths.is_empty() {
+            self.0.remove(&user);
+        }
+        // One alone may have more than there may be together.
+        (now == 0 || now + more <= most, over)
+    }
+
+    /// As [`close`]: what is no longer needed, to be dropped without the lock.
+    fn leave(&mut self, user: u32, socket: &Withheld<OwnedFd>, share: Share) -> (Vec<Path>, Option<Share>) {
+        let mut share = Some(share);
+        if let Some(paths) = self.0.get_mut(&user)
+            && let Some(path) = paths.remove(&socket.as_raw_fd())
+            && let Ok(1..) = sys::unread_bytes(socket.as_fd())
+            && let Ok(again) = socket.as_fd().try_clone_to_owned()
+            && let Some(share) = share.take()
+        {
+            let number = again.as_raw_fd();
+            let left = Socket::Left { socket: again.into(), _share: share };
+            paths.insert(number, Path { descriptors: path.descriptors, socket: left });
+        }
+        (self.received(), share)
+    }
+
+    /// Sockets that were only kept to see this.
+    fn received(&mut self) -> Vec<Path> {
+        let mut over = Vec::new();
+        for paths in self.0.values_mut() {
+            let is_over = |path: &Path| matches!(path.socket, Socket::Left { .. }) && path.is_over();
+            let received: Vec<_> = paths.iter().filter(|(_, path)| is_over(path)).map(|(&number, _)| number).collect();
+            over.extend(received.iter().filter_map(|number| paths.remove(number)));
+        }
+        self.0.retain(|_, paths| !paths.is_empty());
+        over
+    }
+}
+
+/// Has so many sent over a socket to a peer of this user, without waiting, and notes it.
+///
+/// # Errors
+/// What `send` says; or too many are under way, and it was not called.
+pub(crate) fn send(
+    user: u32,
+    socket: &Arc<Withheld<OwnedFd>>,
+    more: usize,
+    kind: Kind,
+    send: impl FnOnce() -> io::Result<()>,
+) -> io::Result<()> {
+    let mut under_way = lock();
+    let (may, over) = under_way.may_send(user, more as u64, kind);
+    // Under the lock: what was noted before it was sent would pass for received already.
+    let sent = may.then(send);
+    if let Some(Ok(())) = sent {
+        let paths = under_way.0.entry(user).or_default();
+        let path = paths
+            .entry(socket.as_raw_fd())
+            .or_insert_with(|| Path { descriptors: 0, socket: Socket::Used(Arc::downgrade(socket)) });
+        path.descriptors += more as u64;
+    }
+    drop(under_way);
+    drop(over);
+    let refused = || {
+        Err(io::Error::new(
+            io::ErrorKind::QuotaExceeded,
+            format!(
+                "peers of user {user} do not receive the descriptors that they were sent, of which a part of RLIMIT_NOFILE may \
+             be under way: let them run, or raise `ulimit -n`"
+            ),
+        ))
+    };
+    sent.unwrap_or_else(refused)
+}
+
+/// Whether so many more could be sent.
+pub(crate) fn has_room(user: u32, more: usize, kind: Kind) -> bool {
+    let mut under_way = lock();
+    let (may, over) = under_way.may_send(user, more as u64, kind);
+    drop(under_way);
+    drop(over);
+    may
+}
+
+/// Closes what was kept and need not be any more.
+pub(crate) fn tidy() {
+    let over = lock().received();
+    drop(over);
+}
+
+/// Before a socket is closed, which is shut down and empty. If something is under way over it, it is kept open until that is
+/// received. Those that were kept before, and need not be any more, are closed.
+pub(crate) fn close(user: u32, socket: &Withheld<OwnedFd>) {
+    // Before the lock, as in a process that forks.
+    let share = Share::keep(user, 1);
+    let mut under_way = lock();
+    let over = under_way.leave(user, socket, share);
+    drop(under_way);
+    drop(over);
+}
+
+#[cfg(all(test, not(miri)))]
+mod tests {
+    use super::*;
+    use crate::{
+        peer::{Credentials, LinkId, Peer},
+        socket::{Arrival, PacketSocket, shares, wire::Letter},
+    };
+    use std::{
+        fs::File,
+        thread,
+        time::{Duration, Instant},
+    };
+
+    /// A link socket with a peer of a user that no other test knows, and the peer's end.
+    fn link(user: u32) -> (PacketSocket, PacketSocket) {
+        let (own, other) = PacketSocket::pair().unwrap();
+        let process = Credentials { pid: 1, uid: user, gid: user };
+        let peer = Peer { endpoint: 1, process, same_user: false, trusted: false, link: LinkId::default() };
+        (PacketSocket::new(own).unwrap().of_link_with(&peer), PacketSocket::new(other).unwrap())
+    }
+
+    fn send(socket: &PacketSocket, descriptors: usize, kind: Kind) -> bool {
+        let null = Arc::new(OwnedFd::from(File::open("/dev/null").unwrap()));
+        let letter = Letter { bytes: vec![1], descriptors: vec![null.into(); descriptors] };
+        match socket.send_as(&letter, kind) {
+            Ok(()) => true,
+            Err(error) => {
+                assert_eq!(error.kind(), io::ErrorKind::QuotaExceeded, "{error}");
+                assert!(error.to_string().contains("RLIMIT_NOFILE"), "{error}");
+                false
+            }
+        }
+    }
+
+    fn receive(socket: &PacketSocket) {
+        assert!(matches!(socket.receive::<64>().unwrap(), Arrival::Message(..)));
+    }
+
+    /// A peer's end is closed by another thread, if descriptors wait there.
+    fn until_it_has_room(socket: &PacketSocket) {
+        let start = Instant::now();
+        while !socket.has_room(LEAST as usize, Kind::Greeting) {
+            assert!(start.elapsed() < Duration::from_secs(10), "what was sent to a peer that has gone counts for ever");
+            thread::yield_now();
+        }
+    }
+
+    #[test]
+    fn few_greetings_are_under_way_to_a_user_until_they_are_received() {
+        const USER: u32 = 4_200_000_000;
+        let links: Vec<_> = (0..5).map(|_| link(USER)).collect();
+        let sent: Vec<_> = links.iter().map(|(own, _)| send(own, 2, Kind::Greeting)).collect();
+        assert_eq!(sent, [true, true, true, true, false]);
+        // Others are not concerned, nor what carries none; and what is not a greeting may be more.
+        assert!(send(&link(USER + 1).0, 2, Kind::Greeting) && send(&links[4].0, 0, Kind::Greeting));
+        assert!(send(&links[0].0, 1, Kind::Other) && !links[4].0.has_room(1, Kind::Greeting));
+        receive(&links[1].1);
+        assert!(links[4].0.has_room(1, Kind::Greeting) && !send(&links[4].0, 2, Kind::Greeting));
+        receive(&links[2].1);
+        assert!(send(&links[4].0, 2, Kind::Greeting));
+    }
+
+    #[test]
+    fn what_a_link_leaves_behind_counts_until_it_is_received_or_its_peer_has_gone() {
+        const USER: u32 = 4_200_000_002;
+        let (gone, left) = link(USER);
+        assert!(send(&gone, LEAST as usize, Kind::Greeting));
+        drop(gone);
+        let (own, other) = link(USER);
+        assert!(!send(&own, 1, Kind::Greeting));
+        assert!(left.has_hung_up(), "the peer does not see that the link is over");
+        receive(&left);
+        assert!(send(&own, 1, Kind::Greeting));
+        drop((own, other));
+        let (own, other) = link(USER);
+        until_it_has_room(&own);
+        assert!(send(&own, LEAST as usize, Kind::Greeting) && !send(&own, 1, Kind::Greeting));
+        drop(other);
+        until_it_has_room(&own);
+    }
+
+    #[test]
+    fn what_a_link_leaves_behind_is_taken_up_by_its_user() {
+        const USER: u32 = 4_200_000_006;
+        let (own, other) = link(USER);
+        assert!(send(&own, 1, Kind::Greeting));
+        assert_eq!(shares::taken(USER), 0);
+        drop(own);
+        assert_eq!(shares::taken(USER), 1);
+        receive(&other);
+        assert!(Share::take(USER, u64::from(u32::MAX)).is_none());
+        assert_eq!(shares::taken(USER), 0, "what was received is not looked for");
+    }
+
+    /// A peer that has not received its greeting keeps the socket, but nothing that it has passed.
+    #[test]
+    fn what_the_peer_of_a_link_that_was_left_has_passed_is_closed() {
+        const USER: u32 = 4_200_000_004;
+        let (own, other) = link(USER);
+        let (reader, writer) = nix::unistd::pipe().unwrap();
+        let letter = Letter { bytes: vec![1], descriptors: vec![Arc::new(writer).into()] };
+        assert!(send(&own, 1, Kind::Greeting));
+        other.send(&letter).unwrap();
+        drop((letter, own));
+        let patience = nix::poll::PollTimeout::from(10_000u16);
+        let mut end = [nix::poll::PollFd::new(reader.as_fd(), nix::poll::PollFlags::empty())];
+        assert_eq!(nix::poll::poll(&mut end, patience), Ok(1), "a descriptor stays open");
+        receive(&other);
+    }
+
+    #[test]
+    fn threads_that_send_at_once_have_no_more_under_way_together() {
+        const USER: u32 = 4_200_001_000;
+        const THREADS: u32 = 4;
+        for round in 0..100 {
+            let user = USER + round;
+            let links: Vec<_> = (0..THREADS).map(|_| link(user)).collect();
+            let together = std::sync::Barrier::new(links.len());
+            let sent = thread::scope(|scope| {
+                let threads: Vec<_> = links
+                    .iter()
+                    .map(|(own, _)| {
+                        let together = &together;
+                        scope.spawn(move || {
+                            together.wait();
+                            send(own, LEAST as usize, Kind::Greeting)
+                        })
+                    })
+                    .collect();
+                threads.into_iter().map(|thread| thread.join().unwrap()).filter(|&sent| sent).count()
+            });
+            assert_eq!(sent, 1, "in round {round}");
+        }
+    }
+
+    #[test]
+    fn one_message_may_have_more_than_there_may_be_together() {
+        const USER: u32 = 4_200_000_003;
+        let (own, _other) = link(USER);
+        assert!(send(&own, 3 * LEAST as usize, Kind::Greeting) && !send(&own, 1, Kind::Greeting));
+    }
+}

@@ -1,0 +1,227 @@
+//! Honest peers on a machine that grants little: a send buffer that holds a few messages, while the other side does not
+//! read. Whatever does not fit waits, and nothing is lost.
+
+use std::{
+    cell::RefCell,
+    os::fd::{AsFd, OwnedFd},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use nix::sys::{
+    eventfd::EventFd,
+    socket::{setsockopt, sockopt},
+};
+
+use crate::{
+    limits::{MAX_LEASED, MAX_ONE_SHOTS},
+    peer::{Credentials, Peer},
+    protection::Mechanism,
+    receive::link::{Answered, Greeted, Inbound, Lodging},
+    ring::lane::{LaneTable, capacity_for},
+    send::{
+        link::{Arrived, Expected, NoRoom},
+        pool::{Pool, Published, Unsent},
+    },
+    slot::Geometry,
+    socket::PacketSocket,
+};
+
+fn peer() -> Peer {
+    Peer {
+        endpoint: 1,
+        link: crate::peer::LinkId::default(),
+        process: Credentials { pid: 1, uid: 1, gid: 1 },
+        same_user: true,
+        trusted: true,
+    }
+}
+
+/// As net.core.wmem_max=4608 grants it.
+fn narrow(socket: &impl AsFd) {
+    setsockopt(&socket.as_fd(), sockopt::SndBuf, &0).unwrap();
+}
+
+fn wake() -> Arc<EventFd> {
+    Arc::new(EventFd::new().unwrap())
+}
+
+/// Links a pool over two sockets, of which `before` sees both ends before there is a link.
+fn link(pool: &mut Pool, mechanism: Mechanism, lodging: Lodging, before: impl Fn(&PacketSocket)) -> Inbound {
+    let (to_sender, to_receiver) = PacketSocket::pair().unwrap();
+    let socket = |end: OwnedFd| PacketSocket::new(end).unwrap();
+    let (to_sender, to_receiver) = (socket(to_sender), socket(to_receiver));
+    before(&to_sender);
+    before(&to_receiver);
+    let greeted = Greeted::new(peer(), to_receiver, pool.geometry(), mechanism, lodging, None).unwrap();
+    let Ok(Arrived::Here) = pool.link(Expected::new(peer(), to_sender)) else { panic!("no hello") };
+    let Ok(Answered::Open(inbound)) = greeted.look() else { panic!("no welcome") };
+    *inbound
+}
+
+fn one_shots() -> Pool {
+    Pool::of_one_shots(Geometry::new(8, MAX_ONE_SHOTS.into()).unwrap(), MAX_ONE_SHOTS, wake()).unwrap()
+}
+
+fn collect(pool: &mut Pool) -> bool {
+    pool.collect(1) || pool.search() && pool.collect(1)
+}
+
+fn shoot(pool: &mut Pool, content: u64) -> Result<Published, Unsent> {
+    let mut fbuf = pool.allocate().unwrap();
+    fbuf.resize(8).unwrap();
+    fbuf.copy_from_slice(&content.to_ne_bytes());
+    pool.send(fbuf)
+}
+
+fn read(inbound: &mut Inbound) -> Option<u64> {
+    let received = inbound.take();
+    assert!(matches!(inbound.end(), Ok(None)), "the link is over");
+    received.map(|received| u64::from_ne_bytes(received[..].try_into().unwrap()))
+}
+
+#[test]
+fn one_shots_wait_in_their_pool_while_a_narrow_socket_is_full() {
+    let mut pool = one_shots();
+    let mut inbound = link(&mut pool, Mechanism::OneShot, Lodging::Segments, narrow);
+    let (mut rounds, mut sequence) = (0, 0);
+    while sequence < 1000 {
+        let first = sequence;
+        while collect(&mut pool) {
+            assert_eq!(shoot(&mut pool, sequence).unwrap().sequence, sequence);
+            sequence += 1;
+        }
+        assert!(sequence > first, "none has room, though all were read");
+        assert!(
+            pool.lacks_room().is_some_and(|why| matches!(why, NoRoom::Buffer(..10_000))),
+            "it is the slots that are used up"
+        );
+        for number in first..sequence {
+            assert_eq!(read(&mut inbound), Some(number));
+        }
+        assert_eq!(read(&mut inbound), None);
+        rounds += 1;
+    }
+    assert!(rounds > 50, "the socket is not narrow");
+}
+
+#[test]
+fn over_a_socket_of_full_size_as_many_one_shots_are_under_way_as_there_may_be() {
+    let mut pool = one_shots();
+    let mut inbound = link(&mut pool, Mechanism::OneShot, Lodging::Segments, |_| {});
+    for number in 0..MAX_ONE_SHOTS.into() {
+        assert!(collect(&mut pool));
+        shoot(&mut pool, number).unwrap();
+    }
+    assert!(!collect(&mut pool) && pool.lacks_room().is_none());
+    (0..MAX_ONE_SHOTS.into()).for_each(|number| assert_eq!(read(&mut inbound), Some(number)));
+}
+
+#[test]
+fn a_one_shot_that_one_receiver_cannot_be_passed_comes_back_and_none_gets_it() {
+    let mut pool = one_shots();
+    let mut one = link(&mut pool, Mechanism::OneShot, Lodging::Segments, |_| {});
+    let ends = RefCell::new(Vec::new());
+    let keep = |end: &PacketSocket| ends.borrow_mut().push(end.as_fd().try_clone_to_owned().unwrap());
+    let mut other = link(&mut pool, Mechanism::OneShot, Lodging::Segments, keep);
+    // Behind the back of the sender, which therefore does not wait.
+    narrow(&ends.take().swap_remove(0));
+    let (mut sent, mut refused) = (Vec::new(), 0);
+    let (mut first, mut second) = (Vec::new(), Vec::new());
+    for content in 0..100 {
+        assert!(collect(&mut pool));
+        match shoot(&mut pool, content) {
+            Ok(published) => {
+                assert_eq!((published.sequence, published.receivers), (sent.len() as u64, 2));
+                sent.push(content);
+            }
+            Err(Unsent::NotPassed { fbuf, reason }) => {
+                assert!(reason.contains("net.core.wmem_max"), "{reason}");
+                assert_eq!(fbuf[..], content.to_ne_bytes(), "what comes back is not what was written");
+                refused += 1;
+                // The next has other content and the same number.
+                if refused % 3 == 0 {
+                    second.extend(std::iter::from_fn(|| read(&mut other)));
+                }
+                if refused % 5 == 0 {
+                    first.extend(std::iter::from_fn(|| read(&mut one)));
+                }
+            }
+            Err(unsent) => panic!("{unsent:?}"),
+        }
+    }
+    first.extend(std::iter::from_fn(|| read(&mut one)));
+    second.extend(std::iter::from_fn(|| read(&mut other)));
+    assert!(refused > 10 && sent.len() > 10, "{refused} were refused, {} were not", sent.len());
+    assert_eq!((&first, &second), (&sent, &sent));
+    assert_eq!(pool.receivers(), 2);
+}
+
+#[test]
+fn growth_waits_while_a_narrow_socket_is_full() {
+    let mut pool = Pool::new(Geometry::new(8, 1 << 20).unwrap(), 1, wake()).unwrap();
+    let mut inbound = link(&mut pool, Mechanism::Shared, Lodging::Segments, narrow);
+    let mut waited = 0;
+    while pool.can_grow() {
+        pool.grow().unwrap();
+        while !pool.announce_to(0).unwrap() {
+            waited += 1;
+            inbound.attend();
+        }
+        pool.use_segment();
+    }
+    assert!(waited > 0, "the socket is not narrow");
+    assert!(!inbound.is_broken() && pool.receivers() == 1);
+}
+
+#[test]
+fn rights_to_write_wait_while_a_narrow_socket_is_full() {
+    let geometry = Geometry::new(8, MAX_LEASED.into()).unwrap();
+    let mut pool = Pool::of_receiver(geometry, wake()).unwrap();
+    let inbound = link(&mut pool, Mechanism::Copy, Lodging::Yours, narrow);
+    let (mut given, mut rounds) = (Vec::new(), 0);
+    while given.len() < MAX_LEASED as usize {
+        assert!(rounds < 1000, "{} of {MAX_LEASED} slots are given", given.len());
+        pool.attend(0).unwrap();
+        while collect(&mut pool) {
+            given.push(pool.allocate().unwrap());
+        }
+        rounds += 1;
+        let _ = inbound.settle();
+    }
+    assert!(rounds > 2, "the socket is not narrow");
+    assert!(inbound.settle());
+}
+
+/// The lane of a sender that may have many slots takes some milliseconds.
+#[test]
+fn no_lane_is_made_for_a_receiver_that_cannot_be_answered() {
+    let mut pool = Pool::new(Geometry::new(8, 1 << 20).unwrap(), 1, wake()).unwrap();
+    pool.grow().unwrap();
+    // Of a user that no other test knows. Each answer has three descriptors, and eight may be under way.
+    let process = Credentials { uid: 4_200_000_010, ..peer().process };
+    let peer = Peer { process, same_user: false, trusted: false, ..peer() };
+    let mut unread = Vec::new();
+    let mut expect = || {
+        let (own, other) = PacketSocket::pair().unwrap();
+        let socket = PacketSocket::new(other).unwrap();
+        unread.push(Greeted::new(peer, socket, pool.geometry(), Mechanism::Copy, Lodging::Segments, None).unwrap());
+        Expected::new(peer, PacketSocket::new(own).unwrap().of_link_with(&peer))
+    };
+    let [first, second, mut late] = [expect(), expect(), expect()];
+    for expected in [first, second] {
+        assert!(matches!(pool.link(expected), Ok(Arrived::Here)));
+    }
+    let (mut look, mut make) = (Duration::MAX, Duration::MAX);
+    for _ in 0..20 {
+        let start = Instant::now();
+        let Ok(Arrived::NotYet(again)) = pool.link(late) else { panic!("it is answered") };
+        look = look.min(start.elapsed());
+        assert!(again.is_unanswered());
+        late = again;
+        let start = Instant::now();
+        drop(LaneTable::create("fbuf-test", capacity_for(pool.geometry().max_slots(), false)).unwrap());
+        make = make.min(start.elapsed());
+    }
+    assert!(look < make / 4, "a look takes {look:?}, a lane {make:?}");
+}
