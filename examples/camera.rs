@@ -7,8 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use fbuf_broker::Embedded;
-use fbuf_client::{Client, GetError};
+use fbuf::{Client, GetError, embedded::Embedded};
 
 const FRAME: u64 = 1920 * 1080 * 3;
 const FRAMES: u32 = 60;

@@ -2,8 +2,7 @@
 
 use std::{collections::VecDeque, error::Error, time::Duration};
 
-use fbuf_broker::Embedded;
-use fbuf_client::{AllocateError, Client};
+use fbuf::{AllocateError, Client, embedded::Embedded};
 
 fn main() -> Result<(), Box<dyn Error>> {
     let broker = Embedded::start()?;

@@ -2,8 +2,7 @@
 
 use std::{error::Error, io::Write, thread};
 
-use fbuf_broker::Embedded;
-use fbuf_client::{Client, GetError};
+use fbuf::{Client, GetError, embedded::Embedded};
 
 const RECEIVERS: usize = 3;
 
@@ -27,7 +26,7 @@ fn main() -> Result<(), Box<dyn Error>> {
                 }
             }))
         })
-        .collect::<Result<_, fbuf_client::OpenError>>()?;
+        .collect::<Result<_, fbuf::OpenError>>()?;
 
     let mut sender = client.sender("news").slot_size(100).slots(2).open()?;
     sender.wait_for_receivers(RECEIVERS)?;

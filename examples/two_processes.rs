@@ -4,8 +4,7 @@
 
 use std::{env, error::Error, io::Write, process::Command};
 
-use fbuf_broker::Embedded;
-use fbuf_client::{Address, Client, GetError};
+use fbuf::{Address, Client, GetError, embedded::Embedded};
 
 fn main() -> Result<(), Box<dyn Error>> {
     match env::args().nth(1) {

@@ -11,7 +11,6 @@ mod outcome;
 mod pair;
 mod payload;
 mod peers;
-pub mod processors;
 mod protection;
 mod report;
 mod scale;
@@ -22,7 +21,7 @@ mod work;
 
 use std::io::Write;
 
-pub use options::{Arguments, size};
+pub use options::Arguments;
 
 /// Why there is no figure, in words.
 pub type Error = Box<dyn std::error::Error + Send + Sync>;

@@ -4,6 +4,7 @@ use std::{io::Write, path::PathBuf, time::Duration};
 
 use bytesize::ByteSize;
 use clap::{Args, Subcommand, builder::RangedU64ValueParser};
+use fbuf_broker::size;
 
 use crate::{
     Result, pair,
@@ -162,18 +163,6 @@ pub(crate) struct Common {
     /// Print one line of JSON for each run, and nothing else
     #[arg(long)]
     pub(crate) json: bool,
-}
-
-/// Reads a size as a user writes it.
-///
-/// # Errors
-/// What sizes look like.
-pub fn size(text: &str) -> std::result::Result<ByteSize, String> {
-    text.parse().map_err(|_| {
-        "a size is a number of bytes, or a number with a unit of 1000 (kB, MB, GB, TB) or of 1024 (KiB, MiB, GiB, TiB), as \
-         in 64KiB or 1.5MiB"
-            .to_owned()
-    })
 }
 
 /// Reads a number that is more than zero.

@@ -9,18 +9,13 @@ use std::{
 
 use fbuf_core::{
     limits::MAX_MESSAGE,
+    process::processors::{self, Spent},
     socket::{Arrival, PacketSocket, wire},
 };
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use crate::{
-    Result,
-    peers::Handle,
-    processors::{self, Spent},
-    terms::Terms,
-    work,
-};
+use crate::{Result, peers::Handle, terms::Terms, work};
 
 /// What the first process says.
 #[derive(Debug, Serialize, Deserialize)]

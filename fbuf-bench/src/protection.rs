@@ -3,7 +3,10 @@
 use std::{fmt::Write as _, fs, hint::black_box, path::Path};
 
 use clap::ValueEnum;
-use fbuf_core::memory::{HUGE_PAGE, free_huge_pages, has_transparent_pages};
+use fbuf_core::{
+    memory::{HUGE_PAGE, free_huge_pages, has_transparent_pages},
+    process::processors::Spent,
+};
 use hdrhistogram::Histogram;
 use plotters::chart::SeriesLabelPosition;
 use quanta::Clock;
@@ -14,7 +17,6 @@ use crate::{
     outcome::{Outcome, Spread},
     payload::PAGE,
     peers::Peer,
-    processors::Spent,
     report::{Axes, Curve, draw},
     table::{bytes, nanoseconds},
     terms::{Means, Terms, name},

@@ -9,6 +9,7 @@ use std::{
 
 use clap::ValueEnum;
 use fbuf_broker::Embedded;
+use fbuf_core::process::processors;
 use serde_json::json;
 
 use crate::{
@@ -17,7 +18,7 @@ use crate::{
     options::{Common, Settings},
     outcome::{Once, Outcome, Spread},
     peers::Peer,
-    processors, protection,
+    protection,
     report::Report,
     table,
     terms::{Means, Mode, Terms, Wait, Work, name},

@@ -17,5 +17,5 @@ pub mod state;
 
 pub use embedded::Embedded;
 pub use listener::{BindError, Listener};
-pub use policy::{Policy, PolicyError, Quota};
+pub use policy::{Policy, PolicyError, Quota, size};
 pub use server::Broker;

@@ -89,8 +89,3 @@ const _: () = {
     sync::<Private>();
     sync::<Received>();
 };
-
-/// The code of README.md is compiled and run as documentation is.
-#[cfg(doctest)]
-#[doc = include_str!("../../README.md")]
-mod readme {}

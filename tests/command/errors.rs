@@ -79,8 +79,8 @@ fn errors_of_the_library_name_no_calls() {
     let named = ["open with stay()", "`wait_for_receivers`", "protection({required:?})", "ask for Protection::Leased"];
     assert!(named.iter().all(|error| call_in(error).is_some()), "the search finds nothing");
     let mut errors = 0;
-    for package in ["fbuf-core", "fbuf-client", "fbuf-broker"] {
-        let mut folders = vec![Path::new(env!("CARGO_MANIFEST_DIR")).join(package).join("src")];
+    for package in ["fbuf-core", "fbuf-protocol", "fbuf-client", "fbuf-broker"] {
+        let mut folders = vec![Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(package).join("src")];
         while let Some(folder) = folders.pop() {
             for entry in fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()) {
                 if entry.is_dir() {

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use fbuf_core::process::processors;
+
 use super::{
     Extent,
     broker::BrokerProcess,
@@ -10,7 +12,6 @@ use super::{
 use crate::{
     Result,
     peers::Peer,
-    processors,
     terms::{Means, Mode, Terms, Wait, Work},
     work::{self, Figures},
 };

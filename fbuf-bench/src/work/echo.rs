@@ -5,6 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use fbuf_core::process::processors::Spent;
 use hdrhistogram::Histogram;
 use quanta::Clock;
 
@@ -14,7 +15,6 @@ use crate::{
     pair::{Begin, Done, First, Second},
     payload::{self, Checker, LAST, MEASURED},
     peers::{End, Receiving, Sending, Way},
-    processors::Spent,
     terms::{Mode, Terms},
 };
 

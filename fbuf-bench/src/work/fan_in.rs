@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use fbuf_client::Receiver;
+use fbuf_core::process::processors::Spent;
 
 use super::{Figures, Run, now, stream};
 use crate::{
@@ -10,7 +11,6 @@ use crate::{
     pair::{Begin, Done, First, Second},
     payload::{self, Checker, LAST},
     peers::{End, Fbuf, Way, receive_from},
-    processors::Spent,
     terms::Terms,
 };
 

@@ -8,13 +8,13 @@ mod stream;
 
 use std::time::Duration;
 
+use fbuf_core::process::processors::Spent;
 use nix::time::{ClockId, clock_gettime};
 
 use crate::{
     Result,
     pair::{Begin, Done, First, Second},
     peers::{Eventfd, Fbuf, Futex, Limit, Peer, Pipe, Protected, SharedMemory, Tcp, Uds, Way},
-    processors::Spent,
     terms::{Means, Terms, Work},
 };
 

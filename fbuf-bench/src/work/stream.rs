@@ -2,13 +2,14 @@
 
 use std::time::{Duration, Instant};
 
+use fbuf_core::process::processors::Spent;
+
 use super::{Figures, Run, now};
 use crate::{
     Result,
     pair::{Begin, Done, First, Second},
     payload::{self, Checker, LAST, MEASURED},
     peers::{End, Receiving, Sending, Way},
-    processors::Spent,
     terms::{Mode, Terms},
 };
 

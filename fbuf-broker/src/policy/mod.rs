@@ -58,7 +58,7 @@ use std::{collections::BTreeSet, fmt, fs::File, io::Read, os::unix::fs::Metadata
 use fbuf_protocol::{Resource, Role, channel::ChannelName};
 
 use self::pattern::Pattern;
-pub use written::PolicyError;
+pub use written::{PolicyError, size};
 
 use crate::socket_file::is_exposed;
 

@@ -200,3 +200,15 @@ fn user_of_name(name: &str) -> Option<u32> {
 fn group_of_name(name: &str) -> Option<u32> {
     nix::unistd::Group::from_name(name).ok().flatten().map(|group| group.gid.as_raw())
 }
+
+/// Reads a size as a user writes it.
+///
+/// # Errors
+/// What sizes look like.
+pub fn size(text: &str) -> Result<ByteSize, String> {
+    text.parse().map_err(|_| {
+        "a size is a number of bytes, or a number with a unit of 1000 (kB, MB, GB, TB) or of 1024 (KiB, MiB, GiB, TiB), as \
+         in 64KiB or 1.5MiB"
+            .to_owned()
+    })
+}

@@ -4,5 +4,6 @@ pub mod apart;
 pub mod foreign;
 pub mod fork;
 pub mod lease;
+pub mod processors;
 pub mod sys;
 pub mod threads;

@@ -9,7 +9,8 @@ use std::path::PathBuf;
 
 use bytesize::ByteSize;
 use clap::ValueEnum;
-use fbuf_bench::{processors::pin, size};
+use fbuf_broker::size;
+use fbuf_core::process::processors::pin;
 
 use crate::{Failure, WaitArgument};
 

@@ -8,8 +8,8 @@ use std::{
     time::Duration,
 };
 
-use fbuf_bench::processors::Spent;
 use fbuf_client::{Client, GetError, Wait};
+use fbuf_core::process::processors::Spent;
 use nix::sys::{prctl, signal::Signal};
 use xxhash_rust::xxh3::Xxh3;
 

@@ -24,7 +24,7 @@ pub(crate) struct RecvArguments {
     #[arg(long, value_name = "LEVEL", value_enum, default_value = "volatile")]
     require: Level,
     /// Accept senders with slots of at most so many bytes [default: 4MiB of other users, any of one's own]
-    #[arg(long, value_name = "BYTES", value_parser = fbuf_bench::size)]
+    #[arg(long, value_name = "BYTES", value_parser = fbuf_broker::size)]
     max_slot_size: Option<ByteSize>,
     /// What to do while there is no message
     #[arg(long, value_enum, default_value = "adaptive")]

@@ -9,10 +9,12 @@ use std::{
 };
 
 use bytesize::ByteSize;
-use fbuf_bench::processors::{self, Spent, pin};
 use fbuf_broker::Embedded;
 use fbuf_client::Client;
-use fbuf_core::limits::MAX_SLOT_BYTES;
+use fbuf_core::{
+    limits::MAX_SLOT_BYTES,
+    process::processors::{self, Spent, pin},
+};
 use fbuf_protocol::address::VARIABLE;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use nix::fcntl::{FcntlArg, fcntl};

@@ -18,7 +18,7 @@ pub(crate) struct SendArguments {
     /// What to send; `-` is standard input [default: standard input]
     file: Option<PathBuf>,
     /// The longest message
-    #[arg(long, value_name = "BYTES", value_parser = fbuf_bench::size, default_value = "1MiB")]
+    #[arg(long, value_name = "BYTES", value_parser = fbuf_broker::size, default_value = "1MiB")]
     slot_size: ByteSize,
     /// How many messages may be under way [default: as many as suit the caches of this machine]
     #[arg(long, value_name = "COUNT")]

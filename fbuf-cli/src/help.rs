@@ -121,6 +121,7 @@ Examples:
       Streams a file, in shorter messages"
 );
 
+#[cfg(feature = "bench")]
 pub(crate) const BENCH: &str = concat!(
     status!(),
     "

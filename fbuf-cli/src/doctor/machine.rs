@@ -117,7 +117,7 @@ mod tests {
 
     #[test]
     fn readme_names_the_same_kernel() {
-        let readme = include_str!("../../README.md");
+        let readme = include_str!("../../../README.md");
         assert!(readme.contains(&format!("Linux {OLDEST_KERNEL} or later")), "README names another kernel");
         assert!(kernel().contains(OLDEST_KERNEL));
     }

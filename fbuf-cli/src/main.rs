@@ -51,6 +51,7 @@ enum Command {
     #[command(after_help = help::DEMO)]
     Demo(demo::Arguments),
     /// Measure what fbuf costs, beside other ways between two processes
+    #[cfg(feature = "bench")]
     #[command(after_help = help::BENCH)]
     Bench(fbuf_bench::Arguments),
     /// List every endpoint, channel or client, and what it does
@@ -79,6 +80,7 @@ fn main() -> ExitCode {
         Command::Send(arguments) => pipes::send(&arguments, &place),
         Command::Recv(arguments) => pipes::receive(&arguments, &place),
         Command::Demo(arguments) => demo::run(&arguments),
+        #[cfg(feature = "bench")]
         Command::Bench(arguments) => bench(&arguments),
         Command::Ls(arguments) => watch::ls::run(&arguments, &place),
         Command::Top(arguments) => watch::top::run(&arguments, &place),
@@ -100,6 +102,7 @@ fn hear_signals(command: &Command) -> Result<(), Failure> {
     }
 }
 
+#[cfg(feature = "bench")]
 fn bench(arguments: &fbuf_bench::Arguments) -> Result<(), Failure> {
     let mut output = standard::Output::standard()?;
     let result = fbuf_bench::run(arguments, &mut output);
@@ -146,8 +149,14 @@ impl Place {
     /// An option that says nothing to a command is an error.
     fn reject_unused(&self, command: &Command) -> Result<(), Failure> {
         let (socket, user) = (self.socket.is_some(), self.broker_user.is_some());
+        let has_own_broker = match command {
+            Command::Demo(_) | Command::Generate(_) => true,
+            #[cfg(feature = "bench")]
+            Command::Bench(_) => true,
+            _ => false,
+        };
         match command {
-            Command::Demo(_) | Command::Bench(_) | Command::Generate(_) if socket || user => {
+            _ if has_own_broker && (socket || user) => {
                 Err(Failure::usage("--socket and --broker-user are for commands that speak to a broker which is there"))
             }
             Command::Broker(_) | Command::Doctor if user => {
