@@ -82,9 +82,11 @@ impl Claims {
             let opened = self.open(&caller, endpoint, resumed(SENDER, secret, self.links.clone()))?;
             let is_own = opened.endpoint == secret.number() && !self.numbers.contains(&opened.endpoint);
             Effect::if_so(is_own, || format!("it has the number {} of another", opened.endpoint))?;
-            // Links that no other end names are of no use: it is introduced as any newcomer.
-            self.meet(&caller)?;
         }
+        // Links that no other end has are of no use: it is introduced as any newcomer. Those that it has had keep it from
+        // being introduced to the same ends, and nobody else.
+        self.open(&caller, 20, resumed(SENDER, secret_like(2)[0], vec![LinkId::default(); MOST]))?;
+        self.meet(&caller)?;
         let many = resumed(SENDER, secret_like(1)[0], vec![LinkId::default(); MAX_LINKS + 1]);
         let refused = caller.open_as(30, many)?;
         Effect::if_so(matches!(refused, Err(Refusal::Crowded)), || format!("{refused:?}"))?;
