@@ -106,9 +106,7 @@ impl Drop for Socket {
     fn drop(&mut self) {
         if let Some(user) = self.bounded().filter(|_| self.generation.is_current()) {
             // That socket may stay open, and what was passed here is to be closed all the same, and is closed here.
-            if self.is_emptied() {
-                under_way::close(user, &self.descriptor);
-            }
+            under_way::close(user, &self.descriptor, self.is_emptied());
         }
     }
 }
@@ -139,9 +137,10 @@ impl Socket {
         }
     }
 
-    /// Takes it off, if it is still there, with what it carries.
-    fn take_off(&self) {
-        let _ = recv(self.descriptor.as_raw_fd(), &mut [], MsgFlags::MSG_DONTWAIT);
+    /// Takes it off, with what it carries; false if it stays. A reset is said once, and before that.
+    fn take_off(&self) -> bool {
+        let taken = recv(self.descriptor.as_raw_fd(), &mut [], MsgFlags::MSG_DONTWAIT);
+        matches!(taken, Ok(_) | Err(Errno::ECONNRESET))
     }
 
     /// Takes off the messages without descriptors that wait. Whether nothing waits then; if there are many, it is not
@@ -150,8 +149,8 @@ impl Socket {
         for _ in 0..MAX_AT_ONCE {
             match self.first() {
                 Some(First::Nothing) => return true,
-                Some(First::Text) => self.take_off(),
-                Some(First::Descriptors) | None => return false,
+                Some(First::Text) if self.take_off() => {}
+                Some(First::Text | First::Descriptors) | None => return false,
             }
         }
         false
@@ -162,8 +161,8 @@ impl Socket {
         loop {
             match self.first() {
                 Some(First::Nothing) => return true,
-                Some(_) => self.take_off(),
-                None => return false,
+                Some(_) if self.take_off() => {}
+                Some(_) | None => return false,
             }
         }
     }

@@ -196,3 +196,44 @@ fn a_full_socket_says_so() {
     };
     assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
 }
+
+/// Has the kernel refuse a system call to this thread (seccomp(2)).
+#[expect(unsafe_code, reason = "prctl(2)")]
+fn refuse_here(call: libc::c_long) {
+    let step = |code: u32, no: u8, k: u32| libc::sock_filter { code: code as u16, jt: 0, jf: no, k };
+    let mut steps = [
+        // The number of the call, the first word of `struct seccomp_data`.
+        step(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0),
+        step(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 1, call as u32),
+        step(libc::BPF_RET | libc::BPF_K, 0, libc::SECCOMP_RET_ERRNO | libc::EPERM as u32),
+        step(libc::BPF_RET | libc::BPF_K, 0, libc::SECCOMP_RET_ALLOW),
+    ];
+    let filter = libc::sock_fprog { len: steps.len() as u16, filter: steps.as_mut_ptr() };
+    nix::sys::prctl::set_no_new_privs().unwrap();
+    // SAFETY: the kernel reads the filter, which lives here.
+    let installed = unsafe { libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const filter) };
+    Errno::result(installed).unwrap();
+}
+
+/// A filter may permit recvmsg(2), by which it is looked what waits, and not recvfrom(2), by which it is taken off.
+#[test]
+fn a_socket_from_which_nothing_can_be_taken_off_is_closed_all_the_same() {
+    const USER: u32 = 4_200_000_012;
+    let process = Credentials { pid: 1, uid: USER, gid: USER };
+    let peer = Peer { endpoint: 1, process, same_user: false, trusted: false, link: crate::peer::LinkId::default() };
+    let (one, other) = PacketSocket::pair().unwrap();
+    let (own, other) = (PacketSocket::new(one).unwrap().of_link_with(&peer), PacketSocket::new(other).unwrap());
+    own.send(&letter(1, 1)).unwrap();
+    assert!(under_way::is_noted(USER));
+    other.send(&letter(1, 1)).unwrap();
+    let (say, said) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        refuse_here(libc::SYS_recvfrom);
+        // As the thread that closes it.
+        drop(own.0.into_inner());
+        let _ = say.send(());
+    });
+    said.recv_timeout(Duration::from_secs(10)).expect("it is never closed");
+    assert!(!under_way::is_noted(USER), "what was sent over it is noted for ever");
+    assert!(other.has_hung_up());
+}

@@ -122,10 +122,17 @@ impl UnderWay {
     }
 
     /// As [`close`]: what is no longer needed, to be dropped without the lock.
-    fn leave(&mut self, user: u32, socket: &Withheld<OwnedFd>, share: Share) -> (Vec<Path>, Option<Share>) {
+    fn leave(
+        &mut self,
+        user: u32,
+        socket: &Withheld<OwnedFd>,
+        is_empty: bool,
+        share: Share,
+    ) -> (Vec<Path>, Option<Share>) {
         let mut share = Some(share);
         if let Some(paths) = self.0.get_mut(&user)
             && let Some(path) = paths.remove(&socket.as_raw_fd())
+            && is_empty
             && let Ok(1..) = sys::unread_bytes(socket.as_fd())
             && let Ok(again) = socket.as_fd().try_clone_to_owned()
             && let Some(share) = share.take()
@@ -201,15 +208,21 @@ pub(crate) fn tidy() {
     drop(over);
 }
 
-/// Before a socket is closed, which is shut down and empty. If something is under way over it, it is kept open until that is
-/// received. Those that were kept before, and need not be any more, are closed.
-pub(crate) fn close(user: u32, socket: &Withheld<OwnedFd>) {
+/// Before a socket is closed, which is shut down. If it is empty, and something is under way over it, it is kept open until
+/// that is received. Those that were kept before, and need not be any more, are closed.
+pub(crate) fn close(user: u32, socket: &Withheld<OwnedFd>, is_empty: bool) {
     // Before the lock, as in a process that forks.
     let share = Share::keep(user, 1);
     let mut under_way = lock();
-    let over = under_way.leave(user, socket, share);
+    let over = under_way.leave(user, socket, is_empty, share);
     drop(under_way);
     drop(over);
+}
+
+/// Whether anything is noted of this user.
+#[cfg(test)]
+pub(crate) fn is_noted(user: u32) -> bool {
+    lock().0.contains_key(&user)
 }
 
 #[cfg(all(test, not(miri)))]
