@@ -24,7 +24,7 @@ use failure::Failure;
 
 /// Shared-buffer IPC: processes exchange buffers without copying them.
 #[derive(Debug, Parser)]
-#[command(version, propagate_version = true, arg_required_else_help = true, after_help = help::FBUF)]
+#[command(name = "fbuf", version, propagate_version = true, arg_required_else_help = true, after_help = help::FBUF)]
 struct Arguments {
     #[command(flatten)]
     place: Place,
