@@ -193,6 +193,30 @@ fn rights_to_write_wait_while_a_narrow_socket_is_full() {
     assert!(inbound.settle());
 }
 
+/// Each message that is handed back tries it.
+#[test]
+fn rights_to_write_that_wait_are_tried_one_at_a_time() {
+    // Of eight, some fit.
+    let times = [8, MAX_LEASED.into()].map(|slots| {
+        let mut pool = Pool::of_receiver(Geometry::new(8, slots).unwrap(), wake()).unwrap();
+        let ends = RefCell::new(Vec::new());
+        let fill = |end: &PacketSocket| {
+            narrow(end);
+            ends.borrow_mut().push(end.as_fd().try_clone_to_owned().unwrap());
+        };
+        let inbound = link(&mut pool, Mechanism::Copy, Lodging::Yours, fill);
+        let to_sender = PacketSocket::new(ends.take().swap_remove(1)).unwrap();
+        while to_sender.send_bytes(&[0]).is_ok() {}
+        let settle = |_| {
+            let start = Instant::now();
+            assert!(!inbound.settle(), "the socket is not full");
+            start.elapsed()
+        };
+        (0..100).map(settle).min().unwrap()
+    });
+    assert!(times[1] < 4 * times[0], "of 8 and {MAX_LEASED} rights, those that wait are tried for {times:?}");
+}
+
 /// The lane of a sender that may have many slots takes some milliseconds.
 #[test]
 fn no_lane_is_made_for_a_receiver_that_cannot_be_answered() {

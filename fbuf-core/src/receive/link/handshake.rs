@@ -179,7 +179,7 @@ impl Greeted {
         if said {
             (self.board, self.unsaid) = (UnusedBoard(Some(board)), None);
             points::reach("attach: greeted");
-            self.owed.retain(|due| !due.give(&self.socket));
+            Due::give_all(&mut self.owed, &self.socket);
         }
         Ok(())
     }

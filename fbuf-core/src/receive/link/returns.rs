@@ -124,7 +124,7 @@ impl Returns {
             return true;
         }
         let mut owed = self.owed();
-        owed.retain(|due| !due.give(&self.socket));
+        Due::give_all(&mut owed, &self.socket);
         owed.is_empty()
     }
 

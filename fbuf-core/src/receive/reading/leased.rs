@@ -311,8 +311,15 @@ impl Due {
         Self { slot, memory, first: false }
     }
 
+    /// Gives those of these that can be given now, in order. The rest, from the first that cannot on, stays: what keeps that
+    /// one, keeps the others too.
+    pub(crate) fn give_all(all: &mut Vec<Self>, socket: &PacketSocket) {
+        let given = all.iter().take_while(|due| due.give(socket)).count();
+        all.drain(..given);
+    }
+
     /// Gives it: whether it need not be tried again. A sender that is gone needs nothing.
-    pub(crate) fn give(&self, socket: &PacketSocket) -> bool {
+    fn give(&self, socket: &PacketSocket) -> bool {
         !matches!(self.send(socket), Err(LinkEnd::Exhausted(_)))
     }
 
