@@ -235,8 +235,8 @@ impl PacketSocket {
 
     /// Whether so many descriptors more can be sent now, as far as [`under_way`] goes.
     #[must_use]
-    pub(crate) fn has_room(&self, descriptors: usize, kind: Kind) -> bool {
-        self.0.bounded().is_none_or(|user| under_way::has_room(user, descriptors, kind))
+    pub(crate) fn has_room(&self, descriptors: impl FnOnce() -> usize, kind: Kind) -> bool {
+        self.0.bounded().is_none_or(|user| under_way::has_room(user, descriptors(), kind))
     }
 
     /// The same, with something that is dropped when it is closed, by whatever thread.

@@ -3,6 +3,7 @@
 
 use std::{
     cell::RefCell,
+    fs::File,
     os::fd::{AsFd, OwnedFd},
     sync::Arc,
     time::{Duration, Instant},
@@ -14,7 +15,7 @@ use nix::sys::{
 };
 
 use crate::{
-    limits::{MAX_LEASED, MAX_ONE_SHOTS},
+    limits::{MAX_DESCRIPTORS, MAX_LEASED, MAX_ONE_SHOTS},
     peer::{Credentials, Peer},
     protection::Mechanism,
     receive::link::{Answered, Greeted, Inbound, Lodging},
@@ -24,7 +25,7 @@ use crate::{
         pool::{Pool, Published, Unsent},
     },
     slot::Geometry,
-    socket::PacketSocket,
+    socket::{PacketSocket, under_way::Kind, wire::Letter},
 };
 
 fn peer() -> Peer {
@@ -48,13 +49,24 @@ fn wake() -> Arc<EventFd> {
 
 /// Links a pool over two sockets, of which `before` sees both ends before there is a link.
 fn link(pool: &mut Pool, mechanism: Mechanism, lodging: Lodging, before: impl Fn(&PacketSocket)) -> Inbound {
+    link_with(peer(), pool, mechanism, lodging, before)
+}
+
+/// The same, with a peer that each of the two takes the other for.
+fn link_with(
+    peer: Peer,
+    pool: &mut Pool,
+    mechanism: Mechanism,
+    lodging: Lodging,
+    before: impl Fn(&PacketSocket),
+) -> Inbound {
     let (to_sender, to_receiver) = PacketSocket::pair().unwrap();
-    let socket = |end: OwnedFd| PacketSocket::new(end).unwrap();
+    let socket = |end: OwnedFd| PacketSocket::new(end).unwrap().of_link_with(&peer);
     let (to_sender, to_receiver) = (socket(to_sender), socket(to_receiver));
     before(&to_sender);
     before(&to_receiver);
-    let greeted = Greeted::new(peer(), to_receiver, pool.geometry(), mechanism, lodging, None).unwrap();
-    let Ok(Arrived::Here) = pool.link(Expected::new(peer(), to_sender)) else { panic!("no hello") };
+    let greeted = Greeted::new(peer, to_receiver, pool.geometry(), mechanism, lodging, None).unwrap();
+    let Ok(Arrived::Here) = pool.link(Expected::new(peer, to_sender)) else { panic!("no hello") };
     let Ok(Answered::Open(inbound)) = greeted.look() else { panic!("no welcome") };
     *inbound
 }
@@ -191,6 +203,41 @@ fn rights_to_write_wait_while_a_narrow_socket_is_full() {
     }
     assert!(rounds > 2, "the socket is not narrow");
     assert!(inbound.settle());
+}
+
+/// What one user does not receive leaves room for fewer descriptors than there are links, and for as many as that user has.
+#[test]
+fn one_shots_wait_for_room_for_the_links_of_a_user_and_not_for_all() {
+    // Users that no other test knows.
+    let [one, other] = [4_200_000_014, 4_200_000_015].map(|uid| {
+        let process = Credentials { uid, ..peer().process };
+        Peer { process, same_user: false, trusted: false, ..peer() }
+    });
+    let mut pool = one_shots();
+    let mut inbound =
+        [one, other, other].map(|peer| link_with(peer, &mut pool, Mechanism::OneShot, Lodging::Segments, |_| {}));
+    let null = Arc::new(OwnedFd::from(File::open("/dev/null").unwrap()));
+    let mut unread = Vec::new();
+    for descriptors in [MAX_DESCRIPTORS, 1] {
+        loop {
+            let (own, theirs) = PacketSocket::pair().unwrap();
+            let own = PacketSocket::new(own).unwrap().of_link_with(&one);
+            if !own.has_room(|| descriptors + 2, Kind::Other) {
+                break;
+            }
+            own.send(&Letter { bytes: vec![0], descriptors: vec![null.clone().into(); descriptors] }).unwrap();
+            unread.push((own, theirs));
+        }
+    }
+    assert!(collect(&mut pool) && pool.lacks_room().is_none(), "one descriptor has no room, where two have");
+    assert_eq!(shoot(&mut pool, 7).unwrap().receivers, 3);
+    inbound[1..].iter_mut().for_each(|inbound| assert_eq!(read(inbound), Some(7)));
+    // The control: the next has no room.
+    let (own, _theirs) = PacketSocket::pair().unwrap();
+    let own = PacketSocket::new(own).unwrap().of_link_with(&one);
+    own.send(&Letter { bytes: vec![0], descriptors: vec![null.into()] }).unwrap();
+    assert!(!collect(&mut pool) && pool.lacks_room() == Some(NoRoom::UnderWay));
+    assert_eq!(pool.without_room(), [one]);
 }
 
 /// Each message that is handed back tries it.

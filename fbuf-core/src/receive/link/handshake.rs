@@ -161,7 +161,9 @@ impl Greeted {
 
     /// Says hello, if that was not said and can be said now.
     fn say_hello(&mut self) -> Result<(), GreetError> {
-        let Some(skip_above) = self.unsaid.filter(|_| self.socket.has_room(1, Kind::Greeting)) else { return Ok(()) };
+        let Some(skip_above) = self.unsaid.filter(|_| self.socket.has_room(|| 1, Kind::Greeting)) else {
+            return Ok(());
+        };
         let (board, descriptor) = BoardTable::create_growing("fbuf-board", self.geometry.max_slots() as usize)?;
         points::reach("attach: board made");
         let fences = Fencing::of_this_process() == Fencing::Full;

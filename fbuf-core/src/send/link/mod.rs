@@ -243,7 +243,7 @@ impl Outbound {
         // For all of it: what is made for an answer that cannot be sent would be made again with each look.
         let handed_over = if heard.wants_slots { pool.geometry().max_slots() as usize } else { 0 };
         let descriptors = 1 + pool.announce(0).count() + handed_over;
-        if !expected.socket.has_room(descriptors, Kind::Greeting) {
+        if !expected.socket.has_room(|| descriptors, Kind::Greeting) {
             return Ok(Err(Expected { heard: Some(heard), ..expected }));
         }
         let Expected { peer, socket, copies, .. } = expected;
@@ -381,13 +381,15 @@ impl Outbound {
         Ok(())
     }
 
-    /// Whether so many one-shots more can be passed now, and one to each of so many links: none if so.
+    /// Whether so many one-shots more can be passed now, and one to each of these links with its user, of which this is one:
+    /// none if so.
     #[must_use]
-    pub(crate) fn lacks_room(&self, one_shots: usize, links: usize) -> Option<NoRoom> {
+    pub(crate) fn lacks_room(&self, one_shots: usize, links: &[Self]) -> Option<NoRoom> {
         if !self.is_open() {
             return None;
         }
-        if !self.socket.has_room(links, Kind::Other) {
+        let is_of_user = |link: &&Self| link.is_open() && link.peer.process.uid == self.peer.process.uid;
+        if !self.socket.has_room(|| links.iter().filter(is_of_user).count(), Kind::Other) {
             return Some(NoRoom::UnderWay);
         }
         let size = self.narrow?;

@@ -336,7 +336,7 @@ impl Pool {
     }
 
     fn lacks_room_for(&self, link: &Outbound) -> Option<NoRoom> {
-        link.lacks_room(self.count_out() + 1, self.links.len())
+        link.lacks_room(self.count_out() + 1, &self.links)
     }
 
     /// The receivers for which there is [no room](Self::lacks_room).

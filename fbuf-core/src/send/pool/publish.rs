@@ -170,8 +170,7 @@ impl Pool {
     /// Seals a buffer for good and gives it to every receiver that takes it.
     fn give_away(&mut self, slot: SlotId, length: u32, keep: bool) -> Result<(Published, Option<Retained>), Unsent> {
         // Once it is sealed, there is no way back but a copy.
-        let links = self.links.len();
-        if let Some(why) = self.links.iter().find_map(|link| link.lacks_room(1, links)) {
+        if let Some(why) = self.links.iter().find_map(|link| link.lacks_room(1, &self.links)) {
             let fbuf = self.recall(slot, length).ok_or(Unsent::Lost)?;
             return Err(Unsent::NotPassed { fbuf, reason: why.to_string() });
         }
