@@ -5,7 +5,7 @@ mod support;
 use std::time::Duration;
 
 use fbuf_broker::Embedded;
-use fbuf_client::{AllocateError, Client, Farewell, GetError, Mechanism, Receiver, Sender, Wait};
+use fbuf_client::{AllocateError, Client, DisconnectReason, GetError, Mechanism, Receiver, Sender, Wait};
 use support::SOON;
 
 /// For how long receivers may hold a sender up here.
@@ -47,7 +47,7 @@ fn a_receiver_that_is_disconnected_takes_what_was_sent_and_is_told() {
     assert!(sender.disconnect(peer));
     assert!(!sender.disconnect(peer), "it is linked no more");
     let departure = sender.departed().unwrap();
-    assert_eq!((departure.peer, departure.farewell), (peer, Farewell::Disconnected));
+    assert_eq!((departure.peer, departure.reason), (peer, DisconnectReason::Disconnected));
     (2..4).for_each(|byte| send(&mut sender, byte));
     assert_eq!([get(&mut one), get(&mut one)], [0, 1]);
     assert!(matches!(one.get_timeout(SOON), Err(GetError::Dropped(by)) if by.endpoint == sender.endpoint()));
@@ -73,7 +73,7 @@ fn a_receiver_that_holds_everything_is_disconnected_after_a_while() {
             assert_eq!(get(&mut quick), byte);
         }
         let departure = sender.departed().unwrap();
-        assert_eq!((departure.peer.endpoint, departure.farewell), (slow.endpoint(), Farewell::HeldUp(PATIENCE)));
+        assert_eq!((departure.peer.endpoint, departure.reason), (slow.endpoint(), DisconnectReason::HeldUp(PATIENCE)));
         assert_eq!((sender.departed(), sender.receivers()), (None, 1), "the other one held nothing up");
         // What it had taken is its own; what it had not is written over, and it does not take that for a message.
         assert!(held.iter().all(|&byte| byte == 0));
@@ -120,7 +120,7 @@ fn what_a_disconnected_receiver_reads_in_place_does_not_change() {
     }
     let nothing = sender.allocate_timeout(4 * PATIENCE);
     assert!(matches!(nothing, Err(AllocateError::TimedOut(4))), "the slots are the receiver's until it lets go");
-    assert_eq!(sender.departed().map(|departure| departure.farewell), Some(Farewell::HeldUp(PATIENCE)));
+    assert_eq!(sender.departed().map(|departure| departure.reason), Some(DisconnectReason::HeldUp(PATIENCE)));
     assert!(held.iter().all(|&byte| byte == 7));
     drop(held);
     for byte in 0..20 {

@@ -7,8 +7,8 @@ use std::{collections::HashSet, io::Write, thread, time::Duration};
 
 use fbuf_broker::Embedded;
 use fbuf_client::{
-    AllocateError, Client, Farewell, GetError, Mechanism, OpenError, Protection, Receiver, Sender, Wait, WaitError,
-    WriteError,
+    AllocateError, Client, DisconnectReason, GetError, Mechanism, OpenError, Protection, Receiver, Sender, Wait,
+    WaitError, WriteError,
 };
 use support::SOON;
 
@@ -251,7 +251,7 @@ fn a_receiver_that_closes_gives_everything_back_but_what_is_held() {
     sender.allocate_timeout(SOON).unwrap();
     drop(all);
     sender.look();
-    assert_eq!(sender.departed().unwrap().farewell, Farewell::Left);
+    assert_eq!(sender.departed().unwrap().reason, DisconnectReason::Left);
     assert_eq!(sender.receivers(), 0);
     assert_eq!(sender.counters().slots.free, 5);
 }
@@ -489,7 +489,7 @@ fn a_receiver_that_closes_before_its_first_message_has_left() {
             break departure;
         }
     };
-    assert_eq!(departure.farewell, Farewell::Left);
+    assert_eq!(departure.reason, DisconnectReason::Left);
     sender.wait_for_returns_timeout(SOON).unwrap();
 }
 

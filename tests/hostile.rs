@@ -14,7 +14,7 @@ use std::{
 
 use client::Hostile;
 use fbuf_broker::{Embedded, Policy};
-use fbuf_client::{Address, Client, ConnectError, Farewell, GetError, Receiver, Unsuitable, Violation};
+use fbuf_client::{Address, Client, ConnectError, DisconnectReason, GetError, Receiver, Unsuitable, Violation};
 use fbuf_core::{
     memory::{Map, Reserved},
     protection::{Mechanism, Protection},
@@ -281,14 +281,14 @@ fn a_hostile_receiver_loses_its_link_and_its_neighbour_keeps_its_own() {
             Role::Receiver { require: Protection::Volatile, accepts: Limits::DEFAULT },
         );
         attack(&hostile);
-        let farewell = loop {
+        let reason = loop {
             // Looks around until the attack was seen.
             let _ = sender.wait_for_receivers_timeout(2, Duration::from_millis(1));
             if let Some(departure) = sender.departed() {
-                break departure.farewell;
+                break departure.reason;
             }
         };
-        assert!(matches!(farewell, Farewell::Violation(_)), "{name}: {farewell:?}");
+        assert!(matches!(reason, DisconnectReason::Violation(_)), "{name}: {reason:?}");
         drop(hostile);
         let mut neighbour = client.receiver("c").open().unwrap();
         sender.wait_for_receivers_timeout(1, SOON).unwrap();
@@ -345,7 +345,7 @@ fn clients_that_hang_up_after_their_greeting_take_nobodys_place() {
     // As many as this user may have; but not for long.
     support::until("there is a place again", || match Client::connect_to(broker.address()) {
         Ok(_) => true,
-        Err(ConnectError::Spent { .. }) => false,
+        Err(ConnectError::QuotaExceeded { .. }) => false,
         Err(error) => panic!("{error}"),
     });
     support::until("nothing is charged", || broker.broker().used().is_empty());

@@ -11,7 +11,7 @@ use client::Hostile;
 use fbuf_broker::{Embedded, Policy};
 use fbuf_client::{Address, Client, GetError, Mechanism, Receiver, Sender};
 use fbuf_core::peer::LinkId;
-use fbuf_protocol::{Earlier, Resource, Role, Secret, Slots};
+use fbuf_protocol::{PreviousRegistration, Resource, Role, Secret, Slots};
 use support::{SOON, until};
 
 const SENDER: Role =
@@ -49,7 +49,7 @@ fn a_client_that_makes_up_an_earlier_life_takes_no_number_and_no_link_of_others(
     exchange(&mut sender, &mut receiver);
     for round in 0..3 {
         // What it names is that of nobody, so it is introduced as any other sender is,
-        let made_up = Earlier { secret: Secret::draw().unwrap(), links: vec![LinkId::draw().unwrap()] };
+        let made_up = PreviousRegistration { secret: Secret::draw().unwrap(), links: vec![LinkId::draw().unwrap()] };
         let hostile = Hostile::resume(&address, "c", SENDER, Some(made_up));
         let numbers = client.status().unwrap().into_iter().map(|status| status.endpoint).collect::<Vec<_>>();
         assert_eq!(numbers.iter().collect::<BTreeSet<_>>().len(), 3, "{numbers:?}");
@@ -72,7 +72,7 @@ fn the_secret_of_an_endpoint_gives_its_number_to_one_client_at_a_time() {
     let client = Client::connect_to(broker.address()).unwrap();
     let _receiver = client.receiver("c").stay().open().unwrap();
     let secret = Secret::draw().unwrap();
-    let earlier = || Some(Earlier { secret, links: Vec::new() });
+    let earlier = || Some(PreviousRegistration { secret, links: Vec::new() });
     let known = || client.status().unwrap().iter().filter(|status| status.endpoint == secret.number()).count();
     assert_eq!(known(), 0);
     for _ in 0..2 {

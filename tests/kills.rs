@@ -10,7 +10,7 @@ use std::{
 };
 
 use fbuf_broker::Embedded;
-use fbuf_client::{Client, Farewell, GetError, Wait};
+use fbuf_client::{Client, DisconnectReason, GetError, Wait};
 use support::{Holdings, Process, Random, SOON, fbuf, settled, until_is};
 
 /// Both tests count what this process holds, so they take turns.
@@ -77,7 +77,7 @@ fn a_receiver_that_is_killed_costs_nothing() {
             }
             while let Some(departure) = sender.departed() {
                 assert_eq!(departure.peer.process.pid as u32, victim.pid());
-                assert_eq!(departure.farewell, Farewell::Died);
+                assert_eq!(departure.reason, DisconnectReason::Died);
                 died = true;
             }
         }

@@ -12,7 +12,7 @@ use std::{
 
 use fbuf_broker::Embedded;
 use fbuf_client::{
-    AllocateError, Client, Farewell, GetError, Mechanism, Mismatch, OpenError, Receiver, Sender, WriteError,
+    AllocateError, Client, DisconnectReason, GetError, Mechanism, Mismatch, OpenError, Receiver, Sender, WriteError,
 };
 use fbuf_core::{
     limits::MAX_DESCRIPTORS,
@@ -126,7 +126,7 @@ fn slots_that_cannot_be_given_at_first_are_given_later() {
             waited += 1;
         }
         if let Some(departure) = departure {
-            assert!(matches!(departure.farewell, Farewell::Exhausted(_)), "{departure:?}");
+            assert!(matches!(departure.reason, DisconnectReason::Exhausted(_)), "{departure:?}");
             refused += 1;
             continue;
         }

@@ -13,7 +13,7 @@ use std::{
 
 use fbuf_broker::Embedded;
 use fbuf_client::{
-    Abort, Client, Departure, Farewell, GetError, Mechanism, Sender, Unread, Wait, WaitError, WriteError,
+    Abort, Client, Departure, DisconnectReason, GetError, Mechanism, Sender, Unread, Wait, WaitError, WriteError,
 };
 use nix::{
     fcntl::{FcntlArg, fcntl},
@@ -159,8 +159,8 @@ fn a_burst_that_never_waits_is_told_within_a_second_that_its_receiver_is_dead() 
         println!("{mechanism:?}: told after {time:?}, {} messages later", sent - 3);
         let WriteError::NoReceiver(fbuf) = error else { panic!("{error:?}") };
         assert_eq!(fbuf[..], sent.to_le_bytes(), "the message comes back");
-        let Departure { farewell, unread, .. } = departure(&mut sender);
-        assert_eq!((farewell, numbers(unread)), (Farewell::Died, last(sent, sent)), "{mechanism:?}");
+        let Departure { reason, unread, .. } = departure(&mut sender);
+        assert_eq!((reason, numbers(unread)), (DisconnectReason::Died, last(sent, sent)), "{mechanism:?}");
     }
 }
 
@@ -175,15 +175,15 @@ fn a_departure_says_exactly_what_was_not_read_to_the_end() {
     (0..9).for_each(|_| assert!(send(&mut sending, &[1; MESSAGE]) < 9));
     recv.read(5);
     recv.process.kill();
-    let Departure { farewell, unread, peer, .. } = departure(&mut sending);
-    assert_eq!((farewell, numbers(unread)), (Farewell::Died, last(4, 9)));
+    let Departure { reason, unread, peer, .. } = departure(&mut sending);
+    assert_eq!((reason, numbers(unread)), (DisconnectReason::Died, last(4, 9)));
     assert_eq!(peer.process.pid as u32, recv.process.pid());
     // Nothing was sent to it.
     let mut recv = Recv::start(&broker, "c");
     sending.wait_for_receivers_timeout(1, SOON).unwrap();
     recv.process.kill();
-    let Departure { farewell, unread, .. } = departure(&mut sending);
-    assert_eq!((farewell, unread), (Farewell::Died, None));
+    let Departure { reason, unread, .. } = departure(&mut sending);
+    assert_eq!((reason, unread), (DisconnectReason::Died, None));
     drop(sending);
 
     // In order, with two read, one held that is read later, and three that it never took.
@@ -200,8 +200,8 @@ fn a_departure_says_exactly_what_was_not_read_to_the_end() {
     });
     assert_eq!(sending.departed(), None, "it holds a message");
     drop(held);
-    let Departure { farewell, unread, .. } = departure(&mut sending);
-    assert_eq!((farewell, numbers(unread)), (Farewell::Left, last(3, 6)));
+    let Departure { reason, unread, .. } = departure(&mut sending);
+    assert_eq!((reason, numbers(unread)), (DisconnectReason::Left, last(3, 6)));
     drop(sending);
 
     // All was read.
@@ -211,8 +211,8 @@ fn a_departure_says_exactly_what_was_not_read_to_the_end() {
     send(&mut sending, b"x");
     drop(receiver.get_timeout(SOON).unwrap());
     drop(receiver);
-    let Departure { farewell, unread, .. } = departure(&mut sending);
-    assert_eq!((farewell, unread), (Farewell::Left, None));
+    let Departure { reason, unread, .. } = departure(&mut sending);
+    assert_eq!((reason, unread), (DisconnectReason::Left, None));
     drop(sending);
 
     // It asked to be skipped: 0, 1 and 2 are lent, 3 and 4 left out, 5 is lent again; it has read 0 and 1.
@@ -223,8 +223,8 @@ fn a_departure_says_exactly_what_was_not_read_to_the_end() {
     (0..2).for_each(|_| drop(receiver.get_timeout(SOON).unwrap()));
     send(&mut sending, b"x");
     drop(receiver);
-    let Departure { farewell, unread, .. } = departure(&mut sending);
-    assert_eq!((farewell, numbers(unread)), (Farewell::Left, Some((2, 2, 5))));
+    let Departure { reason, unread, .. } = departure(&mut sending);
+    assert_eq!((reason, numbers(unread)), (DisconnectReason::Left, Some((2, 2, 5))));
     assert_eq!(sending.counters().skipped, 2);
 }
 
@@ -404,8 +404,8 @@ fn a_receiver_that_fails_says_so_before_what_it_holds_goes_back() {
         drop(held);
         // All is back, and that is no success.
         sender.wait_for_returns_timeout(SOON).unwrap();
-        let Departure { farewell, unread, .. } = sender.departed().expect("it is known by now");
-        assert_eq!((farewell, numbers(unread)), (Farewell::Failed(wanted), last(1, 3)));
+        let Departure { reason, unread, .. } = sender.departed().expect("it is known by now");
+        assert_eq!((reason, numbers(unread)), (DisconnectReason::Failed(wanted), last(1, 3)));
     }
 }
 

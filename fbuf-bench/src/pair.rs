@@ -9,7 +9,7 @@ use std::{
 
 use fbuf_core::{
     limits::MAX_MESSAGE,
-    process::processors::{self, Spent},
+    process::processors::{self, CpuTime},
     socket::{Arrival, PacketSocket, wire},
 };
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -47,7 +47,7 @@ enum Answer {
 pub(crate) struct Done {
     /// How many messages it got while it was measured.
     pub(crate) messages: u64,
-    pub(crate) spent: Spent,
+    pub(crate) spent: CpuTime,
     /// When it got the last one, by the clock that both processes share.
     pub(crate) end: Duration,
 }

@@ -5,7 +5,7 @@ use std::{fmt::Write as _, fs, hint::black_box, path::Path};
 use clap::ValueEnum;
 use fbuf_core::{
     memory::{HUGE_PAGE, free_huge_pages, has_transparent_pages},
-    process::processors::Spent,
+    process::processors::CpuTime,
 };
 use hdrhistogram::Histogram;
 use plotters::chart::SeriesLabelPosition;
@@ -56,7 +56,7 @@ pub(crate) fn copy(terms: &Terms) -> Result<Run> {
     let buffers = || (0..SLOTS).map(|_| vec![1u8; terms.size]).collect::<Vec<_>>();
     let (from, mut to) = (buffers(), buffers());
     let (clock, mut times) = (Clock::new(), Histogram::<u64>::new_with_bounds(1, 60_000_000_000, 3)?);
-    let (before, start) = (Spent::so_far()?, clock.raw());
+    let (before, start) = (CpuTime::so_far()?, clock.raw());
     let elapsed = || clock.delta_as_nanos(start, clock.raw());
     let mut number = 0;
     while u128::from(elapsed()) < terms.time.as_nanos() || number < 2 * SLOTS as usize {
@@ -70,11 +70,11 @@ pub(crate) fn copy(terms: &Terms) -> Result<Run> {
         }
         number += 1;
     }
-    let spent = Spent::so_far()?.since(before);
+    let spent = CpuTime::so_far()?.since(before);
     let at = |quantile| times.value_at_quantile(quantile);
     let latency = Latency { p50: at(0.5), p99: at(0.99), p999: at(0.999), max: times.max() };
     let seconds = elapsed() as f64 / 1e9;
-    let receiver = Spent::default();
+    let receiver = CpuTime::default();
     Ok(Run { messages: times.len(), seconds, sender: spent, receiver, figures: Figures::Latency(latency) })
 }
 

@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use fbuf_protocol::{Resource, Spent};
+use fbuf_protocol::{QuotaExceeded, Resource};
 
 use crate::{
     policy::Quota,
@@ -105,13 +105,13 @@ impl Account {
     /// Charges so much to it.
     ///
     /// # Errors
-    /// [`Spent`]: it would be more than the quota, or than the user's share of what the broker has.
-    pub fn charge(self: &Arc<Self>, quota: &Quota, resource: Resource, asked: u64) -> Result<Charge, Spent> {
+    /// [`QuotaExceeded`]: it would be more than the quota, or than the user's share of what the broker has.
+    pub fn charge(self: &Arc<Self>, quota: &Quota, resource: Resource, asked: u64) -> Result<Charge, QuotaExceeded> {
         let limit = quota.of(resource);
         // Relaxed: a number that stands for itself.
         let cell = &self.used[resource as usize];
         let fits = |used: u64| used.checked_add(asked).filter(|&sum| sum <= limit);
-        cell.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits).map_err(|used| Spent {
+        cell.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits).map_err(|used| QuotaExceeded {
             user: self.user,
             resource,
             asked,
@@ -120,7 +120,7 @@ impl Account {
             rule: quota.rule.clone(),
         })?;
         let mut charge = Charge { account: self.clone(), resource, amount: asked, _holdings: Vec::new() };
-        charge._holdings = self.capacity.take(self.user, resource, asked).map_err(|(used, limit)| Spent {
+        charge._holdings = self.capacity.take(self.user, resource, asked).map_err(|(used, limit)| QuotaExceeded {
             user: self.user,
             resource,
             asked,

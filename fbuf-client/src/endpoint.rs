@@ -38,7 +38,7 @@ use crate::{
 };
 
 /// Where the control thread brings introductions.
-pub(crate) trait Post: Send {
+pub(crate) trait LinkSink: Send {
     /// A peer was introduced.
     fn introduce(&self, introduced: Introduced);
 
@@ -63,11 +63,11 @@ const SWEEP_PAUSE: Duration = Duration::from_millis(20);
 
 /// A post box: filled by the control thread, emptied by the endpoint.
 #[derive(Debug)]
-pub(crate) struct Inbox<T> {
+pub(crate) struct PendingLinks<T> {
     filled: Notice,
     /// Whether a peer has hung up since the endpoint last looked at its sockets.
     hung_up: AtomicBool,
-    letters: Mutex<VecDeque<T>>,
+    new_links: Mutex<VecDeque<T>>,
     /// The links with peers that were introduced and have not gone. One peer may have several: when a broker dies
     /// between its two introductions, the next one introduces the two again.
     links: Mutex<BTreeMap<LinkId, Link>>,
@@ -100,7 +100,7 @@ struct Taken {
     _descriptors: Share,
 }
 
-impl<T: Brought> Inbox<T> {
+impl<T: Brought> PendingLinks<T> {
     /// Has room for a link with a peer, which takes so many descriptors, and so many bytes of a pool of which its user may
     /// have so many: whether there is any. A letter about it will come.
     pub(crate) fn admit(&self, peer: &Peer, descriptors: usize, pool: u64, most: u64) -> bool {
@@ -135,9 +135,9 @@ impl<T: Brought> Inbox<T> {
         *swept = Some(now);
         // Dropped after the lock is released.
         let void = {
-            let mut letters = lock(&self.letters);
-            let (void, rest): (VecDeque<_>, _) = letters.drain(..).partition(|letter| letter.is_void().is_some());
-            *letters = rest;
+            let mut new_links = lock(&self.new_links);
+            let (void, rest): (VecDeque<_>, _) = new_links.drain(..).partition(|new_link| new_link.is_void().is_some());
+            *new_links = rest;
             void
         };
         void.iter().filter_map(Brought::is_void).for_each(|peer| self.forget(peer));
@@ -145,12 +145,12 @@ impl<T: Brought> Inbox<T> {
     }
 }
 
-impl<T> Inbox<T> {
+impl<T> PendingLinks<T> {
     pub(crate) fn new() -> io::Result<Self> {
         let wake = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
-        let (letters, links, report) = (Mutex::default(), Mutex::default(), Mutex::default());
+        let (new_links, links, report) = (Mutex::default(), Mutex::default(), Mutex::default());
         let (filled, hung_up, swept) = (Notice::new()?, AtomicBool::new(false), Mutex::default());
-        Ok(Self { filled, hung_up, letters, links, swept, report, wake: Arc::new(wake).into() })
+        Ok(Self { filled, hung_up, new_links, links, swept, report, wake: Arc::new(wake).into() })
     }
 
     /// What wakes the endpoint.
@@ -163,11 +163,11 @@ impl<T> Inbox<T> {
         lock(&self.links).entry(peer.link).or_default();
     }
 
-    pub(crate) fn post(&self, peer: Peer, letter: T) {
+    pub(crate) fn post(&self, peer: Peer, new_link: T) {
         self.expect(peer);
         {
-            let mut letters = lock(&self.letters);
-            letters.push_back(letter);
+            let mut new_links = lock(&self.new_links);
+            new_links.push_back(new_link);
             // Relaxed: what is said of the letters is said by their lock.
             self.filled.set(true);
         }
@@ -187,8 +187,8 @@ impl<T> Inbox<T> {
     }
 
     /// Whether there is a letter.
-    pub(crate) fn has_letters(&self) -> bool {
-        self.is_filled() && !lock(&self.letters).is_empty()
+    pub(crate) fn has_new_links(&self) -> bool {
+        self.is_filled() && !lock(&self.new_links).is_empty()
     }
 
     /// Has [`Self::is_filled`] say so although there may be nothing: there is something else to look for.
@@ -212,11 +212,11 @@ impl<T> Inbox<T> {
         if !self.is_filled() {
             return None;
         }
-        let mut letters = lock(&self.letters);
-        let letter = letters.pop_front();
+        let mut new_links = lock(&self.new_links);
+        let new_link = new_links.pop_front();
         // With the letters locked, so that the word of one that is posted just now is not wiped out.
-        self.filled.set(!letters.is_empty() || self.has_hung_up());
-        letter
+        self.filled.set(!new_links.is_empty() || self.has_hung_up());
+        new_link
     }
 
     /// A peer is linked no more, or will not be.
@@ -229,7 +229,7 @@ impl<T> Inbox<T> {
         !lock(&self.links).is_empty()
     }
 
-    /// As [`Post::links`].
+    /// As [`LinkSink::links`].
     pub(crate) fn links(&self) -> Vec<LinkId> {
         lock(&self.links).keys().copied().collect()
     }
@@ -248,7 +248,7 @@ impl<T> Inbox<T> {
         }
     }
 
-    /// As [`Post::held`].
+    /// As [`LinkSink::held`].
     pub(crate) fn held(&self) -> Vec<(LinkId, usize, u64)> {
         // The endpoint does not wait for the survey.
         let all: Vec<_> =
@@ -267,7 +267,7 @@ impl<T> Inbox<T> {
         }
     }
 
-    /// As [`Post::report`].
+    /// As [`LinkSink::report`].
     pub(crate) fn report(&self) -> Report {
         // The endpoint may have said the rest long ago, and does not look while its thread does something else.
         let links = lock(&self.links).values().filter(|link| link.is_open && !link.has_hung_up).count();
@@ -277,13 +277,13 @@ impl<T> Inbox<T> {
     /// Has the endpoint look for a peer that has hung up.
     pub(crate) fn doubt(&self) {
         // With the letters locked, as in `next`.
-        let _letters = lock(&self.letters);
+        let _letters = lock(&self.new_links);
         self.hung_up.store(true, Ordering::Relaxed);
         self.filled.set(true);
     }
 }
 
-impl<T: Send> Alarm for Inbox<T> {
+impl<T: Send> Alarm for PendingLinks<T> {
     fn raise(&self, link: LinkId) {
         match lock(&self.links).get_mut(&link) {
             Some(link) => link.has_hung_up = true,
@@ -432,7 +432,7 @@ mod tests {
     /// A broker that died between two introductions leaves half a link, and the next one makes a whole one.
     #[test]
     fn a_link_that_ends_leaves_another_with_the_same_peer_known() {
-        let inbox: Inbox<()> = Inbox::new().unwrap();
+        let pending_links: PendingLinks<()> = PendingLinks::new().unwrap();
         let process = Credentials { pid: 1, uid: 1, gid: 1 };
         let [half, whole] = [(); 2].map(|()| Peer {
             endpoint: 7,
@@ -441,12 +441,12 @@ mod tests {
             trusted: true,
             link: LinkId::draw().unwrap(),
         });
-        inbox.expect(half);
-        inbox.post(whole, ());
-        inbox.forget(half);
-        assert_eq!(inbox.links(), [whole.link]);
-        inbox.forget(whole);
-        assert!(!inbox.has_peers());
+        pending_links.expect(half);
+        pending_links.post(whole, ());
+        pending_links.forget(half);
+        assert_eq!(pending_links.links(), [whole.link]);
+        pending_links.forget(whole);
+        assert!(!pending_links.has_peers());
     }
 
     impl Brought for () {
@@ -457,7 +457,7 @@ mod tests {
 
     #[test]
     fn senders_of_another_user_have_no_larger_pool_together_than_one_may() {
-        let inbox: Inbox<()> = Inbox::new().unwrap();
+        let pending_links: PendingLinks<()> = PendingLinks::new().unwrap();
         let peer = |link, uid, same_user| Peer {
             endpoint: link,
             // Users that no other test knows.
@@ -466,12 +466,12 @@ mod tests {
             trusted: false,
             link: LinkId::from_bits(link),
         };
-        let admit = |peer: &Peer, bytes| inbox.admit(peer, 1, bytes, 100);
+        let admit = |peer: &Peer, bytes| pending_links.admit(peer, 1, bytes, 100);
         let [first, second] = [1, 2].map(|link| peer(link, 4_100_000_000, false));
         assert!(admit(&first, 60) && !admit(&second, 60) && !admit(&second, u64::MAX) && admit(&second, 40));
-        inbox.forget(second);
+        pending_links.forget(second);
         assert!(admit(&second, 0) && admit(&peer(3, 4_100_000_001, false), 60));
-        inbox.forget(first);
+        pending_links.forget(first);
         assert!(admit(&peer(4, 4_100_000_000, false), 100));
         // The own user, and root, are not bounded.
         assert!((5..9).all(|link| admit(&peer(link, 4_100_000_000, true), 60) && admit(&peer(2 * link, 0, false), 60)));
@@ -479,7 +479,7 @@ mod tests {
 
     #[test]
     fn a_report_counts_links_that_are_open_and_whose_peer_has_not_hung_up() {
-        let inbox: Inbox<()> = Inbox::new().unwrap();
+        let pending_links: PendingLinks<()> = PendingLinks::new().unwrap();
         let process = Credentials { pid: 1, uid: 1, gid: 1 };
         let [one, other] = [1, 2].map(|link| Peer {
             endpoint: link,
@@ -488,17 +488,17 @@ mod tests {
             trusted: true,
             link: LinkId::from_bits(link),
         });
-        inbox.post(one, ());
-        inbox.say(|| Report { messages: 3, links: 7, ..Report::default() });
-        assert_eq!((inbox.report().links, inbox.report().messages), (0, 3));
-        inbox.link(one, None);
-        inbox.link(other, None);
-        assert_eq!((inbox.report().links, inbox.has_hung_up()), (2, false));
-        inbox.raise(LinkId::from_bits(3));
-        assert_eq!((inbox.report().links, inbox.has_hung_up()), (2, false), "no link of this endpoint");
-        inbox.raise(one.link);
-        assert_eq!((inbox.report().links, inbox.has_hung_up()), (1, true));
-        inbox.part(other);
-        assert_eq!(inbox.report().links, 0);
+        pending_links.post(one, ());
+        pending_links.say(|| Report { messages: 3, links: 7, ..Report::default() });
+        assert_eq!((pending_links.report().links, pending_links.report().messages), (0, 3));
+        pending_links.link(one, None);
+        pending_links.link(other, None);
+        assert_eq!((pending_links.report().links, pending_links.has_hung_up()), (2, false));
+        pending_links.raise(LinkId::from_bits(3));
+        assert_eq!((pending_links.report().links, pending_links.has_hung_up()), (2, false), "no link of this endpoint");
+        pending_links.raise(one.link);
+        assert_eq!((pending_links.report().links, pending_links.has_hung_up()), (1, true));
+        pending_links.part(other);
+        assert_eq!(pending_links.report().links, 0);
     }
 }

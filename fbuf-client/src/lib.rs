@@ -59,15 +59,15 @@ pub use fbuf_core::{
     violation::{Unsuitable, Violation},
 };
 pub use fbuf_protocol::{
-    ClientStatus, EndStatus, EndpointStatus, Mismatch, Oldest, Refusal, Report, Resource, Spent, Unpaired,
+    ClientStatus, EndStatus, EndpointStatus, Mismatch, Oldest, QuotaExceeded, Refusal, Report, Resource, Unpaired,
     address::Address,
     channel::{ChannelName, ChannelNameError},
 };
 pub use interrupt::InterruptHandle;
 pub use receiver::{GetError, Receiver, ReceiverBuilder, ReceiverCounters};
 pub use sender::{
-    AllocateError, Departure, Farewell, Granted, LEASE_BASE_FROM, LEASE_FROM, OptionsError, Sender, SenderBuilder,
-    SenderCounters, Sent, WaitError, WriteError,
+    AllocateError, Departure, DisconnectReason, Granted, LEASE_BASE_FROM, LEASE_FROM, OptionsError, Sender,
+    SenderBuilder, SenderCounters, Sent, WaitError, WriteError,
 };
 pub use wait::Wait;
 

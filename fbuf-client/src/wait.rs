@@ -27,9 +27,9 @@ pub enum Wait {
 
 /// What it costs to be woken, of late: [`Wait::Adaptive`] looks for twice as long before it sleeps.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Patience(Duration);
+pub(crate) struct SpinBudget(Duration);
 
-impl Patience {
+impl SpinBudget {
     /// Until it is known: about what it takes on a virtual machine.
     const FIRST: Duration = Duration::from_micros(30);
     /// Whatever was measured, it is taken to be no less and no more than this. A peer may lie about when
@@ -86,7 +86,7 @@ const ROUND: u32 = 64;
 #[derive(Debug)]
 pub(crate) struct Waiting {
     how: Wait,
-    patience: Patience,
+    spin_budget: SpinBudget,
     deadline: Option<Instant>,
     /// Over how many links one look goes.
     links: u32,
@@ -110,8 +110,8 @@ pub(crate) enum Next {
 }
 
 impl Waiting {
-    pub(crate) fn new(how: Wait, patience: Patience, deadline: Option<Instant>) -> Self {
-        Self { how, patience, deadline, links: 1, rounds: 0, since: None, looked: None, lasted: Duration::ZERO }
+    pub(crate) fn new(how: Wait, spin_budget: SpinBudget, deadline: Option<Instant>) -> Self {
+        Self { how, spin_budget, deadline, links: 1, rounds: 0, since: None, looked: None, lasted: Duration::ZERO }
     }
 
     /// Each look goes over so many links, so that there are fewer looks between two at the clock.
@@ -165,7 +165,7 @@ impl Waiting {
         self.lasted = now.duration_since(since);
         match self.how {
             Wait::Block => Next::Sleep,
-            Wait::Adaptive if self.lasted >= self.patience.looks_for() => Next::Sleep,
+            Wait::Adaptive if self.lasted >= self.spin_budget.looks_for() => Next::Sleep,
             Wait::Adaptive => Next::Again,
             Wait::Spin => {
                 let looked = self.looked.get_or_insert(since);
@@ -252,18 +252,18 @@ impl Pace {
 /// and the less often the more often it was in vain: a message that comes alone, or is an answer, is
 /// never kept waiting, and neither is a sender whose receivers keep what they got.
 #[derive(Debug, Default)]
-pub(crate) struct Gathering {
+pub(crate) struct Batching {
     /// How many messages there had been when it last caught up.
     messages: u64,
     /// How many more times to leave it.
     leave: u32,
     /// How many times to leave it when it is in vain.
-    patience: u32,
+    spin_budget: u32,
 }
 
 /// What somebody sees who gathers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Sight {
+pub(crate) enum Progress {
     /// Enough.
     Enough,
     /// More than before.
@@ -272,7 +272,7 @@ pub(crate) enum Sight {
     Nothing,
 }
 
-impl Gathering {
+impl Batching {
     /// How many messages a receiver waits for.
     pub(crate) const MESSAGES: u64 = 64;
     /// How long it waits.
@@ -295,21 +295,21 @@ impl Gathering {
     }
 
     /// Waits for enough, for at most so long without progress.
-    pub(crate) fn wait(&mut self, time: Duration, mut look: impl FnMut() -> Sight) {
+    pub(crate) fn wait(&mut self, time: Duration, mut look: impl FnMut() -> Progress) {
         let mut since = Instant::now();
         // The look at the clock is pause enough between two looks at memory.
         while since.elapsed() < time {
             match look() {
-                Sight::Enough => {
-                    self.patience = 0;
+                Progress::Enough => {
+                    self.spin_budget = 0;
                     return;
                 }
-                Sight::More => since = Instant::now(),
-                Sight::Nothing => {}
+                Progress::More => since = Instant::now(),
+                Progress::Nothing => {}
             }
         }
-        self.patience = (self.patience * 2).clamp(1, Self::MOST);
-        self.leave = self.patience;
+        self.spin_budget = (self.spin_budget * 2).clamp(1, Self::MOST);
+        self.leave = self.spin_budget;
     }
 }
 
@@ -329,9 +329,9 @@ pub(crate) fn within(time: Duration, deadline: Option<Instant>) -> Option<Instan
 /// Which peers can only run when this side does not: both are confined to the same processor, or there
 /// is but one. Looking for what such a peer will do only keeps it from doing it.
 #[derive(Debug, Default)]
-pub(crate) struct Crowd(Vec<Peer>);
+pub(crate) struct SameCpuPeers(Vec<Peer>);
 
-impl Crowd {
+impl SameCpuPeers {
     /// A link was opened by the thread that will wait for it.
     pub(crate) fn add(&mut self, peer: Peer) {
         if shares_processor(peer.process.pid) {
@@ -376,15 +376,15 @@ mod tests {
     fn each_strategy_does_what_it_says() {
         let start = Instant::now();
         let at = |waiting: &mut Waiting, micros| waiting.at_the_clock(start + Duration::from_micros(micros));
-        let mut block = Waiting::new(Wait::Block, Patience::new(), None);
+        let mut block = Waiting::new(Wait::Block, SpinBudget::new(), None);
         assert_eq!(at(&mut block, 0), Next::Sleep);
-        let mut spin = Waiting::new(Wait::Spin, Patience::new(), None);
+        let mut spin = Waiting::new(Wait::Spin, SpinBudget::new(), None);
         assert_eq!(at(&mut spin, 0), Next::Again);
         assert_eq!(at(&mut spin, 999), Next::Again);
         assert_eq!(at(&mut spin, 1000), Next::Look);
         assert_eq!(at(&mut spin, 1001), Next::Again);
         {
-            let mut adaptive = Waiting::new(Wait::Adaptive, Patience::new(), None);
+            let mut adaptive = Waiting::new(Wait::Adaptive, SpinBudget::new(), None);
             assert_eq!(at(&mut adaptive, 0), Next::Again);
             assert_eq!(at(&mut adaptive, 59), Next::Again);
             assert_eq!(at(&mut adaptive, 60), Next::Sleep);
@@ -394,7 +394,7 @@ mod tests {
     #[test]
     fn a_look_after_a_sleep_or_at_sockets_is_thorough() {
         for how in [Wait::Spin, Wait::Adaptive, Wait::Block] {
-            let mut waiting = Waiting::new(how, Patience::new(), None).among(3);
+            let mut waiting = Waiting::new(how, SpinBudget::new(), None).among(3);
             for _ in 0..3 {
                 while !matches!(waiting.next(), Next::Sleep | Next::Look) {}
                 assert!(waiting.is_thorough(), "{how:?}: what came meanwhile is not looked for");
@@ -410,7 +410,7 @@ mod tests {
         let other = Peer { endpoint: 2, process: Credentials { pid: 0, ..process }, ..one };
         // Alone on a thread of its own, which is then confined to one processor.
         std::thread::spawn(move || {
-            let mut crowd = Crowd::default();
+            let mut same_cpu = SameCpuPeers::default();
             let allowed = sched_getaffinity(Pid::from_raw(0)).unwrap();
             let first = (0..CpuSet::count()).find(|&processor| allowed.is_set(processor) == Ok(true)).unwrap();
             let mut only = CpuSet::new();
@@ -418,16 +418,16 @@ mod tests {
             for pid in [0, process.pid] {
                 nix::sched::sched_setaffinity(Pid::from_raw(pid), &only).unwrap();
             }
-            crowd.add(one);
-            crowd.add(other);
+            same_cpu.add(one);
+            same_cpu.add(other);
             nix::sched::sched_setaffinity(Pid::from_raw(process.pid), &allowed).unwrap();
-            assert_eq!(crowd.wait(Wait::Adaptive, 1), Wait::Block);
-            assert_eq!(crowd.wait(Wait::Spin, 1), Wait::Spin, "it was asked for");
+            assert_eq!(same_cpu.wait(Wait::Adaptive, 1), Wait::Block);
+            assert_eq!(same_cpu.wait(Wait::Spin, 1), Wait::Spin, "it was asked for");
             if !matches!(sysconf(SysconfVar::_NPROCESSORS_ONLN), Ok(Some(1))) {
-                assert_eq!(crowd.wait(Wait::Adaptive, 2), Wait::Adaptive, "the other one runs elsewhere");
+                assert_eq!(same_cpu.wait(Wait::Adaptive, 2), Wait::Adaptive, "the other one runs elsewhere");
             }
-            crowd.remove(one);
-            assert_eq!(crowd.wait(Wait::Adaptive, 1), Wait::Adaptive);
+            same_cpu.remove(one);
+            assert_eq!(same_cpu.wait(Wait::Adaptive, 1), Wait::Adaptive);
         })
         .join()
         .unwrap();
@@ -435,38 +435,38 @@ mod tests {
 
     #[test]
     fn patience_follows_what_waking_costs() {
-        let mut patience = Patience::new();
-        let learn = |patience: &mut Patience, micros| {
+        let mut spin_budget = SpinBudget::new();
+        let learn = |spin_budget: &mut SpinBudget, micros| {
             for _ in 0..100 {
-                patience.learn(micros);
+                spin_budget.learn(micros);
             }
-            patience.0
+            spin_budget.0
         };
         let micros = Duration::from_micros;
-        assert!(learn(&mut patience, Some(micros(20))).abs_diff(micros(20)) < micros(1));
-        assert_eq!(learn(&mut patience, None), patience.0);
-        assert_eq!(learn(&mut patience, Some(micros(1))), Patience::LEAST);
-        assert_eq!(learn(&mut patience, Some(micros(999))), Patience::MOST);
-        let before = patience.0;
-        assert_eq!(learn(&mut patience, Some(Duration::from_secs(1))), before, "a bell of long ago");
+        assert!(learn(&mut spin_budget, Some(micros(20))).abs_diff(micros(20)) < micros(1));
+        assert_eq!(learn(&mut spin_budget, None), spin_budget.0);
+        assert_eq!(learn(&mut spin_budget, Some(micros(1))), SpinBudget::LEAST);
+        assert_eq!(learn(&mut spin_budget, Some(micros(999))), SpinBudget::MOST);
+        let before = spin_budget.0;
+        assert_eq!(learn(&mut spin_budget, Some(Duration::from_secs(1))), before, "a bell of long ago");
     }
 
     #[test]
     fn only_streams_are_gathered() {
-        let mut gathering = Gathering::default();
+        let mut batching = Batching::default();
         // A message and its answer, and so on.
-        assert!((1..100).all(|taken| !gathering.is_worthwhile(taken)));
+        assert!((1..100).all(|taken| !batching.is_worthwhile(taken)));
         // A stream, as long as batches come.
         for taken in 2..100 {
-            assert!(gathering.is_worthwhile(100 * taken));
-            gathering.wait(Gathering::RECEIVER_TIME, || Sight::Enough);
+            assert!(batching.is_worthwhile(100 * taken));
+            batching.wait(Batching::RECEIVER_TIME, || Progress::Enough);
         }
         // Bursts, after which nothing comes for long.
         let mut waits = 0;
         for taken in 100..1100 {
-            if gathering.is_worthwhile(100 * taken) {
+            if batching.is_worthwhile(100 * taken) {
                 waits += 1;
-                gathering.wait(Gathering::RECEIVER_TIME, || Sight::Nothing);
+                batching.wait(Batching::RECEIVER_TIME, || Progress::Nothing);
             }
         }
         assert!((7..30).contains(&waits), "{waits} waits in vain for 1000 bursts");
@@ -493,7 +493,7 @@ mod tests {
     #[test]
     fn the_clock_is_looked_at_as_soon_however_many_links_a_look_goes_over() {
         for links in [1, 2, 64, 1000, 100_000] {
-            let mut waiting = Waiting::new(Wait::Spin, Patience::new(), Some(Instant::now())).among(links);
+            let mut waiting = Waiting::new(Wait::Spin, SpinBudget::new(), Some(Instant::now())).among(links);
             let looks = (1..).find(|_| waiting.next() == Next::Expired).unwrap();
             assert!(looks * links <= (EAGER as usize).max(links), "{looks} looks over {links} links");
             let next = (1..).find(|_| waiting.next() == Next::Expired).unwrap();
@@ -519,7 +519,7 @@ mod tests {
     fn time_ends_for_each_strategy() {
         for how in [Wait::Spin, Wait::Adaptive, Wait::Block] {
             let now = Instant::now();
-            assert_eq!(Waiting::new(how, Patience::new(), Some(now)).at_the_clock(now), Next::Expired);
+            assert_eq!(Waiting::new(how, SpinBudget::new(), Some(now)).at_the_clock(now), Next::Expired);
         }
     }
 }

@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     peer::Peer,
     protection::Mechanism,
-    receive::link::{GreetError, Greeted, Lodging},
+    receive::link::{GreetError, Greeted, SlotSource},
     send::link::Expected,
     slot::{Geometry, GeometryError},
     socket::{PacketSocket, wire::Descriptor},
@@ -36,7 +36,7 @@ pub struct Introduction {
     /// How messages are protected on this link.
     pub mechanism: Mechanism,
     /// Where its slots are.
-    pub lodging: Lodging,
+    pub slot_source: SlotSource,
     /// This end of the link socket.
     pub socket: Descriptor,
 }
@@ -45,9 +45,9 @@ impl Introduction {
     /// How many descriptors it carries.
     #[must_use]
     pub fn descriptors(&self) -> usize {
-        match &self.lodging {
-            Lodging::Given(slots) => 1 + slots.len(),
-            Lodging::Segments | Lodging::Yours | Lodging::Theirs => 1,
+        match &self.slot_source {
+            SlotSource::FromBroker(slots) => 1 + slots.len(),
+            SlotSource::Segments | SlotSource::FromReceiver | SlotSource::FromSender => 1,
         }
     }
 }
@@ -60,7 +60,7 @@ pub struct Introduced {
     socket: PacketSocket,
     geometry: Geometry,
     mechanism: Mechanism,
-    lodging: Lodging,
+    slot_source: SlotSource,
 }
 
 /// An introduction of which no link can be made.
@@ -93,10 +93,10 @@ impl Introduction {
     /// A broker that this process trusts with its memory has sent this introduction, for the endpoint of which the link
     /// will be, and nothing in it has been changed. No other code of this process has, or had, its descriptors.
     pub unsafe fn assume_genuine(self) -> Result<Introduced, IntroductionError> {
-        let Self { endpoint, peer, slot_bytes, max_slots, mechanism, lodging, socket } = self;
+        let Self { endpoint, peer, slot_bytes, max_slots, mechanism, slot_source, socket } = self;
         let socket = PacketSocket::new(socket.into_owned()?)?.of_link_with(&peer);
         let geometry = Geometry::new(slot_bytes, max_slots)?;
-        Ok(Introduced { endpoint, peer, socket, geometry, mechanism, lodging })
+        Ok(Introduced { endpoint, peer, socket, geometry, mechanism, slot_source })
     }
 }
 
@@ -123,19 +123,19 @@ impl Introduced {
     /// sender, and slots that are memory of their own.
     #[must_use]
     pub fn descriptors(&self) -> usize {
-        match &self.lodging {
-            Lodging::Segments => 1 + usize::from(self.mechanism == Mechanism::Shared),
-            Lodging::Given(memory) => 1 + memory.len(),
-            Lodging::Yours | Lodging::Theirs => 1 + self.geometry.max_slots() as usize,
+        match &self.slot_source {
+            SlotSource::Segments => 1 + usize::from(self.mechanism == Mechanism::Shared),
+            SlotSource::FromBroker(memory) => 1 + memory.len(),
+            SlotSource::FromReceiver | SlotSource::FromSender => 1 + self.geometry.max_slots() as usize,
         }
     }
 
     /// How much memory this process makes for the slots of a sender that takes them from its receiver.
     #[must_use]
     pub fn pool_bytes(&self) -> u64 {
-        match self.lodging {
-            Lodging::Yours => u64::from(self.geometry.slot_bytes()) * u64::from(self.geometry.max_slots()),
-            Lodging::Segments | Lodging::Given(_) | Lodging::Theirs => 0,
+        match self.slot_source {
+            SlotSource::FromReceiver => u64::from(self.geometry.slot_bytes()) * u64::from(self.geometry.max_slots()),
+            SlotSource::Segments | SlotSource::FromBroker(_) | SlotSource::FromSender => 0,
         }
     }
 
@@ -145,8 +145,8 @@ impl Introduced {
     /// # Errors
     /// [`GreetError`]: there will be no link.
     pub fn greet(self, skip_above: Option<u32>) -> Result<Greeted, GreetError> {
-        let Self { peer, socket, geometry, mechanism, lodging, .. } = self;
-        Greeted::new(peer, socket, geometry, mechanism, lodging, skip_above)
+        let Self { peer, socket, geometry, mechanism, slot_source, .. } = self;
+        Greeted::new(peer, socket, geometry, mechanism, slot_source, skip_above)
     }
 
     /// Takes the sender's end: the receiver will say hello.
@@ -161,7 +161,7 @@ mod tests {
     use super::*;
     use crate::peer::{Credentials, LinkId};
 
-    fn introduction(mechanism: Mechanism, lodging: Lodging, max_slots: u64) -> Introduction {
+    fn introduction(mechanism: Mechanism, slot_source: SlotSource, max_slots: u64) -> Introduction {
         Introduction {
             endpoint: 7,
             peer: Peer {
@@ -174,7 +174,7 @@ mod tests {
             slot_bytes: 64,
             max_slots,
             mechanism,
-            lodging,
+            slot_source,
             socket: PacketSocket::pair().unwrap().0.into(),
         }
     }
@@ -186,24 +186,24 @@ mod tests {
 
     #[test]
     fn slots_that_cannot_be_are_not_introduced() {
-        assert!(introduced(introduction(Mechanism::Shared, Lodging::Segments, 1)).is_ok());
-        let refused = introduced(introduction(Mechanism::Shared, Lodging::Segments, 0)).unwrap_err();
+        assert!(introduced(introduction(Mechanism::Shared, SlotSource::Segments, 1)).is_ok());
+        let refused = introduced(introduction(Mechanism::Shared, SlotSource::Segments, 0)).unwrap_err();
         assert!(matches!(refused, IntroductionError::Geometry(GeometryError::Slots(0))), "{refused}");
     }
 
     /// Messages that are said to be leased, and lie in a segment that their sender may write, are none.
     #[test]
     fn what_contradicts_itself_is_not_greeted() {
-        for (mechanism, lodging, is_refused) in [
-            (Mechanism::Lease, Lodging::Segments, true),
-            (Mechanism::Lease, Lodging::Yours, false),
-            (Mechanism::OneShot, Lodging::Yours, true),
-            (Mechanism::OneShot, Lodging::Theirs, true),
-            (Mechanism::OneShot, Lodging::Segments, false),
-            (Mechanism::Copy, Lodging::Yours, false),
+        for (mechanism, slot_source, is_refused) in [
+            (Mechanism::Lease, SlotSource::Segments, true),
+            (Mechanism::Lease, SlotSource::FromReceiver, false),
+            (Mechanism::OneShot, SlotSource::FromReceiver, true),
+            (Mechanism::OneShot, SlotSource::FromSender, true),
+            (Mechanism::OneShot, SlotSource::Segments, false),
+            (Mechanism::Copy, SlotSource::FromReceiver, false),
         ] {
             // Its peer is gone, which is noticed later.
-            let greeted = introduced(introduction(mechanism, lodging, 1)).unwrap().greet(None);
+            let greeted = introduced(introduction(mechanism, slot_source, 1)).unwrap().greet(None);
             let refused = matches!(&greeted, Err(GreetError::Contradiction(found)) if *found == mechanism);
             assert_eq!(refused, is_refused, "{mechanism:?}: {greeted:?}");
         }

@@ -5,7 +5,7 @@
 //! `F_SEAL_FUTURE_WRITE`, one-shots `F_SEAL_WRITE`, copies are private. For two kinds of memory it cannot: what a
 //! sender may still write (volatile and leased messages), and slots that a receiver made for a sender. Such memory
 //! becomes a slice only for a [`Trusted`] peer, and this type is the only way to it: without one, a message is copied
-//! (`Mechanism::seen_from`), and a slot is not taken ([`Gift`](crate::socket::link_message::Gift)). That a peer is trusted only the broker
+//! (`Mechanism::seen_from`), and a slot is not taken ([`ReceivedGrant`](crate::socket::link_message::ReceivedGrant)). That a peer is trusted only the broker
 //! says ([`introduced`](crate::introduced)).
 
 use crate::{peer::Peer, protection::Mechanism};

@@ -28,9 +28,9 @@ pub enum Verdict {
     NotPermitted = 2,
     /// It has as many clients as it can serve.
     Full = 3,
-    /// This user has as many connections as the quota allows: which quota of which rule, as [`Spent`](super::Spent), is
+    /// This user has as many connections as the quota allows: which quota of which rule, as [`QuotaExceeded`](super::QuotaExceeded), is
     /// in the packet behind this one.
-    Spent = 4,
+    QuotaExceeded = 4,
 }
 
 /// A first packet that is no greeting.
@@ -61,7 +61,7 @@ impl Greeting {
             1 => Verdict::OtherVersion,
             2 => Verdict::NotPermitted,
             3 => Verdict::Full,
-            4 => Verdict::Spent,
+            4 => Verdict::QuotaExceeded,
             _ => return Err(GreetingError),
         };
         if [m0, m1, m2, m3] != MAGIC {
@@ -78,7 +78,9 @@ mod tests {
 
     #[test]
     fn greetings_survive_their_encoding() {
-        for verdict in [Verdict::Welcome, Verdict::OtherVersion, Verdict::NotPermitted, Verdict::Full, Verdict::Spent] {
+        for verdict in
+            [Verdict::Welcome, Verdict::OtherVersion, Verdict::NotPermitted, Verdict::Full, Verdict::QuotaExceeded]
+        {
             let greeting = Greeting { version: 0x1234, verdict };
             assert_eq!(Greeting::from_bytes(&greeting.to_bytes()), Ok(greeting));
         }

@@ -24,7 +24,7 @@ use crate::channel::ChannelNameError;
 
 pub use greeting::{Greeting, GreetingError, VERSION, Verdict};
 pub use identity::Secret;
-pub use quota::{Resource, Spent};
+pub use quota::{QuotaExceeded, Resource};
 pub use status::{ClientStatus, EndStatus, EndpointStatus, MAX_PAGE, News, Oldest, Report};
 // What is fuzzed is decoded as here, but without a socket.
 #[cfg(fuzzing)]
@@ -64,12 +64,12 @@ pub struct Open {
     /// It may be linked with endpoints of these users only, at most [`MAX_PEER_USERS`]; none: with those of all.
     pub users: Option<Vec<u32>>,
     /// If it was open at an earlier broker that is gone: what that one had said.
-    pub earlier: Option<Earlier>,
+    pub earlier: Option<PreviousRegistration>,
 }
 
 /// An endpoint that was open at an earlier broker.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Earlier {
+pub struct PreviousRegistration {
     /// What proves that it is the endpoint that its peers know.
     pub secret: Secret,
     /// Its links. Two endpoints that name the same one are not introduced again.
@@ -216,7 +216,7 @@ pub enum Refusal {
     TooManyUsers(usize),
     /// The number is taken.
     #[error("endpoint {0} was to be opened, and is open already")]
-    Taken(u64),
+    EndpointInUse(u64),
     /// Too many.
     #[error(
         "one more endpoint was to be opened, and this client has {MAX_ENDPOINTS} already: close some, or connect once more"
@@ -224,7 +224,7 @@ pub enum Refusal {
     TooManyEndpoints,
     /// Too many ends of a kind on one channel.
     #[error("one more endpoint was to be opened on a channel that has {MAX_LINKS} of the kind: use several channels")]
-    Crowded,
+    ChannelFull,
     /// The user has its share of the ends of a channel.
     #[error(
         "user {user} has {ends} {role}s on the channel {channel:?}, which is one user's share of {MAX_LINKS}: \
@@ -258,7 +258,7 @@ pub enum Refusal {
     },
     /// The user takes up too much already.
     #[error(transparent)]
-    Spent(#[from] Spent),
+    QuotaExceeded(#[from] QuotaExceeded),
     /// The broker lacks something that it takes to open an endpoint.
     #[error("an endpoint was to be opened, and the broker cannot: {0}; try again")]
     Exhausted(String),

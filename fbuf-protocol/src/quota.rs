@@ -56,7 +56,7 @@ impl Resource {
 
 /// A user would take up more than the quota.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Spent {
+pub struct QuotaExceeded {
     /// Who.
     pub user: u32,
     /// Of what.
@@ -71,7 +71,7 @@ pub struct Spent {
     pub rule: String,
 }
 
-impl fmt::Display for Spent {
+impl fmt::Display for QuotaExceeded {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { user, resource, asked, used, limit, rule } = self;
         let [asked, used, limit] = [asked, used, limit].map(|&amount| resource.describe(amount));
@@ -84,4 +84,4 @@ impl fmt::Display for Spent {
     }
 }
 
-impl std::error::Error for Spent {}
+impl std::error::Error for QuotaExceeded {}

@@ -4,9 +4,9 @@
 
 use std::{fs::{self, File}, path::Path};
 
-use fbuf_core::{introduced::Introduction, protection::{Mechanism, Protection}, receive::link::Lodging, socket::{link_message::{Hello, LinkMessage, NewSegment, OneShot, Right, Welcome}, wire::{self, Descriptor}}};
+use fbuf_core::{introduced::Introduction, protection::{Mechanism, Protection}, receive::link::SlotSource, socket::{link_message::{Hello, LinkMessage, NewSegment, OneShot, Right, Welcome}, wire::{self, Descriptor}}};
 use fbuf_fuzz::{SLOTS, SLOT_BYTES, link as link_id, peer, secret};
-use fbuf_protocol::{ControlRequest, ControlResponse, Earlier, Limits, Mismatch, News, Oldest, Open, Opened, Parcel, Refusal, Report, Role, Slots, Unpaired};
+use fbuf_protocol::{ControlRequest, ControlResponse, PreviousRegistration, Limits, Mismatch, News, Oldest, Open, Opened, Parcel, Refusal, Report, Role, Slots, Unpaired};
 use serde::Serialize;
 use tarpc::{ClientMessage, Request, Response, ServerError, context};
 
@@ -68,11 +68,11 @@ fn request(client: u8, message: ControlRequest) -> Vec<u8> {
 }
 
 /// What is told of an endpoint with this secret and one link.
-fn earlier(number: u8) -> Earlier {
-    Earlier { secret: secret(number), links: vec![link_id(1)] }
+fn earlier(number: u8) -> PreviousRegistration {
+    PreviousRegistration { secret: secret(number), links: vec![link_id(1)] }
 }
 
-fn open(client: u8, endpoint: u64, role: Role, earlier: Option<Earlier>) -> Vec<u8> {
+fn open(client: u8, endpoint: u64, role: Role, earlier: Option<PreviousRegistration>) -> Vec<u8> {
     request(client, ControlRequest::Open { endpoint, open: Open { channel: "a".into(), role, users: None, earlier } })
 }
 
@@ -106,16 +106,16 @@ fn control() {
     let apart = request(0, ControlRequest::Unpaired { endpoint: 2, behind: 0 });
     let (sends, receives) = (open(0, 1, plain, None), open(1, 2, receiver(Protection::Sealed), None));
     write("control", "unpaired", &[&own, &trusted, &receives, &sends, &apart, &clients]);
-    let introduction = |lodging| Introduction {
+    let introduction = |slot_source| Introduction {
         endpoint: 1,
         peer: peer(true, true),
         slot_bytes: 100,
         max_slots: 4,
         mechanism: Mechanism::Lease,
-        lodging,
+        slot_source,
         socket: any(),
     };
-    let lodgings = [Lodging::Segments, Lodging::Given(vec![any(), any()]), Lodging::Yours, Lodging::Theirs];
+    let lodgings = [SlotSource::Segments, SlotSource::FromBroker(vec![any(), any()]), SlotSource::FromReceiver, SlotSource::FromSender];
     let news =
         ControlResponse::News(News { introductions: lodgings.map(introduction).into(), report: true, receipt: 7 });
     let opened = ControlResponse::Open(Ok(Opened { endpoint: 3, secret: secret(3), slots: vec![any(), any()] }));

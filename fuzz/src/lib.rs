@@ -2,7 +2,7 @@
 
 use std::{fs::File, os::{fd::{AsFd, AsRawFd, OwnedFd}, unix::fs::FileExt}, sync::Arc, thread, time::{Duration, Instant}};
 
-use fbuf_core::{introduced::{Introduced, Introduction}, memory::{Leasable, Map, Pages, Reserved}, peer::{Credentials, LinkId, Peer}, protection::Mechanism, receive::link::{Answered, Greeted, Lodging}, send::{link::{Arrived, Expected}, pool::Pool}, slot::Geometry, socket::{PacketSocket, link_message::{LinkEnd, NewSegment}, wire::{self, Descriptor}}};
+use fbuf_core::{introduced::{Introduced, Introduction}, memory::{Leasable, Map, Pages, Reserved}, peer::{Credentials, LinkId, Peer}, protection::Mechanism, receive::link::{Answered, Greeted, SlotSource}, send::{link::{Arrived, Expected}, pool::Pool}, slot::Geometry, socket::{PacketSocket, link_message::{LinkEnd, NewSegment}, wire::{self, Descriptor}}};
 use fbuf_protocol::Secret;
 use nix::{fcntl::{FcntlArg, SealFlag, fcntl}, sys::{eventfd::EventFd, memfd::{MFdFlags, memfd_create}}, unistd::{ftruncate, geteuid}};
 
@@ -40,12 +40,12 @@ pub fn introduced(
     peer: Peer,
     geometry: Geometry,
     mechanism: Mechanism,
-    lodging: Lodging,
+    slot_source: SlotSource,
 ) -> (Introduced, PacketSocket) {
     let (socket, other) = PacketSocket::pair().expect("few descriptors are open");
     let (slot_bytes, max_slots) = (geometry.slot_bytes().into(), geometry.max_slots().into());
     let socket = Descriptor::from(socket);
-    let introduction = Introduction { endpoint: 1, peer, slot_bytes, max_slots, mechanism, lodging, socket };
+    let introduction = Introduction { endpoint: 1, peer, slot_bytes, max_slots, mechanism, slot_source, socket };
     // SAFETY: what is fuzzed is the peer; it is the broker that speaks here, and keeps no descriptor.
     #[expect(unsafe_code, reason = "this is the broker")]
     let introduced = unsafe { introduction.assume_genuine() };
@@ -139,7 +139,7 @@ fn fill(memory: OwnedFd, byte: u8) {
     File::from(memory).write_all_at(&[byte; SLOT_BYTES as usize], 0).expect("it is open for writing");
 }
 
-/// Of the choices of [`lodging`], one that suits messages that are protected like this.
+/// Of the choices of [`slot_source`], one that suits messages that are protected like this.
 #[must_use]
 pub fn lodged(mechanism: Mechanism, choice: u8) -> u8 {
     match mechanism {
@@ -151,12 +151,12 @@ pub fn lodged(mechanism: Mechanism, choice: u8) -> u8 {
 
 /// Where an honest broker has a sender's slots be.
 #[must_use]
-pub fn lodging(choice: u8) -> Lodging {
+pub fn slot_source(choice: u8) -> SlotSource {
     match choice % 4 {
-        0 => Lodging::Segments,
-        1 => Lodging::Given(rooms()),
-        2 => Lodging::Yours,
-        _ => Lodging::Theirs,
+        0 => SlotSource::Segments,
+        1 => SlotSource::FromBroker(rooms()),
+        2 => SlotSource::FromReceiver,
+        _ => SlotSource::FromSender,
     }
 }
 
@@ -258,7 +258,7 @@ pub fn all_are_closed(before: i32) -> bool {
             return false;
         }
         // What a link has left under way stays open until another one is closed, when the peer is gone.
-        drop(introduced(peer(false, false), geometry(), Mechanism::Shared, Lodging::Segments));
+        drop(introduced(peer(false, false), geometry(), Mechanism::Shared, SlotSource::Segments));
         thread::yield_now();
     }
     true

@@ -10,7 +10,7 @@ use arbitrary::{Result, Unstructured};
 use fbuf_broker::{Policy, account::Capacity, policy::User, share::Holding, state::{ClientId, Lack, Pair, State, Turn}};
 use fbuf_core::{limits::{ENDS_OF_ROOT, MAX_ENDS_OF_USER, MAX_LINKS}, peer::{Credentials, LinkId}, protection::{Mechanism, Protection}};
 use fbuf_fuzz::{link, secret};
-use fbuf_protocol::{Accepted, Earlier, Limits, Mismatch, Open, Refusal, Resource, Role, Secret, Slots};
+use fbuf_protocol::{Accepted, PreviousRegistration, Limits, Mismatch, Open, Refusal, Resource, Role, Secret, Slots};
 use libfuzzer_sys::fuzz_target;
 
 /// Users with different quotas, one whose pools all trust, and root.
@@ -206,7 +206,7 @@ impl Model {
         let sends = matches!(open.role, Role::Sender { .. });
         let beside = |known: &&Known| known.open.channel == open.channel && known.sends() == sends;
         match refusal {
-            Refusal::Spent(spent) => {
+            Refusal::QuotaExceeded(spent) => {
                 assert_eq!(spent.user, of, "{refusal}");
                 if spent.rule.contains("share") {
                     return;
@@ -223,12 +223,12 @@ impl Model {
                 );
                 return;
             }
-            Refusal::Taken(_) => return assert!(self.open.contains_key(&(client, endpoint))),
+            Refusal::EndpointInUse(_) => return assert!(self.open.contains_key(&(client, endpoint))),
             Refusal::Elsewhere => {
                 let named = open.earlier.as_ref().map(|earlier| earlier.secret);
                 return assert!(self.open.values().any(|known| Some(known.secret) == named));
             }
-            Refusal::Crowded => return assert_eq!(self.open.values().filter(beside).count(), MAX_LINKS),
+            Refusal::ChannelFull => return assert_eq!(self.open.values().filter(beside).count(), MAX_LINKS),
             Refusal::Exhausted(_) | Refusal::NoSlots(_) => panic!("{refusal}"),
             _ => {}
         }
@@ -359,7 +359,7 @@ fn open(input: &mut Unstructured) -> Result<Open> {
         0 => {
             let links = (0..input.int_in_range(0..=2)?).map(|_| Ok(link(input.int_in_range(0..=7)?)));
             let links = links.collect::<Result<_>>()?;
-            Some(Earlier { secret: secret(input.int_in_range(0..=7)?), links })
+            Some(PreviousRegistration { secret: secret(input.int_in_range(0..=7)?), links })
         }
         _ => None,
     };
@@ -392,7 +392,7 @@ fn step(model: &mut Model, input: &mut Unstructured) -> Result<()> {
             // One of before, to the client of its user.
             if let Some(at) = model.away.iter().position(|known| known.user == client.1) {
                 let Known { open, secret, links, .. } = model.away.remove(at);
-                let earlier = Some(Earlier { secret, links });
+                let earlier = Some(PreviousRegistration { secret, links });
                 model.open(client, input.int_in_range(0..=7)?, Open { earlier, ..open });
             }
         }

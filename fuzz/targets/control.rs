@@ -11,7 +11,7 @@ use arbitrary::{Result, Unstructured};
 use fbuf_broker::{Policy, policy::User, state::{ClientId, Opening, Pair, State}};
 use fbuf_core::{limits::MAX_DESCRIPTORS, peer::Credentials, protection::{Mechanism, Protection}, socket::wire::{self, Descriptor}};
 use fbuf_fuzz::{link, secret};
-use fbuf_protocol::{Accepted, ControlRequest, ControlResponse, Earlier, Limits, MAX_PAGE, Open, Parcel, Refusal, Role, Slots};
+use fbuf_protocol::{Accepted, ControlRequest, ControlResponse, PreviousRegistration, Limits, MAX_PAGE, Open, Parcel, Refusal, Role, Slots};
 use libfuzzer_sys::fuzz_target;
 use tarpc::{ClientMessage, Request, Response};
 
@@ -167,7 +167,7 @@ impl Model {
             | Refusal::ReceiverRequiresMore { .. }
             | Refusal::OneReceiver { .. } => assert!(own > 0, "{refusal}"),
             Refusal::SeveralReceivers { .. } => assert!(own > 1, "{refusal}"),
-            Refusal::Spent(spent) => assert_eq!(spent.user, user, "{refusal}"),
+            Refusal::QuotaExceeded(spent) => assert_eq!(spent.user, user, "{refusal}"),
             _ => {}
         }
     }
@@ -232,7 +232,7 @@ fn open(input: &mut Unstructured) -> Result<Open> {
         true => {
             let links = (0..input.int_in_range(0..=3)?).map(|_| Ok(link(input.int_in_range(0..=15)?)));
             let links = links.collect::<Result<_>>()?;
-            Some(Earlier { secret: secret(input.int_in_range(0..=15)?), links })
+            Some(PreviousRegistration { secret: secret(input.int_in_range(0..=15)?), links })
         }
         false => None,
     };

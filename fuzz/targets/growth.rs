@@ -7,7 +7,7 @@
 use std::{collections::BTreeSet, os::fd::{AsFd, OwnedFd}, sync::atomic::Ordering};
 
 use arbitrary::{Result, Unstructured};
-use fbuf_core::{limits::MAX_SEGMENTS, memory::Map, protection::Mechanism, receive::{link::{Answered, Inbound, Lodging}, received::Received}, ring::{board::BoardTable, lane::{LaneTable, capacity_for}}, send::{fbuf::Fbuf, link::Arrived, pool::{Pool, Unsent}}, slot::Geometry, socket::{Arrival, PacketSocket, link_message::{Hello, LinkEnd, LinkMessage, NewSegment, Welcome}, wire}, violation::Violation};
+use fbuf_core::{limits::MAX_SEGMENTS, memory::Map, protection::Mechanism, receive::{link::{Answered, Inbound, SlotSource}, received::Received}, ring::{board::BoardTable, lane::{LaneTable, capacity_for}}, send::{fbuf::Fbuf, link::Arrived, pool::{Pool, Unsent}}, slot::Geometry, socket::{Arrival, PacketSocket, link_message::{Hello, LinkEnd, LinkMessage, NewSegment, Welcome}, wire}, violation::Violation};
 use fbuf_fuzz::{all_are_closed, answer, filled, greet, head_of, introduced, next_descriptor, peer, sealed, wake};
 use libfuzzer_sys::fuzz_target;
 use nix::{fcntl::SealFlag, sys::stat::fstat};
@@ -72,7 +72,7 @@ struct Receiving {
 impl Receiving {
     fn open(input: &mut Unstructured) -> Result<Option<Self>> {
         let mechanism = *input.choose(&[Mechanism::Shared, Mechanism::Copy])?;
-        let (introduced, socket) = introduced(peer(true, true), geometry(), mechanism, Lodging::Segments);
+        let (introduced, socket) = introduced(peer(true, true), geometry(), mechanism, SlotSource::Segments);
         let greeted = greet(introduced, None);
         let Ok(Arrival::Message(bytes, descriptors)) = socket.receive::<1024>() else { panic!("nothing came") };
         let Ok(LinkMessage::Hello(hello)) = wire::decode(&bytes, descriptors) else { panic!("no hello") };
@@ -183,7 +183,7 @@ impl Sending {
         };
         let copy = board.try_clone().expect("few descriptors are open");
         let peer = peer(input.arbitrary()?, false);
-        let (introduced, socket) = introduced(peer, geometry(), Mechanism::Shared, Lodging::Segments);
+        let (introduced, socket) = introduced(peer, geometry(), Mechanism::Shared, SlotSource::Segments);
         let hello = Hello { board: copy.into(), skip_above: None, fences: false, wants_slots: false };
         say(&socket, &LinkMessage::Hello(hello));
         match answer(&mut pool, introduced.expect()) {

@@ -7,7 +7,7 @@ use std::{collections::BTreeSet, ops::Deref, sync::atomic::Ordering};
 
 use arbitrary::{Result, Unstructured};
 use fbuf_core::{protection::Mechanism, receive::{link::{Answered, Inbound}, received::Received}, ring::{board::BoardTable, lane::{LaneTable, capacity_for}}, send::{fbuf::Fbuf, link::Arrived, pool::{Pool, Unsent}, retained::Retained}, socket::{PacketSocket, link_message::{Hello, LinkEnd, LinkMessage, OneShot, Welcome}, wire}};
-use fbuf_fuzz::{SLOTS, SLOT_BYTES, all_are_closed, answer, content, geometry, greet, head_of, introduced, lodged, lodging, next_descriptor, peer, pool, segments, shot};
+use fbuf_fuzz::{SLOTS, SLOT_BYTES, all_are_closed, answer, content, geometry, greet, head_of, introduced, lodged, slot_source, next_descriptor, peer, pool, segments, shot};
 use libfuzzer_sys::fuzz_target;
 
 /// A receiver, and the lane of its sender.
@@ -23,7 +23,7 @@ struct Receiving {
 impl Receiving {
     fn open(mechanism: Mechanism, skip_above: Option<u32>) -> Self {
         let segments = if matches!(mechanism, Mechanism::Shared | Mechanism::Copy) { segments() } else { Vec::new() };
-        let (introduced, socket) = introduced(peer(true, true), geometry(), mechanism, lodging(lodged(mechanism, 0)));
+        let (introduced, socket) = introduced(peer(true, true), geometry(), mechanism, slot_source(lodged(mechanism, 0)));
         let greeted = greet(introduced, skip_above);
         let capacity = capacity_for(SLOTS, skip_above.is_some());
         let (lane, descriptor) = LaneTable::create("fbuf-fuzz", capacity).expect("there is memory");
@@ -78,7 +78,7 @@ impl Receiving {
             }
             5 => {
                 self.inbound.begin_round(input.int_in_range(0..=3)?);
-                while let Some(received) = self.inbound.take_simply() {
+                while let Some(received) = self.inbound.take_fast() {
                     self.hold(received);
                 }
             }
@@ -111,7 +111,7 @@ impl Receiving {
             received.into_iter().for_each(|received| self.hold(received));
         }
         let waiting = self.inbound.has_more_than(input.int_in_range(0..=9)?);
-        let _ = (waiting, self.inbound.is_ready(), self.inbound.rang(), self.inbound.missed());
+        let _ = (waiting, self.inbound.is_ready(), self.inbound.last_ring(), self.inbound.missed());
         assert!(self.inbound.bytes() <= self.inbound.messages() * u64::from(SLOT_BYTES));
         assert!(self.inbound.settle() && self.inbound.lost_leases() == 0);
         let over = self.inbound.is_over();
@@ -140,7 +140,7 @@ struct Sending {
 
 impl Sending {
     fn open(skip_above: Option<u32>, fences: bool) -> Self {
-        let (introduced, socket) = introduced(peer(false, false), geometry(), Mechanism::Shared, lodging(0));
+        let (introduced, socket) = introduced(peer(false, false), geometry(), Mechanism::Shared, slot_source(0));
         let mut pool = pool(SLOTS);
         let mut fbufs = Vec::new();
         while pool.collect(SLOTS)
@@ -178,7 +178,7 @@ impl Sending {
         let unsent = if keep {
             self.pool.send_and_keep(fbuf).map(|(_, retained)| self.retained.push(retained)).err()
         } else {
-            self.pool.send_simply(fbuf).err().and_then(|fbuf| self.pool.send(fbuf).err())
+            self.pool.send_fast(fbuf).err().and_then(|fbuf| self.pool.send(fbuf).err())
         };
         assert!(matches!(unsent, None | Some(Unsent::NoReceiver(_))), "{unsent:?}");
     }
@@ -225,7 +225,7 @@ impl Sending {
         let (link, sent) = (&self.pool.links()[0], self.pool.next_sequence());
         // A message to a receiver that has left is rung for and not counted.
         assert!(link.counts().skipped <= sent);
-        let _ = (link.rang(), self.pool.lends(), self.pool.is_back(1));
+        let _ = (link.last_ring(), self.pool.lends(), self.pool.is_back(1));
         assert!(self.pool.lost().is_none());
         Ok(())
     }

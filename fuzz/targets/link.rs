@@ -7,7 +7,7 @@ use std::{os::fd::{AsFd, OwnedFd}, sync::atomic::Ordering};
 
 use arbitrary::{Result, Unstructured};
 use fbuf_core::{limits::{MAX_LEASED, MAX_SEGMENTS}, memory::Map, protection::Mechanism, receive::{link::{Answered, Greeted, Inbound}, received::Received}, ring::{board::BoardTable, lane::{LaneTable, capacity_for}}, send::{fbuf::Fbuf, link::{Arrived, Expected}, pool::{Pool, Unsent}}, socket::{PacketSocket, link_message::{Hello, LinkEnd, LinkMessage, Welcome}, wire::{self, Letter}}, violation::Violation};
-use fbuf_fuzz::{SLOTS, SLOT_BYTES, all_are_closed, answer, content, descriptor, geometry, greet, head_of, introduced, leased, lodged, lodging, next_descriptor, peer, pool, rooms, segments, wake};
+use fbuf_fuzz::{SLOTS, SLOT_BYTES, all_are_closed, answer, content, descriptor, geometry, greet, head_of, introduced, leased, lodged, slot_source, next_descriptor, peer, pool, rooms, segments, wake};
 use libfuzzer_sys::fuzz_target;
 
 /// More than one half of a link, and its peer here, can have open at a time.
@@ -35,7 +35,7 @@ impl Half {
         let (choice, same_user, skip_above) = (input.int_in_range(0..=3)?, input.arbitrary()?, input.arbitrary()?);
         let lodged = lodged(mechanism, choice);
         let peer = peer(same_user, input.arbitrary()?);
-        let (introduced, socket) = introduced(peer, geometry(), mechanism, lodging(lodged));
+        let (introduced, socket) = introduced(peer, geometry(), mechanism, slot_source(lodged));
         let greeted = greet(introduced, skip_above);
         if !input.arbitrary()? {
             return Ok((Self::Greeted(greeted), Hostile { socket, lane: None, board: None }));
@@ -66,7 +66,7 @@ impl Half {
             _ => Pool::of_receiver(geometry(), wake()).expect("there is memory"),
         };
         let peer = peer(input.arbitrary()?, input.arbitrary()?);
-        let (introduced, socket) = introduced(peer, geometry(), Mechanism::Shared, lodging(0));
+        let (introduced, socket) = introduced(peer, geometry(), Mechanism::Shared, slot_source(0));
         let expected = introduced.expect();
         let (skip_above, fences, wants_slots) = input.arbitrary()?;
         if !input.arbitrary()? {

@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use fbuf_client::{Address, Client, Farewell, Mismatch, Sender, Unpaired};
+use fbuf_client::{Address, Client, DisconnectReason, Mismatch, Sender, Unpaired};
 use fbuf_core::{
     memory::Leasable,
     protection::Protection,
@@ -187,9 +187,9 @@ fn suffer(attack: Attack, sender: &mut Sender) -> (Outcome, Option<Violation>) {
     loop {
         let linked = sender.wait_for_receivers_timeout(1, Duration::from_millis(10)).is_ok();
         if let Some(departure) = sender.departed() {
-            match departure.farewell {
-                Farewell::Violation(Violation::UntrustedReceiver) => return (NoLink, None),
-                Farewell::Violation(violation) => return (Refused, Some(violation)),
+            match departure.reason {
+                DisconnectReason::Violation(Violation::UntrustedReceiver) => return (NoLink, None),
+                DisconnectReason::Violation(violation) => return (Refused, Some(violation)),
                 other => panic!("{other:?}"),
             }
         }

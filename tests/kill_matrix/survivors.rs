@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use fbuf_client::{Address, Client, Farewell, Sender, Wait};
+use fbuf_client::{Address, Client, DisconnectReason, Sender, Wait};
 
 use crate::{
     actor::{Actor, Messages, Role},
@@ -159,7 +159,7 @@ impl Survivors {
 fn forgive(sender: &mut Sender, dead: Option<i32>) {
     while let Some(departure) = sender.departed() {
         let pid = departure.peer.process.pid;
-        assert_eq!(departure.farewell, Farewell::Died, "process {pid}");
+        assert_eq!(departure.reason, DisconnectReason::Died, "process {pid}");
         assert!(dead.is_none_or(|dead| pid == dead), "process {pid} has gone, and {dead:?} was killed");
     }
 }

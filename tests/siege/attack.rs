@@ -199,7 +199,7 @@ impl Attack {
             Self::LyingLane => "the checks of an entry: mark, kind, slot, length, MAX_SEQUENCE".into(),
             Self::EndlessGaps => "Violation::GapBehindGap: a call reads a gap and its message".into(),
             Self::LyingBoard => "Mark: a word hands back the lending it names, and skip_above".into(),
-            Self::Closes => "GetError::Disconnected, Farewell::Died: the link, and nothing else".into(),
+            Self::Closes => "GetError::Disconnected, DisconnectReason::Died: the link, and nothing else".into(),
             Self::AnnouncesGrowth => {
                 format!("boards that grow, at most {MAX_SEGMENTS} segments, sealed, of their size")
             }

@@ -325,7 +325,7 @@ fn connect_more(silent: &mut Vec<PacketSocket>) -> Seen {
         let answered = polled.iter().position(|one| one.any() == Some(true));
         let socket = silent.swap_remove(answered.ok_or("as many connections as one likes")?);
         if let Some((packet, _)) = receive(&socket)? {
-            return Effect::sent_away(&packet, Verdict::Spent);
+            return Effect::sent_away(&packet, Verdict::QuotaExceeded);
         }
     }
     Err("all connections were sent away for their silence, and none for being one too many".into())

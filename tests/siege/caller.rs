@@ -60,7 +60,7 @@ impl Effect {
 
     /// A request was refused since more would be in use than the quota allows.
     pub fn spent(refusal: &Refusal, resource: Resource) -> Seen {
-        let so = matches!(refusal, Refusal::Spent(spent) if spent.resource == resource
+        let so = matches!(refusal, Refusal::QuotaExceeded(spent) if spent.resource == resource
             && spent.limit == quota(resource) && spent.used <= spent.limit && spent.used + spent.asked > spent.limit);
         Self::if_so(so, || refusal.to_string())
     }

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use fbuf_core::{limits::MAX_LINKS, peer::LinkId, socket::wire};
-use fbuf_protocol::{ControlRequest, Earlier, Open, Opened, Refusal, Role, Secret};
+use fbuf_protocol::{ControlRequest, Open, Opened, PreviousRegistration, Refusal, Role, Secret};
 
 use crate::{
     attacker::{RECEIVER, SENDER},
@@ -24,7 +24,7 @@ fn secret_like(number: u64) -> [Secret; 3] {
 }
 
 fn resumed(role: Role, secret: Secret, links: Vec<LinkId>) -> Open {
-    Open { channel: "c".into(), role, users: None, earlier: Some(Earlier { secret, links }) }
+    Open { channel: "c".into(), role, users: None, earlier: Some(PreviousRegistration { secret, links }) }
 }
 
 /// What it has learned of honest ends, by being linked with them.
@@ -89,7 +89,7 @@ impl Claims {
         self.meet(&caller)?;
         let many = resumed(SENDER, secret_like(1)[0], vec![LinkId::default(); MAX_LINKS + 1]);
         let refused = caller.open_as(30, many)?;
-        Effect::if_so(matches!(refused, Err(Refusal::Crowded)), || format!("{refused:?}"))?;
+        Effect::if_so(matches!(refused, Err(Refusal::ChannelFull)), || format!("{refused:?}"))?;
         self.claim_twice(&caller)
     }
 

@@ -26,7 +26,9 @@ use std::{
 };
 
 use attack::{Attack, BOARD_SLOTS, MOST_SLOTS, REQUESTS_PER_SECOND, Report, quota};
-use fbuf_client::{AllocateError, Client, Departure, Farewell, GetError, Mechanism, Peer, Receiver, Sender, Wait};
+use fbuf_client::{
+    AllocateError, Client, Departure, DisconnectReason, GetError, Mechanism, Peer, Receiver, Sender, Wait,
+};
 use fbuf_protocol::Resource;
 use nix::unistd::geteuid;
 use support::{
@@ -310,11 +312,11 @@ impl Honest {
         }
     }
 
-    fn note_departure(&mut self, Departure { peer, farewell, .. }: Departure) {
-        let report = match farewell {
-            Farewell::Violation(violation) => Report::Violation(violation),
-            Farewell::Died => Report::Died,
-            Farewell::Disconnected | Farewell::Left => return,
+    fn note_departure(&mut self, Departure { peer, reason, .. }: Departure) {
+        let report = match reason {
+            DisconnectReason::Violation(violation) => Report::Violation(violation),
+            DisconnectReason::Died => Report::Died,
+            DisconnectReason::Disconnected | DisconnectReason::Left => return,
             other => panic!("{other:?}"),
         };
         self.report(peer, report);

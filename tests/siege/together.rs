@@ -53,7 +53,8 @@ pub fn be(role: &str) -> ! {
 
 /// Whether more is refused since the user has its share.
 fn is_share(refusal: &Refusal, resource: Resource) -> Seen {
-    let so = matches!(refusal, Refusal::Spent(spent) if spent.resource == resource && spent.rule.contains("share"));
+    let so =
+        matches!(refusal, Refusal::QuotaExceeded(spent) if spent.resource == resource && spent.rule.contains("share"));
     Effect::if_so(so, || refusal.to_string())
 }
 

@@ -7,7 +7,7 @@ use fbuf_core::{
     introduced::Introduction,
     socket::{Arrival, PacketSocket, link_message::LinkMessage, wire},
 };
-use fbuf_protocol::{ClientTransport, ControlClient, Earlier, Greeting, Open, Role, VERSION, Verdict};
+use fbuf_protocol::{ClientTransport, ControlClient, Greeting, Open, PreviousRegistration, Role, VERSION, Verdict};
 use tarpc::context;
 
 /// Longer than an answer takes.
@@ -35,7 +35,7 @@ impl Member {
         Self::resume(broker, channel, role, None)
     }
 
-    fn resume(broker: &Address, channel: &str, role: Role, earlier: Option<Earlier>) -> Self {
+    fn resume(broker: &Address, channel: &str, role: Role, earlier: Option<PreviousRegistration>) -> Self {
         let socket = greet(broker);
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let channel = channel.to_owned();
@@ -68,7 +68,7 @@ impl Hostile {
     }
 
     /// The same, with what it claims to be known of it from before a restart.
-    pub fn resume(broker: &Address, channel: &str, role: Role, earlier: Option<Earlier>) -> Self {
+    pub fn resume(broker: &Address, channel: &str, role: Role, earlier: Option<PreviousRegistration>) -> Self {
         let member = Member::resume(broker, channel, role, earlier);
         let mut introductions = member.news();
         assert_eq!(introductions.len(), 1);

@@ -33,7 +33,7 @@ pub(super) fn hoard(address: &Address, resource: Resource) -> Result<Vec<PacketS
     for (number, socket) in (0..).zip(connections.iter().cycle()) {
         match request(socket, number, more(resource, number))? {
             ControlResponse::Open(Ok(_)) => {}
-            ControlResponse::Open(Err(Refusal::Spent(spent))) if spent.resource == resource => break,
+            ControlResponse::Open(Err(Refusal::QuotaExceeded(spent))) if spent.resource == resource => break,
             other => return Err(format!("{} was to be spent, and then: {other:?}", resource.name()).into()),
         }
     }

@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use fbuf_core::process::processors::Spent;
+use fbuf_core::process::processors::CpuTime;
 use hdrhistogram::Histogram;
 use quanta::Clock;
 
@@ -39,11 +39,11 @@ pub(super) fn call<W: Way>(terms: &Terms, second: Second, every: Duration) -> Re
     let mut times = Histogram::<u64>::new_with_bounds(1, 60_000_000_000, 3)?;
     caller.call_for(terms.time / 10, every, &mut times)?;
     times.reset();
-    let (before, start) = (Spent::so_far()?, now()?);
+    let (before, start) = (CpuTime::so_far()?, now()?);
     caller.call(MEASURED)?;
     caller.call_for(terms.time, every, &mut times)?;
     caller.call(LAST)?;
-    let (seconds, sender) = ((now()? - start).as_secs_f64(), Spent::so_far()?.since(before));
+    let (seconds, sender) = ((now()? - start).as_secs_f64(), CpuTime::so_far()?.since(before));
     let done = second.wait_until_done()?;
     let half = |time: u64| time / 2;
     Ok(Run {
@@ -108,7 +108,7 @@ pub(super) fn answer<W: Way>(begin: Begin, first: &First) -> Result<Done> {
     sender.ready()?;
     first.ready()?;
     let mut checker = Checker::default();
-    let (mut before, mut count) = (Spent::so_far()?, 0);
+    let (mut before, mut count) = (CpuTime::so_far()?, 0);
     let mode = terms.mode;
     loop {
         let read = receiver.receive(|bytes| payload::read(bytes, mode))?;
@@ -116,10 +116,10 @@ pub(super) fn answer<W: Way>(begin: Begin, first: &First) -> Result<Done> {
         let mark = checker.check(read)?;
         sender.send(|bytes| payload::write(bytes, number, mode))?;
         if mark == MEASURED {
-            (before, count) = (Spent::so_far()?, checker.count());
+            (before, count) = (CpuTime::so_far()?, checker.count());
         } else if mark == LAST {
             let messages = checker.count() - count;
-            return Ok(Done { messages, spent: Spent::so_far()?.since(before), end: now()? });
+            return Ok(Done { messages, spent: CpuTime::so_far()?.since(before), end: now()? });
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use fbuf_client::Receiver;
-use fbuf_core::process::processors::Spent;
+use fbuf_core::process::processors::CpuTime;
 
 use super::{Figures, Run, now, stream};
 use crate::{
@@ -22,7 +22,7 @@ pub(super) fn receive(terms: &Terms, others: Vec<Second>) -> Result<Run> {
     for other in &others {
         other.wait_until_ready()?;
     }
-    let (before, start) = (Spent::so_far()?, now()?);
+    let (before, start) = (CpuTime::so_far()?, now()?);
     for other in &others {
         other.go()?;
     }
@@ -34,8 +34,8 @@ pub(super) fn receive(terms: &Terms, others: Vec<Second>) -> Result<Run> {
             ended += 1;
         }
     }
-    let (seconds, receiving) = ((now()? - start).as_secs_f64(), Spent::so_far()?.since(before));
-    let mut sending = Spent::default();
+    let (seconds, receiving) = ((now()? - start).as_secs_f64(), CpuTime::so_far()?.since(before));
+    let mut sending = CpuTime::default();
     for other in others {
         sending = sending + other.wait_until_done()?.spent;
     }
@@ -50,8 +50,8 @@ pub(super) fn send(begin: Begin, first: &First) -> Result<Done> {
     sender.ready()?;
     first.ready()?;
     first.wait_for_go()?;
-    let (before, mut next) = (Spent::so_far()?, 0);
+    let (before, mut next) = (CpuTime::so_far()?, 0);
     stream::send_for(&mut sender, &mut next, terms.time, &terms)?;
     stream::send_one(&mut sender, next | LAST, terms.mode)?;
-    Ok(Done { messages: next + 1, spent: Spent::so_far()?.since(before), end: now()? })
+    Ok(Done { messages: next + 1, spent: CpuTime::so_far()?.since(before), end: now()? })
 }

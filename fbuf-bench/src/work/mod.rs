@@ -8,7 +8,7 @@ mod stream;
 
 use std::time::Duration;
 
-use fbuf_core::process::processors::Spent;
+use fbuf_core::process::processors::CpuTime;
 use nix::time::{ClockId, clock_gettime};
 
 use crate::{
@@ -26,8 +26,8 @@ pub(crate) use stream::Stream;
 pub(crate) struct Run {
     pub(crate) messages: u64,
     pub(crate) seconds: f64,
-    pub(crate) sender: Spent,
-    pub(crate) receiver: Spent,
+    pub(crate) sender: CpuTime,
+    pub(crate) receiver: CpuTime,
     pub(crate) figures: Figures,
 }
 

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use fbuf_core::process::processors::Spent;
+use fbuf_core::process::processors::CpuTime;
 
 use super::{Figures, Run, now};
 use crate::{
@@ -40,13 +40,13 @@ pub(super) fn send<W: Way>(terms: &Terms, others: Vec<Second>) -> Result<Run> {
     }
     let mut next = 0;
     send_for(&mut sender, &mut next, terms.time / 10, terms)?;
-    let (before, start) = (Spent::so_far()?, now()?);
+    let (before, start) = (CpuTime::so_far()?, now()?);
     send_one(&mut sender, next | MEASURED, terms.mode)?;
     next += 1;
     send_for(&mut sender, &mut next, terms.time, terms)?;
     send_one(&mut sender, next | LAST, terms.mode)?;
-    let after = Spent::so_far()?;
-    let (mut messages, mut end, mut receiver) = (0, start, Spent::default());
+    let after = CpuTime::so_far()?;
+    let (mut messages, mut end, mut receiver) = (0, start, CpuTime::default());
     for other in others {
         let done = other.wait_until_done()?;
         (messages, end, receiver) = (done.messages, end.max(done.end), receiver + done.spent);
@@ -92,11 +92,11 @@ pub(super) fn receive<W: Way>(begin: Begin, first: &First) -> Result<Done> {
     first.ready()?;
     let mut checker = Checker::default();
     receive_until(&mut receiver, &mut checker, MEASURED, terms.mode)?;
-    let (before, count) = (Spent::so_far()?, checker.count());
+    let (before, count) = (CpuTime::so_far()?, checker.count());
     receive_until(&mut receiver, &mut checker, LAST, terms.mode)?;
     let end = now()?;
     // The first message that was measured was taken before.
-    Ok(Done { messages: checker.count() - count + 1, spent: Spent::so_far()?.since(before), end })
+    Ok(Done { messages: checker.count() - count + 1, spent: CpuTime::so_far()?.since(before), end })
 }
 
 fn receive_until(receiver: &mut impl Receiving, checker: &mut Checker, mark: u64, mode: Mode) -> Result<()> {

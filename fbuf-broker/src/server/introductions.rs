@@ -13,7 +13,7 @@ use fbuf_core::{
     peer::{LinkId, Peer},
     points,
     process::foreign::Foreign,
-    receive::link::Lodging,
+    receive::link::SlotSource,
     socket::{PacketSocket, wire::Descriptor},
 };
 use fbuf_protocol::Slots;
@@ -23,7 +23,7 @@ use tracing::{debug, warn};
 use super::{Broker, Inner, LOOKS, lock, mailbox::Mailbox};
 use crate::{
     share::Holding,
-    state::{ClientId, Lack, Opening, Pair, Party, Turn},
+    state::{ClientId, Lack, Opening, Pair, PairEnd, Turn},
 };
 
 /// How long pairs wait before they are tried again, at least.
@@ -37,14 +37,14 @@ impl Inner {
     /// Introduces the first pairs of an endpoint that was opened. The others wait, as those do that lack something.
     pub(super) fn introduce(&mut self, opening: &Opening, user: u32) {
         let (now, mut is_exhausted) = (Instant::now(), false);
-        let Self { state, mailboxes, slots, lines, .. } = self;
+        let Self { state, mailboxes, slots, log_limit, .. } = self;
         let mut made = Vec::new();
         state.introduce(opening, now, |pair, holdings| {
             let introduced = introduce(mailboxes, slots, pair, holdings);
             introduced.map(|link| made.push((*pair, link))).inspect_err(|lack| is_exhausted |= *lack == Lack::Socket)
         });
         made.iter().for_each(|(pair, link)| state.name(pair, *link));
-        if is_exhausted && lines.may_log(user, now) {
+        if is_exhausted && log_limit.may_log(user, now) {
             warn!("there is no descriptor for the sockets of links: raise the limit of open files (RLIMIT_NOFILE)");
         }
         self.have_tried_again();
@@ -117,7 +117,7 @@ fn introduce(
     holdings: [Holding; 2],
 ) -> Result<LinkId, Lack> {
     let &Pair { sender, receiver, geometry, mechanism, .. } = pair;
-    let mailbox = |party: Party| match mailboxes.get(&party.client) {
+    let mailbox = |party: PairEnd| match mailboxes.get(&party.client) {
         Some(mailbox) if mailbox.has_room() => Ok(mailbox),
         _ => Err(Lack::Room(party.client)),
     };
@@ -128,32 +128,32 @@ fn introduce(
         Lack::Socket
     })?;
     let slots = slots.get(&sender.client).and_then(|slots| slots.get(&sender.endpoint)).into_iter().flatten();
-    let lodging = match pair.slots {
-        Slots::Segments => Lodging::Segments,
-        Slots::Broker { .. } => Lodging::Given(slots.cloned().map(Descriptor::from).collect()),
-        Slots::Receiver => Lodging::Yours,
-        Slots::Sender => Lodging::Theirs,
+    let slot_source = match pair.slots {
+        Slots::Segments => SlotSource::Segments,
+        Slots::Broker { .. } => SlotSource::FromBroker(slots.cloned().map(Descriptor::from).collect()),
+        Slots::Receiver => SlotSource::FromReceiver,
+        Slots::Sender => SlotSource::FromSender,
     };
     // As soon as the other client has its end, it may send what takes long to close into this one: until that is done, it
     // takes up one of the descriptors that its user may have here.
-    let closed_for = |other: Party, socket: OwnedFd, holding: &Arc<Holding>| {
+    let closed_for = |other: PairEnd, socket: OwnedFd, holding: &Arc<Holding>| {
         Foreign::from(socket).of_user(Some(other.peer.process.uid)).with(holding.clone())
     };
-    let introduction = |own: Party, other: Party, lodging: Lodging, socket: Foreign| Introduction {
+    let introduction = |own: PairEnd, other: PairEnd, slot_source: SlotSource, socket: Foreign| Introduction {
         endpoint: own.endpoint,
         peer: Peer { link, ..other.peer },
         slot_bytes: geometry.slot_bytes().into(),
         max_slots: geometry.max_slots().into(),
         mechanism,
-        lodging,
+        slot_source,
         socket: Descriptor::from(socket),
     };
     let ([to_senders, to_receivers], [for_sender, for_receiver]) = (mailboxes, holdings.map(Arc::new));
     let to_receiver = closed_for(sender, to_receiver, &for_sender);
     let to_sender = closed_for(receiver, to_sender, &for_receiver);
-    to_receivers.post(introduction(receiver, sender, lodging, to_receiver), for_receiver);
+    to_receivers.post(introduction(receiver, sender, slot_source, to_receiver), for_receiver);
     points::reach("broker: introduced to one");
-    to_senders.post(introduction(sender, receiver, Lodging::Segments, to_sender), for_sender);
+    to_senders.post(introduction(sender, receiver, SlotSource::Segments, to_sender), for_sender);
     points::reach("broker: introduced to both");
     Ok(link)
 }

@@ -159,7 +159,7 @@ mod tests {
     use fbuf_core::{
         peer::{Credentials, LinkId, Peer},
         protection::Mechanism,
-        receive::link::Lodging,
+        receive::link::SlotSource,
         socket::PacketSocket,
     };
     use fbuf_protocol::Resource;
@@ -173,7 +173,7 @@ mod tests {
             slot_bytes: 64,
             max_slots: 4,
             mechanism: Mechanism::Shared,
-            lodging: Lodging::Segments,
+            slot_source: SlotSource::Segments,
             socket: socket.into(),
         }
     }

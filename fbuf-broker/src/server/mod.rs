@@ -1,12 +1,12 @@
 //! The loop: clients come in at the door, what they ask is passed to the [`State`], and what it decides is carried
 //! out.
 
-mod desk;
-mod door;
+mod accept;
 mod introductions;
-mod lines;
+mod log_limit;
 mod mailbox;
 mod reports;
+mod requests;
 
 use std::{
     collections::HashMap,
@@ -39,7 +39,7 @@ use tokio::{
 };
 use tracing::{debug, info, warn};
 
-use self::{desk::Desk, door::Guest, lines::Lines, mailbox::Mailbox};
+use self::{accept::PendingClient, log_limit::LogLimit, mailbox::Mailbox, requests::Session};
 use crate::{
     Listener,
     account::Capacity,
@@ -74,7 +74,7 @@ struct Inner {
     asked: HashMap<ClientId, (Instant, bool)>,
     /// Notified when somebody has, or has gone.
     reported: Arc<Notify>,
-    lines: Lines,
+    log_limit: LogLimit,
 }
 
 impl Inner {
@@ -150,7 +150,7 @@ impl Broker {
             waiting: Arc::default(),
             asked: HashMap::new(),
             reported: Arc::default(),
-            lines: Lines::new(Instant::now()),
+            log_limit: LogLimit::new(Instant::now()),
         })))
     }
 
@@ -175,7 +175,7 @@ impl Broker {
 
     /// Whether one more line of the log may be about a user.
     fn may_log(&self, user: u32) -> bool {
-        lock(&self.0).lines.may_log(user, Instant::now())
+        lock(&self.0).log_limit.may_log(user, Instant::now())
     }
 
     /// A page for a client, with what keeps endpoints apart.
@@ -229,7 +229,7 @@ impl Broker {
     }
 
     /// One client, from its admission to its end.
-    async fn attend(self, guest: Guest) {
+    async fn attend(self, guest: PendingClient) {
         if !self.turn(guest.payer(), || guest.has_left()).await {
             return;
         }
@@ -260,14 +260,14 @@ impl Broker {
                 broker.turn(&payer, || false).await;
             })
         };
-        let desk = Desk { broker: self.clone(), client, process: member.process, mailbox: mailbox.clone() };
+        let session = Session { broker: self.clone(), client, process: member.process, mailbox: mailbox.clone() };
         let channel = BaseChannel::with_defaults(ServerTransport::new(socket).paced(turn));
         let mut requests = std::pin::pin!(channel.max_concurrent_requests(MAX_REQUESTS).requests());
         let mut running = JoinSet::new();
         loop {
             tokio::select! {
                 request = requests.next() => match request {
-                    Some(Ok(request)) => drop(running.spawn(request.execute(desk.clone().serve()))),
+                    Some(Ok(request)) => drop(running.spawn(request.execute(session.clone().serve()))),
                     Some(Err(ChannelError::Read(error))) if error.kind() == io::ErrorKind::InvalidData => {
                         if self.may_log(uid) {
                             warn!(?client, uid, %error, "a client does not keep to the protocol");

@@ -189,7 +189,7 @@ fn a_user_has_a_share_of_a_channel_and_the_last_places_are_roots() {
     for endpoint in 0..ENDS_OF_ROOT as u64 {
         state.open(root, endpoint, receiver("c")).unwrap();
     }
-    assert_eq!(state.links(root, 100, receiver("c")), Err(Refusal::Crowded));
+    assert_eq!(state.links(root, 100, receiver("c")), Err(Refusal::ChannelFull));
     // A sender is another kind.
     assert_eq!(state.links(clients[0], 1000, sender("c")).unwrap().len(), MAX_LINKS);
 }

@@ -8,10 +8,10 @@ use fbuf_core::{
     protection::{Mechanism, Protection},
     slot::{Geometry, GeometryError},
 };
-use fbuf_protocol::{EndStatus, Limits, Mismatch, Refusal, Role, Slots, Spent, Unpaired};
+use fbuf_protocol::{EndStatus, Limits, Mismatch, QuotaExceeded, Refusal, Role, Slots, Unpaired};
 
 use super::{
-    ClientId, Pair, Party,
+    ClientId, Pair, PairEnd,
     pairing::{are_of_one_user, pair, refusal},
     waiting::Wait,
 };
@@ -27,7 +27,7 @@ pub(super) struct Channel {
     senders: BTreeMap<u64, Sender>,
     receivers: BTreeMap<u64, Receiver>,
     /// What each user has here.
-    seats: BTreeMap<u32, Seat>,
+    seats: BTreeMap<u32, Membership>,
     /// Which sender, and which receiver, has a link that the other does not have from this broker: it has named the link,
     /// or the other end has gone since.
     named: HashMap<LinkId, Named>,
@@ -54,14 +54,14 @@ impl Named {
 
 /// What one user has on a channel.
 #[derive(Debug, Default)]
-struct Seat {
+struct Membership {
     senders: usize,
     receivers: usize,
     /// What is paid for being here at all.
     paid: Option<Charge>,
 }
 
-impl Seat {
+impl Membership {
     fn ends(&self) -> usize {
         self.senders + self.receivers
     }
@@ -70,7 +70,7 @@ impl Seat {
 /// What senders and receivers have in common.
 #[derive(Debug)]
 pub(super) struct Side {
-    pub party: Party,
+    pub party: PairEnd,
     /// The links that it has named: those that it has had since before it was opened here.
     pub earlier: Box<[LinkId]>,
     /// The last links with ends that have gone.
@@ -198,14 +198,14 @@ impl Channel {
     /// Whether a user may have one more end of a kind. A user that shares the broker with others has at most a fixed
     /// share, and never more ends than places are left for others.
     pub(super) fn check_share(&self, name: &str, role: Role, user: u32, shares: bool) -> Result<(), Refusal> {
-        let of = |seat: &Seat| match role {
+        let of = |seat: &Membership| match role {
             Role::Sender { .. } => seat.senders,
             Role::Receiver { .. } => seat.receivers,
         };
         let all: usize = self.seats.values().map(of).sum();
         let own = self.seats.get(&user).map_or(0, of);
         if all == MAX_LINKS {
-            return Err(Refusal::Crowded);
+            return Err(Refusal::ChannelFull);
         }
         let left = MAX_LINKS.saturating_sub(ENDS_OF_ROOT + all);
         if shares && own >= MAX_ENDS_OF_USER.min(left) {
@@ -233,7 +233,7 @@ impl Channel {
         &self,
         end: &End,
         is_confidential: bool,
-        pay: impl Fn(ClientId) -> Result<Charge, Spent>,
+        pay: impl Fn(ClientId) -> Result<Charge, QuotaExceeded>,
     ) -> Result<Match, Refusal> {
         let mut others: Vec<_> = match end {
             End::Sender(sender) => self.receivers.iter().map(|(&number, other)| (number, sender, other)).collect(),
@@ -297,7 +297,7 @@ impl Channel {
     /// between the two necessary; of the end that came last between equals, whose user is about to have so many more. A
     /// user can be made to pay for no more links with another one's ends than the square of the number of its own.
     fn payer(&self, last: &Side, more: usize, first: &Side) -> ClientId {
-        let ends = |side: &Side| self.seats.get(&side.user()).map_or(0, Seat::ends);
+        let ends = |side: &Side| self.seats.get(&side.user()).map_or(0, Membership::ends);
         let is_first = last.user() != first.user() && ends(first) > ends(last) + more;
         if is_first { first.party.client } else { last.party.client }
     }

@@ -321,11 +321,12 @@ impl Model {
 
     /// A client that is there opens an endpoint, or tells of one that was open before.
     fn open(&mut self, state: &mut State, mut new: Listed) {
-        let earlier = new.secret.map(|secret| Earlier { secret, links: new.links.iter().copied().collect() });
+        let earlier =
+            new.secret.map(|secret| PreviousRegistration { secret, links: new.links.iter().copied().collect() });
         let open = Open { channel: new.channel.to_string(), role: new.role, users: new.users.clone(), earlier };
         let answer = state.open(new.client, new.endpoint, open);
         if self.open.iter().any(|other| other.is_of(new.client, new.endpoint)) {
-            assert_eq!(answer, Err(Refusal::Taken(new.endpoint)));
+            assert_eq!(answer, Err(Refusal::EndpointInUse(new.endpoint)));
             return;
         }
         let (due, answer) = match (self.expect(&new), answer) {

@@ -19,8 +19,8 @@ use fbuf_core::{
     slot::Geometry,
 };
 use fbuf_protocol::{
-    ClientStatus, Earlier, EndpointStatus, Mismatch, Open, Refusal, Resource, Role, Secret, Slots, Spent, Unpaired,
-    Verdict, channel::ChannelName,
+    ClientStatus, EndpointStatus, Mismatch, Open, PreviousRegistration, QuotaExceeded, Refusal, Resource, Role, Secret,
+    Slots, Unpaired, Verdict, channel::ChannelName,
 };
 use tokio::sync::MutexGuard;
 
@@ -43,7 +43,7 @@ pub struct ClientId(u64);
 
 /// One end of a link that is to be made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Party {
+pub struct PairEnd {
     /// Whose endpoint it is.
     pub client: ClientId,
     /// By what number the client knows it.
@@ -56,9 +56,9 @@ pub struct Party {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Pair {
     /// Who sends.
-    pub sender: Party,
+    pub sender: PairEnd,
     /// Who receives.
-    pub receiver: Party,
+    pub receiver: PairEnd,
     /// The slots of the sender.
     pub geometry: Geometry,
     /// How messages are protected.
@@ -88,7 +88,7 @@ pub enum Dismissal {
     /// No rule is about its user.
     NotPermitted,
     /// Its user has as many as a rule allows.
-    Spent(Spent),
+    QuotaExceeded(QuotaExceeded),
 }
 
 impl Dismissal {
@@ -97,7 +97,7 @@ impl Dismissal {
     pub fn verdict(&self) -> Verdict {
         match self {
             Self::NotPermitted => Verdict::NotPermitted,
-            Self::Spent(_) => Verdict::Spent,
+            Self::QuotaExceeded(_) => Verdict::QuotaExceeded,
         }
     }
 }
@@ -221,7 +221,8 @@ impl State {
             return Err(Dismissal::NotPermitted);
         }
         let account = self.accounts.of(user.id);
-        let charge = account.charge(self.policy.quota(&user), Resource::Connections, 1).map_err(Dismissal::Spent)?;
+        let charge =
+            account.charge(self.policy.quota(&user), Resource::Connections, 1).map_err(Dismissal::QuotaExceeded)?;
         Ok(Admission { process, payer: Payer { user, account }, charge: Arc::new(charge) })
     }
 
@@ -275,7 +276,7 @@ impl State {
         let exhausted = |error: std::io::Error| Refusal::Exhausted(error.to_string());
         let Some(client) = self.clients.get(&id) else { return Err(gone()) };
         if client.endpoints.contains_key(&endpoint) {
-            return Err(Refusal::Taken(endpoint));
+            return Err(Refusal::EndpointInUse(endpoint));
         }
         if client.endpoints.len() == MAX_ENDPOINTS {
             return Err(Refusal::TooManyEndpoints);
@@ -292,16 +293,16 @@ impl State {
         let quota = self.policy.quota(user);
         let charge = |resource, amount| account.charge(quota, resource, amount);
         if earlier.as_ref().is_some_and(|earlier| earlier.links.len() > MAX_LINKS) {
-            return Err(Refusal::Crowded);
+            return Err(Refusal::ChannelFull);
         }
         let users = users.map(sorted);
         if let Some(users) = users.as_ref().filter(|users| users.len() > MAX_PEER_USERS) {
             return Err(Refusal::TooManyUsers(users.len()));
         }
         let is_new = earlier.is_none();
-        let Earlier { secret, links: earlier } = match earlier {
+        let PreviousRegistration { secret, links: earlier } = match earlier {
             Some(earlier) => earlier,
-            None => Earlier { secret: Secret::draw().map_err(exhausted)?, links: Vec::new() },
+            None => PreviousRegistration { secret: Secret::draw().map_err(exhausted)?, links: Vec::new() },
         };
         let (known_as, earlier) = (secret.number(), earlier.into_boxed_slice());
         if self.known.contains(&known_as) {
@@ -315,7 +316,7 @@ impl State {
             link: LinkId::default(),
         };
         let side = Side {
-            party: Party { client: id, endpoint, peer },
+            party: PairEnd { client: id, endpoint, peer },
             earlier,
             parted: VecDeque::new(),
             users,
@@ -374,10 +375,11 @@ impl State {
     /// Charges a link to the user of a client.
     ///
     /// # Errors
-    /// [`Spent`]: that user has as many as the quota allows.
-    pub fn charge_link(&self, client: ClientId) -> Result<Charge, Spent> {
+    /// [`QuotaExceeded`]: that user has as many as the quota allows.
+    pub fn charge_link(&self, client: ClientId) -> Result<Charge, QuotaExceeded> {
         // Every end on a channel is of a client that is here; one that is not pays for nothing.
-        let gone = Spent { user: 0, resource: Resource::Links, asked: 1, used: 0, limit: 0, rule: String::new() };
+        let gone =
+            QuotaExceeded { user: 0, resource: Resource::Links, asked: 1, used: 0, limit: 0, rule: String::new() };
         let Payer { user, account } = &self.clients.get(&client).ok_or(gone)?.payer;
         account.charge(self.policy.quota(user), Resource::Links, 1)
     }

@@ -8,7 +8,7 @@ use fbuf_core::{
 use fbuf_protocol::{Mismatch, Refusal, Slots, Unpaired};
 
 use super::{
-    ClientId, Pair, Party,
+    ClientId, Pair, PairEnd,
     channel::{Receiver, Sender, Side, Stock},
 };
 
@@ -51,7 +51,7 @@ pub(super) fn pair(
     }
     let party = |side: &Side| {
         let peer = Peer { same_user, trusted: same_user || side.trusted, ..side.party.peer };
-        Party { peer, ..side.party }
+        PairEnd { peer, ..side.party }
     };
     let [sender, receiver] = [&sender.side, &receiver.side].map(party);
     Ok(Pair { sender, receiver, geometry, mechanism, slots, payer })

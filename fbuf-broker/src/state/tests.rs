@@ -174,7 +174,7 @@ fn the_endpoint_that_is_too_many_is_refused() {
         state.open(client, endpoint, receiver(&(endpoint % 16).to_string())).unwrap();
     }
     assert_eq!(state.open(client, 1 << 40, receiver("c")), Err(Refusal::TooManyEndpoints));
-    assert_eq!(state.open(client, 0, receiver("c")), Err(Refusal::Taken(0)));
+    assert_eq!(state.open(client, 0, receiver("c")), Err(Refusal::EndpointInUse(0)));
 }
 
 #[test]
@@ -194,11 +194,11 @@ fn each_quota_is_enforced_and_given_back() {
         Quota { bytes: 1000, slots: 10, channels: 2, links: 3, connections: 2, descriptors: 5, ..Quota::default() };
     let mut state = State::new(Policy::only(1000).with_quota(quota));
     let (client, other) = (state.enter(1000).unwrap(), state.enter(1000).unwrap());
-    assert_eq!(state.enter(1000), Err(Verdict::Spent));
+    assert_eq!(state.enter(1000), Err(Verdict::QuotaExceeded));
     let role =
         |slot_bytes, max_slots, slots| Role::Sender { slot_bytes, max_slots, mechanism: Mechanism::Shared, slots };
     let spent = |answer: Result<Vec<Pair>, Refusal>| match answer {
-        Err(Refusal::Spent(spent)) => spent.resource,
+        Err(Refusal::QuotaExceeded(spent)) => spent.resource,
         other => panic!("{other:?}"),
     };
     let (here, given) = (Slots::Segments, Slots::Broker { huge: false });
@@ -292,13 +292,13 @@ fn an_endpoint_has_no_more_links_than_its_messages_can_name() {
     for endpoint in 0..MAX_LINKS as u64 {
         state.links(client, endpoint, receiver("c")).unwrap();
     }
-    assert_eq!(state.links(client, 5000, receiver("c")), Err(Refusal::Crowded));
+    assert_eq!(state.links(client, 5000, receiver("c")), Err(Refusal::ChannelFull));
     assert_eq!(state.links(client, 5000, sender("c")).unwrap().len(), MAX_LINKS);
 }
 
 /// What a client tells the next broker.
 pub(super) fn resumed(open: Open, secret: Secret, links: &[LinkId]) -> Open {
-    Open { earlier: Some(Earlier { secret, links: links.to_vec() }), ..open }
+    Open { earlier: Some(PreviousRegistration { secret, links: links.to_vec() }), ..open }
 }
 
 #[test]

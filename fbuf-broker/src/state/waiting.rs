@@ -9,7 +9,7 @@ use std::time::Instant;
 use fbuf_core::peer::LinkId;
 use fbuf_protocol::Mismatch;
 
-use super::{Client, ClientId, Opening, Pair, Party, State, channel_of};
+use super::{Client, ClientId, Opening, Pair, PairEnd, State, channel_of};
 use crate::share::Holding;
 
 /// How many ends are compared in one turn of a user at most, so that other users have theirs soon.
@@ -152,7 +152,7 @@ impl State {
 
     /// The end of a pair that is of this client; this one, if it is.
     fn end_of(&self, pair: &Pair, client: ClientId, this: u64) -> u64 {
-        let number = |party: &Party| {
+        let number = |party: &PairEnd| {
             let of = self.clients.get(&party.client).filter(|_| party.client == client)?;
             Some(of.endpoints.get(&party.endpoint)?.number)
         };
@@ -160,7 +160,7 @@ impl State {
         if ends.contains(&Some(this)) { this } else { ends.into_iter().flatten().next().unwrap_or(this) }
     }
 
-    fn number_of(&self, party: &Party) -> Option<u64> {
+    fn number_of(&self, party: &PairEnd) -> Option<u64> {
         Some(self.clients.get(&party.client)?.endpoints.get(&party.endpoint)?.number)
     }
 

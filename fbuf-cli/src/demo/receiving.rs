@@ -9,7 +9,7 @@ use std::{
 };
 
 use fbuf_client::{Client, GetError, Wait};
-use fbuf_core::process::processors::Spent;
+use fbuf_core::process::processors::CpuTime;
 use nix::sys::{prctl, signal::Signal};
 use xxhash_rust::xxh3::Xxh3;
 
@@ -24,7 +24,7 @@ const READY: &str = "ready\n";
 pub(super) struct Report {
     pub(super) hash: u128,
     pub(super) bytes: u64,
-    pub(super) spent: Spent,
+    pub(super) spent: CpuTime,
 }
 
 impl Report {
@@ -51,7 +51,7 @@ impl Report {
             Some(Self {
                 hash: u128::from_str_radix(words.next()?, 16).ok()?,
                 bytes: next(words)?,
-                spent: Spent { cpu: Duration::from_micros(next(words)?), switches: next(words)? },
+                spent: CpuTime { cpu: Duration::from_micros(next(words)?), switches: next(words)? },
             })
         };
         parse(&mut words).ok_or_else(|| Failure::new("the second process died"))
@@ -94,12 +94,12 @@ pub(super) fn run(over: Over, message: u64, wait: Wait) -> Result<(), Failure> {
             }
         }
     }
-    let report = Report { hash: hash.digest128(), bytes, spent: Spent::so_far()?.since(before) };
+    let report = Report { hash: hash.digest128(), bytes, spent: CpuTime::so_far()?.since(before) };
     stdout().write_all(report.to_line().as_bytes())?;
     Ok(())
 }
 
-fn ready() -> io::Result<Spent> {
+fn ready() -> io::Result<CpuTime> {
     stdout().write_all(READY.as_bytes())?;
-    Spent::so_far()
+    CpuTime::so_far()
 }

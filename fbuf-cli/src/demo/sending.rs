@@ -13,7 +13,7 @@ use fbuf_broker::Embedded;
 use fbuf_client::Client;
 use fbuf_core::{
     limits::MAX_SLOT_BYTES,
-    process::processors::{self, Spent, pin},
+    process::processors::{self, CpuTime, pin},
 };
 use fbuf_protocol::address::VARIABLE;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -45,7 +45,7 @@ struct Row {
     over: Over,
     time: Duration,
     messages: u64,
-    sender: Spent,
+    sender: CpuTime,
     report: Report,
 }
 
@@ -161,7 +161,7 @@ fn stream(over: Over, source: &mut Source, setting: &Setting<'_>) -> Result<Row,
     if let Some(output) = output {
         let mut output = File::from(output);
         let mut buffer = vec![0; message];
-        (start, before) = (Instant::now(), Spent::so_far()?);
+        (start, before) = (Instant::now(), CpuTime::so_far()?);
         loop {
             let count = source.read(&mut buffer)?;
             if count == 0 {
@@ -175,7 +175,7 @@ fn stream(over: Over, source: &mut Source, setting: &Setting<'_>) -> Result<Row,
         let client = Client::connect_to(broker.address())?;
         let mut sender = client.sender("demo").slot_size(message as u64).wait(arguments.wait.into()).open()?;
         sender.wait_for_receivers_timeout(1, LONG)?;
-        (start, before) = (Instant::now(), Spent::so_far()?);
+        (start, before) = (Instant::now(), CpuTime::so_far()?);
         loop {
             let mut fbuf = sender.allocate()?;
             let count = fbuf.read_from(source)?;
@@ -189,7 +189,7 @@ fn stream(over: Over, source: &mut Source, setting: &Setting<'_>) -> Result<Row,
     let messages = progress.finish();
     // The stream has ended with the block above; the report comes when the other side has it all.
     let report = Report::read(&mut reports)?;
-    let (time, sender) = (start.elapsed(), Spent::so_far()?.since(before));
+    let (time, sender) = (start.elapsed(), CpuTime::so_far()?.since(before));
     second.0.wait()?;
     Ok(Row { over, time, messages, sender, report })
 }

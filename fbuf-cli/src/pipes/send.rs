@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use bytesize::ByteSize;
-use fbuf_client::{AllocateError, Departure, Farewell, Fbuf, Sender, WaitError, WriteError};
+use fbuf_client::{AllocateError, Departure, DisconnectReason, Fbuf, Sender, WaitError, WriteError};
 
 use super::{FAILED, For, Level, SILENCE, Waiting, list};
 use crate::{
@@ -157,14 +157,14 @@ fn holders(sender: &Sender) -> String {
 
 /// A receiver that went before the end has not got everything.
 fn complain(sender: &mut Sender) -> Result<(), Failure> {
-    let Some(Departure { peer, farewell, unread, .. }) = sender.departed() else { return Ok(()) };
+    let Some(Departure { peer, reason, unread, .. }) = sender.departed() else { return Ok(()) };
     let unread = unread.map_or(String::new(), |unread| format!(", with {} messages unread", unread.messages));
-    let how = match farewell {
-        Farewell::Left => "left before the end".to_owned(),
-        Farewell::Failed(_) => "failed before the end: see what it says".to_owned(),
-        Farewell::Died => "died before the end".to_owned(),
-        Farewell::Violation(violation) => format!("broke a rule: {violation}"),
-        Farewell::Exhausted(what) => format!("could not be linked: {what}"),
+    let how = match reason {
+        DisconnectReason::Left => "left before the end".to_owned(),
+        DisconnectReason::Failed(_) => "failed before the end: see what it says".to_owned(),
+        DisconnectReason::Died => "died before the end".to_owned(),
+        DisconnectReason::Violation(violation) => format!("broke a rule: {violation}"),
+        DisconnectReason::Exhausted(what) => format!("could not be linked: {what}"),
         _ => "is gone".to_owned(),
     };
     Err(Failure::new(format!("the receiver ({}) {how}{unread}", peer.process)))

@@ -10,7 +10,7 @@ use fbuf_core::{
     socket::{NO_ID, PacketSocket},
 };
 use fbuf_protocol::{
-    Spent, VERSION,
+    QuotaExceeded, VERSION,
     address::{Address, VARIABLE, set_aside},
     runtime::Watched,
 };
@@ -90,11 +90,11 @@ pub enum ConnectError {
     },
     /// This user has too many connections.
     #[error("the broker at {address} refuses a connection: {spent}")]
-    Spent {
+    QuotaExceeded {
         /// Where.
         address: Address,
         /// Of which quota, by which rule.
-        spent: Spent,
+        spent: QuotaExceeded,
     },
     /// It has too many clients.
     #[error("the broker at {address} has as many clients as it can serve: close some")]

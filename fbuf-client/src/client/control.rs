@@ -19,8 +19,8 @@ use fbuf_core::{
     socket::PacketSocket,
 };
 use fbuf_protocol::{
-    ClientStatus, ClientTransport, ControlClient, ControlRequest, ControlResponse, Earlier, EndpointStatus, MAX_PAGE,
-    News, Oldest, Open, Opened, Refusal, Report, Role, Secret, Slots, Unpaired, runtime::Watched,
+    ClientStatus, ClientTransport, ControlClient, ControlRequest, ControlResponse, EndpointStatus, MAX_PAGE, News,
+    Oldest, Open, Opened, PreviousRegistration, Refusal, Report, Role, Secret, Slots, Unpaired, runtime::Watched,
 };
 use tarpc::{client::RpcError, context};
 use tokio::{
@@ -30,7 +30,7 @@ use tokio::{
 };
 
 use super::{ConnectionState, OpenError, connect::Broker};
-use crate::{endpoint::Post, hangup::HangUps};
+use crate::{endpoint::LinkSink, hangup::HangUps};
 
 /// How many endpoints are being closed at the broker at once, or looked at.
 const MAX_PLACES: usize = 4;
@@ -48,7 +48,7 @@ pub(super) enum Command {
     Open {
         endpoint: u64,
         open: Open,
-        post: Box<dyn Post>,
+        post: Box<dyn LinkSink>,
         answer: SyncSender<Result<Opened, OpenError>>,
         /// When to give up if there is no broker.
         deadline: Instant,
@@ -74,7 +74,7 @@ struct Endpoint {
     open: Open,
     /// What proves to the next broker that it is the endpoint that its peers know.
     secret: Secret,
-    post: Box<dyn Post>,
+    post: Box<dyn LinkSink>,
     /// Whether the broker that is there now has it.
     listed: bool,
     /// By link: the message that it has held for longest, and since when that is known.
@@ -107,7 +107,7 @@ impl Endpoint {
 struct Request {
     endpoint: u64,
     open: Open,
-    post: Box<dyn Post>,
+    post: Box<dyn LinkSink>,
     answer: SyncSender<Result<Opened, OpenError>>,
     deadline: Instant,
 }
@@ -171,9 +171,9 @@ impl Endpoints {
             });
             // What is asked for meanwhile waits for a broker, but not for ever.
             let error = loop {
-                let patience = self.waiting.iter().map(|request| request.deadline).min();
+                let spin_budget = self.waiting.iter().map(|request| request.deadline).min();
                 let expired = async {
-                    match patience {
+                    match spin_budget {
                         Some(deadline) => sleep_until(deadline.into()).await,
                         None => pending().await,
                     }
@@ -369,10 +369,10 @@ impl Session {
             if let Role::Sender { slots: slots @ Slots::Broker { .. }, .. } = &mut open.role {
                 *slots = Slots::Sender;
             }
-            open.earlier = Some(Earlier { secret: *secret, links: post.links() });
+            open.earlier = Some(PreviousRegistration { secret: *secret, links: post.links() });
             match self.client.open(context::current(), number, open).await {
                 // It may be open already, and no answer came. If it is refused, time will tell.
-                Ok(opened) => endpoint.listed = matches!(opened, Ok(_) | Err(Refusal::Taken(_))),
+                Ok(opened) => endpoint.listed = matches!(opened, Ok(_) | Err(Refusal::EndpointInUse(_))),
                 Err(RpcError::DeadlineExceeded | RpcError::Server(_)) => {}
                 Err(error) => return Err(why_gone(&error)),
             }

@@ -69,9 +69,9 @@ pub(super) async fn greet(
         Verdict::NotPermitted => Err(ConnectError::NotPermitted { address, uid }),
         Verdict::Full => Err(ConnectError::Full { address }),
         // What comes behind the greeting was sent with it.
-        Verdict::Spent => match timeout(PATIENCE, self::answer(&socket)).await {
+        Verdict::QuotaExceeded => match timeout(PATIENCE, self::answer(&socket)).await {
             Ok(Ok(Arrival::Message(bytes, _))) => match wire::decode(&bytes, Vec::new()) {
-                Ok(spent) => Err(ConnectError::Spent { address, spent }),
+                Ok(spent) => Err(ConnectError::QuotaExceeded { address, spent }),
                 Err(_) => Err(not_a_broker("it does not say which quota is spent")),
             },
             _ => Err(not_a_broker("it does not say which quota is spent")),

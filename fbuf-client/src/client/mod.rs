@@ -34,7 +34,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 pub use self::connect::{ClientBuilder, ConnectError};
 use self::control::Command;
 use crate::{
-    endpoint::Post,
+    endpoint::LinkSink,
     hangup::{Alarm, HangUps, Watch},
     receiver::ReceiverBuilder,
     sender::{OptionsError, SenderBuilder},
@@ -164,11 +164,11 @@ impl Client {
     }
 
     fn start(builder: ClientBuilder) -> Result<Self, ConnectError> {
-        let (commands, inbox) = unbounded_channel();
+        let (commands, pending_links) = unbounded_channel();
         let (found, broker) = mpsc::sync_channel(1);
         let (state, hang_ups) = (Arc::new(ConnectionState::default()), Arc::new(HangUps::new()?));
         let shared = (state.clone(), hang_ups.clone());
-        let thread = threads::spawn("fbuf-control", move || speak(&builder, inbox, shared, &found))?;
+        let thread = threads::spawn("fbuf-control", move || speak(&builder, pending_links, shared, &found))?;
         let found = broker.recv().unwrap_or_else(|_| Err(io::Error::other("the control thread panicked").into()));
         let address = match found {
             Ok(address) => address,
@@ -253,7 +253,7 @@ impl Client {
         channel: &str,
         role: Role,
         users: Option<Vec<u32>>,
-        post: Box<dyn Post>,
+        post: Box<dyn LinkSink>,
     ) -> Result<(Registration, Opened), OpenError> {
         self.0.check()?;
         let number = self.0.next.fetch_add(1, Ordering::Relaxed);

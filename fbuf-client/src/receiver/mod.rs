@@ -23,14 +23,14 @@ use fbuf_core::{
 };
 use fbuf_protocol::{Report, Unpaired};
 
-use self::open::Letter;
+use self::open::NewLink;
 use crate::{
     client::{OpenError, Registration},
-    endpoint::{Inbox, Ready, Sockets},
+    endpoint::{PendingLinks, Ready, Sockets},
     interrupt::InterruptHandle,
     wait::{
-        Attention, BUSY_LOOK_TIME, Crowd, Gathering, LATE_AT_ONCE, LOOK_TIME, Next, Pace, Patience, Sight, UNSURE,
-        Wait, Waiting, deadline, within,
+        Attention, BUSY_LOOK_TIME, Batching, LATE_AT_ONCE, LOOK_TIME, Next, Pace, Progress, SameCpuPeers, SpinBudget,
+        UNSURE, Wait, Waiting, deadline, within,
     },
 };
 
@@ -63,13 +63,13 @@ pub struct Receiver {
     sockets: Sockets,
     /// The sockets at which something happened and that were not attended to yet.
     ready: Ready,
-    inbox: Arc<Inbox<Letter>>,
+    pending_links: Arc<PendingLinks<NewLink>>,
     wait: Wait,
     stay: bool,
     had_sender: bool,
-    patience: Patience,
-    crowd: Crowd,
-    gathering: Gathering,
+    spin_budget: SpinBudget,
+    same_cpu: SameCpuPeers,
+    batching: Batching,
     /// Whether there is something on the sockets that has woken it and was not read.
     unread: bool,
     pace: Pace,
@@ -101,10 +101,10 @@ impl Receiver {
     /// [`GetError`], but for [`GetError::TimedOut`]. The receiver can be used further after each.
     #[inline(always)]
     pub fn get(&mut self) -> Result<Received, GetError> {
-        match self.take_simply() {
+        match self.take_fast() {
             Some(received) => Ok(received),
             // Taken apart and put together, what is returned never has to be in memory above.
-            None => match self.get_slowly(None) {
+            None => match self.get_slow(None) {
                 Ok(received) => Ok(received),
                 Err(error) => Err(error),
             },
@@ -118,9 +118,9 @@ impl Receiver {
     /// [`GetError`]
     #[inline]
     pub fn get_timeout(&mut self, time: Duration) -> Result<Received, GetError> {
-        match self.take_simply() {
+        match self.take_fast() {
             Some(received) => Ok(received),
-            None => self.get_slowly(deadline(time)),
+            None => self.get_slow(deadline(time)),
         }
     }
 
@@ -131,7 +131,7 @@ impl Receiver {
     /// [`GetError`], but for [`GetError::TimedOut`].
     #[inline]
     pub fn try_get(&mut self) -> Result<Option<Received>, GetError> {
-        match self.take_simply() {
+        match self.take_fast() {
             Some(received) => Ok(Some(received)),
             None => self.try_get_slowly(),
         }
@@ -171,7 +171,7 @@ impl Receiver {
     }
 
     /// Goes because what was received cannot be used, for instance since it cannot be stored: senders are told so with
-    /// this code ([`Farewell::Failed`](crate::Farewell::Failed)), and which messages were not read. Messages that are
+    /// this code ([`DisconnectReason::Failed`](crate::DisconnectReason::Failed)), and which messages were not read. Messages that are
     /// still held count as read if they are dropped later.
     pub fn abort(mut self, code: u32) {
         self.fail(Abort::Code(code));
@@ -207,13 +207,13 @@ impl Receiver {
     /// Takes the next message of the sender whose turn it is, if nothing else is to be done before. All
     /// of this is inlined where messages are taken; whatever is more goes through a call.
     #[inline(always)]
-    fn take_simply(&mut self) -> Option<Received> {
-        self.links.first_mut()?.take_simply()
+    fn take_fast(&mut self) -> Option<Received> {
+        self.links.first_mut()?.take_fast()
     }
 
     #[cold]
     #[inline(never)]
-    fn get_slowly(&mut self, deadline: Option<Instant>) -> Result<Received, GetError> {
+    fn get_slow(&mut self, deadline: Option<Instant>) -> Result<Received, GetError> {
         self.generation.check()?;
         if let Some(received) = self.take() {
             return Ok(received);
@@ -286,7 +286,7 @@ impl Receiver {
     fn next(&mut self) -> Option<Result<Received, GetError>> {
         self.troubles.extend(self.links.iter().filter_map(lease_lost));
         self.settle();
-        self.bury();
+        self.remove_closed();
         if let Some(trouble) = self.troubles.pop_front() {
             return Some(Err(trouble));
         }
@@ -298,20 +298,20 @@ impl Receiver {
             return Some(Err(GetError::NoDescriptor { peer }));
         }
         let nothing = self.links.is_empty() && self.greeted.is_empty() && self.troubles.is_empty();
-        let over = !self.stay && self.had_sender && nothing && !self.inbox.has_peers();
+        let over = !self.stay && self.had_sender && nothing && !self.pending_links.has_peers();
         over.then_some(Err(GetError::Ended))
     }
 
     fn wait_for_message(&mut self, deadline: Option<Instant>) -> Result<Received, GetError> {
-        let mut waiting = Waiting::new(self.crowd.wait(self.wait, self.links.len()), self.patience, deadline);
+        let mut waiting = Waiting::new(self.same_cpu.wait(self.wait, self.links.len()), self.spin_budget, deadline);
         waiting = waiting.among(self.links.len());
         if waiting.looks()
-            && self.gathering.is_worthwhile(self.messages())
+            && self.batching.is_worthwhile(self.messages())
             && let Some(link) = self.links.first()
         {
-            self.gathering.wait(Gathering::RECEIVER_TIME, || match link.has_more_than(Gathering::MESSAGES) {
-                true => Sight::Enough,
-                false => Sight::Nothing,
+            self.batching.wait(Batching::RECEIVER_TIME, || match link.has_more_than(Batching::MESSAGES) {
+                true => Progress::Enough,
+                false => Progress::Nothing,
             });
         }
         loop {
@@ -343,7 +343,7 @@ impl Receiver {
 
     /// Removes the links that are over and have nothing more to give, as long as [`Attention`] lasts: each has memory
     /// to be unmapped.
-    fn bury(&mut self) {
+    fn remove_closed(&mut self) {
         let over = self.links.iter().rposition(Inbound::is_over);
         let Some(last) = over else { return };
         let attention = Attention::begin();
@@ -364,7 +364,7 @@ impl Receiver {
         match link.end() {
             Ok(None) => {}
             Ok(Some(reason)) => self.troubles.push_back(GetError::Aborted { peer, reason }),
-            Err(end) => self.complain(peer, end),
+            Err(end) => self.push_error(peer, end),
         }
     }
 
@@ -380,7 +380,7 @@ impl Receiver {
         let settled = self.settle() && !self.greeted.iter().any(Greeted::is_unsaid);
         let sure = Fencing::of_this_process().before_sleeping() && settled;
         let anything = self.links.iter().any(|link| link.is_ready() || link.is_over());
-        let slept = !anything && self.ready.is_empty() && !self.inbox.has_letters();
+        let slept = !anything && self.ready.is_empty() && !self.pending_links.has_new_links();
         if slept {
             self.sleeps += 1;
             self.say();
@@ -395,7 +395,7 @@ impl Receiver {
         let link = self.links.iter().find(|link| link.is_ready());
         self.unread = link.is_some();
         match link {
-            Some(link) if slept => self.patience.learn(link.rang()),
+            Some(link) if slept => self.spin_budget.learn(link.last_ring()),
             Some(_) => {}
             None => self.look(),
         }
@@ -408,29 +408,29 @@ impl Receiver {
 
     #[cold]
     fn look_if_due(&mut self, time: Duration) {
-        if self.pace.is_due(time) || self.inbox.is_filled() {
+        if self.pace.is_due(time) || self.pending_links.is_filled() {
             self.look();
             // Of one that died, or of a lease that was lost, others hear even while they are busy.
             self.troubles.extend(self.links.iter().filter_map(lease_lost));
-            self.bury();
+            self.remove_closed();
         }
     }
 
     fn look(&mut self) {
-        let (hung_up, asks) = (self.inbox.take_hang_up(), self.ready.is_empty());
+        let (hung_up, asks) = (self.pending_links.take_hang_up(), self.ready.is_empty());
         if asks {
             self.ready = self.sockets.look();
         }
         self.attend();
         if hung_up && (!asks || self.ready.is_partial()) {
             // It may be one of those that were not attended to.
-            self.inbox.doubt();
+            self.pending_links.doubt();
         }
     }
 
     /// What it says of itself to whoever watches.
     fn say(&self) {
-        self.inbox.say(|| Report {
+        self.pending_links.say(|| Report {
             messages: self.messages(),
             bytes: self.links.iter().map(Inbound::bytes).sum::<u64>() + self.past_bytes,
             left_out: self.links.iter().map(Inbound::missed).fold(self.past_missed, u64::saturating_add),
@@ -445,8 +445,8 @@ impl Receiver {
         self.pace.looked();
         self.say();
         let attention = Attention::begin();
-        while let Some(letter) = self.inbox.next() {
-            self.read_letter(letter);
+        while let Some(new_link) = self.pending_links.next() {
+            self.read_new_link(new_link);
             if !attention.lasts() {
                 break;
             }
@@ -477,8 +477,8 @@ impl Receiver {
     }
 
     /// Reads of a sender that was greeted.
-    fn read_letter(&mut self, letter: Letter) {
-        let (peer, what) = match letter {
+    fn read_new_link(&mut self, new_link: NewLink) {
+        let (peer, what) = match new_link {
             Ok(greeted) => match self.sockets.add(greeted.socket(), greeted.peer().link) {
                 Ok(()) => return self.look_for(greeted),
                 Err(error) => (greeted.peer(), Some(error.to_string())),
@@ -486,7 +486,7 @@ impl Receiver {
             Err((peer, GreetError::Gone)) => (peer, None),
             Err((peer, error)) => (peer, Some(error.to_string())),
         };
-        self.inbox.forget(peer);
+        self.pending_links.forget(peer);
         self.troubles.extend(what.map(|what| GetError::Exhausted { peer, what: what.into() }));
     }
 
@@ -498,20 +498,20 @@ impl Receiver {
                 self.had_sender = true;
                 // It may have said more already, and gone.
                 link.attend();
-                self.crowd.add(peer);
-                self.inbox.link(peer, Some(link.holdings()));
+                self.same_cpu.add(peer);
+                self.pending_links.link(peer, Some(link.holdings()));
                 self.links.push(*link);
             }
             Ok(Answered::NotYet(greeted)) => self.greeted.push(*greeted),
-            Err(LinkEnd::HangUp) => self.inbox.forget(peer),
+            Err(LinkEnd::HangUp) => self.pending_links.forget(peer),
             Err(end) => {
-                self.inbox.forget(peer);
-                self.complain(peer, end);
+                self.pending_links.forget(peer);
+                self.push_error(peer, end);
             }
         }
     }
 
-    fn complain(&mut self, peer: Peer, end: LinkEnd) {
+    fn push_error(&mut self, peer: Peer, end: LinkEnd) {
         self.violations += u64::from(matches!(end, LinkEnd::Violation(_)));
         self.troubles.push_back(trouble(peer, end));
     }
@@ -519,8 +519,8 @@ impl Receiver {
     fn remove(&mut self, index: usize) -> Inbound {
         let link = self.links.swap_remove(index);
         self.troubles.extend(lease_lost(&link));
-        self.crowd.remove(link.peer());
-        self.inbox.forget(link.peer());
+        self.same_cpu.remove(link.peer());
+        self.pending_links.forget(link.peer());
         self.sockets.remove(link.socket());
         self.past_missed = self.past_missed.saturating_add(link.missed());
         self.past_missed_before = self.past_missed_before.saturating_add(link.missed_before());

@@ -16,8 +16,8 @@ use super::Receiver;
 use crate::{
     acceptance::Acceptance,
     client::{Client, OpenError},
-    endpoint::{Brought, Inbox, Post, Ready, Sockets},
-    wait::{Crowd, Gathering, Pace, Patience, Wait},
+    endpoint::{Brought, LinkSink, PendingLinks, Ready, Sockets},
+    wait::{Batching, Pace, SameCpuPeers, SpinBudget, Wait},
 };
 
 /// Prepares a [`Receiver`].
@@ -115,24 +115,24 @@ impl ReceiverBuilder {
     pub fn open(self) -> Result<Receiver, OpenError> {
         let Self { client, channel, wait, skip_above, stay, require, accepts, acceptance } = self;
         fbuf_protocol::channel::ChannelName::new(channel.as_str())?;
-        let inbox = Arc::new(Inbox::new()?);
+        let pending_links = Arc::new(PendingLinks::new()?);
         let (role, users) = (Role::Receiver { require, accepts }, acceptance.users.clone());
-        let senders = Box::new(Senders { inbox: inbox.clone(), skip_above, accepts, acceptance });
+        let senders = Box::new(Senders { pending_links: pending_links.clone(), skip_above, accepts, acceptance });
         let (registration, _) = client.open(&channel, role, users, senders)?;
-        let sockets = Sockets::new(inbox.wake().clone(), registration.watch_hang_ups(&inbox))?;
+        let sockets = Sockets::new(pending_links.wake().clone(), registration.watch_hang_ups(&pending_links))?;
         Ok(Receiver {
             links: Vec::new(),
             turn: 0,
             greeted: Vec::new(),
             sockets,
             ready: Ready::none(),
-            inbox,
+            pending_links,
             wait,
             stay,
             had_sender: false,
-            patience: Patience::new(),
-            crowd: Crowd::default(),
-            gathering: Gathering::default(),
+            spin_budget: SpinBudget::new(),
+            same_cpu: SameCpuPeers::default(),
+            batching: Batching::default(),
             unread: false,
             pace: Pace::new(),
             troubles: VecDeque::new(),
@@ -149,9 +149,9 @@ impl ReceiverBuilder {
 }
 
 /// A sender that was greeted, or why it could not be.
-pub(super) type Letter = Result<Greeted, (Peer, GreetError)>;
+pub(super) type NewLink = Result<Greeted, (Peer, GreetError)>;
 
-impl Brought for Letter {
+impl Brought for NewLink {
     fn is_void(&self) -> Option<Peer> {
         match self {
             Ok(greeted) => greeted.is_void().then(|| greeted.peer()),
@@ -164,13 +164,13 @@ impl Brought for Letter {
 /// Where senders are introduced. They are greeted on the control thread, so that they find this receiver
 /// ready even while it does something else.
 struct Senders {
-    inbox: Arc<Inbox<Letter>>,
+    pending_links: Arc<PendingLinks<NewLink>>,
     skip_above: Option<u32>,
     accepts: Limits,
     acceptance: Acceptance,
 }
 
-impl Post for Senders {
+impl LinkSink for Senders {
     fn introduce(&self, introduced: Introduced) {
         let peer = introduced.peer();
         // The broker introduces no sender with other slots; one that does is not believed. A sender that is not accepted
@@ -181,22 +181,22 @@ impl Post for Senders {
         // Once it is greeted it may send, and the receiver must not find that all is over meanwhile.
         // Slots that senders of one other user take from this receiver are no larger together than those of one may be.
         let most = self.accepts.others.slot_bytes.saturating_mul(MAX_LEASED.into());
-        if !self.inbox.admit(&peer, introduced.descriptors(), introduced.pool_bytes(), most) {
+        if !self.pending_links.admit(&peer, introduced.descriptors(), introduced.pool_bytes(), most) {
             return;
         }
         let greeted = introduced.greet(self.skip_above);
-        self.inbox.post(peer, greeted.map_err(|error| (peer, error)));
+        self.pending_links.post(peer, greeted.map_err(|error| (peer, error)));
     }
 
     fn links(&self) -> Vec<LinkId> {
-        self.inbox.links()
+        self.pending_links.links()
     }
 
     fn report(&self) -> Report {
-        self.inbox.report()
+        self.pending_links.report()
     }
 
     fn held(&self) -> Vec<(LinkId, usize, u64)> {
-        self.inbox.held()
+        self.pending_links.held()
     }
 }

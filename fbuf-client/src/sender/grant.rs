@@ -18,7 +18,7 @@ use fbuf_protocol::{Opened, Refusal, Report, Role, Slots};
 use crate::{
     acceptance::Acceptance,
     client::{Client, OpenError, Registration},
-    endpoint::{Brought, Inbox, Post},
+    endpoint::{Brought, LinkSink, PendingLinks},
 };
 
 /// From how many bytes on messages are leased rather than copied if they lie in huge pages. `fbuf doctor`
@@ -29,7 +29,7 @@ pub const LEASE_BASE_FROM: u64 = 8 << 20;
 
 /// What was asked for.
 #[derive(Debug, Clone, Copy)]
-pub(crate) enum Wanted {
+pub(crate) enum ProtectionRequest {
     Level(Protection),
     Means(Mechanism),
     /// Out of the receiver's pool.
@@ -38,7 +38,7 @@ pub(crate) enum Wanted {
     Confidential,
 }
 
-impl Wanted {
+impl ProtectionRequest {
     /// Whether slots may be leased, of which there are few.
     pub(crate) fn may_lease(self, slot_size: u64) -> bool {
         match self {
@@ -75,7 +75,7 @@ impl fmt::Display for Granted {
 /// A pool, and the place at the broker to which its receivers come.
 pub(crate) struct Place {
     pub pool: Pool,
-    pub inbox: Arc<Inbox<Expected>>,
+    pub pending_links: Arc<PendingLinks<Expected>>,
     pub registration: Registration,
     pub granted: Granted,
 }
@@ -89,10 +89,10 @@ enum Plan {
 }
 
 /// What a pool is made of.
-pub(crate) struct Terms<'a> {
+pub(crate) struct OpenRequest<'a> {
     pub client: &'a Client,
     pub channel: &'a str,
-    pub wanted: Wanted,
+    pub wanted: ProtectionRequest,
     pub geometry: Geometry,
     /// Slots to start with.
     pub start: u32,
@@ -104,22 +104,26 @@ pub(crate) struct Terms<'a> {
     pub acceptance: Acceptance,
 }
 
-impl Terms<'_> {
+impl OpenRequest<'_> {
     /// Opens the sender by the best means that can be had of those that were asked for.
     pub(crate) fn open(&self) -> Result<Place, OpenError> {
         let (plan, mut reason) = match self.wanted {
-            Wanted::Level(Protection::Leased) if u64::from(self.capacity) < LEASE_FROM => {
+            ProtectionRequest::Level(Protection::Leased) if u64::from(self.capacity) < LEASE_FROM => {
                 let what = format!("slots of {} bytes are copied sooner than leased", self.capacity);
                 (Plan::Segments(Mechanism::Copy), what)
             }
-            Wanted::Level(Protection::Leased) | Wanted::Means(Mechanism::Lease) => return self.lease(),
-            Wanted::Level(level @ Protection::Sealed) => {
+            ProtectionRequest::Level(Protection::Leased) | ProtectionRequest::Means(Mechanism::Lease) => {
+                return self.lease();
+            }
+            ProtectionRequest::Level(level @ Protection::Sealed) => {
                 (Plan::Segments(Mechanism::Copy), format!("{level} was asked for"))
             }
-            Wanted::Level(level) => (Plan::Segments(Mechanism::Shared), format!("{level} was asked for")),
-            Wanted::Means(mechanism) => (Plan::Segments(mechanism), "asked for".to_owned()),
-            Wanted::FromReceiver => (Plan::Receiver, "the slots are the receiver's".to_owned()),
-            Wanted::Confidential => (Plan::Segments(Mechanism::OneShot), "the channel is confidential".to_owned()),
+            ProtectionRequest::Level(level) => (Plan::Segments(Mechanism::Shared), format!("{level} was asked for")),
+            ProtectionRequest::Means(mechanism) => (Plan::Segments(mechanism), "asked for".to_owned()),
+            ProtectionRequest::FromReceiver => (Plan::Receiver, "the slots are the receiver's".to_owned()),
+            ProtectionRequest::Confidential => {
+                (Plan::Segments(Mechanism::OneShot), "the channel is confidential".to_owned())
+            }
         };
         if self.guarded {
             reason += ", with a guard";
@@ -129,7 +133,7 @@ impl Terms<'_> {
 
     /// By leases, or else by copying.
     fn lease(&self) -> Result<Place, OpenError> {
-        let asked = matches!(self.wanted, Wanted::Means(_));
+        let asked = matches!(self.wanted, ProtectionRequest::Means(_));
         let size = u64::from(self.capacity);
         let needed = size.div_ceil(HUGE_PAGE) * u64::from(self.geometry.max_slots());
         let mut why = match self.pages {
@@ -163,13 +167,13 @@ impl Terms<'_> {
     }
 
     fn attempt(&self, plan: Plan, reason: String) -> Result<Place, OpenError> {
-        let inbox = Arc::new(Inbox::new()?);
+        let pending_links = Arc::new(PendingLinks::new()?);
         let (mechanism, slots) = match plan {
             Plan::Segments(mechanism) => (mechanism, Slots::Segments),
             Plan::Leased(pages) => (Mechanism::Lease, Slots::Broker { huge: pages == Pages::Huge }),
             Plan::Receiver => (Mechanism::Lease, Slots::Receiver),
         };
-        let (geometry, wake) = (self.geometry, inbox.wake().clone());
+        let (geometry, wake) = (self.geometry, pending_links.wake().clone());
         // What needs nothing of the broker comes first: it may not be possible.
         let pool = match plan {
             Plan::Segments(Mechanism::OneShot) => Some(Pool::of_one_shots(geometry, self.start, wake.clone())?),
@@ -183,7 +187,7 @@ impl Terms<'_> {
         let (slot_bytes, max_slots) = (geometry.slot_bytes().into(), geometry.max_slots().into());
         let role = Role::Sender { slot_bytes, max_slots, mechanism, slots };
         let users = self.acceptance.users.clone();
-        let post = Box::new(Receivers { inbox: inbox.clone(), acceptance: self.acceptance.clone() });
+        let post = Box::new(Receivers { pending_links: pending_links.clone(), acceptance: self.acceptance.clone() });
         let (registration, Opened { slots, .. }) = self.client.open(self.channel, role, users, post)?;
         let (pool, pages) = match pool {
             Some(pool) => (pool, None),
@@ -199,7 +203,7 @@ impl Terms<'_> {
                 (pool, Some(pages))
             }
         };
-        Ok(Place { pool, inbox, registration, granted: Granted { mechanism, pages, reason } })
+        Ok(Place { pool, pending_links, registration, granted: Granted { mechanism, pages, reason } })
     }
 }
 
@@ -211,25 +215,25 @@ impl Brought for Expected {
 
 /// Where receivers are introduced.
 struct Receivers {
-    inbox: Arc<Inbox<Expected>>,
+    pending_links: Arc<PendingLinks<Expected>>,
     acceptance: Acceptance,
 }
 
-impl Post for Receivers {
+impl LinkSink for Receivers {
     fn introduce(&self, introduced: Introduced) {
         let peer = introduced.peer();
         // One that is not accepted, or for which there is no room, sees the socket hang up.
-        if self.acceptance.accepts(&peer) && self.inbox.admit(&peer, introduced.descriptors(), 0, 0) {
-            self.inbox.post(peer, introduced.expect());
+        if self.acceptance.accepts(&peer) && self.pending_links.admit(&peer, introduced.descriptors(), 0, 0) {
+            self.pending_links.post(peer, introduced.expect());
         }
     }
 
     fn links(&self) -> Vec<LinkId> {
-        self.inbox.links()
+        self.pending_links.links()
     }
 
     fn report(&self) -> Report {
-        self.inbox.report()
+        self.pending_links.report()
     }
 
     fn held(&self) -> Vec<(LinkId, usize, u64)> {

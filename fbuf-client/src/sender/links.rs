@@ -16,7 +16,7 @@ use fbuf_core::{
 };
 use fbuf_protocol::Report;
 
-use super::{Departure, Farewell, Sender};
+use super::{Departure, DisconnectReason, Sender};
 use crate::wait::{Attention, BUSY_LOOK_TIME, LATE_AT_ONCE, LOOK_TIME, UNSURE, within};
 
 impl Sender {
@@ -27,10 +27,10 @@ impl Sender {
     pub(super) fn look_if_due(&mut self) {
         // A receiver is on its way, or there is none.
         let urgent = !self.expected.is_empty() || self.receivers() == 0;
-        if self.inbox.has_hung_up() || self.pace.is_due(if urgent { LOOK_TIME } else { BUSY_LOOK_TIME }) {
+        if self.pending_links.has_hung_up() || self.pace.is_due(if urgent { LOOK_TIME } else { BUSY_LOOK_TIME }) {
             self.look();
-        } else if self.inbox.is_filled() {
-            self.read_post(&Attention::begin());
+        } else if self.pending_links.is_filled() {
+            self.read_new_links(&Attention::begin());
         }
     }
 
@@ -48,7 +48,7 @@ impl Sender {
     /// Sleeps until something happens at sockets, or until the deadline; not while there is something to
     /// [look](Self::look) at already.
     pub(super) fn await_sockets(&self, deadline: Option<Instant>) {
-        if self.ready.is_empty() && !self.inbox.has_letters() {
+        if self.ready.is_empty() && !self.pending_links.has_new_links() {
             let late = self.expected.iter().any(Expected::is_unanswered);
             self.sockets.sleep(if late { within(UNSURE, deadline) } else { deadline });
         }
@@ -59,7 +59,7 @@ impl Sender {
         self.pace.looked();
         self.say();
         let attention = Attention::begin();
-        self.read_post(&attention);
+        self.read_new_links(&attention);
         self.answer_late();
         // One at least, so that letters do not keep it from any.
         while let Some(link) = self.ready.next() {
@@ -87,7 +87,7 @@ impl Sender {
 
     /// What it says of itself to whoever watches.
     fn say(&self) {
-        self.inbox.say(|| {
+        self.pending_links.say(|| {
             let links = self.pool.links().iter().map(Outbound::counts).fold(self.past, LinkCounts::add);
             Report {
                 messages: self.pool.next_sequence(),
@@ -109,11 +109,11 @@ impl Sender {
         }
     }
 
-    pub(super) fn read_post(&mut self, attention: &Attention) {
-        while let Some(expected) = self.inbox.next() {
+    pub(super) fn read_new_links(&mut self, attention: &Attention) {
+        while let Some(expected) = self.pending_links.next() {
             match self.sockets.add(expected.socket(), expected.peer().link) {
                 Ok(()) => self.look_for(expected),
-                Err(error) => self.depart(expected.peer(), Farewell::Exhausted(error.to_string()), None),
+                Err(error) => self.depart(expected.peer(), DisconnectReason::Exhausted(error.to_string()), None),
             }
             if !attention.lasts() {
                 break;
@@ -121,7 +121,7 @@ impl Sender {
         }
         if !self.expected.is_empty() {
             // Until they are here, each message looks.
-            self.inbox.remind();
+            self.pending_links.remind();
         }
     }
 
@@ -133,8 +133,8 @@ impl Sender {
                 if was_ignored && let Err(error) = self.sockets.hear(self.pool.links()[index].socket(), peer.link) {
                     return self.end(index, LinkEnd::Exhausted(error.to_string()));
                 }
-                self.crowd.add(peer);
-                self.inbox.link(peer, None);
+                self.same_cpu.add(peer);
+                self.pending_links.link(peer, None);
                 if self.pool.is_leased() {
                     // It may have given its slots already.
                     self.attend_to(index);
@@ -147,9 +147,9 @@ impl Sender {
                 }
                 self.expected.push(expected);
             }
-            Err(LinkEnd::HangUp | LinkEnd::Dropped) => self.inbox.forget(peer),
-            Err(LinkEnd::Violation(violation)) => self.depart(peer, Farewell::Violation(violation), None),
-            Err(LinkEnd::Exhausted(what)) => self.depart(peer, Farewell::Exhausted(what), None),
+            Err(LinkEnd::HangUp | LinkEnd::Dropped) => self.pending_links.forget(peer),
+            Err(LinkEnd::Violation(violation)) => self.depart(peer, DisconnectReason::Violation(violation), None),
+            Err(LinkEnd::Exhausted(what)) => self.depart(peer, DisconnectReason::Exhausted(what), None),
         }
     }
 
@@ -157,37 +157,37 @@ impl Sender {
     pub(super) fn end(&mut self, index: usize, end: LinkEnd) {
         let link = &self.pool.links()[index];
         let peer = link.peer();
-        self.crowd.remove(peer);
+        self.same_cpu.remove(peer);
         self.sockets.remove(link.socket());
         self.past = self.past + link.counts();
-        let farewell = match end {
+        let reason = match end {
             LinkEnd::HangUp | LinkEnd::Dropped if link.has_left() => {
-                link.failure().map_or(Farewell::Left, Farewell::Failed)
+                link.failure().map_or(DisconnectReason::Left, DisconnectReason::Failed)
             }
-            LinkEnd::HangUp | LinkEnd::Dropped => Farewell::Died,
-            LinkEnd::Violation(violation) => Farewell::Violation(violation),
-            LinkEnd::Exhausted(what) => Farewell::Exhausted(what),
+            LinkEnd::HangUp | LinkEnd::Dropped => DisconnectReason::Died,
+            LinkEnd::Violation(violation) => DisconnectReason::Violation(violation),
+            LinkEnd::Exhausted(what) => DisconnectReason::Exhausted(what),
         };
         let unread = self.pool.end(index);
-        self.depart(peer, farewell, unread);
+        self.depart(peer, reason, unread);
     }
 
     /// Disconnects a receiver that is linked, or about to be: whether it was.
-    pub(super) fn drop_receiver(&mut self, peer: Peer, farewell: Farewell) -> bool {
+    pub(super) fn drop_receiver(&mut self, peer: Peer, reason: DisconnectReason) -> bool {
         let is_it = |other: Peer| other.endpoint == peer.endpoint;
         if let Some(index) = self.expected.iter().position(|expected| is_it(expected.peer())) {
             self.sockets.remove(self.expected[index].socket());
             self.expected.swap_remove(index);
-            self.depart(peer, farewell, None);
+            self.depart(peer, reason, None);
             return true;
         }
         let Some(index) = self.pool.links().iter().position(|link| is_it(link.peer())) else { return false };
         let link = &self.pool.links()[index];
-        self.crowd.remove(peer);
+        self.same_cpu.remove(peer);
         self.sockets.remove(link.socket());
         self.past = self.past + link.counts();
         let unread = self.pool.disconnect(index);
-        self.depart(peer, farewell, unread);
+        self.depart(peer, reason, unread);
         true
     }
 
@@ -197,7 +197,7 @@ impl Sender {
         let without_room = self.pool.without_room();
         let peers = if without_room.is_empty() { self.pool.holders_of_oldest() } else { without_room };
         for peer in peers {
-            self.drop_receiver(peer, Farewell::HeldUp(time));
+            self.drop_receiver(peer, DisconnectReason::HeldUp(time));
         }
     }
 
@@ -208,19 +208,19 @@ impl Sender {
             if link.is_open() {
                 continue;
             }
-            self.inbox.part(link.peer());
+            self.pending_links.part(link.peer());
             if !self.pool.lends_over(index) {
                 self.end(index, LinkEnd::HangUp);
             }
         }
     }
 
-    pub(super) fn depart(&mut self, peer: Peer, farewell: Farewell, unread: Option<Unread>) {
-        self.inbox.forget(peer);
-        self.counters.violations += u64::from(matches!(farewell, Farewell::Violation(_)));
+    pub(super) fn depart(&mut self, peer: Peer, reason: DisconnectReason, unread: Option<Unread>) {
+        self.pending_links.forget(peer);
+        self.counters.violations += u64::from(matches!(reason, DisconnectReason::Violation(_)));
         if self.departures.len() == MAX_DEPARTURES {
             self.departures.pop_front();
         }
-        self.departures.push_back(Departure { peer, farewell, unread });
+        self.departures.push_back(Departure { peer, reason, unread });
     }
 }

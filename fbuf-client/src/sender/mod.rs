@@ -29,15 +29,15 @@ use fbuf_protocol::Unpaired;
 
 use crate::{
     client::{OpenError, Registration},
-    endpoint::{Inbox, Ready, Sockets},
+    endpoint::{PendingLinks, Ready, Sockets},
     interrupt::InterruptHandle,
-    wait::{Crowd, Gathering, Next, Pace, Patience, Wait, Waiting, deadline},
+    wait::{Batching, Next, Pace, SameCpuPeers, SpinBudget, Wait, Waiting, deadline},
 };
 
 pub use grant::{Granted, LEASE_BASE_FROM, LEASE_FROM};
 pub use open::SenderBuilder;
 pub use options::OptionsError;
-pub use report::{AllocateError, Departure, Farewell, SenderCounters, Sent, WaitError, WriteError};
+pub use report::{AllocateError, Departure, DisconnectReason, SenderCounters, Sent, WaitError, WriteError};
 
 /// The sending end of a channel: allocates fbufs out of its own pool and gives them to every
 /// receiver that is linked.
@@ -98,14 +98,14 @@ pub struct Sender {
     sockets: Sockets,
     /// The sockets at which something happened and that were not attended to yet.
     ready: Ready,
-    inbox: Arc<Inbox<Expected>>,
+    pending_links: Arc<PendingLinks<Expected>>,
     /// Whether there is anything in the inbox, or this process was forked.
     notice: Notice,
     generation: Generation,
     wait: Wait,
-    patience: Patience,
-    gathering: Gathering,
-    crowd: Crowd,
+    spin_budget: SpinBudget,
+    batching: Batching,
+    same_cpu: SameCpuPeers,
     /// Whether it grows only when receivers keep all slots for long: nobody told it how many to have.
     grows_late: bool,
     /// For how long a receiver may hold it up.
@@ -229,7 +229,7 @@ impl Sender {
         if self.notice.is_raised() && !self.heed() {
             return Err(WriteError::Forked(fbuf));
         }
-        match self.pool.send_simply(fbuf) {
+        match self.pool.send_fast(fbuf) {
             Ok(published) => {
                 // Counted before a receiver is linked that gets the next message as its first.
                 let sent = self.sent(published);
@@ -361,7 +361,8 @@ impl Sender {
 
     fn wait_until_returned(&mut self, deadline: Option<Instant>) -> Result<(), WaitError> {
         self.generation.check()?;
-        let mut waiting = Waiting::new(self.crowd.wait(self.wait, self.pool.links().len()), self.patience, deadline);
+        let mut waiting =
+            Waiting::new(self.same_cpu.wait(self.wait, self.pool.links().len()), self.spin_budget, deadline);
         waiting = waiting.among(self.pool.links().len());
         while self.pool.lends() {
             if waiting.is_thorough() && self.sockets.interrupts().take() {
@@ -400,13 +401,13 @@ impl Sender {
     }
 
     /// Disconnects a receiver: it is sent nothing more, and told so ([`GetError::Dropped`](crate::GetError::Dropped));
-    /// [`Self::departed`] tells of it as [`Farewell::Disconnected`]. False if it is not linked, nor about to be.
+    /// [`Self::departed`] tells of it as [`DisconnectReason::Disconnected`]. False if it is not linked, nor about to be.
     ///
     /// If the receiver copies messages, as those of other users do that do not trust this sender, its slots are free
     /// at once, and what it has not copied yet is lost for it. If it reads messages where they lie, it can take what was
     /// sent, and keeps the slots of what it holds until it lets go, or ends.
     pub fn disconnect(&mut self, receiver: Peer) -> bool {
-        self.drop_receiver(receiver, Farewell::Disconnected)
+        self.drop_receiver(receiver, DisconnectReason::Disconnected)
     }
 
     /// A handle by which [`Self::allocate`], [`Self::wait_for_receivers`], [`Self::wait_for_returns`], and what they are with
@@ -426,13 +427,13 @@ impl Sender {
     /// allocates, writes, waits or [looks](Self::look), one that goes is not counted from some microseconds on.
     #[must_use]
     pub fn receivers(&self) -> usize {
-        let doubted = self.inbox.has_hung_up();
+        let doubted = self.pending_links.has_hung_up();
         self.pool.links().iter().filter(|link| link.is_open() && !(doubted && link.has_hung_up())).count()
     }
 
     /// The receivers that are linked, or about to be, as far as is known.
     pub fn peers(&self) -> impl Iterator<Item = Peer> {
-        let doubted = self.inbox.has_hung_up();
+        let doubted = self.pending_links.has_hung_up();
         let linked = self.pool.links().iter().filter(move |link| !(doubted && link.has_hung_up())).map(Outbound::peer);
         let expected = self.expected.iter().filter(move |peer| !(doubted && peer.has_hung_up())).map(Expected::peer);
         linked.chain(expected)
@@ -466,14 +467,14 @@ impl Sender {
         if !self.generation.is_current() {
             return;
         }
-        let (hung_up, asks) = (self.inbox.take_hang_up(), self.ready.is_empty());
+        let (hung_up, asks) = (self.pending_links.take_hang_up(), self.ready.is_empty());
         if asks {
             self.ready = self.sockets.look();
         }
         self.attend();
         if hung_up && (!asks || self.ready.is_partial()) {
             // It may be one of those that were not attended to.
-            self.inbox.doubt();
+            self.pending_links.doubt();
         }
         self.pool.notice_leaving();
         self.remove_departed();

@@ -15,7 +15,7 @@ use fbuf_protocol::{Refusal, channel::ChannelName};
 
 use super::{
     Counts, Sender,
-    grant::{Place, Terms, Wanted},
+    grant::{OpenRequest, Place, ProtectionRequest},
     options::Options,
 };
 use crate::{
@@ -23,7 +23,7 @@ use crate::{
     caches::{ENOUGH_SLOTS, default_slots_here},
     client::{Client, OpenError},
     endpoint::{Ready, Sockets},
-    wait::{Crowd, Gathering, Pace, Patience, Wait},
+    wait::{Batching, Pace, SameCpuPeers, SpinBudget, Wait},
 };
 
 /// The slot size if none is given.
@@ -97,7 +97,7 @@ impl SenderBuilder {
 
     /// Disconnects receivers that hold the sender up for so long: when an allocation has waited for this time, those
     /// that hold the message that was sent first, as [`Sender::disconnect`] does. [`Sender::departed`] tells of them as
-    /// [`Farewell::HeldUp`](super::Farewell::HeldUp). If not set, a sender waits as long as its receivers take.
+    /// [`DisconnectReason::HeldUp`](super::DisconnectReason::HeldUp). If not set, a sender waits as long as its receivers take.
     ///
     /// Slots that a receiver reads in place stay its own until it lets go or ends, also when it is disconnected: a sender
     /// that may not [grow](Self::grow_to) beyond them goes on only if its messages are copied, or are one-shots.
@@ -255,7 +255,7 @@ impl SenderBuilder {
         } = self;
         ChannelName::new(channel.as_str())?;
         let wanted = options.check(slot_size)?;
-        let one_shot = matches!(wanted, Wanted::Means(Mechanism::OneShot) | Wanted::Confidential);
+        let one_shot = matches!(wanted, ProtectionRequest::Means(Mechanism::OneShot) | ProtectionRequest::Confidential);
         let few = one_shot || wanted.may_lease(slot_size);
         let guard = options.guard.unwrap_or_else(|| env::var_os("FBUF_GUARD").is_some_and(|value| value == "1"));
         // What was given away, or is unmapped, can be guarded no better than the kernel does.
@@ -284,23 +284,32 @@ impl SenderBuilder {
             count if !one_shot && few && count > MAX_LEASED => return Err(GeometryError::Leased(count).into()),
             _ => {}
         }
-        let terms =
-            Terms { client: &client, channel: &channel, wanted, geometry, start, capacity, guarded, pages, acceptance };
-        let Place { pool, inbox, registration, mut granted } = terms.open()?;
+        let terms = OpenRequest {
+            client: &client,
+            channel: &channel,
+            wanted,
+            geometry,
+            start,
+            capacity,
+            guarded,
+            pages,
+            acceptance,
+        };
+        let Place { pool, pending_links, registration, mut granted } = terms.open()?;
         if guard && !guarded {
             granted.reason += ", and such slots cannot be guarded (FBUF_GUARD)";
         }
         Ok(Sender {
             pool,
             expected: Vec::new(),
-            sockets: Sockets::new(inbox.wake().clone(), registration.watch_hang_ups(&inbox))?,
+            sockets: Sockets::new(pending_links.wake().clone(), registration.watch_hang_ups(&pending_links))?,
             ready: Ready::none(),
-            notice: inbox.notice(),
-            inbox,
+            notice: pending_links.notice(),
+            pending_links,
             wait,
-            patience: Patience::new(),
-            gathering: Gathering::default(),
-            crowd: Crowd::default(),
+            spin_budget: SpinBudget::new(),
+            batching: Batching::default(),
+            same_cpu: SameCpuPeers::default(),
             grows_late: untold && !few,
             disconnect_after,
             pace: Pace::new(),

@@ -5,7 +5,7 @@ use fbuf_core::{
     protection::{Mechanism, Protection},
 };
 
-use super::grant::Wanted;
+use super::grant::ProtectionRequest;
 
 /// Options of a sender that contradict each other. Nothing was opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -66,14 +66,14 @@ pub(super) struct Options {
 
 impl Options {
     /// What all of it amounts to.
-    pub(super) fn check(&self, slot_size: u64) -> Result<Wanted, OptionsError> {
+    pub(super) fn check(&self, slot_size: u64) -> Result<ProtectionRequest, OptionsError> {
         let Self { protection, mechanism, from_receiver, guard, pages, is_confidential } = *self;
         if is_confidential {
             return match (guard, pages) {
                 (Some(true), _) => Err(OptionsError::Confidential { asked: "messages with a guard" }),
                 (_, Some(_)) => Err(OptionsError::Confidential { asked: "slots in a kind of pages" }),
                 // One-shots are sealed, which is the highest level.
-                _ => Ok(Wanted::Confidential),
+                _ => Ok(ProtectionRequest::Confidential),
             };
         }
         let mechanism = match mechanism {
@@ -87,12 +87,15 @@ impl Options {
             return Err(OptionsError::Weaker { protection, mechanism });
         }
         let wanted = match mechanism {
-            Some(_) if from_receiver => Wanted::FromReceiver,
-            Some(mechanism) => Wanted::Means(mechanism),
-            None => Wanted::Level(protection.unwrap_or_default()),
+            Some(_) if from_receiver => ProtectionRequest::FromReceiver,
+            Some(mechanism) => ProtectionRequest::Means(mechanism),
+            None => ProtectionRequest::Level(protection.unwrap_or_default()),
         };
         if let Some(pages) = pages
-            && !matches!(wanted, Wanted::Means(Mechanism::Lease) | Wanted::Level(Protection::Leased))
+            && !matches!(
+                wanted,
+                ProtectionRequest::Means(Mechanism::Lease) | ProtectionRequest::Level(Protection::Leased)
+            )
         {
             return Err(OptionsError::Pages(pages));
         }
@@ -153,18 +156,18 @@ mod tests {
             assert!(matches!(options.check(SMALL), Err(OptionsError::Confidential { .. })), "{options:?}");
         }
         let sealed = Options { protection: Some(Protection::Sealed), guard: Some(false), ..confidential };
-        assert!(matches!(sealed.check(SMALL), Ok(Wanted::Confidential)));
+        assert!(matches!(sealed.check(SMALL), Ok(ProtectionRequest::Confidential)));
     }
 
     #[test]
     fn options_that_go_together_are_taken_together() {
         let leased = Options { protection: Some(Protection::Leased), pages: Some(Pages::Base), ..Options::default() };
-        assert!(matches!(leased.check(SMALL), Ok(Wanted::Level(Protection::Leased))));
+        assert!(matches!(leased.check(SMALL), Ok(ProtectionRequest::Level(Protection::Leased))));
         let stronger = Options { mechanism: Some(Mechanism::OneShot), guard: Some(false), pages: None, ..leased };
-        assert!(matches!(stronger.check(SMALL), Ok(Wanted::Means(Mechanism::OneShot))));
+        assert!(matches!(stronger.check(SMALL), Ok(ProtectionRequest::Means(Mechanism::OneShot))));
         let given = Options { mechanism: Some(Mechanism::Lease), from_receiver: true, pages: None, ..leased };
-        assert!(matches!(given.check(SMALL), Ok(Wanted::FromReceiver)));
+        assert!(matches!(given.check(SMALL), Ok(ProtectionRequest::FromReceiver)));
         let guarded = Options { guard: Some(true), mechanism: Some(Mechanism::Copy), ..Options::default() };
-        assert!(matches!(guarded.check(SMALL), Ok(Wanted::Means(Mechanism::Copy))));
+        assert!(matches!(guarded.check(SMALL), Ok(ProtectionRequest::Means(Mechanism::Copy))));
     }
 }

@@ -205,7 +205,7 @@ pub struct Departure {
     /// Which receiver.
     pub peer: Peer,
     /// How it went.
-    pub farewell: Farewell,
+    pub reason: DisconnectReason,
     /// The messages that [`write`](super::Sender::write) reported as sent to it, and that it did not read to the end:
     /// it never took them, or it held them still. None if it read all, or was never sent any.
     pub unread: Option<Unread>,
@@ -214,7 +214,7 @@ pub struct Departure {
 /// How a receiver went.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Farewell {
+pub enum DisconnectReason {
     /// It closed its receiver.
     Left,
     /// It left because it had failed: [`Receiver::abort`](crate::Receiver::abort), or a panic.

@@ -9,7 +9,7 @@ use fbuf_core::{
 };
 
 use super::{AllocateError, Sender};
-use crate::wait::{self, Gathering, LATE, Next, Sight, UNSURE, Waiting, within};
+use crate::wait::{self, Batching, LATE, Next, Progress, UNSURE, Waiting, within};
 
 impl Sender {
     /// Looks for a slot that is free although it is not its turn, or is new.
@@ -56,19 +56,20 @@ impl Sender {
 
     pub(super) fn wait_for_slot(&mut self, deadline: Option<Instant>) -> Result<(), AllocateError> {
         self.counters.waits += 1;
-        let mut waiting = Waiting::new(self.crowd.wait(self.wait, self.pool.links().len()), self.patience, deadline);
+        let mut waiting =
+            Waiting::new(self.same_cpu.wait(self.wait, self.pool.links().len()), self.spin_budget, deadline);
         waiting = waiting.among(self.pool.links().len());
-        if waiting.looks() && self.gathering.is_worthwhile(self.pool.next_sequence()) {
+        if waiting.looks() && self.batching.is_worthwhile(self.pool.next_sequence()) {
             self.gather_slots();
         }
         // None also for a time beyond what clocks count.
-        let mut patience = self.disconnect_after.and_then(|time| Some((time, wait::deadline(time)?)));
+        let mut spin_budget = self.disconnect_after.and_then(|time| Some((time, wait::deadline(time)?)));
         loop {
-            if let Some((time, end)) = patience
+            if let Some((time, end)) = spin_budget
                 && waiting.is_thorough()
                 && Instant::now() >= end
             {
-                patience = wait::deadline(time).map(|end| (time, end));
+                spin_budget = wait::deadline(time).map(|end| (time, end));
                 self.drop_slowest(time);
             }
             if waiting.is_thorough() {
@@ -103,7 +104,7 @@ impl Sender {
                     }
                     let passes = self.pool.is_blocked() || self.pool.lacks_room().is_some();
                     let wake = if grows || passes { within(LATE, deadline) } else { deadline };
-                    let wake = [wake, patience.map(|(_, end)| end)].into_iter().flatten().min();
+                    let wake = [wake, spin_budget.map(|(_, end)| end)].into_iter().flatten().min();
                     // A slot that is put back by a thread of this process wakes it as well.
                     self.sleep(wake, |sender| sender.pool.search_all() || !sender.pool.await_fbufs());
                 }
@@ -142,14 +143,14 @@ impl Sender {
     fn gather_slots(&mut self) {
         let half = self.pool.slots() / 2;
         let (step, mut next) = ((half / 16).max(1), 0);
-        self.gathering.wait(Gathering::SENDER_TIME, || {
+        self.batching.wait(Batching::SENDER_TIME, || {
             if self.pool.is_back(half) {
-                Sight::Enough
+                Progress::Enough
             } else if self.pool.is_back(next) {
                 next = (next + step).min(half);
-                Sight::More
+                Progress::More
             } else {
-                Sight::Nothing
+                Progress::Nothing
             }
         });
     }
@@ -174,7 +175,7 @@ impl Sender {
             points::reach("park: about to sleep");
             self.await_sockets(if sure { deadline } else { within(UNSURE, deadline) });
             // Whoever rang last has most likely woken it.
-            self.patience.learn(self.pool.links().iter().filter_map(Outbound::rang).min());
+            self.spin_budget.learn(self.pool.links().iter().filter_map(Outbound::last_ring).min());
         }
         points::reach("park: awake");
         for link in self.pool.links() {

@@ -36,14 +36,14 @@ pub fn pin(processor: Option<usize>) {
 
 /// What a process has spent.
 #[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
-pub struct Spent {
+pub struct CpuTime {
     /// Processor time, of the program and of the kernel on its behalf.
     pub cpu: Duration,
     /// How often the processor was given to somebody else, or given up.
     pub switches: i64,
 }
 
-impl Spent {
+impl CpuTime {
     /// So far.
     ///
     /// # Errors
@@ -66,7 +66,7 @@ impl Spent {
     }
 }
 
-impl Add for Spent {
+impl Add for CpuTime {
     type Output = Self;
     fn add(self, other: Self) -> Self {
         Self { cpu: self.cpu + other.cpu, switches: self.switches + other.switches }

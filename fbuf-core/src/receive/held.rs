@@ -184,7 +184,7 @@ impl Cell {
 }
 
 /// What is left of a link that ended while some of its slots were held.
-pub trait Remains {
+pub trait Retire {
     /// Whether nothing is held any more. Nothing is taken any more either, so that what was found idle need not be
     /// looked at again.
     fn is_idle(&mut self) -> bool;
@@ -203,7 +203,7 @@ pub struct Retired<T> {
     list: Mutex<Vec<T>>,
 }
 
-impl<T: Remains> Retired<T> {
+impl<T: Retire> Retired<T> {
     /// None yet.
     #[cfg(not(loom))]
     #[must_use]
@@ -288,7 +288,7 @@ impl<T: Remains> Retired<T> {
 }
 
 #[cfg(not(loom))]
-impl<T: Remains> Default for Retired<T> {
+impl<T: Retire> Default for Retired<T> {
     fn default() -> Self {
         Self::new()
     }
@@ -302,7 +302,7 @@ mod tests {
 
     struct Link(Arc<Held>);
 
-    impl Remains for Link {
+    impl Retire for Link {
         fn is_idle(&mut self) -> bool {
             self.0.count() == 0
         }
@@ -396,7 +396,7 @@ mod model {
         gone: Arc<AtomicBool>,
     }
 
-    impl Remains for Link {
+    impl Retire for Link {
         fn is_idle(&mut self) -> bool {
             self.held.count() == 0
         }

@@ -24,7 +24,7 @@ use crate::{
     receive::{
         held::Cell,
         link::{Loan, Returns},
-        reading::leased::Tenant,
+        reading::leased::LeasedSlot,
     },
     slot::{Mark, SlotId},
 };
@@ -72,7 +72,7 @@ pub(crate) enum Kept {
     /// Memory that was given away.
     Sealed(SealedMemory),
     /// A slot, under a lease.
-    Leased(Arc<Tenant>),
+    Leased(Arc<LeasedSlot>),
     /// A copy of a slot that could not be leased.
     Copied(Map),
 }
@@ -112,7 +112,7 @@ impl Loan<'_> {
 impl Received {
     #[inline]
     fn home(&self) -> &Returns {
-        // SAFETY: `home` and the mappings live until the mark of this slot is cleared (`Remains`, invariant 2), which
+        // SAFETY: `home` and the mappings live until the mark of this slot is cleared (`Retire`, invariant 2), which
         // only `drop` does.
         unsafe { self.home.as_ref() }
     }
@@ -291,7 +291,7 @@ fn let_go(kept: Box<Kept>, home: NonNull<Returns>, slot: SlotId) {
             // The lease is the parent's.
             return std::mem::forget(tenant);
         }
-        // SAFETY: `home` lives until the mark of this slot is cleared (`Remains`), which comes after.
+        // SAFETY: `home` lives until the mark of this slot is cleared (`Retire`), which comes after.
         unsafe { home.as_ref() }.release(slot, &tenant);
     }
 }
@@ -300,13 +300,13 @@ fn let_go(kept: Box<Kept>, home: NonNull<Returns>, slot: SlotId) {
 #[inline(always)]
 fn hand_back(home: NonNull<Returns>, cell: NonNull<Cell>, slot: SlotId, mark: Mark) {
     // SAFETY: `home`, which has the cell, and the mappings live until the mark of this slot is cleared
-    // (`Remains`).
+    // (`Retire`).
     let home = unsafe { home.as_ref() };
     let among = home.among();
     points::reach("return: begun");
     home.hand_back(slot, mark);
     points::reach("return: handed back");
-    // SAFETY: they live until this very store (`Remains`, invariant 2). No reference to `home` is used after this
+    // SAFETY: they live until this very store (`Retire`, invariant 2). No reference to `home` is used after this
     // line, and the one to the cell, all atomics, promises nothing about its memory (rust-lang/rust#55005).
     unsafe { cell.as_ref() }.clear();
     points::reach("return: cleared");

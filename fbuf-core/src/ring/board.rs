@@ -17,7 +17,7 @@ use crate::{
     abort::Abort,
     slot::{Mark, SlotId},
     sync::{AtomicU64, Ordering, read_only::ReadOnly},
-    wait::{Flag, Rang},
+    wait::{Flag, LastRing},
 };
 #[cfg(not(loom))]
 use crate::{memory::MemoryError, socket::link_message::LinkEnd};
@@ -34,7 +34,7 @@ pub struct BoardHead {
     /// Once the receiver is gone, and not in order: why, as [`Abort::to_word`].
     aborted: AtomicU64,
     /// When the receiver rang last.
-    pub(crate) rang: Rang,
+    pub(crate) last_ring: LastRing,
 }
 
 #[cfg(not(loom))]
@@ -114,8 +114,8 @@ impl<'a> ReadOnly<'a, BoardHead> {
 
     /// When the receiver rang last.
     #[must_use]
-    pub fn rang(self) -> ReadOnly<'a, Rang> {
-        self.part(|head| &head.rang)
+    pub fn last_ring(self) -> ReadOnly<'a, LastRing> {
+        self.part(|head| &head.last_ring)
     }
 }
 
@@ -266,8 +266,12 @@ pub(crate) mod heap {
 
     impl HeapBoard {
         pub(crate) fn new(slots: usize) -> Self {
-            let head =
-                BoardHead { flag: Flag::new(), next: AtomicU64::new(0), aborted: AtomicU64::new(0), rang: Rang::new() };
+            let head = BoardHead {
+                flag: Flag::new(),
+                next: AtomicU64::new(0),
+                aborted: AtomicU64::new(0),
+                last_ring: LastRing::new(),
+            };
             Self(Arc::new((head, Ring::new(slots, || AtomicU64::new(0)))))
         }
     }

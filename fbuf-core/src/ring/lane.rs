@@ -15,7 +15,7 @@ use crate::{
     slot::SlotId,
     sync::{AtomicU64, Ordering, fence, read_only::ReadOnly},
     violation::Violation,
-    wait::{Flag, Rang},
+    wait::{Flag, LastRing},
 };
 
 /// The head of a lane: words that its sender writes beside the entries.
@@ -32,7 +32,7 @@ pub struct LaneHead {
     /// Once it is closed, and not in order: why, as [`Abort::to_word`].
     aborted: AtomicU64,
     /// When the sender rang last.
-    pub(crate) rang: Rang,
+    pub(crate) last_ring: LastRing,
     /// Whether the sender has disconnected the receiver: then what it copies of a slot may be of another message.
     dropped: AtomicU64,
 }
@@ -147,8 +147,8 @@ impl<'a> ReadOnly<'a, LaneHead> {
 
     /// When the sender rang last.
     #[must_use]
-    pub fn rang(self) -> ReadOnly<'a, Rang> {
-        self.part(|head| &head.rang)
+    pub fn last_ring(self) -> ReadOnly<'a, LastRing> {
+        self.part(|head| &head.last_ring)
     }
 }
 
@@ -396,7 +396,7 @@ pub(crate) mod heap {
                 closed: AtomicU64::new(0),
                 left_out: AtomicU64::new(0),
                 aborted: AtomicU64::new(0),
-                rang: Rang::new(),
+                last_ring: LastRing::new(),
                 dropped: AtomicU64::new(0),
             };
             let ring = Ring::new(capacity, || Entry { head: AtomicU64::new(0), body: AtomicU64::new(0) });

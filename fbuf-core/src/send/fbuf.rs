@@ -16,7 +16,7 @@ use bytes::{BufMut, buf::UninitSlice};
 
 use crate::{
     memory::Address,
-    send::pool::{Pool, Shelf},
+    send::pool::{Pool, UnsentFbufs},
     slot::SlotId,
 };
 
@@ -34,12 +34,12 @@ use crate::{
 /// Named and shaped after the fbufs of Druschel and Peterson, SOSP 1993.
 pub struct Fbuf {
     bytes: Address,
-    home: NonNull<Shelf>,
+    home: NonNull<UnsentFbufs>,
     slot: SlotId,
     filled: u32,
 }
 
-// SAFETY: a fbuf is the only owner of its slot (invariant 2), and `Shelf` is Sync.
+// SAFETY: a fbuf is the only owner of its slot (invariant 2), and `UnsentFbufs` is Sync.
 unsafe impl Send for Fbuf {}
 // SAFETY: through `&Fbuf` one can only read bytes that nobody writes meanwhile.
 unsafe impl Sync for Fbuf {}
@@ -80,9 +80,9 @@ impl Pool {
     /// The inside of the shelf's Arc. The pointer comes from the Arc and not from a reference to what is in it, for it
     /// also leads to the counts, which lie beside that (`put_back`).
     #[inline]
-    pub(super) fn home(&self) -> NonNull<Shelf> {
+    pub(super) fn home(&self) -> NonNull<UnsentFbufs> {
         // SAFETY: an Arc points to what it owns, for as long as it lives (invariant 2: the shelf outlives its fbufs).
-        unsafe { NonNull::new_unchecked(Arc::as_ptr(self.shelf()).cast_mut()) }
+        unsafe { NonNull::new_unchecked(Arc::as_ptr(self.unsent()).cast_mut()) }
     }
 }
 
@@ -240,13 +240,13 @@ impl Drop for Fbuf {
 /// Puts a slot back that was not sent, or lets go of one that was sent and kept.
 #[cold]
 #[inline(never)]
-pub(super) fn put_back(home: NonNull<Shelf>, slot: SlotId) {
+pub(super) fn put_back(home: NonNull<UnsentFbufs>, slot: SlotId) {
     // SAFETY: `home` comes from an Arc (`Pool::home`) and lives until this slot is put back (`Drop for Pool`),
     // which happens below; counted here, it also lives until that has returned.
-    let shelf = unsafe {
+    let unsent = unsafe {
         Arc::increment_strong_count(home.as_ptr());
         Arc::from_raw(home.as_ptr())
     };
     // The mappings, if this was the last fbuf of a sender that is gone.
-    drop(shelf.put_back(slot));
+    drop(unsent.put_back(slot));
 }

@@ -9,7 +9,7 @@ use super::fbuf::{Fbuf, put_back};
 use crate::{
     memory::Sealed,
     send::{
-        pool::{Pool, Shelf},
+        pool::{Pool, UnsentFbufs},
         storage::leased::View,
     },
     slot::{Mark, SlotId},
@@ -25,12 +25,12 @@ pub struct Retained(Kind);
 
 enum Kind {
     /// It lies in a slot.
-    Slot { bytes: *const u8, length: u32, slot: SlotId, message: Mark, home: NonNull<Shelf>, view: Option<View> },
+    Slot { bytes: *const u8, length: u32, slot: SlotId, message: Mark, home: NonNull<UnsentFbufs>, view: Option<View> },
     /// It was given away.
     Sealed(Sealed),
 }
 
-// SAFETY: no process writes the bytes of a slot that is retained (invariant 2), and `Shelf` is Sync.
+// SAFETY: no process writes the bytes of a slot that is retained (invariant 2), and `UnsentFbufs` is Sync.
 unsafe impl Send for Retained {}
 // SAFETY: through `&Retained` one can only read, and no process writes meanwhile (invariant 2).
 unsafe impl Sync for Retained {}

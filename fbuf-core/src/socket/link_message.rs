@@ -46,15 +46,15 @@ pub struct Right {
 
 /// A [`Right`] that arrived from a receiver that is trusted not to use the memory itself meanwhile.
 #[derive(Debug)]
-pub struct Gift {
+pub struct ReceivedGrant {
     pub(crate) giver: Trusted,
     pub(crate) right: Right,
 }
 
 impl Right {
     /// Takes it from this receiver.
-    pub(crate) fn take(self, giver: Trusted) -> Gift {
-        Gift { giver, right: self }
+    pub(crate) fn take(self, giver: Trusted) -> ReceivedGrant {
+        ReceivedGrant { giver, right: self }
     }
 }
 

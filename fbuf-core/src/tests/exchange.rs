@@ -10,7 +10,7 @@ use crate::{
     peer::{Credentials, Peer},
     protection::Mechanism,
     receive::{
-        link::{Answered, Greeted, Inbound, Lodging},
+        link::{Answered, Greeted, Inbound, SlotSource},
         received::Received,
     },
     send::{
@@ -31,10 +31,10 @@ fn pool(slots: u32) -> Pool {
 
 /// Links a receiver, which skips if it holds more than so many.
 fn link(pool: &mut Pool, skip_above: Option<u32>) -> Inbound {
-    link_by(pool, Mechanism::Shared, Lodging::Segments, skip_above)
+    link_by(pool, Mechanism::Shared, SlotSource::Segments, skip_above)
 }
 
-fn link_by(pool: &mut Pool, mechanism: Mechanism, lodging: Lodging, skip_above: Option<u32>) -> Inbound {
+fn link_by(pool: &mut Pool, mechanism: Mechanism, slot_source: SlotSource, skip_above: Option<u32>) -> Inbound {
     let peer = Peer {
         endpoint: 1,
         process: Credentials { pid: 1, uid: 1, gid: 1 },
@@ -44,7 +44,7 @@ fn link_by(pool: &mut Pool, mechanism: Mechanism, lodging: Lodging, skip_above: 
     };
     let (its, own) = PacketSocket::pair().unwrap();
     let (its, own) = (PacketSocket::new(its).unwrap(), PacketSocket::new(own).unwrap());
-    let greeted = Greeted::new(peer, its, pool.geometry(), mechanism, lodging, skip_above).unwrap();
+    let greeted = Greeted::new(peer, its, pool.geometry(), mechanism, slot_source, skip_above).unwrap();
     let Ok(Arrived::Here) = pool.link(Expected::new(peer, own)) else { panic!("an honest hello was refused") };
     let Ok(Answered::Open(inbound)) = greeted.look() else { panic!("an honest welcome was refused") };
     *inbound
@@ -69,7 +69,7 @@ fn send(pool: &mut Pool, byte: u8) {
     let mut fbuf = pool.allocate().unwrap();
     fbuf.resize(64).unwrap();
     fbuf.fill(byte);
-    if let Err(fbuf) = pool.send_simply(fbuf) {
+    if let Err(fbuf) = pool.send_fast(fbuf) {
         pool.send(fbuf).unwrap();
     }
 }
@@ -113,7 +113,8 @@ fn what_is_sent_after_a_link_has_ended_is_not_taken_for_what_was_sent_over_it() 
             let slot = Leasable::create("fbuf-test", 64, false, geteuid().as_raw()).unwrap();
             let wake = Arc::new(EventFd::new().unwrap());
             let (mut pool, _) = Pool::of_memory(geometry(1), vec![slot.into()], Pages::Base, wake).unwrap();
-            let link = |pool: &mut Pool| link_by(pool, mechanism, Lodging::Given(pool.hand_over().unwrap()), None);
+            let link =
+                |pool: &mut Pool| link_by(pool, mechanism, SlotSource::FromBroker(pool.hand_over().unwrap()), None);
             let mut inbound = link(&mut pool);
             // The control: it takes what it is sent.
             assert_eq!(&exchange(&mut pool, &mut inbound, 1)[..], [1; 64]);

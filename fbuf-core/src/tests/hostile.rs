@@ -19,7 +19,7 @@ use crate::{
     memory::{Leasable, Map, Pages, Reserved},
     peer::{Credentials, LinkId, Peer},
     protection::Mechanism,
-    receive::link::{Answered, Greeted, Inbound, Lodging},
+    receive::link::{Answered, Greeted, Inbound, SlotSource},
     ring::{
         board::BoardTable,
         lane::{LaneTable, LaneWriter, capacity_for},
@@ -168,13 +168,17 @@ fn say(socket: &PacketSocket, packet: &Packet) {
 }
 
 /// The slots that an honest broker gives.
-fn lodging(mechanism: Mechanism) -> Lodging {
+fn slot_source(mechanism: Mechanism) -> SlotSource {
     let slot = |_| {
         let memory = Leasable::create("fbuf-test", SLOT_BYTES.into(), false, geteuid().as_raw()).unwrap();
         memory.reserve(Pages::Base).unwrap();
         Descriptor::from(OwnedFd::from(memory))
     };
-    if mechanism == Mechanism::Lease { Lodging::Given((0..SLOTS).map(slot).collect()) } else { Lodging::Segments }
+    if mechanism == Mechanism::Lease {
+        SlotSource::FromBroker((0..SLOTS).map(slot).collect())
+    } else {
+        SlotSource::Segments
+    }
 }
 
 /// A receiver, linked with a sender whose memory is in our hands.
@@ -187,7 +191,7 @@ fn victim_receiver_that_skips(
     above: Option<u32>,
 ) -> (Inbound, PacketSocket, LaneTable, Vec<Map>) {
     let (own, its) = sockets();
-    let greeted = Greeted::new(peer(), its, geometry(), mechanism, lodging(mechanism), above).unwrap();
+    let greeted = Greeted::new(peer(), its, geometry(), mechanism, slot_source(mechanism), above).unwrap();
     let (lane, lane_fd) = LaneTable::create("fbuf-test", capacity_for(SLOTS, above.is_some())).unwrap();
     let (memory, memory_fd) = Map::create("fbuf-test", geometry().segment_bytes(2)).unwrap();
     let mut segments = vec![NewSegment { memory: memory_fd.into(), slots: 2 }];
@@ -294,7 +298,7 @@ proptest! {
             }
         } else {
             let (own, its) = sockets();
-            let greeted = Greeted::new(peer(), its, geometry(), mechanism, lodging(mechanism), None).unwrap();
+            let greeted = Greeted::new(peer(), its, geometry(), mechanism, slot_source(mechanism), None).unwrap();
             say(&own, &packets[0]);
             match greeted.look() {
                 // Only a lane and segments that hold to every rule.
@@ -328,7 +332,7 @@ proptest! {
             prop_assert_eq!(starts.len(), fbufs.len(), "one slot was allocated twice");
             if let Some(fbuf) = fbufs.pop() {
                 // By either way.
-                if let Err(fbuf) = pool.send_simply(fbuf) {
+                if let Err(fbuf) = pool.send_fast(fbuf) {
                     drop(pool.send(fbuf));
                 }
             }
@@ -486,9 +490,11 @@ fn a_message_of_its_own_must_be_sealed_for_good() {
 #[test]
 fn a_sender_that_hands_over_fewer_slots_than_it_has_is_refused() {
     let (own, its) = sockets();
-    let greeted = Greeted::new(peer(), its, geometry(), Mechanism::Copy, Lodging::Theirs, None).unwrap();
+    let greeted = Greeted::new(peer(), its, geometry(), Mechanism::Copy, SlotSource::FromSender, None).unwrap();
     let (_lane, lane_fd) = LaneTable::create("fbuf-test", capacity_for(SLOTS, false)).unwrap();
-    let Lodging::Given(mut slots) = lodging(Mechanism::Lease) else { panic!("slots to be leased are given") };
+    let SlotSource::FromBroker(mut slots) = slot_source(Mechanism::Lease) else {
+        panic!("slots to be leased are given")
+    };
     slots.pop();
     let welcome = Welcome { lane: lane_fd.into(), first_sequence: 0, segments: Vec::new(), slots };
     own.send(&wire::encode(&LinkMessage::Welcome(welcome)).unwrap()).unwrap();

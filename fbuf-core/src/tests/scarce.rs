@@ -18,7 +18,7 @@ use crate::{
     limits::{MAX_DESCRIPTORS, MAX_LEASED, MAX_ONE_SHOTS},
     peer::{Credentials, Peer},
     protection::Mechanism,
-    receive::link::{Answered, Greeted, Inbound, Lodging},
+    receive::link::{Answered, Greeted, Inbound, SlotSource},
     ring::lane::{LaneTable, capacity_for},
     send::{
         link::{Arrived, Expected, NoRoom},
@@ -48,8 +48,8 @@ fn wake() -> Arc<EventFd> {
 }
 
 /// Links a pool over two sockets, of which `before` sees both ends before there is a link.
-fn link(pool: &mut Pool, mechanism: Mechanism, lodging: Lodging, before: impl Fn(&PacketSocket)) -> Inbound {
-    link_with(peer(), pool, mechanism, lodging, before)
+fn link(pool: &mut Pool, mechanism: Mechanism, slot_source: SlotSource, before: impl Fn(&PacketSocket)) -> Inbound {
+    link_with(peer(), pool, mechanism, slot_source, before)
 }
 
 /// The same, with a peer that each of the two takes the other for.
@@ -57,7 +57,7 @@ fn link_with(
     peer: Peer,
     pool: &mut Pool,
     mechanism: Mechanism,
-    lodging: Lodging,
+    slot_source: SlotSource,
     before: impl Fn(&PacketSocket),
 ) -> Inbound {
     let (to_sender, to_receiver) = PacketSocket::pair().unwrap();
@@ -65,7 +65,7 @@ fn link_with(
     let (to_sender, to_receiver) = (socket(to_sender), socket(to_receiver));
     before(&to_sender);
     before(&to_receiver);
-    let greeted = Greeted::new(peer, to_receiver, pool.geometry(), mechanism, lodging, None).unwrap();
+    let greeted = Greeted::new(peer, to_receiver, pool.geometry(), mechanism, slot_source, None).unwrap();
     let Ok(Arrived::Here) = pool.link(Expected::new(peer, to_sender)) else { panic!("no hello") };
     let Ok(Answered::Open(inbound)) = greeted.look() else { panic!("no welcome") };
     *inbound
@@ -95,7 +95,7 @@ fn read(inbound: &mut Inbound) -> Option<u64> {
 #[test]
 fn one_shots_wait_in_their_pool_while_a_narrow_socket_is_full() {
     let mut pool = one_shots();
-    let mut inbound = link(&mut pool, Mechanism::OneShot, Lodging::Segments, narrow);
+    let mut inbound = link(&mut pool, Mechanism::OneShot, SlotSource::Segments, narrow);
     let (mut rounds, mut sequence) = (0, 0);
     while sequence < 1000 {
         let first = sequence;
@@ -120,7 +120,7 @@ fn one_shots_wait_in_their_pool_while_a_narrow_socket_is_full() {
 #[test]
 fn over_a_socket_of_full_size_as_many_one_shots_are_under_way_as_there_may_be() {
     let mut pool = one_shots();
-    let mut inbound = link(&mut pool, Mechanism::OneShot, Lodging::Segments, |_| {});
+    let mut inbound = link(&mut pool, Mechanism::OneShot, SlotSource::Segments, |_| {});
     for number in 0..MAX_ONE_SHOTS.into() {
         assert!(collect(&mut pool));
         shoot(&mut pool, number).unwrap();
@@ -132,10 +132,10 @@ fn over_a_socket_of_full_size_as_many_one_shots_are_under_way_as_there_may_be() 
 #[test]
 fn a_one_shot_that_one_receiver_cannot_be_passed_comes_back_and_none_gets_it() {
     let mut pool = one_shots();
-    let mut one = link(&mut pool, Mechanism::OneShot, Lodging::Segments, |_| {});
+    let mut one = link(&mut pool, Mechanism::OneShot, SlotSource::Segments, |_| {});
     let ends = RefCell::new(Vec::new());
     let keep = |end: &PacketSocket| ends.borrow_mut().push(end.as_fd().try_clone_to_owned().unwrap());
-    let mut other = link(&mut pool, Mechanism::OneShot, Lodging::Segments, keep);
+    let mut other = link(&mut pool, Mechanism::OneShot, SlotSource::Segments, keep);
     // Behind the back of the sender, which therefore does not wait.
     narrow(&ends.take().swap_remove(0));
     let (mut sent, mut refused) = (Vec::new(), 0);
@@ -172,7 +172,7 @@ fn a_one_shot_that_one_receiver_cannot_be_passed_comes_back_and_none_gets_it() {
 #[test]
 fn growth_waits_while_a_narrow_socket_is_full() {
     let mut pool = Pool::new(Geometry::new(8, 1 << 20).unwrap(), 1, wake()).unwrap();
-    let mut inbound = link(&mut pool, Mechanism::Shared, Lodging::Segments, narrow);
+    let mut inbound = link(&mut pool, Mechanism::Shared, SlotSource::Segments, narrow);
     let mut waited = 0;
     while pool.can_grow() {
         pool.grow().unwrap();
@@ -190,7 +190,7 @@ fn growth_waits_while_a_narrow_socket_is_full() {
 fn rights_to_write_wait_while_a_narrow_socket_is_full() {
     let geometry = Geometry::new(8, MAX_LEASED.into()).unwrap();
     let mut pool = Pool::of_receiver(geometry, wake()).unwrap();
-    let inbound = link(&mut pool, Mechanism::Copy, Lodging::Yours, narrow);
+    let inbound = link(&mut pool, Mechanism::Copy, SlotSource::FromReceiver, narrow);
     let (mut given, mut rounds) = (Vec::new(), 0);
     while given.len() < MAX_LEASED as usize {
         assert!(rounds < 1000, "{} of {MAX_LEASED} slots are given", given.len());
@@ -215,7 +215,7 @@ fn one_shots_wait_for_room_for_the_links_of_a_user_and_not_for_all() {
     });
     let mut pool = one_shots();
     let mut inbound =
-        [one, other, other].map(|peer| link_with(peer, &mut pool, Mechanism::OneShot, Lodging::Segments, |_| {}));
+        [one, other, other].map(|peer| link_with(peer, &mut pool, Mechanism::OneShot, SlotSource::Segments, |_| {}));
     let null = Arc::new(OwnedFd::from(File::open("/dev/null").unwrap()));
     let mut unread = Vec::new();
     for descriptors in [MAX_DESCRIPTORS, 1] {
@@ -251,7 +251,7 @@ fn rights_to_write_that_wait_are_tried_one_at_a_time() {
             narrow(end);
             ends.borrow_mut().push(end.as_fd().try_clone_to_owned().unwrap());
         };
-        let inbound = link(&mut pool, Mechanism::Copy, Lodging::Yours, fill);
+        let inbound = link(&mut pool, Mechanism::Copy, SlotSource::FromReceiver, fill);
         let to_sender = PacketSocket::new(ends.take().swap_remove(1)).unwrap();
         while to_sender.send_bytes(&[0]).is_ok() {}
         let settle = |_| {
@@ -276,7 +276,7 @@ fn no_lane_is_made_for_a_receiver_that_cannot_be_answered() {
     let mut expect = || {
         let (own, other) = PacketSocket::pair().unwrap();
         let socket = PacketSocket::new(other).unwrap();
-        unread.push(Greeted::new(peer, socket, pool.geometry(), Mechanism::Copy, Lodging::Segments, None).unwrap());
+        unread.push(Greeted::new(peer, socket, pool.geometry(), Mechanism::Copy, SlotSource::Segments, None).unwrap());
         Expected::new(peer, PacketSocket::new(own).unwrap().of_link_with(&peer))
     };
     let [first, second, mut late] = [expect(), expect(), expect()];

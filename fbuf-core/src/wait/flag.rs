@@ -83,7 +83,7 @@ impl Signal {
     /// Nothing to do: awake, present, and to be believed.
     #[inline]
     #[must_use]
-    pub fn is_quiet(self) -> bool {
+    pub fn needs_nothing(self) -> bool {
         self.0 & (PARKED | GONE | FENCE) == 0
     }
 
@@ -112,9 +112,9 @@ impl Signal {
 #[cfg_attr(not(loom), derive(zerocopy::FromBytes))]
 #[repr(transparent)]
 #[derive(Debug)]
-pub struct Rang(AtomicU64);
+pub struct LastRing(AtomicU64);
 
-impl Rang {
+impl LastRing {
     #[cfg(any(test, loom))]
     pub(crate) fn new() -> Self {
         Self(AtomicU64::new(0))
@@ -128,12 +128,12 @@ impl Rang {
 }
 
 #[cfg(not(loom))]
-impl ReadOnly<'_, Rang> {
+impl ReadOnly<'_, LastRing> {
     /// How long ago the bell was rung; none if it never was. What a peer says can be anything.
     #[must_use]
     pub fn elapsed(self) -> Option<std::time::Duration> {
-        let rang = self.part(|rang| &rang.0).load(Ordering::Relaxed);
-        (rang != 0).then(|| now()?.checked_sub(rang).map(std::time::Duration::from_nanos))?
+        let last_ring = self.part(|last_ring| &last_ring.0).load(Ordering::Relaxed);
+        (last_ring != 0).then(|| now()?.checked_sub(last_ring).map(std::time::Duration::from_nanos))?
     }
 }
 
@@ -151,13 +151,13 @@ mod tests {
 
     #[test]
     fn the_time_since_the_bell_is_known() {
-        let rang = Rang::new();
-        let elapsed = || ReadOnly::of(&rang).elapsed();
+        let last_ring = LastRing::new();
+        let elapsed = || ReadOnly::of(&last_ring).elapsed();
         assert_eq!(elapsed(), None);
-        rang.note();
+        last_ring.note();
         assert!(elapsed().is_some_and(|elapsed| elapsed < std::time::Duration::from_secs(60)));
         // A peer that lies.
-        rang.0.store(u64::MAX, Ordering::Relaxed);
+        last_ring.0.store(u64::MAX, Ordering::Relaxed);
         assert_eq!(elapsed(), None);
     }
 
@@ -165,17 +165,17 @@ mod tests {
     fn each_sleep_is_told_from_the_next() {
         let flag = Flag::new();
         let read = || ReadOnly::of(&flag).read();
-        assert!(read().is_quiet());
+        assert!(read().needs_nothing());
         flag.raise();
         let first = read().asleep().unwrap();
         assert_eq!(read().asleep(), Some(first));
         flag.lower();
-        assert!(read().is_quiet());
+        assert!(read().needs_nothing());
         flag.raise();
         assert_ne!(read().asleep(), Some(first));
         flag.lower();
         flag.leave();
-        assert!(read().gone() && !read().is_quiet() && read().asleep().is_none());
+        assert!(read().gone() && !read().needs_nothing() && read().asleep().is_none());
     }
 
     #[test]
@@ -183,7 +183,7 @@ mod tests {
         let flag = Flag::new();
         let (read, behind_fence) = (|| ReadOnly::of(&flag).read(), || ReadOnly::of(&flag).read_behind_fence());
         flag.ask_for_fences();
-        assert!(!read().is_quiet() && !read().is_awake());
+        assert!(!read().needs_nothing() && !read().is_awake());
         assert_eq!(behind_fence().asleep(), None);
         flag.raise();
         assert!(behind_fence().asleep().is_some());

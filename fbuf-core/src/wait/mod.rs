@@ -13,5 +13,5 @@ mod flag;
 
 pub use self::{
     fence::Fencing,
-    flag::{Flag, Rang, Signal},
+    flag::{Flag, LastRing, Signal},
 };

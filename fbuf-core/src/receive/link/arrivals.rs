@@ -84,7 +84,7 @@ impl Inbound {
 
     /// Reads the next message on the socket: whether there was one.
     fn read_message(&mut self) -> Result<bool, ReadError> {
-        let grows = self.rooms.is_none() && self.known < self.geometry.max_slots();
+        let grows = self.receiver_slots.is_none() && self.known < self.geometry.max_slots();
         let descriptors = usize::from(grows || self.returns().mechanism == Mechanism::OneShot);
         match link_message::receive(&self.returns().socket, descriptors)? {
             None => return Ok(false),

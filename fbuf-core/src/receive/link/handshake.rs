@@ -11,7 +11,7 @@ use crate::{
     points,
     process::apart::Apart,
     protection::Mechanism,
-    receive::reading::leased::{Due, Rooms},
+    receive::reading::leased::{ReceiverSlots, WriteGrant},
     ring::board::{BoardTable, BoardWriter},
     slot::Geometry,
     socket::{
@@ -26,15 +26,15 @@ use crate::{
 
 /// The slots of a link, as its receiver hears of them.
 #[derive(Debug, Serialize, Deserialize)]
-pub enum Lodging {
+pub enum SlotSource {
     /// In segments, which the sender tells of.
     Segments,
     /// Each is memory of its own. It is the word of the broker, who made them, that they can be leased.
-    Given(Vec<Descriptor>),
+    FromBroker(Vec<Descriptor>),
     /// Each is memory of its own, which the receiver is to make.
-    Yours,
+    FromReceiver,
     /// Each is memory of its own, which the sender hands over.
-    Theirs,
+    FromSender,
 }
 
 /// A sender that was greeted and has not yet answered.
@@ -48,9 +48,9 @@ pub struct Greeted {
     pub(super) mechanism: Mechanism,
     /// Whether the sender was asked to leave messages out.
     pub(super) skips: bool,
-    pub(super) rooms: Option<Apart<Rooms>>,
+    pub(super) receiver_slots: Option<Apart<ReceiverSlots>>,
     /// What it could not be given yet, for lack of descriptors.
-    pub(super) owed: Vec<Due>,
+    pub(super) pending_grants: Vec<WriteGrant>,
     /// Whether the sender is to hand its slots over.
     pub(super) wants_slots: bool,
     /// What it asks for, if it was not said yet, since too many descriptors of this user are under way.
@@ -133,28 +133,40 @@ impl Greeted {
         socket: PacketSocket,
         geometry: Geometry,
         mechanism: Mechanism,
-        lodging: Lodging,
+        slot_source: SlotSource,
         skip_above: Option<u32>,
     ) -> Result<Self, GreetError> {
-        match (mechanism, &lodging) {
-            (Mechanism::Lease, Lodging::Segments) => return Err(GreetError::Contradiction(mechanism)),
-            (Mechanism::OneShot, Lodging::Given(_) | Lodging::Yours | Lodging::Theirs) => {
+        match (mechanism, &slot_source) {
+            (Mechanism::Lease, SlotSource::Segments) => return Err(GreetError::Contradiction(mechanism)),
+            (Mechanism::OneShot, SlotSource::FromBroker(_) | SlotSource::FromReceiver | SlotSource::FromSender) => {
                 return Err(GreetError::Contradiction(mechanism));
             }
             _ => {}
         }
         let mechanism = mechanism.seen_from(peer);
-        let (leases, wants_slots) = (mechanism == Mechanism::Lease, matches!(lodging, Lodging::Theirs));
-        let rooms = match lodging {
-            Lodging::Segments | Lodging::Theirs => None,
-            Lodging::Given(memory) => Some(rooms_of(memory, geometry, leases)?.into()),
-            Lodging::Yours => Some(Rooms::make(geometry, leases, peer.same_user)?.into()),
+        let (leases, wants_slots) = (mechanism == Mechanism::Lease, matches!(slot_source, SlotSource::FromSender));
+        let receiver_slots = match slot_source {
+            SlotSource::Segments | SlotSource::FromSender => None,
+            SlotSource::FromBroker(memory) => Some(receiver_slots_of(memory, geometry, leases)?.into()),
+            SlotSource::FromReceiver => Some(ReceiverSlots::make(geometry, leases, peer.same_user)?.into()),
         };
-        let made_here = rooms.as_deref().filter(|rooms: &&Rooms| rooms.are_made_here());
-        let owed = made_here.map_or_else(Vec::new, Rooms::dues);
+        let made_here =
+            receiver_slots.as_deref().filter(|receiver_slots: &&ReceiverSlots| receiver_slots.are_made_here());
+        let pending_grants = made_here.map_or_else(Vec::new, ReceiverSlots::pending_grants);
         let (skips, unsaid) = (skip_above.is_some(), Some(skip_above));
         let board = UnusedBoard(None);
-        let mut this = Self { board, socket, peer, geometry, mechanism, skips, rooms, owed, wants_slots, unsaid };
+        let mut this = Self {
+            board,
+            socket,
+            peer,
+            geometry,
+            mechanism,
+            skips,
+            receiver_slots,
+            pending_grants,
+            wants_slots,
+            unsaid,
+        };
         this.say_hello()?;
         Ok(this)
     }
@@ -181,7 +193,7 @@ impl Greeted {
         if said {
             (self.board, self.unsaid) = (UnusedBoard(Some(board)), None);
             points::reach("attach: greeted");
-            Due::give_all(&mut self.owed, &self.socket);
+            WriteGrant::give_all(&mut self.pending_grants, &self.socket);
         }
         Ok(())
     }
@@ -232,8 +244,12 @@ impl Greeted {
 }
 
 /// Slots that were handed over, each memory of its own.
-pub(super) fn rooms_of(memory: Vec<Descriptor>, geometry: Geometry, leases: bool) -> Result<Rooms, GreetError> {
+pub(super) fn receiver_slots_of(
+    memory: Vec<Descriptor>,
+    geometry: Geometry,
+    leases: bool,
+) -> Result<ReceiverSlots, GreetError> {
     let memory: io::Result<_> = memory.into_iter().map(Descriptor::into_foreign).collect();
     let memory = memory.map_err(|source| MemoryError::Refused { call: "recvmsg", asked: 0, source })?;
-    Ok(Rooms::given(memory, geometry, leases)?)
+    Ok(ReceiverSlots::given(memory, geometry, leases)?)
 }

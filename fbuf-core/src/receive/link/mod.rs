@@ -14,11 +14,11 @@ use std::{
     time::Duration,
 };
 
-use self::handshake::rooms_of;
-pub use self::handshake::{Answered, GreetError, Greeted, Lodging};
+use self::handshake::receiver_slots_of;
+pub use self::handshake::{Answered, GreetError, Greeted, SlotSource};
 #[cfg(test)]
 pub(crate) use self::returns::lock;
-pub(crate) use self::returns::{Left, Returns};
+pub(crate) use self::returns::{RetiredLink, Returns};
 use self::returns::{Segments, next_retired};
 use crate::{
     abort::Abort,
@@ -30,7 +30,7 @@ use crate::{
     protection::Mechanism,
     receive::{
         held::{Cell, Held, Untaken},
-        reading::{copied::Copies, leased::Rooms},
+        reading::{copied::Copies, leased::ReceiverSlots},
         received::{Kept, Received},
     },
     ring::{
@@ -95,7 +95,7 @@ pub struct Inbound {
     lacks_descriptor: bool,
     segments: Vec<Segment>,
     /// The slots, if each is memory of its own.
-    rooms: Option<Apart<Rooms>>,
+    receiver_slots: Option<Apart<ReceiverSlots>>,
     /// Messages that are memory of their own, by number: those that came and were not taken yet.
     shots: VecDeque<(u64, Descriptor)>,
 }
@@ -120,13 +120,24 @@ pub(crate) struct Loan<'a> {
 
 impl Inbound {
     fn open(greeted: Greeted, welcome: Welcome) -> Result<Self, LinkEnd> {
-        let Greeted { peer, socket, geometry, mechanism, skips, rooms, owed, wants_slots, board, .. } = greeted;
+        let Greeted {
+            peer,
+            socket,
+            geometry,
+            mechanism,
+            skips,
+            receiver_slots,
+            pending_grants,
+            wants_slots,
+            board,
+            ..
+        } = greeted;
         let slots = geometry.max_slots();
         let exhausted = |error: MemoryError| LinkEnd::Exhausted(error.to_string());
         let lane = LaneView::attach(welcome.lane.as_fd(), capacity_for(slots, skips))?;
         let offset = check_sequence(Some(welcome.first_sequence))?;
         let board = board.take().ok_or(LinkEnd::HangUp)?;
-        let rooms = match wants_slots {
+        let receiver_slots = match wants_slots {
             true if welcome.slots.len() != slots as usize => {
                 return Err(Violation::Terms {
                     what: "the number of slots that were handed over",
@@ -135,8 +146,8 @@ impl Inbound {
                 }
                 .into());
             }
-            true => Some(rooms_of(welcome.slots, geometry, false).map_err(LinkEnd::from)?.into()),
-            false => rooms,
+            true => Some(receiver_slots_of(welcome.slots, geometry, false).map_err(LinkEnd::from)?.into()),
+            false => receiver_slots,
         };
         let returns = Returns {
             peer,
@@ -148,15 +159,15 @@ impl Inbound {
             lane,
             rung: AtomicU64::new(0),
             among: next_retired(Fencing::of_this_process()),
-            returns_rights: rooms.as_ref().is_some_and(|rooms| rooms.are_made_here()),
-            owed: Mutex::new(owed),
+            returns_rights: receiver_slots.as_ref().is_some_and(|receiver_slots| receiver_slots.are_made_here()),
+            pending_grants: Mutex::new(pending_grants),
             refused: AtomicU64::new(0),
             lost: AtomicU64::new(0),
         };
         let mut inbound = Self {
             reader: LaneReader::new(Arc::new(returns)),
             geometry,
-            plain_below: if mechanism == Mechanism::Shared && rooms.is_none() {
+            plain_below: if mechanism == Mechanism::Shared && receiver_slots.is_none() {
                 u64::from(geometry.slot_bytes()) + 1
             } else {
                 0
@@ -175,14 +186,14 @@ impl Inbound {
             lacks: None,
             lacks_descriptor: false,
             segments: Vec::new(),
-            rooms,
+            receiver_slots,
             shots: VecDeque::new(),
         };
-        if let Some(rooms) = &mut inbound.rooms {
+        if let Some(receiver_slots) = &mut inbound.receiver_slots {
             // Their memory exists by now.
-            rooms.furnish().map_err(|error| LinkEnd::Exhausted(error.to_string()))?;
+            receiver_slots.map_for_lease().map_err(|error| LinkEnd::Exhausted(error.to_string()))?;
         }
-        if inbound.rooms.is_some() || mechanism == Mechanism::OneShot {
+        if inbound.receiver_slots.is_some() || mechanism == Mechanism::OneShot {
             inbound.returns().board.provide(slots).map_err(exhausted)?;
             // Slots are only numbers.
             (0..slots).for_each(|slot| inbound.returns().held.add(SlotId::new(slot), std::ptr::null_mut()));
@@ -237,7 +248,7 @@ impl Inbound {
         self.bytes
     }
 
-    /// Begins a round: so many entries of the lane may be [taken simply](Self::take_simply).
+    /// Begins a round: so many entries of the lane may be [taken simply](Self::take_fast).
     pub fn begin_round(&mut self, entries: u32) {
         self.until = self.reader.position() + u64::from(entries);
     }
@@ -268,7 +279,7 @@ impl Inbound {
 
     /// Takes what comes next, if it is a message that can be taken as it is, and the round is not over.
     #[inline]
-    pub fn take_simply(&mut self) -> Option<Received> {
+    pub fn take_fast(&mut self) -> Option<Received> {
         if self.reader.position() >= self.until {
             return None;
         }
@@ -367,8 +378,8 @@ impl Inbound {
         let received = loan.receive();
         let kept = if home.mechanism == Mechanism::OneShot {
             self.take_shot(mark.sequence(), length as usize).map(|sealed| Some(Kept::Sealed(sealed)))
-        } else if let Some(rooms) = &self.rooms {
-            self.read_room(rooms, number, length as usize).map(Some)
+        } else if let Some(receiver_slots) = &self.receiver_slots {
+            self.read_receiver_slot(receiver_slots, number, length as usize).map(Some)
         } else {
             match self.copy(&received, number) {
                 // What was copied may be of another message then.
@@ -382,7 +393,7 @@ impl Inbound {
             Ok(Some(kept)) => {
                 let received = received.with(kept);
                 // What was leased or copied may be of another message then. A one-shot is that of its number.
-                if self.rooms.is_some() && self.reader.is_dropped() {
+                if self.receiver_slots.is_some() && self.reader.is_dropped() {
                     drop(received);
                     self.end_with(LinkEnd::Dropped);
                     return None;
@@ -416,13 +427,13 @@ impl Inbound {
     }
 
     /// A message in a slot that is memory of its own: leased, or else copied.
-    fn read_room(&self, rooms: &Rooms, number: u32, length: usize) -> Result<Kept, LinkEnd> {
-        let reading = rooms.read(SlotId::new(number), length);
+    fn read_receiver_slot(&self, receiver_slots: &ReceiverSlots, number: u32, length: usize) -> Result<Kept, LinkEnd> {
+        let reading = receiver_slots.read(SlotId::new(number), length);
         let reading = reading.map_err(|error| LinkEnd::Exhausted(error.to_string()))?;
         if matches!(reading, Kept::Copied(_)) {
             self.returns().refused.fetch_add(1, Ordering::Relaxed);
             // It is not read any more, though it is handed back only when the copy is dropped.
-            if let Some(memory) = rooms.memory(SlotId::new(number)) {
+            if let Some(memory) = receiver_slots.memory(SlotId::new(number)) {
                 self.returns().return_right(SlotId::new(number), memory);
             }
         }
@@ -571,8 +582,8 @@ impl Inbound {
 
     /// How long ago the sender rang.
     #[must_use]
-    pub fn rang(&self) -> Option<Duration> {
-        self.reader.head().rang().elapsed()
+    pub fn last_ring(&self) -> Option<Duration> {
+        self.reader.head().last_ring().elapsed()
     }
 
     /// Announces sleep to the sender.
@@ -594,7 +605,7 @@ impl Drop for Inbound {
         returns.wake_sender();
         let among = returns.among;
         let segments = Segments(std::mem::take(&mut self.segments));
-        among.leave(Left { returns, _segments: segments.into(), searched: 0 });
+        among.leave(RetiredLink { returns, _segments: segments.into(), searched: 0 });
     }
 }
 

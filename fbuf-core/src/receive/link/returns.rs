@@ -19,8 +19,8 @@ use crate::{
     process::apart::{Apart, Cause, LARGE, Slow},
     protection::Mechanism,
     receive::{
-        held::{Held, Remains, Retired},
-        reading::leased::{Due, Tenant},
+        held::{Held, Retire, Retired},
+        reading::leased::{LeasedSlot, WriteGrant},
     },
     ring::{
         board::{BoardTable, BoardWriter},
@@ -39,7 +39,7 @@ pub(crate) struct Returns {
     pub(super) board: BoardWriter<BoardTable>,
     pub(super) held: Held,
     /// Where the remains of this link will be put.
-    pub(super) among: &'static Retired<Left>,
+    pub(super) among: &'static Retired<RetiredLink>,
     pub(super) peer: Peer,
     pub(super) mechanism: Mechanism,
     pub(super) socket: PacketSocket,
@@ -50,7 +50,7 @@ pub(crate) struct Returns {
     /// Whether the slots are this process's, and the right to write one goes back with each message.
     pub(super) returns_rights: bool,
     /// Slots whose right to write is still to be sent.
-    pub(super) owed: Mutex<Vec<Due>>,
+    pub(super) pending_grants: Mutex<Vec<WriteGrant>>,
     /// Leases that were refused.
     pub(super) refused: AtomicU64,
     /// Leases that were taken away, and not reported yet.
@@ -101,7 +101,7 @@ impl Returns {
     }
 
     /// Ends the reading of a slot under a lease, before it is handed back.
-    pub(crate) fn release(&self, slot: SlotId, tenant: &Tenant) {
+    pub(crate) fn release(&self, slot: SlotId, tenant: &LeasedSlot) {
         let intact = tenant.release();
         points::reach("lease: released");
         if !intact {
@@ -113,7 +113,7 @@ impl Returns {
     /// Gives the right to write a slot back, which nobody here reads any more, if it is one of this process.
     pub(super) fn return_right(&self, slot: SlotId, memory: &Arc<Leasable>) {
         if self.returns_rights {
-            self.owed().push(Due::again(slot, memory.clone()));
+            self.pending_grants().push(WriteGrant::again(slot, memory.clone()));
             self.settle();
         }
     }
@@ -123,18 +123,18 @@ impl Returns {
         if !self.returns_rights {
             return true;
         }
-        let mut owed = self.owed();
-        Due::give_all(&mut owed, &self.socket);
-        owed.is_empty()
+        let mut pending_grants = self.pending_grants();
+        WriteGrant::give_all(&mut pending_grants, &self.socket);
+        pending_grants.is_empty()
     }
 
-    fn owed(&self) -> MutexGuard<'_, Vec<Due>> {
+    fn pending_grants(&self) -> MutexGuard<'_, Vec<WriteGrant>> {
         // A panic while it was locked cannot have left it half changed.
-        self.owed.lock().unwrap_or_else(PoisonError::into_inner)
+        self.pending_grants.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     #[inline]
-    pub(crate) fn among(&self) -> &'static Retired<Left> {
+    pub(crate) fn among(&self) -> &'static Retired<RetiredLink> {
         self.among
     }
 
@@ -162,7 +162,7 @@ impl Returns {
         let Some(sleep) = self.lane.head().flag().read_behind_fence().asleep() else { return };
         // Two threads may both ring; it does no harm.
         if self.rung.load(Ordering::Relaxed) != sleep {
-            self.board.head().rang.note();
+            self.board.head().last_ring.note();
             points::reach("return: bell");
             if link_message::ring(&self.socket) {
                 self.rung.store(sleep, Ordering::Relaxed);
@@ -172,10 +172,10 @@ impl Returns {
 }
 
 /// Links that ended while some of their messages were held.
-static RETIRED: [Retired<Left>; 16] = [const { Retired::new() }; 16];
+static RETIRED: [Retired<RetiredLink>; 16] = [const { Retired::new() }; 16];
 
 /// Holds their locks.
-pub(crate) type Locked = [MutexGuard<'static, Vec<Left>>; RETIRED.len()];
+pub(crate) type Locked = [MutexGuard<'static, Vec<RetiredLink>>; RETIRED.len()];
 
 static AT_FORK: AtFork<Locked> = AtFork::new(Rank::Retired, locked, |_| {});
 
@@ -191,7 +191,7 @@ fn locked() -> Locked {
 }
 
 /// Deals links out.
-pub(super) fn next_retired(fencing: Fencing) -> &'static Retired<Left> {
+pub(super) fn next_retired(fencing: Fencing) -> &'static Retired<RetiredLink> {
     static NEXT: AtomicUsize = AtomicUsize::new(0);
     AT_FORK.register();
     let next = &RETIRED[NEXT.fetch_add(1, Ordering::Relaxed) % RETIRED.len()];
@@ -218,14 +218,14 @@ impl Slow for Segments {
 
 /// What is left of such a link: all that its messages point into.
 #[derive(Debug)]
-pub(crate) struct Left {
+pub(crate) struct RetiredLink {
     pub(super) returns: Arc<Returns>,
     pub(super) _segments: Apart<Segments>,
     /// No slot before this one is held.
     pub(super) searched: usize,
 }
 
-impl Remains for Left {
+impl Retire for RetiredLink {
     fn is_idle(&mut self) -> bool {
         let held = self.returns.held.next(self.searched);
         self.searched = held.unwrap_or(self.searched);

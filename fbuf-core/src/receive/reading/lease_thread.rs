@@ -14,7 +14,7 @@ use nix::{
     sys::eventfd::{EfdFlags, EventFd},
 };
 
-use super::leased::Tenant;
+use super::leased::LeasedSlot;
 use crate::process::{
     fork::{AtFork, Generation, Rank},
     lease::{BreakSignal, Breaks, Told},
@@ -28,11 +28,11 @@ const ROUND: u16 = 1000;
 const AGAIN: u16 = 20;
 
 /// The slots whose leases it keeps, by descriptor.
-type Register = Arc<Mutex<HashMap<RawFd, Weak<Tenant>>>>;
+type Register = Arc<Mutex<HashMap<RawFd, Weak<LeasedSlot>>>>;
 
 /// There while any slot is.
 #[derive(Debug)]
-pub(crate) struct Keeper {
+pub(crate) struct LeaseThread {
     told: Told,
     generation: Generation,
     register: Register,
@@ -41,10 +41,10 @@ pub(crate) struct Keeper {
 }
 
 /// The one of this process, while there is one.
-static CURRENT: Mutex<Weak<Keeper>> = Mutex::new(Weak::new());
+static CURRENT: Mutex<Weak<LeaseThread>> = Mutex::new(Weak::new());
 
 /// Holds the lock on the current one.
-pub(crate) type Locked = MutexGuard<'static, Weak<Keeper>>;
+pub(crate) type Locked = MutexGuard<'static, Weak<LeaseThread>>;
 
 static AT_FORK: AtFork<Locked> = AtFork::new(Rank::Leases, || lock(&CURRENT), |_| {});
 
@@ -59,7 +59,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-impl Keeper {
+impl LeaseThread {
     /// The one of this process, which is started if there is none.
     pub(super) fn of_this_process() -> io::Result<Arc<Self>> {
         let mut current = lock_current();
@@ -103,7 +103,7 @@ impl Keeper {
     }
 
     /// Keeps the lease of a slot from now on.
-    pub(super) fn add(&self, descriptor: RawFd, slot: Weak<Tenant>) {
+    pub(super) fn add(&self, descriptor: RawFd, slot: Weak<LeasedSlot>) {
         lock(&self.register).insert(descriptor, slot);
     }
 
@@ -113,7 +113,7 @@ impl Keeper {
     }
 }
 
-impl Drop for Keeper {
+impl Drop for LeaseThread {
     fn drop(&mut self) {
         if self.is_inherited() {
             // There is no such thread here.

@@ -7,7 +7,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use super::lease_thread::Keeper;
+use super::lease_thread::LeaseThread;
 use crate::{
     memory::{HUGE_PAGE, Leasable, Map, MemoryError, Pages},
     points,
@@ -28,17 +28,17 @@ use crate::{
 
 /// One slot, as its receiver has it.
 #[derive(Debug)]
-pub(crate) struct Tenant {
+pub(crate) struct LeasedSlot {
     memory: Arc<Leasable>,
     /// Where it is read, always at the same address.
     view: Map,
-    standing: Mutex<Standing>,
-    keeper: Arc<Keeper>,
+    standing: Mutex<LeaseState>,
+    keeper: Arc<LeaseThread>,
 }
 
 /// How it stands with a slot.
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Standing {
+enum LeaseState {
     /// Nobody reads it.
     Idle,
     /// It is read under a lease. A view that is written for itself may be there as well: its pages that
@@ -52,15 +52,15 @@ enum Standing {
     Closed,
 }
 
-impl Tenant {
+impl LeasedSlot {
     /// Takes a slot whose memory exists, and of which the maker can be trusted.
     ///
     /// # Errors
     /// What the kernel says.
     pub(crate) fn new(memory: Arc<Leasable>) -> io::Result<Arc<Self>> {
-        let keeper = Keeper::of_this_process()?;
+        let keeper = LeaseThread::of_this_process()?;
         let view = Map::of_reader(memory.as_fd(), memory.size())?;
-        let tenant = Arc::new(Self { memory, view, standing: Mutex::new(Standing::Idle), keeper });
+        let tenant = Arc::new(Self { memory, view, standing: Mutex::new(LeaseState::Idle), keeper });
         tenant.keeper.add(tenant.memory.as_fd().as_raw_fd(), Arc::downgrade(&tenant));
         Ok(tenant)
     }
@@ -70,7 +70,7 @@ impl Tenant {
         self.keeper.is_inherited()
     }
 
-    fn lock(&self) -> MutexGuard<'_, Standing> {
+    fn lock(&self) -> MutexGuard<'_, LeaseState> {
         // A panic while it was locked cannot have left it half changed.
         self.standing.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -92,7 +92,7 @@ impl Tenant {
     pub(crate) fn take(&self) -> io::Result<()> {
         // Locked all the while: it may be broken at once.
         let mut standing = self.lock();
-        if *standing != Standing::Idle {
+        if *standing != LeaseState::Idle {
             return Err(io::Error::other("the slot is read already"));
         }
         Breaks::are_for(self.keeper.told(), self.memory.as_fd())?;
@@ -102,7 +102,7 @@ impl Tenant {
             lease(self.memory.as_fd(), Lease::Release)?;
             return Err(io::Error::other("pages of the slot were removed"));
         }
-        *standing = Standing::Leased(None);
+        *standing = LeaseState::Leased(None);
         points::reach("lease: taken");
         Ok(())
     }
@@ -111,19 +111,19 @@ impl Tenant {
     pub(crate) fn release(&self) -> bool {
         let mut standing = self.lock();
         let (copied, intact) = match *standing {
-            Standing::Idle | Standing::Closed => return true,
+            LeaseState::Idle | LeaseState::Closed => return true,
             // That there was a lease to give up is what shows that it was there all the while.
-            Standing::Leased(_) => (false, lease(self.memory.as_fd(), Lease::Release).is_ok()),
-            Standing::Copied => (true, true),
-            Standing::Lost => (true, false),
+            LeaseState::Leased(_) => (false, lease(self.memory.as_fd(), Lease::Release).is_ok()),
+            LeaseState::Copied => (true, true),
+            LeaseState::Lost => (true, false),
         };
-        *standing = Standing::Idle;
+        *standing = LeaseState::Idle;
         if copied {
             // SAFETY: its only reader (`take`), has just ended (invariant 2).
             #[expect(unsafe_code, reason = "only here is it known which messages read the slot")]
             let put_back = unsafe { self.view.reattach(self.memory.as_fd()) };
             if put_back.is_err() {
-                *standing = Standing::Closed;
+                *standing = LeaseState::Closed;
             }
             points::reach("break: put back");
         }
@@ -134,14 +134,14 @@ impl Tenant {
     pub(crate) fn is_intact(&self) -> bool {
         // If somebody breaks it just now, what follows tells whether it came to that.
         self.serve();
-        matches!(*self.lock(), Standing::Leased(_) | Standing::Copied)
+        matches!(*self.lock(), LeaseState::Leased(_) | LeaseState::Copied)
     }
 
     /// If the lease is about to be broken, puts a copy in the place of the slot and lets go. False if
     /// there was no memory for it yet.
     pub(super) fn serve(&self) -> bool {
         let mut standing = self.lock();
-        let Standing::Leased(private) = &*standing else { return true };
+        let LeaseState::Leased(private) = &*standing else { return true };
         if is_leased(self.memory.as_fd()) {
             return true;
         }
@@ -157,8 +157,8 @@ impl Tenant {
         points::reach("break: copied");
         // It was there until here, and so nothing has changed before it was copied; or it was not.
         *standing = match lease(self.memory.as_fd(), Lease::Release) {
-            Ok(()) => Standing::Copied,
-            Err(_) => Standing::Lost,
+            Ok(()) => LeaseState::Copied,
+            Err(_) => LeaseState::Lost,
         };
         points::reach("break: let go");
         true
@@ -171,7 +171,7 @@ impl Tenant {
             return Map::copy_on_write(self.memory.as_fd(), 0, length as u64).map(Some);
         }
         let mut standing = self.lock();
-        let Standing::Leased(private) = &mut *standing else { return Ok(None) };
+        let LeaseState::Leased(private) = &mut *standing else { return Ok(None) };
         let map = Map::copy_on_write(self.memory.as_fd(), 0, length as u64)?;
         *private = Some(map.addresses());
         Ok(Some(map))
@@ -182,13 +182,13 @@ impl Tenant {
         if self.is_inherited() {
             return;
         }
-        if let Standing::Leased(private) = &mut *self.lock() {
+        if let LeaseState::Leased(private) = &mut *self.lock() {
             *private = None;
         }
     }
 }
 
-impl Drop for Tenant {
+impl Drop for LeasedSlot {
     fn drop(&mut self) {
         if self.is_inherited() {
             return;
@@ -199,15 +199,15 @@ impl Drop for Tenant {
 
 /// The slots of one link, each of which is memory of its own.
 #[derive(Debug)]
-pub(crate) struct Rooms {
+pub(crate) struct ReceiverSlots {
     memory: Vec<Arc<Leasable>>,
     /// The same, once they can be leased; none, if they are copied.
-    tenants: Vec<Arc<Tenant>>,
+    tenants: Vec<Arc<LeasedSlot>>,
     leases: bool,
     made_here: bool,
 }
 
-impl Slow for Rooms {
+impl Slow for ReceiverSlots {
     /// Their memory is large all together, and nobody else may have it any more.
     fn cause(&mut self) -> Option<Cause> {
         let bytes: u64 = self.memory.iter().map(|memory| memory.size()).sum();
@@ -215,7 +215,7 @@ impl Slow for Rooms {
     }
 }
 
-impl Rooms {
+impl ReceiverSlots {
     /// Takes slots that the broker gave; to lease them, if `leases`.
     ///
     /// # Errors
@@ -254,22 +254,22 @@ impl Rooms {
     }
 
     /// What the sender has to be given before it can write any.
-    pub(crate) fn dues(&self) -> Vec<Due> {
-        let due = |(slot, memory): (u32, &Arc<Leasable>)| Due {
+    pub(crate) fn pending_grants(&self) -> Vec<WriteGrant> {
+        let grant = |(slot, memory): (u32, &Arc<Leasable>)| WriteGrant {
             slot: SlotId::new(slot),
             memory: memory.clone(),
             first: true,
         };
-        (0..).zip(&self.memory).map(due).collect()
+        (0..).zip(&self.memory).map(grant).collect()
     }
 
     /// Maps those that can be leased, once their memory exists.
     ///
     /// # Errors
     /// What the kernel says.
-    pub(crate) fn furnish(&mut self) -> io::Result<()> {
+    pub(crate) fn map_for_lease(&mut self) -> io::Result<()> {
         if self.leases {
-            self.tenants = self.memory.iter().cloned().map(Tenant::new).collect::<io::Result<_>>()?;
+            self.tenants = self.memory.iter().cloned().map(LeasedSlot::new).collect::<io::Result<_>>()?;
         }
         Ok(())
     }
@@ -298,14 +298,14 @@ impl Rooms {
 
 /// The right to write a slot that nobody reads, which its sender has to be given.
 #[derive(Debug)]
-pub(crate) struct Due {
+pub(crate) struct WriteGrant {
     slot: SlotId,
     memory: Arc<Leasable>,
     /// Whether the sender has to be given the slot as well.
     first: bool,
 }
 
-impl Due {
+impl WriteGrant {
     /// Of a slot that the sender knows.
     pub(crate) fn again(slot: SlotId, memory: Arc<Leasable>) -> Self {
         Self { slot, memory, first: false }
@@ -342,7 +342,8 @@ mod tests {
 
     #[test]
     fn slots_that_are_large_together_are_closed_by_another_thread() {
-        let rooms = |slots| Rooms::make(Geometry::new(LARGE / 4, slots).unwrap(), false, false).unwrap();
-        assert_eq!([3, 4].map(|slots| rooms(slots).cause()), [None, Some(Cause::Memory)]);
+        let receiver_slots =
+            |slots| ReceiverSlots::make(Geometry::new(LARGE / 4, slots).unwrap(), false, false).unwrap();
+        assert_eq!([3, 4].map(|slots| receiver_slots(slots).cause()), [None, Some(Cause::Memory)]);
     }
 }

@@ -25,7 +25,7 @@ use crate::{
     slot::{Mark, SlotId},
     socket::{
         LinkSocket, PacketSocket,
-        link_message::{self, Gift, Hello, LinkEnd, LinkMessage, NewSegment, OneShot, ReadError, Welcome},
+        link_message::{self, Hello, LinkEnd, LinkMessage, NewSegment, OneShot, ReadError, ReceivedGrant, Welcome},
         under_way::Kind,
         wire::Descriptor,
     },
@@ -171,7 +171,7 @@ pub struct Outbound {
     /// The size of the socket's send buffer, if that is smaller than it should be.
     narrow: Option<usize>,
     /// What the receiver gave and the pool has not yet.
-    gifts: Vec<Gift>,
+    gifts: Vec<ReceivedGrant>,
     lacks_descriptor: bool,
     /// Whether the receiver was passed the memory of the next message already. Then it gets that message.
     passed: bool,
@@ -456,7 +456,7 @@ impl Outbound {
         self.writer.message(slot, length);
         points::reach("write: published");
         fencing.after_publishing();
-        self.board.head().flag().read().is_quiet()
+        self.board.head().flag().read().needs_nothing()
     }
 
     /// Notes a message that is not sent over this link.
@@ -480,7 +480,7 @@ impl Outbound {
         if let Some(sleep) = self.board.head().flag().read_behind_fence().asleep()
             && self.rung != sleep
         {
-            self.writer.head().rang.note();
+            self.writer.head().last_ring.note();
             points::reach("write: bell");
             if link_message::ring(&self.socket) {
                 self.rung = sleep;
@@ -620,14 +620,14 @@ impl Outbound {
     }
 
     /// What the receiver gave since the last time.
-    pub(crate) fn gifts(&mut self) -> Vec<Gift> {
+    pub(crate) fn gifts(&mut self) -> Vec<ReceivedGrant> {
         std::mem::take(&mut self.gifts)
     }
 
     /// How long ago the receiver rang.
     #[must_use]
-    pub fn rang(&self) -> Option<Duration> {
-        self.board.head().rang().elapsed()
+    pub fn last_ring(&self) -> Option<Duration> {
+        self.board.head().last_ring().elapsed()
     }
 
     /// Announces sleep to the receiver.

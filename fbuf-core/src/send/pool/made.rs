@@ -4,12 +4,12 @@ use std::{io, os::fd::OwnedFd, sync::Arc};
 
 use nix::sys::eventfd::EventFd;
 
-use super::{Pool, Shelf, Storage};
+use super::{Pool, Storage, UnsentFbufs};
 use crate::{
     memory::{Leasable, MemoryError, Pages, Pieces, page_bytes, wrapping::Ring},
     send::{
         guard::Guard,
-        storage::{leased::LeasedSlots, one_shot::Drafts},
+        storage::{leased::LeasedSlots, one_shot::OneShotBuffers},
     },
     slot::Geometry,
     violation::Unsuitable,
@@ -30,7 +30,7 @@ impl Pool {
     /// # Errors
     /// [`MemoryError`]
     pub fn of_one_shots(geometry: Geometry, slots: u32, wake: Arc<EventFd>) -> Result<Self, MemoryError> {
-        let memory = Storage::Shots(Drafts::new(geometry.segment_bytes(1)));
+        let memory = Storage::OneShots(OneShotBuffers::new(geometry.segment_bytes(1)));
         Self::with(geometry, geometry.slot_bytes(), slots, wake, None, memory)
     }
 
@@ -119,7 +119,7 @@ impl Pool {
         guard: Option<Guard>,
         storage: Storage,
     ) -> Result<Self, MemoryError> {
-        let shelf = Shelf::new(capacity.min(geometry.slot_bytes()), wake);
+        let unsent = UnsentFbufs::new(capacity.min(geometry.slot_bytes()), wake);
         let mut pool = Self {
             geometry,
             storage,
@@ -132,7 +132,7 @@ impl Pool {
             next_sequence: 0,
             used: 0,
             searched: 0,
-            shelf,
+            unsent,
             guard,
             unguarded: 0,
         };

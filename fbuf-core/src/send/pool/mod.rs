@@ -2,20 +2,20 @@
 //! private memory of one thread, but for the shelf, where fbufs are put that were dropped unsent, on
 //! whatever thread.
 //!
-//! Slots are used in the order of their numbers, round and round, as by the hand of a clock: the bytes
+//! Slots are used in the order of their numbers, round and round, as a cursor goes: the bytes
 //! that come next were written longest ago, have left the writer's private cache, and cost the reader
 //! no fetch of dirty lines. There is no list of free slots: whether a slot has come back is looked up
-//! when the hand comes by, and one that somebody keeps for long is passed over, once a round.
+//! when the cursor comes by, and one that somebody keeps for long is passed over, once a round.
 
 mod links;
 mod made;
 mod publish;
-mod shelf;
+mod unsent;
 
 use std::{io, sync::Arc};
 
 pub use self::publish::{Published, Unsent};
-pub(crate) use self::shelf::Shelf;
+pub(crate) use self::unsent::UnsentFbufs;
 use crate::{
     limits::MAX_SEGMENTS,
     memory::{Address, MemoryError, Pieces, wrapping::Ring},
@@ -31,7 +31,7 @@ use crate::{
     },
     slot::{Geometry, Mark, SlotId},
     socket::{
-        link_message::{Gift, NewSegment},
+        link_message::{NewSegment, ReceivedGrant},
         wire::Descriptor,
     },
     violation::Violation,
@@ -47,7 +47,7 @@ pub struct Pool {
     storage: Storage,
     /// What there was not enough of for a buffer when it was last asked for.
     lack: Option<Lack>,
-    /// The hand: the slots that come next, as far as they are known to be free.
+    /// The cursor: the slots that come next, as far as they are known to be free.
     free: Pieces,
     /// The ledger: which message used each slot last. [`Mark::OUT`] for those that are fbufs, or are among
     /// `free` and may become fbufs without a word: some of the former may be on the shelf.
@@ -62,9 +62,9 @@ pub struct Pool {
     next_sequence: u64,
     /// How many slots are in use: all but those of a segment that receivers do not know yet.
     used: u32,
-    /// How many slots from the hand on were searched in vain.
+    /// How many slots from the cursor on were searched in vain.
     searched: u32,
-    shelf: Arc<Shelf>,
+    unsent: Arc<UnsentFbufs>,
     guard: Option<Guard>,
     /// Messages that were sent without being guarded, although they should have been.
     unguarded: u64,
@@ -112,7 +112,7 @@ impl Pool {
     /// How many bytes a fbuf holds.
     #[must_use]
     pub fn capacity(&self) -> u32 {
-        self.shelf.slot_bytes()
+        self.unsent.slot_bytes()
     }
 
     /// The guard, if there is one.
@@ -135,7 +135,7 @@ impl Pool {
     /// Where its slots are. Goes through all of them.
     #[must_use]
     pub fn places(&self) -> Places {
-        let put_back = self.shelf.slots();
+        let put_back = self.unsent.slots();
         let is_kept = |slot: &SlotId| self.retained.contains(slot) && !put_back.contains(slot);
         // One look at each slot: it may come back meanwhile, and is not to be counted twice.
         let (lent, rest): (Vec<_>, Vec<_>) = self.all().partition(|&slot| self.is_lent(slot));
@@ -159,7 +159,7 @@ impl Pool {
         self.all().filter(|&slot| self.mark(slot) == Mark::OUT).count() - self.free.len()
     }
 
-    /// The slot that the hand comes to after so many others; less than there are.
+    /// The slot that the cursor comes to after so many others; less than there are.
     fn ahead(&self, count: u32) -> SlotId {
         // The hand may stand behind the last slot; it is never further.
         let (slot, left) = (self.free.next_number(), self.used - count);
@@ -268,8 +268,8 @@ impl Pool {
 
     /// Where fbufs of this pool go that are dropped.
     #[inline]
-    pub(crate) fn shelf(&self) -> &Arc<Shelf> {
-        &self.shelf
+    pub(crate) fn unsent(&self) -> &Arc<UnsentFbufs> {
+        &self.unsent
     }
 
     /// Whether no slot is known to be free.
@@ -329,7 +329,7 @@ impl Pool {
     /// Why there is no room for one message more than there are fbufs, in a pool of buffers that are sent once: a slot that is free is not used before the receiver has read.
     #[must_use]
     pub fn lacks_room(&self) -> Option<NoRoom> {
-        if !matches!(self.storage, Storage::Shots(_)) {
+        if !matches!(self.storage, Storage::OneShots(_)) {
             return None;
         }
         self.links.iter().find_map(|link| self.lacks_room_for(link))
@@ -349,7 +349,7 @@ impl Pool {
     /// Whether this is a pool of buffers that are sent once.
     #[must_use]
     pub(crate) fn sends_for_good(&self) -> bool {
-        matches!(self.storage, Storage::Shots(_))
+        matches!(self.storage, Storage::OneShots(_))
     }
 
     /// Whether receivers lease what is sent.
@@ -376,7 +376,7 @@ impl Pool {
     ///
     /// # Errors
     /// [`Violation`]
-    fn give(&mut self, gift: Gift) -> Result<(), Violation> {
+    fn give(&mut self, gift: ReceivedGrant) -> Result<(), Violation> {
         let Some(slots) = self.storage.leased_mut() else { return Ok(()) };
         slots.give(gift)
     }
@@ -405,7 +405,7 @@ impl Pool {
         view.is_none_or(|view| self.storage.leased().is_some_and(|slots| slots.is_seen(slot, view)))
     }
 
-    /// Moves the hand; forgets which slots were known to be free.
+    /// Moves the cursor; forgets which slots were known to be free.
     fn move_to(&mut self, slot: SlotId) {
         let begin = self.free.next_number() as usize;
         self.ledger.fill(begin..begin + self.free.len(), Mark::NONE);
@@ -452,7 +452,7 @@ impl Pool {
     }
 
     pub(super) fn clear_shelf(&mut self) {
-        for slot in self.shelf.clear() {
+        for slot in self.unsent.clear() {
             match self.retained.iter().position(|&retained| retained == slot) {
                 // It was sent, and may still be lent.
                 Some(index) => drop(self.retained.swap_remove(index)),
@@ -480,18 +480,18 @@ impl Pool {
     /// were dropped already.
     #[must_use]
     pub fn await_fbufs(&self) -> bool {
-        self.shelf.await_next()
+        self.unsent.await_next()
     }
 }
 
 impl Drop for Pool {
     fn drop(&mut self) {
         let memory = std::mem::replace(&mut self.storage, Storage::Segments(Vec::new()));
-        if self.shelf.is_inherited() {
+        if self.unsent.is_inherited() {
             // Fbufs lie in it that this child may still have, and threads of the parent have to do with it.
-            return std::mem::forget((memory, self.shelf.clone()));
+            return std::mem::forget((memory, self.unsent.clone()));
         }
-        self.shelf.clone().close(self.count_out() + self.retained.len(), memory);
+        self.unsent.clone().close(self.count_out() + self.retained.len(), memory);
     }
 }
 

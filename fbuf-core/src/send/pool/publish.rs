@@ -68,7 +68,7 @@ impl Pool {
     /// # Errors
     /// The fbuf, for [`Self::send`]: there is more to do.
     #[inline(always)]
-    pub fn send_simply(&mut self, fbuf: Fbuf) -> Result<Published, Fbuf> {
+    pub fn send_fast(&mut self, fbuf: Fbuf) -> Result<Published, Fbuf> {
         if !self.owns(&fbuf) {
             return Err(fbuf);
         }
@@ -148,13 +148,13 @@ impl Pool {
         let sequence = self.next_sequence;
         *self.ledger.at_mut(slot.index()) = Mark::of(sequence);
         points::reach("write: taken");
-        if matches!(self.storage, Storage::Shots(_)) {
+        if matches!(self.storage, Storage::OneShots(_)) {
             return self.give_away(slot, length, keep);
         }
         let retained = if keep { Some(self.retain(slot, length, sequence).ok_or(Unsent::Lost)?) } else { None };
         self.seal(slot, sequence);
         // Before any receiver hears of it. A message that cannot be sent was left out for none of them.
-        let sendable = if self.admit() == 0 { !self.is_homeless(slot) } else { self.vacate(slot, length) };
+        let sendable = if self.admit() == 0 { !self.is_stale(slot) } else { self.unmap_for_send(slot, length) };
         if sendable {
             let receivers = self.offer(slot, length);
             if receivers > 0 || self.receivers() > 0 {
@@ -174,8 +174,8 @@ impl Pool {
             let fbuf = self.recall(slot, length).ok_or(Unsent::Lost)?;
             return Err(Unsent::NotPassed { fbuf, reason: why.to_string() });
         }
-        let Storage::Shots(drafts) = &mut self.storage else { return Err(Unsent::Lost) };
-        let sealed = drafts.seal(slot, length);
+        let Storage::OneShots(buffers) = &mut self.storage else { return Err(Unsent::Lost) };
+        let sealed = buffers.seal(slot, length);
         points::reach("seal: sealed");
         match sealed {
             Ok(memory) => {
@@ -243,15 +243,15 @@ impl Pool {
 
     /// Gives up the right to write a slot that is about to be sent, in a pool of leased slots: whether it can
     /// be sent. It cannot if it lies in memory of a receiver that has gone.
-    fn vacate(&mut self, slot: SlotId, length: u32) -> bool {
-        let vacated = self.storage.leased_mut().is_none_or(|slots| slots.vacate(slot, length as usize).is_ok());
+    fn unmap_for_send(&mut self, slot: SlotId, length: u32) -> bool {
+        let vacated = self.storage.leased_mut().is_none_or(|slots| slots.unmap_for_send(slot, length as usize).is_ok());
         points::reach("lease: vacated");
         vacated
     }
 
     /// Whether a slot that is to be sent lies in memory of a receiver that has gone.
-    fn is_homeless(&self, slot: SlotId) -> bool {
-        self.storage.leased().is_some_and(|slots| slots.is_homeless(slot))
+    fn is_stale(&self, slot: SlotId) -> bool {
+        self.storage.leased().is_some_and(|slots| slots.is_stale(slot))
     }
 
     /// Takes back what was to be sent, and was lent to no receiver.

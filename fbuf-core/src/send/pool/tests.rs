@@ -54,23 +54,23 @@ fn a_fbuf_of_another_pool_is_handed_back() {
     let (mut one, mut other) = (pool(1, 1), pool(1, 1));
     let fbuf = next(&mut one).unwrap();
     let Err(Unsent::OtherPool(fbuf)) = other.send(fbuf) else { panic!("it was sent") };
-    let fbuf = other.send_simply(fbuf).unwrap_err();
+    let fbuf = other.send_fast(fbuf).unwrap_err();
     assert!(matches!(one.send(fbuf), Err(Unsent::NoReceiver(_))));
 }
 
 #[test]
 fn fbufs_outlive_their_pool_and_take_its_memory_with_them() {
     let mut pool = pool(2, 2);
-    let shelf = Arc::downgrade(&pool.shelf);
+    let unsent = Arc::downgrade(&pool.unsent);
     let (mut one, two) = (next(&mut pool).unwrap(), next(&mut pool).unwrap());
     drop(pool);
     one.resize(100).unwrap();
     one.fill(7);
     assert!(one.iter().all(|&byte| byte == 7));
     std::thread::spawn(move || drop(one)).join().unwrap();
-    assert!(shelf.upgrade().is_some(), "the memory went while a fbuf was out");
+    assert!(unsent.upgrade().is_some(), "the memory went while a fbuf was out");
     drop(two);
-    assert!(shelf.upgrade().is_none(), "the memory stayed");
+    assert!(unsent.upgrade().is_none(), "the memory stayed");
 }
 
 #[test]
@@ -79,7 +79,7 @@ fn a_dropped_fbuf_wakes_who_waits_for_it() {
     let fbuf = next(&mut pool).unwrap();
     assert!(pool.await_fbufs());
     drop(fbuf);
-    assert_eq!(pool.shelf.wake.read(), Ok(1));
+    assert_eq!(pool.unsent.wake.read(), Ok(1));
     assert!(!pool.await_fbufs(), "there is one already");
 }
 

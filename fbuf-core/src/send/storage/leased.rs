@@ -14,7 +14,7 @@ use crate::{
     process::fork::Withheld,
     slot::SlotId,
     socket::{
-        link_message::{self, Gift},
+        link_message::{self, ReceivedGrant},
         wire::Descriptor,
     },
     violation::{Unsuitable, Violation},
@@ -44,7 +44,7 @@ struct Slot {
     memory: Option<Arc<Leasable>>,
     right: Right,
     /// While it may be written.
-    draft: Option<Draft>,
+    draft: Option<WritableSlot>,
 }
 
 /// How the right to write a slot is had.
@@ -59,7 +59,7 @@ enum Right {
 }
 
 #[derive(Debug)]
-struct Draft {
+struct WritableSlot {
     map: Map,
     /// What is mapped.
     memory: Arc<Leasable>,
@@ -81,7 +81,7 @@ impl View {
 
 /// What was written of a slot that was given by a receiver who has gone, and there is no other yet.
 #[derive(Debug)]
-pub(crate) struct Homeless;
+pub(crate) struct StaleSlot;
 
 impl LeasedSlots {
     /// Slots of this user, all of whose memory is made to exist: and in which pages it lies.
@@ -142,8 +142,8 @@ impl LeasedSlots {
     ///
     /// # Errors
     /// [`Violation`]
-    pub(crate) fn give(&mut self, gift: Gift) -> Result<(), Violation> {
-        let Gift { giver, right: link_message::Right { slot, writer, reader } } = gift;
+    pub(crate) fn give(&mut self, gift: ReceivedGrant) -> Result<(), Violation> {
+        let ReceivedGrant { giver, right: link_message::Right { slot, writer, reader } } = gift;
         let giver = giver.peer();
         let unmappable = |error: io::Error| Unsuitable::Unmappable(error.to_string());
         if self.former.contains(&giver.endpoint) {
@@ -240,13 +240,13 @@ impl LeasedSlots {
     }
 
     /// Whether what was written of a slot lies in memory of a receiver that has gone.
-    pub(crate) fn is_homeless(&self, slot: SlotId) -> bool {
+    pub(crate) fn is_stale(&self, slot: SlotId) -> bool {
         self.slots.get(slot.index()).is_some_and(|slot| slot.draft.is_some() && !slot.is_current_draft())
     }
 
     /// Unmaps what was written of a slot and was not sent, if it lies in memory of a receiver that has gone.
     pub(crate) fn drop_homeless(&mut self, slot: SlotId) {
-        if self.is_homeless(slot)
+        if self.is_stale(slot)
             && let Some(slot) = self.slots.get_mut(slot.index())
         {
             slot.draft = None;
@@ -256,19 +256,19 @@ impl LeasedSlots {
     /// Gives up the right to write a slot that is about to be sent, of which so many bytes are filled.
     ///
     /// # Errors
-    /// [`Homeless`]: it stays as it is.
-    pub(crate) fn vacate(&mut self, slot: SlotId, length: usize) -> Result<(), Homeless> {
+    /// [`StaleSlot`]: it stays as it is.
+    pub(crate) fn unmap_for_send(&mut self, slot: SlotId, length: usize) -> Result<(), StaleSlot> {
         let huge = self.pages != Pages::Base;
-        let Some(slot) = self.slots.get_mut(slot.index()) else { return Err(Homeless) };
+        let Some(slot) = self.slots.get_mut(slot.index()) else { return Err(StaleSlot) };
         if !slot.is_current_draft() {
             // It was written in memory of a receiver that has gone, and another has come since.
-            let (Ok(Some(new)), Some(old)) = (slot.open(huge), &slot.draft) else { return Err(Homeless) };
+            let (Ok(Some(new)), Some(old)) = (slot.open(huge), &slot.draft) else { return Err(StaleSlot) };
             // SAFETY: the one was just mapped, and the fbuf that wrote the other has ended, since its slot is about to
             // be sent (invariant 2).
             #[expect(unsafe_code, reason = "only here is it known which mapping has the message")]
             let copied = unsafe { new.map.copy_from(&old.map, 0, length) };
             if !copied {
-                return Err(Homeless);
+                return Err(StaleSlot);
             }
         }
         slot.draft = None;
@@ -303,7 +303,7 @@ impl Slot {
         }
     }
 
-    fn open(&mut self, huge: bool) -> Result<Option<Draft>, MemoryError> {
+    fn open(&mut self, huge: bool) -> Result<Option<WritableSlot>, MemoryError> {
         let Some(memory) = self.memory.clone() else { return Ok(None) };
         let refused =
             |source| MemoryError::Refused { call: "opening a slot for writing", asked: memory.size(), source };
@@ -329,6 +329,6 @@ impl Slot {
             },
         };
         // The mapping keeps the file open for writing until it goes.
-        Ok(Some(Draft { map: Map::of_writer(writer.as_fd(), memory.size(), huge)?, memory }))
+        Ok(Some(WritableSlot { map: Map::of_writer(writer.as_fd(), memory.size(), huge)?, memory }))
     }
 }

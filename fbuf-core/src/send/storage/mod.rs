@@ -5,7 +5,7 @@ pub(crate) mod one_shot;
 
 use std::{ops::Range, os::fd::OwnedFd, sync::Arc};
 
-use super::storage::one_shot::Drafts;
+use super::storage::one_shot::OneShotBuffers;
 use crate::{
     memory::{Map, MemoryError, Pieces},
     send::{guard::Guard, storage::leased::LeasedSlots},
@@ -18,7 +18,7 @@ pub(super) enum Storage {
     /// In segments.
     Segments(Vec<Segment>),
     /// Each in memory of its own, which is sent once, and given away.
-    Shots(Drafts),
+    OneShots(OneShotBuffers),
     /// Each in memory of its own, which is read under leases, and comes back.
     Leased(LeasedSlots),
 }
@@ -38,7 +38,7 @@ impl Storage {
     pub(super) fn slots(&self) -> u32 {
         match self {
             Self::Segments(segments) => segments.last().map_or(0, |segment| segment.first + segment.slots),
-            Self::Shots(drafts) => drafts.slots(),
+            Self::OneShots(buffers) => buffers.slots(),
             Self::Leased(slots) => slots.len(),
         }
     }
@@ -54,7 +54,7 @@ impl Storage {
                 }
                 segments.push(Segment { map, descriptor: Arc::new(descriptor), slots, first });
             }
-            Self::Shots(drafts) => drafts.add(slots),
+            Self::OneShots(buffers) => buffers.add(slots),
             Self::Leased(_) => {}
         }
         Ok(())
@@ -78,7 +78,7 @@ impl Storage {
     pub(super) fn draft(&mut self, geometry: Geometry, slot: SlotId) -> Result<Option<Pieces>, MemoryError> {
         match self {
             Self::Segments(_) => Ok(self.segment_of(slot).map(|segment| segment.pieces(geometry, slot, 1))),
-            Self::Shots(drafts) => drafts.draft(slot).map(Some),
+            Self::OneShots(buffers) => buffers.draft(slot).map(Some),
             Self::Leased(slots) => slots.draft(slot),
         }
     }

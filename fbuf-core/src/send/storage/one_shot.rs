@@ -27,21 +27,21 @@ const MOST_BYTES: u64 = 64 << 20;
 /// The buffers that are being written, by slot. A slot is only a number here: how many of them there are
 /// says how many messages may be under way.
 #[derive(Debug)]
-pub(crate) struct Drafts {
+pub(crate) struct OneShotBuffers {
     bytes: u64,
-    slots: Vec<Option<Draft>>,
+    slots: Vec<Option<Buffer>>,
     stock: Stock,
 }
 
 /// Memory of its own, that only this process can write, and no child of it.
 #[derive(Debug)]
-struct Draft {
+struct Buffer {
     // In this order: memory can be sealed once it is not mapped any more.
     map: Map,
     memory: Reserved,
 }
 
-impl Draft {
+impl Buffer {
     fn new(bytes: u64) -> Result<Self, MemoryError> {
         Self::of(Reserved::new("fbuf-sealed", bytes)?)
     }
@@ -69,7 +69,7 @@ impl Draft {
     }
 }
 
-impl Drafts {
+impl OneShotBuffers {
     /// Buffers of `bytes` bytes each.
     pub(crate) fn new(bytes: u64) -> Self {
         Self { bytes, slots: Vec::new(), stock: Stock::new(bytes) }
@@ -90,7 +90,7 @@ impl Drafts {
         let Some(place) = self.slots.get_mut(slot.index()) else { return Ok(Pieces::none(slot.number())) };
         if place.is_none() {
             // It is not waited for.
-            *place = Some(self.stock.take().map_or_else(|| Draft::new(self.bytes), Ok)?);
+            *place = Some(self.stock.take().map_or_else(|| Buffer::new(self.bytes), Ok)?);
         }
         Ok(place.as_ref().map_or(Pieces::none(slot.number()), |draft| Pieces::one(&draft.map, slot.number())))
     }
@@ -107,10 +107,10 @@ impl Drafts {
             Ok(sealed) => return Ok(Some(sealed)),
             Err((memory, _)) => memory,
         };
-        match Draft::copy(&memory).and_then(|copy| copy.seal(length.into()).map_err(|(_, error)| error)) {
+        match Buffer::copy(&memory).and_then(|copy| copy.seal(length.into()).map_err(|(_, error)| error)) {
             Ok(sealed) => Ok(Some(sealed)),
             Err(error) => {
-                *place = Some(Draft::of(memory)?);
+                *place = Some(Buffer::of(memory)?);
                 Err(error)
             }
         }
@@ -120,30 +120,30 @@ impl Drafts {
 /// Buffers that are ready to be written, and the thread that makes them.
 #[derive(Debug)]
 struct Stock {
-    shelf: Arc<Mutex<Shelf>>,
+    unsent: Arc<Mutex<ReadyBuffers>>,
     /// None if there could be no thread: all buffers are then made when they are needed.
     thread: Option<JoinHandle<()>>,
 }
 
 #[derive(Debug)]
-struct Shelf {
-    ready: Vec<Draft>,
+struct ReadyBuffers {
+    ready: Vec<Buffer>,
     over: bool,
 }
 
 impl Stock {
     fn new(bytes: u64) -> Self {
-        let shelf = Arc::new(Mutex::new(Shelf { ready: Vec::new(), over: false }));
-        let filled = shelf.clone();
+        let unsent = Arc::new(Mutex::new(ReadyBuffers { ready: Vec::new(), over: false }));
+        let filled = unsent.clone();
         let most = (MOST_BYTES / bytes).clamp(1, MOST) as usize;
         let thread = threads::spawn("fbuf-stock", move || fill(&filled, bytes, most));
-        Self { shelf, thread: thread.ok() }
+        Self { unsent, thread: thread.ok() }
     }
 
     /// Takes one, if there is one; never waits.
-    fn take(&self) -> Option<Draft> {
-        let draft = match self.shelf.try_lock() {
-            Ok(mut shelf) => shelf.ready.pop(),
+    fn take(&self) -> Option<Buffer> {
+        let draft = match self.unsent.try_lock() {
+            Ok(mut unsent) => unsent.ready.pop(),
             Err(TryLockError::Poisoned(error)) => error.into_inner().ready.pop(),
             Err(TryLockError::WouldBlock) => None,
         };
@@ -157,7 +157,7 @@ impl Stock {
 impl Drop for Stock {
     fn drop(&mut self) {
         // In a child that was forked the pool forgets it (`Drop for Pool`): there is no such thread.
-        lock(&self.shelf).over = true;
+        lock(&self.unsent).over = true;
         if let Some(thread) = self.thread.take() {
             thread.thread().unpark();
             let _ = thread.join();
@@ -165,26 +165,26 @@ impl Drop for Stock {
     }
 }
 
-fn lock(shelf: &Mutex<Shelf>) -> MutexGuard<'_, Shelf> {
+fn lock(unsent: &Mutex<ReadyBuffers>) -> MutexGuard<'_, ReadyBuffers> {
     // Nothing panics while it is locked.
-    shelf.lock().unwrap_or_else(PoisonError::into_inner)
+    unsent.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Keeps so many buffers ready until it is over.
-fn fill(shelf: &Mutex<Shelf>, bytes: u64, most: usize) {
+fn fill(unsent: &Mutex<ReadyBuffers>, bytes: u64, most: usize) {
     loop {
         let (over, full) = {
-            let shelf = lock(shelf);
-            (shelf.over, shelf.ready.len() >= most)
+            let unsent = lock(unsent);
+            (unsent.over, unsent.ready.len() >= most)
         };
         if over {
             return;
         }
         // If there is no memory, who needs it makes its own and hears why not.
-        match if full { None } else { Draft::new(bytes).ok() } {
+        match if full { None } else { Buffer::new(bytes).ok() } {
             Some(draft) => {
                 draft.map.populate();
-                lock(shelf).ready.push(draft);
+                lock(unsent).ready.push(draft);
             }
             None => thread::park(),
         }
@@ -196,7 +196,7 @@ mod tests {
     use super::*;
 
     fn ready(stock: &Stock) -> usize {
-        lock(&stock.shelf).ready.len()
+        lock(&stock.unsent).ready.len()
     }
 
     /// Waits for its thread, as nobody else does.
@@ -227,9 +227,9 @@ mod tests {
 
     #[test]
     fn without_memory_there_is_no_stock_and_an_error_for_who_needs_it() {
-        let mut drafts = Drafts::new(1 << 50);
-        drafts.add(1);
-        assert!(matches!(drafts.draft(SlotId::new(0)), Err(MemoryError::NotEnough { .. })));
-        assert_eq!(ready(&drafts.stock), 0);
+        let mut buffers = OneShotBuffers::new(1 << 50);
+        buffers.add(1);
+        assert!(matches!(buffers.draft(SlotId::new(0)), Err(MemoryError::NotEnough { .. })));
+        assert_eq!(ready(&buffers.stock), 0);
     }
 }

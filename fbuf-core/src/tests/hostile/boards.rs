@@ -20,7 +20,7 @@ fn segment(slots: u32) -> NewSegment {
 #[test]
 fn a_board_grows_with_the_segments_of_its_sender() {
     let (own, its) = sockets();
-    let greeted = Greeted::new(peer(), its, most(), Mechanism::Shared, Lodging::Segments, None).unwrap();
+    let greeted = Greeted::new(peer(), its, most(), Mechanism::Shared, SlotSource::Segments, None).unwrap();
     let Ok(Some(LinkMessage::Hello(hello))) = link_message::receive_first(&own) else { panic!("no hello") };
     assert_eq!(pages(&hello.board), 1, "before anything was said");
     let (lane, lane_fd) = LaneTable::create("fbuf-test", capacity_for(MAX_SLOTS, false)).unwrap();

@@ -9,7 +9,7 @@ fn linked(user: u32, segments: Vec<NewSegment>) -> Result<Box<Inbound>, LinkEnd>
     let (own, its) = sockets();
     let process = Credentials { uid: user, ..peer().process };
     let peer = Peer { endpoint: user.into(), process, trusted: false, ..peer() };
-    let greeted = Greeted::new(peer, its, geometry(), Mechanism::Copy, lodging(Mechanism::Copy), None).unwrap();
+    let greeted = Greeted::new(peer, its, geometry(), Mechanism::Copy, slot_source(Mechanism::Copy), None).unwrap();
     let (_lane, lane_fd) = LaneTable::create("fbuf-test", capacity_for(SLOTS, false)).unwrap();
     let welcome = Welcome { lane: lane_fd.into(), first_sequence: 0, segments, slots: Vec::new() };
     own.send(&wire::encode(&LinkMessage::Welcome(welcome)).unwrap()).unwrap();

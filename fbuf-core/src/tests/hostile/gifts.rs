@@ -32,7 +32,7 @@ fn messages_that_an_untrusted_sender_could_change_are_copied_whatever_the_broker
     for (trusted, expected) in [(true, Mechanism::Shared), (false, Mechanism::Copy)] {
         let (own, its) = sockets();
         let peer = Peer { trusted, ..peer() };
-        let greeted = Greeted::new(peer, its, geometry(), Mechanism::Shared, Lodging::Segments, None).unwrap();
+        let greeted = Greeted::new(peer, its, geometry(), Mechanism::Shared, SlotSource::Segments, None).unwrap();
         let (lane, lane_fd) = LaneTable::create("fbuf-test", capacity_for(SLOTS, false)).unwrap();
         let mut pool = Pool::new(geometry(), SLOTS, Arc::new(EventFd::new().unwrap())).unwrap();
         let segments = pool.announce(0).collect();

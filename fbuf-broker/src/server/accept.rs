@@ -41,13 +41,13 @@ const PAUSE: Duration = Duration::from_millis(100);
 const LOOK: Duration = Duration::from_secs(1);
 
 /// Somebody who has connected and may become a client.
-pub(super) struct Guest {
+pub(super) struct PendingClient {
     socket: PacketSocket,
     process: Credentials,
     admission: Admission,
 }
 
-impl Guest {
+impl PendingClient {
     /// Who pays for what it asks for.
     pub(super) fn payer(&self) -> &Payer {
         self.admission.payer()
@@ -113,7 +113,7 @@ impl Broker {
 
     /// Charges a connection to its user, or sends it away. Before anything else: connections that are accepted faster
     /// than they are attended to would else take all descriptors, whatever the quota.
-    fn admit(&self, connection: OwnedFd) -> io::Result<Option<Guest>> {
+    fn admit(&self, connection: OwnedFd) -> io::Result<Option<PendingClient>> {
         points::reach("broker: accepted");
         let socket = PacketSocket::accepted(connection);
         if socket.hung_up() {
@@ -141,7 +141,7 @@ impl Broker {
             Ok(admission) => {
                 // Its place is taken until what it may have sent is closed.
                 let socket = socket.with_peer(process.uid, false).with(admission.charge());
-                Ok(Some(Guest { socket, process, admission }))
+                Ok(Some(PendingClient { socket, process, admission }))
             }
             // Before it has greeted: nobody need be waited for who is sent away.
             Err(dismissal) => {
@@ -149,7 +149,7 @@ impl Broker {
                     warn!(pid = process.pid, uid = process.uid, ?dismissal, "sent away");
                 }
                 say(&socket, dismissal.verdict())?;
-                if let Dismissal::Spent(spent) = dismissal {
+                if let Dismissal::QuotaExceeded(spent) = dismissal {
                     socket.send(&wire::encode(&spent).map_err(io::Error::other)?)?;
                 }
                 Ok(None)
@@ -158,9 +158,9 @@ impl Broker {
     }
 
     /// Greets a guest, who has to greet first: a member, or nobody who need be talked to.
-    pub(super) async fn greet(&self, guest: Guest) -> io::Result<Option<(Member, Watched<PacketSocket>)>> {
+    pub(super) async fn greet(&self, guest: PendingClient) -> io::Result<Option<(Member, Watched<PacketSocket>)>> {
         let payer = guest.payer().clone();
-        let Guest { socket, process, admission } = guest;
+        let PendingClient { socket, process, admission } = guest;
         let socket = runtime::watch(socket)?;
         let bytes = loop {
             let mut ready = socket.readable().await?;

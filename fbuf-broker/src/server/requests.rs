@@ -29,7 +29,7 @@ const NEWS_TIME: Duration = Duration::from_secs(600);
 
 /// Where the requests of one client are answered.
 #[derive(Debug, Clone)]
-pub(super) struct Desk {
+pub(super) struct Session {
     pub broker: Broker,
     pub client: ClientId,
     pub process: Credentials,
@@ -46,7 +46,7 @@ fn make_slots(geometry: Geometry, huge: bool, owner: u32) -> Result<Vec<Arc<Fore
     (0..geometry.max_slots()).map(make).collect()
 }
 
-impl Desk {
+impl Session {
     /// Of which user it may see clients and endpoints; none: of all.
     fn sees(&self) -> Option<u32> {
         let own = nix::unistd::geteuid().as_raw();
@@ -62,7 +62,7 @@ impl Desk {
         let opening = inner.state.open(self.client, endpoint, open);
         let looks = inner.state.take_looks();
         inner.state.note_work(self.client, looks / LOOKS, now);
-        let logs = inner.lines.may_log(user, now);
+        let logs = inner.log_limit.may_log(user, now);
         let opening = opening.inspect_err(|refusal| {
             if logs {
                 warn!(client = ?self.client, channel, role = name, %refusal, "refused");
@@ -98,7 +98,7 @@ impl Desk {
     }
 }
 
-impl Control for Desk {
+impl Control for Session {
     async fn open(self, _: Context, endpoint: u64, open: Open) -> Result<Opened, Refusal> {
         let opened = self.open_here(endpoint, open)?;
         self.broker.pair_now(self.client, self.process.uid).await;

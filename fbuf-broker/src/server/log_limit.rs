@@ -14,12 +14,12 @@ const TIME: Duration = Duration::from_secs(5);
 
 /// The lines about each user since some moment.
 #[derive(Debug)]
-pub(super) struct Lines {
+pub(super) struct LogLimit {
     since: Instant,
     asked: HashMap<u32, u32>,
 }
 
-impl Lines {
+impl LogLimit {
     pub(super) fn new(now: Instant) -> Self {
         Self { since: now, asked: HashMap::new() }
     }
@@ -27,8 +27,8 @@ impl Lines {
     /// Whether one more line may be about a user. What was left out is counted, and said when that is over.
     pub(super) fn may_log(&mut self, user: u32, now: Instant) -> bool {
         if now.saturating_duration_since(self.since) >= TIME {
-            for (uid, lines) in self.left_out() {
-                warn!(uid, lines, "more was done or refused than is written here");
+            for (uid, log_limit) in self.left_out() {
+                warn!(uid, lines = log_limit, "more was done or refused than is written here");
             }
             *self = Self::new(now);
         }
@@ -38,7 +38,10 @@ impl Lines {
     }
 
     fn left_out(&self) -> impl Iterator<Item = (u32, u32)> {
-        self.asked.iter().map(|(&user, &asked)| (user, asked.saturating_sub(MOST))).filter(|&(_, lines)| lines > 0)
+        self.asked
+            .iter()
+            .map(|(&user, &asked)| (user, asked.saturating_sub(MOST)))
+            .filter(|&(_, log_limit)| log_limit > 0)
     }
 }
 
@@ -49,12 +52,14 @@ mod tests {
     #[test]
     fn who_does_much_is_written_of_less_and_others_are_as_ever() {
         let start = Instant::now();
-        let mut lines = Lines::new(start);
-        let count = |lines: &mut Lines, user, tries, at| (0..tries).filter(|_| lines.may_log(user, at)).count() as u32;
-        assert_eq!(count(&mut lines, 1, 3 * MOST, start), MOST);
-        assert_eq!(count(&mut lines, 2, MOST, start), MOST);
-        assert_eq!(lines.left_out().collect::<Vec<_>>(), [(1, 2 * MOST)]);
-        assert_eq!(count(&mut lines, 1, 3 * MOST, start + TIME), MOST);
-        assert_eq!(lines.asked.len(), 1, "who did nothing lately is still known");
+        let mut log_limit = LogLimit::new(start);
+        let count = |log_limit: &mut LogLimit, user, tries, at| {
+            (0..tries).filter(|_| log_limit.may_log(user, at)).count() as u32
+        };
+        assert_eq!(count(&mut log_limit, 1, 3 * MOST, start), MOST);
+        assert_eq!(count(&mut log_limit, 2, MOST, start), MOST);
+        assert_eq!(log_limit.left_out().collect::<Vec<_>>(), [(1, 2 * MOST)]);
+        assert_eq!(count(&mut log_limit, 1, 3 * MOST, start + TIME), MOST);
+        assert_eq!(log_limit.asked.len(), 1, "who did nothing lately is still known");
     }
 }

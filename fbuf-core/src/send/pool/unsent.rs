@@ -8,7 +8,7 @@ use crate::{process::fork::Generation, send::storage::Storage, slot::SlotId};
 
 /// Where fbufs go that are dropped unsent. Outlives its pool for as long as fbufs are out.
 #[derive(Debug)]
-pub(crate) struct Shelf {
+pub(crate) struct UnsentFbufs {
     slot_bytes: u32,
     generation: Generation,
     stored: Mutex<Stored>,
@@ -28,11 +28,11 @@ enum Stored {
 /// What fbufs need, after their pool is gone. Dropped with the last of them.
 #[derive(Debug)]
 pub(crate) struct Kept {
-    _shelf: Arc<Shelf>,
+    _shelf: Arc<UnsentFbufs>,
     _memory: Storage,
 }
 
-impl Shelf {
+impl UnsentFbufs {
     /// For slots of this size. `wake` is signalled when one is put here that is waited for.
     pub(super) fn new(slot_bytes: u32, wake: Arc<EventFd>) -> Arc<Self> {
         let stored = Mutex::new(Stored::Open { slots: Vec::new(), waited_for: false });
