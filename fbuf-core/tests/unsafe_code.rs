@@ -45,7 +45,9 @@ fn all() -> Vec<(String, String)> {
     let mut found = Vec::new();
     files(&sources(), &mut found);
     // Only models and tests are made of these.
-    found.retain(|(name, _)| !name.ends_with("model.rs") && !name.starts_with("tests/"));
+    found.retain(|(name, _)| {
+        !["model.rs", "tests.rs"].iter().any(|end| name.ends_with(end)) && !name.starts_with("tests/")
+    });
     found
 }
 
