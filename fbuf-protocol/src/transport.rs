@@ -243,7 +243,11 @@ fn poll_packet(
                 *lack = Lack { looks: lack.looks + 1, pause: Some(Box::pin(sleep(PAUSE))) };
                 continue;
             }
-            Ok(Arrival::NoDescriptors) => return invalid("no descriptor is left to receive one (RLIMIT_NOFILE)"),
+            Ok(Arrival::NoDescriptors) => {
+                return invalid(
+                    "no descriptor is left to receive one (RLIMIT_NOFILE): close some, or raise `ulimit -n`",
+                );
+            }
             Ok(Arrival::Nothing) => ready.clear_ready(),
             // Not the end of the stream: at that, tarpc would first wait for all answers under way.
             Ok(Arrival::HangUp) => return Poll::Ready(Some(Err(io::ErrorKind::UnexpectedEof.into()))),

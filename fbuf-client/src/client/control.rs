@@ -430,17 +430,22 @@ impl Session {
     }
 }
 
-/// Why there is no connection any more: what the kernel said, or this side's own word.
+/// Why there is no connection any more, and what to do: what the kernel said, or this side's own word.
 fn why_gone(error: &RpcError) -> String {
     let causes = iter::successors(error.source(), |error| (*error).source());
     match causes.last() {
         Some(cause) if !is_end(cause) => cause.to_string(),
-        _ => "it hung up".into(),
+        _ => "it hung up: start it again, if it has ended".into(),
     }
 }
 
 fn is_end(cause: &(dyn Error + 'static)) -> bool {
-    cause.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::UnexpectedEof)
+    use io::ErrorKind::{BrokenPipe, ConnectionReset, UnexpectedEof};
+    // That of the connection comes as a shared one.
+    let shared = cause.downcast_ref::<Arc<dyn Error + Send + Sync>>();
+    let cause: &(dyn Error + 'static) = shared.map_or(cause, |shared| &**shared);
+    let kind = cause.downcast_ref::<io::Error>().map(io::Error::kind);
+    kind.is_some_and(|kind| matches!(kind, BrokenPipe | ConnectionReset | UnexpectedEof))
 }
 
 /// An introduction that the broker has just sent. None of a sender with slots that cannot be, which a broker that has
@@ -486,6 +491,18 @@ mod tests {
                 middle = (2 * middle).min(LAST_PAUSE);
             }
         }
+    }
+
+    #[test]
+    fn what_to_do_fits_why_there_is_no_connection() {
+        use tarpc::ChannelError::Read;
+        let said =
+            |error: io::Error| OpenError::BrokerGone(why_gone(&RpcError::Channel(Read(Arc::new(error))))).to_string();
+        for error in [io::ErrorKind::UnexpectedEof, io::ErrorKind::ConnectionReset, io::ErrorKind::BrokenPipe] {
+            assert!(said(error.into()).contains("start it again"));
+        }
+        let own = said(io::Error::new(io::ErrorKind::InvalidData, "no descriptor is left (RLIMIT_NOFILE): raise it"));
+        assert!(!own.contains("start it again") && own.contains("RLIMIT_NOFILE"), "{own}");
     }
 
     #[test]

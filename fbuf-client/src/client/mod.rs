@@ -88,9 +88,9 @@ pub enum OpenError {
     /// The broker will not have it.
     #[error("the broker refuses: {0}")]
     Refused(Refusal),
-    /// The broker is gone, and did not come back within some seconds.
+    /// There is no connection to the broker, and none could be made within some seconds: why, and what to do.
     #[error(
-        "an endpoint was to be opened, and the broker is gone ({0}): start it again, and the connection is made again by itself; links that exist go on"
+        "an endpoint was to be opened, and there is no connection to the broker ({0}); it is made again by itself, and links that exist go on"
     )]
     BrokerGone(String),
     /// The broker does not answer.
