@@ -5,24 +5,10 @@ mod support;
 
 use std::{collections::HashSet, io::Write, thread, time::Duration};
 
-use fbuf_broker::Embedded;
 use fbuf_client::{
-    AllocateError, Client, DisconnectReason, GetError, Mechanism, OpenError, Protection, Receiver, Sender, Wait,
-    WaitError, WriteError,
+    AllocateError, DisconnectReason, GetError, Mechanism, OpenError, Protection, Receiver, Wait, WaitError, WriteError,
 };
-use support::SOON;
-
-fn broker() -> (Embedded, Client) {
-    let broker = Embedded::start().unwrap();
-    let client = Client::connect_to(broker.address()).unwrap();
-    (broker, client)
-}
-
-fn send(sender: &mut Sender, text: &[u8]) -> u64 {
-    let mut fbuf = sender.allocate_timeout(SOON).unwrap();
-    fbuf.write_all(text).unwrap();
-    sender.write(fbuf).unwrap().sequence
-}
+use support::{SOON, broker, send};
 
 fn get(receiver: &mut Receiver) -> Vec<u8> {
     receiver.get_timeout(SOON).unwrap().to_vec()

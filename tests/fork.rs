@@ -24,7 +24,7 @@ use nix::{
     },
     unistd::{ForkResult, Pid, fork, setsid},
 };
-use support::{Run, SOON};
+use support::{Run, SOON, broker};
 
 /// In how little time a child returns from what it cannot do. It is measured in seconds where it hangs.
 const AT_ONCE: Duration = Duration::from_secs(5);
@@ -101,12 +101,6 @@ fn linked(client: &Client, channel: &str, mechanism: Mechanism) -> (Sender, Rece
     let mut sender = client.sender(channel).slot_size(64).slots(2).mechanism(mechanism).open().unwrap();
     sender.wait_for_receivers_timeout(1, SOON).unwrap();
     (sender, receiver)
-}
-
-fn broker() -> (Embedded, Client) {
-    let broker = Embedded::start().unwrap();
-    let client = Client::connect_to(broker.address()).unwrap();
-    (broker, client)
 }
 
 fn fill(sender: &mut Sender, byte: u8) -> Fbuf {

@@ -26,7 +26,7 @@ use nix::{
     unistd::{Pid, geteuid, gettid},
 };
 use support::{
-    SOON,
+    SOON, broker,
     role::{Other, roles},
     until,
 };
@@ -37,12 +37,6 @@ const BRIEFLY: Duration = Duration::from_millis(1);
 const LONG: Duration = Duration::from_millis(200);
 
 const EACH: [Wait; 3] = [Wait::Spin, Wait::Adaptive, Wait::Block];
-
-fn broker() -> (Embedded, Client) {
-    let broker = Embedded::start().unwrap();
-    let client = Client::connect_to(broker.address()).unwrap();
-    (broker, client)
-}
 
 fn send(sender: &mut Sender, byte: u8) {
     let mut fbuf = sender.allocate_timeout(SOON).unwrap();

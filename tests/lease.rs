@@ -8,12 +8,10 @@ use std::{
     os::unix::fs::{FileExt, OpenOptionsExt},
     path::PathBuf,
     process::Command,
-    sync::{Mutex, MutexGuard, PoisonError},
     thread,
     time::Duration,
 };
 
-use fbuf_broker::Embedded;
 use fbuf_client::{
     AllocateError, Client, Fbuf, Mechanism, OpenError, Pages, Protection, Receiver, Sender, SenderBuilder, WriteError,
 };
@@ -21,22 +19,10 @@ use nix::{
     libc,
     sys::resource::{Resource, getrlimit, setrlimit},
 };
-use support::{Holdings, Run, SOON, is_root, slots, until, until_is};
+use support::{Holdings, Run, SOON, alone, broker, is_root, slots, until, until_is};
 
 /// The bytes of a slot: some pages, and a part of one.
 const SIZE: usize = 70_000;
-
-/// One test at a time: they look at what this process holds.
-fn alone() -> MutexGuard<'static, ()> {
-    static ALONE: Mutex<()> = Mutex::new(());
-    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-fn broker() -> (Embedded, Client) {
-    let broker = Embedded::start().unwrap();
-    let client = Client::connect_to(broker.address()).unwrap();
-    (broker, client)
-}
 
 fn builder(client: &Client, slots: u64) -> SenderBuilder {
     client.sender("c").slot_size(SIZE as u64).slots(slots).mechanism(Mechanism::Lease)

@@ -6,26 +6,12 @@ use std::{
     fs::File,
     io::{Read, Seek, Write},
     os::fd::{AsFd, OwnedFd},
-    sync::{Mutex, MutexGuard, PoisonError},
 };
 
-use fbuf_broker::Embedded;
 use fbuf_client::{
     AllocateError, Client, GetError, Mechanism, OpenError, Protection, Receiver, Sealed, Sender, WriteError,
 };
-use support::{Holdings, SOON};
-
-/// One test at a time: one of them counts what this process holds.
-fn alone() -> MutexGuard<'static, ()> {
-    static ALONE: Mutex<()> = Mutex::new(());
-    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-fn broker() -> (Embedded, Client) {
-    let broker = Embedded::start().unwrap();
-    let client = Client::connect_to(broker.address()).unwrap();
-    (broker, client)
-}
+use support::{Holdings, SOON, alone, broker, send};
 
 fn pair(client: &Client, slots: u64) -> (Sender, Receiver) {
     let receiver = client.receiver("c").require(Protection::Sealed).open().unwrap();
@@ -33,12 +19,6 @@ fn pair(client: &Client, slots: u64) -> (Sender, Receiver) {
     let mut sender = sender.open().unwrap();
     sender.wait_for_receivers_timeout(1, SOON).unwrap();
     (sender, receiver)
-}
-
-fn send(sender: &mut Sender, text: &[u8]) {
-    let mut fbuf = sender.allocate_timeout(SOON).unwrap();
-    fbuf.write_all(text).unwrap();
-    sender.write(fbuf).unwrap();
 }
 
 #[test]

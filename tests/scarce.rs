@@ -6,7 +6,7 @@ mod support;
 use std::{
     fs::{self, File},
     os::fd::{AsRawFd, OwnedFd},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -22,19 +22,13 @@ use nix::{
     libc,
     sys::resource::{Resource, getrlimit, setrlimit},
 };
-use support::{SOON, until};
+use support::{SOON, alone, until};
 
 const SLOTS: u64 = 3;
 /// More than a receiver takes before it may look at its sockets.
 const MANY: u64 = 200;
 /// So short that nothing comes meanwhile.
 const BRIEFLY: Duration = Duration::from_millis(1);
-
-/// One test at a time: the limit is this process's.
-fn alone() -> MutexGuard<'static, ()> {
-    static ALONE: Mutex<()> = Mutex::new(());
-    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
-}
 
 /// While it exists, there are only so many descriptors left.
 struct Scarcity {

@@ -21,22 +21,10 @@ use nix::{
     time::{ClockId, clock_gettime},
 };
 use support::{
-    Process, SOON, fbuf,
+    Process, SOON, broker, fbuf,
     role::{command, roles},
-    until,
+    send, until,
 };
-
-fn broker() -> (Embedded, Client) {
-    let broker = Embedded::start().unwrap();
-    let client = Client::connect_to(broker.address()).unwrap();
-    (broker, client)
-}
-
-fn send(sender: &mut Sender, text: &[u8]) -> u64 {
-    let mut fbuf = sender.allocate_timeout(SOON).unwrap();
-    fbuf.write_all(text).unwrap();
-    sender.write(fbuf).unwrap().sequence
-}
 
 /// How much processor time this thread has used.
 fn processor_time() -> Duration {

@@ -20,7 +20,7 @@ use std::{
     io::{BufRead, BufReader},
     os::unix::fs::PermissionsExt,
     process::Stdio,
-    sync::{Mutex, MutexGuard, PoisonError, mpsc},
+    sync::mpsc,
     thread,
     time::{Duration, Instant},
 };
@@ -32,7 +32,7 @@ use fbuf_client::{
 use fbuf_protocol::Resource;
 use nix::unistd::geteuid;
 use support::{
-    BrokerProcess, Holdings, Process, SOON, is_root,
+    BrokerProcess, Holdings, Process, SOON, alone, is_root,
     role::{as_user, command, roles},
     settled, until, until_is,
 };
@@ -55,12 +55,6 @@ fn play(role: &str) {
         ("reborn", _) => reborn::be(),
         (role, _) => together::be(role),
     }
-}
-
-/// One test at a time: what this process holds is compared.
-fn alone() -> MutexGuard<'static, ()> {
-    static ALONE: Mutex<()> = Mutex::new(());
-    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[test]

@@ -20,7 +20,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use fbuf_client::Address;
+use fbuf_broker::Embedded;
+use fbuf_client::{Address, Client, Sender};
 use nix::{
     sys::{
         signal::{SigHandler, Signal},
@@ -61,6 +62,20 @@ pub fn is_root() -> bool {
 pub fn alone() -> MutexGuard<'static, ()> {
     static ALONE: Mutex<()> = Mutex::new(());
     ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A broker in this process, for processes of this user, and a client of it.
+pub fn broker() -> (Embedded, Client) {
+    let broker = Embedded::start().expect("a broker");
+    let client = Client::connect_to(broker.address()).expect("a client");
+    (broker, client)
+}
+
+/// Sends these bytes: the number of the message.
+pub fn send(sender: &mut Sender, bytes: &[u8]) -> u64 {
+    let mut fbuf = sender.allocate_timeout(SOON).expect("an fbuf");
+    fbuf.write_all(bytes).expect("room for them");
+    sender.write(fbuf).expect("a receiver").sequence
 }
 
 /// The command under test.
