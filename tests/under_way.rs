@@ -43,6 +43,8 @@ const BRIEFLY: Duration = Duration::from_millis(300);
 const A_WHILE: Duration = Duration::from_secs(1);
 /// More than enough to fill what may be under way to a user.
 const LINKS: usize = 2;
+/// So many that it takes long to make a lane.
+const MOST_SLOTS: u64 = 1 << 18;
 /// How many processes the honest user has that are attacked.
 const PROCESSES: usize = 4;
 
@@ -75,7 +77,7 @@ fn play(role: &str) {
         }
         "receive" => {
             let client = Client::connect().unwrap();
-            let mut receiver = client.receiver(channel).stay().open().unwrap();
+            let mut receiver = client.receiver(channel).stay().max_slots(MOST_SLOTS).open().unwrap();
             println!("open");
             for _ in 0..100 {
                 receiver.get_timeout(SOON).unwrap();
@@ -90,7 +92,10 @@ fn play(role: &str) {
         }
         "part" => part(),
         "deaf" => deaf(channel),
-        "rest" => rest(channel, words.next() == Some("receiver")),
+        "rest" => {
+            let as_receiver = words.next() == Some("receiver");
+            rest(channel, as_receiver, words.next().map_or(16, |most_slots| most_slots.parse().unwrap()));
+        }
         "attack" => attack(channel, words.next() == Some("receiver"), words.next() == Some("rude")),
         _ => panic!("no such role: {role}"),
     }
@@ -120,14 +125,20 @@ fn fill() -> (usize, Vec<PacketSocket>) {
 }
 
 /// Waits, again and again when it is told to, for what does not come, and says whether it slept meanwhile.
-fn rest(channel: &str, as_receiver: bool) {
+fn rest(channel: &str, as_receiver: bool, most_slots: u64) {
     let client = Client::connect().unwrap();
-    let mut wait: Box<dyn FnMut()> = if as_receiver {
+    let mut wait: Box<dyn FnMut() -> usize> = if as_receiver {
         let mut receiver = client.receiver(channel).stay().open().unwrap();
-        Box::new(move || while !matches!(receiver.get_timeout(A_WHILE), Err(GetError::TimedOut)) {})
+        Box::new(move || {
+            while !matches!(receiver.get_timeout(A_WHILE), Err(GetError::TimedOut)) {}
+            receiver.senders()
+        })
     } else {
-        let mut sender = client.sender(channel).slot_size(64).slots(16).open().unwrap();
-        Box::new(move || assert!(sender.wait_for_receivers_timeout(usize::MAX, A_WHILE).is_err()))
+        let mut sender = client.sender(channel).slot_size(64).slots(16).grow_to(most_slots).open().unwrap();
+        Box::new(move || {
+            assert!(sender.wait_for_receivers_timeout(usize::MAX, A_WHILE).is_err());
+            sender.receivers()
+        })
     };
     println!("open");
     let mut line = String::new();
@@ -136,7 +147,7 @@ fn rest(channel: &str, as_receiver: bool) {
         wait();
         let worked = || Duration::from(clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).unwrap());
         let before = worked();
-        wait();
+        let links = wait();
         let time = worked() - before;
         println!(
             "{}",
@@ -146,6 +157,7 @@ fn rest(channel: &str, as_receiver: bool) {
                 format!("it was at work for {time:?} of {A_WHILE:?}")
             }
         );
+        println!("linked with {links}");
     }
 }
 
@@ -320,6 +332,32 @@ fn peers_that_receive_nothing_and_say_what_they_may_not_keep_nobody_awake() {
         let said = attacked.hear("it was");
         assert!(said.ends_with("asleep"), "{said}");
     }
+}
+
+/// Neither side makes what it would send again and again.
+#[test]
+fn while_the_kernel_refuses_all_descriptors_nobody_is_at_work_for_links() {
+    roles!(play);
+    let _alone = alone();
+    if !is_root() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let broker = broker(&folder);
+    let mut filler = Other::start(&broker.address, "fill", HONEST);
+    filler.hear("filled");
+    let mut sender = Other::start(&broker.address, format!("rest c sender {MOST_SLOTS}"), HONEST);
+    sender.hear("open");
+    let mut receiver = Other::start(&broker.address, "receive c", FRIEND);
+    receiver.hear("open");
+    sender.tell("");
+    let said = sender.hear("it was");
+    assert!(said.ends_with("asleep"), "{said}");
+    // The control: it is only this that keeps the two from being linked.
+    assert_eq!(sender.number::<usize>("linked with"), 0);
+    filler.tell("");
+    sender.tell("");
+    assert_eq!(sender.number::<usize>("linked with"), 1);
 }
 
 /// Also what is under way over links that have ended, of which nobody could be disconnected any more.

@@ -233,10 +233,11 @@ impl PacketSocket {
         this
     }
 
-    /// Whether so many descriptors more can be sent now, as far as [`under_way`] goes.
+    /// Whether so many descriptors more can be sent now, as far as is [known](under_way).
     #[must_use]
     pub(crate) fn has_room(&self, descriptors: impl FnOnce() -> usize, kind: Kind) -> bool {
-        self.0.bounded().is_none_or(|user| under_way::has_room(user, descriptors(), kind))
+        !under_way::would_be_refused(kind)
+            && self.0.bounded().is_none_or(|user| under_way::has_room(user, descriptors(), kind))
     }
 
     /// The same, with something that is dropped when it is closed, by whatever thread.
@@ -338,11 +339,14 @@ impl PacketSocket {
         let flags = MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT;
         match sendmsg::<()>(self.as_raw_fd(), &[IoSlice::new(&letter.bytes)], control, flags, None) {
             Ok(_) => Ok(()),
-            Err(Errno::ETOOMANYREFS) => Err(io::Error::new(
-                io::ErrorKind::QuotaExceeded,
-                "more descriptors of this user are on their way than one process may open (RLIMIT_NOFILE): \
-                 raise `ulimit -n`, or let their receivers run",
-            )),
+            Err(Errno::ETOOMANYREFS) => {
+                under_way::note_refusal();
+                Err(io::Error::new(
+                    io::ErrorKind::QuotaExceeded,
+                    "more descriptors of this user are on their way than one process may open (RLIMIT_NOFILE): \
+                     raise `ulimit -n`, or let their receivers run",
+                ))
+            }
             Err(Errno::EMSGSIZE) => Err(io::Error::new(
                 io::ErrorKind::InvalidInput,
                 format!(

@@ -11,7 +11,11 @@ use std::{
     collections::BTreeMap,
     io, mem,
     os::fd::{AsFd, AsRawFd, OwnedFd, RawFd},
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
 };
 
 use nix::sys::resource::{Resource, getrlimit};
@@ -20,12 +24,32 @@ use crate::process::fork::{AtFork, Rank};
 use crate::{
     process::{fork::Withheld, sys},
     socket::shares::Share,
+    wait::now,
 };
 
 /// Of so many parts of RLIMIT_NOFILE, one may be under way to one other user,
 const PARTS: u64 = 8;
 /// but never less than so many.
 const LEAST: u64 = 8;
+
+/// For how long no greeting is made after the kernel has refused one: to make it takes some milliseconds, if a sender may
+/// have many slots.
+const AFTER_REFUSAL: Duration = Duration::from_millis(100);
+
+/// When the kernel refused descriptors last, as it has too many of this user; 0 if it never did.
+static REFUSED_AT: AtomicU64 = AtomicU64::new(0);
+
+/// The kernel has refused some.
+pub(crate) fn note_refusal() {
+    REFUSED_AT.store(now().unwrap_or(0), Ordering::Relaxed);
+}
+
+/// Whether it would most likely refuse a greeting, whichever user it is for.
+pub(crate) fn would_be_refused(kind: Kind) -> bool {
+    let refused_at = REFUSED_AT.load(Ordering::Relaxed);
+    let since = || now()?.checked_sub(refused_at).map(Duration::from_nanos);
+    kind == Kind::Greeting && refused_at != 0 && since().is_some_and(|since| since < AFTER_REFUSAL)
+}
 
 /// What is sent, and so how much of what may be under way it may use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

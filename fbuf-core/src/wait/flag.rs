@@ -137,9 +137,9 @@ impl ReadOnly<'_, LastRing> {
     }
 }
 
-/// CLOCK_MONOTONIC of clock_gettime(2).
+/// CLOCK_MONOTONIC of clock_gettime(2), in nanoseconds.
 #[cfg(not(loom))]
-fn now() -> Option<u64> {
+pub(crate) fn now() -> Option<u64> {
     use nix::time::{ClockId, clock_gettime};
     let time = clock_gettime(ClockId::CLOCK_MONOTONIC).ok()?;
     u64::try_from(time.tv_sec()).ok()?.checked_mul(1_000_000_000)?.checked_add(u64::try_from(time.tv_nsec()).ok()?)

@@ -11,6 +11,8 @@
 mod fence;
 mod flag;
 
+#[cfg(not(loom))]
+pub(crate) use self::flag::now;
 pub use self::{
     fence::Fencing,
     flag::{Flag, LastRing, Signal},
