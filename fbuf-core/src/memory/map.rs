@@ -26,6 +26,7 @@ use super::{HUGE_PAGE, MemoryError, Pieces, Reserved, Seals, available, memfd::v
 use crate::{
     process::{
         apart::{Cause, LARGE, drop_apart},
+        foreign::is_locked,
         fork::WithheldMemory,
     },
     violation::Unsuitable,
@@ -130,7 +131,8 @@ impl Map {
             return Self::attach(fd, size);
         }
         verify_promised(fd, size, Seals::OneWriter)?;
-        Self::new(fd, size, ProtFlags::PROT_READ).map_err(|error| Unsuitable::Unmappable(error.to_string()))
+        let map = Self::new(fd, size, ProtFlags::PROT_READ);
+        Ok(map.map_err(|error| Unsuitable::Unmappable(error.to_string()))?.of_peer(fd))
     }
 
     fn attach_sealed(fd: BorrowedFd<'_>, size: u64, seals: Seals) -> Result<Self, Unsuitable> {
@@ -149,7 +151,15 @@ impl Map {
         let map = Self::mapped(fd, size, ProtFlags::PROT_READ, sharing).map_err(unmappable)?;
         // A core of this process would hold all of its sender's slots.
         map.advise(libc::MADV_DONTDUMP);
-        Ok(map.unmapped_apart())
+        // Whoever has memory that was sealed for good mapped, has its descriptor as well.
+        Ok(if seals == Seals::ForGood { map.unmapped_apart() } else { map.of_peer(fd) })
+    }
+
+    /// As [`Self::unmapped_apart`], and so is what is [locked](is_locked): with the mapping its last descriptor may be closed.
+    fn of_peer(self, fd: BorrowedFd<'_>) -> Self {
+        let mut this = self.unmapped_apart();
+        this.is_unmapped_apart |= !cfg!(miri) && is_locked(fd).unwrap_or(true);
+        this
     }
 
     /// The same, which another thread unmaps when it is dropped, if it is [large](LARGE): for memory of a peer, which chose its
@@ -627,6 +637,19 @@ mod tests {
             assert_eq!(line.split_whitespace().nth(1), Some(wanted), "{line}");
         }
         assert_eq!(frozen[..], [0; 4096]);
+    }
+
+    #[test]
+    fn what_is_locked_is_unmapped_by_another_thread_and_what_is_small_and_not_locked_is_not() {
+        use nix::fcntl::{FcntlArg, fcntl};
+        for attach in [Map::attach, Map::attach_unread, Map::attach_growing] {
+            let (_writer, memory) = Map::create("fbuf-test", 4096).unwrap();
+            assert!(!attach(memory.as_fd(), 4096).unwrap().is_unmapped_apart);
+            let (l_type, l_whence) = (libc::F_RDLCK as _, libc::SEEK_SET as _);
+            let lock = libc::flock { l_type, l_whence, l_start: 0, l_len: 1, l_pid: 0 };
+            fcntl(&memory, FcntlArg::F_OFD_SETLK(&lock)).unwrap();
+            assert!(attach(memory.as_fd(), 4096).unwrap().is_unmapped_apart);
+        }
     }
 
     #[test]

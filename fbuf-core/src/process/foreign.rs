@@ -13,7 +13,8 @@ use nix::{
 use crate::process::apart::{Apart, Cause, LARGE, Slow, drop_apart};
 
 /// A descriptor that another process has passed, or of a socket whose other end it has. To close it may take
-/// [as long as that process likes](crate::process::apart), so that another thread does it; but for memory that is not large.
+/// [as long as that process likes](crate::process::apart), so that another thread does it; but for memory that is neither large
+/// nor locked.
 #[derive(Debug)]
 pub struct Foreign(Apart<Passed>);
 
@@ -32,13 +33,14 @@ struct Passed {
 
 impl Slow for Passed {
     fn cause(&mut self) -> Option<Cause> {
+        let descriptor = self.descriptor.as_fd();
         // Where Miri runs this, descriptors stand for memory on the heap.
-        if self.is_light || cfg!(miri) {
+        if cfg!(miri) {
             None
-        } else if is_memory(self.descriptor.as_fd()) {
-            is_large(self.descriptor.as_fd()).then_some(Cause::Memory)
-        } else {
+        } else if !self.is_light && !is_memory(descriptor) || is_locked(descriptor).unwrap_or(true) {
             Some(Cause::Peer(self.user))
+        } else {
+            (!self.is_light && is_large(descriptor)).then_some(Cause::Memory)
         }
     }
 }
@@ -92,6 +94,17 @@ impl Foreign {
 /// be the last that is in use of a file system that was unmounted: then the thread that closes it frees all files of that.
 fn is_memory(descriptor: BorrowedFd<'_>) -> bool {
     fcntl(descriptor, FcntlArg::F_GET_SEALS).is_ok_and(|seals| seals != SealFlag::F_SEAL_SEAL.bits())
+}
+
+/// Whether another process has locked any of this memory (F_SETLK and F_OFD_SETLK in fcntl(2)). Whichever thread closes the
+/// last descriptor of an open file releases its locks, of which there may be many.
+pub(crate) fn is_locked(memory: BorrowedFd<'_>) -> nix::Result<bool> {
+    // Against all of it, whatever lock there is conflicts; and not one of the kind that belongs to the open file, as those
+    // that were made through this very file would not.
+    let (l_type, l_whence) = (libc::F_WRLCK as _, libc::SEEK_SET as _);
+    let mut lock = libc::flock { l_type, l_whence, l_start: 0, l_len: 0, l_pid: 0 };
+    fcntl(memory, FcntlArg::F_GETLK(&mut lock))?;
+    Ok(lock.l_type != libc::F_UNLCK as _)
 }
 
 fn is_large(memory: BorrowedFd<'_>) -> bool {
@@ -151,6 +164,25 @@ mod tests {
         let (one, _other) = crate::socket::PacketSocket::pair().unwrap();
         for other in [reader, one, File::open("/dev/null").unwrap().into(), File::open("/").unwrap().into()] {
             assert!(!closes_here(other));
+        }
+    }
+
+    #[test]
+    fn memory_that_is_locked_is_closed_by_another_thread() {
+        for is_light in [false, true] {
+            for kind in [libc::F_RDLCK, libc::F_WRLCK] {
+                let memory = memory(4096);
+                let (l_type, l_whence) = (kind as _, libc::SEEK_SET as _);
+                // Far behind its end.
+                let lock = libc::flock { l_type, l_whence, l_start: 1 << 40, l_len: 1, l_pid: 0 };
+                fcntl(&memory, FcntlArg::F_OFD_SETLK(&lock)).unwrap();
+                assert_eq!(is_locked(memory.as_fd()), Ok(true));
+                let (say, said) = std::sync::mpsc::sync_channel(1);
+                let foreign = Foreign::from(memory);
+                let foreign = if is_light { foreign.of_bytes(4096) } else { foreign };
+                drop(foreign.with(Witness(say)));
+                assert_ne!(said.recv().unwrap(), thread::current().id());
+            }
         }
     }
 
