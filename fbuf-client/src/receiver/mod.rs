@@ -18,7 +18,7 @@ use fbuf_core::{
         link::{Answered, GreetError, Greeted, Inbound},
         received::Received,
     },
-    socket::link_message::LinkEnd,
+    socket::{close_received, link_message::LinkEnd},
     wait::Fencing,
 };
 use fbuf_protocol::{Report, Unpaired};
@@ -426,6 +426,7 @@ impl Receiver {
             // It may be one of those that were not attended to.
             self.pending_links.doubt();
         }
+        close_received();
     }
 
     /// What it says of itself to whoever watches.

@@ -24,6 +24,7 @@ use fbuf_core::{
         pool::{Pool, Published, Unsent},
         retained::Retained,
     },
+    socket::close_received,
 };
 use fbuf_protocol::Unpaired;
 
@@ -478,6 +479,7 @@ impl Sender {
         }
         self.pool.notice_leaving();
         self.remove_departed();
+        close_received();
     }
 
     /// Ends the stream, which is complete: receivers get all that was written, and then

@@ -385,6 +385,23 @@ mod tests {
     }
 
     #[test]
+    fn what_a_link_leaves_behind_is_closed_when_its_peer_has_gone_also_where_no_other_link_ends() {
+        const USER: u32 = 4_200_000_006;
+        let (own, other) = link(USER);
+        assert!(send(&own, 1, Kind::Greeting));
+        drop(own);
+        crate::socket::close_received();
+        assert!(is_noted(USER), "it is not kept until its peer receives what it was sent");
+        drop(other);
+        let start = Instant::now();
+        while is_noted(USER) {
+            assert!(start.elapsed() < Duration::from_secs(10), "a socket is kept for nothing");
+            crate::socket::close_received();
+            thread::yield_now();
+        }
+    }
+
+    #[test]
     fn one_message_may_have_more_than_there_may_be_together() {
         const USER: u32 = 4_200_000_003;
         let (own, _other) = link(USER);
