@@ -327,7 +327,9 @@ impl Channel {
                 for &link in &sender.side.earlier {
                     let named = self.named.entry(link).or_default();
                     named.sender = Some(number);
-                    self.known.extend(named.receiver.map(|receiver| ((number, receiver), link)));
+                    // One that takes its slots from its receiver is linked with one of those that it names.
+                    let receiver = named.receiver.filter(|receiver| sender.links.contains_key(receiver));
+                    self.known.extend(receiver.map(|receiver| ((number, receiver), link)));
                 }
                 self.senders.insert(number, sender);
             }
@@ -337,7 +339,8 @@ impl Channel {
                 for &link in &receiver.side.earlier {
                     let named = self.named.entry(link).or_default();
                     named.receiver = Some(number);
-                    self.known.extend(named.sender.map(|sender| ((sender, number), link)));
+                    let sender = named.sender.filter(|sender| receiver.links.contains(sender));
+                    self.known.extend(sender.map(|sender| ((sender, number), link)));
                 }
                 for (sender, charge) in links.links {
                     self.senders.entry(sender).and_modify(|sender| drop(sender.links.insert(number, charge)));

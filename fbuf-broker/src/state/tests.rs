@@ -381,6 +381,28 @@ fn few_links_with_those_that_have_gone_are_remembered() {
     assert!(state.is_empty());
 }
 
+/// Of all receivers that it names, a sender that takes its slots from one has a link with that one.
+#[test]
+fn nothing_is_remembered_of_links_that_were_named_and_are_not_there() {
+    let mut state = State::new(Policy::only(1000).allow(1001));
+    let others = state.enter(1001).unwrap();
+    let links = [(); 8].map(|()| LinkId::draw().unwrap());
+    for (endpoint, link) in (1..).zip(links) {
+        state.links(others, endpoint, resumed(receiver("c"), Secret::draw().unwrap(), &[link])).unwrap();
+    }
+    let names = |state: &State| state.channels.values().map(Channel::names).sum::<usize>();
+    let before = names(&state);
+    let own = state.enter(1000).unwrap();
+    for _ in 0..3 {
+        let slots = Slots::Receiver;
+        let role = Role::Sender { slot_bytes: 64, max_slots: 4, mechanism: Mechanism::Lease, slots };
+        state.links(own, 1, resumed(ask("c", role), Secret::draw().unwrap(), &links)).unwrap();
+        assert!(names(&state) > before - links.len());
+        state.close(own, 1);
+        assert_eq!(names(&state), before);
+    }
+}
+
 #[test]
 fn a_number_is_that_of_the_client_that_has_its_secret_and_of_one_at_a_time() {
     let mut state = State::new(Policy::only(1000).allow(1001));
