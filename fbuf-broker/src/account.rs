@@ -85,6 +85,8 @@ pub struct Account {
     user: u32,
     capacity: Capacity,
     used: [AtomicU64; Resource::ALL.len()],
+    /// How many links its endpoints have named.
+    names: AtomicU64,
     /// When requests that were made evenly, as often as the quota allows, would have come so far.
     due: Mutex<Option<Instant>>,
     /// Locked by one request after the other, in the order in which they came.
@@ -93,7 +95,14 @@ pub struct Account {
 
 impl Account {
     fn new(user: u32, capacity: Capacity) -> Self {
-        Self { user, capacity, used: Default::default(), due: Mutex::new(None), line: tokio::sync::Mutex::default() }
+        Self {
+            user,
+            capacity,
+            used: Default::default(),
+            names: AtomicU64::new(0),
+            due: Mutex::new(None),
+            line: tokio::sync::Mutex::default(),
+        }
     }
 
     /// How much of it is in use.
@@ -129,6 +138,26 @@ impl Account {
             rule: "a share of what the broker has left".into(),
         })?;
         Ok(charge)
+    }
+
+    /// Takes note that one of its endpoints names so many links, which may be none: of each that the quota allows, there are
+    /// two ends to name it.
+    ///
+    /// # Errors
+    /// [`QuotaExceeded`]: they would be more.
+    pub fn name(self: &Arc<Self>, quota: &Quota, asked: u64) -> Result<Names, QuotaExceeded> {
+        let (resource, limit) = (Resource::Links, quota.of(Resource::Links).saturating_mul(2));
+        let fits = |used: u64| used.checked_add(asked).filter(|&sum| sum <= limit);
+        // Relaxed: a number that stands for itself.
+        self.names.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits).map_err(|used| QuotaExceeded {
+            user: self.user,
+            resource,
+            asked,
+            used,
+            limit,
+            rule: quota.rule.clone(),
+        })?;
+        Ok(Names { account: self.clone(), amount: asked })
     }
 
     /// Takes a descriptor of the broker's, for something that no quota is about; none, if the user has its share.
@@ -185,6 +214,19 @@ impl Drop for Charge {
     fn drop(&mut self) {
         let before = self.account.used[self.resource as usize].fetch_sub(self.amount, Ordering::Relaxed);
         debug_assert!(before >= self.amount, "{} were discharged of {before}", self.amount);
+    }
+}
+
+/// Links that an endpoint of a user has named, for as long as this exists.
+#[derive(Debug)]
+pub struct Names {
+    account: Arc<Account>,
+    amount: u64,
+}
+
+impl Drop for Names {
+    fn drop(&mut self) {
+        self.account.names.fetch_sub(self.amount, Ordering::Relaxed);
     }
 }
 

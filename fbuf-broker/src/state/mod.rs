@@ -27,7 +27,7 @@ use tokio::sync::MutexGuard;
 use self::channel::{Channel, End, Receiver, Sender, Side, Stock};
 pub use self::waiting::{Lack, Turn};
 use crate::{
-    account::{Account, Accounts, Capacity, Charge},
+    account::{Account, Accounts, Capacity, Charge, Names},
     policy::{Policy, User},
 };
 
@@ -176,6 +176,7 @@ struct Endpoint {
     number: u64,
     known_as: u64,
     _charges: Vec<Charge>,
+    _names: Names,
     /// What is paid for slots that the broker makes.
     slots: Option<Arc<Charge>>,
 }
@@ -304,6 +305,7 @@ impl State {
             Some(earlier) => earlier,
             None => PreviousRegistration { secret: Secret::draw().map_err(exhausted)?, links: Vec::new() },
         };
+        let names = account.name(quota, earlier.len() as u64)?;
         let (known_as, earlier) = (secret.number(), earlier.into_boxed_slice());
         if self.known.contains(&known_as) {
             return Err(Refusal::Elsewhere);
@@ -362,9 +364,10 @@ impl State {
         self.known.insert(known_as);
         self.endpoints_of.insert((user, number));
         if let Some(client) = self.clients.get_mut(&id) {
-            client
-                .endpoints
-                .insert(endpoint, Endpoint { channel: name, number, known_as, _charges: charges, slots: made });
+            client.endpoints.insert(
+                endpoint,
+                Endpoint { channel: name, number, known_as, _charges: charges, _names: names, slots: made },
+            );
         }
         for (other, user, is_others) in unpaid {
             self.wait(if is_others { other } else { number }, Mismatch::Quota(user));

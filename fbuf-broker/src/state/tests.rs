@@ -381,6 +381,30 @@ fn few_links_with_those_that_have_gone_are_remembered() {
     assert!(state.is_empty());
 }
 
+/// Each link has two ends that may name it.
+#[test]
+fn a_user_names_no_more_links_than_it_may_have() {
+    let quota = Quota { links: 10, ..Quota::default() };
+    let mut state = State::new(Policy::only(1000).allow(1001).with_quota(quota));
+    let [own, other] = [1000, 1001].map(|user| state.enter(user).unwrap());
+    let names = |count: usize| {
+        let links: Vec<_> = (0..count).map(|_| LinkId::draw().unwrap()).collect();
+        resumed(receiver("c"), Secret::draw().unwrap(), &links)
+    };
+    for endpoint in [1, 2] {
+        state.links(own, endpoint, names(10)).unwrap();
+    }
+    let refused = state.links(own, 3, names(1)).unwrap_err();
+    assert!(matches!(refused, Refusal::QuotaExceeded(QuotaExceeded { asked: 1, used: 20, .. })), "{refused}");
+    state.links(own, 3, names(0)).unwrap();
+    state.links(other, 1, names(20)).unwrap();
+    state.close(own, 1);
+    state.links(own, 4, names(10)).unwrap();
+    state.leave(own);
+    state.leave(other);
+    assert!(state.is_empty());
+}
+
 /// Of all receivers that it names, a sender that takes its slots from one has a link with that one.
 #[test]
 fn nothing_is_remembered_of_links_that_were_named_and_are_not_there() {
