@@ -73,8 +73,8 @@ pub(super) struct Side {
     pub party: PairEnd,
     /// The links that it has named: those that it has had since before it was opened here.
     pub earlier: Box<[LinkId]>,
-    /// The last links with ends that have gone.
-    pub parted: VecDeque<LinkId>,
+    /// The last links with ends that have gone, and of which user these were.
+    pub parted: VecDeque<(u32, LinkId)>,
     /// It may be linked with endpoints of these users only, in order.
     pub users: Option<Box<[u32]>>,
     /// Whether the policy trusts it: a sender with volatile messages to other users, a receiver with a pool for their
@@ -89,11 +89,11 @@ impl Side {
         self.party.peer.process.uid
     }
 
-    /// The other end of a link has gone, which this one has, whose number this is.
+    /// The other end of a link has gone, of this user, which this one has, whose number this is.
     fn part(
         &mut self,
         number: u64,
-        link: LinkId,
+        (user, link): (u32, LinkId),
         all: &mut HashMap<LinkId, Named>,
         end: impl Fn(&mut Named) -> &mut Option<u64>,
     ) {
@@ -101,15 +101,25 @@ impl Side {
             // As it has named.
             return;
         }
-        self.parted.push_back(link);
+        self.parted.push_back((user, link));
         if self.parted.len() > MOST_PARTED {
-            forget_names(all, &self.parted.pop_front(), number);
+            let forgotten = self.parted.remove(self.oldest_of_most());
+            forget_names(all, forgotten.iter().map(|(_, link)| link), number);
         }
+    }
+
+    /// Of the user that has most of what is parted, the oldest: no user has that of another forgotten.
+    fn oldest_of_most(&self) -> usize {
+        let mut oldest = BTreeMap::new();
+        for (index, &(user, _)) in self.parted.iter().enumerate() {
+            oldest.entry(user).or_insert((0, index)).0 += 1;
+        }
+        oldest.into_values().max_by_key(|&(count, _)| count).map_or(0, |(_, index)| index)
     }
 
     /// What an end leaves behind that has gone.
     fn forget_names(&self, all: &mut HashMap<LinkId, Named>, number: u64) {
-        forget_names(all, self.earlier.iter().chain(&self.parted), number);
+        forget_names(all, self.earlier.iter().chain(self.parted.iter().map(|(_, link)| link)), number);
     }
 
     /// Whether it may be linked with endpoints of this user.
@@ -362,7 +372,7 @@ impl Channel {
                 if let Some(other) = self.receivers.get_mut(receiver) {
                     other.links.remove(&number);
                     link.into_iter()
-                        .for_each(|link| other.side.part(*receiver, link, &mut self.named, Named::receiver));
+                        .for_each(|link| other.side.part(*receiver, (user, link), &mut self.named, Named::receiver));
                 }
             }
             seat.iter_mut().for_each(|seat| seat.senders -= 1);
@@ -374,7 +384,7 @@ impl Channel {
                 if links.remove(&number).is_some() && (stock.slots, links.len()) == (Slots::Receiver, 0) {
                     bereft.push(sender);
                 }
-                link.into_iter().for_each(|link| side.part(sender, link, &mut self.named, Named::sender));
+                link.into_iter().for_each(|link| side.part(sender, (user, link), &mut self.named, Named::sender));
             }
             seat.iter_mut().for_each(|seat| seat.receivers -= 1);
             receiver.side.forget_names(&mut self.named, number);

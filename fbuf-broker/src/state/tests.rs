@@ -381,6 +381,26 @@ fn few_links_with_those_that_have_gone_are_remembered() {
     assert!(state.is_empty());
 }
 
+#[test]
+fn ends_that_come_and_go_have_nothing_of_another_user_forgotten() {
+    let mut state = State::new(Policy::only(1000).allow(1001).allow(1002));
+    let stays = state.enter(1000).unwrap();
+    state.links(stays, 1, receiver("c")).unwrap();
+    let has_lost = state.enter(1001).unwrap();
+    let Opening { secret, pairs, .. } = state.open(has_lost, 1, sender("c")).unwrap();
+    let link = LinkId::draw().unwrap();
+    state.name(&pairs[0], link);
+    state.leave(has_lost);
+    let attacker = state.enter(1002).unwrap();
+    for endpoint in 0..2 * MOST_PARTED as u64 {
+        let pairs = state.links(attacker, endpoint, sender("c")).unwrap();
+        state.name(&pairs[0], LinkId::draw().unwrap());
+    }
+    state.leave(attacker);
+    let again = state.enter(1001).unwrap();
+    assert_eq!(state.links(again, 1, resumed(sender("c"), secret, &[link])), Ok(vec![]), "each message comes twice");
+}
+
 /// Each link has two ends that may name it.
 #[test]
 fn a_user_names_no_more_links_than_it_may_have() {
