@@ -43,6 +43,11 @@
 // The models use a part of it.
 #![cfg_attr(loom, allow(dead_code))]
 
+#[cfg(not(all(target_os = "linux", target_pointer_width = "64")))]
+compile_error!(
+    "fbuf is for Linux on 64-bit machines: it rests on memfd_create(2), its seals, and segments that 32 bits cannot address"
+);
+
 pub mod abort;
 pub mod limits;
 pub mod memory;
