@@ -19,13 +19,21 @@ use crate::{
     peer::{Credentials, Peer},
     protection::Mechanism,
     receive::link::{Answered, Greeted, Inbound, SlotSource},
-    ring::lane::{LaneTable, capacity_for},
+    ring::{
+        board::BoardTable,
+        lane::{LaneTable, capacity_for},
+    },
     send::{
         link::{Arrived, Expected, NoRoom},
         pool::{Pool, Published, Unsent},
     },
     slot::Geometry,
-    socket::{PacketSocket, under_way::Kind, wire::Letter},
+    socket::{
+        Arrival, PacketSocket,
+        link_message::{self, Hello, LinkMessage},
+        under_way::Kind,
+        wire::Letter,
+    },
 };
 
 fn peer() -> Peer {
@@ -262,6 +270,37 @@ fn rights_to_write_that_wait_are_tried_one_at_a_time() {
         (0..100).map(settle).min().unwrap()
     });
     assert!(times[1] < 4 * times[0], "of 8 and {MAX_LEASED} rights, those that wait are tried for {times:?}");
+}
+
+/// A look at a word that has no memory may end the process.
+#[test]
+fn words_on_the_board_of_a_receiver_that_is_answered_late_exist_for_all_slots_that_there_are_then() {
+    let mut pool = Pool::new(Geometry::new(8, 1 << 20).unwrap(), 1, wake()).unwrap();
+    let process = Credentials { uid: 4_200_000_018, ..peer().process };
+    let peer = Peer { process, same_user: false, trusted: false, ..peer() };
+    let ends = || {
+        let (own, other) = PacketSocket::pair().unwrap();
+        (PacketSocket::new(own).unwrap().of_link_with(&peer), PacketSocket::new(other).unwrap())
+    };
+    let (filler, unread) = ends();
+    let null = Arc::new(OwnedFd::from(File::open("/dev/null").unwrap()));
+    filler.send(&Letter { bytes: vec![0], descriptors: vec![null.into(); 9] }).unwrap();
+    let (_table, board) = BoardTable::create_growing("fbuf-board", pool.geometry().max_slots() as usize).unwrap();
+    let memory = board.try_clone().unwrap();
+    let (to_receiver, to_sender) = ends();
+    let hello = Hello { board: board.into(), skip_above: None, fences: false, wants_slots: false };
+    link_message::send(&to_sender, &LinkMessage::Hello(hello)).unwrap();
+    let Ok(Arrived::NotYet(late)) = pool.link(Expected::new(peer, to_receiver)) else { panic!("it is answered") };
+    assert!(late.is_unanswered());
+    while pool.slots() < 1 << 12 {
+        pool.grow().unwrap();
+        pool.use_segment();
+    }
+    let bytes = || nix::sys::stat::fstat(&memory).unwrap().st_blocks * 512;
+    assert!(bytes() < 8 << 12);
+    assert!(matches!(unread.receive::<64>(), Ok(Arrival::Message(..))));
+    assert!(matches!(pool.link(late), Ok(Arrived::Here)));
+    assert!(bytes() >= 8 << 12, "only {} bytes exist", bytes());
 }
 
 /// The lane of a sender that may have many slots takes some milliseconds.

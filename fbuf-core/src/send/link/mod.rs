@@ -4,7 +4,7 @@
 mod skipping;
 
 use std::{
-    fmt,
+    fmt, iter,
     ops::Add,
     os::fd::{AsFd, OwnedFd},
     sync::Arc,
@@ -59,7 +59,8 @@ struct Heard {
 
 impl Heard {
     fn new(hello: &Hello, pool: &Pool) -> Result<Self, LinkEnd> {
-        let attach = || BoardReader::attach_first(hello.board.as_fd(), pool.geometry().max_slots(), pool.slots());
+        // The words of the slots that there are then are provided with the answer.
+        let attach = || BoardReader::attach_first(hello.board.as_fd(), pool.geometry().max_slots(), 0);
         let &Hello { skip_above, fences, wants_slots, .. } = hello;
         let guarded = if pool.guard().is_some() { Some(attach()?) } else { None };
         Ok(Self { board: attach()?, guarded, skip_above, fences, wants_slots })
@@ -248,6 +249,9 @@ impl Outbound {
         }
         let Expected { peer, socket, copies, .. } = expected;
         let Heard { board, guarded, skip_above, fences, wants_slots } = *heard;
+        for board in iter::once(&board).chain(&guarded) {
+            board.provide(pool.slots()).map_err(|error| LinkEnd::Exhausted(error.to_string()))?;
+        }
         // Whatever the broker says otherwise: from here on its memory would be written and read as our own.
         let giver = match pool.is_receivers() {
             true => Some(Trusted::new(peer).ok_or(Violation::UntrustedReceiver)?),
