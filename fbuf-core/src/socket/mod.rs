@@ -333,11 +333,11 @@ impl PacketSocket {
     /// As [`Self::send`].
     pub(crate) fn send_as(&self, letter: &Letter, kind: Kind) -> io::Result<()> {
         let descriptors = letter.descriptors.len();
-        let Some(user) = self.0.bounded().filter(|_| descriptors > 0) else { return self.send_at_once(letter) };
-        under_way::send(user, &self.0.descriptor, descriptors, kind, || self.send_at_once(letter))
+        let Some(user) = self.0.bounded().filter(|_| descriptors > 0) else { return self.send_at_once(letter, kind) };
+        under_way::send(user, &self.0.descriptor, descriptors, kind, || self.send_at_once(letter, kind))
     }
 
-    fn send_at_once(&self, letter: &Letter) -> io::Result<()> {
+    fn send_at_once(&self, letter: &Letter, kind: Kind) -> io::Result<()> {
         #[cfg(miri)]
         if heap::IS_USED {
             return heap::send(self.as_fd(), &letter.bytes, &letter.descriptors);
@@ -349,7 +349,7 @@ impl PacketSocket {
         match sendmsg::<()>(self.as_raw_fd(), &[IoSlice::new(&letter.bytes)], control, flags, None) {
             Ok(_) => Ok(()),
             Err(Errno::ETOOMANYREFS) => {
-                under_way::note_refusal();
+                under_way::note_refusal(kind);
                 Err(io::Error::new(
                     io::ErrorKind::QuotaExceeded,
                     "more descriptors of this user are on their way than one process may open (RLIMIT_NOFILE): \

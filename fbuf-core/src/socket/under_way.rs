@@ -36,12 +36,15 @@ const LEAST: u64 = 8;
 /// have many slots.
 const AFTER_REFUSAL: Duration = Duration::from_millis(100);
 
-/// When the kernel refused descriptors last, as it has too many of this user; 0 if it never did.
+/// When the kernel refused a greeting last, as it has too many descriptors of this user; 0 if it never did.
 static REFUSED_AT: AtomicU64 = AtomicU64::new(0);
 
-/// The kernel has refused some.
-pub(crate) fn note_refusal() {
-    REFUSED_AT.store(now().unwrap_or(0), Ordering::Relaxed);
+/// The kernel has refused something. If that was no greeting, one may have room all the same, and is not to wait for as long
+/// as others are refused.
+pub(crate) fn note_refusal(kind: Kind) {
+    if kind == Kind::Greeting {
+        REFUSED_AT.store(now().unwrap_or(0), Ordering::Relaxed);
+    }
 }
 
 /// Whether it would most likely refuse a greeting, whichever user it is for.
@@ -294,6 +297,13 @@ mod tests {
             assert!(start.elapsed() < Duration::from_secs(10), "what was sent to a peer that has gone counts for ever");
             thread::yield_now();
         }
+    }
+
+    /// One-shots that are refused again and again would keep a process from all links.
+    #[test]
+    fn greetings_are_delayed_by_no_refusal_of_anything_else() {
+        note_refusal(Kind::Other);
+        assert!(!would_be_refused(Kind::Greeting));
     }
 
     #[test]
