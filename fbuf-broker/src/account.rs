@@ -11,12 +11,16 @@ use std::{
     time::{Duration, Instant},
 };
 
+use fbuf_core::limits::MAX_LINKS;
 use fbuf_protocol::{QuotaExceeded, Resource};
 
 use crate::{
     policy::Quota,
     share::{Holding, Pool},
 };
+
+/// How many links endpoints of a user may name at least.
+const LEAST_NAMES: u64 = 4 * MAX_LINKS as u64;
 
 /// What the broker itself has little of.
 #[derive(Debug, Clone)]
@@ -141,12 +145,12 @@ impl Account {
     }
 
     /// Takes note that one of its endpoints names so many links, which may be none: of each that the quota allows, there are
-    /// two ends to name it.
+    /// two ends to name it, and some there may be from before it was lowered.
     ///
     /// # Errors
     /// [`QuotaExceeded`]: they would be more.
     pub fn name(self: &Arc<Self>, quota: &Quota, asked: u64) -> Result<Names, QuotaExceeded> {
-        let (resource, limit) = (Resource::Links, quota.of(Resource::Links).saturating_mul(2));
+        let (resource, limit) = (Resource::Links, quota.of(Resource::Links).saturating_mul(2).max(LEAST_NAMES));
         let fits = |used: u64| used.checked_add(asked).filter(|&sum| sum <= limit);
         // Relaxed: a number that stands for itself.
         self.names.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits).map_err(|used| QuotaExceeded {

@@ -404,22 +404,22 @@ fn ends_that_come_and_go_have_nothing_of_another_user_forgotten() {
 /// Each link has two ends that may name it.
 #[test]
 fn a_user_names_no_more_links_than_it_may_have() {
-    let quota = Quota { links: 10, ..Quota::default() };
+    let quota = Quota { links: 3 * MAX_LINKS as u64, ..Quota::default() };
     let mut state = State::new(Policy::only(1000).allow(1001).with_quota(quota));
     let [own, other] = [1000, 1001].map(|user| state.enter(user).unwrap());
     let names = |count: usize| {
         let links: Vec<_> = (0..count).map(|_| LinkId::draw().unwrap()).collect();
         resumed(receiver("c"), Secret::draw().unwrap(), &links)
     };
-    for endpoint in [1, 2] {
-        state.links(own, endpoint, names(10)).unwrap();
+    for endpoint in 1..=6 {
+        state.links(own, endpoint, names(MAX_LINKS)).unwrap();
     }
-    let refused = state.links(own, 3, names(1)).unwrap_err();
-    assert!(matches!(refused, Refusal::QuotaExceeded(QuotaExceeded { asked: 1, used: 20, .. })), "{refused}");
-    state.links(own, 3, names(0)).unwrap();
-    state.links(other, 1, names(20)).unwrap();
+    let refused = state.links(own, 7, names(1)).unwrap_err();
+    assert!(matches!(refused, Refusal::QuotaExceeded(QuotaExceeded { asked: 1, used: 6144, .. })), "{refused}");
+    state.links(own, 7, names(0)).unwrap();
+    state.links(other, 1, names(MAX_LINKS)).unwrap();
     state.close(own, 1);
-    state.links(own, 4, names(10)).unwrap();
+    state.links(own, 8, names(MAX_LINKS)).unwrap();
     state.leave(own);
     state.leave(other);
     assert!(state.is_empty());
