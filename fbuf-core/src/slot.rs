@@ -41,7 +41,7 @@ pub struct Mark(u64);
 impl Mark {
     /// No message: so is the memory of a fresh board.
     pub const NONE: Self = Self(0);
-    /// In a ledger: a fbuf, or free and about to become one. Never the mark of a message.
+    /// In a ledger: an fbuf, or free and about to become one. Never the mark of a message.
     pub(crate) const OUT: Self = Self(u64::MAX);
 
     /// Of the message with this number, which is less than [`MAX_SEQUENCE`](crate::limits::MAX_SEQUENCE).

@@ -50,8 +50,8 @@ fn send(sender: &mut Sender, number: u64) -> u64 {
     fbuf.resize(8).unwrap();
     fbuf.copy_from_slice(&number.to_ne_bytes());
     sender.write(fbuf).unwrap();
-    let farewells = std::iter::from_fn(|| sender.departed()).map(|departure| departure.reason);
-    farewells.filter(|reason| matches!(reason, DisconnectReason::Violation(_))).count() as u64
+    let reasons = std::iter::from_fn(|| sender.departed()).map(|departure| departure.reason);
+    reasons.filter(|reason| matches!(reason, DisconnectReason::Violation(_))).count() as u64
 }
 
 /// Until that message comes: how many violations are told of before.

@@ -96,7 +96,7 @@ pub(crate) struct OpenRequest<'a> {
     pub geometry: Geometry,
     /// Slots to start with.
     pub start: u32,
-    /// How many bytes a fbuf holds.
+    /// How many bytes an fbuf holds.
     pub capacity: u32,
     pub guarded: bool,
     /// In which pages at most slots are leased.

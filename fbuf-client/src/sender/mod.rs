@@ -133,7 +133,7 @@ struct Counts {
 }
 
 impl Sender {
-    /// How many bytes a fbuf holds.
+    /// How many bytes an fbuf holds.
     #[must_use]
     pub fn slot_size(&self) -> usize {
         self.pool.capacity() as usize
@@ -216,7 +216,7 @@ impl Sender {
         self.collect() || self.find_slot(may_grow)
     }
 
-    /// Gives a fbuf to every receiver: what is filled of it is the message (uf_write). From here on
+    /// Gives an fbuf to every receiver: what is filled of it is the message (uf_write). From here on
     /// this process cannot change it.
     ///
     /// A receiver that has died is found out some microseconds after its process has ended. What was written to it
@@ -265,7 +265,7 @@ impl Sender {
         Ok((self.sent(published), retained))
     }
 
-    /// A fbuf with the content of a message that was sent and kept, to be changed: in the same slot, if
+    /// An fbuf with the content of a message that was sent and kept, to be changed: in the same slot, if
     /// every receiver has handed it back; or else in a fresh one, where the content is copied, as in
     /// [`Arc::make_mut`]. Receivers that still read see nothing of it. Never waits.
     ///
@@ -295,14 +295,14 @@ impl Sender {
         Sent { sequence, receivers }
     }
 
-    /// Gives a fbuf to every receiver that takes it.
+    /// Gives an fbuf to every receiver that takes it.
     #[inline(never)]
     fn send(&mut self, fbuf: Fbuf) -> Result<Sent, WriteError> {
         let published = self.send_by(fbuf, Pool::send)?;
         Ok(self.sent(published))
     }
 
-    /// Sends a fbuf; once more, if there was no receiver and one has come meanwhile.
+    /// Sends an fbuf; once more, if there was no receiver and one has come meanwhile.
     fn send_by<T>(&mut self, fbuf: Fbuf, send: impl Fn(&mut Pool, Fbuf) -> Result<T, Unsent>) -> Result<T, WriteError> {
         let sent = match send(&mut self.pool, fbuf) {
             Err(Unsent::NoReceiver(fbuf)) => {

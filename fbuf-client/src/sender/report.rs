@@ -54,7 +54,7 @@ pub struct Sent {
     pub receivers: usize,
 }
 
-/// A fbuf that was not sent. It comes back in the error.
+/// An fbuf that was not sent. It comes back in the error.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum WriteError {
@@ -62,7 +62,7 @@ pub enum WriteError {
     #[error("a message was written, and the channel has no receiver: wait for one before")]
     NoReceiver(Fbuf),
     /// It belongs to another sender.
-    #[error("a fbuf was written to a sender that did not allocate it: write it to its own, or copy it")]
+    #[error("an fbuf was written to a sender that did not allocate it: write it to its own, or copy it")]
     OtherSender(Fbuf),
     /// This process was forked from the one that opened the sender.
     #[error("{}", fbuf_core::process::fork::Forked)]

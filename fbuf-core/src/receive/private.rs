@@ -31,7 +31,7 @@ impl Received {
             Some(Kept::Sealed(sealed)) => {
                 Map::copy_on_write(sealed.memory.as_fd(), 0, length as u64).map(|map| Some((map, 0)))
             }
-            Some(Kept::Leased(tenant)) => tenant.make_private(length).map(|map| Some((map?, 0))),
+            Some(Kept::Leased(leased_slot)) => leased_slot.make_private(length).map(|map| Some((map?, 0))),
             // What was copied is this process's own already.
             Some(Kept::Copied(_)) => Ok(None),
             None if self.mechanism() == Mechanism::Copy => Ok(None),
@@ -129,8 +129,8 @@ impl fmt::Debug for Private {
 
 impl Drop for Private {
     fn drop(&mut self) {
-        if let Some(Kept::Leased(tenant)) = self.received.kept() {
-            tenant.end_private();
+        if let Some(Kept::Leased(leased_slot)) = self.received.kept() {
+            leased_slot.end_private();
         }
     }
 }

@@ -81,7 +81,7 @@ impl Kept {
     fn bytes(&self) -> *const u8 {
         match self {
             Self::Sealed(sealed) => sealed.bytes.as_ptr(),
-            Self::Leased(tenant) => tenant.bytes(),
+            Self::Leased(leased_slot) => leased_slot.bytes(),
             Self::Copied(map) => map.beginning(),
         }
     }
@@ -236,7 +236,7 @@ impl Received {
     pub fn is_intact(&self) -> bool {
         match self.kept() {
             None => self.mechanism().protection() > Protection::Volatile,
-            Some(Kept::Leased(tenant)) => !tenant.is_inherited() && tenant.is_intact(),
+            Some(Kept::Leased(leased_slot)) => !leased_slot.is_inherited() && leased_slot.is_intact(),
             Some(_) => true,
         }
     }
@@ -286,13 +286,13 @@ impl Drop for Received {
 #[inline(never)]
 #[expect(clippy::boxed_local, reason = "opened here, and not wherever a message is dropped")]
 fn let_go(kept: Box<Kept>, home: NonNull<Returns>, slot: SlotId) {
-    if let Kept::Leased(tenant) = *kept {
-        if tenant.is_inherited() {
+    if let Kept::Leased(leased_slot) = *kept {
+        if leased_slot.is_inherited() {
             // The lease is the parent's.
-            return std::mem::forget(tenant);
+            return std::mem::forget(leased_slot);
         }
         // SAFETY: `home` lives until the mark of this slot is cleared (`Retire`), which comes after.
-        unsafe { home.as_ref() }.release(slot, &tenant);
+        unsafe { home.as_ref() }.release(slot, &leased_slot);
     }
 }
 

@@ -39,7 +39,7 @@ pub struct Fbuf {
     filled: u32,
 }
 
-// SAFETY: a fbuf is the only owner of its slot (invariant 2), and `UnsentFbufs` is Sync.
+// SAFETY: an fbuf is the only owner of its slot (invariant 2), and `UnsentFbufs` is Sync.
 unsafe impl Send for Fbuf {}
 // SAFETY: through `&Fbuf` one can only read bytes that nobody writes meanwhile.
 unsafe impl Sync for Fbuf {}
@@ -57,7 +57,7 @@ pub struct TooLarge {
 }
 
 impl Pool {
-    /// The slot whose turn it is, as a fbuf; none if it is not known to be free.
+    /// The slot whose turn it is, as an fbuf; none if it is not known to be free.
     #[inline]
     pub fn allocate(&mut self) -> Option<Fbuf> {
         let (slot, bytes) = self.take_free()?;
@@ -71,7 +71,7 @@ impl Pool {
         Fbuf { bytes, slot, filled, home: self.home() }
     }
 
-    /// Whether a fbuf is one of this pool.
+    /// Whether an fbuf is one of this pool.
     #[inline]
     pub(crate) fn owns(&self, fbuf: &Fbuf) -> bool {
         fbuf.home == self.home()
@@ -232,7 +232,7 @@ impl fmt::Debug for Fbuf {
 impl Drop for Fbuf {
     #[inline]
     fn drop(&mut self) {
-        // By value: a fbuf whose address nobody takes can live in registers.
+        // By value: an fbuf whose address nobody takes can live in registers.
         put_back(self.home, self.slot);
     }
 }

@@ -428,8 +428,8 @@ fn a_receiver_that_left_claims_no_slot_that_is_used_later() {
 /// Sends a descriptor as message 0 of five bytes, and its entry.
 fn shoot(memory: OwnedFd, sequence: u64) -> Result<Vec<u8>, Violation> {
     let (mut inbound, socket, lane, _memory) = victim_receiver(Mechanism::OneShot);
-    let shot = OneShot { memory: memory.into(), sequence };
-    socket.send(&wire::encode(&LinkMessage::OneShot(shot)).unwrap()).unwrap();
+    let one_shot = OneShot { memory: memory.into(), sequence };
+    socket.send(&wire::encode(&LinkMessage::OneShot(one_shot)).unwrap()).unwrap();
     LaneWriter::new(lane).message(SlotId::new(0), 5);
     match (inbound.take(), inbound.end()) {
         (Some(received), Ok(None)) => Ok(received.to_vec()),
@@ -480,8 +480,8 @@ fn a_message_of_its_own_must_be_sealed_for_good() {
     // Shorter than the message claims to be.
     let short = Reserved::new("fbuf-test", 4096).unwrap().seal_for_good().unwrap();
     let (mut inbound, socket, lane, _memory) = victim_receiver(Mechanism::OneShot);
-    let shot = OneShot { memory: short.into(), sequence: 0 };
-    socket.send(&wire::encode(&LinkMessage::OneShot(shot)).unwrap()).unwrap();
+    let one_shot = OneShot { memory: short.into(), sequence: 0 };
+    socket.send(&wire::encode(&LinkMessage::OneShot(one_shot)).unwrap()).unwrap();
     LaneWriter::new(lane).message(SlotId::new(0), SLOT_BYTES + 1);
     assert!(inbound.take().is_none());
     assert!(matches!(inbound.end(), Err(LinkEnd::Violation(Violation::Length { .. }))));

@@ -24,7 +24,7 @@ impl Inbound {
         let known = self.known;
         for _ in 0..MAX_AT_ONCE {
             // A message that came over the socket stays there until the one before it is taken.
-            let full = !self.shots.is_empty() && self.is_ready();
+            let full = !self.one_shots.is_empty() && self.is_ready();
             if full || self.lacks.is_some() || self.is_broken() || self.known != known {
                 return;
             }
@@ -74,7 +74,7 @@ impl Inbound {
         let sequence = self.next_mark().sequence();
         let mut left = MAX_AT_ONCE;
         self.lacks_descriptor = false;
-        while self.shots.back().is_none_or(|(last, _)| *last <= sequence) && left > 0 {
+        while self.one_shots.back().is_none_or(|(last, _)| *last <= sequence) && left > 0 {
             left -= 1;
             if !self.read_one() {
                 return;
@@ -90,8 +90,8 @@ impl Inbound {
             None => return Ok(false),
             Some(LinkMessage::Bell) => {}
             Some(LinkMessage::Segment(segment)) => self.add_segment(&segment).map_err(ReadError::End)?,
-            Some(LinkMessage::OneShot(shot)) if self.returns().mechanism == Mechanism::OneShot => {
-                self.add_shot(shot).map_err(ReadError::End)?;
+            Some(LinkMessage::OneShot(one_shot)) if self.returns().mechanism == Mechanism::OneShot => {
+                self.add_shot(one_shot).map_err(ReadError::End)?;
             }
             Some(other) => {
                 let wanted = "a bell or a new segment";
@@ -101,18 +101,18 @@ impl Inbound {
         Ok(true)
     }
 
-    fn add_shot(&mut self, shot: OneShot) -> Result<(), LinkEnd> {
+    fn add_shot(&mut self, one_shot: OneShot) -> Result<(), LinkEnd> {
         // The sender could not pass the last one to all other receivers, and passes another of the same number.
-        if self.shots.back().is_some_and(|(number, _)| *number == shot.sequence) {
-            self.shots.pop_back();
+        if self.one_shots.back().is_some_and(|(number, _)| *number == one_shot.sequence) {
+            self.one_shots.pop_back();
         }
         // The entry of the one before was published before this one was sent.
-        if self.shots.len().checked_sub(1).is_some_and(|before| !self.reader.has(before as u64)) {
+        if self.one_shots.len().checked_sub(1).is_some_and(|before| !self.reader.has(before as u64)) {
             return Err(
                 Violation::OutOfTurn { found: "a message of its own", wanted: "the entry of the one before" }.into()
             );
         }
-        self.shots.push_back((shot.sequence, shot.memory));
+        self.one_shots.push_back((one_shot.sequence, one_shot.memory));
         Ok(())
     }
 

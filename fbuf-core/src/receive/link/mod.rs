@@ -97,7 +97,7 @@ pub struct Inbound {
     /// The slots, if each is memory of its own.
     receiver_slots: Option<Apart<ReceiverSlots>>,
     /// Messages that are memory of their own, by number: those that came and were not taken yet.
-    shots: VecDeque<(u64, Descriptor)>,
+    one_shots: VecDeque<(u64, Descriptor)>,
 }
 
 #[derive(Debug)]
@@ -187,7 +187,7 @@ impl Inbound {
             lacks_descriptor: false,
             segments: Vec::new(),
             receiver_slots,
-            shots: VecDeque::new(),
+            one_shots: VecDeque::new(),
         };
         if let Some(receiver_slots) = &mut inbound.receiver_slots {
             // Their memory exists by now.
@@ -412,7 +412,7 @@ impl Inbound {
 
     /// The bytes of a message that came over the socket, which they did before its entry came.
     fn take_shot(&mut self, sequence: u64, length: usize) -> Result<SealedMemory, LinkEnd> {
-        let memory = match self.shots.pop_front() {
+        let memory = match self.one_shots.pop_front() {
             Some((number, memory)) if number == sequence => memory,
             _ => {
                 return Err(Violation::OutOfTurn {

@@ -101,13 +101,13 @@ impl Returns {
     }
 
     /// Ends the reading of a slot under a lease, before it is handed back.
-    pub(crate) fn release(&self, slot: SlotId, tenant: &LeasedSlot) {
-        let intact = tenant.release();
+    pub(crate) fn release(&self, slot: SlotId, leased_slot: &LeasedSlot) {
+        let intact = leased_slot.release();
         points::reach("lease: released");
         if !intact {
             self.lost.fetch_add(1, Ordering::Relaxed);
         }
-        self.return_right(slot, tenant.memory());
+        self.return_right(slot, leased_slot.memory());
     }
 
     /// Gives the right to write a slot back, which nobody here reads any more, if it is one of this process.

@@ -60,9 +60,9 @@ impl LeasedSlot {
     pub(crate) fn new(memory: Arc<Leasable>) -> io::Result<Arc<Self>> {
         let keeper = LeaseThread::of_this_process()?;
         let view = Map::of_reader(memory.as_fd(), memory.size())?;
-        let tenant = Arc::new(Self { memory, view, standing: Mutex::new(LeaseState::Idle), keeper });
-        tenant.keeper.add(tenant.memory.as_fd().as_raw_fd(), Arc::downgrade(&tenant));
-        Ok(tenant)
+        let leased_slot = Arc::new(Self { memory, view, standing: Mutex::new(LeaseState::Idle), keeper });
+        leased_slot.keeper.add(leased_slot.memory.as_fd().as_raw_fd(), Arc::downgrade(&leased_slot));
+        Ok(leased_slot)
     }
 
     /// Whether this process was forked from the one that has it.
@@ -202,7 +202,7 @@ impl Drop for LeasedSlot {
 pub(crate) struct ReceiverSlots {
     memory: Vec<Arc<Leasable>>,
     /// The same, once they can be leased; none, if they are copied.
-    tenants: Vec<Arc<LeasedSlot>>,
+    leased_slots: Vec<Arc<LeasedSlot>>,
     leases: bool,
     made_here: bool,
 }
@@ -224,7 +224,7 @@ impl ReceiverSlots {
         let given = |reader| Leasable::given(reader, geometry.slot_bytes().into()).map(Arc::new);
         let memory: Vec<_> = memory.into_iter().map(given).collect::<Result<_, _>>()?;
         let leases = leases && memory.iter().all(|memory| memory.is_own());
-        Ok(Self { memory, tenants: Vec::new(), leases, made_here: false })
+        Ok(Self { memory, leased_slots: Vec::new(), leases, made_here: false })
     }
 
     /// Makes slots for a sender, to lease them, if `leases`; in huge pages that were set aside only for one of
@@ -236,7 +236,7 @@ impl ReceiverSlots {
         let huge = same_user && geometry.slot_bytes() as u64 >= HUGE_PAGE;
         let in_huge = if huge { Self::make_in(geometry, true).ok() } else { None };
         let memory = in_huge.map_or_else(|| Self::make_in(geometry, false), Ok)?;
-        Ok(Self { memory, tenants: Vec::new(), leases, made_here: true })
+        Ok(Self { memory, leased_slots: Vec::new(), leases, made_here: true })
     }
 
     fn make_in(geometry: Geometry, huge: bool) -> Result<Vec<Arc<Leasable>>, MemoryError> {
@@ -269,7 +269,7 @@ impl ReceiverSlots {
     /// What the kernel says.
     pub(crate) fn map_for_lease(&mut self) -> io::Result<()> {
         if self.leases {
-            self.tenants = self.memory.iter().cloned().map(LeasedSlot::new).collect::<io::Result<_>>()?;
+            self.leased_slots = self.memory.iter().cloned().map(LeasedSlot::new).collect::<io::Result<_>>()?;
         }
         Ok(())
     }
@@ -279,10 +279,10 @@ impl ReceiverSlots {
     /// # Errors
     /// [`MemoryError`]: there is no memory for a copy.
     pub(crate) fn read(&self, slot: SlotId, length: usize) -> Result<Kept, MemoryError> {
-        if let Some(tenant) = self.tenants.get(slot.index())
-            && tenant.take().is_ok()
+        if let Some(leased_slot) = self.leased_slots.get(slot.index())
+            && leased_slot.take().is_ok()
         {
-            return Ok(Kept::Leased(tenant.clone()));
+            return Ok(Kept::Leased(leased_slot.clone()));
         }
         let refused = |source| MemoryError::Refused { call: "pread", asked: length as u64, source };
         let memory = self.memory(slot).ok_or_else(|| refused(io::ErrorKind::NotFound.into()))?;

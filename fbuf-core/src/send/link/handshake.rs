@@ -185,7 +185,7 @@ impl Outbound {
             plain: skip_above.is_none()
                 && fencing == Fencing::Asymmetric
                 && guard.is_none()
-                && !pool.sends_for_good()
+                && !pool.sends_one_shots()
                 && !pool.is_leased(),
             guard,
             lost: None,

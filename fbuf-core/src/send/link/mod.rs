@@ -184,8 +184,8 @@ impl Outbound {
             return Ok(());
         }
         self.passes += 1;
-        let shot = OneShot { memory: Descriptor::from(memory.clone()), sequence };
-        match link_message::send(&self.socket, &LinkMessage::OneShot(shot)) {
+        let one_shot = OneShot { memory: Descriptor::from(memory.clone()), sequence };
+        match link_message::send(&self.socket, &LinkMessage::OneShot(one_shot)) {
             Ok(()) => {
                 self.passed = true;
                 points::reach("seal: sent");

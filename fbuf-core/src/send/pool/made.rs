@@ -16,7 +16,7 @@ use crate::{
 };
 
 impl Pool {
-    /// A pool with `slots` slots to start with, at least one. `wake` is signalled when a fbuf is put back while
+    /// A pool with `slots` slots to start with, at least one. `wake` is signalled when an fbuf is put back while
     /// the sender waits for one.
     ///
     /// # Errors

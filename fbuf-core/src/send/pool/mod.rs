@@ -109,7 +109,7 @@ pub struct Places {
 }
 
 impl Pool {
-    /// How many bytes a fbuf holds.
+    /// How many bytes an fbuf holds.
     #[must_use]
     pub fn capacity(&self) -> u32 {
         self.unsent.slot_bytes()
@@ -342,13 +342,13 @@ impl Pool {
     /// The receivers for which there is [no room](Self::lacks_room).
     #[must_use]
     pub fn without_room(&self) -> Vec<Peer> {
-        let links = self.links.iter().filter(|link| self.sends_for_good() && self.lacks_room_for(link).is_some());
+        let links = self.links.iter().filter(|link| self.sends_one_shots() && self.lacks_room_for(link).is_some());
         links.map(Outbound::peer).collect()
     }
 
     /// Whether this is a pool of buffers that are sent once.
     #[must_use]
-    pub(crate) fn sends_for_good(&self) -> bool {
+    pub(crate) fn sends_one_shots(&self) -> bool {
         matches!(self.storage, Storage::OneShots(_))
     }
 
@@ -419,7 +419,7 @@ impl Pool {
         self.is_free(self.ahead(count.min(self.used - 1)))
     }
 
-    /// Looks for a slot that is free although it is not its turn: a fbuf that was dropped unsent, or a
+    /// Looks for a slot that is free although it is not its turn: an fbuf that was dropped unsent, or a
     /// slot behind others that receivers keep for long. The hand goes there, and comes by those others
     /// again in the next round. False if none was found; the next look goes on where this one ended.
     pub fn search(&mut self) -> bool {
@@ -459,7 +459,7 @@ impl Pool {
                 None => {
                     *self.ledger.at_mut(slot.index()) = Mark::NONE;
                     if let Some(slots) = self.storage.leased_mut() {
-                        slots.drop_homeless(slot);
+                        slots.drop_stale(slot);
                     }
                 }
             }

@@ -28,7 +28,7 @@ pub struct Published {
     pub receivers: usize,
 }
 
-/// A fbuf that was not sent.
+/// An fbuf that was not sent.
 #[derive(Debug)]
 pub enum Unsent {
     /// It came from another pool.
@@ -63,7 +63,7 @@ impl Pool {
         self.next_sequence
     }
 
-    /// Sends a fbuf to the one receiver there is, if that takes nothing but an entry in its lane.
+    /// Sends an fbuf to the one receiver there is, if that takes nothing but an entry in its lane.
     ///
     /// # Errors
     /// The fbuf, for [`Self::send`]: there is more to do.
@@ -95,7 +95,7 @@ impl Pool {
         self.links.first_mut().is_some_and(|link| link.answer(self.next_sequence) == Offer::Lent)
     }
 
-    /// Sends a fbuf to all receivers that take it.
+    /// Sends an fbuf to all receivers that take it.
     ///
     /// ```
     /// # use fbuf_core::{send::pool::{Pool, Unsent}, slot::Geometry};

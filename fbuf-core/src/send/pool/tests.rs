@@ -68,7 +68,7 @@ fn fbufs_outlive_their_pool_and_take_its_memory_with_them() {
     one.fill(7);
     assert!(one.iter().all(|&byte| byte == 7));
     std::thread::spawn(move || drop(one)).join().unwrap();
-    assert!(unsent.upgrade().is_some(), "the memory went while a fbuf was out");
+    assert!(unsent.upgrade().is_some(), "the memory went while an fbuf was out");
     drop(two);
     assert!(unsent.upgrade().is_none(), "the memory stayed");
 }

@@ -245,7 +245,7 @@ impl LeasedSlots {
     }
 
     /// Unmaps what was written of a slot and was not sent, if it lies in memory of a receiver that has gone.
-    pub(crate) fn drop_homeless(&mut self, slot: SlotId) {
+    pub(crate) fn drop_stale(&mut self, slot: SlotId) {
         if self.is_stale(slot)
             && let Some(slot) = self.slots.get_mut(slot.index())
         {

@@ -1,0 +1,61 @@
+//! One word for one thing: those that ARCHITECTURE.md has, and none of those that stood for them before.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+/// What is not to be said, and what is.
+const WORDS: [(&str, &str); 8] = [
+    ("a fbuf", "an fbuf"),
+    ("tenant", "leased slot"),
+    ("lodging", "slot source"),
+    ("the hand of", "cursor"),
+    ("whose hand", "cursor"),
+    ("sends_for_good", "sends one-shots"),
+    ("farewell", "reason of a disconnect"),
+    ("homeless", "stale slot"),
+];
+
+fn sources(folder: &Path, found: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(folder).unwrap().map(|entry| entry.unwrap()) {
+        let path = entry.path();
+        let name = entry.file_name();
+        let name = name.to_str().unwrap();
+        // A link leads to what is found anyway.
+        if entry.file_type().unwrap().is_dir() && !name.starts_with('.') && !["target", "corpus"].contains(&name) {
+            sources(&path, found);
+        } else if path.is_file() && [".rs", ".md", ".toml", ".service"].iter().any(|end| name.ends_with(end)) {
+            found.push(path);
+        }
+    }
+}
+
+/// The first word of these in a text, which stands there as a word.
+fn forbidden(text: &str) -> Option<(&'static str, &'static str)> {
+    let text = text.to_lowercase();
+    let is_letter = |letter: Option<char>| letter.is_some_and(char::is_alphanumeric);
+    WORDS.into_iter().find(|(word, _)| {
+        text.match_indices(word).any(|(place, _)| {
+            !is_letter(text[..place].chars().next_back()) && !is_letter(text[place + word.len()..].chars().next())
+        })
+    })
+}
+
+#[test]
+fn one_word_stands_for_one_thing() {
+    assert_eq!(forbidden("let the_tenant = 1;"), Some(("tenant", "leased slot")), "the search finds nothing");
+    assert_eq!(forbidden("it lends a fbuf."), Some(("a fbuf", "an fbuf")));
+    assert_eq!(forbidden("lieutenants lend an fbuf"), None);
+    let mut files = Vec::new();
+    sources(&Path::new(env!("CARGO_MANIFEST_DIR")).join(".."), &mut files);
+    assert!(files.len() > 200, "{} files were found", files.len());
+    // This one has them all, and the other says what was renamed.
+    for file in files.iter().filter(|file| !file.ends_with("tests/words.rs") && !file.ends_with("CHANGELOG.md")) {
+        for (number, line) in fs::read_to_string(file).unwrap().lines().enumerate() {
+            if let Some((word, better)) = forbidden(line) {
+                panic!("{}:{}: {word:?}, where the word is {better:?}: {line}", file.display(), number + 1);
+            }
+        }
+    }
+}
