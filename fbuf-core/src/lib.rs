@@ -25,20 +25,20 @@
 //! * `memory/wrapping.rs`: tables whose index wraps.
 //! * `process/apart.rs`: what is dropped by another thread is moved out of its place.
 //! * `process/fork.rs`: what is done in a child that was forked.
+//! * `process/lease.rs`: system calls about leases.
 //! * `process/sys.rs`: system calls.
 //! * `receive/link/mod.rs`: one call, which copies a message that was just taken.
 //! * `receive/private.rs`: a slot's address becomes a view that this process may write.
-//! * `process/lease.rs`: system calls about leases.
 //! * `receive/reading/leased.rs`: two calls, which exchange a slot for a copy and back.
-//! * `receive/received.rs`: the same, of what was received.
+//! * `receive/received.rs`: a slot's address becomes a slice.
 //! * `ring/layout.rs`: which words of lanes and boards may lie in shared memory.
 //! * `send/fbuf.rs`: a slot's address becomes a slice.
 //! * `send/guard.rs`: the signal handler of a guard, where one is asked for.
-//! * `send/pool/made.rs`: of memory that only the caller knows to be nobody else's.
-//! * `send/pool/mod.rs`: the call of it.
-//! * `send/retained.rs`: the same, of what was sent and kept.
+//! * `send/pool/made.rs`: a pool of memory of which only the caller knows that no other code has it.
+//! * `send/pool/mod.rs`: one call, which makes slots read-only, in a pool with a guard.
+//! * `send/retained.rs`: a slot's address becomes a slice.
 //! * `send/storage/leased.rs`: one call, which moves a message into memory of another receiver.
-//! * `send/storage/mod.rs`: one call, which makes slots read-only, in a pool with a guard.
+//! * `send/storage/mod.rs`: the same, of one segment.
 
 // The models use a part of it.
 #![cfg_attr(loom, allow(dead_code))]

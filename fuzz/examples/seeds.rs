@@ -2,11 +2,25 @@
 //!
 //! To be run in `fuzz/` after the formats have changed: `RUSTFLAGS="--cfg fuzzing" cargo run --example seeds`
 
-use std::{fs::{self, File}, path::Path};
+use std::{
+    fs::{self, File},
+    path::Path,
+};
 
-use fbuf_core::{introduced::Introduction, protection::{Mechanism, Protection}, receive::link::SlotSource, socket::{link_message::{Hello, LinkMessage, NewSegment, OneShot, Right, Welcome}, wire::{self, Descriptor}}};
-use fbuf_fuzz::{SLOTS, SLOT_BYTES, link as link_id, peer, secret};
-use fbuf_protocol::{ControlRequest, ControlResponse, PreviousRegistration, Limits, Mismatch, News, Oldest, Open, Opened, Parcel, Refusal, Report, Role, Slots, Unpaired};
+use fbuf_core::{
+    introduced::Introduction,
+    protection::{Mechanism, Protection},
+    receive::link::SlotSource,
+    socket::{
+        link_message::{Hello, LinkMessage, NewSegment, OneShot, Right, Welcome},
+        wire::{self, Descriptor},
+    },
+};
+use fbuf_fuzz::{SLOT_BYTES, SLOTS, link as link_id, peer, secret};
+use fbuf_protocol::{
+    ControlRequest, ControlResponse, Limits, Mismatch, News, Oldest, Open, Opened, Parcel, PreviousRegistration,
+    Refusal, Report, Role, Slots, Unpaired,
+};
 use serde::Serialize;
 use tarpc::{ClientMessage, Request, Response, ServerError, context};
 
@@ -115,7 +129,12 @@ fn control() {
         slot_source,
         socket: any(),
     };
-    let lodgings = [SlotSource::Segments, SlotSource::FromBroker(vec![any(), any()]), SlotSource::FromReceiver, SlotSource::FromSender];
+    let lodgings = [
+        SlotSource::Segments,
+        SlotSource::FromBroker(vec![any(), any()]),
+        SlotSource::FromReceiver,
+        SlotSource::FromSender,
+    ];
     let news =
         ControlResponse::News(News { introductions: lodgings.map(introduction).into(), report: true, receipt: 7 });
     let opened = ControlResponse::Open(Ok(Opened { endpoint: 3, secret: secret(3), slots: vec![any(), any()] }));

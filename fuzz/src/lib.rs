@@ -1,10 +1,42 @@
 //! Both halves of a link, each with a peer whose memory and socket are in the hands of a fuzzer.
 
-use std::{fs::File, os::{fd::{AsFd, AsRawFd, OwnedFd}, unix::fs::FileExt}, sync::Arc, thread, time::{Duration, Instant}};
+use std::{
+    fs::File,
+    os::{
+        fd::{AsFd, AsRawFd, OwnedFd},
+        unix::fs::FileExt,
+    },
+    sync::Arc,
+    thread,
+    time::{Duration, Instant},
+};
 
-use fbuf_core::{introduced::{Introduced, Introduction}, memory::{Leasable, Map, Pages, Reserved}, peer::{Credentials, LinkId, Peer}, protection::Mechanism, receive::link::{Answered, Greeted, SlotSource}, send::{link::{Arrived, Expected}, pool::Pool}, slot::Geometry, socket::{PacketSocket, link_message::{LinkEnd, NewSegment}, wire::{self, Descriptor}}};
+use fbuf_core::{
+    introduced::{Introduced, Introduction},
+    memory::{Leasable, Map, Pages, Reserved},
+    peer::{Credentials, LinkId, Peer},
+    protection::Mechanism,
+    receive::link::{Answered, Greeted, SlotSource},
+    send::{
+        link::{Arrived, Expected},
+        pool::Pool,
+    },
+    slot::Geometry,
+    socket::{
+        PacketSocket,
+        link_message::{LinkEnd, NewSegment},
+        wire::{self, Descriptor},
+    },
+};
 use fbuf_protocol::Secret;
-use nix::{fcntl::{FcntlArg, SealFlag, fcntl}, sys::{eventfd::EventFd, memfd::{MFdFlags, memfd_create}}, unistd::{ftruncate, geteuid}};
+use nix::{
+    fcntl::{FcntlArg, SealFlag, fcntl},
+    sys::{
+        eventfd::EventFd,
+        memfd::{MFdFlags, memfd_create},
+    },
+    unistd::{ftruncate, geteuid},
+};
 
 /// How many slots a sender has.
 pub const SLOTS: u32 = 4;

@@ -4,13 +4,27 @@
 //! there; no turn is long; and when all have left, nothing is left of them.
 #![no_main]
 
-use std::{collections::{BTreeMap, BTreeSet}, sync::LazyLock, time::Instant};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::LazyLock,
+    time::Instant,
+};
 
 use arbitrary::{Result, Unstructured};
-use fbuf_broker::{Policy, account::Capacity, policy::User, share::Holding, state::{ClientId, Lack, Pair, State, Turn}};
-use fbuf_core::{limits::{ENDS_OF_ROOT, MAX_ENDS_OF_USER, MAX_LINKS}, peer::{Credentials, LinkId}, protection::{Mechanism, Protection}};
+use fbuf_broker::{
+    Policy,
+    account::Capacity,
+    policy::User,
+    share::Holding,
+    state::{ClientId, Lack, Pair, State, Turn},
+};
+use fbuf_core::{
+    limits::{ENDS_OF_ROOT, MAX_ENDS_OF_USER, MAX_LINKS},
+    peer::{Credentials, LinkId},
+    protection::{Mechanism, Protection},
+};
 use fbuf_fuzz::{link, secret};
-use fbuf_protocol::{Accepted, PreviousRegistration, Limits, Mismatch, Open, Refusal, Resource, Role, Secret, Slots};
+use fbuf_protocol::{Accepted, Limits, Mismatch, Open, PreviousRegistration, Refusal, Resource, Role, Secret, Slots};
 use libfuzzer_sys::fuzz_target;
 
 /// Users with different quotas, one whose pools all trust, and root.

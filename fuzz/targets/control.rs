@@ -5,13 +5,30 @@
 //! left of them.
 #![no_main]
 
-use std::{collections::{HashMap, HashSet}, os::fd::{AsFd, OwnedFd}, sync::LazyLock, time::Instant};
+use std::{
+    collections::{HashMap, HashSet},
+    os::fd::{AsFd, OwnedFd},
+    sync::LazyLock,
+    time::Instant,
+};
 
 use arbitrary::{Result, Unstructured};
-use fbuf_broker::{Policy, policy::User, state::{ClientId, Opening, Pair, State}};
-use fbuf_core::{limits::MAX_DESCRIPTORS, peer::Credentials, protection::{Mechanism, Protection}, socket::wire::{self, Descriptor}};
+use fbuf_broker::{
+    Policy,
+    policy::User,
+    state::{ClientId, Opening, Pair, State},
+};
+use fbuf_core::{
+    limits::MAX_DESCRIPTORS,
+    peer::Credentials,
+    protection::{Mechanism, Protection},
+    socket::wire::{self, Descriptor},
+};
 use fbuf_fuzz::{link, secret};
-use fbuf_protocol::{Accepted, ControlRequest, ControlResponse, PreviousRegistration, Limits, MAX_PAGE, Open, Parcel, Refusal, Role, Slots};
+use fbuf_protocol::{
+    Accepted, ControlRequest, ControlResponse, Limits, MAX_PAGE, Open, Parcel, PreviousRegistration, Refusal, Role,
+    Slots,
+};
 use libfuzzer_sys::fuzz_target;
 use tarpc::{ClientMessage, Request, Response};
 

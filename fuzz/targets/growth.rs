@@ -4,10 +4,38 @@
 //! that was named, each slot is held once and allocated once; nothing panics, ends by a signal, or stays open.
 #![no_main]
 
-use std::{collections::BTreeSet, os::fd::{AsFd, OwnedFd}, sync::atomic::Ordering};
+use std::{
+    collections::BTreeSet,
+    os::fd::{AsFd, OwnedFd},
+    sync::atomic::Ordering,
+};
 
 use arbitrary::{Result, Unstructured};
-use fbuf_core::{limits::MAX_SEGMENTS, memory::Map, protection::Mechanism, receive::{link::{Answered, Inbound, SlotSource}, received::Received}, ring::{board::BoardTable, lane::{LaneTable, capacity_for}}, send::{fbuf::Fbuf, link::Arrived, pool::{Pool, Unsent}}, slot::Geometry, socket::{Arrival, PacketSocket, link_message::{Hello, LinkEnd, LinkMessage, NewSegment, Welcome}, wire}, violation::Violation};
+use fbuf_core::{
+    limits::MAX_SEGMENTS,
+    memory::Map,
+    protection::Mechanism,
+    receive::{
+        link::{Answered, Inbound, SlotSource},
+        received::Received,
+    },
+    ring::{
+        board::BoardTable,
+        lane::{LaneTable, capacity_for},
+    },
+    send::{
+        fbuf::Fbuf,
+        link::Arrived,
+        pool::{Pool, Unsent},
+    },
+    slot::Geometry,
+    socket::{
+        Arrival, PacketSocket,
+        link_message::{Hello, LinkEnd, LinkMessage, NewSegment, Welcome},
+        wire,
+    },
+    violation::Violation,
+};
 use fbuf_fuzz::{all_are_closed, answer, filled, greet, head_of, introduced, next_descriptor, peer, sealed, wake};
 use libfuzzer_sys::fuzz_target;
 use nix::{fcntl::SealFlag, sys::stat::fstat};

@@ -6,8 +6,32 @@
 use std::{collections::BTreeSet, ops::Deref, sync::atomic::Ordering};
 
 use arbitrary::{Result, Unstructured};
-use fbuf_core::{protection::Mechanism, receive::{link::{Answered, Inbound}, received::Received}, ring::{board::BoardTable, lane::{LaneTable, capacity_for}}, send::{fbuf::Fbuf, link::Arrived, pool::{Pool, Unsent}, retained::Retained}, socket::{PacketSocket, link_message::{Hello, LinkEnd, LinkMessage, OneShot, Welcome}, wire}};
-use fbuf_fuzz::{SLOTS, SLOT_BYTES, all_are_closed, answer, content, geometry, greet, head_of, introduced, lodged, slot_source, next_descriptor, peer, pool, segments, shot};
+use fbuf_core::{
+    protection::Mechanism,
+    receive::{
+        link::{Answered, Inbound},
+        received::Received,
+    },
+    ring::{
+        board::BoardTable,
+        lane::{LaneTable, capacity_for},
+    },
+    send::{
+        fbuf::Fbuf,
+        link::Arrived,
+        pool::{Pool, Unsent},
+        retained::Retained,
+    },
+    socket::{
+        PacketSocket,
+        link_message::{Hello, LinkEnd, LinkMessage, OneShot, Welcome},
+        wire,
+    },
+};
+use fbuf_fuzz::{
+    SLOT_BYTES, SLOTS, all_are_closed, answer, content, geometry, greet, head_of, introduced, lodged, next_descriptor,
+    peer, pool, segments, shot, slot_source,
+};
 use libfuzzer_sys::fuzz_target;
 
 /// A receiver, and the lane of its sender.
@@ -23,7 +47,8 @@ struct Receiving {
 impl Receiving {
     fn open(mechanism: Mechanism, skip_above: Option<u32>) -> Self {
         let segments = if matches!(mechanism, Mechanism::Shared | Mechanism::Copy) { segments() } else { Vec::new() };
-        let (introduced, socket) = introduced(peer(true, true), geometry(), mechanism, slot_source(lodged(mechanism, 0)));
+        let (introduced, socket) =
+            introduced(peer(true, true), geometry(), mechanism, slot_source(lodged(mechanism, 0)));
         let greeted = greet(introduced, skip_above);
         let capacity = capacity_for(SLOTS, skip_above.is_some());
         let (lane, descriptor) = LaneTable::create("fbuf-fuzz", capacity).expect("there is memory");

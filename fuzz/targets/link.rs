@@ -3,11 +3,40 @@
 //! or a violation that ends the link; nothing panics, no more than is bounded is kept, and nothing stays open.
 #![no_main]
 
-use std::{os::fd::{AsFd, OwnedFd}, sync::atomic::Ordering};
+use std::{
+    os::fd::{AsFd, OwnedFd},
+    sync::atomic::Ordering,
+};
 
 use arbitrary::{Result, Unstructured};
-use fbuf_core::{limits::{MAX_LEASED, MAX_SEGMENTS}, memory::Map, protection::Mechanism, receive::{link::{Answered, Greeted, Inbound}, received::Received}, ring::{board::BoardTable, lane::{LaneTable, capacity_for}}, send::{fbuf::Fbuf, link::{Arrived, Expected}, pool::{Pool, Unsent}}, socket::{PacketSocket, link_message::{Hello, LinkEnd, LinkMessage, Welcome}, wire::{self, Letter}}, violation::Violation};
-use fbuf_fuzz::{SLOTS, SLOT_BYTES, all_are_closed, answer, content, descriptor, geometry, greet, head_of, introduced, leased, lodged, slot_source, next_descriptor, peer, pool, rooms, segments, wake};
+use fbuf_core::{
+    limits::{MAX_LEASED, MAX_SEGMENTS},
+    memory::Map,
+    protection::Mechanism,
+    receive::{
+        link::{Answered, Greeted, Inbound},
+        received::Received,
+    },
+    ring::{
+        board::BoardTable,
+        lane::{LaneTable, capacity_for},
+    },
+    send::{
+        fbuf::Fbuf,
+        link::{Arrived, Expected},
+        pool::{Pool, Unsent},
+    },
+    socket::{
+        PacketSocket,
+        link_message::{Hello, LinkEnd, LinkMessage, Welcome},
+        wire::{self, Letter},
+    },
+    violation::Violation,
+};
+use fbuf_fuzz::{
+    SLOT_BYTES, SLOTS, all_are_closed, answer, content, descriptor, geometry, greet, head_of, introduced, leased,
+    lodged, next_descriptor, peer, pool, rooms, segments, slot_source, wake,
+};
 use libfuzzer_sys::fuzz_target;
 
 /// More than one half of a link, and its peer here, can have open at a time.

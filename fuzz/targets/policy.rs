@@ -3,7 +3,10 @@
 #![no_main]
 
 use arbitrary::{Result, Unstructured};
-use fbuf_broker::{Policy, policy::{PolicyError, User}};
+use fbuf_broker::{
+    Policy,
+    policy::{PolicyError, User},
+};
 use fbuf_core::protection::{Mechanism, Protection};
 use fbuf_protocol::{Limits, Role, Slots, channel::ChannelName};
 use libfuzzer_sys::fuzz_target;

@@ -94,7 +94,7 @@ impl Broker {
             };
             match sys::accept(socket.get_ref().as_fd()) {
                 Ok(connection) => match self.admit(connection) {
-                    Ok(Some(guest)) => drop(clients.spawn(self.clone().attend(guest))),
+                    Ok(Some(client)) => drop(clients.spawn(self.clone().attend(client))),
                     Ok(None) => {}
                     Err(error) => debug!(%error, "a client could not be admitted"),
                 },
@@ -157,10 +157,10 @@ impl Broker {
         }
     }
 
-    /// Greets a guest, who has to greet first: a member, or nobody who need be talked to.
-    pub(super) async fn greet(&self, guest: PendingClient) -> io::Result<Option<(Member, Watched<PacketSocket>)>> {
-        let payer = guest.payer().clone();
-        let PendingClient { socket, process, admission } = guest;
+    /// Greets a client, who has to greet first: a member, or nobody who need be talked to.
+    pub(super) async fn greet(&self, client: PendingClient) -> io::Result<Option<(Member, Watched<PacketSocket>)>> {
+        let payer = client.payer().clone();
+        let PendingClient { socket, process, admission } = client;
         let socket = runtime::watch(socket)?;
         let bytes = loop {
             let mut ready = socket.readable().await?;

@@ -229,11 +229,11 @@ impl Broker {
     }
 
     /// One client, from its admission to its end.
-    async fn attend(self, guest: PendingClient) {
-        if !self.turn(guest.payer(), || guest.has_left()).await {
+    async fn attend(self, client: PendingClient) {
+        if !self.turn(client.payer(), || client.has_left()).await {
             return;
         }
-        match timeout(GREETING_TIME, self.greet(guest)).await {
+        match timeout(GREETING_TIME, self.greet(client)).await {
             Err(_) => debug!("a client did not greet in time"),
             Ok(Err(error)) => debug!(%error, "a client could not be greeted"),
             Ok(Ok(None)) => {}

@@ -1,6 +1,6 @@
 //! The calls for which there is no safe wrapper: membarrier(2), accepting descriptors from recvmsg(2) and
-//! accept4(2), refusing them, the groups of a peer, getauxval(3), getrandom(2), the scheduling and the interruption of a
-//! thread, and having tokio watch a descriptor.
+//! accept4(2), refusing them, the groups of a peer, getauxval(3), getrandom(2), the scheduling of a
+//! thread, and what is unread in a socket.
 //!
 //! One of the files of this crate that may be `unsafe`.
 #![allow(unsafe_code)]

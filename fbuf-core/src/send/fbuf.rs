@@ -77,7 +77,7 @@ impl Pool {
         fbuf.home == self.home()
     }
 
-    /// The inside of the shelf's Arc. The pointer comes from the Arc and not from a reference to what is in it, for it
+    /// The inside of the Arc of its pool's unsent fbufs. The pointer comes from the Arc and not from a reference to what is in it, for it
     /// also leads to the counts, which lie beside that (`put_back`).
     #[inline]
     pub(super) fn home(&self) -> NonNull<UnsentFbufs> {

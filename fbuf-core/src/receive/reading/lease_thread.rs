@@ -63,12 +63,12 @@ impl LeaseThread {
     /// The one of this process, which is started if there is none.
     pub(super) fn of_this_process() -> io::Result<Arc<Self>> {
         let mut current = lock_current();
-        if let Some(keeper) = current.upgrade().filter(|keeper| !keeper.is_inherited()) {
-            return Ok(keeper);
+        if let Some(lease_thread) = current.upgrade().filter(|lease_thread| !lease_thread.is_inherited()) {
+            return Ok(lease_thread);
         }
-        let keeper = Arc::new(Self::start()?);
-        *current = Arc::downgrade(&keeper);
-        Ok(keeper)
+        let lease_thread = Arc::new(Self::start()?);
+        *current = Arc::downgrade(&lease_thread);
+        Ok(lease_thread)
     }
 
     fn start() -> io::Result<Self> {

@@ -33,7 +33,7 @@ pub(crate) struct LeasedSlot {
     /// Where it is read, always at the same address.
     view: Map,
     standing: Mutex<LeaseState>,
-    keeper: Arc<LeaseThread>,
+    lease_thread: Arc<LeaseThread>,
 }
 
 /// How it stands with a slot.
@@ -58,16 +58,16 @@ impl LeasedSlot {
     /// # Errors
     /// What the kernel says.
     pub(crate) fn new(memory: Arc<Leasable>) -> io::Result<Arc<Self>> {
-        let keeper = LeaseThread::of_this_process()?;
+        let lease_thread = LeaseThread::of_this_process()?;
         let view = Map::of_reader(memory.as_fd(), memory.size())?;
-        let leased_slot = Arc::new(Self { memory, view, standing: Mutex::new(LeaseState::Idle), keeper });
-        leased_slot.keeper.add(leased_slot.memory.as_fd().as_raw_fd(), Arc::downgrade(&leased_slot));
+        let leased_slot = Arc::new(Self { memory, view, standing: Mutex::new(LeaseState::Idle), lease_thread });
+        leased_slot.lease_thread.add(leased_slot.memory.as_fd().as_raw_fd(), Arc::downgrade(&leased_slot));
         Ok(leased_slot)
     }
 
     /// Whether this process was forked from the one that has it.
     pub(crate) fn is_inherited(&self) -> bool {
-        self.keeper.is_inherited()
+        self.lease_thread.is_inherited()
     }
 
     fn lock(&self) -> MutexGuard<'_, LeaseState> {
@@ -95,7 +95,7 @@ impl LeasedSlot {
         if *standing != LeaseState::Idle {
             return Err(io::Error::other("the slot is read already"));
         }
-        Breaks::are_for(self.keeper.told(), self.memory.as_fd())?;
+        Breaks::are_for(self.lease_thread.told(), self.memory.as_fd())?;
         lease(self.memory.as_fd(), Lease::Read)?;
         // A page that somebody has removed could be missing for good.
         if !self.memory.is_whole() {
@@ -193,7 +193,7 @@ impl Drop for LeasedSlot {
         if self.is_inherited() {
             return;
         }
-        self.keeper.remove(self.memory.as_fd().as_raw_fd());
+        self.lease_thread.remove(self.memory.as_fd().as_raw_fd());
     }
 }
 

@@ -194,7 +194,7 @@ impl Outbound {
             announced,
             admitted: false,
             giver,
-            gifts: Vec::new(),
+            received_grants: Vec::new(),
             lacks_descriptor: false,
             passed: false,
             passes: 0,

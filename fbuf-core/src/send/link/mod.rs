@@ -67,7 +67,7 @@ pub struct Outbound {
     /// The size of the socket's send buffer, if that is smaller than it should be.
     narrow: Option<usize>,
     /// What the receiver gave and the pool has not yet.
-    gifts: Vec<ReceivedGrant>,
+    received_grants: Vec<ReceivedGrant>,
     lacks_descriptor: bool,
     /// Whether the receiver was passed the memory of the next message already. Then it gets that message.
     passed: bool,
@@ -421,8 +421,8 @@ impl Outbound {
                 }
                 Ok(Some(LinkMessage::Bell)) => {}
                 Ok(Some(other)) => match (other, self.giver) {
-                    (LinkMessage::Right(right), Some(giver)) if self.gifts.len() < MAX_LEASED as usize => {
-                        self.gifts.push(right.take(giver));
+                    (LinkMessage::Right(right), Some(giver)) if self.received_grants.len() < MAX_LEASED as usize => {
+                        self.received_grants.push(right.take(giver));
                     }
                     (other, _) => return Err(Violation::OutOfTurn { found: other.name(), wanted: "a bell" }.into()),
                 },
@@ -439,8 +439,8 @@ impl Outbound {
     }
 
     /// What the receiver gave since the last time.
-    pub(crate) fn gifts(&mut self) -> Vec<ReceivedGrant> {
-        std::mem::take(&mut self.gifts)
+    pub(crate) fn received_grants(&mut self) -> Vec<ReceivedGrant> {
+        std::mem::take(&mut self.received_grants)
     }
 
     /// How long ago the receiver rang.

@@ -59,7 +59,7 @@ impl Pool {
     pub fn attend(&mut self, index: usize) -> Result<(), LinkEnd> {
         let link = &mut self.links[index];
         let attended = link.attend(self.next_sequence);
-        let given = link.gifts().into_iter().try_for_each(|gift| self.give(gift));
+        let given = link.received_grants().into_iter().try_for_each(|grant| self.give(grant));
         attended.and(given.map_err(LinkEnd::from))
     }
 

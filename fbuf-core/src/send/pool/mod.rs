@@ -1,5 +1,5 @@
 //! A sender's slots (invariant 2): free in its pool, out as a [`Fbuf`](crate::send::fbuf::Fbuf), or lent over links. All of it is
-//! private memory of one thread, but for the shelf, where fbufs are put that were dropped unsent, on
+//! private memory of one thread, but for the list where fbufs are put that were dropped unsent, on
 //! whatever thread.
 //!
 //! Slots are used in the order of their numbers, round and round, as a cursor goes: the bytes
@@ -50,7 +50,7 @@ pub struct Pool {
     /// The cursor: the slots that come next, as far as they are known to be free.
     free: Pieces,
     /// The ledger: which message used each slot last. [`Mark::OUT`] for those that are fbufs, or are among
-    /// `free` and may become fbufs without a word: some of the former may be on the shelf.
+    /// `free` and may become fbufs without a word: some of the former may be among the unsent.
     ledger: Ring<Mark>,
     /// Slots that were sent and whose handle the sender has kept: they are used again when it lets go.
     retained: Vec<SlotId>,
@@ -376,9 +376,9 @@ impl Pool {
     ///
     /// # Errors
     /// [`Violation`]
-    fn give(&mut self, gift: ReceivedGrant) -> Result<(), Violation> {
+    fn give(&mut self, grant: ReceivedGrant) -> Result<(), Violation> {
         let Some(slots) = self.storage.leased_mut() else { return Ok(()) };
-        slots.give(gift)
+        slots.give(grant)
     }
 
     /// A receiver has gone. What it gave is of no use any more.

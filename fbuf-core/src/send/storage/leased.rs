@@ -142,8 +142,8 @@ impl LeasedSlots {
     ///
     /// # Errors
     /// [`Violation`]
-    pub(crate) fn give(&mut self, gift: ReceivedGrant) -> Result<(), Violation> {
-        let ReceivedGrant { giver, right: link_message::Right { slot, writer, reader } } = gift;
+    pub(crate) fn give(&mut self, grant: ReceivedGrant) -> Result<(), Violation> {
+        let ReceivedGrant { giver, right: link_message::Right { slot, writer, reader } } = grant;
         let giver = giver.peer();
         let unmappable = |error: io::Error| Unsuitable::Unmappable(error.to_string());
         if self.former.contains(&giver.endpoint) {
