@@ -121,10 +121,17 @@ struct Receiving {
 
 impl Receiving {
     fn begin(channel: &str, skip_above: Option<u32>) -> Result<Self, String> {
-        let link = Link::to(channel, RECEIVER)?;
-        let (board, descriptor) = BoardTable::create("fbuf-test", link.slots as usize).unwrap();
-        link.say(&hello(descriptor.into(), skip_above))?;
-        let LinkMessage::Welcome(welcome) = link.hear()? else { return Err("no welcome".into()) };
+        let (link, board, first) = loop {
+            let link = Link::to(channel, RECEIVER)?;
+            let (board, descriptor) = BoardTable::create("fbuf-test", link.slots as usize).unwrap();
+            let heard = link.say(&hello(descriptor.into(), skip_above)).and_then(|()| link.hear());
+            match heard {
+                // A sender that is about to close, of those who were attacked before.
+                Err(_) if link.socket.has_hung_up() => {}
+                heard => break (link, board, heard?),
+            }
+        };
+        let LinkMessage::Welcome(welcome) = first else { return Err("no welcome".into()) };
         let capacity = capacity_for(link.slots, skip_above.is_some());
         let lane = LaneView::attach(welcome.lane.as_fd(), capacity);
         let lane = LaneReader::new(lane.map_err(|error| error.to_string())?);
