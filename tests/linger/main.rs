@@ -17,7 +17,7 @@ use std::{
     fs,
     os::unix::fs::{OpenOptionsExt, PermissionsExt},
     path::Path,
-    sync::atomic::{AtomicBool, Ordering},
+    sync::mpsc::{self, RecvTimeoutError},
     thread,
     time::{Duration, Instant},
 };
@@ -108,37 +108,27 @@ fn broker(folder: &Path) -> BrokerProcess {
 }
 
 /// The longest that the broker takes for a newcomer, until it is over.
-fn longest_attach(broker: &Address, is_over: &AtomicBool) -> Duration {
+fn longest_attach(broker: &Address, over: &mpsc::Receiver<()>) -> Duration {
     let mut longest = Duration::ZERO;
-    while !is_over.load(Ordering::Relaxed) {
+    // One every so often, until the other end is dropped.
+    while over.recv_timeout(Duration::from_millis(1)) == Err(RecvTimeoutError::Timeout) {
         longest = longest.max(time(|| {
             let client = Client::connect_to(broker).unwrap();
             client.clients().unwrap();
         }));
-        thread::sleep(Duration::from_millis(1));
     }
     longest
 }
 
-/// Sets this when it is dropped.
-struct SetAtEnd<'a>(&'a AtomicBool);
-
-impl Drop for SetAtEnd<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
-}
-
 /// While an attacker is at it, others are served.
 fn besiege(broker: &BrokerProcess, attacker: &mut Other, last: &str) {
-    let (over, address) = (AtomicBool::new(false), &broker.address);
+    let address = &broker.address;
     let longest = thread::scope(|scope| {
-        // Also if the attacker fails.
-        let over = SetAtEnd(&over);
-        let is_over = over.0;
-        let attach = scope.spawn(|| longest_attach(address, is_over));
+        // Dropped also if the attacker fails.
+        let (end, over) = mpsc::channel();
+        let attach = scope.spawn(move || longest_attach(address, &over));
         attacker.hear(last);
-        drop(over);
+        drop(end);
         attach.join().unwrap()
     });
     println!("longest attach: {} ms", longest.as_millis());
@@ -230,13 +220,14 @@ fn no_file_system_of_another_user_holds_a_receiver_up() {
     besiege(&broker, &mut attacker, "it pauses");
     let waiting = closers(honest.process.pid());
     assert!((1..=FEW).contains(&waiting), "{waiting} threads wait for an answer that does not come");
+    let pid = honest.process.pid();
     let open = || {
-        let all = fs::read_dir(format!("/proc/{}/fd", honest.process.pid())).unwrap().flatten();
+        let all = fs::read_dir(format!("/proc/{pid}/fd")).unwrap().flatten();
         all.filter(|one| fs::read_link(one.path()).is_ok_and(|file| file.ends_with("file"))).count()
     };
     let before = open();
     assert!((17..=17 * ATTACKS).contains(&before), "{before} of its files are open");
-    thread::sleep(LONG);
+    honest.hear("it takes no more");
     attacker.tell("");
     besiege(&broker, &mut attacker, "it is done");
     assert_eq!(open(), before, "what that user passes is still taken");

@@ -1,6 +1,6 @@
 //! What takes long to close, with the library and without it.
 
-use std::{thread, time::Duration};
+use std::time::Duration;
 
 use fbuf_core::{
     limits::MAX_MESSAGE,
@@ -8,7 +8,12 @@ use fbuf_core::{
     socket::{Arrival, PacketSocket, wire},
 };
 
-use crate::{FOR_EVER, LINGER, letter, lingering::lingering, support::closers, time};
+use crate::{
+    FOR_EVER, LINGER, letter,
+    lingering::lingering,
+    support::{closers, until},
+    time,
+};
 
 fn pair() -> (PacketSocket, PacketSocket) {
     let (one, other) = PacketSocket::pair().unwrap();
@@ -53,7 +58,7 @@ pub fn sockets() {
     for _ in 0..60 {
         let socket = lingering(FOR_EVER);
         drop(Foreign::from(socket.into_owned().unwrap()));
-        thread::sleep(Duration::from_millis(5));
+        until("a thread is at it", || closers(std::process::id()) > 0);
     }
     println!("{} threads wait", closers(std::process::id()));
 }
