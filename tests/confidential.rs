@@ -131,7 +131,7 @@ fn search(masked: Vec<u8>) {
     drop(held);
 }
 
-/// The attacker, who searches for this.
+/// The attacker, which searches for this.
 fn attacker(broker: &Embedded, mark: &[u8]) -> Other {
     let mark: String = mark.iter().map(|byte| format!("{:02x}", byte ^ MASK)).collect();
     Other::start(broker.address(), mark, OTHER)

@@ -228,7 +228,7 @@ fn a_guarded_stream_is_a_stream_and_leaves_no_handler_behind() {
     assert_eq!(sender.counters().unguarded, 0);
     assert!(sender.counters().growths > 0, "the second receiver keeps some");
     while other.try_get().unwrap().is_some() {}
-    // One that was sent to nobody is an fbuf again, and may be written.
+    // One that no receiver was sent is an fbuf again, and may be written.
     let fbuf = second.allocate().unwrap();
     let mut fbuf = second.write(fbuf).unwrap_err().into_fbuf().unwrap();
     fbuf.resize(10).unwrap();

@@ -1,5 +1,5 @@
 //! Descriptors that are sent and not received. The kernel counts them for all processes of a user together, so that peers
-//! of another user that receive nothing could keep a user from passing any; and where they are too many, nobody loses a
+//! of another user that receive nothing could keep a user from passing any; and where they are too many, no process loses a
 //! link. One test at a time, for the same reason.
 
 #[path = "support/hostile.rs"]
@@ -198,7 +198,7 @@ fn attack(channel: &str, as_receiver: bool, is_rude: bool) -> ! {
     }
 }
 
-/// A sender whose receivers receive nothing, and another one, whose receivers receive all. Both end the links of those that
+/// A sender with receivers that receive nothing, and one with receivers that receive all. Both end the links of those that
 /// hold them up.
 fn part() {
     let client = Client::connect().unwrap();
@@ -313,7 +313,7 @@ fn peers_that_receive_nothing_keep_nobody_from_passing_descriptors() {
     }
 }
 
-/// A socket that stays open, because something is under way over it or waits in it, wakes nobody.
+/// A socket that stays open, because something is under way over it or waits in it, wakes no process.
 #[test]
 fn peers_that_receive_nothing_and_say_what_they_may_not_keep_nobody_awake() {
     roles!(play);
@@ -360,7 +360,7 @@ fn while_the_kernel_refuses_all_descriptors_nobody_is_at_work_for_links() {
     assert_eq!(sender.number::<usize>("linked with"), 1);
 }
 
-/// Also what is under way over links that have ended, of which nobody could be disconnected any more.
+/// Also what is under way over links that have ended, of which no receiver could be disconnected any more.
 #[test]
 fn a_sender_that_ends_links_of_those_that_hold_it_up_goes_on_whatever_is_under_way_to_their_user() {
     roles!(play);

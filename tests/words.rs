@@ -6,7 +6,7 @@ use std::{
 };
 
 /// What is not to be said, and what is.
-const WORDS: [(&str, &str); 8] = [
+const WORDS: [(&str, &str); 10] = [
     ("a fbuf", "an fbuf"),
     ("tenant", "leased slot"),
     ("lodging", "slot source"),
@@ -15,6 +15,8 @@ const WORDS: [(&str, &str); 8] = [
     ("sends_for_good", "sends one-shots"),
     ("farewell", "reason of a disconnect"),
     ("homeless", "stale slot"),
+    ("post box", "queue of new links"),
+    ("shelf", "unsent fbufs"),
 ];
 
 fn sources(folder: &Path, found: &mut Vec<PathBuf>) {

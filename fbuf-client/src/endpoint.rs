@@ -1,4 +1,4 @@
-//! What a sender and a receiver have in common: a post box that the control thread fills with
+//! What a sender and a receiver have in common: a queue that the control thread fills with
 //! introductions, and the set of sockets on which they sleep.
 
 use std::{
@@ -61,7 +61,7 @@ pub(crate) trait Brought {
 /// How often letters are looked through for those whose peers are gone, at most.
 const SWEEP_PAUSE: Duration = Duration::from_millis(20);
 
-/// A post box: filled by the control thread, emptied by the endpoint.
+/// A queue of new links: filled by the control thread, emptied by the endpoint.
 #[derive(Debug)]
 pub(crate) struct PendingLinks<T> {
     filled: Notice,

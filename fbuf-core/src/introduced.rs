@@ -27,7 +27,7 @@ use crate::{
 pub struct Introduction {
     /// Which endpoint of this client it is for.
     pub endpoint: u64,
-    /// Who is at the other end.
+    /// The endpoint at the other end, and its process.
     pub peer: Peer,
     /// Bytes of a slot of the sender.
     pub slot_bytes: u64,

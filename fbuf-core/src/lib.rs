@@ -4,7 +4,7 @@
 //!
 //! The way of a message: [`send::pool::Pool::allocate`] makes an [`send::fbuf::Fbuf`] of a free slot.
 //! [`send::pool::Pool::send`] lends the slot through a [`ring::lane`]. [`receive::link::Inbound::take`] makes a
-//! [`receive::received::Received`] of it, whose drop writes the [`ring::board`], where
+//! [`receive::received::Received`] of it. Dropping that writes the [`ring::board`], where
 //! [`send::pool::Pool::collect`] finds it.
 //!
 //! Imports point one way: each folder or file uses those before it in this list, and no other. `limits`, `violation`, `abort`,
@@ -22,7 +22,7 @@
 //! * `memory/pieces.rs`: addresses in them, and a hint to the processor.
 //! * `memory/table.rs`: words in them.
 //! * `memory/trial.rs`: mappings that are tried.
-//! * `memory/wrapping.rs`: tables whose index wraps.
+//! * `memory/wrapping.rs`: tables with an index that wraps.
 //! * `process/apart.rs`: what is dropped by another thread is moved out of its place.
 //! * `process/fork.rs`: what is done in a child that was forked.
 //! * `process/lease.rs`: system calls about leases.

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::process::sys;
 
-/// Who is at the other end of a link. Anybody can make one: it is what the broker said if it comes from an
+/// The endpoint at the other end of a link. Any code can make one: it is what the broker said if it comes from an
 /// [`Introduced`](crate::introduced::Introduced), and from what was received or is linked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Peer {
@@ -14,7 +14,7 @@ pub struct Peer {
     pub endpoint: u64,
     /// The process, as the kernel told the broker.
     pub process: Credentials,
-    /// Whether it is of the same user as whoever is told of it. Only the broker knows: users may have other ids in
+    /// Whether it is of the same user as this process. Only the broker knows: users may have other ids in
     /// the user namespaces of other processes.
     pub same_user: bool,
     /// Whether it may be relied upon not to change memory that it could change: it is of the same user, or the

@@ -153,7 +153,7 @@ fn wait_until_it_stops(child: &mut Other) {
     child.process.until_stopped();
 }
 
-/// Lets an attacker attack, who stops itself before.
+/// Lets an attacker attack, which has stopped itself before.
 fn let_go(attacker: &mut Other) {
     wait_until_it_stops(attacker);
     attacker.process.signal(Signal::SIGCONT);

@@ -27,7 +27,7 @@ use survivors::Survivors;
 
 /// How often somebody is killed, if `FBUF_KILLS` says nothing else.
 const KILLS: u64 = 2000;
-/// How many steps those who go on make before they kill one that has not died.
+/// How many steps the other processes make before they kill one that has not died.
 const PATIENCE: u64 = 60;
 /// How many KiB more a process that goes on may have, after any kill, than it had after the first ones: what allocators
 /// keep, and pages that were not used before.

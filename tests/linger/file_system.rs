@@ -1,4 +1,4 @@
-//! A file system that does not answer when its file is closed, and an attacker who passes that file.
+//! A file system that does not answer when its file is closed, and an attacker that passes that file.
 #![allow(unsafe_code, reason = "mount(2)")]
 
 use std::{

@@ -1,5 +1,5 @@
 //! Descriptors that take long to close, which a process of another user passes wherever it can: to the broker, over links,
-//! into the queues of sockets that nobody reads. They cost that process its connection, and hold up nobody else. Attackers and those
+//! into the queues of sockets that are never read. They cost that process its connection, and hold up no other. Attackers and those
 //! that are attacked are processes of their own: what is closed last, and by which of them, is what this is about.
 
 mod attacker;

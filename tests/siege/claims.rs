@@ -84,7 +84,7 @@ impl Claims {
             Effect::if_so(is_own, || format!("it has the number {} of another", opened.endpoint))?;
         }
         // Links that no other end has are of no use: it is introduced as any newcomer. Those that it has had keep it from
-        // being introduced to the same ends, and nobody else.
+        // being introduced to the same ends, and to no others.
         self.open(&caller, 20, resumed(SENDER, secret_like(2)[0], vec![LinkId::default(); MOST]))?;
         self.meet(&caller)?;
         let many = resumed(SENDER, secret_like(1)[0], vec![LinkId::default(); MAX_LINKS + 1]);

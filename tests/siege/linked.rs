@@ -126,7 +126,7 @@ impl Receiving {
             let (board, descriptor) = BoardTable::create("fbuf-test", link.slots as usize).unwrap();
             let heard = link.say(&hello(descriptor.into(), skip_above)).and_then(|()| link.hear());
             match heard {
-                // A sender that is about to close, of those who were attacked before.
+                // A sender of an earlier attack that is about to close.
                 Err(_) if link.socket.has_hung_up() => {}
                 heard => break (link, board, heard?),
             }

@@ -74,7 +74,7 @@ pub fn command_of(program: impl AsRef<std::ffi::OsStr>, role: impl Display) -> C
     command
 }
 
-/// A child in a role, whose lines are read.
+/// A child in a role. Its lines are read.
 #[derive(Debug)]
 pub struct Other {
     pub process: Process,

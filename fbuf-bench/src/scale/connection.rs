@@ -58,7 +58,7 @@ pub(super) fn request(socket: &PacketSocket, id: u64, body: ControlRequest) -> R
     Ok(wire::decode::<(u64, std::result::Result<ControlResponse, String>)>(&bytes, descriptors)?.1?)
 }
 
-/// The next introductions of a client, who has read all that came before the receipt.
+/// The next introductions of a client that has read all that came before the receipt.
 pub(super) fn introductions(socket: &PacketSocket, receipt: &mut u64) -> Result<Vec<Introduction>> {
     let ControlResponse::News(news) = request(socket, 0, ControlRequest::News { receipt: *receipt })? else {
         return Err("no news".into());

@@ -157,7 +157,7 @@ impl Broker {
         }
     }
 
-    /// Greets a client, who has to greet first: a member, or nobody who need be talked to.
+    /// Greets a client, which has to greet first: `Some` if it was admitted.
     pub(super) async fn greet(&self, client: PendingClient) -> io::Result<Option<(Member, Watched<PacketSocket>)>> {
         let payer = client.payer().clone();
         let PendingClient { socket, process, admission } = client;

@@ -60,6 +60,6 @@ mod tests {
         assert_eq!(count(&mut log_limit, 2, MOST, start), MOST);
         assert_eq!(log_limit.left_out().collect::<Vec<_>>(), [(1, 2 * MOST)]);
         assert_eq!(count(&mut log_limit, 1, 3 * MOST, start + TIME), MOST);
-        assert_eq!(log_limit.asked.len(), 1, "who did nothing lately is still known");
+        assert_eq!(log_limit.asked.len(), 1, "a user that did nothing lately is still known");
     }
 }

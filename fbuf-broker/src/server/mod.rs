@@ -1,5 +1,4 @@
-//! The loop: clients come in at the door, what they ask is passed to the [`State`], and what it decides is carried
-//! out.
+//! The loop: it accepts clients, passes their requests to the [`State`], and carries out what that decides.
 
 mod accept;
 mod introductions;

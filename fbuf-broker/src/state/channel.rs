@@ -17,7 +17,7 @@ use super::{
 };
 use crate::account::Charge;
 
-/// Of how many links whose other end has gone an end is known to have them. That end may only have lost its connection, and
+/// How many links of an end are remembered after their other ends have gone. Such an end may only have lost its connection, and
 /// names its links when it comes again.
 pub(super) const MOST_PARTED: usize = 64;
 
@@ -89,7 +89,7 @@ impl Side {
         self.party.peer.process.uid
     }
 
-    /// The other end of a link has gone, of this user, which this one has, whose number this is.
+    /// The other end of a link of this end has gone: of this user, and with this number.
     fn part(
         &mut self,
         number: u64,

@@ -1,5 +1,5 @@
 //! A process's connection to its broker. It lives on one background thread, which passes requests
-//! on and puts introductions into the post boxes of the endpoints. No message ever passes it.
+//! on and puts introductions into the queues of the endpoints. No message ever passes it.
 
 mod connect;
 mod control;

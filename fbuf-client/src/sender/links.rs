@@ -192,7 +192,7 @@ impl Sender {
     }
 
     /// Disconnects the receivers that have held this sender up for so long. If there is no room for a message although
-    /// slots are free, it is those to whose user too much is under way, perhaps over links that have ended.
+    /// slots are free, it is those of a user to which too much is under way, perhaps over links that have ended.
     pub(super) fn drop_slowest(&mut self, time: Duration) {
         let without_room = self.pool.without_room();
         let peers = if without_room.is_empty() { self.pool.holders_of_oldest() } else { without_room };

@@ -151,7 +151,7 @@ impl Map {
         let map = Self::mapped(fd, size, ProtFlags::PROT_READ, sharing).map_err(unmappable)?;
         // A core of this process would hold all of its sender's slots.
         map.advise(libc::MADV_DONTDUMP);
-        // Whoever has memory that was sealed for good mapped, has its descriptor as well.
+        // A process that has mapped memory which was sealed for good has its descriptor as well.
         Ok(if seals == Seals::ForGood { map.unmapped_apart() } else { map.of_peer(fd) })
     }
 

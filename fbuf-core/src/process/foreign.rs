@@ -186,7 +186,7 @@ mod tests {
         }
     }
 
-    /// Whoever closes the last file of a file system that was unmounted frees all that was in it.
+    /// The thread that closes the last file of an unmounted file system frees all that was in it.
     #[test]
     fn a_file_of_a_file_system_in_memory_is_no_memory_of_a_link() {
         let mut options = File::options();

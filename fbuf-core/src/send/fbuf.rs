@@ -57,14 +57,14 @@ pub struct TooLarge {
 }
 
 impl Pool {
-    /// The slot whose turn it is, as an fbuf; none if it is not known to be free.
+    /// The next slot, as an fbuf; none if it is not known to be free.
     #[inline]
     pub fn allocate(&mut self) -> Option<Fbuf> {
         let (slot, bytes) = self.take_free()?;
         Some(self.fbuf(slot, bytes, 0))
     }
 
-    /// A slot that was just taken is owned by its fbuf from here on (invariant 2). Shelf and mappings
+    /// A slot that was just taken is owned by its fbuf from here on (invariant 2). The list of unsent fbufs and the mappings
     /// live until it is put back or taken back (`Drop for Pool`).
     #[inline]
     pub(crate) fn fbuf(&self, slot: SlotId, bytes: Address, filled: u32) -> Fbuf {
@@ -81,7 +81,7 @@ impl Pool {
     /// also leads to the counts, which lie beside that (`put_back`).
     #[inline]
     pub(super) fn home(&self) -> NonNull<UnsentFbufs> {
-        // SAFETY: an Arc points to what it owns, for as long as it lives (invariant 2: the shelf outlives its fbufs).
+        // SAFETY: an Arc points to what it owns, for as long as it lives (invariant 2: the list outlives its fbufs).
         unsafe { NonNull::new_unchecked(Arc::as_ptr(self.unsent()).cast_mut()) }
     }
 }
@@ -232,7 +232,7 @@ impl fmt::Debug for Fbuf {
 impl Drop for Fbuf {
     #[inline]
     fn drop(&mut self) {
-        // By value: an fbuf whose address nobody takes can live in registers.
+        // By value: an fbuf can live in registers as long as its address is not taken.
         put_back(self.home, self.slot);
     }
 }

@@ -11,7 +11,7 @@ use crate::process::{
     sys,
 };
 
-/// A listening socket to whose connections no descriptors can be sent, where [the kernel can refuse
+/// A listening socket. No descriptors can be sent over its connections, where [the kernel can refuse
 /// them](sys::refuse_descriptors). Where it cannot, another thread closes it: connections may wait that have some.
 #[derive(Debug)]
 pub struct Listening(Apart<Queue>);

@@ -90,7 +90,7 @@ impl Share {
         Some(Self { user, descriptors, generation: Generation::current() })
     }
 
-    /// So many descriptors more for this user, who has them already.
+    /// So many descriptors more for this user, which has them already.
     pub(crate) fn keep(user: u32, descriptors: u64) -> Self {
         *lock().0.entry(user).or_default() += descriptors;
         Self { user, descriptors, generation: Generation::current() }

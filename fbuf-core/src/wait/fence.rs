@@ -15,7 +15,7 @@ use crate::{
 /// How this process orders "store, then load" against its peers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fencing {
-    /// Who sleeps runs membarrier; who publishes runs no instruction.
+    /// The side that sleeps runs membarrier; the side that publishes runs no instruction.
     Asymmetric,
     /// Both sides run a full fence each time.
     Full,

@@ -9,7 +9,7 @@ const EPOCH: u64 = 8;
 
 /// Whether one side of a link sleeps, and whether it is gone. Written by that side only.
 ///
-/// Bit 0: asleep, or about to be. Bit 1: it will never look again. Bit 2: who does not find bit 0 set
+/// Bit 0: asleep, or about to be. Bit 1: it will never look again. Bit 2: a peer that does not find bit 0 set
 /// has to look once more, behind a full fence. Above: how often it has slept, so that the other side
 /// rings once for each time.
 #[cfg_attr(not(loom), derive(zerocopy::FromBytes))]
@@ -108,7 +108,7 @@ impl Signal {
 }
 
 /// When one side of a link rang the bell last, by the clock that all processes share, in nanoseconds.
-/// Written by that side, so that the one who wakes learns what waking costs on this machine.
+/// Written by that side, so that the side that wakes learns what waking costs on this machine.
 #[cfg_attr(not(loom), derive(zerocopy::FromBytes))]
 #[repr(transparent)]
 #[derive(Debug)]

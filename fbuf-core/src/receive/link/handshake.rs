@@ -29,7 +29,7 @@ use crate::{
 pub enum SlotSource {
     /// In segments, which the sender tells of.
     Segments,
-    /// Each is memory of its own. It is the word of the broker, who made them, that they can be leased.
+    /// Each is memory of its own. The broker made them, and says that they can be leased.
     FromBroker(Vec<Descriptor>),
     /// Each is memory of its own, which the receiver is to make.
     FromReceiver,

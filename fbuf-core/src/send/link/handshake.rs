@@ -33,7 +33,7 @@ pub struct Expected {
     heard: Option<Box<Heard>>,
 }
 
-/// A hello whose memory is mapped, so that no descriptor is kept for it.
+/// A hello. Its memory is mapped, so that no descriptor is kept for it.
 #[derive(Debug)]
 struct Heard {
     board: BoardReader<BoardView>,
@@ -74,7 +74,7 @@ impl Expected {
         Self { copies: mechanism == Mechanism::Copy, ..self }
     }
 
-    /// Who it is.
+    /// The receiver.
     #[must_use]
     pub fn peer(&self) -> Peer {
         self.peer

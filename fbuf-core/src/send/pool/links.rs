@@ -68,7 +68,7 @@ impl Pool {
     /// gone.
     pub fn notice_leaving(&mut self) {
         if self.is_receivers() {
-            self.clear_shelf();
+            self.take_unsent();
         }
         for link in &mut self.links {
             link.notice_leaving(self.next_sequence);

@@ -285,7 +285,7 @@ impl Pool {
             return true;
         }
         if !self.retained.is_empty() {
-            self.clear_shelf();
+            self.take_unsent();
         }
         let first = self.ahead(0);
         if !matches!(self.storage, Storage::Segments(_)) {
@@ -433,7 +433,7 @@ impl Pool {
     }
 
     fn search_from(&mut self, from: u32, most: u32) -> bool {
-        self.clear_shelf();
+        self.take_unsent();
         if !self.parted.is_empty() {
             self.forget_parted();
         }
@@ -451,7 +451,7 @@ impl Pool {
         found.is_some()
     }
 
-    pub(super) fn clear_shelf(&mut self) {
+    pub(super) fn take_unsent(&mut self) {
         for slot in self.unsent.clear() {
             match self.retained.iter().position(|&retained| retained == slot) {
                 // It was sent, and may still be lent.

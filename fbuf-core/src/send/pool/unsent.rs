@@ -28,7 +28,7 @@ enum Stored {
 /// What fbufs need, after their pool is gone. Dropped with the last of them.
 #[derive(Debug)]
 pub(crate) struct Kept {
-    _shelf: Arc<UnsentFbufs>,
+    _unsent: Arc<UnsentFbufs>,
     _memory: Storage,
 }
 
@@ -117,7 +117,7 @@ impl UnsentFbufs {
         let put_back = if let Stored::Open { slots, .. } = &*stored { slots.len() } else { 0 };
         let outstanding = out - put_back;
         if outstanding > 0 {
-            let kept = Kept { _shelf: self.clone(), _memory: storage };
+            let kept = Kept { _unsent: self.clone(), _memory: storage };
             *stored = Stored::Closed { outstanding, kept };
         }
     }
