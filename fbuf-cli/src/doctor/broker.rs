@@ -67,12 +67,11 @@ fn call(address: &Address) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use super::{super::tests::DESCRIPTORS, *};
+    use super::*;
     use nix::sys::socket::{Backlog, bind, listen};
 
     #[test]
     fn an_address_answers_while_somebody_listens() {
-        let _alone = DESCRIPTORS.lock();
         let address = Address::new(format!("@fbuf-doctor-{}", std::process::id()));
         let socket = socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None).unwrap();
         bind(socket.as_raw_fd(), &address.to_kernel().unwrap()).unwrap();
@@ -86,7 +85,6 @@ mod tests {
 
     #[test]
     fn a_broker_that_takes_nobody_is_told_from_none() {
-        let _alone = DESCRIPTORS.lock();
         let address = Address::new(format!("@fbuf-doctor-full-{}", std::process::id()));
         let socket = socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None).unwrap();
         bind(socket.as_raw_fd(), &address.to_kernel().unwrap()).unwrap();
@@ -99,7 +97,6 @@ mod tests {
 
     #[test]
     fn an_address_that_is_too_long_is_told() {
-        let _alone = DESCRIPTORS.lock();
         let long = Address::new(format!("/{}", "x".repeat(200)));
         let Outcome::WorksNot(found) = answer(&long).outcome else { panic!("it cannot answer") };
         assert!(found.remedy.contains("shorter"), "{found:?}");

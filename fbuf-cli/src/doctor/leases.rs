@@ -132,11 +132,10 @@ fn makers_descriptor(breaks: &Breaks) -> Result<String, Setback> {
 
 #[cfg(test)]
 mod tests {
-    use super::{super::tests::DESCRIPTORS, *};
+    use super::*;
 
     #[test]
     fn breaking_a_lease_is_heard_and_kills_nobody() {
-        let _alone = DESCRIPTORS.lock();
         let seen = apart(opening_a_leased_one).unwrap();
         assert!(seen.contains("the holder was told"), "{seen}");
         let blocked = nix::sys::signal::SigSet::thread_get_mask().unwrap();
@@ -145,7 +144,6 @@ mod tests {
 
     #[test]
     fn a_lease_and_a_writer_exclude_each_other() {
-        let _alone = DESCRIPTORS.lock();
         apart(beside_a_writer).unwrap();
         apart(without_a_writer).unwrap();
     }
