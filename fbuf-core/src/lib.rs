@@ -19,6 +19,7 @@
 //! * `introduced.rs`: what is only true if the broker has said it.
 //! * `memory/heap.rs`: memory for Miri.
 //! * `memory/map.rs`: mappings.
+//! * `memory/map/private.rs`: those of memory of this process alone.
 //! * `memory/pieces.rs`: addresses in them, and a hint to the processor.
 //! * `memory/table.rs`: words in them.
 //! * `memory/trial.rs`: mappings that are tried.
@@ -27,7 +28,7 @@
 //! * `process/fork.rs`: what is done in a child that was forked.
 //! * `process/lease.rs`: system calls about leases.
 //! * `process/sys.rs`: system calls.
-//! * `receive/link/mod.rs`: one call, which copies a message that was just taken.
+//! * `receive/link/copying.rs`: one call, which copies a message that was just taken.
 //! * `receive/private.rs`: a slot's address becomes a view that this process may write.
 //! * `receive/reading/leased.rs`: two calls, which exchange a slot for a copy and back.
 //! * `receive/received.rs`: a slot's address becomes a slice.

@@ -19,25 +19,26 @@ use nix::{
     sys::{
         epoll::{Epoll, EpollEvent, EpollFlags},
         socket::{
-            AddressFamily, ControlMessage, MsgFlags, Shutdown, SockFlag, SockType, UnixAddr, connect, getsockopt, recv,
-            send, sendmsg, setsockopt, shutdown, socket, socketpair, sockopt,
+            AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, UnixAddr, connect, getsockopt, recv, send,
+            sendmsg, setsockopt, socket, socketpair, sockopt,
         },
         time::TimeVal,
     },
 };
 
 use crate::{
-    limits::{MAX_AT_ONCE, MAX_DESCRIPTORS, SEND_BUFFER},
+    limits::{MAX_DESCRIPTORS, SEND_BUFFER},
     peer::{Credentials, Peer},
     process::{
-        apart::{Apart, Cause, Slow},
+        apart::Apart,
         foreign::Foreign,
         fork::{Generation, Withheld},
-        sys::{self, First},
+        sys::{self},
     },
     socket::{under_way::Kind, wire::Letter},
 };
 
+mod closing;
 #[cfg(miri)]
 mod heap;
 pub mod link_message;
@@ -89,40 +90,6 @@ impl From<OwnedFd> for PacketSocket {
     }
 }
 
-impl Slow for Socket {
-    /// Hangs up, and looks what waits.
-    fn cause(&mut self) -> Option<Cause> {
-        #[cfg(miri)]
-        if heap::IS_USED {
-            heap::hang_up(self.descriptor.as_fd());
-            return None;
-        }
-        if !self.generation.is_current() {
-            // In a child of clone(2) it is its parent's; else nothing waits in it.
-            return None;
-        }
-        // It may stay open, and would be ready for ever.
-        for epoll in self.watchers().drain(..).filter_map(|epoll| epoll.upgrade()) {
-            let _ = epoll.delete(self.descriptor.as_fd());
-        }
-        // Nothing more can come.
-        let hung_up = shutdown(self.descriptor.as_raw_fd(), Shutdown::Both);
-        let is_known_empty =
-            hung_up.and_then(|()| setsockopt(&**self.descriptor, sockopt::PassCred, &true)).is_ok() && self.drain();
-        (!is_known_empty).then_some(Cause::Peer(self.user))
-    }
-}
-
-impl Drop for Socket {
-    /// What the other side has not received goes on to count. Apart, if what waits here [may take long](Slow::cause).
-    fn drop(&mut self) {
-        if let Some(user) = self.bounded().filter(|_| self.generation.is_current()) {
-            // That socket may stay open, and what was passed here is to be closed all the same, and is closed here.
-            under_way::close(user, &self.descriptor, self.is_emptied());
-        }
-    }
-}
-
 impl Socket {
     fn watchers(&self) -> MutexGuard<'_, Vec<Weak<Epoll>>> {
         // Nothing panics while it is locked.
@@ -132,51 +99,6 @@ impl Socket {
     /// The user of the other side, if what is under way to it is bounded.
     fn bounded(&self) -> Option<u32> {
         self.user.filter(|_| self.is_bounded)
-    }
-
-    /// What waits first.
-    fn first(&self) -> Option<First> {
-        loop {
-            match sys::first(self.descriptor.as_fd()) {
-                Ok(first) => return Some(first),
-                Err(error) => match error.raw_os_error().map(Errno::from_raw) {
-                    Some(Errno::ENOTCONN) => return Some(First::Nothing),
-                    // Said once.
-                    Some(Errno::ECONNRESET | Errno::EINTR) => {}
-                    _ => return None,
-                },
-            }
-        }
-    }
-
-    /// Takes it off, with what it carries; false if it stays. A reset is said once, and before that.
-    fn take_off(&self) -> bool {
-        let taken = recv(self.descriptor.as_raw_fd(), &mut [], MsgFlags::MSG_DONTWAIT);
-        matches!(taken, Ok(_) | Err(Errno::ECONNRESET))
-    }
-
-    /// Takes off the messages without descriptors that wait. Whether nothing waits then; if there are many, it is not
-    /// found out.
-    fn drain(&self) -> bool {
-        for _ in 0..MAX_AT_ONCE {
-            match self.first() {
-                Some(First::Nothing) => return true,
-                Some(First::Text) if self.take_off() => {}
-                Some(First::Text | First::Descriptors) | None => return false,
-            }
-        }
-        false
-    }
-
-    /// Takes off all that waits, when no more can come. Whether nothing waits then.
-    fn is_emptied(&self) -> bool {
-        loop {
-            match self.first() {
-                Some(First::Nothing) => return true,
-                Some(_) if self.take_off() => {}
-                Some(_) | None => return false,
-            }
-        }
     }
 }
 

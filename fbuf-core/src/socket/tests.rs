@@ -1,6 +1,7 @@
 //! What of a socket needs the kernel.
 
 use super::*;
+use crate::limits::MAX_AT_ONCE;
 use crate::limits::{MAX_DESCRIPTORS, MAX_MESSAGE};
 
 fn pair() -> (PacketSocket, PacketSocket) {

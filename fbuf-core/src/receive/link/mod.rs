@@ -1,6 +1,8 @@
 //! The receiver's half of a link: it reads the lane, checks what it finds, and writes the board.
 
 mod arrivals;
+mod copying;
+mod gap;
 mod handshake;
 mod returns;
 
@@ -325,24 +327,6 @@ impl Inbound {
         }
     }
 
-    /// Goes on behind a gap. Its message was published with it, but may not be seen yet.
-    fn pass_gap(&mut self, count: u64) -> Result<(), Violation> {
-        if !self.skips {
-            return Err(Violation::GapUnasked(count));
-        }
-        if self.reader.position() == self.behind_gap {
-            return Err(Violation::GapBehindGap);
-        }
-        let next = check_sequence(self.next_mark().sequence().checked_add(count))?;
-        self.gaps += 1;
-        self.missed = self.missed.saturating_add(count);
-        // The gap itself takes a place in the lane.
-        self.reader.advance();
-        self.behind_gap = self.reader.position();
-        self.offset = Mark::of(next).word().wrapping_sub(self.behind_gap);
-        Ok(())
-    }
-
     fn take_message(&mut self, number: u32, length: u64) -> Option<Received> {
         if number >= self.known {
             self.learn_of(number);
@@ -459,40 +443,6 @@ impl Inbound {
     pub fn lost_leases(&self) -> u64 {
         let lost = &self.returns().lost;
         if lost.load(Ordering::Relaxed) == 0 { 0 } else { lost.swap(0, Ordering::Relaxed) }
-    }
-
-    /// Has the memory exist to which a message will be copied, if it may be one.
-    fn provide_copy(&mut self, number: u32, length: u64) -> Result<(), MemoryError> {
-        if number >= self.known || !self.fits(length) {
-            return Ok(());
-        }
-        let stride = self.geometry.stride() as usize;
-        match self.segments.iter_mut().rfind(|segment| segment.first <= number) {
-            Some(Segment { copies: Some(copies), first, .. }) => {
-                let begin = (number - *first) as usize * stride;
-                copies.provide(begin..begin + length as usize)
-            }
-            _ => Ok(()),
-        }
-    }
-
-    /// Copies a message that was just taken, if messages are copied. One that cannot be is not delivered.
-    fn copy(&self, taken: &Received, number: u32) -> Result<(), LinkEnd> {
-        let copied = match self.segments.iter().rfind(|segment| segment.first <= number) {
-            Some(Segment { copies: None, .. }) => true,
-            Some(Segment { map, copies: Some(copies), first }) => {
-                let begin = (number - first) as usize * self.geometry.stride() as usize;
-                // SAFETY: only this process has the copies, of which this slot's has one reader (invariant 2), which has
-                // not read yet: it is here. The other map is not written by this process.
-                #[expect(unsafe_code, reason = "only here is it known that the message was just taken")]
-                unsafe {
-                    copies.map().copy_from(map, begin, taken.length())
-                }
-            }
-            None => false,
-        };
-        debug_assert!(copied, "slot {number} is known, and lies in no segment");
-        if copied { Ok(()) } else { Err(LinkEnd::Exhausted("there is no copy of a message".into())) }
     }
 
     /// Why a message may not be taken.
