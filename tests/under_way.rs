@@ -6,7 +6,13 @@
 mod hostile;
 mod support;
 
-use std::{fs::File, io::stdin, os::fd::OwnedFd, sync::Arc, time::Duration};
+use std::{
+    fs::File,
+    io::stdin,
+    os::fd::OwnedFd,
+    sync::{Arc, MutexGuard},
+    time::Duration,
+};
 
 use fbuf_client::{Address, Client, GetError, Mechanism};
 use fbuf_core::{
@@ -248,20 +254,24 @@ fn assert_that_others_are_linked(broker: &Address) {
     sender.process.kill();
 }
 
-fn broker(folder: &tempfile::TempDir) -> BrokerProcess {
-    BrokerProcess::start_short(folder.path(), 8192, [HONEST, FRIEND, OTHER])
+fn broker() -> (tempfile::TempDir, BrokerProcess) {
+    let folder = tempfile::tempdir().unwrap();
+    let broker = BrokerProcess::start_short(folder.path(), 8192, [HONEST, FRIEND, OTHER]);
+    (folder, broker)
+}
+
+/// With none of the other tests beside it, since the kernel counts by user; as root alone.
+fn alone_as_root() -> Option<MutexGuard<'static, ()>> {
+    let alone = alone();
+    is_root().then_some(alone)
 }
 
 /// Neither side loses a link that cannot be made at once.
 #[test]
 fn a_link_that_cannot_be_made_while_too_many_are_under_way_is_made_later() {
     roles!(play);
-    let _alone = alone();
-    if !is_root() {
-        return;
-    }
-    let folder = tempfile::tempdir().unwrap();
-    let broker = broker(&folder);
+    let Some(_alone) = alone_as_root() else { return };
+    let (_folder, broker) = broker();
     for (kind, first, second) in [
         ("a sender that cannot answer", ("send c", HONEST), ("receive c", FRIEND)),
         ("a receiver that cannot greet", ("receive c", HONEST), ("send c", FRIEND)),
@@ -287,13 +297,9 @@ fn a_link_that_cannot_be_made_while_too_many_are_under_way_is_made_later() {
 #[test]
 fn peers_that_receive_nothing_keep_nobody_from_passing_descriptors() {
     roles!(play);
-    let _alone = alone();
-    if !is_root() {
-        return;
-    }
+    let Some(_alone) = alone_as_root() else { return };
     for (honest, attacker) in [("send", "receiver"), ("receive", "sender")] {
-        let folder = tempfile::tempdir().unwrap();
-        let broker = broker(&folder);
+        let (_folder, broker) = broker();
         let channels: Vec<_> = (0..PROCESSES).map(|number| format!("c{number}")).collect();
         let mut attacked: Vec<_> = channels
             .iter()
@@ -317,13 +323,9 @@ fn peers_that_receive_nothing_keep_nobody_from_passing_descriptors() {
 #[test]
 fn peers_that_receive_nothing_and_say_what_they_may_not_keep_nobody_awake() {
     roles!(play);
-    let _alone = alone();
-    if !is_root() {
-        return;
-    }
+    let Some(_alone) = alone_as_root() else { return };
     for (honest, attacker) in [("sender", "receiver"), ("receiver", "sender")] {
-        let folder = tempfile::tempdir().unwrap();
-        let broker = broker(&folder);
+        let (_folder, broker) = broker();
         let mut attacked = Other::start(&broker.address, format!("rest c {honest}"), HONEST);
         attacked.hear("open");
         let mut attack = Other::start(&broker.address, format!("attack c {attacker} rude"), OTHER);
@@ -338,12 +340,8 @@ fn peers_that_receive_nothing_and_say_what_they_may_not_keep_nobody_awake() {
 #[test]
 fn while_the_kernel_refuses_all_descriptors_nobody_is_at_work_for_links() {
     roles!(play);
-    let _alone = alone();
-    if !is_root() {
-        return;
-    }
-    let folder = tempfile::tempdir().unwrap();
-    let broker = broker(&folder);
+    let Some(_alone) = alone_as_root() else { return };
+    let (_folder, broker) = broker();
     let mut filler = Other::start(&broker.address, "fill", HONEST);
     filler.hear("filled");
     let mut sender = Other::start(&broker.address, format!("rest c sender {MOST_SLOTS}"), HONEST);
@@ -364,12 +362,8 @@ fn while_the_kernel_refuses_all_descriptors_nobody_is_at_work_for_links() {
 #[test]
 fn a_sender_that_ends_links_of_those_that_hold_it_up_goes_on_whatever_is_under_way_to_their_user() {
     roles!(play);
-    let _alone = alone();
-    if !is_root() {
-        return;
-    }
-    let folder = tempfile::tempdir().unwrap();
-    let broker = broker(&folder);
+    let Some(_alone) = alone_as_root() else { return };
+    let (_folder, broker) = broker();
     let mut sender = Other::start(&broker.address, "part", HONEST);
     sender.hear("open");
     let mut attacker = Other::start(&broker.address, "deaf deaf", OTHER);
