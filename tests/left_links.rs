@@ -6,7 +6,7 @@
 mod hostile;
 mod support;
 
-use std::io::stdin;
+use std::{io::stdin, time::Instant};
 
 use fbuf_client::{Address, Client, GetError, Receiver};
 use fbuf_core::{
@@ -80,8 +80,13 @@ fn honest() {
             }
             _ => {
                 while !heed(&mut receiver, &mut sender) {}
-                let fbuf = sender.allocate_timeout(SOON).unwrap();
-                sender.write(fbuf).unwrap();
+                // That one's receiver may be linked a moment after its sender.
+                let (mut fbuf, start) = (sender.allocate_timeout(SOON).unwrap(), Instant::now());
+                while let Err(unsent) = sender.write(fbuf) {
+                    assert!(start.elapsed() < SOON, "{unsent}");
+                    fbuf = unsent.into_fbuf().expect("nothing has it");
+                    sender.look();
+                }
                 assert!(!matches!(receiver.try_get(), Err(GetError::Exhausted { .. })));
                 println!("got");
             }
