@@ -19,7 +19,7 @@ fn main() -> Result<(), Box<dyn Error>> {
 
     let viewers = [("quick", Duration::ZERO), ("slow", 4 * PERIOD)].map(|(name, work)| {
         // Rather miss frames than have more than two waiting.
-        let receiver = client.receiver("frames").skip_above(2).open();
+        let receiver = client.receiver("frames").max_backlog(3).open();
         thread::spawn(move || {
             let mut receiver = receiver.expect("a receiver");
             loop {
@@ -39,7 +39,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let start = Instant::now();
     for number in 0..FRAMES {
         let mut frame = camera.allocate()?;
-        frame.resize(FRAME as usize)?;
+        frame.set_len(FRAME as usize)?;
         frame.fill(number as u8); // the exposure
         camera.write(frame)?;
         thread::sleep((start + number * PERIOD).saturating_duration_since(Instant::now()));

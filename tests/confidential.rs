@@ -145,7 +145,7 @@ fn ask(attacker: &mut Other, what: &str, begin: &str) -> String {
 /// A buffer with a secret behind the first bytes.
 fn fill(sender: &mut Sender, mark: &[u8], secret: u8) -> fbuf_client::Fbuf {
     let mut fbuf = sender.allocate_timeout(SOON).unwrap();
-    fbuf.resize(PLACE + MARK + 1).unwrap();
+    fbuf.set_len(PLACE + MARK + 1).unwrap();
     fbuf[PLACE..PLACE + MARK].copy_from_slice(mark);
     fbuf[PLACE + MARK] = secret;
     fbuf
@@ -172,7 +172,7 @@ fn attack(policy: Policy) -> (Mechanism, String, String) {
     // Every slot is used again, also that of the buffer that was dropped.
     for _ in 0..SHORT {
         let mut short = sender.allocate_timeout(SOON).unwrap();
-        short.resize(8).unwrap();
+        short.set_len(8).unwrap();
         sender.write(short).unwrap();
         drop(own.get_timeout(SOON).unwrap());
     }
@@ -180,7 +180,7 @@ fn attack(policy: Policy) -> (Mechanism, String, String) {
     let linked = ask(&mut attacker, "look", "it finds ");
     ask(&mut attacker, "leave", "it has left");
     until("the attacker leaves", || {
-        sender.look();
+        sender.poll_events();
         sender.receivers() == 1
     });
     let after = fill(&mut sender, &mark, AFTER);
@@ -188,13 +188,13 @@ fn attack(policy: Policy) -> (Mechanism, String, String) {
     drop(own.get_timeout(SOON).unwrap());
     let left = ask(&mut attacker, "look", "it finds ");
     drop(draft);
-    (sender.granted().mechanism, linked, left)
+    (sender.protection_info().mechanism, linked, left)
 }
 
 /// The message for the attacker, and what was written behind its end.
 fn fill_given(sender: &mut Sender, mark: &[u8]) -> fbuf_client::Fbuf {
     let mut fbuf = fill(sender, mark, BEHIND);
-    fbuf.resize(PLACE).unwrap();
+    fbuf.set_len(PLACE).unwrap();
     fbuf[..MARK].copy_from_slice(mark);
     fbuf[MARK] = GIVEN;
     fbuf
@@ -243,7 +243,7 @@ fn senders_on_a_confidential_channel_send_one_shots_or_are_refused() {
     let mut receiver = client.receiver("secret/key").open().unwrap();
     for sender in [client.sender("secret/key"), client.sender("secret/key").protection(Protection::Sealed).slots(4)] {
         let mut sender = sender.slot_size(64).open().unwrap();
-        assert_eq!(sender.granted().to_string(), "one-shot: the channel is confidential");
+        assert_eq!(sender.protection_info().to_string(), "one-shot: the channel is confidential");
         sender.wait_for_receivers_timeout(1, SOON).unwrap();
         let fbuf = sender.allocate_timeout(SOON).unwrap();
         sender.write(fbuf).unwrap();
@@ -279,7 +279,7 @@ fn what_one_shots_cannot_have_is_not_left_out_in_silence() {
     guarded("public").unwrap();
     paged("public").unwrap();
     // The environment asks all senders of a process for a guard, but for those that were told to have none.
-    let granted = |sender: SenderBuilder| sender.slot_size(64).open().unwrap().granted().to_string();
+    let granted = |sender: SenderBuilder| sender.slot_size(64).open().unwrap().protection_info().to_string();
     let (undecided, unguarded) = (granted(client.sender("secret")), granted(client.sender("secret").guard(false)));
     assert_eq!(unguarded, "one-shot: the channel is confidential");
     if env::var_os("FBUF_GUARD").is_some() {

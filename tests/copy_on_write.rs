@@ -31,7 +31,7 @@ fn what_is_kept_can_be_read_and_its_slot_is_not_used_again() {
     for mechanism in MECHANISMS {
         let (_broker, _client, mut sender, mut receiver) = pair(mechanism, 3);
         let fbuf = fill(&mut sender, b"kept");
-        let (sent, kept) = sender.write_keep(fbuf).unwrap();
+        let (sent, kept) = sender.write_retained(fbuf).unwrap();
         assert_eq!((sent.sequence, sent.receivers), (0, 1));
         assert_eq!(&receiver.get_timeout(SOON).unwrap()[..], b"kept");
         for n in 0..50u8 {
@@ -58,7 +58,7 @@ fn the_same_slot_is_written_again_if_all_have_handed_it_back() {
         sender.wait_for_receivers_timeout(2, SOON).unwrap();
         let fbuf = fill(&mut sender, b"first");
         let place = fbuf.as_ptr();
-        let (_, kept) = sender.write_keep(fbuf).unwrap();
+        let (_, kept) = sender.write_retained(fbuf).unwrap();
         drop(one.get_timeout(SOON).unwrap());
         let held = two.get_timeout(SOON).unwrap();
         // One has it still: a copy, elsewhere.
@@ -68,7 +68,7 @@ fn the_same_slot_is_written_again_if_all_have_handed_it_back() {
         fbuf.copy_from_slice(b"other");
         assert_eq!(&held[..], b"first");
         let place = fbuf.as_ptr();
-        let (_, kept) = sender.write_keep(fbuf).unwrap();
+        let (_, kept) = sender.write_retained(fbuf).unwrap();
         drop((one.get_timeout(SOON).unwrap(), two.get_timeout(SOON).unwrap(), held));
         let fbuf = sender.make_mut(kept).unwrap();
         assert_eq!((fbuf.as_ptr(), &fbuf[..]), (place, &b"other"[..]), "nobody has it, so there is no need to copy");
@@ -81,7 +81,7 @@ fn the_same_slot_is_written_again_if_all_have_handed_it_back() {
 fn what_was_given_away_is_copied_and_a_full_pool_is_said_at_once() {
     let (_broker, _client, mut sender, mut receiver) = pair(Mechanism::OneShot, 2);
     let fbuf = fill(&mut sender, b"given");
-    let (_, kept) = sender.write_keep(fbuf).unwrap();
+    let (_, kept) = sender.write_retained(fbuf).unwrap();
     let held = receiver.get_timeout(SOON).unwrap();
     let mut fbuf = sender.make_mut(kept).unwrap();
     fbuf.copy_from_slice(b"taken");
@@ -89,7 +89,7 @@ fn what_was_given_away_is_copied_and_a_full_pool_is_said_at_once() {
 
     let (_broker, _client, mut sender, mut receiver) = pair(Mechanism::Shared, 1);
     let fbuf = fill(&mut sender, b"only");
-    let (_, kept) = sender.write_keep(fbuf).unwrap();
+    let (_, kept) = sender.write_retained(fbuf).unwrap();
     let held = receiver.get_timeout(SOON).unwrap();
     let kept = sender.make_mut(kept).unwrap_err();
     assert_eq!((&kept[..], &held[..]), (&b"only"[..], &b"only"[..]));
@@ -101,14 +101,14 @@ fn what_was_given_away_is_copied_and_a_full_pool_is_said_at_once() {
 fn what_is_kept_outlives_its_sender_and_is_not_kept_if_nobody_got_it() {
     let (_broker, client, mut sender, mut receiver) = pair(Mechanism::Shared, 2);
     let fbuf = fill(&mut sender, b"alone");
-    let (_, kept) = sender.write_keep(fbuf).unwrap();
+    let (_, kept) = sender.write_retained(fbuf).unwrap();
     drop(receiver.get_timeout(SOON).unwrap());
     drop((sender, receiver));
     assert_eq!(&kept[..], b"alone");
 
     let mut sender = client.sender("d").slot_size(100).slots(1).open().unwrap();
     let fbuf = fill(&mut sender, b"unsent");
-    let fbuf = sender.write_keep(fbuf).unwrap_err().into_fbuf().unwrap();
+    let fbuf = sender.write_retained(fbuf).unwrap_err().into_fbuf().unwrap();
     assert_eq!(&fbuf[..], b"unsent");
     drop(fbuf);
     assert!(sender.try_allocate().unwrap().is_some(), "the slot was lost");
@@ -125,9 +125,9 @@ fn a_private_view_is_written_and_nobody_sees_it() {
         // The second and third message begin in the middle of a page.
         for length in [20_000, 19_999, 1, 0, 4096] {
             let fbuf = fill(&mut sender, &vec![5; length]);
-            let (_, kept) = sender.write_keep(fbuf).unwrap();
+            let (_, kept) = sender.write_retained(fbuf).unwrap();
             let other = two.get_timeout(SOON).unwrap();
-            let mut private = one.get_timeout(SOON).unwrap().make_private().unwrap();
+            let mut private = one.get_timeout(SOON).unwrap().into_private().unwrap();
             assert!(private.len() == length && private.iter().all(|&byte| byte == 5));
             assert_eq!(private.is_shared(), mechanism != Mechanism::Copy && length > 0);
             assert_eq!(private.is_intact(), mechanism != Mechanism::Shared);
@@ -153,7 +153,7 @@ fn only_pages_that_are_written_are_copied() {
     let (_broker, _client, mut sender, mut receiver) = pair(Mechanism::Shared, 1);
     let fbuf = fill(&mut sender, &[1; 20_000]);
     sender.write(fbuf).unwrap();
-    let mut private = receiver.get_timeout(SOON).unwrap().make_private().unwrap();
+    let mut private = receiver.get_timeout(SOON).unwrap().into_private().unwrap();
     let start = private.as_ptr() as usize;
     let own = |start: usize| -> u64 {
         let maps = std::fs::read_to_string("/proc/self/smaps").unwrap();

@@ -13,7 +13,7 @@ const PATIENCE: Duration = Duration::from_millis(50);
 
 fn send(sender: &mut Sender, byte: u8) {
     let mut fbuf = sender.allocate_timeout(SOON).unwrap();
-    fbuf.resize(8).unwrap();
+    fbuf.set_len(8).unwrap();
     fbuf.fill(byte);
     sender.write(fbuf).unwrap();
 }
@@ -26,7 +26,7 @@ fn get(receiver: &mut Receiver) -> u8 {
 fn linked(client: &Client, mechanism: Mechanism, patience: Option<Duration>, wait: Wait) -> (Sender, [Receiver; 2]) {
     let sender = client.sender("c").slot_size(8).slots(4).mechanism(mechanism).wait(wait);
     let sender = patience.into_iter().fold(sender, |sender, time| sender.disconnect_after(time));
-    let receivers = [(); 2].map(|()| client.receiver("c").stay().open().unwrap());
+    let receivers = [(); 2].map(|()| client.receiver("c").keep_waiting().open().unwrap());
     let mut sender = sender.open().unwrap();
     sender.wait_for_receivers_timeout(2, SOON).unwrap();
     (sender, receivers)
@@ -46,7 +46,7 @@ fn a_receiver_that_is_disconnected_takes_what_was_sent_and_is_told() {
     let peer = sender.peers().find(|peer| peer.endpoint == one.endpoint()).unwrap();
     assert!(sender.disconnect(peer));
     assert!(!sender.disconnect(peer), "it is linked no more");
-    let departure = sender.departed().unwrap();
+    let departure = sender.next_departure().unwrap();
     assert_eq!((departure.peer, departure.reason), (peer, DisconnectReason::Disconnected));
     (2..4).for_each(|byte| send(&mut sender, byte));
     assert_eq!([get(&mut one), get(&mut one)], [0, 1]);
@@ -72,9 +72,9 @@ fn a_receiver_that_holds_everything_is_disconnected_after_a_while() {
             send(&mut sender, byte);
             assert_eq!(get(&mut quick), byte);
         }
-        let departure = sender.departed().unwrap();
+        let departure = sender.next_departure().unwrap();
         assert_eq!((departure.peer.endpoint, departure.reason), (slow.endpoint(), DisconnectReason::HeldUp(PATIENCE)));
-        assert_eq!((sender.departed(), sender.receivers()), (None, 1), "the other one held nothing up");
+        assert_eq!((sender.next_departure(), sender.receivers()), (None, 1), "the other one held nothing up");
         // What it had taken is its own; what it had not is written over, and it does not take that for a message.
         assert!(held.iter().all(|&byte| byte == 0));
         assert!(matches!(slow.get_timeout(SOON), Err(GetError::Dropped(_))));
@@ -91,7 +91,7 @@ fn without_a_limit_a_receiver_holds_its_sender_up() {
         assert_eq!(get(&mut quick), byte);
     }
     assert!(matches!(sender.allocate_timeout(4 * PATIENCE), Err(AllocateError::TimedOut(4))));
-    assert_eq!((sender.departed(), sender.receivers()), (None, 2));
+    assert_eq!((sender.next_departure(), sender.receivers()), (None, 2));
 }
 
 /// Nor does it wait for less if the time is more than clocks count.
@@ -102,7 +102,7 @@ fn a_limit_that_is_never_reached_is_none() {
         let (mut sender, [_slow, _quick]) = linked(&client, Mechanism::Shared, Some(Duration::MAX), wait);
         (0..4).for_each(|byte| send(&mut sender, byte));
         assert!(matches!(sender.allocate_timeout(PATIENCE), Err(AllocateError::TimedOut(4))));
-        assert_eq!((sender.departed(), sender.receivers()), (None, 2));
+        assert_eq!((sender.next_departure(), sender.receivers()), (None, 2));
     }
 }
 
@@ -120,7 +120,7 @@ fn what_a_disconnected_receiver_reads_in_place_does_not_change() {
     }
     let nothing = sender.allocate_timeout(4 * PATIENCE);
     assert!(matches!(nothing, Err(AllocateError::TimedOut(4))), "the slots are the receiver's until it lets go");
-    assert_eq!(sender.departed().map(|departure| departure.reason), Some(DisconnectReason::HeldUp(PATIENCE)));
+    assert_eq!(sender.next_departure().map(|departure| departure.reason), Some(DisconnectReason::HeldUp(PATIENCE)));
     assert!(held.iter().all(|&byte| byte == 7));
     drop(held);
     for byte in 0..20 {

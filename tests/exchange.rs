@@ -77,7 +77,7 @@ fn a_stream_without_messages_ends() {
 #[test]
 fn a_receiver_that_stays_waits_for_the_next_sender() {
     let (_broker, client) = broker();
-    let mut receiver = client.receiver("c").stay().open().unwrap();
+    let mut receiver = client.receiver("c").keep_waiting().open().unwrap();
     for text in [b"one", b"two"] {
         let mut sender = client.sender("c").open().unwrap();
         sender.wait_for_receivers_timeout(1, SOON).unwrap();
@@ -96,7 +96,7 @@ fn every_receiver_gets_every_message_of_every_sender_in_order() {
     for wait in [Wait::Block, Wait::Adaptive] {
         let (_broker, client) = broker();
         let receivers: Vec<_> =
-            (0..RECEIVERS).map(|_| client.receiver("c").wait(wait).stay().open().unwrap()).collect();
+            (0..RECEIVERS).map(|_| client.receiver("c").wait(wait).keep_waiting().open().unwrap()).collect();
         let senders: Vec<_> = (0..SENDERS)
             .map(|_| {
                 let client = client.clone();
@@ -182,7 +182,7 @@ fn a_slow_receiver_holds_its_sender_back() {
 fn a_receiver_may_be_skipped_and_sees_how_many_it_missed() {
     let (_broker, client) = broker();
     let mut fast = client.receiver("c").open().unwrap();
-    let mut slow = client.receiver("c").skip_above(2).open().unwrap();
+    let mut slow = client.receiver("c").max_backlog(3).open().unwrap();
     let mut sender = client.sender("c").slot_size(8).slots(8).open().unwrap();
     sender.wait_for_receivers_timeout(2, SOON).unwrap();
     for n in 0..100u64 {
@@ -236,8 +236,8 @@ fn a_receiver_that_closes_gives_everything_back_but_what_is_held() {
     drop(held);
     sender.allocate_timeout(SOON).unwrap();
     drop(all);
-    sender.look();
-    assert_eq!(sender.departed().unwrap().reason, DisconnectReason::Left);
+    sender.poll_events();
+    assert_eq!(sender.next_departure().unwrap().reason, DisconnectReason::Left);
     assert_eq!(sender.receivers(), 0);
     assert_eq!(sender.counters().slots.free, 5);
 }
@@ -307,7 +307,7 @@ fn a_message_begins_at_a_multiple_of_64_bytes_at_both_ends() {
         let held: Vec<_> = (0..4)
             .map(|_| {
                 let mut fbuf = sender.allocate_timeout(SOON).unwrap();
-                fbuf.resize(65).unwrap();
+                fbuf.set_len(65).unwrap();
                 begins.insert(fbuf.as_ptr().addr());
                 sender.write(fbuf).unwrap();
                 receiver.get_timeout(SOON).unwrap()
@@ -470,8 +470,8 @@ fn a_receiver_that_closes_before_its_first_message_has_left() {
     send(&mut sender, b"unread");
     drop(receiver);
     let departure = loop {
-        sender.look();
-        if let Some(departure) = sender.departed() {
+        sender.poll_events();
+        if let Some(departure) = sender.next_departure() {
             break departure;
         }
     };
@@ -509,7 +509,7 @@ fn newcomers_number_messages_as_their_sender_does() {
             let mut number = 0u64;
             while !stop.load(std::sync::atomic::Ordering::Relaxed) {
                 let mut fbuf = sender.allocate_timeout(SOON).unwrap();
-                fbuf.resize(8).unwrap();
+                fbuf.set_len(8).unwrap();
                 fbuf.copy_from_slice(&number.to_ne_bytes());
                 assert_eq!(sender.write(fbuf).unwrap().sequence, number);
                 number += 1;

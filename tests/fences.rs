@@ -162,7 +162,7 @@ fn play(role: &str) {
 
 fn send(sender: &mut Sender, number: u64) {
     let mut fbuf = sender.allocate_timeout(SOON).unwrap();
-    fbuf.resize(8).unwrap();
+    fbuf.set_len(8).unwrap();
     fbuf.copy_from_slice(&number.to_ne_bytes());
     sender.write(fbuf).unwrap();
 }

@@ -255,8 +255,8 @@ fn every_call_of_a_child_returns_at_once_and_says_to_connect_again() {
         assert!(matches!(receiver.try_get(), Err(GetError::Forked(_))));
         assert!(matches!(sender.wait_for_receivers(2), Err(WaitError::Forked(_))));
         assert!(matches!(sender.wait_for_returns(), Err(WaitError::Forked(_))));
-        sender.look();
-        assert!(sender.departed().is_none());
+        sender.poll_events();
+        assert!(sender.next_departure().is_none());
         let _ = (sender.counters(), receiver.counters());
         // Slots that were known to be free are private memory now; then there are none.
         let mut allocated: Vec<_> = std::iter::from_fn(|| sender.try_allocate().unwrap_or(None)).collect();
@@ -264,7 +264,7 @@ fn every_call_of_a_child_returns_at_once_and_says_to_connect_again() {
         assert!(matches!(sender.allocate(), Err(AllocateError::Forked(_))));
         assert!(matches!(sender.allocate_timeout(SOON), Err(AllocateError::Forked(_))));
         if let Some(fbuf) = allocated.pop() {
-            assert!(matches!(sender.write_keep(fbuf), Err(WriteError::Forked(_))));
+            assert!(matches!(sender.write_retained(fbuf), Err(WriteError::Forked(_))));
         }
         drop((allocated, sender, receiver, client));
         assert!(begin.elapsed() < AT_ONCE, "after {:?}", begin.elapsed());
@@ -336,7 +336,7 @@ fn peers_see_the_death_of_a_process_of_which_a_child_lives_on() {
     assert!(matches!(receiver.get_timeout(SOON), Err(GetError::Disconnected(_))), "its links hang up when it dies");
     other.wait_for_receivers_timeout(1, Duration::ZERO).ok();
     support::until("senders hear of it as well", || {
-        other.look();
+        other.poll_events();
         other.receivers() == 0
     });
     drop(go);
@@ -367,7 +367,7 @@ fn a_child_leaves_the_broker_of_its_parent_alone() {
 fn links_end_with_a_process_that_lowered_its_limit_of_descriptors_before_it_forked() {
     const LIMIT: u64 = 64;
     let (broker, client) = broker();
-    let mut receiver = client.receiver("c").stay().open().unwrap();
+    let mut receiver = client.receiver("c").keep_waiting().open().unwrap();
     let (waits, go) = nix::unistd::pipe().unwrap();
     let (alive, says) = nix::unistd::pipe().unwrap();
     let Some(child) = split() else {

@@ -47,7 +47,7 @@ fn play(role: &str) {
     let second = send(&mut sender, 2);
     // It may be written while it is an fbuf, although its neighbours may not.
     let mut fbuf = sender.allocate().unwrap();
-    fbuf.resize(100).unwrap();
+    fbuf.set_len(100).unwrap();
     fbuf.fill(3);
     if let Some(before) = role.strip_prefix("sent: ") {
         println!("sent");
@@ -77,7 +77,7 @@ extern "C" fn own_handler(_: libc::c_int) {
 fn send(sender: &mut Sender, value: u8) -> *mut u8 {
     let mut fbuf = sender.allocate().unwrap();
     assert_eq!(fbuf.capacity(), 100);
-    fbuf.resize(100).unwrap();
+    fbuf.set_len(100).unwrap();
     fbuf.fill(value);
     let pointer = fbuf.as_mut_ptr();
     sender.write(fbuf).unwrap();
@@ -208,7 +208,7 @@ fn a_guarded_stream_is_a_stream_and_leaves_no_handler_behind() {
     let broker = Embedded::start().unwrap();
     let client = Client::connect_to(broker.address()).unwrap();
     let mut one = client.receiver("c").open().unwrap();
-    let mut other = client.receiver("c").skip_above(2).open().unwrap();
+    let mut other = client.receiver("c").max_backlog(3).open().unwrap();
     let mut sender = client.sender("c").slot_size(5000).slots(3).grow_to(12).guard(true).open().unwrap();
     let mut second = client.sender("d").guard(true).open().unwrap();
     assert_ne!(handler(), before);
@@ -217,7 +217,7 @@ fn a_guarded_stream_is_a_stream_and_leaves_no_handler_behind() {
         let burst = round % 5;
         for n in 0..burst {
             let mut fbuf = sender.allocate().unwrap();
-            fbuf.resize(5000).unwrap();
+            fbuf.set_len(5000).unwrap();
             fbuf.fill((round + n) as u8);
             sender.write(fbuf).unwrap();
         }
@@ -231,7 +231,7 @@ fn a_guarded_stream_is_a_stream_and_leaves_no_handler_behind() {
     // One that no receiver was sent is an fbuf again, and may be written.
     let fbuf = second.allocate().unwrap();
     let mut fbuf = second.write(fbuf).unwrap_err().into_fbuf().unwrap();
-    fbuf.resize(10).unwrap();
+    fbuf.set_len(10).unwrap();
     fbuf.fill(1);
     drop((one, other, sender));
     assert_ne!(handler(), before, "there is a guarded sender still");

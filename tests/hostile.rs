@@ -57,7 +57,7 @@ fn garbage(link: &PacketSocket) {
 fn a_hostile_sender_loses_its_link_and_its_neighbour_keeps_its_own() {
     let broker = Embedded::start().unwrap();
     let client = Client::connect_to(broker.address()).unwrap();
-    let mut receiver = client.receiver("c").stay().open().unwrap();
+    let mut receiver = client.receiver("c").keep_waiting().open().unwrap();
     let welcome = |lane: Descriptor, memory: Descriptor, slots| {
         LinkMessage::Welcome(Welcome {
             lane,
@@ -202,7 +202,7 @@ fn memory_that_a_receiver_copies_from_is_that_of_one_segment() {
     const OTHER: u32 = 65_533;
     let broker = Embedded::start_with(Policy::own().allow(OTHER)).unwrap();
     let client = Client::connect_to(broker.address()).unwrap();
-    let mut receiver = client.receiver("c").stay().open().unwrap();
+    let mut receiver = client.receiver("c").keep_waiting().open().unwrap();
     let memory = sealed(4096);
     let twice = Hostile::join(broker.address(), "c", COPIED);
     twice.say(&welcome_with(&memory, 2));
@@ -247,7 +247,7 @@ fn private(receiver: &Other) -> u64 {
 
 fn receive_copies() {
     let client = Client::connect().unwrap();
-    let mut receiver = client.receiver("c").stay().open().unwrap();
+    let mut receiver = client.receiver("c").keep_waiting().open().unwrap();
     println!("it is open");
     while let Ok(received) = receiver.get_timeout(SOON) {
         assert_eq!(received.mechanism(), Mechanism::Copy);
@@ -284,7 +284,7 @@ fn a_hostile_receiver_loses_its_link_and_its_neighbour_keeps_its_own() {
         let reason = loop {
             // Looks around until the attack was seen.
             let _ = sender.wait_for_receivers_timeout(2, Duration::from_millis(1));
-            if let Some(departure) = sender.departed() {
+            if let Some(departure) = sender.next_departure() {
                 break departure.reason;
             }
         };
@@ -297,8 +297,8 @@ fn a_hostile_receiver_loses_its_link_and_its_neighbour_keeps_its_own() {
         assert_eq!(sender.write(fbuf).unwrap().receivers, 1);
         assert_eq!(neighbour.get_timeout(SOON).unwrap()[..], *name.as_bytes());
         drop(neighbour);
-        while sender.departed().is_none() {
-            sender.look();
+        while sender.next_departure().is_none() {
+            sender.poll_events();
         }
     }
     assert_eq!(sender.counters().slots.free, 4);

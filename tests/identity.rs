@@ -43,7 +43,7 @@ fn a_client_that_makes_up_an_earlier_life_takes_no_number_and_no_link_of_others(
     let address = Address::new(folder.path().join("broker"));
     let mut broker = Embedded::start_at(address.clone(), Policy::own()).unwrap();
     let client = Client::connect_to(&address).unwrap();
-    let mut receiver = client.receiver("c").stay().open().unwrap();
+    let mut receiver = client.receiver("c").keep_waiting().open().unwrap();
     let mut sender = client.sender("c").slot_size(64).slots(4).open().unwrap();
     sender.wait_for_receivers_timeout(1, SOON).unwrap();
     exchange(&mut sender, &mut receiver);
@@ -70,7 +70,7 @@ fn a_client_that_makes_up_an_earlier_life_takes_no_number_and_no_link_of_others(
 fn the_secret_of_an_endpoint_gives_its_number_to_one_client_at_a_time() {
     let broker = Embedded::start().unwrap();
     let client = Client::connect_to(broker.address()).unwrap();
-    let _receiver = client.receiver("c").stay().open().unwrap();
+    let _receiver = client.receiver("c").keep_waiting().open().unwrap();
     let secret = Secret::draw().unwrap();
     let earlier = || Some(PreviousRegistration { secret, links: Vec::new() });
     let known = || client.status().unwrap().iter().filter(|status| status.endpoint == secret.number()).count();

@@ -67,15 +67,15 @@ fn a_receiver_that_is_killed_costs_nothing() {
                 victim.kill();
             }
             let mut fbuf = sender.allocate_timeout(SOON).unwrap();
-            fbuf.resize(8).unwrap();
+            fbuf.set_len(8).unwrap();
             fbuf.copy_from_slice(&sent.to_ne_bytes());
             assert_eq!(sender.write(fbuf).unwrap().sequence, sent);
             sent += 1;
             messages += 1;
             if messages > death {
-                sender.look();
+                sender.poll_events();
             }
-            while let Some(departure) = sender.departed() {
+            while let Some(departure) = sender.next_departure() {
                 assert_eq!(departure.peer.process.pid as u32, victim.pid());
                 assert_eq!(departure.reason, DisconnectReason::Died);
                 died = true;
@@ -102,7 +102,7 @@ fn a_sender_that_is_killed_is_heard_to_its_last_message() {
     let path = folder.path().join("data");
     let data = random.bytes(4 << 20);
     fs::write(&path, &data).unwrap();
-    let mut receiver = client.receiver("kill").stay().wait(Wait::Adaptive).open().unwrap();
+    let mut receiver = client.receiver("kill").keep_waiting().wait(Wait::Adaptive).open().unwrap();
     let mut before = None;
     let mut deaths = 0;
     for round in 0..ROUNDS {

@@ -31,14 +31,14 @@ fn builder(client: &Client, slots: u64) -> SenderBuilder {
 fn pair(client: &Client, slots: u64) -> (Sender, Receiver) {
     let receiver = client.receiver("c").require(Protection::Leased).open().unwrap();
     let mut sender = builder(client, slots).open().unwrap();
-    assert_eq!(sender.granted().mechanism, Mechanism::Lease, "{}", sender.granted());
+    assert_eq!(sender.protection_info().mechanism, Mechanism::Lease, "{}", sender.protection_info());
     sender.wait_for_receivers_timeout(1, SOON).unwrap();
     (sender, receiver)
 }
 
 fn filled(sender: &mut Sender, value: u8) -> Fbuf {
     let mut fbuf = sender.allocate_timeout(SOON).unwrap();
-    fbuf.resize(SIZE).unwrap();
+    fbuf.set_len(SIZE).unwrap();
     fbuf.fill(value);
     fbuf
 }
@@ -176,14 +176,14 @@ fn a_view_to_be_written_stays_what_it_is_when_the_lease_is_broken() {
     let (mut sender, mut receiver) = pair(&client, 2);
     send(&mut sender, 1);
     send(&mut sender, 2);
-    let mut view = receiver.get_timeout(SOON).unwrap().make_private().unwrap();
+    let mut view = receiver.get_timeout(SOON).unwrap().into_private().unwrap();
     assert!(view.is_shared());
     view[5000] = 77;
     let late = receiver.get_timeout(SOON).unwrap();
     let _writers = scribble().join().unwrap();
     assert!((0..SIZE).all(|at| view[at] == if at == 5000 { 77 } else { 1 }));
     // A copy already: it is written as it is.
-    let mut late = late.make_private().unwrap();
+    let mut late = late.into_private().unwrap();
     late[SIZE - 1] = 78;
     assert!(late[..SIZE - 1].iter().all(|&byte| byte == 2) && late[SIZE - 1] == 78);
     drop((view, late));
@@ -196,7 +196,7 @@ fn what_was_sent_and_kept_can_be_read_and_written_again() {
     let (_alone, (_broker, client)) = (alone(), broker());
     let (mut sender, mut receiver) = pair(&client, 2);
     let fbuf = filled(&mut sender, 1);
-    let (_, kept) = sender.write_keep(fbuf).unwrap();
+    let (_, kept) = sender.write_retained(fbuf).unwrap();
     let held = receiver.get_timeout(SOON).unwrap();
     assert!(is_all(&kept, 1) && held.mechanism() == Mechanism::Lease);
     // Still held: the other slot.
@@ -204,7 +204,7 @@ fn what_was_sent_and_kept_can_be_read_and_written_again() {
     assert!(is_all(&copy, 1));
     copy.fill(2);
     assert!(is_all(&held, 1));
-    let (_, kept) = sender.write_keep(copy).unwrap();
+    let (_, kept) = sender.write_retained(copy).unwrap();
     drop(held);
     drop(receiver.get_timeout(SOON).unwrap());
     // Handed back: the same slot, and there is no third.
@@ -230,11 +230,11 @@ fn slots_can_be_the_receivers() {
 
     // What was allocated from one that goes is sent to the next.
     let (orphan, kept) = (filled(&mut sender, 201), filled(&mut sender, 202));
-    let (_, kept) = sender.write_keep(kept).unwrap();
+    let (_, kept) = sender.write_retained(kept).unwrap();
     let held = receiver.get_timeout(SOON).unwrap();
     drop(receiver);
     until("it has left", || {
-        sender.look();
+        sender.poll_events();
         sender.receivers() == 0
     });
     let Err(WriteError::NoReceiver(orphan)) = sender.write(orphan) else { panic!("it was written to nobody") };
@@ -309,7 +309,7 @@ fn a_right_that_cannot_be_given_back_for_lack_of_descriptors_is_given_later() {
 #[test]
 fn a_sender_is_told_what_it_got_and_why() {
     let (_alone, (_broker, client)) = (alone(), broker());
-    let granted = |builder: SenderBuilder| builder.open().unwrap().granted().clone();
+    let granted = |builder: SenderBuilder| builder.open().unwrap().protection_info().clone();
     let small = granted(client.sender("a").slot_size(1 << 20).protection(Protection::Leased));
     assert_eq!(small.mechanism, Mechanism::Copy);
     assert!(small.to_string().starts_with("sealed by copying: slots of 1048576 bytes"), "{small}");

@@ -61,11 +61,11 @@ fn play(role: &str) {
 /// Has a receiver and a sender, which it looks at only when it is told to.
 fn honest() {
     let client = Client::connect().unwrap();
-    let mut receiver = client.receiver("received").stay().open().unwrap();
+    let mut receiver = client.receiver("received").keep_waiting().open().unwrap();
     let mut sender = client.sender("sent").slot_size(64).slots(SLOTS.into()).open().unwrap();
     println!("open");
     let heed = |receiver: &mut Receiver, sender: &mut fbuf_client::Sender| {
-        sender.look();
+        sender.poll_events();
         matches!(receiver.try_get(), Ok(Some(_)))
     };
     let mut lines = stdin().lines();
@@ -85,7 +85,7 @@ fn honest() {
                 while let Err(unsent) = sender.write(fbuf) {
                     assert!(start.elapsed() < SOON, "{unsent}");
                     fbuf = unsent.into_fbuf().expect("nothing has it");
-                    sender.look();
+                    sender.poll_events();
                 }
                 assert!(!matches!(receiver.try_get(), Err(GetError::Exhausted { .. })));
                 println!("got");

@@ -62,12 +62,12 @@ fn a_broker_beyond_the_longest_file_refuses_and_goes_on() {
     let client = Client::connect_to(&broker.address).unwrap();
     // The broker would have to make files of 8 MiB: what it refuses is copied.
     let sender = client.sender("c").slot_size(8 << 20).mechanism(Mechanism::Lease).slots(1).open().unwrap();
-    assert_eq!(sender.granted().mechanism, Mechanism::Copy);
-    assert!(sender.granted().reason.contains("RLIMIT_FSIZE"), "{}", sender.granted());
+    assert_eq!(sender.protection_info().mechanism, Mechanism::Copy);
+    assert!(sender.protection_info().reason.contains("RLIMIT_FSIZE"), "{}", sender.protection_info());
     assert!(!broker.process.has_ended());
     // The control: it makes those that are short enough.
     let sender = client.sender("d").slot_size(4 << 20).mechanism(Mechanism::Lease).slots(1).open().unwrap();
-    assert_eq!(sender.granted().mechanism, Mechanism::Lease, "{}", sender.granted());
+    assert_eq!(sender.protection_info().mechanism, Mechanism::Lease, "{}", sender.protection_info());
 }
 
 #[test]

@@ -142,7 +142,7 @@ fn no_more_are_under_way_than_there_are_slots() {
 #[test]
 fn one_that_wants_to_be_skipped_misses_whole_messages() {
     let (_alone, (_broker, client)) = (alone(), broker());
-    let mut receiver = client.receiver("c").skip_above(1).open().unwrap();
+    let mut receiver = client.receiver("c").max_backlog(2).open().unwrap();
     let mut sender = client.sender("c").slot_size(8).slots(8).mechanism(Mechanism::OneShot).open().unwrap();
     sender.wait_for_receivers_timeout(1, SOON).unwrap();
     for n in 0..100u64 {

@@ -41,7 +41,7 @@ fn play(role: &str) {
         }
         "receiver" | "strict" => {
             let require = if role == "receiver" { Protection::Volatile } else { Protection::Sealed };
-            let mut receiver = client.receiver("c").require(require).stay().open().unwrap();
+            let mut receiver = client.receiver("c").require(require).keep_waiting().open().unwrap();
             println!("it is open");
             loop {
                 match receiver.get_timeout(MOMENT) {
@@ -59,7 +59,7 @@ fn play(role: &str) {
 
 fn send(sender: &mut Sender) {
     let mut fbuf = sender.allocate_timeout(SOON).unwrap();
-    fbuf.resize(8).unwrap();
+    fbuf.set_len(8).unwrap();
     sender.write(fbuf).unwrap();
 }
 
@@ -83,7 +83,7 @@ fn a_receiver_is_linked_with_senders_of_the_users_that_it_names_and_no_others() 
     }
     let broker = broker();
     let client = Client::connect_to(broker.address()).unwrap();
-    let mut receiver = client.receiver("c").from_users([OTHER]).stay().open().unwrap();
+    let mut receiver = client.receiver("c").from_users([OTHER]).keep_waiting().open().unwrap();
     let mut another = Other::start(broker.address(), "sender 64", ANOTHER);
     let told = another.hear("not paired");
     let number = receiver.endpoint();
@@ -138,7 +138,7 @@ fn both_ends_are_asked_before_they_are_linked() {
             true
         }
     };
-    let mut receiver = client.receiver("c").accept(accept(&asked)).stay().open().unwrap();
+    let mut receiver = client.receiver("c").accept(accept(&asked)).keep_waiting().open().unwrap();
     let _another = Other::start(broker.address(), "sender 64", ANOTHER);
     until("the sender is introduced", || asked.lock().unwrap().contains(&ANOTHER));
     let mut other = Other::start(broker.address(), "sender 64", OTHER);
@@ -165,7 +165,7 @@ fn a_receiver_is_linked_with_large_slots_of_another_user_only_if_it_says_so() {
     const LARGE: u64 = 5 << 20;
     let broker = broker();
     let client = Client::connect_to(broker.address()).unwrap();
-    let careful = client.receiver("c").stay().open().unwrap();
+    let careful = client.receiver("c").keep_waiting().open().unwrap();
     let mut other = Other::start(broker.address(), format!("sender {LARGE}"), OTHER);
     let told = other.hear("not paired");
     assert!(
@@ -173,7 +173,7 @@ fn a_receiver_is_linked_with_large_slots_of_another_user_only_if_it_says_so() {
         "{told}"
     );
     assert_eq!(careful.peers().count(), 0);
-    let mut generous = client.receiver("c").max_slot_size(LARGE).max_slots(1).stay().open().unwrap();
+    let mut generous = client.receiver("c").max_slot_size(LARGE).max_slots(1).keep_waiting().open().unwrap();
     other.hear("it has sent");
     get_from(&mut generous, &other, OTHER);
     // Of the own user all is accepted, unless the receiver says less; then it is an error.
@@ -268,7 +268,7 @@ fn a_pair_that_a_quota_forbids_is_linked_when_another_link_has_ended() {
     assert_eq!(sender.peers().map(|peer| peer.process.pid).collect::<Vec<_>>(), [pid(&linked)]);
     drop(linked);
     until("the other one is introduced, alone", || {
-        sender.look();
+        sender.poll_events();
         sender.peers().map(|peer| peer.process.pid).eq([pid(&apart)])
     });
     sender.wait_for_receivers_timeout(1, SOON).unwrap();
@@ -300,7 +300,7 @@ fn pairs_wait_while_the_broker_has_no_descriptor_and_no_endpoint_is_refused() {
     let client = Client::connect_to(&broker.address).unwrap();
     let mut other = Other::start(&broker.address, "receiver", OTHER);
     other.hear("it is open");
-    let mut own = client.receiver("c").stay().open().unwrap();
+    let mut own = client.receiver("c").keep_waiting().open().unwrap();
     // All numbers below are in use.
     limit(&broker, 3);
     let mut sender = client.sender("c").slot_size(64).slots(2).open().unwrap();

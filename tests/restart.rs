@@ -35,7 +35,7 @@ use support::{
 /// Sends one message to so many receivers.
 fn send(sender: &mut Sender, number: u64, receivers: usize) {
     let mut fbuf = sender.allocate_timeout(SOON).unwrap();
-    fbuf.resize(8).unwrap();
+    fbuf.set_len(8).unwrap();
     fbuf.copy_from_slice(&number.to_ne_bytes());
     assert_eq!(sender.write(fbuf).unwrap().receivers, receivers);
 }
@@ -63,7 +63,7 @@ fn with_restart(builder: impl Fn(SenderBuilder) -> SenderBuilder, mechanism: Mec
     let mut broker = BrokerProcess::start(&path);
     let client = Client::connect_to(&broker.address).unwrap();
     let mut sender = builder(client.sender("c").slot_size(8).slots(4)).open().unwrap();
-    let mut receiver = client.receiver("c").stay().open().unwrap();
+    let mut receiver = client.receiver("c").keep_waiting().open().unwrap();
     sender.wait_for_receivers_timeout(1, SOON).unwrap();
     send(&mut sender, 1, 1);
     expect(&mut receiver, 1, mechanism);
@@ -76,7 +76,7 @@ fn with_restart(builder: impl Fn(SenderBuilder) -> SenderBuilder, mechanism: Mec
     let broker = BrokerProcess::start(&path);
     until("the client is there again", || client.is_connected());
     let newcomer = Client::connect_to(&broker.address).unwrap();
-    let mut second = newcomer.receiver("c").stay().open().unwrap();
+    let mut second = newcomer.receiver("c").keep_waiting().open().unwrap();
     assert_eq!(sender.wait_for_receivers_timeout(2, SOON).unwrap(), 2);
     let mut other = newcomer.sender("c").slot_size(8).slots(4).open().unwrap();
     other.wait_for_receivers_timeout(2, SOON).unwrap();
@@ -124,7 +124,7 @@ fn slots_of_the_receiver_are_allocated_from_the_next_one_after_a_restart() {
     let mut broker = BrokerProcess::start(&path);
     let client = Client::connect_to(&broker.address).unwrap();
     let mut sender = client.sender("c").slot_size(8).slots(2).from_receiver().open().unwrap();
-    let mut receiver = client.receiver("c").stay().open().unwrap();
+    let mut receiver = client.receiver("c").keep_waiting().open().unwrap();
     sender.wait_for_receivers_timeout(1, SOON).unwrap();
     broker.process.kill();
     until("the client hears of it", || !client.is_connected());
@@ -135,10 +135,10 @@ fn slots_of_the_receiver_are_allocated_from_the_next_one_after_a_restart() {
     let _broker = BrokerProcess::start(&path);
     until("the client is there again", || client.is_connected());
     drop(receiver);
-    let mut receiver = client.receiver("c").stay().open().unwrap();
+    let mut receiver = client.receiver("c").keep_waiting().open().unwrap();
     until("the receiver is linked", || {
-        sender.look();
-        sender.receivers() == 1 && sender.departed().is_some()
+        sender.poll_events();
+        sender.receivers() == 1 && sender.next_departure().is_some()
     });
     for number in 5..10 {
         send(&mut sender, number, 1);
@@ -166,7 +166,7 @@ fn clients_that_lose_their_connection_and_not_their_broker_are_linked_once() {
         let connect = || Client::connect_to(broker.address()).unwrap();
         let (one, other) = (connect(), connect());
         let mut sender = one.sender("c").slot_size(8).slots(4).open().unwrap();
-        let mut receiver = other.receiver("c").stay().open().unwrap();
+        let mut receiver = other.receiver("c").keep_waiting().open().unwrap();
         sender.wait_for_receivers_timeout(1, SOON).unwrap();
         send(&mut sender, 1, 1);
         expect(&mut receiver, 1, Mechanism::Shared);
@@ -184,7 +184,7 @@ fn clients_that_lose_their_connection_and_not_their_broker_are_linked_once() {
             until("the client is there again", || clients().difference(&before).count() == 1 && clients().len() == 2);
         }
         let newcomer = connect();
-        let mut second = newcomer.receiver("c").stay().open().unwrap();
+        let mut second = newcomer.receiver("c").keep_waiting().open().unwrap();
         assert_eq!(sender.wait_for_receivers_timeout(2, SOON).unwrap(), 2, "after {lost:?}");
         send(&mut sender, 2, 2);
         expect(&mut receiver, 2, Mechanism::Shared);
@@ -360,7 +360,7 @@ fn play(_: &str) {
                     let stop = stop.load(Ordering::Relaxed);
                     let mut fbuf = sender.allocate_timeout(SOON).unwrap();
                     if !stop {
-                        fbuf.resize(contents(number).count()).unwrap();
+                        fbuf.set_len(contents(number).count()).unwrap();
                         fbuf.iter_mut().zip(contents(number)).for_each(|(byte, value)| *byte = value);
                     }
                     assert_eq!(sender.write(fbuf).unwrap().sequence, number);

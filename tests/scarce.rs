@@ -69,7 +69,7 @@ impl Drop for Scarcity {
 
 fn send(sender: &mut Sender, number: u64) {
     let mut fbuf = sender.allocate_timeout(SOON).unwrap();
-    fbuf.resize(8).unwrap();
+    fbuf.set_len(8).unwrap();
     fbuf.copy_from_slice(&number.to_ne_bytes());
     assert_eq!(sender.write(fbuf).unwrap().sequence, number);
 }
@@ -90,15 +90,15 @@ fn slots_that_cannot_be_given_at_first_are_given_later() {
         let client = Client::connect_to(broker.address()).unwrap();
         let mut sender = client.sender("c").slot_size(8).slots(SLOTS).from_receiver().open().unwrap();
         let scarcity = Scarcity::but_for(left);
-        let Ok(mut receiver) = client.receiver("c").stay().open() else {
+        let Ok(mut receiver) = client.receiver("c").keep_waiting().open() else {
             refused += 1;
             continue;
         };
         let (mut trouble, mut departure) = (None, None);
         let mut is_decided = |sender: &mut Sender, receiver: &mut Receiver| {
-            sender.look();
+            sender.poll_events();
             trouble = receiver.try_get().err();
-            departure = sender.departed();
+            departure = sender.next_departure();
             (sender.receivers() == 1 && receiver.senders() == 1) || trouble.is_some() || departure.is_some()
         };
         let mut waits = false;
@@ -151,7 +151,7 @@ fn a_segment_waits_for_a_descriptor_and_what_was_sent_before_is_taken() {
     let broker = Embedded::start().unwrap();
     let client = Client::connect_to(broker.address()).unwrap();
     let mut sender = client.sender("c").slot_size(8).slots(MANY).grow_to(8 * MANY).open().unwrap();
-    let mut receiver = client.receiver("c").stay().open().unwrap();
+    let mut receiver = client.receiver("c").keep_waiting().open().unwrap();
     sender.wait_for_receivers_timeout(1, SOON).unwrap();
     assert_eq!(receiver.get_timeout(BRIEFLY).unwrap_err(), GetError::TimedOut);
     (0..MANY).for_each(|number| send(&mut sender, number));
@@ -175,7 +175,7 @@ fn a_segment_waits_for_a_descriptor_and_what_was_sent_before_is_taken() {
     }
     assert_eq!(receiver.get_timeout(BRIEFLY).unwrap_err(), GetError::TimedOut);
     sender.wait_for_returns_timeout(SOON).unwrap();
-    assert_eq!((sender.receivers(), sender.departed()), (1, None));
+    assert_eq!((sender.receivers(), sender.next_departure()), (1, None));
 }
 
 /// It keeps each for good, and with it a descriptor.
@@ -184,7 +184,7 @@ fn one_shots_wait_for_descriptors_and_none_is_lost() {
     let _alone = alone();
     let broker = Embedded::start().unwrap();
     let client = Client::connect_to(broker.address()).unwrap();
-    let mut receiver = client.receiver("c").stay().open().unwrap();
+    let mut receiver = client.receiver("c").keep_waiting().open().unwrap();
     let mut sender = client.sender("c").slot_size(8).slots(64).mechanism(Mechanism::OneShot).open().unwrap();
     sender.wait_for_receivers_timeout(1, SOON).unwrap();
     (0..64).for_each(|number| send(&mut sender, number));
@@ -207,7 +207,7 @@ fn one_shots_wait_for_descriptors_and_none_is_lost() {
     }
     drop(scarcity);
     assert!(told > 3, "there were descriptors for all: {told}");
-    assert_eq!((sender.receivers(), sender.departed()), (1, None));
+    assert_eq!((sender.receivers(), sender.next_departure()), (1, None));
     send(&mut sender, 64);
     get(&mut receiver, 64);
 }
@@ -228,7 +228,7 @@ fn a_right_to_write_waits_for_a_descriptor_and_its_sender_is_told() {
     drop(scarcity);
     send(&mut sender, 1);
     get(&mut receiver, 1);
-    assert_eq!(sender.departed(), None);
+    assert_eq!(sender.next_departure(), None);
 }
 
 /// While it exists, more descriptors of this user are on their way than this process may open: none more can be sent by
@@ -283,7 +283,7 @@ fn a_one_shot_that_cannot_be_passed_comes_back_and_can_be_written_again() {
         drop_capabilities();
         send(&mut sender, 0);
         let mut fbuf = sender.allocate_timeout(SOON).unwrap();
-        fbuf.resize(8).unwrap();
+        fbuf.set_len(8).unwrap();
         fbuf.copy_from_slice(&1u64.to_ne_bytes());
         let jam = Jam::new();
         let refused = sender.write(fbuf);
@@ -293,7 +293,7 @@ fn a_one_shot_that_cannot_be_passed_comes_back_and_can_be_written_again() {
         assert_eq!(fbuf[..], 1u64.to_ne_bytes());
         assert_eq!(sender.write(fbuf).unwrap().sequence, 1);
         send(&mut sender, 2);
-        assert_eq!((sender.receivers(), sender.departed()), (1, None));
+        assert_eq!((sender.receivers(), sender.next_departure()), (1, None));
     });
     (0..3).for_each(|number| get(&mut receiver, number));
     sending.join().unwrap();

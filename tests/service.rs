@@ -271,11 +271,11 @@ fn a_client_with_many_ends_is_linked_with_all() {
     const MANY: usize = 300;
     let broker = Embedded::start().unwrap();
     let [one, other] = [(); 2].map(|()| Client::connect_to(broker.address()).unwrap());
-    let receivers: Vec<_> = (0..MANY).map(|_| one.receiver("c").stay().open().unwrap()).collect();
+    let receivers: Vec<_> = (0..MANY).map(|_| one.receiver("c").keep_waiting().open().unwrap()).collect();
     let mut linked: Vec<_> = receivers.into_iter().map(|receiver| (receiver, false)).collect();
     let mut sender = other.sender("c").slot_size(8).slots(2).open().unwrap();
     until("all are linked", || {
-        sender.look();
+        sender.poll_events();
         linked.iter_mut().for_each(|(receiver, is_linked)| {
             let _ = receiver.try_get();
             *is_linked = receiver.senders() == 1;

@@ -43,7 +43,7 @@ fn play(role: &str) {
                 let sender = client.sender(&format!("{}-{name}", std::process::id())).slot_size(64).slots(16);
                 let sender = sender.mechanism(Mechanism::Lease).open().ok()?;
                 // A sender copies instead if the broker cannot make its slots.
-                (sender.granted().mechanism == Mechanism::Lease).then_some(sender)
+                (sender.protection_info().mechanism == Mechanism::Lease).then_some(sender)
             };
             let mut names = 0..;
             take(|| sender(names.next()?));
@@ -54,7 +54,7 @@ fn play(role: &str) {
             let mut one = |slots| {
                 let sender = client.sender(&format!("short-{}", names.next()?)).slot_size(64).slots(slots);
                 let sender = sender.mechanism(Mechanism::Lease).open().ok()?;
-                (sender.granted().mechanism == Mechanism::Lease).then_some(sender)
+                (sender.protection_info().mechanism == Mechanism::Lease).then_some(sender)
             };
             let many: Vec<_> = std::iter::from_fn(|| one(16)).collect();
             let few: Vec<_> = std::iter::from_fn(|| one(1)).collect();
@@ -125,7 +125,7 @@ fn all_is_taken_and_others_are_served(role: &str, of_a_share: u64) {
         mechanism: Mechanism::Lease,
         slots: Slots::Broker { huge: false },
     };
-    let _receiver = root.receiver("root").stay().open().unwrap();
+    let _receiver = root.receiver("root").keep_waiting().open().unwrap();
     Hostile::join(&broker.address, "root", role);
 }
 

@@ -96,7 +96,7 @@ fn an_idle_receiver_uses_no_processor_time() {
     let broker = Embedded::start().unwrap();
     let client = Client::connect_to(broker.address()).unwrap();
     for wait in [Wait::Adaptive, Wait::Block] {
-        let mut receiver = client.receiver("c").wait(wait).stay().open().unwrap();
+        let mut receiver = client.receiver("c").wait(wait).keep_waiting().open().unwrap();
         let mut sender = client.sender("c").open().unwrap();
         sender.wait_for_receivers(1).unwrap();
         let before = processor_time();
@@ -130,7 +130,7 @@ fn a_message_allocates_nothing() {
     let broker = Embedded::start().unwrap();
     let client = Client::connect_to(broker.address()).unwrap();
     let mut receiver = client.receiver("c").open().unwrap();
-    let mut skipped = client.receiver("c").skip_above(3).open().unwrap();
+    let mut skipped = client.receiver("c").max_backlog(4).open().unwrap();
     let mut sender = client.sender("c").slot_size(64).slots(16).open().unwrap();
     sender.wait_for_receivers(2).unwrap();
     let mut exchange = |rounds: u64| {
@@ -138,7 +138,7 @@ fn a_message_allocates_nothing() {
             // Now some messages at once, now one; sometimes the pool runs low.
             for n in 0..=round % 8 {
                 let mut fbuf = sender.allocate().unwrap();
-                fbuf.resize(8).unwrap();
+                fbuf.set_len(8).unwrap();
                 fbuf.copy_from_slice(&n.to_ne_bytes());
                 sender.write(fbuf).unwrap();
             }

@@ -108,8 +108,8 @@ fn numbers(unread: Option<Unread>) -> Option<(u64, u64, u64)> {
 fn departure(sender: &mut Sender) -> Departure {
     let start = Instant::now();
     loop {
-        sender.look();
-        if let Some(departure) = sender.departed() {
+        sender.poll_events();
+        if let Some(departure) = sender.next_departure() {
             return departure;
         }
         assert!(start.elapsed() < SOON, "nobody has departed");
@@ -183,10 +183,10 @@ fn a_departure_says_exactly_what_was_not_read_to_the_end() {
     let held = receiver.get_timeout(SOON).unwrap();
     drop(receiver);
     until("it is seen to have left", || {
-        sending.look();
+        sending.poll_events();
         sending.receivers() == 0
     });
-    assert_eq!(sending.departed(), None, "it holds a message");
+    assert_eq!(sending.next_departure(), None, "it holds a message");
     drop(held);
     let Departure { reason, unread, .. } = departure(&mut sending);
     assert_eq!((reason, numbers(unread)), (DisconnectReason::Left, last(3, 6)));
@@ -205,7 +205,7 @@ fn a_departure_says_exactly_what_was_not_read_to_the_end() {
 
     // It asked to be skipped: 0, 1 and 2 are lent, 3 and 4 left out, 5 is lent again; it has read 0 and 1.
     let mut sending = sender();
-    let mut receiver = client.receiver("c").skip_above(2).open().unwrap();
+    let mut receiver = client.receiver("c").max_backlog(3).open().unwrap();
     sending.wait_for_receivers_timeout(1, SOON).unwrap();
     (0..5).for_each(|_| assert!(send(&mut sending, b"x") < 5));
     (0..2).for_each(|_| drop(receiver.get_timeout(SOON).unwrap()));
@@ -226,13 +226,13 @@ fn the_dead_are_not_counted_among_receivers_although_nothing_is_called_that_look
     until("one is gone", || sender.receivers() == 1 && sender.peers().count() == 1);
     assert_eq!(sender.peers().next().unwrap().process.pid as u32, recvs[1].process.pid());
     let fbuf = sender.allocate().unwrap();
-    let (sent, kept) = sender.write_keep(fbuf).unwrap();
+    let (sent, kept) = sender.write_retained(fbuf).unwrap();
     assert_eq!(sent.receivers, 1);
     drop(kept);
     recvs[1].process.kill();
     until("all are gone", || sender.receivers() == 0);
     let fbuf = sender.allocate().unwrap();
-    assert!(matches!(sender.write_keep(fbuf), Err(WriteError::NoReceiver(_))));
+    assert!(matches!(sender.write_retained(fbuf), Err(WriteError::NoReceiver(_))));
 }
 
 #[test]
@@ -392,7 +392,7 @@ fn a_receiver_that_fails_says_so_before_what_it_holds_goes_back() {
         drop(held);
         // All is back, and that is no success.
         sender.wait_for_returns_timeout(SOON).unwrap();
-        let Departure { reason, unread, .. } = sender.departed().expect("it is known by now");
+        let Departure { reason, unread, .. } = sender.next_departure().expect("it is known by now");
         assert_eq!((reason, numbers(unread)), (DisconnectReason::Failed(wanted), last(1, 3)));
     }
 }

@@ -83,7 +83,7 @@ fn play(role: &str) {
         }
         "receive" => {
             let client = Client::connect().unwrap();
-            let mut receiver = client.receiver(channel).stay().max_slots(MOST_SLOTS).open().unwrap();
+            let mut receiver = client.receiver(channel).keep_waiting().max_slots(MOST_SLOTS).open().unwrap();
             println!("open");
             for _ in 0..100 {
                 receiver.get_timeout(SOON).unwrap();
@@ -134,7 +134,7 @@ fn fill() -> (usize, Vec<PacketSocket>) {
 fn rest(channel: &str, as_receiver: bool, most_slots: u64) {
     let client = Client::connect().unwrap();
     let mut wait: Box<dyn FnMut() -> usize> = if as_receiver {
-        let mut receiver = client.receiver(channel).stay().open().unwrap();
+        let mut receiver = client.receiver(channel).keep_waiting().open().unwrap();
         Box::new(move || {
             while !matches!(receiver.get_timeout(A_WHILE), Err(GetError::TimedOut)) {}
             receiver.senders()

@@ -51,7 +51,7 @@ fn start() -> (BrokerProcess, Metrics, tempfile::TempDir) {
 
 fn send(sender: &mut Sender) {
     let mut fbuf = sender.allocate_timeout(SOON).unwrap();
-    fbuf.resize(10).unwrap();
+    fbuf.set_len(10).unwrap();
     sender.write(fbuf).unwrap();
 }
 
@@ -96,7 +96,7 @@ fn stream(client: &Client) -> (Sender, Receiver, Received) {
         held.get_or_insert(receiver.get_timeout(SOON).unwrap());
     }
     // Whenever it looks around, it says what it has done.
-    sender.look();
+    sender.poll_events();
     let _ = receiver.get_timeout(Duration::from_millis(5));
     (sender, receiver, held.unwrap())
 }
@@ -179,9 +179,9 @@ struct Troubles {
 
 impl Troubles {
     fn begin(client: &Client, broker: &Address) -> Self {
-        let pair = |channel: &str, slots, skip_above: Option<u32>| {
+        let pair = |channel: &str, slots, max_backlog: Option<usize>| {
             let receiver = client.receiver(channel);
-            let receiver = skip_above.into_iter().fold(receiver, |receiver, count| receiver.skip_above(count));
+            let receiver = max_backlog.into_iter().fold(receiver, |receiver, count| receiver.max_backlog(count));
             let (mut sender, receiver) =
                 (client.sender(channel).slot_size(64).slots(slots).open().unwrap(), receiver.open().unwrap());
             sender.wait_for_receivers_timeout(1, SOON).unwrap();
@@ -190,7 +190,7 @@ impl Troubles {
         let (mut waiting, mut keeping) = pair("waits", 1, None);
         send(&mut waiting);
         let kept = keeping.get_timeout(SOON).unwrap();
-        let mut hearing = client.receiver("hears").stay().open().unwrap();
+        let mut hearing = client.receiver("hears").keep_waiting().open().unwrap();
         let (mechanism, slots) = (Mechanism::Shared, Slots::Segments);
         let hostile = Hostile::join(broker, "hears", Role::Sender { slot_bytes: 64, max_slots: 4, mechanism, slots });
         hostile.link.send(&Letter { bytes: b"\xffgarbage".to_vec(), descriptors: Vec::new() }).unwrap();
@@ -198,7 +198,7 @@ impl Troubles {
         assert!(matches!(heard, GetError::PeerViolation { .. }), "{heard:?}");
         Self {
             waits: (waiting, keeping, kept),
-            skips: pair("skips", 4, Some(1)),
+            skips: pair("skips", 4, Some(2)),
             sleeps: client.receiver("sleeps").wait(Wait::Block).open().unwrap(),
             hears: (hearing, hostile),
             keeps: stream(client),
@@ -217,7 +217,7 @@ impl Troubles {
 
     /// Has them say what they have done.
     fn say(&mut self) {
-        [&mut self.waits.0, &mut self.skips.0, &mut self.keeps.0].into_iter().for_each(Sender::look);
+        [&mut self.waits.0, &mut self.skips.0, &mut self.keeps.0].into_iter().for_each(Sender::poll_events);
         for receiver in [&mut self.skips.1, &mut self.sleeps, &mut self.hears.0, &mut self.keeps.1] {
             assert_eq!(receiver.get_timeout(BRIEFLY).unwrap_err(), GetError::TimedOut);
         }

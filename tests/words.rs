@@ -6,7 +6,7 @@ use std::{
 };
 
 /// What is not to be said, and what is.
-const WORDS: [(&str, &str); 10] = [
+const WORDS: [(&str, &str); 15] = [
     ("a fbuf", "an fbuf"),
     ("tenant", "leased slot"),
     ("lodging", "slot source"),
@@ -17,6 +17,11 @@ const WORDS: [(&str, &str); 10] = [
     ("homeless", "stale slot"),
     ("post box", "queue of new links"),
     ("shelf", "unsent fbufs"),
+    ("write_keep", "write_retained"),
+    ("fbuf.resize", "fbuf.set_len"),
+    (").stay()", ").keep_waiting()"),
+    ("sender.granted()", "sender.protection_info()"),
+    ("sender.departed()", "sender.next_departure()"),
 ];
 
 fn sources(folder: &Path, found: &mut Vec<PathBuf>) {

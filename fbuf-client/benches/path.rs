@@ -31,7 +31,7 @@ impl Path {
         let sender = client.sender("bench").slot_size(64).slots(2 * BURST as u64).wait(Wait::Spin);
         let mut sender = sender.open().expect("a sender");
         while sender.receivers() == 0 {
-            sender.look();
+            sender.poll_events();
             assert!(receiver.try_get().expect("no end").is_none());
         }
         Self { sender, receiver, _broker: broker }
@@ -43,7 +43,7 @@ impl Path {
 
     fn write(&mut self, fbufs: Vec<Fbuf>) {
         for mut fbuf in fbufs {
-            fbuf.resize(8).expect("room");
+            fbuf.set_len(8).expect("room");
             black_box(self.sender.write(fbuf)).expect("a receiver");
         }
     }
@@ -101,7 +101,7 @@ fn all_four(bencher: Bencher<'_, '_>) {
     let step = |path: &mut Path, ()| {
         for _ in 0..BURST {
             let mut fbuf = path.sender.allocate().expect("a slot");
-            fbuf.resize(8).expect("room");
+            fbuf.set_len(8).expect("room");
             path.sender.write(fbuf).expect("a receiver");
         }
         for _ in 0..BURST {

@@ -66,7 +66,7 @@ pub use fbuf_protocol::{
 pub use interrupt::InterruptHandle;
 pub use receiver::{GetError, Receiver, ReceiverBuilder, ReceiverCounters};
 pub use sender::{
-    AllocateError, Departure, DisconnectReason, Granted, LEASE_BASE_FROM, LEASE_FROM, OptionsError, Sender,
+    AllocateError, Departure, DisconnectReason, LEASE_BASE_FROM, LEASE_FROM, OptionsError, ProtectionInfo, Sender,
     SenderBuilder, SenderCounters, Sent, WaitError, WriteError,
 };
 pub use wait::Wait;

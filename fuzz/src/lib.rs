@@ -141,7 +141,7 @@ pub fn segments() -> Vec<NewSegment> {
     assert!(pool.collect(SLOTS), "a slot of a fresh pool is not free");
     for number in 0..SLOTS {
         let mut fbuf = pool.allocate().expect("it is free");
-        fbuf.resize(SLOT_BYTES as usize).expect("it is that large");
+        fbuf.set_len(SLOT_BYTES as usize).expect("it is that large");
         fbuf.fill(content(number));
     }
     pool.announce(0).collect()

@@ -250,7 +250,7 @@ impl Sending {
             1 | 2 => {
                 self.allocate(input.int_in_range(0..=400)?);
                 while let Some(mut fbuf) = self.fbufs.pop() {
-                    fbuf.resize(1).expect("it is that large");
+                    fbuf.set_len(1).expect("it is that large");
                     match self.pool.send(fbuf) {
                         Ok(_) => self.sent += 1,
                         Err(Unsent::NoReceiver(_)) => {}

@@ -198,7 +198,7 @@ impl Sending {
     /// Sends the fbuf that was allocated last, to be read on or not.
     fn send(&mut self, keep: bool) {
         let Some(mut fbuf) = self.fbufs.pop() else { return };
-        fbuf.resize(SLOT_BYTES as usize).expect("it is that large");
+        fbuf.set_len(SLOT_BYTES as usize).expect("it is that large");
         fbuf.fill(content(self.pool.next_sequence() as u32));
         let unsent = if keep {
             self.pool.send_and_keep(fbuf).map(|(_, retained)| self.retained.push(retained)).err()

@@ -160,7 +160,7 @@ impl Half {
             && pool.collect(64)
             && let Some(mut fbuf) = pool.allocate()
         {
-            fbuf.resize(SLOT_BYTES as usize).expect("it is that large");
+            fbuf.set_len(SLOT_BYTES as usize).expect("it is that large");
             fbuf.fill(1);
             fbufs.push(fbuf);
             assert!(fbufs.len() <= SLOTS as usize);

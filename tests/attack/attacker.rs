@@ -116,7 +116,7 @@ pub fn attack(attack: Attack, level: Level, from_receiver: bool) -> ! {
     let mut sender = sender.open().unwrap();
     sender.wait_for_receivers_timeout(1, SOON).unwrap();
     let mut fbuf = sender.allocate_timeout(SOON).unwrap();
-    fbuf.resize(SIZE).unwrap();
+    fbuf.set_len(SIZE).unwrap();
     fbuf.fill(7);
     let kept = fbuf.as_mut_ptr();
     let (mut alias, mut pin, mut files, mut flying) = (ptr::null_mut(), None, Vec::new(), None);

@@ -315,11 +315,11 @@ fn send_some(from_receiver: bool) {
     let sender = client.sender("users").slot_size(SIZE as u64).slots(3);
     let sender = if from_receiver { sender.from_receiver() } else { sender.mechanism(Mechanism::Lease) };
     let mut sender = sender.open().unwrap();
-    assert_eq!(sender.granted().mechanism, Mechanism::Lease, "{}", sender.granted());
+    assert_eq!(sender.protection_info().mechanism, Mechanism::Lease, "{}", sender.protection_info());
     sender.wait_for_receivers_timeout(1, SOON).unwrap();
     for n in 0..SOME {
         let mut fbuf = sender.allocate_timeout(SOON).unwrap();
-        fbuf.resize(SIZE).unwrap();
+        fbuf.set_len(SIZE).unwrap();
         fbuf.fill(n);
         sender.write(fbuf).unwrap();
     }

@@ -106,7 +106,7 @@ pub fn attack(number: usize) -> ! {
 /// Receives by the library, in a process that opens the library's memory.
 fn change(attack: Attack) -> ! {
     let client = Client::connect().unwrap();
-    let mut receiver = client.receiver("prey").stay().open().unwrap();
+    let mut receiver = client.receiver("prey").keep_waiting().open().unwrap();
     if attack == Attack::ScribblesKept {
         drop(receiver.get_timeout(SOON).unwrap());
     }
@@ -186,7 +186,7 @@ fn suffer(attack: Attack, sender: &mut Sender) -> (Outcome, Option<Violation>) {
     let is_untrusted = |one: &Unpaired| one.why == Mismatch::UntrustedPool(OTHER);
     loop {
         let linked = sender.wait_for_receivers_timeout(1, Duration::from_millis(10)).is_ok();
-        if let Some(departure) = sender.departed() {
+        if let Some(departure) = sender.next_departure() {
             match departure.reason {
                 DisconnectReason::Violation(Violation::UntrustedReceiver) => return (NoLink, None),
                 DisconnectReason::Violation(violation) => return (Refused, Some(violation)),
@@ -194,13 +194,13 @@ fn suffer(attack: Attack, sender: &mut Sender) -> (Outcome, Option<Violation>) {
             }
         }
         if linked && let Ok(Some(mut fbuf)) = sender.try_allocate() {
-            fbuf.resize(SIZE).unwrap();
+            fbuf.set_len(SIZE).unwrap();
             fbuf.fill(FILL);
             if attack != Attack::ScribblesKept {
                 assert!(changes(fbuf.as_ptr()), "the attack does nothing");
                 return (Changes, None);
             }
-            let (_, kept) = sender.write_keep(fbuf).unwrap();
+            let (_, kept) = sender.write_retained(fbuf).unwrap();
             assert!(changes(kept.as_ptr()), "the attack does nothing");
             return (Changes, None);
         }

@@ -76,7 +76,8 @@ fn call_in(error: &str) -> Option<&str> {
 
 #[test]
 fn errors_of_the_library_name_no_calls() {
-    let named = ["open with stay()", "`wait_for_receivers`", "protection({required:?})", "ask for Protection::Leased"];
+    let named =
+        ["open with keep_waiting()", "`wait_for_receivers`", "protection({required:?})", "ask for Protection::Leased"];
     assert!(named.iter().all(|error| call_in(error).is_some()), "the search finds nothing");
     let mut errors = 0;
     for package in ["fbuf-core", "fbuf-protocol", "fbuf-client", "fbuf-broker"] {

@@ -90,7 +90,7 @@ pub fn break_leases() {
 pub fn send(sender: &mut Sender, next: &mut u64) -> bool {
     let Ok(Some(mut fbuf)) = sender.try_allocate() else { return false };
     let length = (*next * 7919 % (SLOT as u64 + 1)) as usize;
-    fbuf.resize(length).unwrap();
+    fbuf.set_len(length).unwrap();
     fill(&mut fbuf, *next);
     match sender.write(fbuf) {
         Ok(sent) => {
@@ -136,7 +136,7 @@ pub fn listeners(client: &Client, wait: Wait, who: Who) -> Vec<Listener> {
 
 impl Listener {
     fn open(client: &Client, wait: Wait, level: Level) -> Self {
-        let receiver = client.receiver(&level.channel()).stay().wait(wait).open().unwrap();
+        let receiver = client.receiver(&level.channel()).keep_waiting().wait(wait).open().unwrap();
         Self { level, receiver, came: BTreeMap::new(), held: Vec::new(), leased: 0 }
     }
 

@@ -40,7 +40,7 @@ impl Survivors {
                 for _ in 0..random.below(4) {
                     send(sender, next);
                 }
-                sender.look();
+                sender.poll_events();
                 forgive(sender, None);
             }
         }
@@ -61,7 +61,7 @@ impl Survivors {
             self.receive(&mut random);
             let mut gone = true;
             for sender in self.senders.iter_mut().flatten() {
-                sender.look();
+                sender.poll_events();
                 forgive(sender, Some(dead));
                 gone &= sender.peers().all(|peer| peer.process.pid != dead);
             }
@@ -91,7 +91,7 @@ impl Survivors {
             self.listeners.iter_mut().flatten().for_each(Listener::let_go);
             checked
                 && self.senders.iter_mut().flatten().all(|sender| {
-                    sender.look();
+                    sender.poll_events();
                     let slots = sender.counters().slots;
                     slots.held == 0 && slots.lent == 0
                 })
@@ -157,7 +157,7 @@ impl Survivors {
 
 /// Nobody leaves but those who are killed, and those who end a stream in order.
 fn forgive(sender: &mut Sender, dead: Option<i32>) {
-    while let Some(departure) = sender.departed() {
+    while let Some(departure) = sender.next_departure() {
         let pid = departure.peer.process.pid;
         assert_eq!(departure.reason, DisconnectReason::Died, "process {pid}");
         assert!(dead.is_none_or(|dead| pid == dead), "process {pid} has gone, and {dead:?} was killed");

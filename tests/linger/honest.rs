@@ -15,7 +15,7 @@ use crate::{
 pub fn honest() {
     let client = Client::connect().unwrap();
     let mut sender = client.sender("c").slot_size(64).slots(4).grow_to(64).open().unwrap();
-    let mut receiver = client.receiver("c").stay().open().unwrap();
+    let mut receiver = client.receiver("c").keep_waiting().open().unwrap();
     sender.wait_for_receivers_timeout(1, SOON).unwrap();
     println!("it is linked");
     let (tell, told) = mpsc::channel();
@@ -45,10 +45,10 @@ pub fn honest() {
 
 fn send(sender: &mut Sender, number: u64) -> u64 {
     let mut fbuf = sender.allocate_timeout(SOON).unwrap();
-    fbuf.resize(8).unwrap();
+    fbuf.set_len(8).unwrap();
     fbuf.copy_from_slice(&number.to_ne_bytes());
     sender.write(fbuf).unwrap();
-    let reasons = std::iter::from_fn(|| sender.departed()).map(|departure| departure.reason);
+    let reasons = std::iter::from_fn(|| sender.next_departure()).map(|departure| departure.reason);
     reasons.filter(|reason| matches!(reason, DisconnectReason::Violation(_))).count() as u64
 }
 

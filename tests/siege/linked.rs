@@ -85,7 +85,7 @@ fn memory(bytes: &[u8]) -> Descriptor {
     let mut pool = Pool::new(Geometry::new(4096, 1).unwrap(), 1, wake).unwrap();
     pool.collect(1);
     let mut fbuf = pool.allocate().unwrap();
-    fbuf.resize(bytes.len()).unwrap();
+    fbuf.set_len(bytes.len()).unwrap();
     fbuf.copy_from_slice(bytes);
     pool.announce(0).next().unwrap().memory
 }

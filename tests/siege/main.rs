@@ -167,11 +167,11 @@ impl Honest {
     fn begin(client: &Client) -> Self {
         let mut sender = client.sender("c").slot_size(64).slots(HONEST_SLOTS.into()).open().unwrap();
         // Nothing is ever left out for it, but it may be.
-        let receiver = client.receiver("c").skip_above(HONEST_SLOTS).stay().open().unwrap();
+        let receiver = client.receiver("c").max_backlog(1 + HONEST_SLOTS as usize).keep_waiting().open().unwrap();
         sender.wait_for_receivers_timeout(1, SOON).unwrap();
         let own = geteuid().as_raw();
         let apart = client.sender("private").slot_size(8).slots(2).to_users([own]).open().unwrap();
-        let mut private = (apart, client.receiver("private").from_users([own]).stay().open().unwrap());
+        let mut private = (apart, client.receiver("private").from_users([own]).keep_waiting().open().unwrap());
         private.0.wait_for_receivers_timeout(1, SOON).unwrap();
         Self { sender, receiver, private, next: 0, attacker: 0, reports: Vec::new() }
     }
@@ -229,7 +229,7 @@ impl Honest {
     fn exchange(&mut self) {
         for _ in 0..MESSAGES {
             let mut fbuf = self.sender.allocate_timeout(SOON).unwrap();
-            fbuf.resize(8).unwrap();
+            fbuf.set_len(8).unwrap();
             fbuf.copy_from_slice(&self.next.to_ne_bytes());
             self.sender.write(fbuf).unwrap();
             loop {
@@ -263,7 +263,7 @@ impl Honest {
 
     /// A sender that waits for all its receivers, but not for ever.
     fn press(&mut self, patient: &mut Sender) {
-        patient.look();
+        patient.poll_events();
         for _ in 0..if patient.receivers() == 0 { 0 } else { MESSAGES } {
             match patient.allocate_timeout(PATIENCE) {
                 // If the receiver has gone meanwhile, the fbuf comes back.
@@ -276,13 +276,13 @@ impl Honest {
                 Err(error) => panic!("{error}"),
             }
         }
-        while let Some(departure) = patient.departed() {
+        while let Some(departure) = patient.next_departure() {
             self.note_departure(departure);
         }
     }
 
     fn look(&mut self) {
-        self.sender.look();
+        self.sender.poll_events();
         self.note_departures();
         while let Err(error) = self.receiver.try_get() {
             self.note(error);
@@ -301,7 +301,7 @@ impl Honest {
     }
 
     fn note_departures(&mut self) {
-        while let Some(departure) = self.sender.departed() {
+        while let Some(departure) = self.sender.next_departure() {
             self.note_departure(departure);
         }
     }

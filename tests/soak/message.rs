@@ -53,7 +53,7 @@ impl Writing {
             Err(AllocateError::TimedOut(_)) => return Err(Missing::Slot),
             Err(error) => panic!("{error}"),
         };
-        fbuf.resize(length).unwrap();
+        fbuf.set_len(length).unwrap();
         let (head, body) = fbuf.split_at_mut(HEAD);
         head[..8].copy_from_slice(&self.key.to_ne_bytes());
         head[8..].copy_from_slice(&(self.number | mark).to_ne_bytes());

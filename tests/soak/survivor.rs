@@ -50,7 +50,7 @@ impl Survivors {
         let mut all =
             Self { orders: Arc::default(), senders: Vec::new(), receivers: Vec::new(), unfinished: Vec::new() };
         for (channel, mechanisms) in CHANNELS {
-            let (receiver, unfinished) = (client.receiver(channel).stay().open().unwrap(), Arc::default());
+            let (receiver, unfinished) = (client.receiver(channel).keep_waiting().open().unwrap(), Arc::default());
             let (orders, count) = (all.orders.clone(), Arc::clone(&unfinished));
             all.receivers.push(thread::spawn(move || receive(receiver, &orders, &count)));
             all.unfinished.push((unfinished, mechanisms.len()));
@@ -102,7 +102,7 @@ fn send(mut sender: Sender, mut random: Random, orders: &Orders) {
             orders.resting.fetch_sub(1, Relaxed);
         }
         writing.write(&mut sender, &mut random, SOON).unwrap();
-        while sender.departed().is_some() {}
+        while sender.next_departure().is_some() {}
         // It goes on when a receiver has come, or after a while.
         let _ = sender.wait_for_receivers_timeout(usize::MAX, Duration::from_micros(random.below(2000)));
     }

@@ -122,9 +122,9 @@ fn receiver(client: &Client, channel: &str, random: &mut Random) -> (ReceiverBui
         _ => &[Protection::Volatile],
     };
     let require = levels[random.below(levels.len() as u64) as usize];
-    let plain = client.receiver(channel).wait(wait(random)).require(require).stay();
+    let plain = client.receiver(channel).wait(wait(random)).require(require).keep_waiting();
     match random.below(4) {
-        0 => (plain.skip_above(1 + random.below(4) as u32), true),
+        0 => (plain.max_backlog(2 + random.below(4) as usize), true),
         _ => (plain, false),
     }
 }

@@ -55,8 +55,10 @@ impl FbufSender {
             Means::LeaseHuge => lease(Pages::Huge),
         };
         let sender = sender.open()?;
-        if sender.granted().pages != pages {
-            return Err(format!("{pages:?} were asked for, and this is what there is: {}", sender.granted()).into());
+        if sender.protection_info().pages != pages {
+            return Err(
+                format!("{pages:?} were asked for, and this is what there is: {}", sender.protection_info()).into()
+            );
         }
         Ok(Self { sender, size: terms.size, receivers })
     }
@@ -82,7 +84,7 @@ impl Sending for FbufSender {
     #[inline(always)]
     fn send(&mut self, write: impl FnOnce(&mut [u8])) -> Result<()> {
         let mut fbuf = self.sender.allocate()?;
-        fbuf.resize(self.size)?;
+        fbuf.set_len(self.size)?;
         write(&mut fbuf);
         self.sender.write(fbuf)?;
         Ok(())
@@ -144,7 +146,7 @@ impl Receiving for ProtectedReceiver {
         let received = self.receiver.get()?;
         match self.means {
             Means::CopyOnWrite => {
-                let mut own = received.make_private().map_err(|(_, error)| error)?;
+                let mut own = received.into_private().map_err(|(_, error)| error)?;
                 own.chunks_mut(PAGE).filter_map(|page| page.last_mut()).for_each(|byte| *byte ^= 1);
                 Ok(read(&own))
             }

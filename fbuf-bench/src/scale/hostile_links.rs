@@ -58,7 +58,7 @@ pub(super) fn measure(extent: Extent) -> Result<Vec<Figure>> {
 
 fn run(address: &str, channel: &str, kind: Option<Kind>, time: Duration) -> Result<Longest> {
     let client = Client::connect_to(&Address::new(address))?;
-    let mut receiver = client.receiver(channel).skip_above(u32::MAX).stay().open()?;
+    let mut receiver = client.receiver(channel).max_backlog(usize::MAX).keep_waiting().open()?;
     let mut sender = client.sender(channel).slot_size(SLOT).slots(SLOTS).wait(Wait::Block).open()?;
     let other = sender.endpoint();
     sender.wait_for_receivers_timeout(1, SOON)?;

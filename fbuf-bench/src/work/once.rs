@@ -28,7 +28,7 @@ pub(crate) fn run(broker: &str) -> Result<[Duration; STEPS.len()]> {
     let open_receiver = lap();
     // Both sides have to look; in two processes each would, by itself.
     while sender.receivers() == 0 {
-        sender.look();
+        sender.poll_events();
         if receiver.try_get()?.is_some() {
             return Err("a message came before any was sent".into());
         }
@@ -36,7 +36,7 @@ pub(crate) fn run(broker: &str) -> Result<[Duration; STEPS.len()]> {
     let link = lap();
     let mut message = |number| -> Result<Duration> {
         let mut fbuf = sender.allocate()?;
-        fbuf.resize(SLOT as usize)?;
+        fbuf.set_len(SLOT as usize)?;
         payload::write(&mut fbuf, number, Mode::Untouched);
         sender.write(fbuf)?;
         let received = receiver.get()?;

@@ -178,7 +178,7 @@ fn stream(over: Over, source: &mut Source, setting: &Setting<'_>) -> Result<Row,
         (start, before) = (Instant::now(), CpuTime::so_far()?);
         loop {
             let mut fbuf = sender.allocate()?;
-            let count = fbuf.read_from(source)?;
+            let count = fbuf.read_once_from(source)?;
             if count == 0 {
                 break;
             }

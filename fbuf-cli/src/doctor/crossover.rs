@@ -75,7 +75,7 @@ fn message(
     for number in 0..2 * MESSAGES {
         let begin = Instant::now();
         let mut fbuf = sender.allocate_timeout(Duration::from_secs(10))?;
-        fbuf.resize(size)?;
+        fbuf.set_len(size)?;
         fbuf.chunks_mut(PAGE).for_each(|page| page[0] = number as u8);
         sender.write(fbuf)?;
         let received = receiver.get_timeout(Duration::from_secs(10))?;

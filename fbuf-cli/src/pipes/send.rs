@@ -49,7 +49,7 @@ pub(crate) fn send(arguments: &SendArguments, place: &Place) -> Result<(), Failu
     let what = format!("the channel {:?} is opened, and its memory reserved", arguments.channel);
     let mut sender = while_it_takes_long(&what, || builder.open())?;
     if arguments.protection != Level::Volatile {
-        say(format_args!("messages are {}", sender.granted()));
+        say(format_args!("messages are {}", sender.protection_info()));
     }
     let mut waiting = Waiting::new(&arguments.channel, &client);
     match stream(&mut sender, &mut input, arguments.receivers, &mut waiting) {
@@ -88,7 +88,7 @@ fn stream(sender: &mut Sender, input: &mut Input, receivers: usize, waiting: &mu
     wait_for_receivers(sender, receivers, waiting)?;
     loop {
         let mut fbuf = allocate(sender, waiting)?;
-        if fbuf.read_from(input).map_err(|error| input.failure(&error))? == 0 {
+        if fbuf.read_once_from(input).map_err(|error| input.failure(&error))? == 0 {
             break;
         }
         let written = sender.write(fbuf);
@@ -157,7 +157,7 @@ fn holders(sender: &Sender) -> String {
 
 /// A receiver that went before the end has not got everything.
 fn complain(sender: &mut Sender) -> Result<(), Failure> {
-    let Some(Departure { peer, reason, unread, .. }) = sender.departed() else { return Ok(()) };
+    let Some(Departure { peer, reason, unread, .. }) = sender.next_departure() else { return Ok(()) };
     let unread = unread.map_or(String::new(), |unread| format!(", with {} messages unread", unread.messages));
     let how = match reason {
         DisconnectReason::Left => "left before the end".to_owned(),

@@ -65,7 +65,7 @@ pub struct Receiver {
     ready: Ready,
     pending_links: Arc<PendingLinks<NewLink>>,
     wait: Wait,
-    stay: bool,
+    keep_waiting: bool,
     had_sender: bool,
     spin_budget: SpinBudget,
     same_cpu: SameCpuPeers,
@@ -298,7 +298,7 @@ impl Receiver {
             return Some(Err(GetError::NoDescriptor { peer }));
         }
         let nothing = self.links.is_empty() && self.greeted.is_empty() && self.troubles.is_empty();
-        let over = !self.stay && self.had_sender && nothing && !self.pending_links.has_peers();
+        let over = !self.keep_waiting && self.had_sender && nothing && !self.pending_links.has_peers();
         over.then_some(Err(GetError::Ended))
     }
 

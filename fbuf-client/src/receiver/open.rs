@@ -17,6 +17,7 @@ use crate::{
     acceptance::Acceptance,
     client::{Client, OpenError},
     endpoint::{Brought, LinkSink, PendingLinks, Ready, Sockets},
+    sender::OptionsError,
     wait::{Batching, Pace, SameCpuPeers, SpinBudget, Wait},
 };
 
@@ -27,8 +28,8 @@ pub struct ReceiverBuilder {
     client: Client,
     channel: String,
     wait: Wait,
-    skip_above: Option<u32>,
-    stay: bool,
+    max_backlog: Option<usize>,
+    keep_waiting: bool,
     require: Protection,
     accepts: Limits,
     acceptance: Acceptance,
@@ -40,8 +41,8 @@ impl ReceiverBuilder {
             client,
             channel: channel.to_owned(),
             wait: Wait::default(),
-            skip_above: None,
-            stay: false,
+            max_backlog: None,
+            keep_waiting: false,
             require: Protection::default(),
             accepts: Limits::default(),
             acceptance: Acceptance::default(),
@@ -54,17 +55,19 @@ impl ReceiverBuilder {
         self
     }
 
-    /// Rather miss messages than hold senders back: a sender leaves messages out for this receiver
-    /// while more than `count` of its slots are waiting to be read here, or held. If not set, senders
-    /// wait for this receiver.
-    pub fn skip_above(mut self, count: u32) -> Self {
-        self.skip_above = Some(count);
+    /// Rather miss messages than hold senders back: while so many messages of one sender wait here to be read, or are held,
+    /// that sender leaves messages out for this receiver. At least 1. If not set, senders wait for this receiver.
+    ///
+    /// A step of more than one between two [sequence numbers](crate::Received::sequence) of a sender shows how many were left
+    /// out; [`ReceiverCounters::missed`](super::ReceiverCounters::missed) has their sum.
+    pub fn max_backlog(mut self, messages: usize) -> Self {
+        self.max_backlog = Some(messages);
         self
     }
 
     /// Wait for the next sender when the last one has ended, rather than return [`GetError::Ended`](super::GetError::Ended).
-    pub fn stay(mut self) -> Self {
-        self.stay = true;
+    pub fn keep_waiting(mut self) -> Self {
+        self.keep_waiting = true;
         self
     }
 
@@ -113,8 +116,9 @@ impl ReceiverBuilder {
     /// # Errors
     /// [`OpenError`]; nothing is kept then. As for a [sender](crate::SenderBuilder::open), but that no memory is reserved.
     pub fn open(self) -> Result<Receiver, OpenError> {
-        let Self { client, channel, wait, skip_above, stay, require, accepts, acceptance } = self;
+        let Self { client, channel, wait, max_backlog, keep_waiting, require, accepts, acceptance } = self;
         fbuf_protocol::channel::ChannelName::new(channel.as_str())?;
+        let skip_above = max_backlog.map(skip_above).transpose()?;
         let pending_links = Arc::new(PendingLinks::new()?);
         let (role, users) = (Role::Receiver { require, accepts }, acceptance.users.clone());
         let senders = Box::new(Senders { pending_links: pending_links.clone(), skip_above, accepts, acceptance });
@@ -128,7 +132,7 @@ impl ReceiverBuilder {
             ready: Ready::none(),
             pending_links,
             wait,
-            stay,
+            keep_waiting,
             had_sender: false,
             spin_budget: SpinBudget::new(),
             same_cpu: SameCpuPeers::default(),
@@ -146,6 +150,13 @@ impl ReceiverBuilder {
             registration,
         })
     }
+}
+
+/// Of how many messages a sender has to have more under way before it leaves any out, so that there are never more than
+/// these.
+fn skip_above(max_backlog: usize) -> Result<u32, OptionsError> {
+    let most = max_backlog.checked_sub(1).ok_or(OptionsError::NoBacklog)?;
+    Ok(u32::try_from(most).unwrap_or(u32::MAX))
 }
 
 /// A sender that was greeted, or why it could not be.

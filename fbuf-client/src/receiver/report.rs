@@ -37,7 +37,9 @@ pub enum GetError {
     #[error(transparent)]
     Forked(#[from] Forked),
     /// All senders have ended in order, and everything they sent was received. Another one may come.
-    #[error("a message was asked for, and all senders have ended: to wait for the next one, let the receiver stay")]
+    #[error(
+        "a message was asked for, and all senders have ended: to wait for the next one, let the receiver keep waiting"
+    )]
     Ended,
     /// A sender's process died. Everything it sent was received; it may have meant to send more.
     /// Reported once; other senders go on.

@@ -53,7 +53,7 @@ impl ProtectionRequest {
 /// By which means a sender protects what it sends.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct Granted {
+pub struct ProtectionInfo {
     /// The means.
     pub mechanism: Mechanism,
     /// In which pages its slots lie, if each is memory of its own and of this process.
@@ -62,7 +62,7 @@ pub struct Granted {
     pub reason: String,
 }
 
-impl fmt::Display for Granted {
+impl fmt::Display for ProtectionInfo {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.mechanism)?;
         if let Some(pages) = self.pages {
@@ -77,7 +77,7 @@ pub(crate) struct Place {
     pub pool: Pool,
     pub pending_links: Arc<PendingLinks<Expected>>,
     pub registration: Registration,
-    pub granted: Granted,
+    pub protection_info: ProtectionInfo,
 }
 
 /// How slots are to be had.
@@ -154,7 +154,7 @@ impl OpenRequest<'_> {
         }
         let pages = if transparent { Pages::Transparent } else { Pages::Base };
         match self.attempt(Plan::Leased(pages), why) {
-            Ok(place) if !asked && !pays_in_base && place.granted.pages == Some(Pages::Base) => {
+            Ok(place) if !asked && !pays_in_base && place.protection_info.pages == Some(Pages::Base) => {
                 drop(place);
                 self.attempt(Plan::Segments(Mechanism::Copy), format!("{}, and no others were had", too_small()))
             }
@@ -203,7 +203,7 @@ impl OpenRequest<'_> {
                 (pool, Some(pages))
             }
         };
-        Ok(Place { pool, pending_links, registration, granted: Granted { mechanism, pages, reason } })
+        Ok(Place { pool, pending_links, registration, protection_info: ProtectionInfo { mechanism, pages, reason } })
     }
 }
 

@@ -28,7 +28,7 @@ impl Sender {
         // A receiver is on its way, or there is none.
         let urgent = !self.expected.is_empty() || self.receivers() == 0;
         if self.pending_links.has_hung_up() || self.pace.is_due(if urgent { LOOK_TIME } else { BUSY_LOOK_TIME }) {
-            self.look();
+            self.poll_events();
         } else if self.pending_links.is_filled() {
             self.read_new_links(&Attention::begin());
         }
@@ -46,7 +46,7 @@ impl Sender {
     }
 
     /// Sleeps until something happens at sockets, or until the deadline; not while there is something to
-    /// [look](Self::look) at already.
+    /// [look](Self::poll_events) at already.
     pub(super) fn await_sockets(&self, deadline: Option<Instant>) {
         if self.ready.is_empty() && !self.pending_links.has_new_links() {
             let late = self.expected.iter().any(Expected::is_unanswered);

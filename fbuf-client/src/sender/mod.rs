@@ -35,7 +35,7 @@ use crate::{
     wait::{Batching, Next, Pace, SameCpuPeers, SpinBudget, Wait, Waiting, deadline},
 };
 
-pub use grant::{Granted, LEASE_BASE_FROM, LEASE_FROM};
+pub use grant::{LEASE_BASE_FROM, LEASE_FROM, ProtectionInfo};
 pub use open::SenderBuilder;
 pub use options::OptionsError;
 pub use report::{AllocateError, Departure, DisconnectReason, SenderCounters, Sent, WaitError, WriteError};
@@ -85,7 +85,7 @@ pub use report::{AllocateError, Departure, DisconnectReason, SenderCounters, Sen
 /// use fbuf_client::{Abort, GetError};
 /// # let broker = fbuf_broker::Embedded::start()?;
 /// # let client = fbuf_client::Client::connect_to(broker.address())?;
-/// let mut receiver = client.receiver("lines").stay().open()?;
+/// let mut receiver = client.receiver("lines").keep_waiting().open()?;
 /// let mut sender = client.sender("lines").require_finish().open()?;
 /// sender.wait_for_receivers(1)?;
 /// sender.abort(7); // its source has failed
@@ -116,7 +116,7 @@ pub struct Sender {
     /// The counts of links that are over.
     past: LinkCounts,
     counters: Counts,
-    granted: Granted,
+    protection_info: ProtectionInfo,
     /// Whether to be dropped is no end in order.
     requires_finish: bool,
     registration: Registration,
@@ -142,8 +142,8 @@ impl Sender {
     /// By which means what it sends is protected, and why by these. Receivers of other users may have it
     /// [copied](crate::Mechanism::Copy) all the same; each message says ([`Received::mechanism`](crate::Received::mechanism)).
     #[must_use]
-    pub fn granted(&self) -> &Granted {
-        &self.granted
+    pub fn protection_info(&self) -> &ProtectionInfo {
+        &self.protection_info
     }
 
     /// Takes a free slot; waits while all are in use (uf_allocate).
@@ -257,7 +257,7 @@ impl Sender {
     ///
     /// # Errors
     /// [`WriteError`], with the fbuf in it.
-    pub fn write_keep(&mut self, fbuf: Fbuf) -> Result<(Sent, Retained), WriteError> {
+    pub fn write_retained(&mut self, fbuf: Fbuf) -> Result<(Sent, Retained), WriteError> {
         if self.notice.is_raised() && !self.heed() {
             return Err(WriteError::Forked(fbuf));
         }
@@ -281,7 +281,7 @@ impl Sender {
             Err(retained) => retained,
         };
         let Ok(Some(mut fbuf)) = self.try_allocate() else { return Err(retained) };
-        if fbuf.resize(retained.len()).is_err() {
+        if fbuf.set_len(retained.len()).is_err() {
             return Err(retained);
         }
         fbuf.copy_from_slice(&retained);
@@ -340,7 +340,7 @@ impl Sender {
     }
 
     /// Waits until every receiver has handed back everything it was given, and so is done with it.
-    /// Receivers that go give everything back as well; [`Self::departed`] tells.
+    /// Receivers that go give everything back as well; [`Self::next_departure`] tells.
     ///
     /// It is not needed before [`finish`](Self::finish), or before the sender is dropped: what was written can be read
     /// when the sender and its process are gone. A receiver that keeps a message until the stream ends would be waited
@@ -371,20 +371,20 @@ impl Sender {
             }
             match waiting.next() {
                 Next::Again => {}
-                Next::Look => self.look(),
+                Next::Look => self.poll_events(),
                 Next::Sleep => self.sleep(deadline, |sender| !sender.pool.lends()),
                 Next::Expired => {
                     return Err(WaitError::StillLent { slots: self.pool.places().lent });
                 }
             }
         }
-        self.look();
+        self.poll_events();
         Ok(())
     }
 
     fn wait_until_linked(&mut self, wanted: usize, deadline: Option<Instant>) -> Result<usize, WaitError> {
         self.generation.check()?;
-        self.look();
+        self.poll_events();
         loop {
             let linked = self.receivers();
             if linked >= wanted {
@@ -397,12 +397,12 @@ impl Sender {
                 return Err(WaitError::TimedOut { wanted, linked });
             }
             self.await_sockets(deadline);
-            self.look();
+            self.poll_events();
         }
     }
 
     /// Disconnects a receiver: it is sent nothing more, and told so ([`GetError::Dropped`](crate::GetError::Dropped));
-    /// [`Self::departed`] tells of it as [`DisconnectReason::Disconnected`]. False if it is not linked, nor about to be.
+    /// [`Self::next_departure`] tells of it as [`DisconnectReason::Disconnected`]. False if it is not linked, nor about to be.
     ///
     /// If the receiver copies messages, as those of other users do that do not trust this sender, its slots are free
     /// at once, and what it has not copied yet is lost for it. If it reads messages where they lie, it can take what was
@@ -425,7 +425,7 @@ impl Sender {
     }
 
     /// How many receivers are linked, as far as is known: one that comes is counted after the next call that
-    /// allocates, writes, waits or [looks](Self::look), one that goes is not counted from some microseconds on.
+    /// allocates, writes, waits or [looks](Self::poll_events), one that goes is not counted from some microseconds on.
     #[must_use]
     pub fn receivers(&self) -> usize {
         let doubted = self.pending_links.has_hung_up();
@@ -458,13 +458,13 @@ impl Sender {
 
     /// The receiver that went longest ago and was not asked about yet: how it went, and what it left unread. The
     /// last 64 are remembered.
-    pub fn departed(&mut self) -> Option<Departure> {
+    pub fn next_departure(&mut self) -> Option<Departure> {
         self.departures.pop_front()
     }
 
     /// Looks for receivers that have come or gone, without waiting.
     /// Everything else does so too, but only when there is a reason.
-    pub fn look(&mut self) {
+    pub fn poll_events(&mut self) {
         if !self.generation.is_current() {
             return;
         }

@@ -96,7 +96,7 @@ impl SenderBuilder {
     }
 
     /// Disconnects receivers that hold the sender up for so long: when an allocation has waited for this time, those
-    /// that hold the message that was sent first, as [`Sender::disconnect`] does. [`Sender::departed`] tells of them as
+    /// that hold the message that was sent first, as [`Sender::disconnect`] does. [`Sender::next_departure`] tells of them as
     /// [`DisconnectReason::HeldUp`](super::DisconnectReason::HeldUp). If not set, a sender waits as long as its receivers take.
     ///
     /// Slots that a receiver reads in place stay its own until it lets go or ends, also when it is disconnected: a sender
@@ -118,7 +118,7 @@ impl SenderBuilder {
     /// (2 MiB) and more are leased if there are huge pages for them, and from
     /// [`LEASE_BASE_FROM`](crate::LEASE_BASE_FROM) (8 MiB) on without; others are copied. With
     /// [`Protection::Sealed`] not even I/O that was begun before can, and all are copied; or they are given away
-    /// ([`Mechanism::OneShot`]). [`Sender::granted`] tells which, and why.
+    /// ([`Mechanism::OneShot`]). [`Sender::protection_info`] tells which, and why.
     ///
     /// Receivers of other users are never given less than sealed messages, unless the broker was told to trust
     /// this one.
@@ -185,7 +185,7 @@ impl SenderBuilder {
     /// fills whole pages, and each message costs two calls of mprotect(2).
     ///
     /// Slots that are leased or [sent once](Mechanism::OneShot) cannot be guarded: for them a guard that is set is an
-    /// error, and `FBUF_GUARD` does nothing, which [`Sender::granted`] says.
+    /// error, and `FBUF_GUARD` does nothing, which [`Sender::protection_info`] says.
     pub fn guard(mut self, guard: bool) -> Self {
         self.options.guard = Some(guard);
         self
@@ -295,9 +295,9 @@ impl SenderBuilder {
             pages,
             acceptance,
         };
-        let Place { pool, pending_links, registration, mut granted } = terms.open()?;
+        let Place { pool, pending_links, registration, mut protection_info } = terms.open()?;
         if guard && !guarded {
-            granted.reason += ", and such slots cannot be guarded (FBUF_GUARD)";
+            protection_info.reason += ", and such slots cannot be guarded (FBUF_GUARD)";
         }
         Ok(Sender {
             pool,
@@ -316,7 +316,7 @@ impl SenderBuilder {
             departures: VecDeque::new(),
             past: LinkCounts::default(),
             counters: Counts::default(),
-            granted,
+            protection_info,
             requires_finish,
             generation: Generation::current(),
             registration,

@@ -7,7 +7,7 @@ use fbuf_core::{
 
 use super::grant::ProtectionRequest;
 
-/// Options of a sender that contradict each other. Nothing was opened.
+/// Options of a sender or receiver that contradict each other, or themselves. Nothing was opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum OptionsError {
@@ -50,6 +50,9 @@ pub enum OptionsError {
         /// What one-shots cannot have, in words.
         asked: &'static str,
     },
+    /// A receiver has a [backlog](crate::ReceiverBuilder::max_backlog) of no message, and would never get one.
+    #[error("a receiver was to have a backlog of 0 messages at most, and would never get any: allow one or more")]
+    NoBacklog,
 }
 
 /// How messages are to be protected, as far as a program has said.

@@ -96,7 +96,7 @@ impl Sender {
             }
             match next {
                 Next::Again => {}
-                Next::Look => self.look(),
+                Next::Look => self.poll_events(),
                 Next::Sleep => {
                     // What would wake it is there, and cannot be read.
                     if let Some(error) = self.lack_of_descriptor() {
@@ -181,6 +181,6 @@ impl Sender {
         for link in self.pool.links() {
             link.lower();
         }
-        self.look();
+        self.poll_events();
     }
 }

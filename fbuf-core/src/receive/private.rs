@@ -24,7 +24,7 @@ impl Received {
     ///
     /// # Errors
     /// The message, and why the kernel gives no such view.
-    pub fn make_private(self) -> Result<Private, (Self, MemoryError)> {
+    pub fn into_private(self) -> Result<Private, (Self, MemoryError)> {
         let length = self.length();
         let view = match self.kept() {
             _ if length == 0 => Ok(None),
@@ -55,7 +55,7 @@ impl Received {
     }
 }
 
-/// A message that this process may write, without anybody else seeing it: [`Received::make_private`].
+/// A message that this process may write, without anybody else seeing it: [`Received::into_private`].
 ///
 /// Pages that were not written yet are those of the message, and as [immutable](Self::is_intact) as the message was: those
 /// of a volatile one can still be changed by its sender, which is of the same user, or trusted.
@@ -104,7 +104,7 @@ impl Deref for Private {
         if self.received.length() == 0 {
             return &[];
         }
-        // SAFETY: so many bytes of the view (`make_private`), or of a copy that only this process has (invariant 2);
+        // SAFETY: so many bytes of the view (`into_private`), or of a copy that only this process has (invariant 2);
         // pages that were not written yet are as those of the message, for which its docs speak.
         unsafe { slice::from_raw_parts(self.bytes, self.received.length()) }
     }
@@ -115,7 +115,7 @@ impl DerefMut for Private {
         if self.received.length() == 0 {
             return &mut [];
         }
-        // SAFETY: so many bytes of the view (`make_private`), or of a copy that only this process has (invariant 2), and
+        // SAFETY: so many bytes of the view (`into_private`), or of a copy that only this process has (invariant 2), and
         // this is the only reference to them: no code reads the message through `received` any more.
         unsafe { slice::from_raw_parts_mut(self.bytes, self.received.length()) }
     }

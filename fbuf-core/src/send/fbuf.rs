@@ -23,7 +23,7 @@ use crate::{
 /// A slot of this process's pool, held exclusively: fill it, then give it away.
 ///
 /// It behaves like a `Vec<u8>` of fixed capacity: it dereferences to the bytes filled so far, and
-/// [`io::Write`], [`BufMut`], [`Fbuf::resize`] and [`Fbuf::read_from`] fill more. What is filled is
+/// [`io::Write`], [`BufMut`], [`Fbuf::set_len`] and [`Fbuf::read_once_from`] fill more. What is filled is
 /// what is sent. Dropped unsent, the slot goes back to its pool, from any thread.
 ///
 /// No other process writes its bytes. The kernel sees to that where the slot lies in memory of this process, which no other can
@@ -128,7 +128,7 @@ impl Fbuf {
     /// # Errors
     /// [`TooLarge`] beyond the capacity.
     #[inline]
-    pub fn resize(&mut self, length: usize) -> Result<(), TooLarge> {
+    pub fn set_len(&mut self, length: usize) -> Result<(), TooLarge> {
         if length > self.capacity() {
             return Err(TooLarge { asked: length, capacity: self.capacity() });
         }
@@ -153,7 +153,7 @@ impl Fbuf {
     ///
     /// # Errors
     /// What `source` says.
-    pub fn read_from(&mut self, source: &mut impl Read) -> io::Result<usize> {
+    pub fn read_once_from(&mut self, source: &mut impl Read) -> io::Result<usize> {
         let spare = self.spare_mut();
         let count = source.read(spare)?.min(spare.len());
         self.filled += count as u32;

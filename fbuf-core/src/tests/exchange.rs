@@ -67,7 +67,7 @@ fn exchange(pool: &mut Pool, inbound: &mut Inbound, byte: u8) -> Received {
 fn send(pool: &mut Pool, byte: u8) {
     assert!(find(pool), "no slot is free");
     let mut fbuf = pool.allocate().unwrap();
-    fbuf.resize(64).unwrap();
+    fbuf.set_len(64).unwrap();
     fbuf.fill(byte);
     if let Err(fbuf) = pool.send_fast(fbuf) {
         pool.send(fbuf).unwrap();
@@ -211,7 +211,7 @@ fn what_is_kept_is_not_handed_out_and_not_written_while_it_is_read() {
     let mut inbound = link(&mut pool, None);
     assert!(find(&mut pool));
     let mut fbuf = pool.allocate().unwrap();
-    fbuf.resize(64).unwrap();
+    fbuf.set_len(64).unwrap();
     fbuf.fill(1);
     let (_, retained) = pool.send_and_keep(fbuf).unwrap();
     let received = inbound.take().unwrap();
@@ -259,7 +259,7 @@ fn what_is_held_stays_readable_on_other_threads_after_both_ends_are_gone() {
     // While they let go.
     drop(inbound);
     holders.into_iter().for_each(|holder| holder.join().unwrap());
-    fbuf.resize(64).unwrap();
+    fbuf.set_len(64).unwrap();
     fbuf.fill(9);
     std::thread::spawn(move || drop(fbuf)).join().unwrap();
 }
@@ -291,7 +291,7 @@ fn a_message_is_copied_whatever_its_length_and_where_it_begins() {
     for length in [0, 1, 7, 8, 9, 63, 64] {
         assert!(find(&mut pool));
         let mut fbuf = pool.allocate().unwrap();
-        fbuf.resize(length).unwrap();
+        fbuf.set_len(length).unwrap();
         fbuf.iter_mut().zip(1..).for_each(|(byte, value)| *byte = value);
         pool.send(fbuf).unwrap();
         let received = inbound.take().unwrap();

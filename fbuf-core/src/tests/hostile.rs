@@ -365,7 +365,7 @@ proptest! {
                 && let Some(mut fbuf) = pool.allocate()
             {
                 // All of it can be written.
-                fbuf.resize(SLOT_BYTES as usize).unwrap();
+                fbuf.set_len(SLOT_BYTES as usize).unwrap();
                 fbuf.fill(1);
                 prop_assert!(pool.send(fbuf).is_ok());
             }

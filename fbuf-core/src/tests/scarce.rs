@@ -89,7 +89,7 @@ fn collect(pool: &mut Pool) -> bool {
 
 fn shoot(pool: &mut Pool, content: u64) -> Result<Published, Unsent> {
     let mut fbuf = pool.allocate().unwrap();
-    fbuf.resize(8).unwrap();
+    fbuf.set_len(8).unwrap();
     fbuf.copy_from_slice(&content.to_ne_bytes());
     pool.send(fbuf)
 }

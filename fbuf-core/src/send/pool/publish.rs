@@ -103,7 +103,7 @@ impl Pool {
     /// let mut pool = Pool::new(Geometry::new(64, 1).unwrap(), 1, wake).unwrap();
     /// pool.collect(1);
     /// let mut fbuf = pool.allocate().unwrap();
-    /// fbuf.resize(1).unwrap();
+    /// fbuf.set_len(1).unwrap();
     /// let Err(Unsent::NoReceiver(mut fbuf)) = pool.send(fbuf) else { panic!("there is no receiver") };
     /// fbuf[0] = 1;
     /// ```
@@ -116,7 +116,7 @@ impl Pool {
     /// let mut pool = Pool::new(Geometry::new(64, 1).unwrap(), 1, wake).unwrap();
     /// pool.collect(1);
     /// let mut fbuf = pool.allocate().unwrap();
-    /// fbuf.resize(1).unwrap();
+    /// fbuf.set_len(1).unwrap();
     /// let _ = pool.send(fbuf);
     /// fbuf[0] = 1;
     /// ```

@@ -64,7 +64,7 @@ fn fbufs_outlive_their_pool_and_take_its_memory_with_them() {
     let unsent = Arc::downgrade(&pool.unsent);
     let (mut one, two) = (next(&mut pool).unwrap(), next(&mut pool).unwrap());
     drop(pool);
-    one.resize(100).unwrap();
+    one.set_len(100).unwrap();
     one.fill(7);
     assert!(one.iter().all(|&byte| byte == 7));
     std::thread::spawn(move || drop(one)).join().unwrap();
@@ -93,12 +93,12 @@ fn filling_is_bounded_by_the_slot() {
     fbuf.put_u16(0x0102);
     fbuf.write_all(b"abc").unwrap();
     assert_eq!(&fbuf[..], b"\x01\x02abc");
-    assert_eq!(fbuf.read_from(&mut &[9u8; 200][..]).unwrap(), 95);
-    assert_eq!(fbuf.read_from(&mut &[9u8; 200][..]).unwrap(), 0);
+    assert_eq!(fbuf.read_once_from(&mut &[9u8; 200][..]).unwrap(), 95);
+    assert_eq!(fbuf.read_once_from(&mut &[9u8; 200][..]).unwrap(), 0);
     assert_eq!(fbuf.write(b"x").unwrap(), 0);
     assert_eq!(fbuf.remaining_mut(), 0);
-    assert!(fbuf.resize(101).is_err());
-    fbuf.resize(3).unwrap();
+    assert!(fbuf.set_len(101).is_err());
+    fbuf.set_len(3).unwrap();
     assert_eq!(&fbuf[..], b"\x01\x02a");
 }
 

@@ -41,7 +41,7 @@ fn messages_that_an_untrusted_sender_could_change_are_copied_whatever_the_broker
         let Ok(Answered::Open(mut inbound)) = greeted.look() else { panic!("an honest welcome was refused") };
         assert!(pool.collect(1));
         let mut fbuf = pool.allocate().unwrap();
-        fbuf.resize(1).unwrap();
+        fbuf.set_len(1).unwrap();
         LaneWriter::new(lane).message(SlotId::new(0), 1);
         let received = inbound.take().unwrap();
         assert_eq!(received.mechanism(), expected);
