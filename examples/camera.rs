@@ -9,7 +9,7 @@ use std::{
 
 use fbuf::{Client, GetError, embedded::Embedded};
 
-const FRAME: u64 = 1920 * 1080 * 3;
+const FRAME: usize = 1920 * 1080 * 3;
 const FRAMES: u32 = 60;
 const PERIOD: Duration = Duration::from_millis(10);
 
@@ -39,7 +39,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let start = Instant::now();
     for number in 0..FRAMES {
         let mut frame = camera.allocate()?;
-        frame.set_len(FRAME as usize)?;
+        frame.set_len(FRAME)?;
         frame.fill(number as u8); // the exposure
         camera.write(frame)?;
         thread::sleep((start + number * PERIOD).saturating_duration_since(Instant::now()));

@@ -16,9 +16,7 @@ use std::{
 };
 
 use fbuf_broker::{Embedded, Policy};
-use fbuf_client::{
-    Client, LEASE_FROM, Mechanism, OpenError, OptionsError, Pages, Protection, Refusal, Sender, SenderBuilder,
-};
+use fbuf_client::{Client, Mechanism, OpenError, OptionsError, Pages, Protection, Refusal, Sender, SenderBuilder};
 use nix::{libc, unistd::geteuid};
 use support::{
     Run, SOON, is_root,
@@ -157,7 +155,7 @@ fn attack(policy: Policy) -> (Mechanism, String, String) {
     let client = Client::connect_to(broker.address()).unwrap();
     let mark: [u8; MARK] = rand_mark();
     let mut own = client.receiver("c").open().unwrap();
-    let mut sender = client.sender("c").slot_size(SIZE as u64).slots(8).open().unwrap();
+    let mut sender = client.sender("c").slot_size(SIZE).slots(8).open().unwrap();
     sender.wait_for_receivers_timeout(1, SOON).unwrap();
     let before = fill(&mut sender, &mark, BEFORE);
     sender.write(before).unwrap();
@@ -269,7 +267,8 @@ fn what_one_shots_cannot_have_is_not_left_out_in_silence() {
     let client = Client::connect_to(broker.address()).unwrap();
     let guarded = |channel| client.sender(channel).slot_size(64).guard(true).open();
     let paged = |channel| {
-        let leased = client.sender(channel).slot_size(LEASE_FROM).protection(Protection::Leased);
+        let leased =
+            client.sender(channel).slot_size(fbuf_client::tuning::LEASE_FROM as usize).protection(Protection::Leased);
         leased.pages(Pages::Base).open()
     };
     for error in [guarded("secret").unwrap_err(), paged("secret").unwrap_err()] {

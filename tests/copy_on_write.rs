@@ -11,7 +11,7 @@ use support::SOON;
 
 const MECHANISMS: [Mechanism; 3] = [Mechanism::Shared, Mechanism::Copy, Mechanism::OneShot];
 
-fn pair(mechanism: Mechanism, slots: u64) -> (Embedded, Client, Sender, Receiver) {
+fn pair(mechanism: Mechanism, slots: usize) -> (Embedded, Client, Sender, Receiver) {
     let broker = Embedded::start().unwrap();
     let client = Client::connect_to(broker.address()).unwrap();
     let receiver = client.receiver("c").open().unwrap();

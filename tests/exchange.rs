@@ -6,7 +6,8 @@ mod support;
 use std::{collections::HashSet, io::Write, thread, time::Duration};
 
 use fbuf_client::{
-    AllocateError, DisconnectReason, GetError, Mechanism, OpenError, Protection, Receiver, Wait, WaitError, WriteError,
+    AllocateError, DisconnectReason, GetError, Mechanism, OpenError, OptionsError, Protection, Receiver, Wait,
+    WaitError, WriteError,
 };
 use support::{SOON, broker, send};
 
@@ -383,6 +384,17 @@ fn what_cannot_be_opened_says_why() {
     assert!(matches!(sender("c", 1 << 30, 1 << 20), OpenError::Memory(_)));
     let shrinking = client.sender("c").slots(8).grow_to(4).open().unwrap_err();
     assert!(matches!(shrinking, OpenError::Geometry(_)));
+    let leased = client.sender("c").mechanism(Mechanism::Lease).slots(2).grow_to(4).open().unwrap_err();
+    assert!(matches!(leased, OpenError::Options(OptionsError::Growth { limit: 4 })));
+    let alone = client.sender("c").to_users([]).open().unwrap_err();
+    assert!(matches!(alone, OpenError::Options(OptionsError::Nothing { .. })));
+    let receiver = || client.receiver("c");
+    for receiver in [receiver().max_backlog(0), receiver().max_slots(0), receiver().from_users([])] {
+        let error = receiver.open().unwrap_err();
+        assert!(matches!(error, OpenError::Options(OptionsError::Nothing { .. })), "{error}");
+    }
+    // How many to begin with was not said.
+    assert_eq!(client.sender("d").slot_size(8).grow_to(4).open().unwrap().counters().slots.free, 4);
     assert!(matches!(client.receiver("").open().unwrap_err(), OpenError::Channel(_)));
 }
 

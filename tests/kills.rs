@@ -35,7 +35,7 @@ fn a_receiver_that_is_killed_costs_nothing() {
     let address = broker.address().to_string();
     let client = Client::connect_to(broker.address()).unwrap();
     let mut random = Random(1);
-    let mut sender = client.sender("kill").slot_size(64).slots(SLOTS).open().unwrap();
+    let mut sender = client.sender("kill").slot_size(64).slots(SLOTS as usize).open().unwrap();
     let mut survivor = client.receiver("kill").open().unwrap();
     sender.wait_for_receivers_timeout(1, SOON).unwrap();
     let survivor = thread::spawn(move || {

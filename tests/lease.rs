@@ -24,11 +24,11 @@ use support::{Holdings, Run, SOON, alone, broker, is_root, slots, until, until_i
 /// The bytes of a slot: some pages, and a part of one.
 const SIZE: usize = 70_000;
 
-fn builder(client: &Client, slots: u64) -> SenderBuilder {
-    client.sender("c").slot_size(SIZE as u64).slots(slots).mechanism(Mechanism::Lease)
+fn builder(client: &Client, slots: usize) -> SenderBuilder {
+    client.sender("c").slot_size(SIZE).slots(slots).mechanism(Mechanism::Lease)
 }
 
-fn pair(client: &Client, slots: u64) -> (Sender, Receiver) {
+fn pair(client: &Client, slots: usize) -> (Sender, Receiver) {
     let receiver = client.receiver("c").require(Protection::Leased).open().unwrap();
     let mut sender = builder(client, slots).open().unwrap();
     assert_eq!(sender.protection_info().mechanism, Mechanism::Lease, "{}", sender.protection_info());

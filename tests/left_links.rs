@@ -62,7 +62,7 @@ fn play(role: &str) {
 fn honest() {
     let client = Client::connect().unwrap();
     let mut receiver = client.receiver("received").keep_waiting().open().unwrap();
-    let mut sender = client.sender("sent").slot_size(64).slots(SLOTS.into()).open().unwrap();
+    let mut sender = client.sender("sent").slot_size(64).slots(SLOTS as usize).open().unwrap();
     println!("open");
     let heed = |receiver: &mut Receiver, sender: &mut fbuf_client::Sender| {
         sender.poll_events();

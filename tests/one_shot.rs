@@ -13,7 +13,7 @@ use fbuf_client::{
 };
 use support::{Holdings, SOON, alone, broker, send};
 
-fn pair(client: &Client, slots: u64) -> (Sender, Receiver) {
+fn pair(client: &Client, slots: usize) -> (Sender, Receiver) {
     let receiver = client.receiver("c").require(Protection::Sealed).open().unwrap();
     let sender = client.sender("c").slot_size(10_000).slots(slots).mechanism(Mechanism::OneShot);
     let mut sender = sender.open().unwrap();

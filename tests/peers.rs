@@ -162,7 +162,7 @@ fn a_receiver_is_linked_with_large_slots_of_another_user_only_if_it_says_so() {
     if !is_root() {
         return;
     }
-    const LARGE: u64 = 5 << 20;
+    const LARGE: usize = 5 << 20;
     let broker = broker();
     let client = Client::connect_to(broker.address()).unwrap();
     let careful = client.receiver("c").keep_waiting().open().unwrap();

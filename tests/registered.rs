@@ -51,7 +51,7 @@ fn what_is_mapped_read_only_cannot_be_registered_and_is_written_all_the_same() {
     let client = Client::connect_to(broker.address()).unwrap();
     for mechanism in [Mechanism::Shared, Mechanism::Copy, Mechanism::OneShot] {
         let mut receiver = client.receiver("c").open().unwrap();
-        let mut sender = client.sender("c").slot_size(SIZE as u64).slots(1).mechanism(mechanism).open().unwrap();
+        let mut sender = client.sender("c").slot_size(SIZE).slots(1).mechanism(mechanism).open().unwrap();
         sender.wait_for_receivers_timeout(1, SOON).unwrap();
         let mut fbuf = sender.allocate_timeout(SOON).unwrap();
         fbuf.write_all(&[7; SIZE]).unwrap();
@@ -87,8 +87,8 @@ fn send_by_reference(held: bool) -> usize {
     let broker = Embedded::start().unwrap();
     let client = Client::connect_to(broker.address()).unwrap();
     let mut receiver = client.receiver("c").open().unwrap();
-    let slots = if held { MESSAGES as u64 } else { 1 };
-    let mut sender = client.sender("c").slot_size(BY_REFERENCE as u64).slots(slots).open().unwrap();
+    let slots = if held { MESSAGES } else { 1 };
+    let mut sender = client.sender("c").slot_size(BY_REFERENCE).slots(slots).open().unwrap();
     sender.wait_for_receivers_timeout(1, SOON).unwrap();
     let mut kept = Vec::new();
     for number in 0..MESSAGES {

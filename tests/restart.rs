@@ -352,7 +352,7 @@ fn play(_: &str) {
     let stop = AtomicBool::new(false);
     thread::scope(|scope| {
         for level in LEVELS {
-            let sender = client.sender(&channel(level)).slot_size(LONGEST).slots(16).mechanism(level);
+            let sender = client.sender(&channel(level)).slot_size(LONGEST as usize).slots(16).mechanism(level);
             let (mut sender, stop) = (sender.open().unwrap(), &stop);
             scope.spawn(move || {
                 sender.wait_for_receivers_timeout(1, SOON).unwrap();

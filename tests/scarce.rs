@@ -88,7 +88,7 @@ fn slots_that_cannot_be_given_at_first_are_given_later() {
     for left in 0..40 {
         let broker = Embedded::start().unwrap();
         let client = Client::connect_to(broker.address()).unwrap();
-        let mut sender = client.sender("c").slot_size(8).slots(SLOTS).from_receiver().open().unwrap();
+        let mut sender = client.sender("c").slot_size(8).slots(SLOTS as usize).from_receiver().open().unwrap();
         let scarcity = Scarcity::but_for(left);
         let Ok(mut receiver) = client.receiver("c").keep_waiting().open() else {
             refused += 1;
@@ -150,7 +150,7 @@ fn a_segment_waits_for_a_descriptor_and_what_was_sent_before_is_taken() {
     let _alone = alone();
     let broker = Embedded::start().unwrap();
     let client = Client::connect_to(broker.address()).unwrap();
-    let mut sender = client.sender("c").slot_size(8).slots(MANY).grow_to(8 * MANY).open().unwrap();
+    let mut sender = client.sender("c").slot_size(8).slots(MANY as usize).grow_to(8 * MANY as usize).open().unwrap();
     let mut receiver = client.receiver("c").keep_waiting().open().unwrap();
     sender.wait_for_receivers_timeout(1, SOON).unwrap();
     assert_eq!(receiver.get_timeout(BRIEFLY).unwrap_err(), GetError::TimedOut);

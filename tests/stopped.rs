@@ -75,7 +75,7 @@ fn play(role: &str) {
             assert!((SKIPPING - 10..SKIPPING).contains(&missed), "it missed {missed}");
         }
         _ => {
-            let mut sender = client.sender("c").slot_size(8).slots(SLOTS).open().unwrap();
+            let mut sender = client.sender("c").slot_size(8).slots(SLOTS as usize).open().unwrap();
             sender.wait_for_receivers_timeout(1, SOON).unwrap();
             (0..10).for_each(|number| send(&mut sender, number));
             sender.wait_for_returns_timeout(SOON).unwrap();
@@ -164,7 +164,7 @@ fn a_stopped_receiver_holds_back_those_who_wait_for_it_and_nobody_else() {
     roles!(play);
     let broker = Embedded::start().unwrap();
     let client = Client::connect_to(broker.address()).unwrap();
-    let mut sender = client.sender("c").slot_size(8).slots(SLOTS).open().unwrap();
+    let mut sender = client.sender("c").slot_size(8).slots(SLOTS as usize).open().unwrap();
     let mut stopped = other("receiver", &broker, None);
     sender.wait_for_receivers_timeout(1, SOON).unwrap();
     send(&mut sender, 0);
@@ -182,7 +182,7 @@ fn a_stopped_receiver_holds_back_those_who_wait_for_it_and_nobody_else() {
     assert_eq!(refused, AllocateError::TimedOut(SLOTS as usize));
     assert_eq!(sender.try_allocate().unwrap().map(|_| ()), None);
     // Whoever shares neither sender nor receiver with it goes on, and so does the broker.
-    let mut elsewhere = client.sender("d").slot_size(8).slots(SLOTS).open().unwrap();
+    let mut elsewhere = client.sender("d").slot_size(8).slots(SLOTS as usize).open().unwrap();
     let mut there = client.receiver("d").open().unwrap();
     elsewhere.wait_for_receivers_timeout(1, SOON).unwrap();
     for number in 0..100 {
@@ -204,7 +204,7 @@ fn a_stopped_receiver_that_would_rather_miss_messages_holds_nobody_back() {
     roles!(play);
     let broker = Embedded::start().unwrap();
     let client = Client::connect_to(broker.address()).unwrap();
-    let mut sender = client.sender("c").slot_size(8).slots(SLOTS).open().unwrap();
+    let mut sender = client.sender("c").slot_size(8).slots(SLOTS as usize).open().unwrap();
     let mut stopped = other("skipping receiver", &broker, None);
     sender.wait_for_receivers_timeout(1, SOON).unwrap();
     stopped.signal(Signal::SIGSTOP);
@@ -244,7 +244,7 @@ fn a_sender_that_is_stopped_in_the_middle_of_a_write_does_not_block_receivers_of
     (0..5).for_each(|number| of_the_stopped(&mut receiver, number));
     stopped.until_stopped();
     assert_eq!(receiver.get_timeout(Duration::from_millis(30)).unwrap_err(), GetError::TimedOut);
-    let mut sender = client.sender("c").slot_size(8).slots(SLOTS).open().unwrap();
+    let mut sender = client.sender("c").slot_size(8).slots(SLOTS as usize).open().unwrap();
     sender.wait_for_receivers_timeout(1, SOON).unwrap();
     for number in 0..1000 {
         send(&mut sender, number);
@@ -262,7 +262,7 @@ fn a_receiver_that_is_stopped_while_it_gives_slots_gets_what_was_sent_in_them() 
     roles!(play);
     let broker = Embedded::start().unwrap();
     let client = Client::connect_to(broker.address()).unwrap();
-    let mut sender = client.sender("c").slot_size(8).slots(SLOTS).from_receiver().open().unwrap();
+    let mut sender = client.sender("c").slot_size(8).slots(SLOTS as usize).from_receiver().open().unwrap();
     let mut stopped = other("giving receiver", &broker, Some(&format!("{} SIGSTOP right: sent", GIVEN - 1)));
     stopped.until_stopped();
     sender.wait_for_receivers_timeout(1, SOON).unwrap();
@@ -280,7 +280,7 @@ fn a_receiver_does_not_end_while_it_greets_somebody() {
     roles!(play);
     let broker = Embedded::start().unwrap();
     let client = Client::connect_to(broker.address()).unwrap();
-    let open = || client.sender("c").slot_size(8).slots(SLOTS).open().unwrap();
+    let open = || client.sender("c").slot_size(8).slots(SLOTS as usize).open().unwrap();
     let mut first = open();
     let mut receiver = other("receiver that greets slowly", &broker, Some("1 SIGUSR1 attach: greeted"));
     first.wait_for_receivers_timeout(1, SOON).unwrap();

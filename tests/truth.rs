@@ -121,7 +121,7 @@ fn departure(sender: &mut Sender) -> Departure {
 fn a_burst_that_never_waits_is_told_within_a_second_that_its_receiver_is_dead() {
     let (broker, client) = broker();
     for (mechanism, slots) in [(Mechanism::Shared, 4096), (Mechanism::Copy, 4096), (Mechanism::OneShot, 128)] {
-        let mut sender = client.sender("c").slot_size(MESSAGE as u64).slots(slots).mechanism(mechanism).open().unwrap();
+        let mut sender = client.sender("c").slot_size(MESSAGE).slots(slots).mechanism(mechanism).open().unwrap();
         let mut recv = Recv::start(&broker, "c");
         sender.wait_for_receivers_timeout(1, SOON).unwrap();
         (0..3).for_each(|_| assert!(send(&mut sender, &[1; MESSAGE]) < 3));
@@ -155,7 +155,7 @@ fn a_burst_that_never_waits_is_told_within_a_second_that_its_receiver_is_dead() 
 #[test]
 fn a_departure_says_exactly_what_was_not_read_to_the_end() {
     let (broker, client) = broker();
-    let sender = || client.sender("c").slot_size(MESSAGE as u64).slots(32).open().unwrap();
+    let sender = || client.sender("c").slot_size(MESSAGE).slots(32).open().unwrap();
     // Killed, with five read, one held and three that it never took.
     let mut sending = sender();
     let mut recv = Recv::start(&broker, "c");
@@ -219,7 +219,7 @@ fn a_departure_says_exactly_what_was_not_read_to_the_end() {
 #[test]
 fn the_dead_are_not_counted_among_receivers_although_nothing_is_called_that_looks() {
     let (broker, client) = broker();
-    let mut sender = client.sender("c").slot_size(MESSAGE as u64).slots(4096).open().unwrap();
+    let mut sender = client.sender("c").slot_size(MESSAGE).slots(4096).open().unwrap();
     let mut recvs = [Recv::start(&broker, "c"), Recv::start(&broker, "c")];
     assert_eq!(sender.wait_for_receivers_timeout(2, SOON).unwrap(), 2);
     recvs[0].process.kill();

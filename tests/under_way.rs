@@ -50,7 +50,7 @@ const A_WHILE: Duration = Duration::from_secs(1);
 /// More than enough to fill what may be under way to a user.
 const LINKS: usize = 2;
 /// So many that it takes long to make a lane.
-const MOST_SLOTS: u64 = 1 << 18;
+const MOST_SLOTS: usize = 1 << 18;
 /// How many processes the honest user has that are attacked.
 const PROCESSES: usize = 4;
 
@@ -131,7 +131,7 @@ fn fill() -> (usize, Vec<PacketSocket>) {
 }
 
 /// Waits, again and again when it is told to, for what does not come, and says whether it slept meanwhile.
-fn rest(channel: &str, as_receiver: bool, most_slots: u64) {
+fn rest(channel: &str, as_receiver: bool, most_slots: usize) {
     let client = Client::connect().unwrap();
     let mut wait: Box<dyn FnMut() -> usize> = if as_receiver {
         let mut receiver = client.receiver(channel).keep_waiting().open().unwrap();
@@ -209,7 +209,7 @@ fn attack(channel: &str, as_receiver: bool, is_rude: bool) -> ! {
 fn part() {
     let client = Client::connect().unwrap();
     let [mut first, mut second] = ["deaf", "c"].map(|channel| {
-        let builder = client.sender(channel).slot_size(64).slots(MAX_ONE_SHOTS.into()).mechanism(Mechanism::OneShot);
+        let builder = client.sender(channel).slot_size(64).slots(MAX_ONE_SHOTS as usize).mechanism(Mechanism::OneShot);
         builder.disconnect_after(BRIEFLY).open().unwrap()
     });
     println!("open");

@@ -87,7 +87,7 @@ fn metric<'a>(answer: &'a str, name: &str, labels: &[&str]) -> &'a str {
 
 /// A sender and a receiver which holds the first of a hundred messages.
 fn stream(client: &Client) -> (Sender, Receiver, Received) {
-    let mut sender = client.sender("camera/front").slot_size(64).slots(SLOTS).open().unwrap();
+    let mut sender = client.sender("camera/front").slot_size(64).slots(SLOTS as usize).open().unwrap();
     let mut receiver = client.receiver("camera/front").open().unwrap();
     sender.wait_for_receivers_timeout(1, SOON).unwrap();
     let mut held = None;
@@ -420,7 +420,7 @@ fn links_are_shown_as_they_are_although_a_sender_waits_for_its_input() {
 fn play(_: &str) {
     let client = Client::connect().unwrap();
     let mut receiver = client.receiver("stream").open().unwrap();
-    let mut sender = client.sender("stream").slot_size(64).slots(SLOTS).open().unwrap();
+    let mut sender = client.sender("stream").slot_size(64).slots(SLOTS as usize).open().unwrap();
     sender.wait_for_receivers(1).unwrap();
     for round in 0u64.. {
         send(&mut sender);

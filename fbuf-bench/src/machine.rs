@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use fbuf_client::caches::caches;
+use fbuf_client::tuning::caches;
 use nix::sys::utsname::uname;
 use serde::Serialize;
 
@@ -22,7 +22,7 @@ impl Machine {
     pub(crate) fn here() -> Self {
         let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
         let model = cpuinfo.lines().find(|line| line.starts_with("model name")).and_then(|line| line.split_once(':'));
-        let describe = |cache: &fbuf_client::caches::Cache| {
+        let describe = |cache: &fbuf_client::tuning::Cache| {
             format!("L{} {} ({})", cache.level, bytes(cache.bytes as usize), cache.users)
         };
         Self {

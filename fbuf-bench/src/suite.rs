@@ -175,7 +175,7 @@ impl<'a> Suite<'a> {
         // One run takes about a millisecond.
         let runs = (0..self.common.runs * 20).map(|_| once::run(&broker)).collect::<Result<Vec<_>>>()?;
         if !self.common.json {
-            writeln!(self.out, "\nonce, with {} slots of {}", once::SLOTS, table::bytes(once::SLOT as usize))?;
+            writeln!(self.out, "\nonce, with {} slots of {}", once::SLOTS, table::bytes(once::SLOT))?;
         }
         for (index, step) in once::STEPS.into_iter().enumerate() {
             let Some(nanoseconds) = Spread::of(runs.iter().map(|run| run[index].as_nanos() as f64)) else { continue };

@@ -28,7 +28,7 @@ impl Path {
         let broker = Embedded::start().expect("a broker");
         let client = Client::connect_to(broker.address()).expect("a connection");
         let mut receiver = client.receiver("bench").wait(Wait::Spin).open().expect("a receiver");
-        let sender = client.sender("bench").slot_size(64).slots(2 * BURST as u64).wait(Wait::Spin);
+        let sender = client.sender("bench").slot_size(64).slots(2 * BURST).wait(Wait::Spin);
         let mut sender = sender.open().expect("a sender");
         while sender.receivers() == 0 {
             sender.poll_events();

@@ -8,6 +8,8 @@ use std::{
 
 use fbuf_core::{peer::Peer, process::apart};
 
+use crate::sender::OptionsError;
+
 /// Whether a peer is accepted.
 type Question = dyn Fn(&Peer) -> bool + Send + Sync;
 
@@ -20,6 +22,14 @@ pub(crate) struct Acceptance {
 }
 
 impl Acceptance {
+    /// Whether there can be any peers.
+    pub fn check(&self) -> Result<(), OptionsError> {
+        match &self.users {
+            Some(users) if users.is_empty() => Err(OptionsError::Nothing { asked: "peers of no user" }),
+            _ => Ok(()),
+        }
+    }
+
     /// Whether a link with this peer may be made. A question that panics was not answered with yes. From another user that
     /// has passed [much that takes long to close](apart::is_overrun) nothing more is taken.
     pub(crate) fn accepts(&self, peer: &Peer) -> bool {

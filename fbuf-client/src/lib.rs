@@ -32,7 +32,7 @@
 //! whose `uf_allocate`, `uf_write`, `uf_get` and `uf_deallocate` are noted above.
 
 mod acceptance;
-pub mod caches;
+mod caches;
 mod client;
 mod endpoint;
 mod hangup;
@@ -66,10 +66,19 @@ pub use fbuf_protocol::{
 pub use interrupt::InterruptHandle;
 pub use receiver::{GetError, Receiver, ReceiverBuilder, ReceiverCounters};
 pub use sender::{
-    AllocateError, Departure, DisconnectReason, LEASE_BASE_FROM, LEASE_FROM, OptionsError, ProtectionInfo, Sender,
-    SenderBuilder, SenderCounters, Sent, WaitError, WriteError,
+    AllocateError, Departure, DisconnectReason, OptionsError, ProtectionInfo, Sender, SenderBuilder, SenderCounters,
+    Sent, WaitError, WriteError,
 };
 pub use wait::Wait;
+
+/// By what defaults are chosen, for those that measure them (`fbuf doctor`, `fbuf bench`). Any version may change it.
+#[doc(hidden)]
+pub mod tuning {
+    pub use crate::{
+        caches::{Cache, Users, caches, default_slots, in_flight, largest},
+        sender::{LEASE_BASE_FROM, LEASE_FROM},
+    };
+}
 
 /// Endpoints and what they hand out move between threads.
 const _: () = {

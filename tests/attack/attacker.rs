@@ -104,7 +104,7 @@ pub fn attack(attack: Attack, level: Level, from_receiver: bool) -> ! {
         send_forged(memory, level);
     }
     let client = Client::connect().unwrap();
-    let mut sender = client.sender("prey").slot_size(SIZE as u64).slots(2);
+    let mut sender = client.sender("prey").slot_size(SIZE).slots(2);
     sender = match level {
         Level::Volatile => sender.mechanism(Mechanism::Shared),
         Level::Guarded => sender.guard(true),

@@ -312,7 +312,7 @@ const SOME: u8 = 200;
 
 fn send_some(from_receiver: bool) {
     let client = Client::connect().unwrap();
-    let sender = client.sender("users").slot_size(SIZE as u64).slots(3);
+    let sender = client.sender("users").slot_size(SIZE).slots(3);
     let sender = if from_receiver { sender.from_receiver() } else { sender.mechanism(Mechanism::Lease) };
     let mut sender = sender.open().unwrap();
     assert_eq!(sender.protection_info().mechanism, Mechanism::Lease, "{}", sender.protection_info());

@@ -223,7 +223,7 @@ fn run(who: Whose) {
             Whose::Other | Whose::Own => broker(),
         };
         let client = Client::connect_to(broker.address()).unwrap();
-        let mut sender = client.sender("prey").slot_size(SIZE as u64).slots(1).from_receiver().open().unwrap();
+        let mut sender = client.sender("prey").slot_size(SIZE).slots(1).from_receiver().open().unwrap();
         let user = if who == Whose::Own { own() } else { OTHER };
         let mut attacker = child(&broker, &format!("hostile {number}"), user);
         attacker.hear(JOINS);

@@ -62,14 +62,14 @@ impl Level {
     }
 
     pub fn sender(self, client: &Client) -> SenderBuilder {
-        let sender = client.sender(&self.channel()).slot_size(SLOT as u64);
+        let sender = client.sender(&self.channel()).slot_size(SLOT);
         match self {
             Self::Volatile => sender.slots(4).grow_to(16),
             Self::Guarded => sender.slots(4).grow_to(16).guard(true),
             Self::Copied => sender.slots(4).grow_to(16).mechanism(Mechanism::Copy),
             Self::Leased => sender.slots(8).mechanism(Mechanism::Lease),
             Self::Sealed => sender.slots(16).mechanism(Mechanism::OneShot),
-            Self::OfJudge | Self::OfActor => sender.slots(OF_RECEIVER as u64).from_receiver(),
+            Self::OfJudge | Self::OfActor => sender.slots(OF_RECEIVER).from_receiver(),
         }
     }
 }

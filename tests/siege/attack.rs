@@ -10,10 +10,10 @@ use fbuf_protocol::Resource;
 /// Requests in a second that the attackers' user may make.
 pub const REQUESTS_PER_SECOND: u32 = 1000;
 /// To how many slots that sender grows which waits for all of its receivers.
-pub const MOST_SLOTS: u64 = 64;
+pub const MOST_SLOTS: usize = 64;
 
 /// The same of one that grows on boards that a receiver lies about.
-pub const BOARD_SLOTS: u64 = 4096;
+pub const BOARD_SLOTS: usize = 4096;
 
 /// What the attackers' user may take up, so that each attack meets the limit that it is about.
 pub const fn quota(resource: Resource) -> u64 {
@@ -238,7 +238,7 @@ impl Attack {
                 |report| matches!(report, Report::Violation(Violation::Descriptor(_)))
             }
             Self::FillsLink => |report| matches!(report, Report::Violation(Violation::SocketFull)),
-            Self::NeverAcknowledges => |report| *report == Report::HoldsAll(MOST_SLOTS as usize),
+            Self::NeverAcknowledges => |report| *report == Report::HoldsAll(MOST_SLOTS),
             Self::LyingLane => |report| {
                 use Violation::{EmptyGap, Kind, Length, Mark, Slot, Terms};
                 matches!(

@@ -42,7 +42,7 @@ const OTHER: u32 = 65_533;
 /// How many messages honest ones exchange at a time.
 const MESSAGES: u64 = 100;
 /// The slots of the honest sender.
-const HONEST_SLOTS: u32 = 16;
+const HONEST_SLOTS: usize = 16;
 /// How often somebody attaches during an attack, at least.
 const NEWCOMERS: usize = 5;
 /// How long the sender waits that waits for all receivers.
@@ -165,9 +165,9 @@ struct Honest {
 
 impl Honest {
     fn begin(client: &Client) -> Self {
-        let mut sender = client.sender("c").slot_size(64).slots(HONEST_SLOTS.into()).open().unwrap();
+        let mut sender = client.sender("c").slot_size(64).slots(HONEST_SLOTS).open().unwrap();
         // Nothing is ever left out for it, but it may be.
-        let receiver = client.receiver("c").max_backlog(1 + HONEST_SLOTS as usize).keep_waiting().open().unwrap();
+        let receiver = client.receiver("c").max_backlog(1 + HONEST_SLOTS).keep_waiting().open().unwrap();
         sender.wait_for_receivers_timeout(1, SOON).unwrap();
         let own = geteuid().as_raw();
         let apart = client.sender("private").slot_size(8).slots(2).to_users([own]).open().unwrap();

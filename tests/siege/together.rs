@@ -116,7 +116,7 @@ fn attach_beside() {
     let fbuf = sender.allocate_timeout(SOON).unwrap();
     sender.write(fbuf).unwrap();
     receiver.get_timeout(SOON).unwrap();
-    let mut crowded = client.receiver("c").max_backlog(1 + HONEST_SLOTS as usize / 2).keep_waiting().open().unwrap();
+    let mut crowded = client.receiver("c").max_backlog(1 + HONEST_SLOTS / 2).keep_waiting().open().unwrap();
     loop {
         match crowded.get_timeout(SOON) {
             Ok(received) if received.sender().process.uid == 0 => break println!("{ATTACHED}"),

@@ -96,8 +96,8 @@ fn wait(random: &mut Random) -> Wait {
 /// A sender of some kind that the receivers of the channel accept.
 fn sender(client: &Client, channel: &str, random: &mut Random) -> SenderBuilder {
     let size = [64, 4 << 10, 64 << 10, 256 << 10, 2 << 20][random.below(5) as usize];
-    let size = message::HEAD as u64 + random.below(size);
-    let slots = 1 + random.below(8);
+    let size = message::HEAD + random.below(size) as usize;
+    let slots = 1 + random.below(8) as usize;
     let plain = client.sender(channel).slot_size(size).wait(wait(random)).slots(slots);
     if channel.starts_with("given") {
         return plain.from_receiver();

@@ -39,9 +39,9 @@ fn connect(terms: &Terms) -> Result<Client> {
 
 impl FbufSender {
     fn open(terms: &Terms, channel: &str, receivers: usize) -> Result<Self> {
-        let sender = connect(terms)?.sender(channel).slot_size(terms.size as u64).wait(terms.wait.into());
+        let sender = connect(terms)?.sender(channel).slot_size(terms.size).wait(terms.wait.into());
         let sender = match terms.slots {
-            Some(slots) => sender.slots(slots.into()),
+            Some(slots) => sender.slots(slots as usize),
             None => sender,
         };
         let lease = |pages| (sender.clone().mechanism(Mechanism::Lease).pages(pages), Some(pages));

@@ -34,8 +34,8 @@ pub(crate) use crowd::be as crowd;
 pub(crate) use flood::be as neighbour;
 
 /// Slots of all senders here but those of streams, so that what is measured is not their memory.
-const SLOT: u64 = 64;
-const SLOTS: u64 = 4;
+const SLOT: usize = 64;
+const SLOTS: usize = 4;
 /// Longer than anything takes here, also on a machine that is busy.
 const SOON: Duration = Duration::from_secs(300);
 

@@ -12,8 +12,8 @@ pub(crate) const STEPS: [&str; 7] =
     ["connect", "open a sender", "open a receiver", "link them", "first message", "second message", "grow"];
 
 /// Bytes of a slot, and how many there are at first.
-pub(crate) const SLOT: u64 = 64 << 10;
-pub(crate) const SLOTS: u64 = 16;
+pub(crate) const SLOT: usize = 64 << 10;
+pub(crate) const SLOTS: usize = 16;
 
 /// How long each step took.
 pub(crate) fn run(broker: &str) -> Result<[Duration; STEPS.len()]> {
@@ -36,7 +36,7 @@ pub(crate) fn run(broker: &str) -> Result<[Duration; STEPS.len()]> {
     let link = lap();
     let mut message = |number| -> Result<Duration> {
         let mut fbuf = sender.allocate()?;
-        fbuf.set_len(SLOT as usize)?;
+        fbuf.set_len(SLOT)?;
         payload::write(&mut fbuf, number, Mode::Untouched);
         sender.write(fbuf)?;
         let received = receiver.get()?;

@@ -173,7 +173,7 @@ fn stream(over: Over, source: &mut Source, setting: &Setting<'_>) -> Result<Row,
         }
     } else {
         let client = Client::connect_to(broker.address())?;
-        let mut sender = client.sender("demo").slot_size(message as u64).wait(arguments.wait.into()).open()?;
+        let mut sender = client.sender("demo").slot_size(message).wait(arguments.wait.into()).open()?;
         sender.wait_for_receivers_timeout(1, LONG)?;
         (start, before) = (Instant::now(), CpuTime::so_far()?);
         loop {

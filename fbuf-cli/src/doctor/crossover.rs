@@ -4,7 +4,10 @@
 use std::time::{Duration, Instant};
 
 use fbuf_broker::Embedded;
-use fbuf_client::{Client, LEASE_BASE_FROM, LEASE_FROM, Mechanism, Pages};
+use fbuf_client::{
+    Client, Mechanism, Pages,
+    tuning::{LEASE_BASE_FROM, LEASE_FROM},
+};
 use fbuf_core::memory::{HUGE_PAGE, free_huge_pages, has_transparent_pages};
 
 use super::finding::{Finding, Section, Setback, bytes, first};
@@ -68,7 +71,7 @@ fn message(
     pages: Pages,
 ) -> Result<Duration, Box<dyn std::error::Error>> {
     let mut receiver = client.receiver("doctor").open()?;
-    let sender = client.sender("doctor").slot_size(size as u64).slots(2).mechanism(mechanism);
+    let sender = client.sender("doctor").slot_size(size).slots(2).mechanism(mechanism);
     let mut sender = if mechanism == Mechanism::Lease { sender.pages(pages) } else { sender }.open()?;
     sender.wait_for_receivers_timeout(1, Duration::from_secs(10))?;
     let mut times = Vec::new();

@@ -8,7 +8,7 @@ use nix::{
     unistd::Pid,
 };
 
-use fbuf_client::caches::{Cache, Users, caches, default_slots, in_flight, largest};
+use fbuf_client::tuning::{Cache, Users, caches, default_slots, in_flight, largest};
 
 use super::finding::{Finding, Section, bytes};
 

@@ -37,7 +37,7 @@ pub(crate) fn receive(arguments: &RecvArguments, place: &Place) -> Result<(), Fa
     let mut output = Output::open(arguments.file.as_deref())?;
     let mut builder = client.receiver(&arguments.channel).wait(arguments.wait.into());
     if let Some(bytes) = arguments.max_slot_size {
-        builder = builder.max_slot_size(bytes.as_u64());
+        builder = builder.max_slot_size(bytes.as_u64() as usize);
     }
     let mut receiver = builder.require(arguments.require.into()).open()?;
     let mut waiting = Waiting::new(&arguments.channel, &client);

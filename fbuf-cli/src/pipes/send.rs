@@ -22,7 +22,7 @@ pub(crate) struct SendArguments {
     slot_size: ByteSize,
     /// How many messages may be under way [default: as many as suit the caches of this machine]
     #[arg(long, value_name = "COUNT")]
-    slots: Option<u64>,
+    slots: Option<usize>,
     /// What receivers may rely on
     #[arg(long, value_name = "LEVEL", value_enum, default_value = "volatile")]
     protection: Level,
@@ -41,7 +41,7 @@ pub(crate) fn send(arguments: &SendArguments, place: &Place) -> Result<(), Failu
     let mut input = Input::open(arguments.file.as_deref())?;
     let client = place.connect()?;
     let mut builder =
-        client.sender(&arguments.channel).slot_size(arguments.slot_size.as_u64()).wait(arguments.wait.into());
+        client.sender(&arguments.channel).slot_size(arguments.slot_size.as_u64() as usize).wait(arguments.wait.into());
     if let Some(slots) = arguments.slots {
         builder = builder.slots(slots);
     }

@@ -84,14 +84,16 @@ impl ReceiverBuilder {
 
     /// Accepts only senders with at most so many slots: this process keeps 24 bytes for each. If not set, 2²⁰ (all) of the
     /// own user's senders, and 65,536 of other users'.
-    pub fn max_slots(mut self, count: u64) -> Self {
+    pub fn max_slots(mut self, count: usize) -> Self {
+        let count = count as u64;
         (self.accepts.own.max_slots, self.accepts.others.max_slots) = (count, count);
         self
     }
 
     /// Accepts only senders with slots of at most so many bytes, which no message is longer than: of other users',
     /// messages are copied. If not set, 1 GiB (all) of the own user's senders, and 4 MiB of other users'.
-    pub fn max_slot_size(mut self, bytes: u64) -> Self {
+    pub fn max_slot_size(mut self, bytes: usize) -> Self {
+        let bytes = bytes as u64;
         (self.accepts.own.slot_bytes, self.accepts.others.slot_bytes) = (bytes, bytes);
         self
     }
@@ -118,6 +120,10 @@ impl ReceiverBuilder {
     pub fn open(self) -> Result<Receiver, OpenError> {
         let Self { client, channel, wait, max_backlog, keep_waiting, require, accepts, acceptance } = self;
         fbuf_protocol::channel::ChannelName::new(channel.as_str())?;
+        acceptance.check()?;
+        if accepts.own.max_slots == 0 || accepts.own.slot_bytes == 0 {
+            return Err(OptionsError::Nothing { asked: "senders that have no slots, or empty ones," }.into());
+        }
         let skip_above = max_backlog.map(skip_above).transpose()?;
         let pending_links = Arc::new(PendingLinks::new()?);
         let (role, users) = (Role::Receiver { require, accepts }, acceptance.users.clone());
@@ -155,7 +161,7 @@ impl ReceiverBuilder {
 /// Of how many messages a sender has to have more under way before it leaves any out, so that there are never more than
 /// these.
 fn skip_above(max_backlog: usize) -> Result<u32, OptionsError> {
-    let most = max_backlog.checked_sub(1).ok_or(OptionsError::NoBacklog)?;
+    let most = max_backlog.checked_sub(1).ok_or(OptionsError::Nothing { asked: "a backlog of no message" })?;
     Ok(u32::try_from(most).unwrap_or(u32::MAX))
 }
 

@@ -16,7 +16,7 @@ use fbuf_protocol::{Refusal, channel::ChannelName};
 use super::{
     Counts, Sender,
     grant::{OpenRequest, Place, ProtectionRequest},
-    options::Options,
+    options::{Options, OptionsError},
 };
 use crate::{
     acceptance::Acceptance,
@@ -27,7 +27,7 @@ use crate::{
 };
 
 /// The slot size if none is given.
-const DEFAULT_SLOT_SIZE: u64 = 64 << 10;
+const DEFAULT_SLOT_SIZE: usize = 64 << 10;
 /// How many slots if none is given, of those that are memory of their own.
 const FEW_SLOTS: u64 = 4;
 /// The most messages that are given away and under way, if none is given.
@@ -39,9 +39,9 @@ const MOST_SHOTS: u64 = 16;
 pub struct SenderBuilder {
     client: Client,
     channel: String,
-    slot_size: u64,
-    slots: Option<u64>,
-    grow_to: Option<u64>,
+    slot_size: usize,
+    slots: Option<usize>,
+    grow_to: Option<usize>,
     wait: Wait,
     disconnect_after: Option<Duration>,
     options: Options,
@@ -66,7 +66,7 @@ impl SenderBuilder {
     }
 
     /// How many bytes each slot holds, and so the longest message: 1 to 1 GiB; 64 KiB if not set.
-    pub fn slot_size(mut self, bytes: u64) -> Self {
+    pub fn slot_size(mut self, bytes: usize) -> Self {
         self.slot_size = bytes;
         self
     }
@@ -74,17 +74,17 @@ impl SenderBuilder {
     /// With how many slots to start: 1 to 2²⁰. Receivers that keep messages while they wait for others
     /// need as many more.
     ///
-    /// If not set, as many as suit the caches of this machine
-    /// ([`default_slots`](crate::caches::default_slots)), at least 2; and if all have been in use for
-    /// 20 ms and none came back, more of them, up to [`ENOUGH_SLOTS`].
-    pub fn slots(mut self, count: u64) -> Self {
+    /// If not set, as many as suit the caches of this machine, which `fbuf doctor` shows: 512 KiB to 8 MiB together, but at
+    /// least 2 and at most 16,384, and no more than [`Self::grow_to`]; and if all have been in use for 20 ms and none came back,
+    /// more of them, up to 8. Of slots that are leased there are 4 if not set, and up to 16 of one-shots.
+    pub fn slots(mut self, count: usize) -> Self {
         self.slots = Some(count);
         self
     }
 
     /// To how many slots to grow, by doubling, rather than wait for receivers. If not set, a number that
-    /// was set stays as it is.
-    pub fn grow_to(mut self, count: u64) -> Self {
+    /// was set stays as it is. An error for slots that are leased: all of them are made when the sender is opened.
+    pub fn grow_to(mut self, count: usize) -> Self {
         self.grow_to = Some(count);
         self
     }
@@ -114,9 +114,8 @@ impl SenderBuilder {
     }
 
     /// What receivers may rely on; [`Protection::Volatile`] if not set. With [`Protection::Leased`] no code can
-    /// change a message while a receiver holds it: those of slots of [`LEASE_FROM`](crate::LEASE_FROM) bytes
-    /// (2 MiB) and more are leased if there are huge pages for them, and from
-    /// [`LEASE_BASE_FROM`](crate::LEASE_BASE_FROM) (8 MiB) on without; others are copied. With
+    /// change a message while a receiver holds it: those of slots of 2 MiB and more are leased if there are huge
+    /// pages for them, and from 8 MiB on without; others are copied. With
     /// [`Protection::Sealed`] not even I/O that was begun before can, and all are copied; or they are given away
     /// ([`Mechanism::OneShot`]). [`Sender::protection_info`] tells which, and why.
     ///
@@ -254,6 +253,10 @@ impl SenderBuilder {
             requires_finish,
         } = self;
         ChannelName::new(channel.as_str())?;
+        // Lossless: both have 64 bits.
+        let slot_size = slot_size as u64;
+        let [slots, grow_to] = [slots, grow_to].map(|count| count.map(|count| count as u64));
+        acceptance.check()?;
         let wanted = options.check(slot_size)?;
         let one_shot = matches!(wanted, ProtectionRequest::Means(Mechanism::OneShot) | ProtectionRequest::Confidential);
         let few = one_shot || wanted.may_lease(slot_size);
@@ -271,8 +274,15 @@ impl SenderBuilder {
         } else {
             u64::MAX
         };
-        let slots =
-            slots.unwrap_or_else(|| default_slots_here(slot_size).max(if few { FEW_SLOTS } else { 1 }).min(most));
+        if few
+            && !one_shot
+            && let Some(limit) = grow_to
+            && slots.is_some_and(|slots| slots != limit)
+        {
+            return Err(OptionsError::Growth { limit }.into());
+        }
+        let some = || default_slots_here(slot_size).max(if few { FEW_SLOTS } else { 1 }).min(most);
+        let slots = slots.unwrap_or_else(|| some().min(grow_to.unwrap_or(u64::MAX)));
         let start = Geometry::new(slot_size, slots)?.max_slots();
         let limit = grow_to.unwrap_or(if untold && !few { slots.max(ENOUGH_SLOTS) } else { slots });
         let geometry = Geometry::new(slot_size, limit)?;

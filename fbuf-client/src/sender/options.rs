@@ -50,9 +50,21 @@ pub enum OptionsError {
         /// What one-shots cannot have, in words.
         asked: &'static str,
     },
-    /// A receiver has a [backlog](crate::ReceiverBuilder::max_backlog) of no message, and would never get one.
-    #[error("a receiver was to have a backlog of 0 messages at most, and would never get any: allow one or more")]
-    NoBacklog,
+    /// Slots that are leased are all made when the sender is opened, and it was to grow.
+    #[error(
+        "growth to {limit} slots was asked for, and slots that are leased are all made when the sender is opened: \
+         ask for all of them then"
+    )]
+    Growth {
+        /// To how many.
+        limit: u64,
+    },
+    /// A limit, or a list of users, leaves nothing that the endpoint could exchange.
+    #[error("an endpoint was to be opened with {asked}, and would never exchange a message: allow more")]
+    Nothing {
+        /// What leaves nothing, in words.
+        asked: &'static str,
+    },
 }
 
 /// How messages are to be protected, as far as a program has said.
@@ -113,7 +125,7 @@ impl Options {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::LEASE_FROM;
+    use crate::tuning::LEASE_FROM;
 
     const SMALL: u64 = 64;
 

@@ -137,7 +137,7 @@ fn receive_with(board: impl Into<Descriptor>) -> Result<Link, String> {
 
 /// Has the sender grow, on a board that is, or is not, what it says.
 pub fn lie_about_board(turn: usize) -> Seen {
-    let size = BoardTable::size(BOARD_SLOTS as usize);
+    let size = BoardTable::size(BOARD_SLOTS);
     let link = match turn % 6 {
         // Of which nothing exists.
         0 => return grow_sender(sealed(size, &AS_DUE)),
@@ -176,7 +176,7 @@ fn grow_sender(board: OwnedFd) -> Seen {
 }
 
 fn size_of_board() -> i64 {
-    BoardTable::size(BOARD_SLOTS as usize) as i64
+    BoardTable::size(BOARD_SLOTS) as i64
 }
 
 /// Takes its board away from under the sender, which the kernel does not let it.
