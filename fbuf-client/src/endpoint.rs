@@ -4,9 +4,9 @@
 use std::{
     collections::{BTreeMap, VecDeque},
     io,
-    os::fd::AsFd,
+    os::fd::{AsFd, BorrowedFd},
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     time::{Duration, Instant},
@@ -29,12 +29,15 @@ use nix::{
     sys::{
         epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout},
         eventfd::{EfdFlags, EventFd},
+        time::TimeSpec,
+        timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags},
     },
 };
 
 use crate::{
     hangup::{Alarm, Watch},
     interrupt::InterruptHandle,
+    wait::FOR_EVER,
 };
 
 /// Where the control thread brings introductions.
@@ -301,11 +304,12 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// How many sockets one look reports at most; the rest is reported by the next.
 const EVENTS: usize = 32;
 
-/// The sockets of an endpoint, and the eventfd of its inbox.
+/// The sockets of an endpoint, the eventfd of its inbox, and a timer.
 #[derive(Debug)]
 pub(crate) struct Sockets {
     epoll: Withheld<Arc<Epoll>>,
     wake: Arc<EventFd>,
+    timer: Timer,
     interrupts: InterruptHandle,
     hang_ups: Watch,
 }
@@ -344,7 +348,7 @@ impl Iterator for Ready {
     }
 }
 
-/// What the eventfd of the inbox is called among the links: no link is called that.
+/// What the eventfd of the inbox and the timer are called among the links: no link is called that.
 const WAKE: LinkId = LinkId::NONE;
 
 impl Sockets {
@@ -352,7 +356,24 @@ impl Sockets {
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
         epoll.add(wake.as_fd(), EpollEvent::new(EpollFlags::EPOLLIN, WAKE.to_bits()))?;
         let interrupts = InterruptHandle::new(wake.clone());
-        Ok(Self { epoll: Arc::new(epoll).into(), wake, interrupts, hang_ups })
+        Ok(Self { epoll: Arc::new(epoll).into(), wake, timer: Timer::default(), interrupts, hang_ups })
+    }
+
+    /// Has the descriptor become readable after this time, if it is not [`FOR_EVER`]: false if that cannot be.
+    pub(crate) fn ring_after(&self, time: Duration) -> bool {
+        time == FOR_EVER || self.timer.set(&self.epoll, time).is_ok()
+    }
+
+    /// It is too late for that.
+    pub(crate) fn stop_timer(&self) {
+        self.timer.stop();
+    }
+
+    /// Whether the descriptor is readable.
+    pub(crate) fn is_readable(&self) -> bool {
+        let mut polled = [PollFd::new(self.as_fd(), PollFlags::POLLIN)];
+        // One that cannot be polled is to be looked at.
+        poll(&mut polled, PollTimeout::ZERO) != Ok(0)
     }
 
     pub(crate) fn add(&self, socket: LinkSocket<'_>, link: LinkId) -> io::Result<()> {
@@ -393,7 +414,7 @@ impl Sockets {
         });
         // By poll(2), which goes on by itself after the process was stopped, frozen or traced: then epoll_wait(2) returns
         // EINTR although no handler ran.
-        let mut polled = [PollFd::new(self.epoll.0.as_fd(), PollFlags::POLLIN)];
+        let mut polled = [PollFd::new(self.as_fd(), PollFlags::POLLIN)];
         let slept = match poll(&mut polled, timeout) {
             // It may not poll a single descriptor (RLIMIT_NOFILE is 0).
             Err(Errno::EINVAL) => self.epoll.wait(&mut [EpollEvent::empty()], timeout).map(drop),
@@ -421,6 +442,49 @@ impl Sockets {
             }
         }
         ready
+    }
+}
+
+impl AsFd for Sockets {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.epoll.0.as_fd()
+    }
+}
+
+/// Wakes an endpoint that sleeps in an event loop, at a time when something has to be tried again. Made when that first
+/// happens.
+#[derive(Debug, Default)]
+struct Timer {
+    timer: OnceLock<Withheld<TimerFd>>,
+    is_set: AtomicBool,
+}
+
+impl Timer {
+    fn set(&self, epoll: &Epoll, time: Duration) -> nix::Result<()> {
+        let timer = match self.timer.get() {
+            Some(timer) => timer,
+            None => {
+                let timer = TimerFd::new(ClockId::CLOCK_MONOTONIC, TimerFlags::TFD_CLOEXEC | TimerFlags::TFD_NONBLOCK)?;
+                epoll.add(timer.as_fd(), EpollEvent::new(EpollFlags::EPOLLIN, WAKE.to_bits()))?;
+                self.timer.get_or_init(|| timer.into())
+            }
+        };
+        // Zero would stop it.
+        let time = TimeSpec::from_duration(time.max(Duration::from_nanos(1)));
+        timer.set(Expiration::OneShot(time), TimerSetTimeFlags::empty())?;
+        // Relaxed: it is set and stopped by the endpoint's thread.
+        self.is_set.store(true, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn stop(&self) {
+        if self.is_set.load(Ordering::Relaxed)
+            && let Some(timer) = self.timer.get()
+        {
+            self.is_set.store(false, Ordering::Relaxed);
+            // What it has told is forgotten as well (timerfd_settime(2)).
+            let _ = timer.unset();
+        }
     }
 }
 

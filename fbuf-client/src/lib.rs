@@ -35,6 +35,7 @@ mod acceptance;
 mod caches;
 mod client;
 mod endpoint;
+mod guard;
 mod hangup;
 mod interrupt;
 mod receiver;
@@ -63,11 +64,12 @@ pub use fbuf_protocol::{
     address::Address,
     channel::{ChannelName, ChannelNameError},
 };
+pub use guard::WaitGuard;
 pub use interrupt::InterruptHandle;
 pub use receiver::{GetError, Receiver, ReceiverBuilder, ReceiverCounters};
 pub use sender::{
     AllocateError, Departure, DisconnectReason, OptionsError, ProtectionInfo, Sender, SenderBuilder, SenderCounters,
-    Sent, WaitError, WriteError,
+    Sent, WaitError, WaitFor, WriteError,
 };
 pub use wait::Wait;
 
@@ -90,6 +92,9 @@ const _: () = {
     sync::<InterruptHandle>();
     send::<Sender>();
     send::<Receiver>();
+    sync::<Sender>();
+    sync::<Receiver>();
+    send::<WaitGuard<'_>>();
     send::<Fbuf>();
     send::<Retained>();
     sync::<Retained>();

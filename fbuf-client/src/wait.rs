@@ -93,7 +93,6 @@ pub(crate) struct Waiting {
     rounds: u32,
     since: Option<Instant>,
     looked: Option<Instant>,
-    lasted: Duration,
 }
 
 /// What to do next.
@@ -111,7 +110,7 @@ pub(crate) enum Next {
 
 impl Waiting {
     pub(crate) fn new(how: Wait, spin_budget: SpinBudget, deadline: Option<Instant>) -> Self {
-        Self { how, spin_budget, deadline, links: 1, rounds: 0, since: None, looked: None, lasted: Duration::ZERO }
+        Self { how, spin_budget, deadline, links: 1, rounds: 0, since: None, looked: None }
     }
 
     /// Each look goes over so many links, so that there are fewer looks between two at the clock.
@@ -120,14 +119,14 @@ impl Waiting {
         self
     }
 
+    /// Until when.
+    pub(crate) fn deadline(&self) -> Option<Instant> {
+        self.deadline
+    }
+
     /// Whether it looks before it sleeps.
     pub(crate) fn looks(&self) -> bool {
         self.how != Wait::Block
-    }
-
-    /// Whether it has lasted for so long, when the clock was last looked at.
-    pub(crate) fn has_lasted(&self, time: Duration) -> bool {
-        self.lasted >= time
     }
 
     /// Whether this look is one of those that are worth more effort: the first, each after a sleep or a look at sockets,
@@ -162,10 +161,10 @@ impl Waiting {
             return Next::Expired;
         }
         let since = *self.since.get_or_insert(now);
-        self.lasted = now.duration_since(since);
+        let lasted = now.duration_since(since);
         match self.how {
             Wait::Block => Next::Sleep,
-            Wait::Adaptive if self.lasted >= self.spin_budget.looks_for() => Next::Sleep,
+            Wait::Adaptive if lasted >= self.spin_budget.looks_for() => Next::Sleep,
             Wait::Adaptive => Next::Again,
             Wait::Spin => {
                 let looked = self.looked.get_or_insert(since);
@@ -313,6 +312,8 @@ impl Batching {
     }
 }
 
+/// For how long to sleep where a wake-up is sure to come.
+pub(crate) const FOR_EVER: Duration = Duration::MAX;
 /// For how long to sleep where a wake-up may be lost.
 pub(crate) const UNSURE: Duration = Duration::from_millis(10);
 /// How many peers that could not be greeted or answered at once are tried at a time.
@@ -320,10 +321,13 @@ pub(crate) const LATE_AT_ONCE: usize = 4;
 /// For how long a sender that was not told how many slots to have waits before it makes more of them.
 pub(crate) const LATE: Duration = Duration::from_millis(20);
 
-/// Until when to sleep that shall not be longer than `time`.
+/// Until when to sleep that shall not be longer than `time`, nor beyond the deadline.
 pub(crate) fn within(time: Duration, deadline: Option<Instant>) -> Option<Instant> {
-    let soon = Instant::now() + time;
-    Some(deadline.map_or(soon, |deadline| deadline.min(soon)))
+    if time == FOR_EVER {
+        return deadline;
+    }
+    let soon = self::deadline(time);
+    [soon, deadline].into_iter().flatten().min()
 }
 
 /// Which peers can only run when this side does not: both are confined to the same processor, or there

@@ -2,6 +2,7 @@
 
 mod open;
 mod report;
+mod wait;
 
 use std::{
     collections::VecDeque,
@@ -12,14 +13,12 @@ use std::{
 use fbuf_core::{
     abort::Abort,
     peer::Peer,
-    points,
     process::fork::Generation,
     receive::{
         link::{Answered, GreetError, Greeted, Inbound},
         received::Received,
     },
     socket::{close_received, link_message::LinkEnd},
-    wait::Fencing,
 };
 use fbuf_protocol::{Report, Unpaired};
 
@@ -27,10 +26,10 @@ use self::open::NewLink;
 use crate::{
     client::{OpenError, Registration},
     endpoint::{PendingLinks, Ready, Sockets},
+    guard::{self, WaitGuard},
     interrupt::InterruptHandle,
     wait::{
-        Attention, BUSY_LOOK_TIME, Batching, LATE_AT_ONCE, LOOK_TIME, Next, Pace, Progress, SameCpuPeers, SpinBudget,
-        UNSURE, Wait, Waiting, deadline, within,
+        Attention, BUSY_LOOK_TIME, Batching, LATE_AT_ONCE, LOOK_TIME, Pace, SameCpuPeers, SpinBudget, Wait, deadline,
     },
 };
 
@@ -70,6 +69,8 @@ pub struct Receiver {
     spin_budget: SpinBudget,
     same_cpu: SameCpuPeers,
     batching: Batching,
+    /// Whether flags may be raised: it sleeps, or was left [armed](WaitGuard::leave_armed).
+    is_armed: bool,
     /// Whether there is something on the sockets that has woken it and was not read.
     unread: bool,
     pace: Pace,
@@ -135,6 +136,92 @@ impl Receiver {
             Some(received) => Ok(Some(received)),
             None => self.try_get_slowly(),
         }
+    }
+
+    /// Prepares to wait for a message outside of this library, in an event loop: by poll(2), epoll(7), or what is built on them.
+    /// None if there may be something already: then [`Self::try_get`] says what. Otherwise the descriptor of the guard
+    /// becomes readable when [`Self::try_get`] has to be called again; nothing else is needed, no timeout either.
+    ///
+    /// Nothing is taken, so a wait can be given up at any time. An [interrupt](InterruptHandle) that was made before has this
+    /// return none, once, and one that is made later makes the descriptor readable.
+    ///
+    /// It costs a membarrier(2) and a poll(2), so call [`Self::try_get`] first, and prepare if there is nothing.
+    ///
+    /// # By poll(2)
+    ///
+    /// The guard is kept while the thread sleeps. Here it waits for a message or for standard input;
+    /// [`poll`](crate::poll()) does all of this.
+    ///
+    /// ```
+    /// use std::os::fd::AsFd;
+    /// use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+    ///
+    /// # let broker = fbuf_broker::Embedded::start()?;
+    /// # let client = fbuf_client::Client::connect_to(broker.address())?;
+    /// # let (input, _other) = std::os::unix::net::UnixStream::pair()?;
+    /// let mut receiver = client.receiver("orders").open()?;
+    /// # let mut sender = client.sender("orders").open()?;
+    /// # sender.wait_for_receivers(1)?;
+    /// # let fbuf = sender.allocate()?;
+    /// # sender.write(fbuf)?;
+    /// loop {
+    ///     while let Some(message) = receiver.try_get()? {
+    ///         println!("{} bytes", message.len());
+    /// #       return Ok(());
+    ///     }
+    ///     let Some(guard) = receiver.prepare_wait() else { continue };
+    ///     let mut polled = [PollFd::new(guard.as_fd(), PollFlags::POLLIN), PollFd::new(input.as_fd(), PollFlags::POLLIN)];
+    ///     poll(&mut polled, PollTimeout::NONE)?;
+    ///     if polled[1].any() == Some(true) {
+    ///         // read from it
+    ///     }
+    /// }
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # With tokio
+    ///
+    /// A future cannot keep the guard, so it leaves the receiver armed. It may be dropped at any time, for instance by
+    /// `select!`: nothing is taken before it returns. What is readable is cleared before the receiver is armed again.
+    ///
+    /// ```
+    /// use fbuf_client::{Received, Receiver, WaitGuard};
+    /// use tokio::io::{Interest, unix::AsyncFd};
+    ///
+    /// /// The next message; an error of the event loop, or of the receiver.
+    /// async fn get(receiver: &mut AsyncFd<Receiver>) -> std::io::Result<Received> {
+    ///     loop {
+    ///         if let Some(message) = receiver.get_mut().try_get()? {
+    ///             return Ok(message);
+    ///         }
+    ///         if receiver.get_mut().prepare_wait().map(WaitGuard::leave_armed).is_some() {
+    ///             receiver.readable_mut().await?.clear_ready();
+    ///         }
+    ///     }
+    /// }
+    ///
+    /// # let broker = fbuf_broker::Embedded::start()?;
+    /// # let client = fbuf_client::Client::connect_to(broker.address())?;
+    /// # let receiver = client.receiver("orders").open()?;
+    /// # let mut sender = client.sender("orders").open()?;
+    /// # sender.wait_for_receivers(1)?;
+    /// # let fbuf = sender.allocate()?;
+    /// # sender.write(fbuf)?;
+    /// # let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
+    /// # runtime.block_on(async {
+    /// // SAFETY: its descriptor stays open, and the same, until it is dropped; it is not exchanged for another receiver.
+    /// let mut receiver = unsafe { AsyncFd::register_with_interest(receiver, Interest::READABLE) }?;
+    /// let message = get(&mut receiver).await?;
+    /// # Ok::<(), std::io::Error>(())
+    /// # })?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn prepare_wait(&mut self) -> Option<WaitGuard<'_>> {
+        if !self.generation.is_current() {
+            return None;
+        }
+        self.disarm();
+        guard::prepare(self)
     }
 
     /// A handle by which [`Self::get`] and [`Self::get_timeout`] are interrupted while they wait: from another thread, or
@@ -215,6 +302,7 @@ impl Receiver {
     #[inline(never)]
     fn get_slow(&mut self, deadline: Option<Instant>) -> Result<Received, GetError> {
         self.generation.check()?;
+        self.disarm();
         if let Some(received) = self.take() {
             return Ok(received);
         }
@@ -229,6 +317,7 @@ impl Receiver {
     #[inline(never)]
     fn try_get_slowly(&mut self) -> Result<Option<Received>, GetError> {
         self.generation.check()?;
+        self.disarm();
         if let Some(received) = self.take() {
             return Ok(Some(received));
         }
@@ -284,61 +373,32 @@ impl Receiver {
 
     /// What there is to report or to take, in this order; the end, when all is over.
     fn next(&mut self) -> Option<Result<Received, GetError>> {
-        self.troubles.extend(self.links.iter().filter_map(lease_lost));
-        self.settle();
-        self.remove_closed();
+        self.tidy();
         if let Some(trouble) = self.troubles.pop_front() {
             return Some(Err(trouble));
         }
         if let Some(received) = self.take() {
             return Some(Ok(received));
         }
+        self.obstacle().map(Err)
+    }
+
+    /// Finds what there is to report.
+    fn tidy(&mut self) {
+        self.troubles.extend(self.links.iter().filter_map(lease_lost));
+        self.settle();
+        self.remove_closed();
+    }
+
+    /// Why nothing that could be taken will come.
+    fn obstacle(&mut self) -> Option<GetError> {
         // To sleep would be to wait for what is there already.
         if let Some(peer) = self.links.iter_mut().find_map(|link| link.lacks_descriptor().then(|| link.peer())) {
-            return Some(Err(GetError::NoDescriptor { peer }));
+            return Some(GetError::NoDescriptor { peer });
         }
         let nothing = self.links.is_empty() && self.greeted.is_empty() && self.troubles.is_empty();
         let over = !self.keep_waiting && self.had_sender && nothing && !self.pending_links.has_peers();
-        over.then_some(Err(GetError::Ended))
-    }
-
-    fn wait_for_message(&mut self, deadline: Option<Instant>) -> Result<Received, GetError> {
-        let mut waiting = Waiting::new(self.same_cpu.wait(self.wait, self.links.len()), self.spin_budget, deadline);
-        waiting = waiting.among(self.links.len());
-        if waiting.looks()
-            && self.batching.is_worthwhile(self.messages())
-            && let Some(link) = self.links.first()
-        {
-            self.batching.wait(Batching::RECEIVER_TIME, || match link.has_more_than(Batching::MESSAGES) {
-                true => Progress::Enough,
-                false => Progress::Nothing,
-            });
-        }
-        loop {
-            let ready = self.links.iter().any(|link| link.is_ready());
-            if ready && let Some(received) = self.take() {
-                return Ok(received);
-            }
-            // What is ready and cannot be taken now may not be had for long.
-            if ready || waiting.is_thorough() {
-                if let Some(result) = self.next() {
-                    return result;
-                }
-                if self.sockets.interrupts().take() {
-                    return Err(GetError::Interrupted);
-                }
-            }
-            match if ready { waiting.at_the_clock(Instant::now()) } else { waiting.next() } {
-                Next::Again => {}
-                Next::Look => self.look(),
-                Next::Sleep => self.sleep(deadline),
-                Next::Expired => {
-                    // The last word is with the sockets: news may have come while nobody slept.
-                    self.look();
-                    return self.next().unwrap_or(Err(GetError::TimedOut));
-                }
-            }
-        }
+        over.then_some(GetError::Ended)
     }
 
     /// Removes the links that are over and have nothing more to give, as long as [`Attention`] lasts: each has memory
@@ -368,39 +428,6 @@ impl Receiver {
         }
     }
 
-    /// Sleeps until something happens, unless it has happened already.
-    fn sleep(&mut self, deadline: Option<Instant>) {
-        if std::mem::take(&mut self.unread) {
-            return self.look();
-        }
-        for link in &self.links {
-            link.raise();
-        }
-        points::reach("park: raised");
-        let settled = self.settle() && !self.greeted.iter().any(Greeted::is_unsaid);
-        let sure = Fencing::of_this_process().before_sleeping() && settled;
-        let anything = self.links.iter().any(|link| link.is_ready() || link.is_over());
-        let slept = !anything && self.ready.is_empty() && !self.pending_links.has_new_links();
-        if slept {
-            self.sleeps += 1;
-            self.say();
-            points::reach("park: about to sleep");
-            self.sockets.sleep(if sure { deadline } else { within(UNSURE, deadline) });
-        }
-        points::reach("park: awake");
-        for link in &self.links {
-            link.lower();
-        }
-        // A message is taken first: the bell that told of it can be read when there is time.
-        let link = self.links.iter().find(|link| link.is_ready());
-        self.unread = link.is_some();
-        match link {
-            Some(link) if slept => self.spin_budget.learn(link.last_ring()),
-            Some(_) => {}
-            None => self.look(),
-        }
-    }
-
     /// Gives back what could not be given back before: whether nothing is left of it.
     fn settle(&self) -> bool {
         self.links.iter().filter(|link| !link.settle()).count() == 0
@@ -417,6 +444,8 @@ impl Receiver {
     }
 
     fn look(&mut self) {
+        self.lower();
+        self.unread = false;
         let (hung_up, asks) = (self.pending_links.take_hang_up(), self.ready.is_empty());
         if asks {
             self.ready = self.sockets.look();

@@ -143,6 +143,7 @@ impl ReceiverBuilder {
             spin_budget: SpinBudget::new(),
             same_cpu: SameCpuPeers::default(),
             batching: Batching::default(),
+            is_armed: false,
             unread: false,
             pace: Pace::new(),
             troubles: VecDeque::new(),

@@ -1,9 +1,6 @@
 //! Who is linked to a sender: receivers that come, say something, and go.
 
-use std::{
-    ops::Add,
-    time::{Duration, Instant},
-};
+use std::{ops::Add, time::Duration};
 
 use fbuf_core::{
     limits::MAX_DEPARTURES,
@@ -17,7 +14,7 @@ use fbuf_core::{
 use fbuf_protocol::Report;
 
 use super::{Departure, DisconnectReason, Sender};
-use crate::wait::{Attention, BUSY_LOOK_TIME, LATE_AT_ONCE, LOOK_TIME, UNSURE, within};
+use crate::wait::{Attention, BUSY_LOOK_TIME, LATE_AT_ONCE, LOOK_TIME};
 
 impl Sender {
     /// Looks at the sockets, but not more often than every so many milliseconds: the number of
@@ -27,7 +24,10 @@ impl Sender {
     pub(super) fn look_if_due(&mut self) {
         // A receiver is on its way, or there is none.
         let urgent = !self.expected.is_empty() || self.receivers() == 0;
-        if self.pending_links.has_hung_up() || self.pace.is_due(if urgent { LOOK_TIME } else { BUSY_LOOK_TIME }) {
+        if self.is_armed
+            || self.pending_links.has_hung_up()
+            || self.pace.is_due(if urgent { LOOK_TIME } else { BUSY_LOOK_TIME })
+        {
             self.poll_events();
         } else if self.pending_links.is_filled() {
             self.read_new_links(&Attention::begin());
@@ -43,15 +43,6 @@ impl Sender {
             self.look_if_due();
         }
         here
-    }
-
-    /// Sleeps until something happens at sockets, or until the deadline; not while there is something to
-    /// [look](Self::poll_events) at already.
-    pub(super) fn await_sockets(&self, deadline: Option<Instant>) {
-        if self.ready.is_empty() && !self.pending_links.has_new_links() {
-            let late = self.expected.iter().any(Expected::is_unanswered);
-            self.sockets.sleep(if late { within(UNSURE, deadline) } else { deadline });
-        }
     }
 
     /// Reads what came over sockets, and letters, as long as [`Attention`] lasts: the rest is read by the next call.

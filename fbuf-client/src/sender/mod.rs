@@ -6,6 +6,7 @@ mod open;
 mod options;
 mod report;
 mod slots;
+mod wait;
 
 use std::{
     collections::VecDeque,
@@ -28,17 +29,20 @@ use fbuf_core::{
 };
 use fbuf_protocol::Unpaired;
 
+use self::wait::Patience;
 use crate::{
     client::{OpenError, Registration},
     endpoint::{PendingLinks, Ready, Sockets},
+    guard::{self, WaitGuard},
     interrupt::InterruptHandle,
-    wait::{Batching, Next, Pace, SameCpuPeers, SpinBudget, Wait, Waiting, deadline},
+    wait::{Batching, Pace, SameCpuPeers, SpinBudget, Wait, deadline},
 };
 
 pub use grant::{LEASE_BASE_FROM, LEASE_FROM, ProtectionInfo};
 pub use open::SenderBuilder;
 pub use options::OptionsError;
 pub use report::{AllocateError, Departure, DisconnectReason, SenderCounters, Sent, WaitError, WriteError};
+pub use wait::WaitFor;
 
 /// The sending end of a channel: allocates fbufs out of its own pool and gives them to every
 /// receiver that is linked.
@@ -111,6 +115,12 @@ pub struct Sender {
     grows_late: bool,
     /// For how long a receiver may hold it up.
     disconnect_after: Option<Duration>,
+    /// Since it has found no slot.
+    patience: Option<Patience>,
+    /// What it waits for, or did last.
+    awaits: WaitFor,
+    /// Whether flags may be raised: it sleeps, or was left [armed](WaitGuard::leave_armed).
+    is_armed: bool,
     pace: Pace,
     departures: VecDeque<Departure>,
     /// The counts of links that are over.
@@ -196,7 +206,10 @@ impl Sender {
     #[inline(never)]
     fn try_provide(&mut self) -> Result<Option<Fbuf>, AllocateError> {
         self.generation.check()?;
-        if self.collect_or_find(true) { Ok(self.pool.allocate()) } else { self.lack().map_or(Ok(None), Err) }
+        if self.collect_or_find(true) || self.lose_patience() && self.find_slot(true) {
+            return Ok(self.pool.allocate());
+        }
+        self.lack().map_or(Ok(None), Err)
     }
 
     /// Sees to it that the pool knows of a free slot; looks at a round of slots, and waits if none of any
@@ -360,45 +373,54 @@ impl Sender {
         self.wait_until_returned(deadline(time))
     }
 
-    fn wait_until_returned(&mut self, deadline: Option<Instant>) -> Result<(), WaitError> {
-        self.generation.check()?;
-        let mut waiting =
-            Waiting::new(self.same_cpu.wait(self.wait, self.pool.links().len()), self.spin_budget, deadline);
-        waiting = waiting.among(self.pool.links().len());
-        while self.pool.lends() {
-            if waiting.is_thorough() && self.sockets.interrupts().take() {
-                return Err(WaitError::Interrupted);
-            }
-            match waiting.next() {
-                Next::Again => {}
-                Next::Look => self.poll_events(),
-                Next::Sleep => self.sleep(deadline, |sender| !sender.pool.lends()),
-                Next::Expired => {
-                    return Err(WaitError::StillLent { slots: self.pool.places().lent });
-                }
-            }
+    /// Prepares to wait outside of this library, in an event loop: by poll(2), epoll(7), or what is built on them. None if
+    /// what is waited for may be there already: then ask for it. Otherwise the descriptor of the guard becomes readable when
+    /// it is to be asked for again; nothing else is needed, no timeout either. [`Receiver::prepare_wait`] has examples.
+    ///
+    /// Nothing is taken, so a wait can be given up at any time. An [interrupt](InterruptHandle) that was made before has this
+    /// return none, once, and one that is made later makes the descriptor readable. Receivers that hold the sender up are
+    /// [disconnected](SenderBuilder::disconnect_after) when it is asked for a slot, or prepared, after that time.
+    ///
+    /// ```
+    /// use fbuf_client::{Fbuf, Sender, WaitFor, WaitGuard};
+    /// use tokio::io::{Interest, unix::AsyncFd};
+    ///
+    /// async fn allocate(sender: &mut AsyncFd<Sender>) -> std::io::Result<Fbuf> {
+    ///     loop {
+    ///         if let Some(fbuf) = sender.get_mut().try_allocate()? {
+    ///             return Ok(fbuf);
+    ///         }
+    ///         if sender.get_mut().prepare_wait(WaitFor::Slot).map(WaitGuard::leave_armed).is_some() {
+    ///             sender.readable_mut().await?.clear_ready();
+    ///         }
+    ///     }
+    /// }
+    /// # let broker = fbuf_broker::Embedded::start()?;
+    /// # let client = fbuf_client::Client::connect_to(broker.address())?;
+    /// # let sender = client.sender("orders").open()?;
+    /// # let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
+    /// # runtime.block_on(async {
+    /// // SAFETY: its descriptor stays open, and the same, until it is dropped; it is not exchanged for another sender.
+    /// let mut sender = unsafe { AsyncFd::register_with_interest(sender, Interest::READABLE) }?;
+    /// let fbuf = allocate(&mut sender).await?;
+    /// # Ok::<(), std::io::Error>(())
+    /// # })?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// [`Receiver::prepare_wait`]: crate::Receiver::prepare_wait
+    pub fn prepare_wait(&mut self, what: WaitFor) -> Option<WaitGuard<'_>> {
+        if !self.generation.is_current() {
+            return None;
         }
-        self.poll_events();
-        Ok(())
+        self.await_event(what);
+        guard::prepare(self)
     }
 
-    fn wait_until_linked(&mut self, wanted: usize, deadline: Option<Instant>) -> Result<usize, WaitError> {
-        self.generation.check()?;
-        self.poll_events();
-        loop {
-            let linked = self.receivers();
-            if linked >= wanted {
-                return Ok(linked);
-            }
-            if self.sockets.interrupts().take() {
-                return Err(WaitError::Interrupted);
-            }
-            if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
-                return Err(WaitError::TimedOut { wanted, linked });
-            }
-            self.await_sockets(deadline);
-            self.poll_events();
-        }
+    /// Whether every receiver has handed back everything it was given. Goes through all slots.
+    #[must_use]
+    pub fn has_all_back(&self) -> bool {
+        !self.pool.lends()
     }
 
     /// Disconnects a receiver: it is sent nothing more, and told so ([`GetError::Dropped`](crate::GetError::Dropped));
@@ -468,6 +490,7 @@ impl Sender {
         if !self.generation.is_current() {
             return;
         }
+        self.lower();
         let (hung_up, asks) = (self.pending_links.take_hang_up(), self.ready.is_empty());
         if asks {
             self.ready = self.sockets.look();

@@ -17,6 +17,7 @@ use super::{
     Counts, Sender,
     grant::{OpenRequest, Place, ProtectionRequest},
     options::{Options, OptionsError},
+    wait::WaitFor,
 };
 use crate::{
     acceptance::Acceptance,
@@ -322,6 +323,9 @@ impl SenderBuilder {
             same_cpu: SameCpuPeers::default(),
             grows_late: untold && !few,
             disconnect_after,
+            patience: None,
+            awaits: WaitFor::Slot,
+            is_armed: false,
             pace: Pace::new(),
             departures: VecDeque::new(),
             past: LinkCounts::default(),

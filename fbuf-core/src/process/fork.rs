@@ -354,7 +354,7 @@ mod owner {
         sync::Arc,
     };
 
-    use nix::sys::{epoll::Epoll, eventfd::EventFd};
+    use nix::sys::{epoll::Epoll, eventfd::EventFd, timerfd::TimerFd};
 
     pub trait Owner {
         fn number(&self) -> RawFd;
@@ -378,6 +378,12 @@ mod owner {
         }
     }
 
+    impl Owner for TimerFd {
+        fn number(&self) -> RawFd {
+            self.as_fd().as_raw_fd()
+        }
+    }
+
     impl<T: Owner> Owner for Arc<T> {
         fn number(&self) -> RawFd {
             (**self).number()
@@ -385,8 +391,8 @@ mod owner {
     }
 }
 
-/// A descriptor in the place of which children get one that is connected to nothing: an `OwnedFd`, an eventfd or an epoll,
-/// or an `Arc` of one.
+/// A descriptor in the place of which children get one that is connected to nothing: an `OwnedFd`, an eventfd, a timerfd or
+/// an epoll, or an `Arc` of one.
 ///
 /// ```
 /// use fbuf_core::process::fork::Withheld;
@@ -464,11 +470,8 @@ fn set_withheld(number: RawFd, is_withheld: bool) {
     if withheld.descriptors.len() <= word {
         withheld.descriptors.resize(word + 1, 0);
     }
-    if is_withheld {
-        withheld.descriptors[word] |= bit;
-    } else {
-        withheld.descriptors[word] &= !bit;
-    }
+    let word = &mut withheld.descriptors[word];
+    *word = if is_withheld { *word | bit } else { *word & !bit };
 }
 
 fn advise(addresses: &Range<usize>, advice: libc::c_int) {
