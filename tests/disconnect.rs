@@ -2,10 +2,10 @@
 
 mod support;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use fbuf_broker::Embedded;
-use fbuf_client::{AllocateError, Client, DisconnectReason, GetError, Mechanism, Receiver, Sender, Wait};
+use fbuf_client::{AllocateError, Client, DisconnectReason, GetError, Mechanism, Receiver, Sender, Wait, WaitError};
 use support::SOON;
 
 /// For how long receivers may hold a sender up here.
@@ -107,6 +107,32 @@ fn a_limit_that_is_never_reached_is_none() {
 }
 
 /// A receiver that reads messages where they lie keeps what it holds, whatever its sender does.
+#[test]
+fn a_sender_waits_no_longer_for_returns_than_a_disconnected_receiver_reads() {
+    let (_broker, client) = client();
+    for wait in [Wait::Spin, Wait::Adaptive, Wait::Block] {
+        let (mut sender, [mut one, mut other]) = linked(&client, Mechanism::Shared, None, wait);
+        send(&mut sender, 0);
+        assert_eq!(get(&mut other), 0);
+        let held = one.get_timeout(SOON).unwrap();
+        let peer = sender.peers().find(|peer| peer.endpoint == one.endpoint()).unwrap();
+        assert!(sender.disconnect(peer));
+        let waits = sender.wait_for_returns_timeout(PATIENCE);
+        assert_eq!(waits, Err(WaitError::StillLent { slots: 1 }), "{wait:?}: it is read");
+        let begin = Instant::now();
+        std::thread::scope(|scope| {
+            let waiting = scope.spawn(|| sender.wait_for_returns_timeout(SOON));
+            // It sleeps by then, most likely; if not, nothing is lost.
+            while begin.elapsed() < PATIENCE {
+                std::thread::yield_now();
+            }
+            drop(held);
+            assert_eq!(waiting.join().unwrap(), Ok(()), "{wait:?}");
+        });
+        assert!(begin.elapsed() < SOON / 2, "{wait:?}: it slept on");
+    }
+}
+
 #[test]
 fn what_a_disconnected_receiver_reads_in_place_does_not_change() {
     let (_broker, client) = client();

@@ -128,7 +128,10 @@ impl Sender {
     }
 
     /// Whether all that was lent is back.
-    fn is_done(&mut self, _thorough: bool) -> bool {
+    fn is_done(&mut self, thorough: bool) -> bool {
+        if thorough {
+            self.pool.forget_parted();
+        }
         self.has_all_back()
     }
 
@@ -160,7 +163,7 @@ impl Sender {
         let left = |at: Option<Instant>| at.map(|at| at.saturating_duration_since(Instant::now()));
         match (self.awaits, self.patience) {
             (WaitFor::Receivers(_), _) => None,
-            (WaitFor::Returns, _) => None,
+            (WaitFor::Returns, _) => is_blocked.then_some(LATE),
             (WaitFor::Slot, patience) => {
                 let passes = (is_blocked || lacks_room()).then_some(LATE);
                 let growth = patience.filter(|_| self.may_grow()).and_then(|patience| left(patience.grow_at));

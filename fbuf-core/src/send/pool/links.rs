@@ -143,7 +143,10 @@ impl Pool {
     }
 
     /// Looks whether receivers that were parted with have let go of all that they had.
-    pub(super) fn forget_parted(&mut self) {
+    pub fn forget_parted(&mut self) {
+        if self.parted.is_empty() {
+            return;
+        }
         let mut parted = mem::take(&mut self.parted);
         parted.retain_mut(|link| link.attend(self.next_sequence).is_ok() && self.is_lent_over(link));
         self.parted = parted;

@@ -434,9 +434,7 @@ impl Pool {
 
     fn search_from(&mut self, from: u32, most: u32) -> bool {
         self.take_unsent();
-        if !self.parted.is_empty() {
-            self.forget_parted();
-        }
+        self.forget_parted();
         if self.lacks_room().is_some() {
             return false;
         }
