@@ -82,13 +82,14 @@ fn each_page_has_the_sections_of_its_help_and_names_the_other_pages() {
         let begin = sections.iter().position(|section| section.0 == "EXIT STATUS").unwrap();
         let own = &sections[begin..sections.len() - 1];
         let said: String = own.iter().map(|(title, words)| format!("{title}: {words} ")).collect();
-        let titles = ["Environment", "Files", "Examples"];
+        let titles = ["Metrics", "Environment", "Files", "Examples"];
         let upper = titles.iter().fold(format!("EXIT STATUS: {help}"), |help, title| {
             help.replace(&format!("\n{title}:\n"), &format!("\n{}:\n", title.to_uppercase()))
         });
         assert_eq!(spaced(&said), spaced(&upper), "{name}");
         let expected: &[&str] = match name {
             "demo" | "bench" => &["EXIT STATUS", "EXAMPLES"],
+            "broker" => &["EXIT STATUS", "METRICS", "ENVIRONMENT", "FILES", "EXAMPLES"],
             _ => &["EXIT STATUS", "ENVIRONMENT", "FILES", "EXAMPLES"],
         };
         assert_eq!(own.iter().map(title).collect::<Vec<_>>(), expected, "{name}");

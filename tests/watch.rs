@@ -254,7 +254,7 @@ struct Top {
 }
 
 impl Top {
-    const SIZE: (u16, u16) = (30, 180);
+    const SIZE: (u16, u16) = (30, 200);
 
     fn start(broker: &Address) -> Self {
         let (ws_row, ws_col) = Self::SIZE;

@@ -14,6 +14,7 @@ mod server;
 pub mod share;
 mod socket_file;
 pub mod state;
+pub mod tally;
 
 pub use embedded::Embedded;
 pub use listener::{BindError, Listener};

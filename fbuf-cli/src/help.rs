@@ -50,6 +50,19 @@ Exit status:
   2  the command line is not understood
   A log that cannot be written is no reason to end.
 
+Metrics:
+  fbuf_messages_total, fbuf_bytes_total, fbuf_left_out_total, fbuf_waits_total, fbuf_sleeps_total, fbuf_violations_total
+      What endpoints have done since the broker started, those that have ended as well
+  fbuf_endpoints, fbuf_links, fbuf_slots, fbuf_held, fbuf_oldest_held_milliseconds, fbuf_forgotten
+      What is open now
+  fbuf_used
+      What a user takes up of its quota
+  fbuf_clients, fbuf_channels
+      How many there are
+  Endpoints of one user, channel, program and label are one series of the first twelve, with the labels end (sender or
+  receiver), uid, channel, program and label. There are at most 6168 such series: what has none of its own is summed up
+  under other=\"true\".
+
 Environment:
   FBUF_BROKER, XDG_RUNTIME_DIR  where it listens, if there is no --socket
   RUST_LOG                      what is logged, for example fbuf_broker=debug

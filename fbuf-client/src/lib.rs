@@ -63,6 +63,7 @@ pub use fbuf_protocol::{
     ClientStatus, EndStatus, EndpointStatus, Mismatch, Oldest, QuotaExceeded, Refusal, Report, Resource, Unpaired,
     address::Address,
     channel::{ChannelName, ChannelNameError},
+    name::{Label, LabelError, Program},
 };
 pub use guard::WaitGuard;
 pub use interrupt::InterruptHandle;

@@ -16,6 +16,10 @@ pub const MAX_SEGMENTS: usize = 24;
 pub const MAX_SEQUENCE: u64 = 1 << 62;
 /// The longest channel name, in bytes.
 pub const MAX_CHANNEL_NAME: usize = 255;
+/// The longest label of an endpoint, in bytes.
+pub const MAX_LABEL: usize = 64;
+/// The longest name of a program, in bytes: as much as the kernel keeps (TASK_COMM_LEN).
+pub const MAX_PROGRAM: usize = 16;
 /// The longest message on a control or link socket, in bytes.
 pub const MAX_MESSAGE: usize = 16 * 1024;
 /// The most descriptors that one message may carry (the kernel's own limit is 253).
@@ -61,7 +65,7 @@ pub const MAX_ANSWERS: usize = 4;
 pub const MAX_WAITING: usize = 96;
 
 const _: () = assert!(
-    MAX_LINKS * 10 + MAX_PEER_USERS * 5 + MAX_CHANNEL_NAME + 256 <= MAX_MESSAGE,
+    MAX_LINKS * 10 + MAX_PEER_USERS * 5 + MAX_CHANNEL_NAME + MAX_LABEL + 256 <= MAX_MESSAGE,
     "links and users that are told to the next broker"
 );
 const _: () = assert!((MAX_ONE_SHOTS as usize + MAX_SEGMENTS + 2) * MESSAGE_COST <= SEND_BUFFER);

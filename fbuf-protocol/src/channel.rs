@@ -5,6 +5,8 @@ use std::fmt;
 use fbuf_core::limits::MAX_CHANNEL_NAME;
 use serde::{Deserialize, Serialize};
 
+use crate::name::controls_text;
+
 /// The name of a channel: 1 to 255 bytes of UTF-8 without characters that control how text is shown, such as U+202E,
 /// which turns the order of what follows. Nothing in a file system carries it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -55,13 +57,6 @@ impl ChannelName {
     pub fn as_str(&self) -> &str {
         &self.0
     }
-}
-
-/// Whether a character controls how text is shown: of the categories Cc, Zl and Zp of Unicode, or with the property
-/// Bidi_Control (PropList.txt).
-fn controls_text(character: char) -> bool {
-    character.is_control()
-        || matches!(character, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
 impl TryFrom<String> for ChannelName {

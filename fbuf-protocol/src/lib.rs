@@ -5,6 +5,7 @@ pub mod address;
 pub mod channel;
 mod greeting;
 mod identity;
+pub mod name;
 mod quota;
 pub mod runtime;
 mod status;
@@ -20,7 +21,7 @@ use fbuf_core::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::channel::ChannelNameError;
+use crate::{channel::ChannelNameError, name::Label};
 
 pub use greeting::{Greeting, GreetingError, VERSION, Verdict};
 pub use identity::Secret;
@@ -37,8 +38,8 @@ pub use unpaired::{Accepted, Limits, Mismatch, Unpaired};
 pub trait Control {
     /// Opens an endpoint on a channel. The client chooses the number by which both sides speak of it.
     async fn open(endpoint: u64, open: Open) -> Result<Opened, Refusal>;
-    /// Closes an endpoint. Its links are not touched.
-    async fn close(endpoint: u64);
+    /// Closes an endpoint, which has done so much at last. Its links are not touched.
+    async fn close(endpoint: u64, last: Report);
     /// Waits until there are introductions for this client, or a report is wanted; nothing after a while. With the
     /// receipt of the last news shows that they were read.
     async fn news(receipt: u64) -> News;
@@ -61,6 +62,8 @@ pub struct Open {
     pub channel: String,
     /// Which end.
     pub role: Role,
+    /// What its program calls it, for people who watch.
+    pub label: Option<Label>,
     /// It may be linked with endpoints of these users only, at most [`MAX_PEER_USERS`]; none: with those of all.
     pub users: Option<Vec<u32>>,
     /// If it was open at an earlier broker that is gone: what that one had said.

@@ -7,10 +7,13 @@ use fbuf_core::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::Unpaired;
+use super::{
+    Unpaired,
+    name::{Label, Program},
+};
 
 /// The most endpoints, or clients, in one message.
-pub const MAX_PAGE: usize = 32;
+pub const MAX_PAGE: usize = 16;
 
 /// What an endpoint has done so far, and what it holds. Numbers that grow begin with zero when it is opened.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -50,12 +53,14 @@ pub struct Oldest {
 }
 
 /// A client, as somebody sees it who wants to know what is going on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClientStatus {
     /// A number that is greater than those of clients that came before.
     pub number: u64,
     /// The process, which may have several.
     pub process: Credentials,
+    /// The program that it ran when it connected.
+    pub program: Program,
     /// How many endpoints it has.
     pub endpoints: u64,
 }
@@ -69,6 +74,10 @@ pub struct EndpointStatus {
     pub endpoint: u64,
     /// Whose it is.
     pub process: Credentials,
+    /// The program that this process ran when it connected.
+    pub program: Program,
+    /// What this program calls the endpoint.
+    pub label: Option<Label>,
     /// The client: [`ClientStatus::number`].
     pub client: u64,
     /// On which channel.
@@ -112,4 +121,62 @@ pub struct News {
     pub report: bool,
     /// What only those know who have read this.
     pub receipt: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Mismatch;
+    use fbuf_core::{
+        limits::{MAX_CHANNEL_NAME, MAX_LABEL, MAX_MESSAGE, MAX_PROGRAM},
+        peer::{LinkId, Peer},
+        socket::wire,
+    };
+
+    /// What an answer has beside its page.
+    const ENVELOPE: usize = 32;
+
+    #[test]
+    fn a_page_of_the_longest_names_and_numbers_fits_into_a_message() {
+        let all = u64::MAX;
+        let process = Credentials { pid: i32::MIN, uid: u32::MAX, gid: u32::MAX };
+        let program = Program::from_bytes(&[0xff; MAX_PROGRAM]);
+        assert_eq!(program.as_str().len(), 3 * MAX_PROGRAM);
+        let link = LinkId::from_bits(all);
+        let peer = Peer { endpoint: all, process, same_user: true, trusted: true, link };
+        let report = Report {
+            links: all,
+            messages: all,
+            bytes: all,
+            left_out: all,
+            waits: all,
+            sleeps: all,
+            violations: all,
+            slots: all,
+            held: all,
+            oldest: Some(Oldest { sequence: all, behind: all, milliseconds: all }),
+        };
+        let endpoint = EndpointStatus {
+            number: all,
+            endpoint: all,
+            process,
+            program: program.clone(),
+            label: Some(Label::new("x".repeat(MAX_LABEL)).unwrap()),
+            client: all,
+            channel: "x".repeat(MAX_CHANNEL_NAME),
+            end: EndStatus::Sender { slot_bytes: all, max_slots: all, mechanism: Mechanism::OneShot },
+            unpaired: all,
+            first_unpaired: Some(Unpaired::new(peer, true, Mismatch::SlotSize { found: all, accepted: all })),
+            report: Some(report),
+        };
+        let client = ClientStatus { number: all, process, program, endpoints: all };
+        let lengths = [
+            wire::encode(&vec![endpoint; MAX_PAGE]),
+            wire::encode(&vec![client; MAX_PAGE]),
+            wire::encode(&vec![(all, report); MAX_PAGE]),
+        ];
+        for length in lengths.map(|page| page.expect("it fits").bytes.len()) {
+            assert!(length + ENVELOPE <= MAX_MESSAGE, "{length} bytes");
+        }
+    }
 }

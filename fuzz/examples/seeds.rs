@@ -87,7 +87,10 @@ fn earlier(number: u8) -> PreviousRegistration {
 }
 
 fn open(client: u8, endpoint: u64, role: Role, earlier: Option<PreviousRegistration>) -> Vec<u8> {
-    request(client, ControlRequest::Open { endpoint, open: Open { channel: "a".into(), role, users: None, earlier } })
+    request(
+        client,
+        ControlRequest::Open { endpoint, open: Open { channel: "a".into(), role, label: None, users: None, earlier } },
+    )
 }
 
 fn answer(descriptors: u8, message: Result<ControlResponse, ServerError>) -> Vec<u8> {
@@ -108,7 +111,7 @@ fn control() {
     write("control", "lease", &[&own, &trusted, &sends, &receives, &fetch, &[3, 0, 5, 0, 0, 0, 0, 0, 0, 0]]);
     let sends = open(0, 1, sender(Mechanism::Lease, Slots::Sender), Some(earlier(7)));
     let receives = open(1, 2, receiver(Protection::Sealed), Some(earlier(8)));
-    let close = request(0, ControlRequest::Close { endpoint: 1 });
+    let close = request(0, ControlRequest::Close { endpoint: 1, last: Report::default() });
     write("control", "resumption", &[&trusted, &own, &sends, &receives, &close]);
     let oldest = Some(Oldest { sequence: 3, behind: 1, milliseconds: 20 });
     let reports = vec![(2, Report { held: 1, oldest, ..Report::default() })];

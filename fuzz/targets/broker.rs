@@ -378,7 +378,7 @@ fn open(input: &mut Unstructured) -> Result<Open> {
         _ => None,
     };
     let users = *input.choose(&[None, None, None, Some(&[1000, 1001][..]), Some(&[1002])])?;
-    Ok(Open { channel, role, users: users.map(<[u32]>::to_vec), earlier })
+    Ok(Open { channel, role, label: None, users: users.map(<[u32]>::to_vec), earlier })
 }
 
 /// One step, if the input has one more.

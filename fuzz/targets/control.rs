@@ -26,8 +26,8 @@ use fbuf_core::{
 };
 use fbuf_fuzz::{link, secret};
 use fbuf_protocol::{
-    Accepted, ControlRequest, ControlResponse, Limits, MAX_PAGE, Open, Parcel, PreviousRegistration, Refusal, Role,
-    Slots,
+    Accepted, ControlRequest, ControlResponse, Limits, MAX_PAGE, Open, Parcel, PreviousRegistration, Refusal, Report,
+    Role, Slots,
 };
 use libfuzzer_sys::fuzz_target;
 use tarpc::{ClientMessage, Request, Response};
@@ -120,7 +120,7 @@ impl Model {
                 assert!(known.is_none(), "endpoint {endpoint} was opened twice");
                 self.check(client, endpoint, &opening);
             }
-            ControlRequest::Close { endpoint } => {
+            ControlRequest::Close { endpoint, .. } => {
                 self.state.close(client, endpoint);
                 self.open.remove(&(client, endpoint));
                 self.pair_again();
@@ -254,7 +254,7 @@ fn open(input: &mut Unstructured) -> Result<Open> {
         false => None,
     };
     let users = *input.choose(&[None, None, Some(&[1000, 1001][..]), Some(&[1002])])?;
-    Ok(Open { channel, role, users: users.map(<[u32]>::to_vec), earlier })
+    Ok(Open { channel, role, label: None, users: users.map(<[u32]>::to_vec), earlier })
 }
 
 /// One step, if the input has one more.
@@ -265,7 +265,7 @@ fn step(model: &mut Model, input: &mut Unstructured) -> Result<()> {
         1 => model.leave(client),
         2 => {
             let endpoint = input.int_in_range(0..=7)?;
-            model.ask(client, ControlRequest::Close { endpoint });
+            model.ask(client, ControlRequest::Close { endpoint, last: Report::default() });
         }
         3 => {
             if let Some(&(client, _)) = model.clients.get(client) {

@@ -21,7 +21,7 @@ use fbuf_core::{
 };
 use fbuf_protocol::{
     Accepted, ControlRequest, ControlResponse, Greeting, Limits, MAX_INTRODUCTIONS, MAX_PAGE, Mismatch, Refusal,
-    Resource, Role, Slots, VERSION, Verdict,
+    Report, Resource, Role, Slots, VERSION, Verdict,
 };
 use nix::{
     poll::{PollFd, PollFlags, PollTimeout, poll},
@@ -303,7 +303,7 @@ fn leave_slots() -> Seen {
     let most = quota(Resource::Descriptors) / u64::from(MAX_LEASED);
     for endpoint in 0..=most {
         match caller.open(endpoint, "unread", role)? {
-            Some(Ok(())) => drop(caller.ask(ControlRequest::Close { endpoint })?),
+            Some(Ok(())) => drop(caller.ask(ControlRequest::Close { endpoint, last: Report::default() })?),
             Some(Err(refusal)) => return Effect::spent(&refusal, Resource::Descriptors),
             None => return Err(format!("the broker hangs up after {endpoint}")),
         }
@@ -339,7 +339,7 @@ fn churn() -> Seen {
     while answered < count {
         let body = match asked % 2 {
             0 => open(1, "churn", RECEIVER),
-            _ => ControlRequest::Close { endpoint: 1 },
+            _ => ControlRequest::Close { endpoint: 1, last: Report::default() },
         };
         if asked < count && caller.socket.send_bytes(&caller.request(body)).is_ok() {
             asked += 1;

@@ -19,8 +19,8 @@ use fbuf_core::{
     },
 };
 use fbuf_protocol::{
-    Call, ControlRequest, ControlResponse, Greeting, News, Open, Opened, Refusal, Resource, Role, Unpaired, VERSION,
-    Verdict,
+    Call, ControlRequest, ControlResponse, Greeting, News, Open, Opened, Refusal, Report, Resource, Role, Unpaired,
+    VERSION, Verdict,
 };
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
@@ -155,7 +155,7 @@ impl Caller {
 
     /// The shortest one.
     pub fn trifle(&self) -> Vec<u8> {
-        self.request(ControlRequest::Close { endpoint: u64::MAX })
+        self.request(ControlRequest::Close { endpoint: u64::MAX, last: Report::default() })
     }
 
     /// Sends, without waiting; whoever sends without order may have been hung up on.
@@ -190,7 +190,7 @@ impl Caller {
 
     /// The broker answers as ever.
     pub fn is_answered(&self) -> Seen {
-        let answer = self.ask(ControlRequest::Close { endpoint: u64::MAX })?;
+        let answer = self.ask(ControlRequest::Close { endpoint: u64::MAX, last: Report::default() })?;
         Effect::if_so(matches!(answer, ControlResponse::Close(())), || format!("answered with {answer:?}"))
     }
 
@@ -252,5 +252,8 @@ impl Caller {
 }
 
 pub fn open(endpoint: u64, channel: &str, role: Role) -> ControlRequest {
-    ControlRequest::Open { endpoint, open: Open { channel: channel.to_owned(), role, users: None, earlier: None } }
+    ControlRequest::Open {
+        endpoint,
+        open: Open { channel: channel.to_owned(), role, label: None, users: None, earlier: None },
+    }
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use fbuf_core::{limits::MAX_LINKS, peer::LinkId, socket::wire};
-use fbuf_protocol::{ControlRequest, Open, Opened, PreviousRegistration, Refusal, Role, Secret};
+use fbuf_protocol::{ControlRequest, Open, Opened, PreviousRegistration, Refusal, Report, Role, Secret};
 
 use crate::{
     attacker::{RECEIVER, SENDER},
@@ -24,7 +24,7 @@ fn secret_like(number: u64) -> [Secret; 3] {
 }
 
 fn resumed(role: Role, secret: Secret, links: Vec<LinkId>) -> Open {
-    Open { channel: "c".into(), role, users: None, earlier: Some(PreviousRegistration { secret, links }) }
+    Open { channel: "c".into(), role, label: None, users: None, earlier: Some(PreviousRegistration { secret, links }) }
 }
 
 /// What it has learned of honest ends, by being linked with them.
@@ -100,7 +100,7 @@ impl Claims {
         let again = || other.open_as(40, resumed(RECEIVER, first.secret, self.links.clone()));
         let refused = again()?;
         Effect::if_so(matches!(refused, Err(Refusal::Elsewhere)), || format!("one number twice: {refused:?}"))?;
-        caller.ask(ControlRequest::Close { endpoint: 40 })?;
+        caller.ask(ControlRequest::Close { endpoint: 40, last: Report::default() })?;
         let opened = again()?.map_err(|refusal| refusal.to_string())?;
         Effect::if_so(opened.endpoint == first.endpoint, || format!("{opened:?}, which was {first:?}"))
     }

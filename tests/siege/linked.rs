@@ -28,7 +28,7 @@ use fbuf_core::{
         wire::{self, Descriptor, Letter},
     },
 };
-use fbuf_protocol::{ControlRequest, Role};
+use fbuf_protocol::{ControlRequest, Report, Role};
 
 use crate::{
     attack::Attack,
@@ -425,7 +425,7 @@ pub fn close(turn: usize) -> Seen {
         // The endpoint, at the broker.
         2 => {
             let mut sending = Sending::begin()?;
-            sending.link.broker()?.ask(ControlRequest::Close { endpoint: 1 })?;
+            sending.link.broker()?.ask(ControlRequest::Close { endpoint: 1, last: Report::default() })?;
             let slot = slots(SLOTS)[0];
             sending.lane.message(slot, 8);
             is_handed_back(&sending.board, slot)

@@ -42,7 +42,7 @@ impl Member {
         let control = runtime.block_on(async {
             let transport = ClientTransport::new(fbuf_protocol::runtime::watch(socket).unwrap());
             let control = ControlClient::new(tarpc::client::Config::default(), transport).spawn();
-            let open = Open { channel, role, users: None, earlier };
+            let open = Open { channel, role, label: None, users: None, earlier };
             control.open(context::current(), 1, open).await.unwrap().unwrap();
             control
         });

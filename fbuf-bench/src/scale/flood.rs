@@ -4,7 +4,7 @@ use std::{io, thread};
 
 use fbuf_client::{Address, Client, Wait};
 use fbuf_core::socket::PacketSocket;
-use fbuf_protocol::{ControlRequest, Greeting, Resource, VERSION, Verdict};
+use fbuf_protocol::{ControlRequest, Greeting, Report, Resource, VERSION, Verdict};
 
 use super::{
     SLOT, SLOTS, SOON,
@@ -26,7 +26,7 @@ pub(crate) fn be() -> Result<()> {
     let address = Address::new(&address);
     let begun = || line.tell(&Ok::<(), String>(()));
     // What is not there cannot be closed, which is the least that can be asked for.
-    let close = |id| ControlRequest::Close { endpoint: id };
+    let close = |id| ControlRequest::Close { endpoint: id, last: Report::default() };
     match kind {
         Kind::Spins => in_threads(&address, begun, |_, _| {
             loop {

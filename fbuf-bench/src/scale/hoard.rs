@@ -5,7 +5,7 @@ use fbuf_core::{
     limits::{MAX_LEASED, MAX_SLOT_BYTES, MAX_SLOTS},
     socket::PacketSocket,
 };
-use fbuf_protocol::{ControlRequest, ControlResponse, Limits, Open, Refusal, Resource, Role, Slots};
+use fbuf_protocol::{ControlRequest, ControlResponse, Limits, Open, Refusal, Report, Resource, Role, Slots};
 
 use super::{
     broker::LINKS,
@@ -72,8 +72,8 @@ pub(super) fn more(resource: Resource, number: u64) -> ControlRequest {
         }
         Resource::Endpoints => (number / (ENDS / 2), receiver),
         Resource::Channels => (number, receiver),
-        Resource::Connections => return ControlRequest::Close { endpoint: number },
+        Resource::Connections => return ControlRequest::Close { endpoint: number, last: Report::default() },
     };
     let channel = format!("hoard/{channel}");
-    ControlRequest::Open { endpoint: number, open: Open { channel, role, users: None, earlier: None } }
+    ControlRequest::Open { endpoint: number, open: Open { channel, role, label: None, users: None, earlier: None } }
 }

@@ -56,7 +56,7 @@ fn links(address: &Address, channel: &str, count: u32) -> Result<Vec<Link>> {
             connections.push((greet(address)?.ok_or("sent away")?, 0));
         }
         let (socket, receipt) = connections.last_mut().ok_or("no connection")?;
-        let open = Open { channel: channel.to_owned(), role, users: None, earlier: None };
+        let open = Open { channel: channel.to_owned(), role, label: None, users: None, earlier: None };
         match request(socket, number, ControlRequest::Open { endpoint: number, open })? {
             ControlResponse::Open(Ok(_)) => {}
             ControlResponse::Open(Err(_)) => break,

@@ -4,13 +4,14 @@
 //! the socket is one for all users, and who comes next waits for those who came before.
 
 use std::{
-    io,
+    fs::File,
+    io::{self, Read},
     os::fd::{AsFd, OwnedFd},
     time::Duration,
 };
 
 use fbuf_core::{
-    limits::MAX_GROUPS,
+    limits::{MAX_GROUPS, MAX_PROGRAM},
     peer::Credentials,
     points,
     process::sys,
@@ -18,6 +19,7 @@ use fbuf_core::{
 };
 use fbuf_protocol::{
     Greeting, VERSION, Verdict,
+    name::Program,
     runtime::{self, Watched},
 };
 use nix::errno::Errno;
@@ -56,6 +58,17 @@ impl PendingClient {
     /// Whether it did not wait.
     pub(super) fn has_left(&self) -> bool {
         self.socket.hung_up()
+    }
+}
+
+/// The program that a process runs, which is not known of one that has ended, that lives in another PID namespace, or that
+/// this process may not see. Another may have its id by now: it is no more than a name.
+fn program(process: Credentials) -> Program {
+    let mut name = [0; MAX_PROGRAM];
+    let file = (process.pid > 0).then(|| File::open(format!("/proc/{}/comm", process.pid)));
+    match file.map(|file| file.and_then(|mut file| file.read(&mut name))) {
+        Some(Ok(length)) => Program::from_bytes(&name[..length]),
+        _ => Program::default(),
     }
 }
 
@@ -172,9 +185,11 @@ impl Broker {
             }
         };
         let greeting = Greeting::from_bytes(&bytes).map_err(io::Error::other)?;
+        let program = program(process);
+        let admission = admission.of(program.clone());
         let joined =
             if greeting.version == VERSION { lock(&self.0).state.join(admission) } else { Err(Verdict::OtherVersion) };
-        let joined = joined.map(|client| Member { broker: self.clone(), client, process, payer });
+        let joined = joined.map(|client| Member { broker: self.clone(), client, process, program, payer });
         points::reach("broker: joined");
         let verdict = joined.as_ref().err().copied().unwrap_or(Verdict::Welcome);
         say(socket.get_ref(), verdict)?;

@@ -24,7 +24,9 @@ use fbuf_core::{
     },
     socket::PacketSocket,
 };
-use fbuf_protocol::{Control, EndpointStatus, MAX_PAGE, Report, Resource, ServerTransport, Turn, runtime::Watched};
+use fbuf_protocol::{
+    Control, EndpointStatus, MAX_PAGE, Resource, ServerTransport, Turn, name::Program, runtime::Watched,
+};
 use futures_util::StreamExt;
 use nix::{sys::resource::getrlimit, unistd::geteuid};
 use tarpc::{
@@ -44,6 +46,7 @@ use crate::{
     account::Capacity,
     policy::Policy,
     state::{ClientId, MAX_CLIENTS, Payer, State},
+    tally::{Line, Tally},
 };
 
 /// So many looks whether two ends fit are as much work as a request.
@@ -67,8 +70,8 @@ struct Inner {
     slots: HashMap<ClientId, HashMap<u64, Vec<Arc<Foreign>>>>,
     /// Notified when a pair waits.
     waiting: Arc<Notify>,
-    /// What endpoints last said of themselves.
-    reports: HashMap<ClientId, HashMap<u64, Report>>,
+    /// What endpoints said of themselves.
+    tally: Tally,
     /// When each client was asked last to report, and whether it has not answered yet.
     asked: HashMap<ClientId, (Instant, bool)>,
     /// Notified when somebody has, or has gone.
@@ -80,14 +83,13 @@ impl Inner {
     fn close(&mut self, client: ClientId, endpoint: u64) {
         self.state.close(client, endpoint);
         let_go(self.slots.get_mut(&client).and_then(|slots| slots.remove(&endpoint)));
-        self.reports.get_mut(&client).map(|reports| reports.remove(&endpoint));
+        self.tally.close(client, endpoint, Instant::now());
         self.have_tried_again();
     }
 
     /// With what the endpoint last said of itself.
     fn with_report(&self, client: ClientId, endpoint: u64, status: EndpointStatus) -> EndpointStatus {
-        let report = self.reports.get(&client).and_then(|reports| reports.get(&endpoint)).copied();
-        EndpointStatus { report, ..status }
+        EndpointStatus { report: self.tally.last(client, endpoint), ..status }
     }
 }
 
@@ -101,6 +103,7 @@ struct Member {
     broker: Broker,
     client: ClientId,
     process: Credentials,
+    program: Program,
     payer: Payer,
 }
 
@@ -110,7 +113,7 @@ impl Drop for Member {
         inner.state.leave(self.client);
         inner.mailboxes.remove(&self.client);
         let_go(inner.slots.remove(&self.client).filter(|slots| !slots.is_empty()));
-        inner.reports.remove(&self.client);
+        inner.tally.leave(self.client, Instant::now());
         inner.note_answer(self.client);
         inner.asked.remove(&self.client);
         inner.have_tried_again();
@@ -145,7 +148,7 @@ impl Broker {
             state,
             mailboxes: HashMap::new(),
             slots: HashMap::new(),
-            reports: HashMap::new(),
+            tally: Tally::new(geteuid().as_raw()),
             waiting: Arc::default(),
             asked: HashMap::new(),
             reported: Arc::default(),
@@ -166,10 +169,16 @@ impl Broker {
         lock(&self.0).state.used().collect()
     }
 
-    /// All endpoints, and what they report of themselves now.
-    pub async fn status(&self) -> Vec<EndpointStatus> {
+    /// What all endpoints have done so far, in as many lines as [`tally`](crate::tally) has at most; they are asked now.
+    pub async fn tally(&self) -> Vec<Line> {
         self.ask_for_reports(None).await;
-        self.page(None, 0, usize::MAX)
+        lock(&self.0).tally.lines()
+    }
+
+    /// How many channels there are.
+    #[must_use]
+    pub fn channels(&self) -> usize {
+        lock(&self.0).state.channels()
     }
 
     /// Whether one more line of the log may be about a user.
@@ -192,12 +201,6 @@ impl Broker {
         let page = page.collect();
         inner.state.note_work(client, looks / LOOKS, Instant::now());
         page
-    }
-
-    fn page(&self, user: Option<u32>, behind: u64, most: usize) -> Vec<EndpointStatus> {
-        let inner = lock(&self.0);
-        let status = inner.state.status(user, behind, most).into_iter();
-        status.map(|(client, endpoint, status)| inner.with_report(client, endpoint, status)).collect()
     }
 
     /// Serves clients until `until` is ready. What was introduced goes on afterwards.
@@ -259,7 +262,8 @@ impl Broker {
                 broker.turn(&payer, || false).await;
             })
         };
-        let session = Session { broker: self.clone(), client, process: member.process, mailbox: mailbox.clone() };
+        let (process, program) = (member.process, member.program.clone());
+        let session = Session { broker: self.clone(), client, process, program, mailbox: mailbox.clone() };
         let channel = BaseChannel::with_defaults(ServerTransport::new(socket).paced(turn));
         let mut requests = std::pin::pin!(channel.max_concurrent_requests(MAX_REQUESTS).requests());
         let mut running = JoinSet::new();

@@ -16,13 +16,14 @@ use fbuf_core::{
 };
 use fbuf_protocol::{
     ClientStatus, Control, EndpointStatus, MAX_PAGE, News, Open, Opened, Refusal, Report, Role, Slots, Unpaired,
+    name::Program,
 };
 use tarpc::context::Context;
 use tokio::time::timeout;
 use tracing::{debug, info, warn};
 
 use super::{Broker, LOOKS, lock, mailbox::Mailbox};
-use crate::state::ClientId;
+use crate::{state::ClientId, tally::Name};
 
 /// How long a client waits for news before it is told that there are none.
 const NEWS_TIME: Duration = Duration::from_secs(600);
@@ -33,6 +34,7 @@ pub(super) struct Session {
     pub broker: Broker,
     pub client: ClientId,
     pub process: Credentials,
+    pub program: Program,
     pub mailbox: Arc<Mailbox>,
 }
 
@@ -57,8 +59,9 @@ impl Session {
     fn open_here(&self, endpoint: u64, open: Open) -> Result<Opened, Refusal> {
         let (now, user) = (Instant::now(), self.process.uid);
         let mut inner = lock(&self.broker.0);
-        let (role, channel) = (open.role, open.channel.clone());
+        let (role, channel, was_open) = (open.role, open.channel.clone(), open.earlier.is_some());
         let name = role.name();
+        let alike = Name { user, channel: channel.clone(), program: self.program.clone(), label: open.label.clone() };
         let opening = inner.state.open(self.client, endpoint, open);
         let looks = inner.state.take_looks();
         inner.state.note_work(self.client, looks / LOOKS, now);
@@ -93,6 +96,7 @@ impl Session {
         if logs {
             info!(client = ?self.client, channel, role = name, links = opening.pairs.len(), "opened");
         }
+        inner.tally.open((self.client, endpoint), alike, matches!(role, Role::Sender { .. }), was_open, now);
         inner.introduce(&opening, user);
         Ok(opened)
     }
@@ -105,9 +109,11 @@ impl Control for Session {
         Ok(opened)
     }
 
-    async fn close(self, _: Context, endpoint: u64) {
+    async fn close(self, _: Context, endpoint: u64, last: Report) {
         debug!(client = ?self.client, endpoint, "closed");
-        lock(&self.broker.0).close(self.client, endpoint);
+        let mut inner = lock(&self.broker.0);
+        inner.tally.note(self.client, endpoint, last);
+        inner.close(self.client, endpoint);
     }
 
     async fn news(self, _: Context, receipt: u64) -> News {
@@ -119,12 +125,7 @@ impl Control for Session {
 
     async fn report(self, _: Context, reports: Vec<(u64, Report)>, last: bool) {
         let mut inner = lock(&self.broker.0);
-        // Only of what is open: nothing else is ever forgotten.
-        for (endpoint, report) in reports {
-            if inner.state.has(self.client, endpoint) {
-                inner.reports.entry(self.client).or_default().insert(endpoint, report);
-            }
-        }
+        reports.into_iter().for_each(|(endpoint, report)| inner.tally.note(self.client, endpoint, report));
         if last {
             inner.note_answer(self.client);
         }

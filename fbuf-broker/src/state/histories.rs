@@ -323,7 +323,8 @@ impl Model {
     fn open(&mut self, state: &mut State, mut new: Listed) {
         let earlier =
             new.secret.map(|secret| PreviousRegistration { secret, links: new.links.iter().copied().collect() });
-        let open = Open { channel: new.channel.to_string(), role: new.role, users: new.users.clone(), earlier };
+        let open =
+            Open { channel: new.channel.to_string(), role: new.role, label: None, users: new.users.clone(), earlier };
         let answer = state.open(new.client, new.endpoint, open);
         if self.open.iter().any(|other| other.is_of(new.client, new.endpoint)) {
             assert_eq!(answer, Err(Refusal::EndpointInUse(new.endpoint)));

@@ -20,7 +20,9 @@ use fbuf_core::{
 };
 use fbuf_protocol::{
     ClientStatus, EndpointStatus, Mismatch, Open, PreviousRegistration, QuotaExceeded, Refusal, Resource, Role, Secret,
-    Slots, Unpaired, Verdict, channel::ChannelName,
+    Slots, Unpaired, Verdict,
+    channel::ChannelName,
+    name::{Label, Program},
 };
 use tokio::sync::MutexGuard;
 
@@ -39,7 +41,7 @@ const ROOT: u32 = 0;
 
 /// A client, by a number that is given only once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct ClientId(u64);
+pub struct ClientId(pub(crate) u64);
 
 /// One end of a link that is to be made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -120,6 +122,7 @@ impl Payer {
 #[derive(Debug)]
 pub struct Admission {
     process: Credentials,
+    program: Program,
     payer: Payer,
     charge: Arc<Charge>,
 }
@@ -135,6 +138,12 @@ impl Admission {
     #[must_use]
     pub fn charge(&self) -> Arc<Charge> {
         self.charge.clone()
+    }
+
+    /// With the program that its process runs.
+    #[must_use]
+    pub fn of(self, program: Program) -> Self {
+        Self { program, ..self }
     }
 }
 
@@ -163,6 +172,7 @@ pub struct State {
 #[derive(Debug)]
 struct Client {
     process: Credentials,
+    program: Program,
     payer: Payer,
     _connection: Arc<Charge>,
     /// By the client's own numbers.
@@ -173,6 +183,7 @@ struct Client {
 #[derive(Debug)]
 struct Endpoint {
     channel: ChannelName,
+    label: Option<Label>,
     number: u64,
     known_as: u64,
     _charges: Vec<Charge>,
@@ -224,7 +235,8 @@ impl State {
         let account = self.accounts.of(user.id);
         let charge =
             account.charge(self.policy.quota(&user), Resource::Connections, 1).map_err(Dismissal::QuotaExceeded)?;
-        Ok(Admission { process, payer: Payer { user, account }, charge: Arc::new(charge) })
+        let (program, payer) = (Program::default(), Payer { user, account });
+        Ok(Admission { process, program, payer, charge: Arc::new(charge) })
     }
 
     /// It has greeted in order, and becomes a client.
@@ -236,9 +248,9 @@ impl State {
             return Err(Verdict::Full);
         }
         let id = ClientId(self.next());
-        let Admission { process, payer, charge } = admission;
+        let Admission { process, program, payer, charge } = admission;
         self.clients_of.insert((payer.user.id, id));
-        self.clients.insert(id, Client { process, payer, _connection: charge, endpoints: HashMap::new() });
+        self.clients.insert(id, Client { process, program, payer, _connection: charge, endpoints: HashMap::new() });
         Ok(id)
     }
 
@@ -271,7 +283,7 @@ impl State {
     /// # Errors
     /// [`Refusal`], and nothing has changed.
     pub fn open(&mut self, id: ClientId, endpoint: u64, open: Open) -> Result<Opening, Refusal> {
-        let Open { channel, role, users, earlier } = open;
+        let Open { channel, role, label, users, earlier } = open;
         let name = ChannelName::new(channel)?;
         let number = self.next();
         let exhausted = |error: std::io::Error| Refusal::Exhausted(error.to_string());
@@ -366,7 +378,7 @@ impl State {
         if let Some(client) = self.clients.get_mut(&id) {
             client.endpoints.insert(
                 endpoint,
-                Endpoint { channel: name, number, known_as, _charges: charges, _names: names, slots: made },
+                Endpoint { channel: name, label, number, known_as, _charges: charges, _names: names, slots: made },
             );
         }
         for (other, user, is_others) in unpaid {
@@ -491,12 +503,14 @@ impl State {
         let (Peer { endpoint: known_as, process, .. }, end) = self.channels.get(channel)?.status(number)?;
         let channel = channel.as_str().to_owned();
         let (unpaired, first_unpaired, report) = (0, None, None);
-        let client_number = client.0;
+        let owner = self.clients.get(&client)?;
         let status = EndpointStatus {
             number,
             endpoint: known_as,
             process,
-            client: client_number,
+            program: owner.program.clone(),
+            label: owner.endpoints.get(&endpoint)?.label.clone(),
+            client: client.0,
             channel,
             end,
             unpaired,
@@ -522,8 +536,15 @@ impl State {
         self.seen_by(user, ClientId(behind)).map(|(id, client)| ClientStatus {
             number: id.0,
             process: client.process,
+            program: client.program.clone(),
             endpoints: client.endpoints.len() as u64,
         })
+    }
+
+    /// How many channels there are.
+    #[must_use]
+    pub fn channels(&self) -> usize {
+        self.channels.len()
     }
 
     /// What every user takes up.

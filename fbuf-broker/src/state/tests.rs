@@ -21,7 +21,7 @@ pub(super) fn wants(require: Protection) -> Role {
 }
 
 pub(super) fn ask(channel: &str, role: Role) -> Open {
-    Open { channel: channel.into(), role, users: None, earlier: None }
+    Open { channel: channel.into(), role, label: None, users: None, earlier: None }
 }
 
 impl State {

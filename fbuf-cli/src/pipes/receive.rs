@@ -20,6 +20,9 @@ pub(crate) struct RecvArguments {
     channel: String,
     /// Where to write; `-` is standard output [default: standard output]
     file: Option<PathBuf>,
+    /// What `fbuf ls`, `fbuf top` and metrics call this receiver
+    #[arg(long, value_name = "TEXT")]
+    label: Option<String>,
     /// Refuse senders with messages that are protected less than this
     #[arg(long, value_name = "LEVEL", value_enum, default_value = "volatile")]
     require: Level,
@@ -36,6 +39,9 @@ pub(crate) fn receive(arguments: &RecvArguments, place: &Place) -> Result<(), Fa
     // Before a sender could be linked, which would then be told that its receiver has left.
     let mut output = Output::open(arguments.file.as_deref())?;
     let mut builder = client.receiver(&arguments.channel).wait(arguments.wait.into());
+    if let Some(label) = &arguments.label {
+        builder = builder.label(label);
+    }
     if let Some(bytes) = arguments.max_slot_size {
         builder = builder.max_slot_size(bytes.as_u64() as usize);
     }

@@ -23,6 +23,9 @@ pub(crate) struct SendArguments {
     /// How many messages may be under way [default: as many as suit the caches of this machine]
     #[arg(long, value_name = "COUNT")]
     slots: Option<usize>,
+    /// What `fbuf ls`, `fbuf top` and metrics call this sender
+    #[arg(long, value_name = "TEXT")]
+    label: Option<String>,
     /// What receivers may rely on
     #[arg(long, value_name = "LEVEL", value_enum, default_value = "volatile")]
     protection: Level,
@@ -42,6 +45,9 @@ pub(crate) fn send(arguments: &SendArguments, place: &Place) -> Result<(), Failu
     let client = place.connect()?;
     let mut builder =
         client.sender(&arguments.channel).slot_size(arguments.slot_size.as_u64() as usize).wait(arguments.wait.into());
+    if let Some(label) = &arguments.label {
+        builder = builder.label(label);
+    }
     if let Some(slots) = arguments.slots {
         builder = builder.slots(slots);
     }

@@ -12,14 +12,19 @@ pub(super) struct Column {
 const NAME: usize = 16;
 
 /// Which columns are shown in so many characters, and the width of each, two spaces apart. The first column is the
-/// name.
+/// name. One in which nothing stands is not shown.
 pub(super) fn fit(columns: &[Column], rows: &[Vec<String>], room: usize) -> Vec<(usize, usize)> {
     let width = |column: usize| {
         let cells = rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count());
         cells.max().unwrap_or(0).max(columns[column].head.chars().count())
     };
     let name = width(0);
-    let mut shown: Vec<_> = (0..columns.len()).map(|column| (column, width(column))).collect();
+    let is_empty = |column: usize| {
+        let mut cells = rows.iter().filter_map(|row| row.get(column)).peekable();
+        cells.peek().is_some() && cells.all(String::is_empty)
+    };
+    let worth = (0..columns.len()).filter(|&column| column == 0 || !is_empty(column));
+    let mut shown: Vec<_> = worth.map(|column| (column, width(column))).collect();
     let others = |shown: &[(usize, usize)]| shown[1..].iter().map(|(_, width)| width + 2).sum::<usize>();
     while shown.len() > 1 && name.min(NAME) + others(&shown) > room {
         let least = (1..shown.len()).min_by_key(|&index| columns[shown[index].0].importance);
@@ -99,6 +104,15 @@ mod tests {
         assert_eq!(shown(&name, 40), [format!("{}…  1      1234567.8", "x".repeat(21))]);
         assert_eq!(shown(&name, 31), [format!("{}…  1234567.8", "x".repeat(19))]);
         assert_eq!(shown(&name, 20), [format!("{}…", "x".repeat(19))]);
+    }
+
+    #[test]
+    fn a_column_in_which_nothing_stands_is_left_out() {
+        let row = |waits: &str| ["a", waits, "2"].map(str::to_owned).to_vec();
+        let heads = |rows: &[Vec<String>]| line(&fit(&COLUMNS, rows, 80), &COLUMNS.map(|column| column.head));
+        assert_eq!(heads(&[row(""), vec!["b".to_owned()]]), "channel  messages");
+        assert_eq!(heads(&[row(""), row("1")]), "channel  waits  messages");
+        assert_eq!(heads(&[vec!["b".to_owned()]]), "channel  waits  messages");
     }
 
     #[test]

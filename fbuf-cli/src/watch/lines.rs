@@ -139,9 +139,17 @@ impl By {
     /// What lines begin with: the head of each column, and how important it is.
     fn subjects(self) -> &'static [(&'static str, u8)] {
         match self {
-            Self::Endpoint => &[("channel", 9), ("end", 8), ("process", 6), ("user", 2), ("protection", 2)],
+            Self::Endpoint => &[
+                ("channel", 9),
+                ("end", 8),
+                ("process", 6),
+                ("program", 5),
+                ("label", 7),
+                ("user", 2),
+                ("protection", 2),
+            ],
             Self::Channel => &[("channel", 9), ("senders", 6), ("receivers", 6)],
-            Self::Client => &[("process", 9), ("user", 6), ("endpoints", 5), ("channels", 4)],
+            Self::Client => &[("process", 9), ("program", 7), ("user", 6), ("endpoints", 5), ("channels", 4)],
         }
     }
 
@@ -183,15 +191,18 @@ impl Line {
     fn with(&self, exchanged: impl Fn(&Report) -> [String; 5]) -> Vec<String> {
         let mut cells = match &self.subject {
             Subject::Endpoint(endpoint) => {
-                let EndpointStatus { process, channel, end, .. } = &**endpoint;
+                let EndpointStatus { process, program, label, channel, end, .. } = &**endpoint;
                 let (process, user) = (number(*process), process.uid.to_string());
-                vec![channel.clone(), role(*end).into(), process, user, protection(*end)]
+                let label = label.as_ref().map_or(String::new(), ToString::to_string);
+                vec![channel.clone(), role(*end).into(), process, program.to_string(), label, user, protection(*end)]
             }
             Subject::Channel { channel, senders, receivers } => {
                 vec![channel.clone(), senders.to_string(), receivers.to_string()]
             }
-            Subject::Client { client: ClientStatus { process, endpoints, .. }, channels } => {
-                vec![number(*process), process.uid.to_string(), endpoints.to_string(), channels.to_string()]
+            Subject::Client { client: ClientStatus { process, program, endpoints, .. }, channels } => {
+                let [user, endpoints, channels] =
+                    [process.uid.into(), *endpoints, *channels as u64].map(|n| n.to_string());
+                vec![number(*process), program.to_string(), user, endpoints, channels]
             }
         };
         let Some(report) = &self.report else { return cells };
@@ -216,7 +227,7 @@ impl Line {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use fbuf_client::{Credentials, Mechanism, Protection};
+    use fbuf_client::{Credentials, Mechanism, Program, Protection};
 
     fn endpoint(number: u64, channel: &str, sends: bool, report: Report) -> Watched {
         let end = match sends {
@@ -226,9 +237,20 @@ mod tests {
         let process = Credentials { pid: 10, uid: 1000, gid: 1000 };
         let before = Some(Report { messages: 0, ..report });
         let (client, channel, report) = (1, channel.to_owned(), Some(report));
-        let (unpaired, first_unpaired) = (0, None);
-        let endpoint = number;
-        (EndpointStatus { number, endpoint, process, client, channel, end, unpaired, first_unpaired, report }, before)
+        let status = EndpointStatus {
+            number,
+            endpoint: number,
+            process,
+            program: Program::from_bytes(b"ffmpeg"),
+            label: None,
+            client,
+            channel,
+            end,
+            unpaired: 0,
+            first_unpaired: None,
+            report,
+        };
+        (status, before)
     }
 
     fn seen() -> Vec<Watched> {
@@ -283,12 +305,13 @@ mod tests {
         let client = |number, pid, endpoints| ClientStatus {
             number,
             process: Credentials { pid, uid: 1000, gid: 1000 },
+            program: Program::from_bytes(b"ffmpeg"),
             endpoints,
         };
         let lines = lines(By::Client, &seen(), &[client(6, 20, 0), client(1, 10, 4)]);
         let cells: Vec<_> = lines.iter().map(Line::cells).collect();
-        assert_eq!(cells[0][..6], ["10", "1000", "4", "2", "5", "280"].map(str::to_owned));
-        assert_eq!(cells[1], ["20", "1000", "0", "0"].map(str::to_owned));
+        assert_eq!(cells[0][..7], ["10", "ffmpeg", "1000", "4", "2", "5", "280"].map(str::to_owned));
+        assert_eq!(cells[1], ["20", "ffmpeg", "1000", "0", "0"].map(str::to_owned));
         assert_eq!(cells[0].len(), By::Client.heads().len());
     }
 

@@ -70,7 +70,7 @@ fn to_json(line: &Line) -> Value {
         }
         Subject::Client { client, channels } => json!({
             "client": client.number, "pid": client.process.pid, "uid": client.process.uid, "gid": client.process.gid,
-            "endpoints": client.endpoints, "channels": channels,
+            "program": client.program, "endpoints": client.endpoints, "channels": channels,
         }),
     };
     if let Some(report) = &line.report {
@@ -86,11 +86,12 @@ fn to_json(line: &Line) -> Value {
 }
 
 fn of_endpoint(endpoint: &EndpointStatus) -> Value {
-    let EndpointStatus { number, endpoint: known_as, process, client, channel, end, unpaired, first_unpaired, .. } =
-        endpoint;
+    let EndpointStatus { number, endpoint: known_as, process, program, label, client, channel, end, .. } = endpoint;
+    let EndpointStatus { unpaired, first_unpaired, .. } = endpoint;
     let mut value = json!({
         "number": number, "endpoint": known_as, "channel": channel, "end": role(*end), "client": client,
-        "pid": process.pid, "uid": process.uid, "gid": process.gid, "protection": protection(*end),
+        "pid": process.pid, "uid": process.uid, "gid": process.gid, "program": program, "label": label,
+        "protection": protection(*end),
     });
     if let Some(first) = first_unpaired {
         value["unpaired"] = (*unpaired).into();

@@ -26,7 +26,7 @@ use tarpc::{client::RpcError, context};
 use tokio::{
     sync::{Semaphore, mpsc::UnboundedReceiver},
     task::JoinSet,
-    time::{sleep, sleep_until},
+    time::{sleep, sleep_until, timeout},
 };
 
 use super::{ConnectionState, OpenError, connect::Broker};
@@ -42,6 +42,8 @@ const FIRST_PAUSE: Duration = Duration::from_millis(4);
 const LAST_PAUSE: Duration = Duration::from_millis(250);
 /// How often an endpoint asks again that the next broker refused.
 const AGAIN: Duration = Duration::from_secs(1);
+/// How long the end of a client waits at most until the broker has heard what its last endpoints did.
+const LAST_WORDS: Duration = Duration::from_millis(100);
 
 /// What other threads want.
 pub(super) enum Command {
@@ -140,7 +142,7 @@ pub(super) async fn run(
     let mut session = Session::new(socket);
     loop {
         let why = match session.serve(&mut endpoints, &mut commands).await {
-            Over::Dropped => return,
+            Over::Dropped => return session.end().await,
             Over::Gone(why) => why,
         };
         state.set(Some(why.clone()));
@@ -278,8 +280,8 @@ impl Session {
                         endpoints.waiting.push(Request { endpoint, open, post, answer, deadline });
                     }
                     Some(Command::Close { endpoint }) => {
-                        if endpoints.open.remove(&endpoint).is_some_and(|endpoint| endpoint.listed) {
-                            self.close(endpoint);
+                        if let Some(mut closed) = endpoints.open.remove(&endpoint).filter(|closed| closed.listed) {
+                            self.close(endpoint, closed.report());
                         }
                     }
                     Some(Command::Status { answer }) => {
@@ -420,13 +422,19 @@ impl Session {
     /// Closes an endpoint. Nobody waits for it: a broker that is gone, or whose connection closes before it
     /// hears of this, closes the endpoint by itself. A few at a time, since it does not answer everything at
     /// once.
-    fn close(&mut self, endpoint: u64) {
+    fn close(&mut self, endpoint: u64, last: Report) {
         let (client, places) = (self.client.clone(), self.places.clone());
         self.closing.spawn(async move {
             let _place = places.acquire().await;
-            let _ = client.close(context::current(), endpoint).await;
+            let _ = client.close(context::current(), endpoint, last).await;
         });
         while self.closing.try_join_next().is_some() {}
+    }
+
+    /// Lets the broker hear what the last endpoints did, for a moment.
+    async fn end(mut self) {
+        let heard = async { while self.closing.join_next().await.is_some() {} };
+        let _ = timeout(LAST_WORDS, heard).await;
     }
 }
 

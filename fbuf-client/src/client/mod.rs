@@ -26,7 +26,10 @@ use fbuf_core::{
     slot::GeometryError,
 };
 use fbuf_protocol::{
-    ClientStatus, EndpointStatus, Open, Opened, Refusal, Role, Unpaired, address::Address, channel::ChannelNameError,
+    ClientStatus, EndpointStatus, Open, Opened, Refusal, Role, Unpaired,
+    address::Address,
+    channel::ChannelNameError,
+    name::{Label, LabelError},
     runtime,
 };
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
@@ -76,6 +79,9 @@ pub enum OpenError {
     /// A channel cannot be called that.
     #[error(transparent)]
     Channel(#[from] ChannelNameError),
+    /// An endpoint cannot be labelled like that.
+    #[error(transparent)]
+    Label(#[from] LabelError),
     /// Slots cannot be like that.
     #[error(transparent)]
     Geometry(#[from] GeometryError),
@@ -252,6 +258,7 @@ impl Client {
         &self,
         channel: &str,
         role: Role,
+        label: Option<Label>,
         users: Option<Vec<u32>>,
         post: Box<dyn LinkSink>,
     ) -> Result<(Registration, Opened), OpenError> {
@@ -259,7 +266,7 @@ impl Client {
         let number = self.0.next.fetch_add(1, Ordering::Relaxed);
         let mut registration = Registration { client: self.clone(), number, endpoint: 0 };
         let (answer, answered) = mpsc::sync_channel(1);
-        let open = Open { channel: channel.to_owned(), role, users, earlier: None };
+        let open = Open { channel: channel.to_owned(), role, label, users, earlier: None };
         let deadline = Instant::now() + PATIENCE;
         let gone = || OpenError::BrokerGone("this process ends the connection".into());
         self.0.command(Command::Open { endpoint: number, open, post, answer, deadline }).ok_or_else(gone)?;

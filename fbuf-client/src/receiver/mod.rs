@@ -565,6 +565,9 @@ impl Drop for Receiver {
         if std::thread::panicking() {
             self.fail(Abort::Panic);
         }
+        if self.generation.is_current() {
+            self.say();
+        }
         for link in &self.links {
             // What is held keeps the socket of its link open.
             self.sockets.remove(link.socket());

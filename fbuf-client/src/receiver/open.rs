@@ -10,7 +10,7 @@ use fbuf_core::{
     protection::Protection,
     receive::link::{GreetError, Greeted},
 };
-use fbuf_protocol::{Limits, Report, Role};
+use fbuf_protocol::{Limits, Report, Role, channel::ChannelName, name::Label};
 
 use super::Receiver;
 use crate::{
@@ -27,6 +27,7 @@ use crate::{
 pub struct ReceiverBuilder {
     client: Client,
     channel: String,
+    label: Option<String>,
     wait: Wait,
     max_backlog: Option<usize>,
     keep_waiting: bool,
@@ -40,6 +41,7 @@ impl ReceiverBuilder {
         Self {
             client,
             channel: channel.to_owned(),
+            label: None,
             wait: Wait::default(),
             max_backlog: None,
             keep_waiting: false,
@@ -47,6 +49,13 @@ impl ReceiverBuilder {
             accepts: Limits::default(),
             acceptance: Acceptance::default(),
         }
+    }
+
+    /// What people know this receiver by who watch, as a [sender](crate::SenderBuilder::label): 1 to 64 bytes of UTF-8 that
+    /// print, without white space. If not set, it has none.
+    pub fn label(mut self, label: &str) -> Self {
+        self.label = Some(label.to_owned());
+        self
     }
 
     /// How [`Receiver::get`] passes the time while there is no message.
@@ -118,8 +127,9 @@ impl ReceiverBuilder {
     /// # Errors
     /// [`OpenError`]; nothing is kept then. As for a [sender](crate::SenderBuilder::open), but that no memory is reserved.
     pub fn open(self) -> Result<Receiver, OpenError> {
-        let Self { client, channel, wait, max_backlog, keep_waiting, require, accepts, acceptance } = self;
-        fbuf_protocol::channel::ChannelName::new(channel.as_str())?;
+        let Self { client, channel, label, wait, max_backlog, keep_waiting, require, accepts, acceptance } = self;
+        ChannelName::new(channel.as_str())?;
+        let label = label.map(Label::new).transpose()?;
         acceptance.check()?;
         if accepts.own.max_slots == 0 || accepts.own.slot_bytes == 0 {
             return Err(OptionsError::Nothing { asked: "senders that have no slots, or empty ones," }.into());
@@ -128,7 +138,7 @@ impl ReceiverBuilder {
         let pending_links = Arc::new(PendingLinks::new()?);
         let (role, users) = (Role::Receiver { require, accepts }, acceptance.users.clone());
         let senders = Box::new(Senders { pending_links: pending_links.clone(), skip_above, accepts, acceptance });
-        let (registration, _) = client.open(&channel, role, users, senders)?;
+        let (registration, _) = client.open(&channel, role, label, users, senders)?;
         let sockets = Sockets::new(pending_links.wake().clone(), registration.watch_hang_ups(&pending_links))?;
         Ok(Receiver {
             links: Vec::new(),

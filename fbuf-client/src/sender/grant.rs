@@ -13,7 +13,7 @@ use fbuf_core::{
     },
     slot::Geometry,
 };
-use fbuf_protocol::{Opened, Refusal, Report, Role, Slots};
+use fbuf_protocol::{Opened, Refusal, Report, Role, Slots, name::Label};
 
 use crate::{
     acceptance::Acceptance,
@@ -92,6 +92,7 @@ enum Plan {
 pub(crate) struct OpenRequest<'a> {
     pub client: &'a Client,
     pub channel: &'a str,
+    pub label: Option<Label>,
     pub wanted: ProtectionRequest,
     pub geometry: Geometry,
     /// Slots to start with.
@@ -188,7 +189,8 @@ impl OpenRequest<'_> {
         let role = Role::Sender { slot_bytes, max_slots, mechanism, slots };
         let users = self.acceptance.users.clone();
         let post = Box::new(Receivers { pending_links: pending_links.clone(), acceptance: self.acceptance.clone() });
-        let (registration, Opened { slots, .. }) = self.client.open(self.channel, role, users, post)?;
+        let (registration, Opened { slots, .. }) =
+            self.client.open(self.channel, role, self.label.clone(), users, post)?;
         let (pool, pages) = match pool {
             Some(pool) => (pool, None),
             None => {

@@ -77,7 +77,7 @@ impl Sender {
     }
 
     /// What it says of itself to whoever watches.
-    fn say(&self) {
+    pub(super) fn say(&self) {
         self.pending_links.say(|| {
             let links = self.pool.links().iter().map(Outbound::counts).fold(self.past, LinkCounts::add);
             Report {

@@ -520,6 +520,9 @@ impl Sender {
 
     /// What was said first counts.
     fn end_stream(&mut self, abort: Option<Abort>) {
+        if self.generation.is_current() {
+            self.say();
+        }
         for link in self.pool.links() {
             self.sockets.remove(link.socket());
         }

@@ -11,7 +11,7 @@ use fbuf_core::{
     send::link::LinkCounts,
     slot::{Geometry, GeometryError},
 };
-use fbuf_protocol::{Refusal, channel::ChannelName};
+use fbuf_protocol::{Refusal, channel::ChannelName, name::Label};
 
 use super::{
     Counts, Sender,
@@ -40,6 +40,7 @@ const MOST_SHOTS: u64 = 16;
 pub struct SenderBuilder {
     client: Client,
     channel: String,
+    label: Option<String>,
     slot_size: usize,
     slots: Option<usize>,
     grow_to: Option<usize>,
@@ -55,6 +56,7 @@ impl SenderBuilder {
         Self {
             client,
             channel: channel.to_owned(),
+            label: None,
             slot_size: DEFAULT_SLOT_SIZE,
             slots: None,
             grow_to: None,
@@ -64,6 +66,23 @@ impl SenderBuilder {
             acceptance: Acceptance::default(),
             requires_finish: false,
         }
+    }
+
+    /// What people know this sender by who watch (`fbuf ls`, `fbuf top`, metrics), beside the name of the program: 1 to 64 bytes
+    /// of UTF-8 that print, without white space. Senders with the same label are one series of the metrics. If not set, it
+    /// has none.
+    ///
+    /// ```
+    /// # use fbuf_client::Client;
+    /// # let broker = fbuf_broker::Embedded::start()?;
+    /// # let client = Client::connect_to(broker.address())?;
+    /// let sender = client.sender("camera/front").label("decoder").open()?;
+    /// # assert_eq!(client.status()?[0].label.as_ref().map(|label| label.as_str()), Some("decoder"));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn label(mut self, label: &str) -> Self {
+        self.label = Some(label.to_owned());
+        self
     }
 
     /// How many bytes each slot holds, and so the longest message: 1 to 1 GiB; 64 KiB if not set.
@@ -222,7 +241,7 @@ impl SenderBuilder {
     /// Waits for the broker for 5 s if it is gone just now, and as long as the kernel takes to reserve the memory.
     ///
     /// # Errors
-    /// [`OpenError`]; nothing is kept then. [`OpenError::Channel`] and [`OpenError::Geometry`] if the name, the sizes or the
+    /// [`OpenError`]; nothing is kept then. [`OpenError::Channel`], [`OpenError::Label`] and [`OpenError::Geometry`] if the names, the sizes or the
     /// numbers cannot be; [`OpenError::Options`] if options contradict each other; [`OpenError::Memory`] if there is not enough; [`OpenError::Refused`] if the policy or a quota does
     /// not allow it, or an endpoint of the same user does not fit; [`OpenError::BrokerGone`], [`OpenError::NoAnswer`];
     /// [`OpenError::Forked`] in a child of the process that connected.
@@ -244,6 +263,7 @@ impl SenderBuilder {
         let Self {
             client,
             channel,
+            label,
             slot_size,
             slots,
             grow_to,
@@ -254,6 +274,7 @@ impl SenderBuilder {
             requires_finish,
         } = self;
         ChannelName::new(channel.as_str())?;
+        let label = label.map(Label::new).transpose()?;
         // Lossless: both have 64 bits.
         let slot_size = slot_size as u64;
         let [slots, grow_to] = [slots, grow_to].map(|count| count.map(|count| count as u64));
@@ -298,6 +319,7 @@ impl SenderBuilder {
         let terms = OpenRequest {
             client: &client,
             channel: &channel,
+            label,
             wanted,
             geometry,
             start,

@@ -32,7 +32,7 @@ pub fn relink() -> Seen {
             other => return Err(format!("to open: {other:?}")),
         }
         links += caller.news()?.introductions.len() as u32;
-        caller.ask(ControlRequest::Close { endpoint: cycle.into() })?;
+        caller.ask(ControlRequest::Close { endpoint: cycle.into(), last: Report::default() })?;
     }
     // The first second's worth is answered at once.
     let requests = CYCLES * (REQUESTS - 1) + links;
@@ -47,8 +47,13 @@ pub fn intrude(turn: usize) -> Seen {
     let caller = Caller::join()?;
     let own = nix::unistd::geteuid().as_raw();
     let (role, other) = if turn.is_multiple_of(2) { (RECEIVER, SENDER) } else { (SENDER, RECEIVER) };
-    let among =
-        |channel: &str, role, users: Option<Vec<u32>>| Open { channel: channel.into(), role, users, earlier: None };
+    let among = |channel: &str, role, users: Option<Vec<u32>>| Open {
+        channel: channel.into(),
+        role,
+        label: None,
+        users,
+        earlier: None,
+    };
     let opens = [
         ("private", role, None),
         ("private", other, None),

@@ -163,7 +163,7 @@ fn several(count: u64, what: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use fbuf_client::{Credentials, EndStatus, Mechanism, Oldest, Report};
+    use fbuf_client::{Credentials, EndStatus, Label, Mechanism, Oldest, Program, Report};
     use ratatui::{Terminal, backend::TestBackend};
 
     const PROCESS: Credentials = Credentials { pid: 4321, uid: 1000, gid: 1000 };
@@ -173,6 +173,8 @@ mod tests {
             number,
             endpoint: number,
             process: PROCESS,
+            program: Program::from_bytes(b"ffmpeg"),
+            label: None,
             client: 1,
             channel: "camera/front".into(),
             end: EndStatus::Sender { slot_bytes: 64, max_slots: 4, mechanism: Mechanism::Shared },
@@ -198,18 +200,19 @@ mod tests {
     fn a_frame_shows_rates_and_what_may_be_forgotten() {
         let start = Instant::now();
         let mut view = View::new(By::Endpoint, true, start);
-        let clients = vec![ClientStatus { number: 1, process: PROCESS, endpoints: 2 }];
+        let clients = vec![ClientStatus { number: 1, process: PROCESS, program: Program::default(), endpoints: 2 }];
         view.update(vec![sender(1, 1000)], clients.clone(), start);
         let mut receiver = sender(2, 0);
         receiver.end = EndStatus::Receiver { require: fbuf_client::Protection::Volatile };
         let oldest = Some(Oldest { sequence: 7, behind: 5000, milliseconds: 12_300 });
         receiver.report = Some(Report { held: 3, oldest, ..Report::default() });
+        receiver.label = Label::new("viewer/1").ok();
         view.update(vec![receiver, sender(1, 6000)], clients, start + Duration::from_secs(2));
         let rows = drawn(&mut view);
         let shows = |row: &String, all: &[&str]| all.iter().all(|text| row.contains(text));
         assert!(shows(&rows[0], &["1 client, 1 channel, 2 endpoints", "1 may have forgotten"]), "{rows:#?}");
-        assert!(shows(&rows[3], &["camera/front", "sender", "2.5k"]), "{rows:#?}");
-        assert!(shows(&rows[4], &["receiver", "12.3 s, 5.0k behind, forgotten?"]), "{rows:#?}");
+        assert!(shows(&rows[3], &["camera/front", "sender", "4321", "ffmpeg", "2.5k"]), "{rows:#?}");
+        assert!(shows(&rows[4], &["receiver", "viewer/1", "12.3 s, 5.0k behind, forgotten?"]), "{rows:#?}");
         view.by = By::Channel;
         let rows = drawn(&mut view);
         assert!(shows(&rows[2], &["senders", "receivers", "messages/s"]), "{rows:#?}");
