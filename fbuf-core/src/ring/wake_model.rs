@@ -119,3 +119,58 @@ fn no_return_is_slept_over() {
         receiver.join().unwrap();
     });
 }
+
+/// Whether a receiver that is armed looks again behind the fence.
+#[derive(Clone, Copy, PartialEq)]
+enum Second {
+    Look,
+    /// As it must not be: it shows that the model finds wake-ups that are lost.
+    LeftOut,
+}
+
+/// A receiver that one thread arms, and leaves armed to an event loop that sleeps meanwhile. The two have it in turns, as a lock
+/// says; the bell may ring before the one that arms has let go of it. Loom reports a deadlock if a wake-up can be lost.
+fn armed_by_another_thread(fencing: Option<Fencing>, second: Second) {
+    let (lane, board, bell) = (HeapLane::new(2), HeapBoard::new(1), Bell::new());
+    if fencing.is_none() {
+        board.head().flag.ask_for_fences();
+    }
+    let (mut writer, reader) = (LaneWriter::new(lane.clone()), Arc::new(Mutex::new(LaneReader::new(lane))));
+    let sender = {
+        let (board, bell) = (board.clone(), bell.clone());
+        thread::spawn(move || {
+            writer.message(SlotId::new(0), 0);
+            ring_if_asleep(&board.head().flag, &bell, fencing);
+        })
+    };
+    let arming = {
+        let (board, bell, reader) = (board.clone(), bell.clone(), reader.clone());
+        thread::spawn(move || {
+            let reader = reader.lock().unwrap();
+            board.head().flag.raise();
+            assert!(Fencing::Full.before_sleeping());
+            if second == Second::Look && reader.look().expect("an honest sender").is_some() {
+                // It is not armed: the event loop looks at once.
+                bell.ring();
+            }
+        })
+    };
+    bell.wait();
+    let reader = reader.lock().unwrap();
+    board.head().flag.lower();
+    assert!(reader.look().expect("an honest sender").is_some(), "it was woken for nothing");
+    drop(reader);
+    sender.join().unwrap();
+    arming.join().unwrap();
+}
+
+#[test]
+fn no_message_is_slept_over_by_an_event_loop() {
+    both_ways(|fencing| armed_by_another_thread(fencing, Second::Look));
+}
+
+#[test]
+#[should_panic(expected = "deadlock")]
+fn without_the_second_look_an_event_loop_sleeps_over_a_message() {
+    both_ways(|fencing| armed_by_another_thread(fencing, Second::LeftOut));
+}
