@@ -407,11 +407,7 @@ impl Sockets {
     /// Sleeps until something happens, which [`Self::look`] tells, or until `deadline`. A signal handler that runs
     /// meanwhile is an interrupt.
     pub(crate) fn sleep(&self, deadline: Option<Instant>) {
-        let timeout = deadline.map_or(PollTimeout::NONE, |deadline| {
-            // Rounded up, so as not to wake just before the time.
-            let left = deadline.saturating_duration_since(Instant::now()).as_millis().saturating_add(1);
-            PollTimeout::try_from(left).unwrap_or(PollTimeout::NONE)
-        });
+        let timeout = timeout_until(deadline);
         // By poll(2), which goes on by itself after the process was stopped, frozen or traced: then epoll_wait(2) returns
         // EINTR although no handler ran.
         let mut polled = [PollFd::new(self.as_fd(), PollFlags::POLLIN)];
@@ -443,6 +439,15 @@ impl Sockets {
         }
         ready
     }
+}
+
+/// What poll(2) is told.
+pub(crate) fn timeout_until(deadline: Option<Instant>) -> PollTimeout {
+    let Some(deadline) = deadline else { return PollTimeout::NONE };
+    let left = deadline.saturating_duration_since(Instant::now());
+    // Rounded up, so as not to wake just before the time.
+    let millis = left.as_millis() + u128::from(!left.is_zero());
+    PollTimeout::try_from(millis).unwrap_or(PollTimeout::MAX)
 }
 
 impl AsFd for Sockets {

@@ -19,6 +19,7 @@ use nix::{errno::Errno, sys::eventfd::EventFd};
 ///   [`wait_for_returns`](crate::Sender::wait_for_returns), and what they are with a timeout, which begins anew with each
 ///   call.
 ///
+/// [`poll`](crate::poll()) fails with [`Interrupted`](std::io::ErrorKind::Interrupted) if one of its endpoints was interrupted.
 /// An event loop that waits for the endpoint's descriptor ([`prepare_wait`](crate::Receiver::prepare_wait)) wakes as well.
 ///
 /// Once its endpoint is dropped, a handle does nothing. Neither does the copy of it that a forked child has.

@@ -38,6 +38,7 @@ mod endpoint;
 mod guard;
 mod hangup;
 mod interrupt;
+mod poll;
 mod receiver;
 mod sender;
 mod wait;
@@ -67,6 +68,7 @@ pub use fbuf_protocol::{
 };
 pub use guard::WaitGuard;
 pub use interrupt::InterruptHandle;
+pub use poll::{Pollable, poll};
 pub use receiver::{GetError, Receiver, ReceiverBuilder, ReceiverCounters};
 pub use sender::{
     AllocateError, Departure, DisconnectReason, OptionsError, ProtectionInfo, Sender, SenderBuilder, SenderCounters,

@@ -113,6 +113,22 @@ impl Waiting {
         Self { how, spin_budget, deadline, links: 1, rounds: 0, since: None, looked: None }
     }
 
+    /// Of nothing that could be looked at.
+    pub(crate) fn asleep(deadline: Option<Instant>) -> Self {
+        Self::new(Wait::Block, SpinBudget::new(), deadline)
+    }
+
+    /// For this and for that: it looks as long as one of the two would.
+    pub(crate) fn and(self, other: Self) -> Self {
+        let how = match (self.how, other.how) {
+            (Wait::Spin, _) | (_, Wait::Spin) => Wait::Spin,
+            (Wait::Adaptive, _) | (_, Wait::Adaptive) => Wait::Adaptive,
+            (Wait::Block, Wait::Block) => Wait::Block,
+        };
+        let spin_budget = SpinBudget(self.spin_budget.0.max(other.spin_budget.0));
+        Self { how, spin_budget, links: self.links.saturating_add(other.links), ..self }
+    }
+
     /// Each look goes over so many links, so that there are fewer looks between two at the clock.
     pub(crate) fn among(mut self, links: usize) -> Self {
         self.links = u32::try_from(links).unwrap_or(u32::MAX).max(1);

@@ -92,7 +92,7 @@ impl Endpoint for Receiver {
     }
 
     fn has_news(&mut self, thorough: bool) -> bool {
-        if self.is_ready() {
+        if self.is_ready() || !self.generation.is_current() {
             return true;
         }
         thorough && {

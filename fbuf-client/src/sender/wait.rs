@@ -11,7 +11,7 @@ use super::{AllocateError, Sender, WaitError};
 use crate::{
     endpoint::Sockets,
     guard::{self, Endpoint, Unmet},
-    wait::{FOR_EVER, LATE, SpinBudget, UNSURE, Wait, Waiting, deadline},
+    wait::{FOR_EVER, LATE, UNSURE, Waiting, deadline},
 };
 
 /// What a sender waits for outside of this library ([`Sender::prepare_wait`]), and how it is asked for.
@@ -139,8 +139,7 @@ impl Sender {
         self.generation.check()?;
         self.await_event(WaitFor::Receivers(wanted));
         self.poll_events();
-        // Nothing in memory says that a receiver has come: to spin would be in vain.
-        let waiting = Waiting::new(Wait::Block, SpinBudget::new(), deadline);
+        let waiting = self.waiting(deadline);
         let linked = |sender: &mut Self, _| Some(sender.receivers()).filter(|&linked| linked >= wanted).into();
         guard::wait(self, waiting, linked).map_err(|unmet| match unmet {
             Unmet::Interrupted => WaitError::Interrupted,
@@ -149,7 +148,7 @@ impl Sender {
     }
 
     /// From now on it waits for this.
-    pub(super) fn await_event(&mut self, what: WaitFor) {
+    pub(crate) fn await_event(&mut self, what: WaitFor) {
         if self.is_armed {
             // For what it was left armed.
             self.poll_events();
@@ -194,6 +193,10 @@ impl Endpoint for Sender {
     }
 
     fn waiting(&self, deadline: Option<Instant>) -> Waiting {
+        if !self.hears_bells() {
+            // Nothing in memory says that a receiver has come: to look would be in vain.
+            return Waiting::asleep(deadline);
+        }
         let links = self.pool.links().len();
         Waiting::new(self.same_cpu.wait(self.wait, links), self.spin_budget, deadline).among(links)
     }
@@ -207,6 +210,9 @@ impl Endpoint for Sender {
     }
 
     fn has_news(&mut self, thorough: bool) -> bool {
+        if !self.generation.is_current() {
+            return true;
+        }
         match self.awaits {
             WaitFor::Slot => {
                 if self.patience.is_none() {
