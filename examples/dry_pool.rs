@@ -17,7 +17,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     loop {
         let fbuf = match sender.allocate_timeout(Duration::from_millis(20)) {
             Ok(fbuf) => fbuf,
-            Err(error @ AllocateError::TimedOut(_)) => {
+            Err(error @ AllocateError::TimedOut { .. }) => {
                 println!("no slot: {error}");
                 break;
             }

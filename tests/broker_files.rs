@@ -86,7 +86,7 @@ fn a_dead_socket_of_another_user_is_not_removed() {
     BrokerProcess::start(&path).process.kill();
     chown(&path, Some(OTHER), Some(OTHER)).unwrap();
     let said = refused(&path);
-    assert!(said.contains("a socket of user 65533 is there"), "{said}");
+    assert!(said.contains("where a socket of user 65533 is"), "{said}");
     // One's own is.
     chown(&path, Some(0), Some(0)).unwrap();
     BrokerProcess::start(&path);

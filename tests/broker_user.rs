@@ -170,7 +170,7 @@ fn a_client_does_not_connect_again_with_a_broker_of_another_user() {
             .is_some_and(|why| why.contains("run by user 65533 now, and the one before was by root"))
     });
     match client.receiver("c").open() {
-        Err(OpenError::BrokerGone(why)) => assert!(why.contains("user 65533"), "{why}"),
+        Err(OpenError::BrokerGone { reason: why }) => assert!(why.contains("user 65533"), "{why}"),
         other => panic!("{other:?}"),
     }
     // What could be heard there is heard by a client that accepts it from the beginning.
@@ -255,7 +255,7 @@ fn what_keeps_a_client_from_its_broker_is_named() {
     let path = folder.path().join("broker");
     let error = |path: &Path| Client::connect_to(&Address::new(path)).unwrap_err().to_string();
     let says = |said: String, words: &str| assert!(said.contains(words), "{said}");
-    says(error(&path), "there is none");
+    says(error(&path), "there is no broker");
     BrokerProcess::start(&path).process.kill();
     says(error(&path), "is gone, and its socket file is left");
     fs::remove_file(&path).unwrap();
@@ -270,7 +270,7 @@ fn what_keeps_a_client_from_its_broker_is_named() {
     let _broker = BrokerProcess::start(&path);
     let environment = [("FBUF_BROKER", path.to_str().unwrap())];
     let said = child("client", OTHER, &environment).hear("connected");
-    assert!(said.contains("user 65533 may not write the socket") && !said.contains("there is none"), "{said}");
+    assert!(said.contains("user 65533 may not write the socket") && !said.contains("there is no broker"), "{said}");
 }
 
 /// A process that has less rights than when it connected, or sees other files, is connected again, or told what is wrong.

@@ -50,7 +50,7 @@ fn a_receiver_that_is_disconnected_takes_what_was_sent_and_is_told() {
     assert_eq!((departure.peer, departure.reason), (peer, DisconnectReason::Disconnected));
     (2..4).for_each(|byte| send(&mut sender, byte));
     assert_eq!([get(&mut one), get(&mut one)], [0, 1]);
-    assert!(matches!(one.get_timeout(SOON), Err(GetError::Dropped(by)) if by.endpoint == sender.endpoint()));
+    assert!(matches!(one.get_timeout(SOON), Err(GetError::Dropped { peer: by }) if by.endpoint == sender.endpoint()));
     assert_eq!([(); 4].map(|()| get(&mut other)), [0, 1, 2, 3]);
     // All four slots are back.
     (4..20).for_each(|byte| {
@@ -77,7 +77,7 @@ fn a_receiver_that_holds_everything_is_disconnected_after_a_while() {
         assert_eq!((sender.next_departure(), sender.receivers()), (None, 1), "the other one held nothing up");
         // What it had taken is its own; what it had not is written over, and it does not take that for a message.
         assert!(held.iter().all(|&byte| byte == 0));
-        assert!(matches!(slow.get_timeout(SOON), Err(GetError::Dropped(_))));
+        assert!(matches!(slow.get_timeout(SOON), Err(GetError::Dropped { .. })));
     }
 }
 
@@ -90,7 +90,7 @@ fn without_a_limit_a_receiver_holds_its_sender_up() {
         send(&mut sender, byte);
         assert_eq!(get(&mut quick), byte);
     }
-    assert!(matches!(sender.allocate_timeout(4 * PATIENCE), Err(AllocateError::TimedOut(4))));
+    assert!(matches!(sender.allocate_timeout(4 * PATIENCE), Err(AllocateError::TimedOut { slots: 4 })));
     assert_eq!((sender.next_departure(), sender.receivers()), (None, 2));
 }
 
@@ -101,7 +101,7 @@ fn a_limit_that_is_never_reached_is_none() {
     for wait in [Wait::Spin, Wait::Adaptive, Wait::Block] {
         let (mut sender, [_slow, _quick]) = linked(&client, Mechanism::Shared, Some(Duration::MAX), wait);
         (0..4).for_each(|byte| send(&mut sender, byte));
-        assert!(matches!(sender.allocate_timeout(PATIENCE), Err(AllocateError::TimedOut(4))));
+        assert!(matches!(sender.allocate_timeout(PATIENCE), Err(AllocateError::TimedOut { slots: 4 })));
         assert_eq!((sender.next_departure(), sender.receivers()), (None, 2));
     }
 }
@@ -145,7 +145,10 @@ fn what_a_disconnected_receiver_reads_in_place_does_not_change() {
         assert_eq!(get(&mut quick), byte);
     }
     let nothing = sender.allocate_timeout(4 * PATIENCE);
-    assert!(matches!(nothing, Err(AllocateError::TimedOut(4))), "the slots are the receiver's until it lets go");
+    assert!(
+        matches!(nothing, Err(AllocateError::TimedOut { slots: 4 })),
+        "the slots are the receiver's until it lets go"
+    );
     assert_eq!(sender.next_departure().map(|departure| departure.reason), Some(DisconnectReason::HeldUp(PATIENCE)));
     assert!(held.iter().all(|&byte| byte == 7));
     drop(held);

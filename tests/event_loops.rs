@@ -334,7 +334,7 @@ fn a_receiver_wakes_for_a_newcomer_a_message_a_death_and_an_interrupt() {
     other.process.signal(Signal::SIGKILL);
     assert!(poll_for(&guard, SOON), "a death");
     drop(guard);
-    assert!(matches!(receiver.try_get(), Err(GetError::Disconnected(_))));
+    assert!(matches!(receiver.try_get(), Err(GetError::Disconnected { .. })));
 }
 
 #[test]

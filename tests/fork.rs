@@ -138,7 +138,7 @@ fn a_message_that_a_child_drops_stays_with_its_parent() {
         assert_eq!(receiver.counters().held, 1);
         if mechanism != Mechanism::OneShot {
             let other = receiver.get_timeout(SOON).unwrap();
-            assert!(matches!(sender.allocate_timeout(Duration::from_millis(50)), Err(AllocateError::TimedOut(_))));
+            assert!(matches!(sender.allocate_timeout(Duration::from_millis(50)), Err(AllocateError::TimedOut { .. })));
             drop(other);
         }
         let message = held.take().unwrap();
@@ -200,7 +200,7 @@ fn what_a_child_writes_stays_in_the_child() {
             let refused = sender.write(inherited).unwrap_err();
             let text = refused.to_string();
             // It comes back in the error, and is dropped.
-            assert!(matches!(&refused, WriteError::Forked(fbuf) if fbuf[0] == 9), "{text}");
+            assert!(matches!(&refused, WriteError::Forked { fbuf } if fbuf[0] == 9), "{text}");
             drop(refused);
             format!("{seen} {text}")
         });
@@ -264,7 +264,7 @@ fn every_call_of_a_child_returns_at_once_and_says_to_connect_again() {
         assert!(matches!(sender.allocate(), Err(AllocateError::Forked(_))));
         assert!(matches!(sender.allocate_timeout(SOON), Err(AllocateError::Forked(_))));
         if let Some(fbuf) = allocated.pop() {
-            assert!(matches!(sender.write_retained(fbuf), Err(WriteError::Forked(_))));
+            assert!(matches!(sender.write_retained(fbuf), Err(WriteError::Forked { .. })));
         }
         drop((allocated, sender, receiver, client));
         assert!(begin.elapsed() < AT_ONCE, "after {:?}", begin.elapsed());
@@ -333,7 +333,7 @@ fn peers_see_the_death_of_a_process_of_which_a_child_lives_on() {
     drop((says, stays));
     wait(parent);
     assert_eq!(receiver.get_timeout(SOON).unwrap()[0], 1);
-    assert!(matches!(receiver.get_timeout(SOON), Err(GetError::Disconnected(_))), "its links hang up when it dies");
+    assert!(matches!(receiver.get_timeout(SOON), Err(GetError::Disconnected { .. })), "its links hang up when it dies");
     other.wait_for_receivers_timeout(1, Duration::ZERO).ok();
     support::until("senders hear of it as well", || {
         other.poll_events();
@@ -389,7 +389,7 @@ fn links_end_with_a_process_that_lowered_its_limit_of_descriptors_before_it_fork
     };
     drop(says);
     wait(child);
-    assert!(matches!(receiver.get_timeout(SOON).unwrap_err(), GetError::Disconnected(_)));
+    assert!(matches!(receiver.get_timeout(SOON).unwrap_err(), GetError::Disconnected { .. }));
     // The control: the grandchild was there all the time.
     drop(go);
     assert_eq!(read(alive), "here");

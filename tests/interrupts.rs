@@ -88,7 +88,7 @@ fn each_call(wait: Wait, mut test: impl FnMut(Call)) {
         let _held = receiver.get_timeout(SOON).unwrap();
         let handle = sender.interrupt_handle();
         test(Call { name, handle, run: &mut || call(&mut sender) });
-        assert_eq!(sender.allocate_timeout(BRIEFLY).unwrap_err(), AllocateError::TimedOut(1), "{name}");
+        assert_eq!(sender.allocate_timeout(BRIEFLY).unwrap_err(), AllocateError::TimedOut { slots: 1 }, "{name}");
     }
 }
 

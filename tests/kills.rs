@@ -136,7 +136,7 @@ fn a_sender_that_is_killed_is_heard_to_its_last_message() {
             }
         };
         match error {
-            GetError::Disconnected(peer) => {
+            GetError::Disconnected { peer } => {
                 assert_eq!(peer.process.pid as u32, victim.pid());
                 deaths += 1;
             }
@@ -180,7 +180,7 @@ fn a_death_is_heard_while_another_sender_is_busy() {
                 killed = true;
             }
             Ok(_) => {}
-            Err(GetError::Disconnected(peer)) => break peer,
+            Err(GetError::Disconnected { peer }) => break peer,
             Err(error) => panic!("{error}"),
         }
     };

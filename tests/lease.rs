@@ -237,7 +237,7 @@ fn slots_can_be_the_receivers() {
         sender.poll_events();
         sender.receivers() == 0
     });
-    let Err(WriteError::NoReceiver(orphan)) = sender.write(orphan) else { panic!("it was written to nobody") };
+    let Err(WriteError::NoReceiver { fbuf: orphan }) = sender.write(orphan) else { panic!("it was written to nobody") };
     assert!(is_all(&orphan, 201) && is_all(&held, 202));
     let mut receiver = client.receiver("c").open().unwrap();
     sender.wait_for_receivers_timeout(1, SOON).unwrap();
@@ -399,8 +399,8 @@ fn a_sender_that_changes_its_user() {
     let (_broker, client) = broker();
     let (mut sender, _receiver) = sent_and_back(&client);
     nix::unistd::setresuid(65_534.into(), 65_534.into(), 65_534.into()).unwrap();
-    assert_eq!(sender.allocate_timeout(SOON).unwrap_err(), AllocateError::NotPermitted(SIZE));
-    assert_eq!(sender.try_allocate().unwrap_err(), AllocateError::NotPermitted(SIZE));
+    assert_eq!(sender.allocate_timeout(SOON).unwrap_err(), AllocateError::NotPermitted { bytes: SIZE });
+    assert_eq!(sender.try_allocate().unwrap_err(), AllocateError::NotPermitted { bytes: SIZE });
     println!("refused: {}", sender.allocate().unwrap_err());
 }
 
@@ -411,8 +411,8 @@ fn a_sender_that_changes_its_root() {
     let (_broker, client) = broker();
     let (mut sender, _receiver) = sent_and_back(&client);
     std::os::unix::fs::chroot(folder).unwrap();
-    assert_eq!(sender.allocate_timeout(SOON).unwrap_err(), AllocateError::NoProc(SIZE));
-    assert_eq!(sender.try_allocate().unwrap_err(), AllocateError::NoProc(SIZE));
+    assert_eq!(sender.allocate_timeout(SOON).unwrap_err(), AllocateError::NoProc { bytes: SIZE });
+    assert_eq!(sender.try_allocate().unwrap_err(), AllocateError::NoProc { bytes: SIZE });
     println!("refused: {}", sender.allocate().unwrap_err());
 }
 

@@ -112,7 +112,7 @@ fn a_message_to_nobody_comes_back_and_can_be_written_again() {
     let mut fbuf = sender.allocate().unwrap();
     fbuf.write_all(b"kept").unwrap();
     let error = sender.write(fbuf).unwrap_err();
-    assert!(matches!(error, WriteError::NoReceiver(_)));
+    assert!(matches!(error, WriteError::NoReceiver { .. }));
     let fbuf = error.into_fbuf().unwrap();
     assert_eq!(&fbuf[..], b"kept");
     let mut receiver = client.receiver("c").open().unwrap();
@@ -129,7 +129,7 @@ fn no_more_are_under_way_than_there_are_slots() {
         send(&mut sender, &n.to_le_bytes());
     }
     let full = sender.allocate_timeout(std::time::Duration::from_millis(1)).unwrap_err();
-    assert_eq!(full, AllocateError::TimedOut(128));
+    assert_eq!(full, AllocateError::TimedOut { slots: 128 });
     for n in 0..128u32 {
         assert_eq!(receiver.get_timeout(SOON).unwrap()[..], n.to_le_bytes());
     }

@@ -112,7 +112,7 @@ fn two_processes_wait_for_senders_receivers_and_input_at_once() {
         other.hear("heard");
         other.process.signal(Signal::SIGKILL);
         let mut saw = Vec::new();
-        while saw.last().is_none_or(|error| !matches!(error, GetError::Disconnected(_))) {
+        while saw.last().is_none_or(|error| !matches!(error, GetError::Disconnected { .. })) {
             assert_eq!(poll(&mut [Pollable::receiver(&mut answers)], Some(SOON)).unwrap(), 1, "{saw:?}");
             saw.extend(answers.try_get().err());
         }

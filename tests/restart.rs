@@ -219,7 +219,7 @@ fn but_not_for_ever() {
     let client = Client::connect_to(&broker.address).unwrap();
     broker.process.kill();
     match client.receiver("c").open() {
-        Err(OpenError::BrokerGone(why)) => assert!(why.contains("start `fbuf broker`"), "{why}"),
+        Err(OpenError::BrokerGone { reason: why }) => assert!(why.contains("start `fbuf broker`"), "{why}"),
         other => panic!("{other:?}"),
     }
 }

@@ -42,7 +42,7 @@ fn use_everything() {
     // Without a broker, connecting fails in words.
     let address = broker.address().clone();
     drop(broker);
-    assert!(Client::connect_to(&address).unwrap_err().to_string().contains("there is none"));
+    assert!(Client::connect_to(&address).unwrap_err().to_string().contains("there is no broker"));
 }
 
 #[test]

@@ -106,7 +106,7 @@ fn slots_that_cannot_be_given_at_first_are_given_later() {
             waits = match receiver.unpaired() {
                 Ok(unpaired) => unpaired.iter().any(|one| one.why == Mismatch::Exhausted),
                 // The client has no descriptor for what the broker has sent, and connects again.
-                Err(OpenError::BrokerGone(why)) => {
+                Err(OpenError::BrokerGone { reason: why }) => {
                     assert!(why.contains("RLIMIT_NOFILE") && !why.contains("start it"), "{why}");
                     true
                 }
@@ -125,7 +125,7 @@ fn slots_that_cannot_be_given_at_first_are_given_later() {
             continue;
         }
         if let Some(trouble) = trouble {
-            assert!(matches!(trouble, GetError::Exhausted { .. } | GetError::Disconnected(_)), "{trouble}");
+            assert!(matches!(trouble, GetError::Exhausted { .. } | GetError::Disconnected { .. }), "{trouble}");
             refused += 1;
             continue;
         }
@@ -224,7 +224,7 @@ fn a_right_to_write_waits_for_a_descriptor_and_its_sender_is_told() {
     get(&mut receiver, 0);
     let scarcity = Scarcity::but_for(0);
     let trouble = sender.allocate_timeout(SOON).unwrap_err();
-    assert_eq!(trouble, AllocateError::NoDescriptor(8));
+    assert_eq!(trouble, AllocateError::NoDescriptor { bytes: 8 });
     drop(scarcity);
     send(&mut sender, 1);
     get(&mut receiver, 1);
@@ -288,7 +288,7 @@ fn a_one_shot_that_cannot_be_passed_comes_back_and_can_be_written_again() {
         let jam = Jam::new();
         let refused = sender.write(fbuf);
         drop(jam);
-        let Err(WriteError::NotPassed { fbuf, reason }) = refused else { panic!("{refused:?}") };
+        let Err(WriteError::NotPassed { fbuf, reason, .. }) = refused else { panic!("{refused:?}") };
         assert!(reason.contains("RLIMIT_NOFILE"), "{reason}");
         assert_eq!(fbuf[..], 1u64.to_ne_bytes());
         assert_eq!(sender.write(fbuf).unwrap().sequence, 1);

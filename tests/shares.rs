@@ -31,7 +31,7 @@ fn play(role: &str) {
     match role {
         "connections" => take(|| match Client::connect() {
             Ok(client) => Some(client),
-            Err(ConnectError::QuotaExceeded { spent, .. }) => {
+            Err(ConnectError::QuotaExceeded { quota: spent, .. }) => {
                 assert!(spent.to_string().contains("a share of what the broker has left"), "{spent}");
                 None
             }

@@ -179,7 +179,7 @@ fn a_stopped_receiver_holds_back_those_who_wait_for_it_and_nobody_else() {
         assert_eq!(receiver.get_timeout(SOON).unwrap().sequence(), number);
     }
     let refused = sender.allocate_timeout(Duration::from_millis(30)).unwrap_err();
-    assert_eq!(refused, AllocateError::TimedOut(SLOTS as usize));
+    assert_eq!(refused, AllocateError::TimedOut { slots: SLOTS as usize });
     assert_eq!(sender.try_allocate().unwrap().map(|_| ()), None);
     // Whoever shares neither sender nor receiver with it goes on, and so does the broker.
     let mut elsewhere = client.sender("d").slot_size(8).slots(SLOTS as usize).open().unwrap();

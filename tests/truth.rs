@@ -145,7 +145,7 @@ fn a_burst_that_never_waits_is_told_within_a_second_that_its_receiver_is_dead() 
         };
         let time = death.elapsed();
         println!("{mechanism:?}: told after {time:?}, {} messages later", sent - 3);
-        let WriteError::NoReceiver(fbuf) = error else { panic!("{error:?}") };
+        let WriteError::NoReceiver { fbuf } = error else { panic!("{error:?}") };
         assert_eq!(fbuf[..], sent.to_le_bytes(), "the message comes back");
         let Departure { reason, unread, .. } = departure(&mut sender);
         assert_eq!((reason, numbers(unread)), (DisconnectReason::Died, last(sent, sent)), "{mechanism:?}");
@@ -232,7 +232,7 @@ fn the_dead_are_not_counted_among_receivers_although_nothing_is_called_that_look
     recvs[1].process.kill();
     until("all are gone", || sender.receivers() == 0);
     let fbuf = sender.allocate().unwrap();
-    assert!(matches!(sender.write_retained(fbuf), Err(WriteError::NoReceiver(_))));
+    assert!(matches!(sender.write_retained(fbuf), Err(WriteError::NoReceiver { .. })));
 }
 
 #[test]
@@ -257,7 +257,7 @@ fn a_receiver_hears_within_a_second_of_a_dead_sender_while_another_keeps_it_busy
         assert!(death.elapsed() < Duration::from_secs(1), "{messages} messages were received meanwhile");
     };
     println!("told after {:?} and {messages} messages", death.elapsed());
-    assert!(matches!(error, GetError::Disconnected(peer) if peer.process.pid as u32 == dying.pid()), "{error:?}");
+    assert!(matches!(error, GetError::Disconnected { peer } if peer.process.pid as u32 == dying.pid()), "{error:?}");
 }
 
 #[test]
@@ -329,7 +329,7 @@ fn a_sender_that_is_never_dropped_is_taken_for_dead_unless_it_finishes() {
         child.0.stderr.take().unwrap().read_to_string(&mut said).unwrap();
         assert!(status.success() && said.is_empty(), "{way}: {status}, {said}");
         assert_eq!(end == GetError::Ended, is_complete, "{way}: {end:?}");
-        assert_eq!(matches!(end, GetError::Disconnected(_)), !is_complete, "{way}: {end:?}");
+        assert_eq!(matches!(end, GetError::Disconnected { .. }), !is_complete, "{way}: {end:?}");
     }
 }
 

@@ -207,7 +207,7 @@ impl Troubles {
 
     /// Has it all happen once more.
     fn go_on(&mut self) {
-        assert_eq!(self.waits.0.allocate_timeout(BRIEFLY).unwrap_err(), AllocateError::TimedOut(1));
+        assert_eq!(self.waits.0.allocate_timeout(BRIEFLY).unwrap_err(), AllocateError::TimedOut { slots: 1 });
         (0..4).for_each(|_| send(&mut self.skips.0));
         while self.skips.1.try_get().unwrap().is_some() {}
         assert_eq!(self.sleeps.get_timeout(BRIEFLY).unwrap_err(), GetError::TimedOut);

@@ -82,16 +82,22 @@ pub(crate) enum Standing {
 #[non_exhaustive]
 pub enum BindError {
     /// There is one already.
-    #[error("a broker was to listen at {0}, and one does already: stop it first, or choose another --socket")]
-    Running(Address),
+    #[error("a broker listens at {address} already: stop it first, or choose another --socket")]
+    Running {
+        /// Where.
+        address: Address,
+    },
     /// Something else has the name.
     #[error(
-        "a broker was to listen at {0}, and a file is there that is no socket: move it away, or choose another --socket"
+        "no broker can listen at {address}, where a file is that is no socket: move it away, or choose another --socket"
     )]
-    Occupied(Address),
+    Occupied {
+        /// Where.
+        address: Address,
+    },
     /// The folder belongs to another user, which could put other files in the place of the socket.
     #[error(
-        "a broker was to listen in {}, which belongs to user {owner}: choose a --socket in a folder of root's or of your own",
+        "no broker can listen in {}, which belongs to user {owner}: choose a --socket in a folder of root's or of your own",
         folder.display()
     )]
     ForeignFolder {
@@ -102,7 +108,7 @@ pub enum BindError {
     },
     /// Other users can write the folder, and so put other files in the place of the socket.
     #[error(
-        "a broker was to listen in {}, which other users can write (mode {mode:o}): `chmod go-w` it, or choose another --socket",
+        "no broker can listen in {}, which other users can write (mode {mode:o}): `chmod go-w` it, or choose another --socket",
         folder.display()
     )]
     ExposedFolder {
@@ -113,7 +119,7 @@ pub enum BindError {
     },
     /// A dead socket of another user has the name.
     #[error(
-        "a broker was to listen at {address}, and a socket of user {owner} is there, on which nothing listens: remove it, or choose another --socket"
+        "no broker can listen at {address}, where a socket of user {owner} is on which nothing listens: remove it, or choose another --socket"
     )]
     ForeignFile {
         /// Where it was to listen.
@@ -123,22 +129,28 @@ pub enum BindError {
     },
     /// Another file has taken the place of the socket while the broker listened.
     #[error(
-        "the socket file at {0} was replaced by another, so that no client finds this broker: it ends, and its clients connect to the broker that is there now"
+        "the socket file at {address} was replaced by another, so that no client finds this broker: it ends, and its clients connect to the broker that is there now"
     )]
-    Replaced(Address),
+    Replaced {
+        /// Where.
+        address: Address,
+    },
     /// The file of a socket that was handed over is gone, or was replaced.
     #[error(
         "the socket file {}, which was handed over, is gone or was replaced: have the service manager make it anew (`systemctl restart` its socket unit)",
-        .0.display()
+        path.display()
     )]
-    GivenFileLost(PathBuf),
+    GivenFileLost {
+        /// The file.
+        path: PathBuf,
+    },
     /// The kernel says no.
-    #[error("a broker was to listen at {address}: {source}; {}", remedy(source))]
+    #[error("no broker can listen at {address}: {error}; {}", remedy(error))]
     Refused {
         /// Where it was to listen.
         address: Address,
         /// The kernel's reason.
-        source: io::Error,
+        error: io::Error,
     },
 }
 
@@ -203,18 +215,18 @@ impl Listener {
         if let Some(GivenFile { path, identity: made }) = &self.given
             && identity(path) != Some(*made)
         {
-            return Ok(Standing::Lost(BindError::GivenFileLost(path.clone())));
+            return Ok(Standing::Lost(BindError::GivenFileLost { path: path.clone() }));
         }
         let mut bound = self.lock();
         let (Some(address), Some(file)) = (&self.address, &bound.file) else { return Ok(Standing::Found) };
         match file.look() {
             Ok(Found::Itself) => return Ok(Standing::Found),
-            Ok(Found::Another) => return Err(BindError::Replaced(address.clone())),
+            Ok(Found::Another) => return Err(BindError::Replaced { address: address.clone() }),
             Ok(Found::Nothing) => {}
-            Err(source) => return Ok(Standing::Lost(BindError::Refused { address: address.clone(), source })),
+            Err(error) => return Ok(Standing::Lost(BindError::Refused { address: address.clone(), error })),
         }
         let made = Bound::make(address).and_then(|mut new| {
-            let refused = |source| BindError::Refused { address: address.clone(), source };
+            let refused = |error| BindError::Refused { address: address.clone(), error };
             if bound.is_open_to_all { new.open_to_all().map(|()| new).map_err(refused) } else { Ok(new) }
         });
         Ok(match made {
@@ -234,7 +246,7 @@ impl Listener {
 
 impl Bound {
     fn make(address: &Address) -> Result<Self, BindError> {
-        let refused = |source: io::Error| BindError::Refused { address: address.clone(), source };
+        let refused = |error: io::Error| BindError::Refused { address: address.clone(), error };
         // One that is too long is refused also where a shorter name leads to the same file: clients have none.
         let given = address.to_kernel().map_err(refused)?;
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
@@ -253,7 +265,7 @@ impl Bound {
             None => given,
         };
         bind(socket.as_raw_fd(), &name).map_err(|error| match error {
-            Errno::EADDRINUSE => BindError::Running(address.clone()),
+            Errno::EADDRINUSE => BindError::Running { address: address.clone() },
             error => refused(error.into()),
         })?;
         let file = folder.map(SocketFile::made_in).transpose().map_err(refused)?;

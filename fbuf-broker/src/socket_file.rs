@@ -81,10 +81,10 @@ pub(crate) fn is_exposed(mode: u32, group: u32) -> bool {
 impl Folder {
     /// The folder of a socket.
     pub(crate) fn of(path: &Path, address: &Address) -> Result<Self, BindError> {
-        let refused = |source: io::Error| BindError::Refused { address: address.clone(), source };
+        let refused = |error: io::Error| BindError::Refused { address: address.clone(), error };
         let path = std::path::absolute(path).map_err(refused)?;
         let parts = path.parent().zip(path.file_name());
-        let (folder, name) = parts.ok_or_else(|| BindError::Occupied(address.clone()))?;
+        let (folder, name) = parts.ok_or_else(|| BindError::Occupied { address: address.clone() })?;
         let (folder, name) = (folder.to_owned(), name.to_owned());
         let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
         let opened = open(&folder, flags, Mode::empty()).map_err(|error| refused(error.into()))?;
@@ -136,19 +136,19 @@ impl Folder {
 
     /// Removes the socket file of a broker that died.
     pub(crate) fn clear(&self, address: &Address) -> Result<(), BindError> {
-        let refused = |source| BindError::Refused { address: address.clone(), source };
+        let refused = |error| BindError::Refused { address: address.clone(), error };
         let Some(found) = self.find(&self.name).map_err(refused)? else { return Ok(()) };
         if !is_socket(&found) {
-            return Err(BindError::Occupied(address.clone()));
+            return Err(BindError::Occupied { address: address.clone() });
         }
         let name = self.to_kernel().map_err(refused)?;
         match PacketSocket::connect(&name, PROBE_TIME) {
-            Ok(_) => return Err(BindError::Running(address.clone())),
+            Ok(_) => return Err(BindError::Running { address: address.clone() }),
             Err(error) => match error.raw_os_error().map(Errno::from_raw) {
                 // Its queue is full: it is alive, if busy.
-                Some(Errno::EAGAIN) => return Err(BindError::Running(address.clone())),
+                Some(Errno::EAGAIN) => return Err(BindError::Running { address: address.clone() }),
                 // A living socket of some other program, of another type.
-                Some(Errno::EPROTOTYPE) => return Err(BindError::Occupied(address.clone())),
+                Some(Errno::EPROTOTYPE) => return Err(BindError::Occupied { address: address.clone() }),
                 Some(Errno::ECONNREFUSED) => {}
                 _ => return Err(refused(error)),
             },

@@ -72,13 +72,13 @@ fn of_open(error: &OpenError) -> Option<String> {
             "the slots of sender {} ({}) come from the one receiver that the channel has: end that receiver first",
             sender.endpoint, sender.process
         ),
-        OpenError::Geometry(GeometryError::SlotBytes(bytes)) => {
+        OpenError::Geometry(GeometryError::SlotBytes { bytes }) => {
             format!("--slot-size can be 1B to 1GiB, and {bytes} bytes were asked for")
         }
-        OpenError::Geometry(GeometryError::Slots(slots)) => {
+        OpenError::Geometry(GeometryError::Slots { slots }) => {
             format!("--slots can be 1 to {MAX_SLOTS}, and {slots} were asked for")
         }
-        OpenError::Geometry(GeometryError::Leased(slots)) => {
+        OpenError::Geometry(GeometryError::Leased { slots }) => {
             format!("--slots can be 1 to {MAX_LEASED} with `--protection leased`, and {slots} were asked for")
         }
         OpenError::Memory(MemoryError::NotEnough { asked, available, bound }) => format!(

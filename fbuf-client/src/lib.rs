@@ -38,6 +38,7 @@ mod endpoint;
 mod guard;
 mod hangup;
 mod interrupt;
+mod io_error;
 mod poll;
 mod receiver;
 mod sender;
@@ -47,7 +48,7 @@ pub use client::{Client, ClientBuilder, ConnectError, OpenError};
 pub use fbuf_core::{
     abort::Abort,
     memory::{MemoryError, Pages, Sealed},
-    peer::{Credentials, Peer},
+    peer::{Credentials, LinkId, Peer},
     process::fork::Forked,
     protection::{Mechanism, Protection},
     receive::{private::Private, received::Received},

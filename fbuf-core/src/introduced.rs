@@ -69,10 +69,22 @@ pub struct Introduced {
 pub enum IntroductionError {
     /// The slots cannot be like that.
     #[error("the broker introduced a sender with slots that cannot be: {0}")]
-    Geometry(#[from] GeometryError),
+    Geometry(GeometryError),
     /// This process has no descriptor left for the socket of the link, or what came is no socket.
     #[error("the socket of a link cannot be used: {0}")]
-    Socket(#[from] io::Error),
+    Socket(io::Error),
+}
+
+impl From<GeometryError> for IntroductionError {
+    fn from(error: GeometryError) -> Self {
+        Self::Geometry(error)
+    }
+}
+
+impl From<io::Error> for IntroductionError {
+    fn from(error: io::Error) -> Self {
+        Self::Socket(error)
+    }
 }
 
 impl Introduction {
@@ -188,7 +200,7 @@ mod tests {
     fn slots_that_cannot_be_are_not_introduced() {
         assert!(introduced(introduction(Mechanism::Shared, SlotSource::Segments, 1)).is_ok());
         let refused = introduced(introduction(Mechanism::Shared, SlotSource::Segments, 0)).unwrap_err();
-        assert!(matches!(refused, IntroductionError::Geometry(GeometryError::Slots(0))), "{refused}");
+        assert!(matches!(refused, IntroductionError::Geometry(GeometryError::Slots { slots: 0 })), "{refused}");
     }
 
     /// Messages that are said to be leased, and lie in a segment that their sender may write, are none.

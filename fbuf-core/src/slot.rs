@@ -90,21 +90,31 @@ pub struct Geometry {
 #[non_exhaustive]
 pub enum GeometryError {
     /// No bytes, or too many.
-    #[error("a slot of {0} bytes was asked for: 1 to {MAX_SLOT_BYTES} are possible")]
-    SlotBytes(u64),
+    #[error("no slot can have {bytes} bytes: 1 to {MAX_SLOT_BYTES} are possible")]
+    SlotBytes {
+        /// Bytes of a slot that were asked for.
+        bytes: u64,
+    },
     /// No slots, or too many.
-    #[error("{0} slots were asked for: 1 to {MAX_SLOTS} are possible")]
-    Slots(u64),
+    #[error("no sender can have {slots} slots: 1 to {MAX_SLOTS} are possible")]
+    Slots {
+        /// How many were asked for.
+        slots: u64,
+    },
     /// More buffers that are sent once than can be under way.
-    #[error("{0} slots were asked for of one-shot messages: 1 to {MAX_ONE_SHOTS} are possible")]
-    OneShots(u32),
+    #[error("no sender of one-shots can have {slots} slots: 1 to {MAX_ONE_SHOTS} are possible")]
+    OneShots {
+        /// How many were asked for.
+        slots: u32,
+    },
     /// More slots that are leased than can be.
-    #[error("{0} slots were asked for of messages that are leased: 1 to {MAX_LEASED} are possible")]
-    Leased(u32),
+    #[error("no sender of leased messages can have {slots} slots: 1 to {MAX_LEASED} are possible")]
+    Leased {
+        /// How many were asked for.
+        slots: u32,
+    },
     /// More slots at the start than at the end.
-    #[error(
-        "{start} slots were asked for to start with, and growth to {limit}: the limit cannot be less than the start"
-    )]
+    #[error("no sender can start with {start} slots and grow to {limit}: the limit cannot be less than the start")]
     Growth {
         /// To start with.
         start: u32,
@@ -121,8 +131,8 @@ impl Geometry {
     pub fn new(slot_bytes: u64, max_slots: u64) -> Result<Self, GeometryError> {
         let checked = |value: u64, limit: u32| u32::try_from(value).ok().filter(|value| (1..=limit).contains(value));
         Ok(Self {
-            slot_bytes: checked(slot_bytes, MAX_SLOT_BYTES).ok_or(GeometryError::SlotBytes(slot_bytes))?,
-            max_slots: checked(max_slots, MAX_SLOTS).ok_or(GeometryError::Slots(max_slots))?,
+            slot_bytes: checked(slot_bytes, MAX_SLOT_BYTES).ok_or(GeometryError::SlotBytes { bytes: slot_bytes })?,
+            max_slots: checked(max_slots, MAX_SLOTS).ok_or(GeometryError::Slots { slots: max_slots })?,
         })
     }
 
@@ -157,10 +167,10 @@ mod tests {
 
     #[test]
     fn impossible_geometries_are_named() {
-        assert_eq!(Geometry::new(0, 1), Err(GeometryError::SlotBytes(0)));
-        assert_eq!(Geometry::new(1 << 31, 1), Err(GeometryError::SlotBytes(1 << 31)));
-        assert_eq!(Geometry::new(64, 0), Err(GeometryError::Slots(0)));
-        assert_eq!(Geometry::new(64, 1 << 33), Err(GeometryError::Slots(1 << 33)));
+        assert_eq!(Geometry::new(0, 1), Err(GeometryError::SlotBytes { bytes: 0 }));
+        assert_eq!(Geometry::new(1 << 31, 1), Err(GeometryError::SlotBytes { bytes: 1 << 31 }));
+        assert_eq!(Geometry::new(64, 0), Err(GeometryError::Slots { slots: 0 }));
+        assert_eq!(Geometry::new(64, 1 << 33), Err(GeometryError::Slots { slots: 1 << 33 }));
         assert!(Geometry::new(MAX_SLOT_BYTES.into(), MAX_SLOTS.into()).is_ok());
     }
 }

@@ -69,7 +69,7 @@ pub enum Violation {
     },
     /// A descriptor that may not be mapped.
     #[error("an unsuitable descriptor: {0}")]
-    Descriptor(#[from] Unsuitable),
+    Descriptor(Unsuitable),
     /// Slots that a receiver makes were to be used, and the receiver is not trusted.
     #[error(
         "the slots of this sender are made by its receiver, which is of another user and not trusted: \
@@ -79,6 +79,12 @@ pub enum Violation {
     /// A link socket that the peer never reads.
     #[error("the link socket is full: the peer does not read it")]
     SocketFull,
+}
+
+impl From<Unsuitable> for Violation {
+    fn from(error: Unsuitable) -> Self {
+        Self::Descriptor(error)
+    }
 }
 
 /// Why a descriptor that a peer sent is not mapped.

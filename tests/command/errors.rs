@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    path::Path,
+    path::{Path, PathBuf},
     process::{Output, Stdio},
 };
 
@@ -74,12 +74,9 @@ fn call_in(error: &str) -> Option<&str> {
     error.split_whitespace().find(is_call)
 }
 
-#[test]
-fn errors_of_the_library_name_no_calls() {
-    let named =
-        ["open with keep_waiting()", "`wait_for_receivers`", "protection({required:?})", "ask for Protection::Leased"];
-    assert!(named.iter().all(|error| call_in(error).is_some()), "the search finds nothing");
-    let mut errors = 0;
+/// Each error of the library: the file, the attribute that has its text, and what comes behind that.
+fn errors_of_the_library() -> Vec<(PathBuf, String, String)> {
+    let mut errors = Vec::new();
     for package in ["fbuf-core", "fbuf-protocol", "fbuf-client", "fbuf-broker"] {
         let mut folders = vec![Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(package).join("src")];
         while let Some(folder) = folders.pop() {
@@ -89,18 +86,38 @@ fn errors_of_the_library_name_no_calls() {
                     continue;
                 }
                 let source = fs::read_to_string(&entry).unwrap();
-                for attribute in source.split("#[error(").skip(1) {
-                    let (attribute, _) = attribute.split_once(")]\n").unwrap();
-                    for error in literals(attribute) {
-                        errors += 1;
-                        let found = call_in(error);
-                        assert_eq!(found, None, "{}: {error}", entry.display());
-                    }
+                for error in source.split("#[error(").skip(1) {
+                    let (attribute, behind) = error.split_once(")]\n").unwrap();
+                    let behind = behind.split("\n}\n").next().unwrap();
+                    errors.push((entry.clone(), attribute.to_owned(), behind.to_owned()));
                 }
             }
         }
     }
-    assert!(errors > 100, "only {errors} errors were found");
+    assert!(errors.len() > 100, "only {} errors were found", errors.len());
+    errors
+}
+
+#[test]
+fn errors_of_the_library_name_no_calls() {
+    let named =
+        ["open with keep_waiting()", "`wait_for_receivers`", "protection({required:?})", "ask for Protection::Leased"];
+    assert!(named.iter().all(|error| call_in(error).is_some()), "the search finds nothing");
+    for (file, attribute, _) in errors_of_the_library() {
+        for error in literals(&attribute) {
+            assert_eq!(call_in(error), None, "{}: {error}", file.display());
+        }
+    }
+}
+
+/// A report of an error and its sources would say the cause of such an error twice.
+#[test]
+fn errors_of_the_library_say_their_cause_themselves_or_have_a_source() {
+    let has_source = |behind: &str| ["#[from]", "#[source]", " source:"].iter().any(|mark| behind.contains(mark));
+    assert!(has_source("    Memory(#[from] MemoryError),") && !has_source("    Lost,"));
+    for (file, attribute, behind) in errors_of_the_library() {
+        assert!(attribute == "transparent" || !has_source(&behind), "{}: {attribute}", file.display());
+    }
 }
 
 #[test]

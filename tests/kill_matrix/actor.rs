@@ -227,7 +227,7 @@ fn receive_for_ever(mut listeners: Vec<Listener>, random: &mut Random) {
             match listener.receiver.get_timeout(Duration::from_micros(random.below(300))) {
                 Ok(received) => listener.take(received, random),
                 // Somebody died.
-                Err(GetError::TimedOut | GetError::Disconnected(_)) => {}
+                Err(GetError::TimedOut | GetError::Disconnected { .. }) => {}
                 Err(error) => panic!("{error}"),
             }
             listener.empty(random);

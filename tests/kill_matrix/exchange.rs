@@ -147,7 +147,7 @@ impl Listener {
                 Ok(Some(received)) => self.take(received, random),
                 Ok(None) => return,
                 // Somebody died.
-                Err(GetError::Disconnected(_)) => {}
+                Err(GetError::Disconnected { .. }) => {}
                 Err(error) => panic!("{error}"),
             }
         }

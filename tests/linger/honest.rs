@@ -62,7 +62,7 @@ fn receive(receiver: &mut Receiver, number: u64) -> u64 {
                 return offences;
             }
             Err(GetError::PeerViolation { .. }) => offences += 1,
-            Err(GetError::Disconnected(_)) => {}
+            Err(GetError::Disconnected { .. }) => {}
             Err(error) => panic!("{error}"),
         }
     }

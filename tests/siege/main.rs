@@ -268,7 +268,7 @@ impl Honest {
             match patient.allocate_timeout(PATIENCE) {
                 // If the receiver has gone meanwhile, the fbuf comes back.
                 Ok(fbuf) => drop(patient.write(fbuf)),
-                Err(AllocateError::TimedOut(slots)) => {
+                Err(AllocateError::TimedOut { slots }) => {
                     assert_eq!(patient.counters().slots.lent, slots);
                     self.reports.push(Report::HoldsAll(slots));
                     break;
@@ -295,7 +295,7 @@ impl Honest {
             GetError::PeerViolation { peer, violation } if !is_own(&peer) => {
                 self.report(peer, Report::Violation(*violation));
             }
-            GetError::Disconnected(peer) if !is_own(&peer) => self.report(peer, Report::Died),
+            GetError::Disconnected { peer } if !is_own(&peer) => self.report(peer, Report::Died),
             error => panic!("{error}"),
         }
     }

@@ -120,7 +120,7 @@ fn attach_beside() {
     loop {
         match crowded.get_timeout(SOON) {
             Ok(received) if received.sender().process.uid == 0 => break println!("{ATTACHED}"),
-            Ok(_) | Err(GetError::Disconnected(_) | GetError::PeerViolation { .. }) => {}
+            Ok(_) | Err(GetError::Disconnected { .. } | GetError::PeerViolation { .. }) => {}
             Err(error) => panic!("{error}"),
         }
     }

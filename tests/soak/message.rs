@@ -50,7 +50,7 @@ impl Writing {
     fn send(&mut self, sender: &mut Sender, length: usize, mark: u64, patience: Duration) -> Result<(), Missing> {
         let mut fbuf = match sender.allocate_timeout(patience) {
             Ok(fbuf) => fbuf,
-            Err(AllocateError::TimedOut(_)) => return Err(Missing::Slot),
+            Err(AllocateError::TimedOut { .. }) => return Err(Missing::Slot),
             Err(error) => panic!("{error}"),
         };
         fbuf.set_len(length).unwrap();
@@ -63,7 +63,7 @@ impl Writing {
         match sender.write(fbuf) {
             Ok(sent) => assert_eq!(sent.sequence, self.number),
             // With the receiver that it was for, the slot may have gone as well, if that one had made it.
-            Err(WriteError::NoReceiver(_) | WriteError::Lost) => return Err(Missing::Receiver),
+            Err(WriteError::NoReceiver { .. } | WriteError::Lost) => return Err(Missing::Receiver),
             Err(error) => panic!("{error}"),
         }
         self.number += 1;

@@ -114,7 +114,7 @@ fn receive(mut receiver: Receiver, orders: &Orders, unfinished: &AtomicUsize) ->
     loop {
         match receiver.get_timeout(MOMENT) {
             Ok(message) => heard.hear(&message),
-            Err(GetError::Disconnected(peer)) => heard.forget(peer),
+            Err(GetError::Disconnected { peer }) => heard.forget(peer),
             Err(GetError::TimedOut) if orders.end.load(Relaxed) && heard.unfinished() == 0 => {
                 return (heard.messages, heard.bytes);
             }

@@ -160,7 +160,7 @@ fn receive((builder, skips): (ReceiverBuilder, bool), random: &mut Random, end: 
             }
             // All slots may be kept, here and by others.
             Err(GetError::TimedOut) => kept.clear(),
-            Err(GetError::Disconnected(peer)) => heard.forget(peer),
+            Err(GetError::Disconnected { peer }) => heard.forget(peer),
             Err(error) => panic!("{error}"),
         }
         while kept.len() > keeps {

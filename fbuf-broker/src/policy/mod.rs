@@ -271,7 +271,7 @@ impl Policy {
     /// [`PolicyError`]
     pub fn read(path: &Path) -> Result<Self, PolicyError> {
         let name = || path.display().to_string();
-        let unreadable = |source| PolicyError::Unreadable { path: name(), source };
+        let unreadable = |error| PolicyError::Unreadable { path: name(), error };
         let mut file = File::open(path).map_err(unreadable)?;
         let found = file.metadata().map_err(unreadable)?;
         if found.uid() != 0 && found.uid() != nix::unistd::geteuid().as_raw() {

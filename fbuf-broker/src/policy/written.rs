@@ -12,12 +12,12 @@ use super::{Quota, Rule, pattern::Pattern};
 #[non_exhaustive]
 pub enum PolicyError {
     /// The file cannot be read.
-    #[error("the policy {path} cannot be read: {source}")]
+    #[error("the policy {path} cannot be read: {error}")]
     Unreadable {
         /// Which file.
         path: String,
         /// Why.
-        source: io::Error,
+        error: io::Error,
     },
     /// The file is another user's, which could permit any user.
     #[error("the policy {path} belongs to user {owner}: have root, or the user that runs the broker, own it")]

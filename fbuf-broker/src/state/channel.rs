@@ -187,7 +187,7 @@ impl Stock {
             (_, Slots::Broker { .. } | Slots::Receiver) => Mechanism::Lease,
         };
         if slots != Slots::Segments && geometry.max_slots() > MAX_LEASED {
-            return Err(GeometryError::Leased(geometry.max_slots()));
+            return Err(GeometryError::Leased { slots: geometry.max_slots() });
         }
         Ok(Self { geometry, mechanism, slots })
     }

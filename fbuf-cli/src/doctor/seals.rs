@@ -117,10 +117,9 @@ impl Sealed {
 /// The kernel's reason alone: the full text refers its reader to this command.
 fn cause(error: &MemoryError) -> String {
     match error {
-        MemoryError::Refused { call, source, .. } => {
-            let source =
-                source.get_ref().and_then(|inner| inner.source()).map_or(source.to_string(), |s| s.to_string());
-            format!("{call}: {source}")
+        MemoryError::Refused { call, error, .. } => {
+            let cause = error.get_ref().and_then(|inner| inner.source()).map_or(error.to_string(), |s| s.to_string());
+            format!("{call}: {cause}")
         }
         other => other.to_string(),
     }

@@ -100,10 +100,10 @@ fn stream(sender: &mut Sender, input: &mut Input, receivers: usize, waiting: &mu
         let written = sender.write(fbuf);
         complain(sender)?;
         written.map_err(|error| match error {
-            WriteError::NoReceiver(_) if receivers == 0 => {
+            WriteError::NoReceiver { .. } if receivers == 0 => {
                 Failure::new("there is no receiver, and none was to be waited for: give --receivers 1")
             }
-            WriteError::NoReceiver(_) => Failure::new("every receiver left before the end"),
+            WriteError::NoReceiver { .. } => Failure::new("every receiver left before the end"),
             other => other.into(),
         })?;
     }
@@ -133,7 +133,7 @@ fn wait_for_receivers(sender: &mut Sender, count: usize, waiting: &mut Waiting) 
 fn allocate(sender: &mut Sender, waiting: &mut Waiting) -> Result<Fbuf, Failure> {
     loop {
         match sender.allocate_timeout(SILENCE) {
-            Err(AllocateError::TimedOut(slots)) => {
+            Err(AllocateError::TimedOut { slots }) => {
                 waiting.say(For::Slots, || format!("waiting for one of {slots} slots, in use by {},", holders(sender)));
             }
             // By a handler of a library that was preloaded.

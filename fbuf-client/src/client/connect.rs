@@ -24,20 +24,20 @@ use super::{Client, control::Pauses, greet::greet};
 #[non_exhaustive]
 pub enum ConnectError {
     /// Nothing listens there.
-    #[error("{}", no_broker(addresses, source))]
+    #[error("{}", no_broker(addresses, error))]
     NoBroker {
         /// Every address that was tried.
         addresses: Vec<Address>,
         /// The kernel's reason.
-        source: io::Error,
+        error: io::Error,
     },
     /// Something may listen there, and this process cannot connect.
-    #[error("no connection to the broker at {address}: {source}; {}", remedy(source))]
+    #[error("no connection to the broker at {address}: {error}; {}", remedy(error))]
     Unreachable {
         /// Where.
         address: Address,
         /// The kernel's reason.
-        source: io::Error,
+        error: io::Error,
     },
     /// The broker is another user's, which could have this program believe anything.
     #[error(
@@ -89,12 +89,12 @@ pub enum ConnectError {
         broker: u16,
     },
     /// This user has too many connections.
-    #[error("the broker at {address} refuses a connection: {spent}")]
+    #[error("the broker at {address} refuses a connection: {quota}")]
     QuotaExceeded {
         /// Where.
         address: Address,
         /// Of which quota, by which rule.
-        spent: QuotaExceeded,
+        quota: QuotaExceeded,
     },
     /// It has too many clients.
     #[error("the broker at {address} has as many clients as it can serve: close some")]
@@ -111,24 +111,33 @@ pub enum ConnectError {
         found: String,
     },
     /// This process cannot.
-    #[error("a connection to the broker could not be set up: {0}{limit}", limit = limit_behind(.0))]
-    Local(#[from] io::Error),
+    #[error("no connection to a broker can be set up: {error}{limit}", limit = limit_behind(.error))]
+    Local {
+        /// What the kernel says.
+        error: io::Error,
+    },
+}
+
+impl From<io::Error> for ConnectError {
+    fn from(error: io::Error) -> Self {
+        Self::Local { error }
+    }
 }
 
 /// That there is no broker, where it was looked for, and what to do.
-fn no_broker(addresses: &[Address], source: &io::Error) -> String {
+fn no_broker(addresses: &[Address], error: &io::Error) -> String {
     let places = addresses.iter().map(Address::to_string).collect::<Vec<_>>().join(" or ");
     let aside = set_aside().map(|why| format!(" ({why})")).unwrap_or_default();
-    match (source.raw_os_error().map(Errno::from_raw), addresses) {
+    match (error.raw_os_error().map(Errno::from_raw), addresses) {
         (Some(Errno::ECONNREFUSED), [Address::Path(path)]) if is_other_file(path) => {
-            format!("a broker was expected at {places}, and the file that is there is no socket: check {VARIABLE}")
+            format!("there is no broker at {places}: the file that is there is no socket; check {VARIABLE}")
         }
         (Some(Errno::ECONNREFUSED), [Address::Path(_)]) => format!(
-            "the broker at {places} is gone, and its socket file is left ({source}): start `fbuf broker` again; \
+            "the broker at {places} is gone, and its socket file is left ({error}): start `fbuf broker` again; \
              in a container, mount the folder of the socket: the file is another one with each start of the broker"
         ),
         _ => format!(
-            "a broker was expected at {places}{aside}, and there is none ({source}): start `fbuf broker`, \
+            "there is no broker at {places}{aside} ({error}): start `fbuf broker`, \
              or set {VARIABLE} to where it listens"
         ),
     }
@@ -140,8 +149,8 @@ fn is_other_file(path: &std::path::Path) -> bool {
 }
 
 /// What to do when the kernel does not let a process connect.
-fn remedy(source: &io::Error) -> String {
-    match source.raw_os_error().map(Errno::from_raw) {
+fn remedy(error: &io::Error) -> String {
+    match error.raw_os_error().map(Errno::from_raw) {
         Some(Errno::EACCES | Errno::EPERM) => format!(
             "user {} may not write the socket, or not search a folder above it: the broker's policy is about other users only, \
              or the folder is closed to this one",
@@ -151,7 +160,7 @@ fn remedy(source: &io::Error) -> String {
         Some(Errno::ENFILE) => "the machine has as many files open as it may (fs.file-max)".into(),
         Some(Errno::ENOTDIR) => format!("a part of its path is no folder: check {VARIABLE}"),
         Some(Errno::ELOOP) => format!("its path has too many symbolic links: check {VARIABLE}"),
-        _ if source.kind() == io::ErrorKind::InvalidInput => format!("choose a shorter one, and set {VARIABLE} to it"),
+        _ if error.kind() == io::ErrorKind::InvalidInput => format!("choose a shorter one, and set {VARIABLE} to it"),
         _ => format!("check {VARIABLE}"),
     }
 }
@@ -233,13 +242,13 @@ impl ClientBuilder {
 
     /// The first address at which there is anything is the one.
     async fn try_each(&self, addresses: &[Address]) -> Result<(Broker, Watched<PacketSocket>), ConnectError> {
-        let nowhere = |source| ConnectError::NoBroker { addresses: addresses.to_vec(), source };
+        let nowhere = |error| ConnectError::NoBroker { addresses: addresses.to_vec(), error };
         let mut last = nowhere(io::ErrorKind::NotFound.into());
         for address in addresses {
             match greet(address, &Accepted::Trusted(self.users.clone())).await {
                 Ok((socket, user)) => return Ok((Broker::new(address, user), socket)),
-                Err(ConnectError::NoBroker { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
-                    last = nowhere(source);
+                Err(ConnectError::NoBroker { error, .. }) if error.kind() == io::ErrorKind::NotFound => {
+                    last = nowhere(error);
                 }
                 Err(error) => return Err(error),
             }

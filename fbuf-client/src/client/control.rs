@@ -206,7 +206,7 @@ impl Endpoints {
         let now = Instant::now();
         for request in self.waiting.extract_if(.., |request| request.deadline <= now) {
             // The caller waits for it.
-            let _ = request.answer.send(Err(OpenError::BrokerGone(why.to_owned())));
+            let _ = request.answer.send(Err(OpenError::BrokerGone { reason: why.to_owned() }));
         }
     }
 
@@ -412,7 +412,7 @@ impl Session {
             let seen = match look.await {
                 Ok(all) => Ok(all),
                 Err(RpcError::DeadlineExceeded | RpcError::Server(_)) => Err(OpenError::NoAnswer),
-                Err(error) => Err(OpenError::BrokerGone(why_gone(&error))),
+                Err(error) => Err(OpenError::BrokerGone { reason: why_gone(&error) }),
             };
             // Who asked waits for it.
             let _ = answer.send(seen);
@@ -504,8 +504,9 @@ mod tests {
     #[test]
     fn what_to_do_fits_why_there_is_no_connection() {
         use tarpc::ChannelError::Read;
-        let said =
-            |error: io::Error| OpenError::BrokerGone(why_gone(&RpcError::Channel(Read(Arc::new(error))))).to_string();
+        let said = |error: io::Error| {
+            OpenError::BrokerGone { reason: why_gone(&RpcError::Channel(Read(Arc::new(error)))) }.to_string()
+        };
         for error in [io::ErrorKind::UnexpectedEof, io::ErrorKind::ConnectionReset, io::ErrorKind::BrokenPipe] {
             assert!(said(error.into()).contains("start it again"));
         }

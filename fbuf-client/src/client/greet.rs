@@ -31,14 +31,12 @@ pub(super) async fn greet(
     address: &Address,
     accepted: &Accepted,
 ) -> Result<(Watched<PacketSocket>, u32), ConnectError> {
-    let unreachable = |source| ConnectError::Unreachable { address: address.clone(), source };
+    let unreachable = |error| ConnectError::Unreachable { address: address.clone(), error };
     let not_a_broker = |found: &str| ConnectError::NotABroker { address: address.clone(), found: found.into() };
     let socket = connect(address).await.map_err(|error| match error.raw_os_error().map(Errno::from_raw) {
         Some(Errno::EAGAIN) => not_a_broker("it does not accept connections"),
         Some(Errno::EPROTOTYPE) => not_a_broker("its socket is of another type"),
-        Some(Errno::ENOENT | Errno::ECONNREFUSED) => {
-            ConnectError::NoBroker { addresses: vec![address.clone()], source: error }
-        }
+        Some(Errno::ENOENT | Errno::ECONNREFUSED) => ConnectError::NoBroker { addresses: vec![address.clone()], error },
         _ => unreachable(error),
     })?;
     // Before it is told anything, or believed.
@@ -71,7 +69,7 @@ pub(super) async fn greet(
         // What comes behind the greeting was sent with it.
         Verdict::QuotaExceeded => match timeout(PATIENCE, self::answer(&socket)).await {
             Ok(Ok(Arrival::Message(bytes, _))) => match wire::decode(&bytes, Vec::new()) {
-                Ok(spent) => Err(ConnectError::QuotaExceeded { address, spent }),
+                Ok(quota) => Err(ConnectError::QuotaExceeded { address, quota }),
                 Err(_) => Err(not_a_broker("it does not say which quota is spent")),
             },
             _ => Err(not_a_broker("it does not say which quota is spent")),

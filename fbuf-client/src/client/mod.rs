@@ -96,11 +96,15 @@ pub enum OpenError {
     Refused(Refusal),
     /// There is no connection to the broker, and none could be made within some seconds: why, and what to do.
     #[error(
-        "an endpoint was to be opened, and there is no connection to the broker ({0}); it is made again by itself, and links that exist go on"
+        "there is no connection to the broker ({reason}): it is made again by itself, and links that exist go on; try again \
+         then"
     )]
-    BrokerGone(String),
+    BrokerGone {
+        /// Why, and what to do.
+        reason: String,
+    },
     /// The broker does not answer.
-    #[error("an endpoint was to be opened, and the broker does not answer: look whether it is stopped or overloaded")]
+    #[error("the broker does not answer: look whether it is stopped or overloaded")]
     NoAnswer,
     /// This process was forked from the one that connected.
     #[error(transparent)]
@@ -112,8 +116,17 @@ pub enum OpenError {
     )]
     InPredicate,
     /// This process cannot.
-    #[error("an endpoint could not be set up: {0}{limit}", limit = limit_behind(.0))]
-    Local(#[from] io::Error),
+    #[error("the endpoint cannot be set up: {error}{limit}", limit = limit_behind(.error))]
+    Local {
+        /// What the kernel says.
+        error: io::Error,
+    },
+}
+
+impl From<io::Error> for OpenError {
+    fn from(error: io::Error) -> Self {
+        Self::Local { error }
+    }
 }
 
 /// Why there is no connection now, if there is none.
@@ -248,7 +261,7 @@ impl Client {
         self.0.check()?;
         let (answer, answered) = mpsc::sync_channel(1);
         let why = || self.connection_error().unwrap_or_else(|| "this process ends the connection".into());
-        let gone = || OpenError::BrokerGone(why());
+        let gone = || OpenError::BrokerGone { reason: why() };
         self.0.command(command(answer)).ok_or_else(gone)?;
         answered.recv().unwrap_or_else(|_| Err(gone()))
     }
@@ -268,7 +281,7 @@ impl Client {
         let (answer, answered) = mpsc::sync_channel(1);
         let open = Open { channel: channel.to_owned(), role, label, users, earlier: None };
         let deadline = Instant::now() + PATIENCE;
-        let gone = || OpenError::BrokerGone("this process ends the connection".into());
+        let gone = || OpenError::BrokerGone { reason: "this process ends the connection".into() };
         self.0.command(Command::Open { endpoint: number, open, post, answer, deadline }).ok_or_else(gone)?;
         // The control thread answers each command.
         let opened = answered.recv().unwrap_or_else(|_| Err(gone()))?;

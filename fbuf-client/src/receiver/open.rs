@@ -132,7 +132,7 @@ impl ReceiverBuilder {
         let label = label.map(Label::new).transpose()?;
         acceptance.check()?;
         if accepts.own.max_slots == 0 || accepts.own.slot_bytes == 0 {
-            return Err(OptionsError::Nothing { asked: "senders that have no slots, or empty ones," }.into());
+            return Err(OptionsError::Nothing { asked: "senders of no or empty slots" }.into());
         }
         let skip_above = max_backlog.map(skip_above).transpose()?;
         let pending_links = Arc::new(PendingLinks::new()?);

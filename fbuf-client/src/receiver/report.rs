@@ -1,7 +1,5 @@
 //! What a receiver says: how much was done, and why there is no message.
 
-use std::io;
-
 use fbuf_core::{abort::Abort, peer::Peer, process::fork::Forked, violation::Violation};
 
 /// What a receiver has done so far.
@@ -38,17 +36,23 @@ pub enum GetError {
     Forked(#[from] Forked),
     /// All senders have ended in order, and everything they sent was received. Another one may come.
     #[error(
-        "a message was asked for, and all senders have ended: to wait for the next one, let the receiver keep waiting"
+        "all senders have ended, and what they sent was received: to wait for the next one, let the receiver keep waiting"
     )]
     Ended,
     /// A sender's process died. Everything it sent was received; it may have meant to send more.
     /// Reported once; other senders go on.
-    #[error("sender {} ({}) died before it ended its stream: what it had sent was received, the rest is missing", .0.endpoint, .0.process)]
-    Disconnected(Peer),
+    #[error("sender {} ({}) died before it ended its stream: what it had sent was received, the rest is missing", peer.endpoint, peer.process)]
+    Disconnected {
+        /// Which sender.
+        peer: Peer,
+    },
     /// A sender has disconnected this receiver ([`Sender::disconnect`](crate::Sender::disconnect)), perhaps because it
     /// was held up by it. What this receiver had not taken is lost. Reported once; other senders go on.
-    #[error("sender {} ({}) has disconnected this receiver: messages may be missing; take and drop them sooner", .0.endpoint, .0.process)]
-    Dropped(Peer),
+    #[error("sender {} ({}) has disconnected this receiver: messages may be missing; take and drop them sooner", peer.endpoint, peer.process)]
+    Dropped {
+        /// Which sender.
+        peer: Peer,
+    },
     /// A sender has broken its stream off: by [`Sender::abort`](crate::Sender::abort), in a panic, or without a word
     /// although it had announced one. Everything it sent was received; the rest is missing. Reported once; other
     /// senders go on.
@@ -105,18 +109,4 @@ pub enum GetError {
     /// is lost: call again, or stop.
     #[error("the wait for a message was interrupted by a signal handler or an interrupt handle; nothing is lost")]
     Interrupted,
-}
-
-impl From<GetError> for io::Error {
-    fn from(error: GetError) -> Self {
-        let kind = match error {
-            GetError::Ended => io::ErrorKind::UnexpectedEof,
-            GetError::Disconnected(_) | GetError::Dropped(_) => io::ErrorKind::ConnectionReset,
-            GetError::Aborted { .. } => io::ErrorKind::ConnectionAborted,
-            GetError::TimedOut => io::ErrorKind::TimedOut,
-            GetError::Interrupted => io::ErrorKind::Interrupted,
-            _ => io::ErrorKind::Other,
-        };
-        Self::new(kind, error)
-    }
 }

@@ -241,7 +241,7 @@ impl Sender {
     pub fn write(&mut self, fbuf: Fbuf) -> Result<Sent, WriteError> {
         // All of this is inlined where messages are written; whatever is more goes through a call.
         if self.notice.is_raised() && !self.heed() {
-            return Err(WriteError::Forked(fbuf));
+            return Err(WriteError::Forked { fbuf });
         }
         match self.pool.send_fast(fbuf) {
             Ok(published) => {
@@ -272,7 +272,7 @@ impl Sender {
     /// [`WriteError`], with the fbuf in it.
     pub fn write_retained(&mut self, fbuf: Fbuf) -> Result<(Sent, Retained), WriteError> {
         if self.notice.is_raised() && !self.heed() {
-            return Err(WriteError::Forked(fbuf));
+            return Err(WriteError::Forked { fbuf });
         }
         let (published, retained) = self.send_by(fbuf, Pool::send_and_keep)?;
         Ok((self.sent(published), retained))

@@ -312,8 +312,10 @@ impl SenderBuilder {
             return Err(GeometryError::Growth { start, limit: geometry.max_slots() }.into());
         }
         match geometry.max_slots() {
-            count if one_shot && count > MAX_ONE_SHOTS => return Err(GeometryError::OneShots(count).into()),
-            count if !one_shot && few && count > MAX_LEASED => return Err(GeometryError::Leased(count).into()),
+            count if one_shot && count > MAX_ONE_SHOTS => return Err(GeometryError::OneShots { slots: count }.into()),
+            count if !one_shot && few && count > MAX_LEASED => {
+                return Err(GeometryError::Leased { slots: count }.into());
+            }
             _ => {}
         }
         let terms = OpenRequest {

@@ -13,8 +13,8 @@ use super::grant::ProtectionRequest;
 pub enum OptionsError {
     /// The mechanism gives less than the protection.
     #[error(
-        "{protection} messages were asked for (protection), and a sender gives {found} messages by the mechanism that it \
-         was told ({mechanism}): leave one of the two out, or name a mechanism that gives as much",
+        "messages that are {mechanism} (mechanism) are {found} only, and {protection} ones were asked for (protection): \
+         leave one of the two out, or name a mechanism that gives as much",
         found = .mechanism.protection()
     )]
     Weaker {
@@ -25,26 +25,35 @@ pub enum OptionsError {
     },
     /// The slots are to be the receiver's, which are leased, and another mechanism was named.
     #[error(
-        "slots of the receiver were asked for, which are leased, and messages that are {0} (mechanism): \
-         leave one of the two out"
+        "slots of the receiver are leased, and messages that are {mechanism} were asked for (mechanism): leave one of the \
+         two out"
     )]
-    FromReceiver(Mechanism),
+    FromReceiver {
+        /// The mechanism that was named.
+        mechanism: Mechanism,
+    },
     /// Slots that are leased or sent once cannot be guarded.
     #[error(
-        "a guard was asked for (guard), and the slots are to be {0}: this process unmaps or gives away such a slot when \
-         it sends it, and no guard can watch it; leave the guard out, or ask for other slots"
+        "no guard can watch slots that are {mechanism}: this process unmaps or gives away such a slot when it sends it; \
+         leave the guard out, or ask for other slots"
     )]
-    Guard(Mechanism),
+    Guard {
+        /// How the messages are to be protected.
+        mechanism: Mechanism,
+    },
     /// Only slots that this sender leases are memory of their own, in pages of some size.
     #[error(
-        "{0} were asked for (pages), and only the slots of a sender that leases its own lie in pages of a size that can \
-         be chosen: ask for leased messages, or leave the pages out"
+        "only the slots of a sender that leases its own lie in pages of a size that can be chosen, and {pages} were asked \
+         for (pages): ask for leased messages, or leave the pages out"
     )]
-    Pages(Pages),
+    Pages {
+        /// The pages that were asked for.
+        pages: Pages,
+    },
     /// The broker's policy says that the channel is confidential, so that its messages are one-shots.
     #[error(
-        "{asked} were asked for, and the channel is confidential by the broker's policy: its messages are one-shots, with \
-         which that cannot be had; leave it out"
+        "the channel is confidential by the broker's policy, so that its messages are one-shots, with which {asked} cannot \
+         be had: leave it out"
     )]
     Confidential {
         /// What one-shots cannot have, in words.
@@ -52,15 +61,15 @@ pub enum OptionsError {
     },
     /// Slots that are leased are all made when the sender is opened, and it was to grow.
     #[error(
-        "growth to {limit} slots was asked for, and slots that are leased are all made when the sender is opened: \
-         ask for all of them then"
+        "slots that are leased are all made when the sender is opened, and growth to {limit} was asked for: ask for as many \
+         then"
     )]
     Growth {
         /// To how many.
         limit: u64,
     },
     /// A limit, or a list of users, leaves nothing that the endpoint could exchange.
-    #[error("an endpoint was to be opened with {asked}, and would never exchange a message: allow more")]
+    #[error("an endpoint with {asked} never exchanges a message: allow more")]
     Nothing {
         /// What leaves nothing, in words.
         asked: &'static str,
@@ -92,7 +101,9 @@ impl Options {
             };
         }
         let mechanism = match mechanism {
-            Some(other) if from_receiver && other != Mechanism::Lease => return Err(OptionsError::FromReceiver(other)),
+            Some(other) if from_receiver && other != Mechanism::Lease => {
+                return Err(OptionsError::FromReceiver { mechanism: other });
+            }
             None if from_receiver => Some(Mechanism::Lease),
             named => named,
         };
@@ -112,11 +123,13 @@ impl Options {
                 ProtectionRequest::Means(Mechanism::Lease) | ProtectionRequest::Level(Protection::Leased)
             )
         {
-            return Err(OptionsError::Pages(pages));
+            return Err(OptionsError::Pages { pages });
         }
         match guard {
-            Some(true) if mechanism == Some(Mechanism::OneShot) => Err(OptionsError::Guard(Mechanism::OneShot)),
-            Some(true) if wanted.may_lease(slot_size) => Err(OptionsError::Guard(Mechanism::Lease)),
+            Some(true) if mechanism == Some(Mechanism::OneShot) => {
+                Err(OptionsError::Guard { mechanism: Mechanism::OneShot })
+            }
+            Some(true) if wanted.may_lease(slot_size) => Err(OptionsError::Guard { mechanism: Mechanism::Lease }),
             _ => Ok(wanted),
         }
     }
@@ -145,20 +158,23 @@ mod tests {
                 Options { protection: Some(Protection::Sealed), ..of_receiver },
                 OptionsError::Weaker { protection: Protection::Sealed, mechanism: Mechanism::Lease },
             ),
-            (Options { mechanism: Some(Mechanism::Copy), ..of_receiver }, OptionsError::FromReceiver(Mechanism::Copy)),
-            (Options { guard: Some(true), ..of_receiver }, OptionsError::Guard(Mechanism::Lease)),
+            (
+                Options { mechanism: Some(Mechanism::Copy), ..of_receiver },
+                OptionsError::FromReceiver { mechanism: Mechanism::Copy },
+            ),
+            (Options { guard: Some(true), ..of_receiver }, OptionsError::Guard { mechanism: Mechanism::Lease }),
             (
                 Options { guard: Some(true), mechanism: Some(Mechanism::OneShot), ..Options::default() },
-                OptionsError::Guard(Mechanism::OneShot),
+                OptionsError::Guard { mechanism: Mechanism::OneShot },
             ),
-            (Options { pages: Some(Pages::Base), ..of_receiver }, OptionsError::Pages(Pages::Base)),
-            (Options { pages: Some(Pages::Huge), ..Options::default() }, OptionsError::Pages(Pages::Huge)),
+            (Options { pages: Some(Pages::Base), ..of_receiver }, OptionsError::Pages { pages: Pages::Base }),
+            (Options { pages: Some(Pages::Huge), ..Options::default() }, OptionsError::Pages { pages: Pages::Huge }),
         ];
         for (options, error) in refused {
             assert_eq!(options.check(SMALL).unwrap_err(), error, "{options:?}");
         }
         let guarded = Options { protection: Some(Protection::Leased), guard: Some(true), ..Options::default() };
-        assert_eq!(guarded.check(LEASE_FROM).unwrap_err(), OptionsError::Guard(Mechanism::Lease));
+        assert_eq!(guarded.check(LEASE_FROM).unwrap_err(), OptionsError::Guard { mechanism: Mechanism::Lease });
         assert!(guarded.check(SMALL).is_ok(), "slots of this size are copied, and can be guarded");
     }
 

@@ -1,6 +1,6 @@
 //! What a sender says: what became of a message, what went wrong, who has gone, how much was done.
 
-use std::{io, time::Duration};
+use std::time::Duration;
 
 use fbuf_core::{
     abort::Abort,
@@ -59,17 +59,26 @@ pub struct Sent {
 #[non_exhaustive]
 pub enum WriteError {
     /// No receiver is linked.
-    #[error("a message was written, and the channel has no receiver: wait for one before")]
-    NoReceiver(Fbuf),
+    #[error("the channel has no receiver: wait for one, and write the message again")]
+    NoReceiver {
+        /// The fbuf.
+        fbuf: Fbuf,
+    },
     /// It belongs to another sender.
-    #[error("an fbuf was written to a sender that did not allocate it: write it to its own, or copy it")]
-    OtherSender(Fbuf),
+    #[error("the fbuf was allocated by another sender: write it to that one, or copy it")]
+    OtherSender {
+        /// The fbuf.
+        fbuf: Fbuf,
+    },
     /// This process was forked from the one that opened the sender.
-    #[error("{}", fbuf_core::process::fork::Forked)]
-    Forked(Fbuf),
+    #[error("{}", Forked)]
+    Forked {
+        /// The fbuf.
+        fbuf: Fbuf,
+    },
     /// A one-shot could not be sealed: another process can write it, such as a child that was forked, and there
     /// is no memory for a copy.
-    #[error("a one-shot was to be sealed, and neither it nor a copy of it can be: {error}")]
+    #[error("the one-shot cannot be sealed, and no copy of it can be made: {error}")]
     NotSealed {
         /// The fbuf.
         fbuf: Fbuf,
@@ -77,7 +86,7 @@ pub enum WriteError {
         error: MemoryError,
     },
     /// A one-shot could not be passed to every receiver now, and no receiver was told of it.
-    #[error("a one-shot could not be sent: {reason}; write it again later")]
+    #[error("the one-shot was not sent: {reason}; write it again later")]
     NotPassed {
         /// The fbuf.
         fbuf: Fbuf,
@@ -85,9 +94,7 @@ pub enum WriteError {
         reason: String,
     },
     /// Neither was there a receiver, nor memory to take the fbuf back.
-    #[error(
-        "a message was written, the channel has no receiver, and there is no memory to map the fbuf again: it is lost"
-    )]
+    #[error("the message is lost: the channel has no receiver, and there is no memory to map the fbuf again")]
     Lost,
 }
 
@@ -96,9 +103,9 @@ impl WriteError {
     #[must_use]
     pub fn into_fbuf(self) -> Option<Fbuf> {
         match self {
-            Self::NoReceiver(fbuf)
-            | Self::OtherSender(fbuf)
-            | Self::Forked(fbuf)
+            Self::NoReceiver { fbuf }
+            | Self::OtherSender { fbuf }
+            | Self::Forked { fbuf }
             | Self::NotSealed { fbuf, .. }
             | Self::NotPassed { fbuf, .. } => Some(fbuf),
             Self::Lost => None,
@@ -109,8 +116,8 @@ impl WriteError {
 impl From<Unsent> for WriteError {
     fn from(unsent: Unsent) -> Self {
         match unsent {
-            Unsent::OtherPool(fbuf) => Self::OtherSender(fbuf),
-            Unsent::NoReceiver(fbuf) => Self::NoReceiver(fbuf),
+            Unsent::OtherPool(fbuf) => Self::OtherSender { fbuf },
+            Unsent::NoReceiver(fbuf) => Self::NoReceiver { fbuf },
             Unsent::NotSealed { fbuf, error } => Self::NotSealed { fbuf, error },
             Unsent::NotPassed { fbuf, reason } => Self::NotPassed { fbuf, reason },
             Unsent::Lost => Self::Lost,
@@ -127,23 +134,33 @@ pub enum AllocateError {
     Forked(#[from] Forked),
     /// All slots were in use until the time was over.
     #[error(
-        "a slot was asked for, and all {0} are in use: let receivers drop what they hold, open with more slots, or let receivers be skipped"
+        "no free slot: all {slots} are in use; let receivers drop what they hold or limit their backlog, or open the sender \
+         with more slots"
     )]
-    TimedOut(usize),
+    TimedOut {
+        /// How many slots there are.
+        slots: usize,
+    },
     /// A signal handler ran while a slot was waited for, or an [`InterruptHandle`](crate::InterruptHandle) was used: call again,
     /// or stop.
     #[error("the wait for a slot was interrupted by a signal handler or an interrupt handle")]
     Interrupted,
     /// There is no descriptor for a slot: for a one-shot, or for one that a receiver gives, which waits until there is.
-    #[error("no descriptor is left for a buffer of {0} bytes (RLIMIT_NOFILE): close some, or raise `ulimit -n`")]
-    NoDescriptor(usize),
+    #[error("no descriptor is left for a slot of {bytes} bytes (RLIMIT_NOFILE): close some, or raise `ulimit -n`")]
+    NoDescriptor {
+        /// The size of a slot.
+        bytes: usize,
+    },
     /// A slot is free, and no one-shot can be sent: the send buffer of the link to some receiver is full of messages that
     /// it has not read, and smaller than it should be.
     #[error(
-        "no room for a message: the send buffer of a link is full, of which the kernel grants {0} bytes: \
+        "no room for a message: the send buffer of a link is full, of which the kernel grants {bytes} bytes: \
          let receivers take what was sent, or raise net.core.wmem_max"
     )]
-    NoRoom(usize),
+    NoRoom {
+        /// The size of that send buffer.
+        bytes: usize,
+    },
     /// A slot is free, and no one-shot can be sent: receivers of another user have not received what was sent before, and the
     /// kernel counts the descriptors that are under way for all processes of a user (ETOOMANYREFS in sendmsg(2)).
     #[error(
@@ -152,24 +169,31 @@ pub enum AllocateError {
     )]
     UnderWay,
     /// There is no memory for a one-shot message.
-    #[error(
-        "a buffer of {0} bytes was asked for, and there is no memory: let receivers drop what they keep, or free some"
-    )]
-    NoMemory(usize),
+    #[error("no memory for a one-shot of {bytes} bytes: let receivers drop what they keep, or free some")]
+    NoMemory {
+        /// The size of a slot.
+        bytes: usize,
+    },
     /// A slot is free, and this process may not open it again: slots that are leased belong to the user that opened the
     /// sender, and the process has changed its user since.
     #[error(
-        "a slot of {0} bytes is free, and this process may not open it again (EACCES): slots that are leased belong to \
+        "a slot of {bytes} bytes is free, and this process may not open it again (EACCES): slots that are leased belong to \
          the user that opened the sender; if this process has changed its user since, let it open another sender"
     )]
-    NotPermitted(usize),
+    NotPermitted {
+        /// The size of a slot.
+        bytes: usize,
+    },
     /// A slot is free, and cannot be opened again: slots that are leased are opened through /proc, which this process does
     /// not have any more.
     #[error(
-        "a slot of {0} bytes is free, and cannot be opened again (ENOENT): slots that are leased are opened through \
+        "a slot of {bytes} bytes is free, and cannot be opened again (ENOENT): slots that are leased are opened through \
          /proc/self/fd; if this process has changed its root folder since, mount proc there"
     )]
-    NoProc(usize),
+    NoProc {
+        /// The size of a slot.
+        bytes: usize,
+    },
 }
 
 /// Receivers did not come, or did not finish.
@@ -183,7 +207,7 @@ pub enum WaitError {
     #[error("the wait for receivers was interrupted by a signal handler or an interrupt handle")]
     Interrupted,
     /// They did not come in time.
-    #[error("{wanted} receivers were waited for, and {linked} are linked")]
+    #[error("{linked} receivers are linked, and {wanted} were waited for")]
     TimedOut {
         /// How many were waited for.
         wanted: usize,
@@ -191,7 +215,7 @@ pub enum WaitError {
         linked: usize,
     },
     /// Receivers did not hand everything back in time.
-    #[error("receivers were to hand everything back, and still hold {slots} slots")]
+    #[error("receivers still hold {slots} slots, and were to hand all of them back")]
     StillLent {
         /// How many slots are lent.
         slots: usize,
@@ -235,21 +259,8 @@ pub enum DisconnectReason {
 impl From<NoRoom> for AllocateError {
     fn from(why: NoRoom) -> Self {
         match why {
-            NoRoom::Buffer(size) => Self::NoRoom(size),
+            NoRoom::Buffer(bytes) => Self::NoRoom { bytes },
             NoRoom::UnderWay => Self::UnderWay,
         }
-    }
-}
-
-impl From<AllocateError> for io::Error {
-    fn from(error: AllocateError) -> Self {
-        let kind = match error {
-            AllocateError::TimedOut(_) => io::ErrorKind::TimedOut,
-            AllocateError::Interrupted => io::ErrorKind::Interrupted,
-            AllocateError::NoMemory(_) => io::ErrorKind::OutOfMemory,
-            AllocateError::NotPermitted(_) => io::ErrorKind::PermissionDenied,
-            _ => io::ErrorKind::Other,
-        };
-        Self::new(kind, error)
     }
 }

@@ -60,19 +60,19 @@ impl Sender {
 
     /// What there is not enough of for a slot that is free.
     pub(super) fn lack_of_slot(&self) -> Option<AllocateError> {
-        let capacity = self.pool.capacity() as usize;
+        let bytes = self.pool.capacity() as usize;
         Some(match self.pool.lack()? {
-            Lack::Memory => AllocateError::NoMemory(capacity),
-            Lack::Descriptors => AllocateError::NoDescriptor(capacity),
-            Lack::Permission => AllocateError::NotPermitted(capacity),
-            Lack::Proc => AllocateError::NoProc(capacity),
+            Lack::Memory => AllocateError::NoMemory { bytes },
+            Lack::Descriptors => AllocateError::NoDescriptor { bytes },
+            Lack::Permission => AllocateError::NotPermitted { bytes },
+            Lack::Proc => AllocateError::NoProc { bytes },
         })
     }
 
     /// Whether a receiver gives a slot for which this process has no descriptor.
     pub(super) fn lack_of_descriptor(&self) -> Option<AllocateError> {
         let lacks = self.pool.links().iter().any(Outbound::lacks_descriptor);
-        lacks.then(|| AllocateError::NoDescriptor(self.pool.capacity() as usize))
+        lacks.then(|| AllocateError::NoDescriptor { bytes: self.pool.capacity() as usize })
     }
 
     /// Waits until half of the slots are back, as long as they keep coming.

@@ -54,7 +54,7 @@ impl Sender {
                         return Ok(());
                     }
                 }
-                let full = AllocateError::TimedOut(self.pool.slots() as usize);
+                let full = AllocateError::TimedOut { slots: self.pool.slots() as usize };
                 Err(self.lack_of_slot().or(self.pool.lacks_room().map(AllocateError::from)).unwrap_or(full))
             }
         }

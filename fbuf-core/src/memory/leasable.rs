@@ -85,7 +85,7 @@ impl Leasable {
     /// [`MemoryError::Refused`]: another owner, by who is not root; no huge pages on this kernel; no /proc.
     pub fn create(name: &str, size: u64, huge: bool, owner: u32) -> Result<Self, MemoryError> {
         let size = whole_pages(size, huge);
-        let refused = |call, source| MemoryError::Refused { call, asked: size, source };
+        let refused = |call, source| MemoryError::Refused { call, asked: size, error: source };
         available::check_length(size)?;
         let options = MemfdOptions::new().allow_sealing(true).hugetlb(huge.then_some(HugetlbSize::Huge2MB));
         let made = options.create(name).map_err(|error| refused("memfd_create", kernels_reason(error)))?;
@@ -191,7 +191,7 @@ impl Leasable {
     /// # Errors
     /// [`MemoryError`]: there are not so many.
     pub(crate) fn reserve(&self, pages: Pages) -> Result<Pages, MemoryError> {
-        let refused = |call, source| MemoryError::Refused { call, asked: self.size, source };
+        let refused = |call, source| MemoryError::Refused { call, asked: self.size, error: source };
         let writer = self.open_writer().map_err(|error| refused("opening a memfd of /proc/self/fd", error))?;
         let huge = is_huge(writer.as_fd());
         if !huge {
@@ -200,7 +200,7 @@ impl Leasable {
         // A file of huge pages that are set aside gets them when it is mapped.
         let none_left = || MemoryError::NotEnough { asked: self.size, available: 0, bound: "free huge pages" };
         let map = match Map::of_writer(writer.as_fd(), self.size, pages != Pages::Base) {
-            Err(MemoryError::Refused { source, .. }) if huge && source.kind() == io::ErrorKind::OutOfMemory => {
+            Err(MemoryError::Refused { error: source, .. }) if huge && source.kind() == io::ErrorKind::OutOfMemory => {
                 return Err(none_left());
             }
             other => other?,

@@ -192,7 +192,7 @@ impl Map {
     pub(crate) fn writable(memory: &Reserved) -> Result<Self, MemoryError> {
         let size = memory.size();
         Self::new(memory.as_fd(), size, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE)
-            .map_err(|source| MemoryError::Refused { call: "mmap", asked: size, source })
+            .map_err(|source| MemoryError::Refused { call: "mmap", asked: size, error: source })
     }
 
     /// Not in children that are forked, which get zeroes in its place.
@@ -214,7 +214,7 @@ impl Map {
     /// [`MemoryError`]
     pub(crate) fn of_writer(writer: BorrowedFd<'_>, size: u64, huge: bool) -> Result<Self, MemoryError> {
         let map = Self::new(writer, size, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE)
-            .map_err(|source| MemoryError::Refused { call: "mmap", asked: size, source })?;
+            .map_err(|source| MemoryError::Refused { call: "mmap", asked: size, error: source })?;
         if huge {
             map.advise(libc::MADV_HUGEPAGE);
         }

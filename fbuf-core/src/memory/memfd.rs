@@ -37,7 +37,7 @@ const FOR_GOOD: [FileSeal; 4] = [FileSeal::SealWrite, FileSeal::SealShrink, File
 pub enum MemoryError {
     /// There is less than was asked for.
     #[error(
-        "{asked} bytes of shared memory were asked for, and {available} are available ({bound}): \
+        "{available} bytes of shared memory are available ({bound}), and {asked} were asked for: \
          open with fewer or smaller slots, or free some memory"
     )]
     NotEnough {
@@ -50,8 +50,8 @@ pub enum MemoryError {
     },
     /// The kernel refused a call that shared memory needs.
     #[error(
-        "the kernel refused {call} for {asked} bytes: {source}{}; `fbuf doctor` shows what this machine allows",
-        limit_behind(source)
+        "the kernel refused {call} for {asked} bytes: {error}{}; `fbuf doctor` shows what this machine allows",
+        limit_behind(error)
     )]
     Refused {
         /// The call.
@@ -59,7 +59,7 @@ pub enum MemoryError {
         /// The size it was for.
         asked: u64,
         /// The kernel's reason.
-        source: io::Error,
+        error: io::Error,
     },
 }
 
@@ -68,19 +68,19 @@ impl MemoryError {
     #[must_use]
     pub fn is_of_descriptors(&self) -> bool {
         let errno = |source: &io::Error| source.raw_os_error().map(Errno::from_raw);
-        matches!(self, Self::Refused { source, .. } if matches!(errno(source), Some(Errno::EMFILE | Errno::ENFILE)))
+        matches!(self, Self::Refused { error, .. } if matches!(errno(error), Some(Errno::EMFILE | Errno::ENFILE)))
     }
 
     /// Whether the memory is there, and may not be opened by this process's user.
     #[must_use]
     pub fn is_of_permission(&self) -> bool {
-        matches!(self, Self::Refused { source, .. } if source.kind() == io::ErrorKind::PermissionDenied)
+        matches!(self, Self::Refused { error, .. } if error.kind() == io::ErrorKind::PermissionDenied)
     }
 
     /// Whether the memory is there, and there is no /proc through which it could be opened.
     #[must_use]
     pub fn is_of_proc(&self) -> bool {
-        matches!(self, Self::Refused { source, .. } if source.kind() == io::ErrorKind::NotFound)
+        matches!(self, Self::Refused { error, .. } if error.kind() == io::ErrorKind::NotFound)
     }
 }
 
@@ -104,7 +104,7 @@ impl Reserved {
 
     /// As [`Self::new`], but reserves only the first so many bytes.
     pub(crate) fn promised(name: &str, size: u64, begin: u64) -> Result<Self, MemoryError> {
-        let refused = |call, source| MemoryError::Refused { call, asked: size, source };
+        let refused = |call, source| MemoryError::Refused { call, asked: size, error: source };
         available::check(begin)?;
         available::check_length(size)?;
         let file = MemfdOptions::new()
@@ -138,7 +138,7 @@ impl Reserved {
     /// # Errors
     /// [`MemoryError::Refused`] on a kernel without `F_SEAL_FUTURE_WRITE` (before 5.1).
     pub(crate) fn seal(self) -> Result<OwnedFd, MemoryError> {
-        let refused = |source| MemoryError::Refused { call: "F_ADD_SEALS", asked: self.size, source };
+        let refused = |source| MemoryError::Refused { call: "F_ADD_SEALS", asked: self.size, error: source };
         let memfd =
             ::memfd::Memfd::try_from_file(self.file).map_err(|_| refused(io::Error::other("it cannot be sealed")))?;
         memfd.add_seals(&SEALS).map_err(|error| refused(io::Error::other(error)))?;
@@ -158,7 +158,7 @@ impl Reserved {
             self.file.write_all_at(&ZEROES[..(end - at) as usize], at).map_err(|source| MemoryError::Refused {
                 call: "pwrite",
                 asked: end - at,
-                source,
+                error: source,
             })?;
             at = end;
         }
@@ -171,7 +171,7 @@ impl Reserved {
     /// The memory, as it was, and [`MemoryError::Refused`]: `EBUSY` while it is mapped for writing anywhere,
     /// be it in a child that was forked meanwhile.
     pub fn seal_for_good(self) -> Result<OwnedFd, (Self, MemoryError)> {
-        let refused = |source| MemoryError::Refused { call: "F_ADD_SEALS", asked: self.size, source };
+        let refused = |source| MemoryError::Refused { call: "F_ADD_SEALS", asked: self.size, error: source };
         match ::memfd::Memfd::try_from_file(self.file) {
             Ok(memfd) => match memfd.add_seals(&FOR_GOOD) {
                 Ok(()) => Ok(memfd.into_file().into()),

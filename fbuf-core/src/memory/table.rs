@@ -208,7 +208,7 @@ impl<H: SharedLayout, C: SharedLayout> Laid<H, C> {
         if bytes > CHECKED_FROM {
             available::check(bytes as u64)?;
         }
-        let refused = |source| MemoryError::Refused { call: "madvise", asked: bytes as u64, source };
+        let refused = |source| MemoryError::Refused { call: "madvise", asked: bytes as u64, error: source };
         self.map.provide(0..bytes, writes).map_err(refused)
     }
 

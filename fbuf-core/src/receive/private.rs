@@ -46,7 +46,7 @@ impl Received {
                     MemoryError::Refused {
                         call: "mmap",
                         asked: length as u64,
-                        source: io::Error::other("the view is too short"),
+                        error: io::Error::other("the view is too short"),
                     },
                 )),
             },

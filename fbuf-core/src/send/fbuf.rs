@@ -46,8 +46,9 @@ unsafe impl Sync for Fbuf {}
 
 /// More bytes than a slot has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 #[error(
-    "{asked} bytes were asked for in a slot of {capacity}: open the sender with larger slots, or send several messages"
+    "a slot has {capacity} bytes, and {asked} were to be filled: open the sender with larger slots, or send several messages"
 )]
 pub struct TooLarge {
     /// Bytes that were asked for.

@@ -50,7 +50,7 @@ impl Map {
     }
 
     fn anonymous(size: u64, flags: MapFlags) -> Result<Self, MemoryError> {
-        let refused = |source| MemoryError::Refused { call: "mmap", asked: size, source };
+        let refused = |source| MemoryError::Refused { call: "mmap", asked: size, error: source };
         let length = usize::try_from(size).ok().and_then(NonZeroUsize::new);
         let length = length.ok_or_else(|| refused(io::Error::other("nothing to map")))?;
         // SAFETY: a fresh mapping at an address of the kernel's choice touches no existing memory.
@@ -76,7 +76,7 @@ impl Map {
     /// # Errors
     /// [`MemoryError`]: the kernel does not map it.
     pub(crate) fn copy_on_write(memory: BorrowedFd<'_>, begin: u64, size: u64) -> Result<Self, MemoryError> {
-        let refused = |source| MemoryError::Refused { call: "mmap", asked: size, source };
+        let refused = |source| MemoryError::Refused { call: "mmap", asked: size, error: source };
         let length = usize::try_from(size).ok().and_then(NonZeroUsize::new);
         let length = length.ok_or_else(|| refused(io::Error::other("nothing to map")))?;
         let begin = begin.try_into().map_err(|_| refused(io::Error::other("beyond any file")))?;
@@ -123,7 +123,7 @@ impl Map {
             Some(bytes) => read_exactly(file, bytes),
             None => Err(io::Error::other("more than the map holds")),
         };
-        read.map_err(|source| MemoryError::Refused { call: "pread", asked: length as u64, source })
+        read.map_err(|source| MemoryError::Refused { call: "pread", asked: length as u64, error: source })
     }
 }
 

@@ -93,7 +93,7 @@ pub enum GreetError {
     Memory(#[from] MemoryError),
     /// Slots were handed over that are none.
     #[error("what was handed over is no memory of slots: {0}")]
-    Unsuitable(#[from] Unsuitable),
+    Unsuitable(Unsuitable),
     /// The sender was gone before.
     #[error("the sender has gone")]
     Gone,
@@ -106,6 +106,12 @@ pub enum GreetError {
     /// This process has no memory or no descriptor left for it.
     #[error("{0}")]
     Exhausted(String),
+}
+
+impl From<Unsuitable> for GreetError {
+    fn from(error: Unsuitable) -> Self {
+        Self::Unsuitable(error)
+    }
 }
 
 impl From<GreetError> for LinkEnd {
@@ -250,6 +256,6 @@ pub(super) fn receiver_slots_of(
     leases: bool,
 ) -> Result<ReceiverSlots, GreetError> {
     let memory: io::Result<_> = memory.into_iter().map(Descriptor::into_foreign).collect();
-    let memory = memory.map_err(|source| MemoryError::Refused { call: "recvmsg", asked: 0, source })?;
+    let memory = memory.map_err(|source| MemoryError::Refused { call: "recvmsg", asked: 0, error: source })?;
     Ok(ReceiverSlots::given(memory, geometry, leases)?)
 }

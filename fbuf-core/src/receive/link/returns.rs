@@ -92,7 +92,7 @@ impl Returns {
         let found = memory.iter().find(|(addresses, _)| addresses.contains(&address));
         let Some((addresses, memory)) = found else {
             let source = io::Error::other("the message is in no segment");
-            return Err(MemoryError::Refused { call: "mmap", asked: length as u64, source });
+            return Err(MemoryError::Refused { call: "mmap", asked: length as u64, error: source });
         };
         let page = page_bytes() as usize;
         let begin = address - addresses.start;

@@ -58,7 +58,7 @@ impl Copies {
         for part in parts {
             if !self.parts[part] {
                 available::check(PART as u64)?;
-                let refused = |source| MemoryError::Refused { call: "madvise", asked: PART as u64, source };
+                let refused = |source| MemoryError::Refused { call: "madvise", asked: PART as u64, error: source };
                 self.map.provide(part * PART..(part + 1) * PART, true).map_err(refused)?;
                 self.parts[part] = true;
             }

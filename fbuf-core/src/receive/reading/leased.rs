@@ -284,7 +284,7 @@ impl ReceiverSlots {
         {
             return Ok(Kept::Leased(leased_slot.clone()));
         }
-        let refused = |source| MemoryError::Refused { call: "pread", asked: length as u64, source };
+        let refused = |source| MemoryError::Refused { call: "pread", asked: length as u64, error: source };
         let memory = self.memory(slot).ok_or_else(|| refused(io::ErrorKind::NotFound.into()))?;
         // Not through a mapping: pages may be missing.
         Ok(Kept::Copied(Map::private_copy(memory.as_fd(), length)?))

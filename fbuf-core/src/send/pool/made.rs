@@ -63,7 +63,7 @@ impl Pool {
         let refused = |error: Unsuitable| MemoryError::Refused {
             call: "what the broker gave",
             asked: geometry.slot_bytes().into(),
-            source: io::Error::other(error),
+            error: io::Error::other(error),
         };
         let given = |memory| Leasable::given(memory, geometry.slot_bytes().into()).map_err(refused);
         let memory: Vec<_> = memory.into_iter().map(given).collect::<Result<_, _>>()?;
@@ -101,7 +101,7 @@ impl Pool {
         wake: Arc<EventFd>,
         channel: Option<&str>,
     ) -> Result<Self, MemoryError> {
-        let refused = |call, source| MemoryError::Refused { call, asked: geometry.stride(), source };
+        let refused = |call, source| MemoryError::Refused { call, asked: geometry.stride(), error: source };
         if channel.is_some() && !geometry.stride().is_multiple_of(page_bytes()) {
             let source = io::Error::other("slots that are guarded have to fill whole pages");
             return Err(refused("mprotect", source));
