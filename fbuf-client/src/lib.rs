@@ -53,7 +53,7 @@ pub use fbuf_core::{
     protection::{Mechanism, Protection},
     receive::{private::Private, received::Received},
     send::{
-        fbuf::{Fbuf, TooLarge},
+        fbuf::{Fbuf, Filled, TooLarge},
         pool::Places,
         retained::Retained,
         unread::Unread,
@@ -70,7 +70,7 @@ pub use fbuf_protocol::{
 pub use guard::WaitGuard;
 pub use interrupt::InterruptHandle;
 pub use poll::{Pollable, poll};
-pub use receiver::{GetError, Receiver, ReceiverBuilder, ReceiverCounters};
+pub use receiver::{GetError, Iter, Receiver, ReceiverBuilder, ReceiverCounters, TryIter};
 pub use sender::{
     AllocateError, Departure, DisconnectReason, OptionsError, ProtectionInfo, Sender, SenderBuilder, SenderCounters,
     Sent, WaitError, WaitFor, WriteError,

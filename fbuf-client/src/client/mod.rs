@@ -225,11 +225,13 @@ impl Client {
 
     /// Prepares a sender on a channel: a name of 1 to 255 bytes, without control characters, that is checked when it is
     /// [opened](SenderBuilder::open).
+    #[doc(alias("publisher", "advertise"))]
     pub fn sender(&self, channel: &str) -> SenderBuilder {
         SenderBuilder::new(self.clone(), channel)
     }
 
     /// Prepares a receiver on a channel, named as for [`Self::sender`].
+    #[doc(alias("subscriber", "subscribe"))]
     pub fn receiver(&self, channel: &str) -> ReceiverBuilder {
         ReceiverBuilder::new(self.clone(), channel)
     }

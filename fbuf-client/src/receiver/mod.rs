@@ -1,5 +1,6 @@
 //! The receiving end of a channel.
 
+mod iter;
 mod open;
 mod report;
 mod wait;
@@ -33,6 +34,7 @@ use crate::{
     },
 };
 
+pub use iter::{Iter, TryIter};
 pub use open::ReceiverBuilder;
 pub use report::{GetError, ReceiverCounters};
 
@@ -100,6 +102,7 @@ impl Receiver {
     ///
     /// # Errors
     /// [`GetError`], but for [`GetError::TimedOut`]. The receiver can be used further after each.
+    #[doc(alias("uf_get", "recv", "receive", "take"))]
     #[inline(always)]
     pub fn get(&mut self) -> Result<Received, GetError> {
         match self.take_fast() {
@@ -117,6 +120,7 @@ impl Receiver {
     ///
     /// # Errors
     /// [`GetError`]
+    #[doc(alias = "recv_timeout")]
     #[inline]
     pub fn get_timeout(&mut self, time: Duration) -> Result<Received, GetError> {
         match self.take_fast() {
@@ -130,6 +134,7 @@ impl Receiver {
     ///
     /// # Errors
     /// [`GetError`], but for [`GetError::TimedOut`].
+    #[doc(alias("try_recv", "poll"))]
     #[inline]
     pub fn try_get(&mut self) -> Result<Option<Received>, GetError> {
         match self.take_fast() {

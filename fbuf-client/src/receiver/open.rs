@@ -69,6 +69,7 @@ impl ReceiverBuilder {
     ///
     /// A step of more than one between two [sequence numbers](crate::Received::sequence) of a sender shows how many were left
     /// out; [`ReceiverCounters::missed`](super::ReceiverCounters::missed) has their sum.
+    #[doc(alias("skip_above", "queue_size", "conflate"))]
     pub fn max_backlog(mut self, messages: usize) -> Self {
         self.max_backlog = Some(messages);
         self

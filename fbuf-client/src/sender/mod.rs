@@ -165,6 +165,7 @@ impl Sender {
     /// [`AllocateError::NoMemory`] if each message is memory of its own ([`Mechanism::OneShot`](crate::Mechanism::OneShot)) and
     /// there is none; [`AllocateError::Interrupted`] if it waits and is [interrupted](InterruptHandle);
     /// [`AllocateError::Forked`].
+    #[doc(alias("uf_allocate", "loan", "reserve", "acquire"))]
     #[inline(always)]
     pub fn allocate(&mut self) -> Result<Fbuf, AllocateError> {
         loop {
@@ -194,6 +195,7 @@ impl Sender {
     /// # Errors
     /// As [`Self::allocate`], but for what waits, and [`AllocateError::NoDescriptor`] and [`AllocateError::NoRoom`]: a slot is free, and cannot
     /// be had.
+    #[doc(alias("try_loan", "try_reserve"))]
     #[inline]
     pub fn try_allocate(&mut self) -> Result<Option<Fbuf>, AllocateError> {
         match self.pool.allocate() {
@@ -237,6 +239,7 @@ impl Sender {
     ///
     /// # Errors
     /// [`WriteError`], with the fbuf in it.
+    #[doc(alias("uf_write", "publish", "send", "commit"))]
     #[inline(always)]
     pub fn write(&mut self, fbuf: Fbuf) -> Result<Sent, WriteError> {
         // All of this is inlined where messages are written; whatever is more goes through a call.
@@ -361,6 +364,7 @@ impl Sender {
     ///
     /// # Errors
     /// As [`Self::wait_for_receivers`].
+    #[doc(alias = "flush")]
     pub fn wait_for_returns(&mut self) -> Result<(), WaitError> {
         self.wait_until_returned(None)
     }

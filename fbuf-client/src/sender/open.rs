@@ -186,6 +186,7 @@ impl SenderBuilder {
     ///
     /// [`Sender::allocate`] waits until there is a receiver. What was allocated from one that goes can be
     /// sent to the next.
+    #[doc(alias = "uf_allocb")]
     pub fn from_receiver(mut self) -> Self {
         self.options.from_receiver = true;
         self

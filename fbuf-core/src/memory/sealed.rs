@@ -7,6 +7,7 @@ use std::{
     sync::Arc,
 };
 
+use bytes::Bytes;
 use nix::sys::stat::fstat;
 
 use super::{
@@ -97,6 +98,13 @@ impl Deref for Sealed {
 impl AsRef<[u8]> for Sealed {
     fn as_ref(&self) -> &[u8] {
         self
+    }
+}
+
+/// Without a copy.
+impl From<Sealed> for Bytes {
+    fn from(sealed: Sealed) -> Self {
+        Self::from_owner(sealed)
     }
 }
 

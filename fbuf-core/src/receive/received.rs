@@ -16,6 +16,8 @@ use std::{
     },
 };
 
+use bytes::Bytes;
+
 use crate::{
     memory::{Map, MemoryError, Sealed, SealedMemory},
     peer::Peer,
@@ -54,6 +56,7 @@ use crate::{
 /// * Buffers cannot be registered with io_uring (`IORING_REGISTER_BUFFERS`): the kernel wants to write what is
 ///   registered, and answers `EFAULT` for memory that is mapped read-only. Write without registering; or register
 ///   a buffer of your own.
+#[doc(alias("uf_deallocate", "release", "sample", "loaned"))]
 pub struct Received {
     bytes: *const u8,
     length: u32,
@@ -256,6 +259,14 @@ impl Deref for Received {
 impl AsRef<[u8]> for Received {
     fn as_ref(&self) -> &[u8] {
         self
+    }
+}
+
+/// The bytes are where they were, without a copy; the slot goes back to its sender when the last of these [`Bytes`] and of those
+/// that were split off it is dropped. Whether they can change, [`Received`] says.
+impl From<Received> for Bytes {
+    fn from(received: Received) -> Self {
+        Self::from_owner(received)
     }
 }
 

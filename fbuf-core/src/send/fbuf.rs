@@ -23,7 +23,7 @@ use crate::{
 /// A slot of this process's pool, held exclusively: fill it, then give it away.
 ///
 /// It behaves like a `Vec<u8>` of fixed capacity: it dereferences to the bytes filled so far, and
-/// [`io::Write`], [`BufMut`], [`Fbuf::set_len`] and [`Fbuf::read_once_from`] fill more. What is filled is
+/// [`io::Write`], [`BufMut`], [`Fbuf::set_len`] and [`Fbuf::fill_from`] fill more. What is filled is
 /// what is sent. Dropped unsent, the slot goes back to its pool, from any thread.
 ///
 /// No other process writes its bytes. The kernel sees to that where the slot lies in memory of this process, which no other can
@@ -55,6 +55,15 @@ pub struct TooLarge {
     pub asked: usize,
     /// Bytes that a slot has.
     pub capacity: usize,
+}
+
+/// Why [`Fbuf::fill_from`] has stopped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Filled {
+    /// The slot is full. There may be more to read.
+    Full,
+    /// There is nothing more to read, and the slot has room left.
+    Ended,
 }
 
 impl Pool {
@@ -146,6 +155,35 @@ impl Fbuf {
         unsafe {
             slice::from_raw_parts_mut(self.bytes().add(self.filled as usize), self.capacity() - self.filled as usize)
         }
+    }
+
+    /// Reads from `source` straight into the slot until the slot is full or the source has ended, and counts what came as
+    /// filled. A read that a signal handler has interrupted is made again.
+    ///
+    /// ```
+    /// # use fbuf_core::{send::{fbuf::Filled, pool::Pool}, slot::Geometry};
+    /// # let wake = nix::sys::eventfd::EventFd::new().unwrap().into();
+    /// # let mut pool = Pool::new(Geometry::new(4, 2).unwrap(), 2, wake).unwrap();
+    /// # let mut allocate = || { pool.collect(1); pool.allocate().unwrap() };
+    /// let mut source = &b"123456"[..];
+    /// let (mut one, mut other) = (allocate(), allocate());
+    /// assert_eq!((one.fill_from(&mut source)?, &one[..]), (Filled::Full, &b"1234"[..]));
+    /// assert_eq!((other.fill_from(&mut source)?, &other[..]), (Filled::Ended, &b"56"[..]));
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// What `source` says. What came before stays filled.
+    pub fn fill_from(&mut self, source: &mut impl Read) -> io::Result<Filled> {
+        while self.len() < self.capacity() {
+            match self.read_once_from(source) {
+                Ok(0) => return Ok(Filled::Ended),
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(Filled::Full)
     }
 
     /// Reads once from `source` straight into the slot, and counts what came as filled.
