@@ -6,22 +6,29 @@ mod support;
 use std::{
     fs::{self, File},
     io, mem,
-    os::unix::{fs::FileExt, process::CommandExt},
+    os::{
+        fd::AsFd,
+        unix::{fs::FileExt, process::CommandExt},
+    },
     process::{Command, Stdio},
     thread,
+    time::Duration,
 };
 
 use fbuf_broker::Embedded;
-use fbuf_client::{Client, GetError, Receiver, Sender, Wait};
+use fbuf_client::{Client, GetError, Receiver, Sender, Wait, WaitFor, WaitGuard};
 use fbuf_core::{
     process::sys::{Membarrier, membarrier},
     wait::Fencing,
 };
-use nix::libc;
+use nix::{
+    libc,
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+};
 use support::{
     Holdings, Process, Run, SOON, fbuf, not_tested,
     role::{command, roles},
-    until_is,
+    until, until_is,
 };
 
 /// How often each side waits for the other.
@@ -111,6 +118,9 @@ fn play(role: &str) {
     }
     assert_eq!((found, found.before_sleeping()), (fences.found(), fences != Fences::RefusedLater));
     let client = Client::connect().unwrap();
+    if words[0] == "waits" {
+        return wait_in_event_loops(&client, fences);
+    }
     let ends = |there: &str, back: &str| {
         let receiver = client.receiver(back).wait(Wait::Block).open().unwrap();
         let mut sender = client.sender(there).slot_size(8).slots(1).wait(Wait::Block).open().unwrap();
@@ -158,6 +168,27 @@ fn play(role: &str) {
     assert_ne!(Holdings::here().mappings, 0, "a message is held");
     thread::spawn(move || drop(last)).join().unwrap();
     until_is("the mappings of the link go", &0, || Holdings::here().mappings);
+}
+
+/// Prepares to wait, for a message and for a slot: where a wake-up may be lost, the descriptor tells that it is time to look again.
+fn wait_in_event_loops(client: &Client, fences: Fences) {
+    let mut receiver = client.receiver("c").keep_waiting().open().unwrap();
+    let mut sender = client.sender("c").slot_size(8).slots(1).open().unwrap();
+    sender.wait_for_receivers_timeout(1, SOON).unwrap();
+    send(&mut sender, 0);
+    let _held = receiver.get_timeout(SOON).unwrap();
+    let is_sure = fences != Fences::RefusedLater;
+    let tells = |descriptor: &dyn AsFd| {
+        let mut polled = [PollFd::new(descriptor.as_fd(), PollFlags::POLLIN)];
+        let time = if is_sure { Duration::from_millis(300) } else { SOON };
+        poll(&mut polled, PollTimeout::try_from(time).unwrap()).unwrap() > 0
+    };
+    // More than once: it is set each time.
+    for _ in 0..3 {
+        until("it may sleep", || receiver.prepare_wait().map(WaitGuard::leave_armed).is_some());
+        until("it may sleep", || sender.prepare_wait(WaitFor::Slot).map(WaitGuard::leave_armed).is_some());
+        assert_eq!([tells(&receiver), tells(&sender)], [!is_sure; 2]);
+    }
 }
 
 fn send(sender: &mut Sender, number: u64) {
@@ -223,6 +254,17 @@ fn processes_that_both_fence_in_full_lose_no_wake_up() {
     roles!(play);
     use Fences::{Forgone, Refused, RefusedLater};
     exchange_between([(Forgone, Forgone), (Refused, Refused), (Forgone, Refused), (RefusedLater, RefusedLater)]);
+}
+
+#[test]
+fn an_event_loop_looks_again_by_itself_where_a_wake_up_may_be_lost() {
+    roles!(play);
+    if can_be_chosen() {
+        for fences in EACH {
+            let broker = Embedded::start().unwrap();
+            assert!(other("waits", [fences, fences], &broker).end().success(), "{fences:?}: it says why");
+        }
+    }
 }
 
 #[test]
