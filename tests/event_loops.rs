@@ -321,14 +321,14 @@ fn a_receiver_wakes_for_a_newcomer_a_message_a_death_and_an_interrupt() {
     assert!(poll_for(&guard, SOON), "an interrupt");
     drop(guard);
     assert!(receiver.try_get().unwrap().is_none() && receiver.prepare_wait().is_none(), "told once");
+    assert!(!poll_for(armed!(receiver), Duration::ZERO), "told twice");
+    handle.interrupt();
+    assert!(receiver.prepare_wait().is_none(), "one that came before");
     // An event loop that is told of changes only is told nothing of what was there before.
     assert!(
         receiver.prepare_wait().is_none_or(|guard| !poll_for(&guard, Duration::ZERO)),
         "readable from the beginning"
     );
-    assert!(!poll_for(armed!(receiver), Duration::ZERO), "told twice");
-    handle.interrupt();
-    assert!(receiver.prepare_wait().is_none(), "one that came before");
 
     let guard = armed!(receiver);
     other.process.signal(Signal::SIGKILL);
