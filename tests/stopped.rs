@@ -229,6 +229,7 @@ fn a_stopped_receiver_that_would_rather_miss_messages_holds_nobody_back() {
 }
 
 /// It is stopped between the two stores that make an entry of the lane.
+#[cfg(feature = "points")]
 #[test]
 fn a_sender_that_is_stopped_in_the_middle_of_a_write_does_not_block_receivers_of_others() {
     roles!(play);
@@ -257,6 +258,7 @@ fn a_sender_that_is_stopped_in_the_middle_of_a_write_does_not_block_receivers_of
 }
 
 /// It has given the right to write some of its slots, and not all: these are used, and then the sender is gone.
+#[cfg(feature = "points")]
 #[test]
 fn a_receiver_that_is_stopped_while_it_gives_slots_gets_what_was_sent_in_them() {
     roles!(play);
@@ -275,6 +277,7 @@ fn a_receiver_that_is_stopped_while_it_gives_slots_gets_what_was_sent_in_them() 
 
 /// Its control thread is, between greeting a second sender and saying so: all comes from that one as well, although the first
 /// has ended by then.
+#[cfg(feature = "points")]
 #[test]
 fn a_receiver_does_not_end_while_it_greets_somebody() {
     roles!(play);
@@ -293,6 +296,7 @@ fn a_receiver_does_not_end_while_it_greets_somebody() {
 }
 
 /// As a thread may be that drops a message on the processor on which its receiver runs at a higher real-time priority.
+#[cfg(feature = "points")]
 #[test]
 fn a_thread_that_stops_while_it_drops_a_message_holds_no_call_up() {
     roles!(play);

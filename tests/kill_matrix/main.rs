@@ -4,7 +4,7 @@
 //! After each kill, those who are left have all that they are owed, in order and unchanged; every slot is
 //! back in its pool; and processes hold what they held before.
 //!
-//! `FBUF_KILLS=20000 cargo test --release --test kill_matrix -- --nocapture` makes a longer run.
+//! `FBUF_KILLS=20000 cargo test --release -p fbuf-cli --features points --test kill_matrix -- --nocapture` makes a longer run.
 
 mod actor;
 mod exchange;
