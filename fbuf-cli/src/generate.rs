@@ -1,5 +1,5 @@
 //! `fbuf generate`: man pages and completions, from the same words as `--help`. Part of every build, since it
-//! takes two small crates, and whoever has the command can then have both.
+//! takes two small crates, and whoever has the command can then have both. Pages about no command are written by hand.
 
 use std::{
     fs::{self, File},
@@ -7,11 +7,11 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use clap::{Command, ValueEnum};
+use clap::{Arg, ArgAction, Command, ValueEnum};
 use clap_complete::Shell;
 use clap_mangen::{
     Man,
-    roff::{Roff, bold, roman},
+    roff::{Roff, bold, italic, roman},
 };
 
 use crate::Failure;
@@ -27,11 +27,15 @@ pub(crate) struct Arguments {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum What {
-    /// A page for the command, and one for each subcommand
+    /// A page for the command, one for each subcommand, and those about concepts and policies
     Man,
     /// A file for each shell
     Completions,
 }
+
+/// The pages about no command, by the names of their files.
+const OTHERS: [(&str, &str); 2] =
+    [("fbuf.7", include_str!("pages/fbuf.7")), ("fbuf-policy.5", include_str!("pages/fbuf-policy.5"))];
 
 pub(crate) fn run(arguments: &Arguments, command: Command) -> Result<(), Failure> {
     let Arguments { what, folder } = arguments;
@@ -39,6 +43,9 @@ pub(crate) fn run(arguments: &Arguments, command: Command) -> Result<(), Failure
         What::Man => {
             let mut command = command.disable_help_subcommand(true);
             command.build();
+            let source = source(&command);
+            let mut others = OTHERS.iter().map(|(name, page)| (folder.join(name), page.replace("@SOURCE@", &source)));
+            others.try_for_each(|(path, page)| fs::write(path, page))?;
             pages(&command, "", &[], &[], folder)
         }
         What::Completions => completions(command, folder),
@@ -73,18 +80,66 @@ fn title(command: &Command) -> &str {
     command.get_display_name().unwrap_or_else(|| command.get_name())
 }
 
-fn page(command: &Command, help: &str, others: &[&str], folder: &Path) -> io::Result<()> {
-    // Its version is at the foot of the page.
-    let source = format!("fbuf {}", command.get_version().unwrap_or_default());
-    let options = command.clone().after_help(None::<&str>).version(None::<&str>);
-    let man = Man::new(options).source(source);
-    let mut file = File::create(folder.join(man.get_filename()))?;
-    man.render(&mut file)?;
-    file.write_all(sections(help, others).to_roff().as_bytes())
+/// What stands at the foot of a page.
+fn source(command: &Command) -> String {
+    format!("fbuf {}", command.get_version().unwrap_or_default())
 }
 
-/// The sections of a help, and the pages of other commands.
-fn sections(help: &str, others: &[&str]) -> Roff {
+fn page(command: &Command, help: &str, others: &[&str], folder: &Path) -> io::Result<()> {
+    let options = command.clone().after_help(None::<&str>).version(None::<&str>);
+    let man = Man::new(options).source(source(command));
+    let mut file = File::create(folder.join(man.get_filename()))?;
+    man.render_title(&mut file)?;
+    man.render_name_section(&mut file)?;
+    file.write_all(synopsis(command).to_roff().as_bytes())?;
+    man.render_description_section(&mut file)?;
+    man.render_options_section(&mut file)?;
+    if command.has_subcommands() {
+        man.render_subcommands_section(&mut file)?;
+    }
+    let policy = title(command) == "fbuf-broker";
+    file.write_all(sections(help, others, policy).to_roff().as_bytes())
+}
+
+/// How the command is called: its options with their values, then its arguments.
+fn synopsis(command: &Command) -> Roff {
+    let shown = || command.get_arguments().filter(|argument| !argument.is_hide_set());
+    let mut roff = Roff::new();
+    roff.control("SH", ["SYNOPSIS"]);
+    let mut line = vec![bold(command.get_bin_name().unwrap_or_else(|| command.get_name()))];
+    for argument in shown().filter(|argument| !argument.is_positional()).chain(command.get_positionals()) {
+        let [before, behind] = if argument.is_required_set() { [" ", ""] } else { [" [", "]"] };
+        line.push(roman(before));
+        match (argument.get_long(), argument.get_short()) {
+            (Some(long), _) => line.push(bold(format!("--{long}"))),
+            (None, Some(short)) => line.push(bold(format!("-{short}"))),
+            (None, None) => {}
+        }
+        if let Some(value) = value(argument) {
+            line.extend((!argument.is_positional()).then(|| roman(" ")));
+            line.push(italic(value));
+        }
+        line.push(roman(behind));
+        line.extend(matches!(argument.get_action(), ArgAction::Append).then(|| roman(" ...")));
+    }
+    if command.has_subcommands() {
+        line.extend([roman(" "), italic("command")]);
+    }
+    roff.text(line);
+    roff
+}
+
+/// What stands for the value of an argument, if it takes one.
+fn value(argument: &Arg) -> Option<String> {
+    let takes_values = argument.get_action().takes_values();
+    takes_values.then(|| match argument.get_value_names() {
+        Some(names) => names.join(" "),
+        None => argument.get_id().to_string().to_uppercase(),
+    })
+}
+
+/// The sections of a help, and the other pages.
+fn sections(help: &str, others: &[&str], policy: bool) -> Roff {
     let mut roff = Roff::new();
     let mut lines = help.lines().filter(|line| !line.is_empty()).peekable();
     while let Some(line) = lines.next() {
@@ -108,9 +163,10 @@ fn sections(help: &str, others: &[&str]) -> Roff {
         }
     }
     roff.control("SH", ["SEE ALSO"]);
-    for (at, other) in others.iter().enumerate() {
-        let comma = if at + 1 < others.len() { "," } else { "" };
-        roff.text([bold(*other), roman(format!("(1){comma}"))]);
+    let commands = others.iter().map(|&other| (other, 1));
+    for (page, section) in commands.chain(policy.then_some(("fbuf-policy", 5))) {
+        roff.text([bold(page), roman(format!("({section}),"))]);
     }
+    roff.text([bold("fbuf"), roman("(7)")]);
     roff
 }
