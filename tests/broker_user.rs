@@ -238,14 +238,37 @@ fn a_set_user_id_program_does_not_ask_the_environment() {
 fn a_client_that_waits_may_come_before_its_broker() {
     let folder = tempfile::tempdir().unwrap();
     let address = Address::new(folder.path().join("broker"));
-    let short = Client::builder().address(&address).wait_for_broker(Duration::from_millis(20)).connect();
-    assert!(matches!(short, Err(ConnectError::NoBroker { .. })), "{short:?}");
+    let short = Client::builder().address(&address).wait_for_broker(Duration::from_millis(20)).connect().unwrap_err();
+    assert!(matches!(short, ConnectError::NoBroker { .. }), "{short:?}");
+    let wanted = format!("there is no broker at {address}, although it was waited for 20ms");
+    assert!(short.to_string().starts_with(&wanted), "{short}");
+    // On the thread of a runtime, which is no more in the way than any other.
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let waiting = {
         let address = address.clone();
-        thread::spawn(move || Client::builder().address(&address).wait_for_broker(SOON).connect())
+        runtime.spawn(async move { Client::builder().address(&address).wait_for_broker(Duration::MAX).connect() })
     };
+    until_it_waits();
     let _broker = BrokerProcess::start(&folder.path().join("broker"));
-    waiting.join().unwrap().unwrap();
+    let client = runtime.block_on(waiting).unwrap().unwrap();
+    let mut receiver = client.receiver("c").open().unwrap();
+    let mut sender = client.sender("c").open().unwrap();
+    sender.wait_for_receivers_timeout(1, SOON).unwrap();
+    support::send(&mut sender, b"here");
+    assert_eq!(&receiver.get_timeout(SOON).unwrap()[..], b"here");
+}
+
+/// Waits until a client has looked for its broker some times, and sleeps in between.
+fn until_it_waits() {
+    let pauses = |task: fs::DirEntry| {
+        let is_control = fs::read_to_string(task.path().join("comm")).is_ok_and(|name| name == "fbuf-control\n");
+        let status = fs::read_to_string(task.path().join("status")).ok().filter(|_| is_control)?;
+        let switches = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"))?;
+        switches.trim().parse::<u32>().ok()
+    };
+    until("it has paused some times", || {
+        fs::read_dir("/proc/self/task").unwrap().flatten().filter_map(pauses).any(|count| count >= 4)
+    });
 }
 
 #[test]

@@ -18,7 +18,7 @@ use std::{
 };
 
 use fbuf_broker::Embedded;
-use fbuf_client::{AllocateError, Client, GetError, InterruptHandle, Receiver, Sender, Wait};
+use fbuf_client::{Address, AllocateError, Client, ConnectError, GetError, InterruptHandle, Receiver, Sender, Wait};
 use nix::{
     errno::Errno,
     libc::{self, c_int},
@@ -187,6 +187,19 @@ fn a_call_that_need_not_wait_leaves_an_interrupt_to_the_next_that_does() {
     // And the endpoints go on.
     send(&mut sender, 3);
     assert_eq!(receiver.get().unwrap()[..], [3]);
+}
+
+#[test]
+fn a_client_that_waits_for_a_broker_is_interrupted_by_a_handle_and_by_a_handler() {
+    let nowhere = Address::new(format!("@fbuf-no-broker-{}", std::process::id()));
+    let mut builder = Client::builder().address(&nowhere).wait_for_broker(Duration::MAX);
+    let handle = builder.interrupt_handle().unwrap();
+    let is_interrupted = |result| assert!(matches!(result, Err(ConnectError::Interrupted)), "{result:?}");
+    is_interrupted(beside(|| builder.clone().connect(), |_| handle.interrupt()));
+    handle.interrupt();
+    is_interrupted(builder.clone().connect());
+    self::handle(Signal::SIGUSR2, count, SaFlags::SA_RESTART);
+    is_interrupted(beside(|| builder.clone().connect(), |thread| signal_to(thread, Signal::SIGUSR2)));
 }
 
 #[test]

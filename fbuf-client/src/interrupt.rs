@@ -1,12 +1,21 @@
 //! How a call that waits is made to return: by a handle, or by a signal handler that ran meanwhile.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, Ordering},
+use std::{
+    io,
+    os::fd::AsFd,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
 };
 
 use fbuf_core::process::fork::Generation;
-use nix::{errno::Errno, sys::eventfd::EventFd};
+use nix::{
+    errno::Errno,
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    sys::eventfd::{EfdFlags, EventFd},
+};
 
 /// Interrupts calls that wait: those of the [`Receiver`](crate::Receiver) or [`Sender`](crate::Sender) that has made this
 /// handle, from another thread or from a signal handler.
@@ -17,7 +26,9 @@ use nix::{errno::Errno, sys::eventfd::EventFd};
 /// - [`Receiver::get`](crate::Receiver::get) and [`get_timeout`](crate::Receiver::get_timeout);
 /// - [`Sender::allocate`](crate::Sender::allocate), [`wait_for_receivers`](crate::Sender::wait_for_receivers),
 ///   [`wait_for_returns`](crate::Sender::wait_for_returns), and what they are with a timeout, which begins anew with each
-///   call.
+///   call;
+/// - [`ClientBuilder::connect`](crate::ClientBuilder::connect), if it [waits for a
+///   broker](crate::ClientBuilder::wait_for_broker), which has a handle of its own.
 ///
 /// [`poll`](crate::poll()) fails with [`Interrupted`](std::io::ErrorKind::Interrupted) if one of its endpoints was interrupted.
 /// An event loop that waits for the endpoint's descriptor ([`prepare_wait`](crate::Receiver::prepare_wait)) wakes as well.
@@ -78,6 +89,11 @@ struct Interrupt {
 }
 
 impl InterruptHandle {
+    /// Of a connection that is not made yet.
+    pub(crate) fn of_connection() -> io::Result<Self> {
+        Ok(Self::new(Arc::new(EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?)))
+    }
+
     /// Of an endpoint that sleeps until this is written to.
     pub(crate) fn new(wake: Arc<EventFd>) -> Self {
         Self(Arc::new(Interrupt { is_pending: AtomicBool::new(false), generation: Generation::current(), wake }))
@@ -102,6 +118,24 @@ impl InterruptHandle {
     pub(crate) fn raise(&self) {
         // Partner: the swap in `take`.
         self.0.is_pending.store(true, Ordering::Release);
+    }
+
+    /// Sleeps until [`Self::wake`], or an interrupt; a signal handler that runs meanwhile is one.
+    pub(crate) fn sleep(&self) {
+        let mut polled = [PollFd::new(self.0.wake.as_fd(), PollFlags::POLLIN)];
+        match poll(&mut polled, PollTimeout::NONE) {
+            Err(Errno::EINTR) => self.raise(),
+            // It may not poll a single descriptor (RLIMIT_NOFILE is 0), and looks again and again.
+            Err(_) => thread::yield_now(),
+            // Empty already is as well.
+            Ok(_) => drop(self.0.wake.read()),
+        }
+    }
+
+    /// Ends the sleep.
+    pub(crate) fn wake(&self) {
+        // A counter that is full wakes as well.
+        let _ = self.0.wake.write(1);
     }
 
     /// Whether there was an interrupt since the last time.

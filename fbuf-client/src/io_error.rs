@@ -94,6 +94,7 @@ impl From<ConnectError> for io::Error {
             ConnectError::ForeignBroker { .. }
             | ConnectError::OtherBroker { .. }
             | ConnectError::NotPermitted { .. } => ErrorKind::PermissionDenied,
+            ConnectError::Interrupted => ErrorKind::Interrupted,
             ConnectError::OtherVersion { .. } => ErrorKind::Unsupported,
             ConnectError::QuotaExceeded { .. } | ConnectError::Full { .. } => ErrorKind::QuotaExceeded,
             ConnectError::NotABroker { .. } => ErrorKind::InvalidData,

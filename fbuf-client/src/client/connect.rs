@@ -18,19 +18,25 @@ use nix::{errno::Errno, unistd::geteuid};
 use tokio::time::sleep;
 
 use super::{Client, control::Pauses, greet::greet};
+use crate::interrupt::InterruptHandle;
 
 /// No connection to a broker.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ConnectError {
     /// Nothing listens there.
-    #[error("{}", no_broker(addresses, error))]
+    #[error("{}", no_broker(addresses, *waited, error))]
     NoBroker {
         /// Every address that was tried.
         addresses: Vec<Address>,
+        /// For how long a broker was [waited for](ClientBuilder::wait_for_broker).
+        waited: Duration,
         /// The kernel's reason.
         error: io::Error,
     },
+    /// A signal handler ran while a broker was waited for, or the [handle](ClientBuilder::interrupt_handle) of the builder was used.
+    #[error("the wait for a broker was interrupted by a signal handler or an interrupt handle")]
+    Interrupted,
     /// Something may listen there, and this process cannot connect.
     #[error("no connection to the broker at {address}: {error}; {}", remedy(error))]
     Unreachable {
@@ -125,19 +131,20 @@ impl From<io::Error> for ConnectError {
 }
 
 /// That there is no broker, where it was looked for, and what to do.
-fn no_broker(addresses: &[Address], error: &io::Error) -> String {
+fn no_broker(addresses: &[Address], waited: Duration, error: &io::Error) -> String {
     let places = addresses.iter().map(Address::to_string).collect::<Vec<_>>().join(" or ");
+    let time = if waited.is_zero() { String::new() } else { format!(", although it was waited for {waited:?}") };
     let aside = set_aside().map(|why| format!(" ({why})")).unwrap_or_default();
     match (error.raw_os_error().map(Errno::from_raw), addresses) {
         (Some(Errno::ECONNREFUSED), [Address::Path(path)]) if is_other_file(path) => {
             format!("there is no broker at {places}: the file that is there is no socket; check {VARIABLE}")
         }
         (Some(Errno::ECONNREFUSED), [Address::Path(_)]) => format!(
-            "the broker at {places} is gone, and its socket file is left ({error}): start `fbuf broker` again; \
+            "the broker at {places} is gone{time}, and its socket file is left ({error}): start `fbuf broker` again; \
              in a container, mount the folder of the socket: the file is another one with each start of the broker"
         ),
         _ => format!(
-            "there is no broker at {places}{aside} ({error}): start `fbuf broker`, \
+            "there is no broker at {places}{aside}{time} ({error}): start `fbuf broker`, \
              or set {VARIABLE} to where it listens"
         ),
     }
@@ -187,16 +194,17 @@ fn name_of(user: u32) -> String {
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Debug, Clone, Default)]
+#[must_use]
 pub struct ClientBuilder {
     address: Option<Address>,
     users: Vec<u32>,
     wait: Duration,
+    interrupts: Option<InterruptHandle>,
 }
 
 impl ClientBuilder {
     /// Connects to the broker at this address, in place of those of [`Client::connect`]. A relative path is one of the
     /// folder in which this process is when it connects.
-    #[must_use]
     pub fn address(mut self, address: &Address) -> Self {
         self.address = Some(address.clone());
         self
@@ -204,20 +212,49 @@ impl ClientBuilder {
 
     /// Accepts a broker that this user runs too. The user of a broker that is accepted is trusted with all that this client
     /// exchanges.
-    #[must_use]
     pub fn broker_user(mut self, user: u32) -> Self {
         self.users.push(user);
         self
     }
 
-    /// Waits so long for a broker, if there is none yet. Any other error is returned at once.
-    #[must_use]
+    /// Waits for so long for a broker, if there is none yet; [`Duration::MAX`] is for ever. Looks for it again and again, after
+    /// pauses of up to 0.4 s. Any other error is returned at once. If not set, [`Self::connect`] does not wait.
     pub fn wait_for_broker(mut self, time: Duration) -> Self {
         self.wait = time;
         self
     }
 
-    /// Connects.
+    /// A handle that interrupts [`Self::connect`] while it waits for a broker. Clones of the builder share it.
+    ///
+    /// ```
+    /// use std::{thread, time::Duration};
+    /// use fbuf_client::{Client, ConnectError};
+    ///
+    /// # let address = fbuf_client::Address::new("@fbuf-doc-without-a-broker");
+    /// let mut builder = Client::builder().address(&address).wait_for_broker(Duration::MAX);
+    /// let handle = builder.interrupt_handle()?;
+    /// let stopping = thread::spawn(move || handle.interrupt()); // or a signal handler
+    /// assert!(matches!(builder.connect(), Err(ConnectError::Interrupted)));
+    /// # stopping.join().unwrap();
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    /// There is no descriptor left for it.
+    pub fn interrupt_handle(&mut self) -> io::Result<InterruptHandle> {
+        match &self.interrupts {
+            Some(handle) => Ok(handle.clone()),
+            None => Ok(self.interrupts.insert(InterruptHandle::of_connection()?).clone()),
+        }
+    }
+
+    /// Whether a broker is waited for.
+    pub(super) fn waits(&self) -> bool {
+        !self.wait.is_zero()
+    }
+
+    /// Connects. Blocks the calling thread for some milliseconds, or for 5 s if the broker does not answer; for longer if it is
+    /// to [wait for a broker](Self::wait_for_broker). In an async program call it by `spawn_blocking` then.
     ///
     /// # Errors
     /// [`ConnectError`]
@@ -232,7 +269,10 @@ impl ClientBuilder {
         let (start, mut pauses) = (Instant::now(), Pauses::default());
         loop {
             match self.try_each(&addresses).await {
-                Err(ConnectError::NoBroker { .. }) if start.elapsed() < self.wait => {
+                Err(ConnectError::NoBroker { addresses, error, .. }) if start.elapsed() >= self.wait => {
+                    return Err(ConnectError::NoBroker { addresses, waited: self.wait, error });
+                }
+                Err(ConnectError::NoBroker { .. }) => {
                     sleep(pauses.draw().min(self.wait.saturating_sub(start.elapsed()))).await;
                 }
                 result => return result,
@@ -242,7 +282,7 @@ impl ClientBuilder {
 
     /// The first address at which there is anything is the one.
     async fn try_each(&self, addresses: &[Address]) -> Result<(Broker, Watched<PacketSocket>), ConnectError> {
-        let nowhere = |error| ConnectError::NoBroker { addresses: addresses.to_vec(), error };
+        let nowhere = |error| ConnectError::NoBroker { addresses: addresses.to_vec(), waited: Duration::ZERO, error };
         let mut last = nowhere(io::ErrorKind::NotFound.into());
         for address in addresses {
             match greet(address, &Accepted::Trusted(self.users.clone())).await {

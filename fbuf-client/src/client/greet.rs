@@ -36,7 +36,9 @@ pub(super) async fn greet(
     let socket = connect(address).await.map_err(|error| match error.raw_os_error().map(Errno::from_raw) {
         Some(Errno::EAGAIN) => not_a_broker("it does not accept connections"),
         Some(Errno::EPROTOTYPE) => not_a_broker("its socket is of another type"),
-        Some(Errno::ENOENT | Errno::ECONNREFUSED) => ConnectError::NoBroker { addresses: vec![address.clone()], error },
+        Some(Errno::ENOENT | Errno::ECONNREFUSED) => {
+            ConnectError::NoBroker { addresses: vec![address.clone()], waited: Duration::ZERO, error }
+        }
         _ => unreachable(error),
     })?;
     // Before it is told anything, or believed.

@@ -10,7 +10,7 @@ use std::{
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
-        mpsc::{self, SyncSender},
+        mpsc::{self, SyncSender, TryRecvError},
     },
     thread,
     time::{Duration, Instant},
@@ -39,6 +39,7 @@ use self::control::Command;
 use crate::{
     endpoint::LinkSink,
     hangup::{Alarm, HangUps, Watch},
+    interrupt::InterruptHandle,
     receiver::ReceiverBuilder,
     sender::{OptionsError, SenderBuilder},
 };
@@ -177,22 +178,31 @@ impl Client {
     }
 
     /// Prepares a connection.
-    #[must_use]
     pub fn builder() -> ClientBuilder {
         ClientBuilder::default()
     }
 
-    fn start(builder: ClientBuilder) -> Result<Self, ConnectError> {
+    fn start(mut builder: ClientBuilder) -> Result<Self, ConnectError> {
+        let (interrupts, waits) = (builder.interrupt_handle()?, builder.waits());
         let (commands, pending_links) = unbounded_channel();
         let (found, broker) = mpsc::sync_channel(1);
         let (state, hang_ups) = (Arc::new(ConnectionState::default()), Arc::new(HangUps::new()?));
         let shared = (state.clone(), hang_ups.clone());
-        let thread = threads::spawn("fbuf-control", move || speak(&builder, pending_links, shared, &found))?;
-        let found = broker.recv().unwrap_or_else(|_| Err(io::Error::other("the control thread panicked").into()));
+        let found = Found(Some(found), interrupts.clone());
+        let thread = threads::spawn("fbuf-control", move || speak(&builder, pending_links, shared, found))?;
+        let found = loop {
+            match broker.try_recv() {
+                Ok(found) => break found,
+                Err(TryRecvError::Disconnected) => break Err(io::Error::other("the control thread panicked").into()),
+                Err(TryRecvError::Empty) if waits && interrupts.take() => break Err(ConnectError::Interrupted),
+                Err(TryRecvError::Empty) => interrupts.sleep(),
+            }
+        };
         let address = match found {
             Ok(address) => address,
             Err(error) => {
-                // The thread is ending, and with it all that this attempt has opened.
+                // The thread is ending, or does now, and with it all that this attempt has opened.
+                drop(commands);
                 let _ = thread.join();
                 return Err(error);
             }
@@ -298,24 +308,46 @@ impl Client {
 /// dropped.
 fn speak(
     builder: &ClientBuilder,
-    commands: UnboundedReceiver<Command>,
+    mut commands: UnboundedReceiver<Command>,
     (state, hang_ups): (Arc<ConnectionState>, Arc<HangUps>),
-    found: &SyncSender<Result<Address, ConnectError>>,
+    found: Found,
 ) {
     let runtime = match runtime::new() {
         Ok(runtime) => runtime,
-        Err(error) => return drop(found.send(Err(error.into()))),
+        Err(error) => return found.say(Err(error.into())),
     };
     runtime.block_on(async {
-        match builder.find().await {
+        let broker = tokio::select! {
+            broker = builder.find() => broker,
+            // The creator waits no more; it has nothing else to say before there is a broker.
+            _ = commands.recv() => return,
+        };
+        match broker {
             Ok((broker, socket)) => {
-                // The creator waits for it.
-                let _ = found.send(Ok(broker.address.clone()));
+                found.say(Ok(broker.address.clone()));
                 control::run(&broker, socket, commands, &state, hang_ups).await;
             }
-            Err(error) => drop(found.send(Err(error))),
+            Err(error) => found.say(Err(error)),
         }
     });
+}
+
+/// What the creator of a connection waits for: where its broker is. Dropped without a word, as by a panic, it ends the wait.
+struct Found(Option<SyncSender<Result<Address, ConnectError>>>, InterruptHandle);
+
+impl Found {
+    fn say(self, answer: Result<Address, ConnectError>) {
+        // There is room for one, and a creator that has gone is told nothing.
+        let _ = self.0.as_ref().map(|creator| creator.send(answer));
+    }
+}
+
+impl Drop for Found {
+    fn drop(&mut self) {
+        // The creator looks for the answer, or for its end, when it wakes.
+        drop(self.0.take());
+        self.1.wake();
+    }
 }
 
 impl Connection {
