@@ -119,7 +119,7 @@ pub enum Unsuitable {
         size: u64,
     },
     /// Memory behind its end, which would have to be freed.
-    #[error("{reserved} bytes are reserved for its {size}, and most of them lie behind its end")]
+    #[error("{reserved} bytes are reserved for its {size}: more than a huge page lies behind its end")]
     Excess {
         /// The bytes that exist.
         reserved: u64,

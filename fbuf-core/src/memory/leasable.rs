@@ -203,6 +203,8 @@ impl Leasable {
             Err(MemoryError::Refused { error: source, .. }) if huge && source.kind() == io::ErrorKind::OutOfMemory => {
                 return Err(none_left());
             }
+            Err(MemoryError::Refused { call: "madvise", .. }) if huge => return Err(none_left()),
+            Err(MemoryError::Refused { call: "madvise", .. }) => return Err(available::none_left(self.size)),
             other => other?,
         };
         let length = i64::try_from(self.size).map_err(|error| refused("fallocate", io::Error::other(error)))?;

@@ -18,10 +18,17 @@ use std::{
 
 use nix::{
     errno::Errno,
-    sys::mman::{MRemapFlags, MapFlags, ProtFlags, mmap, mprotect, mremap, munmap},
+    sys::{
+        mman::{MRemapFlags, MapFlags, ProtFlags, mmap, mprotect, mremap, munmap},
+        stat::fstat,
+    },
 };
 
-use super::{HUGE_PAGE, MemoryError, Pieces, Reserved, Seals, memfd::verify_promised, verify};
+use super::{
+    HUGE_PAGE, MemoryError, Pieces, Reserved, Seals,
+    memfd::{reserved, unmappable, verify_promised},
+    verify,
+};
 use crate::{
     process::{
         apart::{Cause, LARGE, drop_apart},
@@ -92,15 +99,18 @@ impl Map {
     /// # Errors
     /// [`Unsuitable`]: it is not what a peer may send.
     pub(crate) fn attach(fd: BorrowedFd<'_>, size: u64) -> Result<Self, Unsuitable> {
-        Ok(Self::attach_unread(fd, size)?.populated_to_be_read())
+        Self::attach_sealed(fd, size, Seals::OneWriter)?.whole(fd)
     }
 
-    /// As [`Self::attach`], but each page is entered into the page table as it is read: for memory of a peer that is not
-    /// trusted and chose its size, which would have this process wait.
+    /// As [`Self::attach`], but nothing may be looked at before it was [provided](Self::provide): for memory of a peer that is
+    /// not trusted and chose its size, which would have this process wait.
     ///
     /// # Errors
     /// As [`Self::attach`].
     pub(crate) fn attach_unread(fd: BorrowedFd<'_>, size: u64) -> Result<Self, Unsuitable> {
+        if !can_provide() {
+            return Self::attach(fd, size);
+        }
         Self::attach_sealed(fd, size, Seals::OneWriter)
     }
 
@@ -168,12 +178,28 @@ impl Map {
         self
     }
 
-    fn populated_to_be_read(self) -> Self {
+    /// The same, all pages of which exist: memory that was verified may lack as many as lie behind its end. A page that was
+    /// provided stays: its seals keep it, and what fallocate(2) takes back when it is interrupted is what has never been read.
+    ///
+    /// # Errors
+    /// [`Unsuitable::Holes`] as soon as a page was made, so that few are; [`Unsuitable::Unmappable`].
+    fn whole(self, fd: BorrowedFd<'_>) -> Result<Self, Unsuitable> {
         // What Miri runs on has all its pages.
-        if !cfg!(miri) {
-            self.advise(libc::MADV_POPULATE_READ);
+        if cfg!(miri) {
+            return Ok(self);
         }
-        self
+        let reserved = || fstat(fd).map(|stat| reserved(&stat)).map_err(unmappable);
+        let reserved_before = reserved()?;
+        for begin in (0..self.size).step_by(HUGE_PAGE as usize) {
+            let provided = self.provide(begin..begin + HUGE_PAGE as usize, false);
+            provided.map_err(|error| Unsuitable::Unmappable(error.to_string()))?;
+            let made = reserved()?.saturating_sub(reserved_before);
+            if made > 0 {
+                let size = self.size as u64;
+                return Err(Unsuitable::Holes { reserved: size.saturating_sub(made), size });
+            }
+        }
+        Ok(self)
     }
 
     /// Makes the pages of a file exist that is smaller than a huge page, as small ones. Without being asked, the kernel
@@ -208,17 +234,19 @@ impl Map {
     }
 
     /// Maps memory that will be leased to others once it is not mapped like this any more, in huge pages if
-    /// they are asked for and can be had; all that can be had of it exists then.
+    /// they are asked for and can be had; all of it exists then.
     ///
     /// # Errors
     /// [`MemoryError`]
     pub(crate) fn of_writer(writer: BorrowedFd<'_>, size: u64, huge: bool) -> Result<Self, MemoryError> {
-        let map = Self::new(writer, size, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE)
-            .map_err(|source| MemoryError::Refused { call: "mmap", asked: size, error: source })?;
+        let refused = |call| move |source| MemoryError::Refused { call, asked: size, error: source };
+        let map = Self::new(writer, size, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE).map_err(refused("mmap"))?;
         if huge {
             map.advise(libc::MADV_HUGEPAGE);
         }
-        map.populate();
+        if can_provide() {
+            map.provide(0..map.size, true).map_err(refused("madvise"))?;
+        }
         Ok(map)
     }
 
@@ -445,7 +473,7 @@ impl Frozen {
     /// # Errors
     /// [`Unsuitable`]: it is not sealed for good, not of this size, or not all there.
     pub fn attach(fd: BorrowedFd<'_>, size: u64) -> Result<Self, Unsuitable> {
-        Ok(Self(Map::attach_sealed(fd, size, Seals::ForGood)?.populated_to_be_read()))
+        Ok(Self(Map::attach_sealed(fd, size, Seals::ForGood)?.whole(fd)?))
     }
 }
 

@@ -16,14 +16,10 @@ use nix::{
     errno::Errno,
     fcntl::{FallocateFlags, FcntlArg, SealFlag, fallocate, fcntl},
     sys::stat::{FileStat, fstat},
-    unistd::ftruncate,
 };
 
 use super::{HUGE_PAGE, Map, available, leasable::is_huge};
-use crate::{
-    process::{apart::LARGE, sys::limit_behind},
-    violation::Unsuitable,
-};
+use crate::{process::sys::limit_behind, violation::Unsuitable};
 
 /// What every shared memfd carries when it leaves the process that writes it: nobody can map it
 /// writable any more (the mapping of its writer stays), resize it, or lift a seal.
@@ -221,26 +217,24 @@ impl AsFd for Reserved {
     }
 }
 
-/// Checks what a peer sent before it is mapped: a memfd with exactly these seals, exactly `size` bytes,
-/// all of them reserved, in pages that nobody had to set aside; open for writing.
+/// Checks what a peer sent before it is mapped: a memfd with exactly these seals, exactly `size` bytes, as many of them
+/// reserved, in pages that nobody had to set aside. How many bytes are reserved.
+///
+/// Pages behind its end are counted as well, in place of which others may lack: each page that is looked at has to be
+/// [provided](Map::provide) once. No call is made that takes the lock of the inode, as ftruncate(2) and lseek(2) do: a
+/// process that has it open for writing holds that for as long as fallocate(2) takes.
 ///
 /// # Errors
 /// [`Unsuitable`], naming the first rule it breaks.
-pub(crate) fn verify(fd: BorrowedFd<'_>, size: u64, seals: Seals) -> Result<(), Unsuitable> {
-    let reserved_before = verify_promised(fd, size, seals)?;
-    if reserved_before > size.saturating_add(LARGE) {
-        // To free that would take long. No honest process has more behind the end than the rest of a huge page.
-        return Err(Unsuitable::Excess { reserved: reserved_before, size });
-    }
-    free_behind_end(fd, size)?;
-    let reserved = reserved(&fstat(fd).map_err(unmappable)?);
+pub(crate) fn verify(fd: BorrowedFd<'_>, size: u64, seals: Seals) -> Result<u64, Unsuitable> {
+    let reserved = verify_promised(fd, size, seals)?;
     if reserved < size {
         return Err(Unsuitable::Holes { reserved, size });
     }
-    Ok(())
+    Ok(reserved)
 }
 
-/// As [`verify`], but not all of it need be reserved: how many bytes are.
+/// As [`verify`], but not all of it need be reserved.
 pub(crate) fn verify_promised(fd: BorrowedFd<'_>, size: u64, seals: Seals) -> Result<u64, Unsuitable> {
     check_seals(fd, seals)?;
     if is_huge(fd) {
@@ -251,7 +245,12 @@ pub(crate) fn verify_promised(fd: BorrowedFd<'_>, size: u64, seals: Seals) -> Re
     if found != size {
         return Err(Unsuitable::Size { found, wanted: size });
     }
-    Ok(reserved(&stat))
+    let reserved = reserved(&stat);
+    if reserved > size.next_multiple_of(HUGE_PAGE) {
+        // To free that would take long. No honest process has more behind the end than the rest of a huge page.
+        return Err(Unsuitable::Excess { reserved, size });
+    }
+    Ok(reserved)
 }
 
 /// Checks that a descriptor names a memfd with exactly these seals, to which no more can be added.
@@ -263,16 +262,6 @@ pub(crate) fn check_seals(fd: BorrowedFd<'_>, seals: Seals) -> Result<(), Unsuit
         return Err(Unsuitable::Seals { found, wanted: wanted.bits() });
     }
     Ok(())
-}
-
-/// Frees the pages that a sealed memfd has behind its last byte (`FALLOC_FL_KEEP_SIZE` in fallocate(2)): they would count
-/// as reserved in place of pages that the file lacks. With its seals, no more can be added there.
-fn free_behind_end(fd: BorrowedFd<'_>, size: u64) -> Result<(), Unsuitable> {
-    let size = i64::try_from(size).map_err(|error| Unsuitable::Unmappable(error.to_string()))?;
-    match ftruncate(fd, size) {
-        Err(Errno::EINVAL | Errno::EBADF) => Err(Unsuitable::NotOpenFor("writing")),
-        freed => freed.map_err(unmappable),
-    }
 }
 
 /// How many bytes of a file have pages, in memory or swapped out. Pages behind its end count too.
@@ -287,9 +276,20 @@ pub(crate) fn unmappable(error: Errno) -> Unsuitable {
 /// `F_SEAL_EXEC` of linux/fcntl.h.
 const SEAL_EXEC: i32 = 0x20;
 
+/// A memfd of these seals without pages but for so many bytes behind its end.
+#[cfg(test)]
+pub(crate) fn with_pages_behind_end(size: u64, behind: u64, seals: Seals) -> OwnedFd {
+    let memfd = MemfdOptions::new().allow_sealing(true).create("fbuf-test").unwrap().into_file();
+    memfd.set_len(size).unwrap();
+    fallocate(&memfd, FallocateFlags::FALLOC_FL_KEEP_SIZE, size as i64, behind as i64).unwrap();
+    fcntl(&memfd, FcntlArg::F_ADD_SEALS(seals.wanted())).unwrap();
+    memfd.into()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::memory::map::Frozen;
 
     fn sealed(size: u64) -> OwnedFd {
         Reserved::new("fbuf-test", size).unwrap().seal().unwrap()
@@ -297,7 +297,7 @@ mod tests {
 
     #[test]
     fn what_is_sealed_verifies() {
-        assert_eq!(verify(sealed(8192).as_fd(), 8192, Seals::OneWriter), Ok(()));
+        assert_eq!(verify(sealed(8192).as_fd(), 8192, Seals::OneWriter), Ok(8192));
     }
 
     #[test]
@@ -337,40 +337,42 @@ mod tests {
     }
 
     #[test]
-    fn pages_behind_the_end_do_not_count_as_reserved() {
-        const SIZE: u64 = 1 << 20;
-        for (seals, wanted) in [(&SEALS, Seals::OneWriter), (&FOR_GOOD, Seals::ForGood)] {
-            let memfd = MemfdOptions::new().allow_sealing(true).create("fbuf-test").unwrap();
-            memfd.as_file().set_len(SIZE).unwrap();
-            fallocate(memfd.as_file(), FallocateFlags::FALLOC_FL_KEEP_SIZE, SIZE as i64, SIZE as i64).unwrap();
-            memfd.add_seals(seals).unwrap();
+    fn pages_behind_the_end_do_not_stand_for_pages_that_lack() {
+        for size in [4096, 1 << 20, 8 << 20] {
+            let memory = with_pages_behind_end(size, size, Seals::ForGood);
             // As many as there should be, and not one of them in the file.
-            assert_eq!(reserved(&fstat(memfd.as_file()).unwrap()), SIZE);
-            let refused = Err(Unsuitable::Holes { reserved: 0, size: SIZE });
-            assert_eq!(verify(memfd.as_file().as_fd(), SIZE, wanted), refused);
-            let more = fallocate(memfd.as_file(), FallocateFlags::FALLOC_FL_KEEP_SIZE, SIZE as i64, 4096);
+            assert_eq!(verify(memory.as_fd(), size, Seals::ForGood), Ok(size));
+            let attached = Frozen::attach(memory.as_fd(), size).unwrap_err();
+            assert!(matches!(attached, Unsuitable::Holes { .. }), "{attached:?}");
+            // No more was made than shows that some lack.
+            let made = reserved(&fstat(&memory).unwrap()) - size;
+            assert!(made <= HUGE_PAGE, "{made}");
+            let memory = with_pages_behind_end(size, size, Seals::OneWriter);
+            let attached = Map::attach(memory.as_fd(), size).unwrap_err();
+            assert!(matches!(attached, Unsuitable::Holes { .. }), "{attached:?}");
+            let more = fallocate(&memory, FallocateFlags::FALLOC_FL_KEEP_SIZE, size as i64, 4096);
             assert_eq!(more, Err(Errno::EPERM), "pages can be added again");
         }
     }
 
     #[test]
-    fn much_behind_the_end_is_refused_and_not_freed() {
-        let memfd = MemfdOptions::new().allow_sealing(true).create("fbuf-test").unwrap();
-        memfd.as_file().set_len(4096).unwrap();
-        fallocate(memfd.as_file(), FallocateFlags::FALLOC_FL_KEEP_SIZE, 0, LARGE as i64 + 8192).unwrap();
-        memfd.add_seals(&FOR_GOOD).unwrap();
-        let reserved = reserved(&fstat(memfd.as_file()).unwrap());
-        let refused = Err(Unsuitable::Excess { reserved, size: 4096 });
-        assert_eq!(verify(memfd.as_file().as_fd(), 4096, Seals::ForGood), refused);
-        assert_eq!(super::reserved(&fstat(memfd.as_file()).unwrap()), reserved);
+    fn much_behind_the_end_is_refused() {
+        // The control.
+        let memory = with_pages_behind_end(4096, HUGE_PAGE, Seals::ForGood);
+        assert_eq!(verify(memory.as_fd(), 4096, Seals::ForGood), Ok(HUGE_PAGE));
+        let memory = with_pages_behind_end(4096, HUGE_PAGE + 4096, Seals::ForGood);
+        let refused = Unsuitable::Excess { reserved: HUGE_PAGE + 4096, size: 4096 };
+        assert_eq!(verify(memory.as_fd(), 4096, Seals::ForGood), Err(refused));
+        let memory = with_pages_behind_end(4096, HUGE_PAGE + 4096, Seals::OneWriter);
+        assert!(matches!(Map::attach_growing(memory.as_fd(), 4096), Err(Unsuitable::Excess { .. })));
     }
 
     #[test]
-    fn what_is_open_for_reading_only_is_refused() {
+    fn what_is_open_for_reading_only_is_taken() {
         use std::os::fd::AsRawFd;
         let memory = sealed(4096);
         let reader = File::open(format!("/proc/self/fd/{}", memory.as_raw_fd())).unwrap();
-        assert_eq!(verify(reader.as_fd(), 4096, Seals::OneWriter), Err(Unsuitable::NotOpenFor("writing")));
+        assert_eq!(verify(reader.as_fd(), 4096, Seals::OneWriter), Ok(4096));
     }
 
     #[test]

@@ -60,7 +60,7 @@ impl Sealed {
     /// The first `length` bytes of a memfd that was sealed for good.
     ///
     /// # Errors
-    /// [`Unsuitable`]: it is not sealed for good, or shorter, or not all there, or not open for writing.
+    /// [`Unsuitable`]: it is not sealed for good, or shorter, or not all there.
     pub fn new(memory: OwnedFd, length: usize) -> Result<Self, Unsuitable> {
         let memory = Foreign::from(memory);
         // Before its file system is asked for anything.

@@ -38,6 +38,8 @@ use crate::{
 };
 
 mod gifts;
+#[cfg(not(miri))]
+mod inode_lock;
 
 const SLOTS: u32 = 4;
 const SLOT_BYTES: u32 = 100;

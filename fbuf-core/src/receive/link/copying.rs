@@ -13,9 +13,9 @@ impl Inbound {
         }
         let stride = self.geometry.stride() as usize;
         match self.segments.iter_mut().rfind(|segment| segment.first <= number) {
-            Some(Segment { copies: Some(copies), first, .. }) => {
+            Some(Segment { map, copies: Some(copies), first }) => {
                 let begin = (number - *first) as usize * stride;
-                copies.provide(begin..begin + length as usize)
+                copies.provide(map, begin..begin + length as usize)
             }
             _ => Ok(()),
         }

@@ -40,26 +40,30 @@ impl Copies {
         &self.map
     }
 
-    /// Has the memory for these bytes exist: whether it does, but for what is behind the end, is known from then on.
+    /// Has the memory for these bytes exist, and that of the segment from which they are copied, where pages may lack:
+    /// whether both do, but for what is behind the end, is known from then on.
     ///
     /// # Errors
     /// [`MemoryError`]: there is none.
     #[inline]
-    pub(crate) fn provide(&mut self, bytes: Range<usize>) -> Result<(), MemoryError> {
+    pub(crate) fn provide(&mut self, segment: &Map, bytes: Range<usize>) -> Result<(), MemoryError> {
         let parts = bytes.start / PART..bytes.end.div_ceil(PART).min(self.parts.len());
         match self.parts.get(parts.clone()) {
-            Some(found) if found.contains(&false) => self.make(parts),
+            Some(found) if found.contains(&false) => self.make(segment, parts),
             _ => Ok(()),
         }
     }
 
     #[cold]
-    fn make(&mut self, parts: Range<usize>) -> Result<(), MemoryError> {
+    fn make(&mut self, segment: &Map, parts: Range<usize>) -> Result<(), MemoryError> {
         for part in parts {
             if !self.parts[part] {
-                available::check(PART as u64)?;
+                // A sender that has hidden pages behind the end of its own memory would have both made here.
+                available::check(2 * PART as u64)?;
                 let refused = |source| MemoryError::Refused { call: "madvise", asked: PART as u64, error: source };
-                self.map.provide(part * PART..(part + 1) * PART, true).map_err(refused)?;
+                let bytes = part * PART..(part + 1) * PART;
+                segment.provide(bytes.clone(), false).map_err(refused)?;
+                self.map.provide(bytes, true).map_err(refused)?;
                 self.parts[part] = true;
             }
         }
@@ -70,6 +74,7 @@ impl Copies {
 #[cfg(all(test, not(miri)))]
 mod tests {
     use super::*;
+    use crate::memory::{Seals, memfd::with_pages_behind_end};
     use crate::peer::{Credentials, LinkId, Peer};
     use std::{
         fs::File,
@@ -95,8 +100,10 @@ mod tests {
     #[test]
     fn they_exist_as_far_as_they_were_used() {
         let mut copies = Copies::new(SIZE as u64, claim()).unwrap();
+        let (_writer, memory) = Map::create("fbuf-test", SIZE as u64).unwrap();
+        let segment = Map::attach_unread(memory.as_fd(), SIZE as u64).unwrap();
         let mut provide = |bytes| {
-            copies.provide(bytes).unwrap();
+            copies.provide(&segment, bytes).unwrap();
             existing(copies.map())
         };
         assert_eq!(provide(0..0), 0);
@@ -109,6 +116,19 @@ mod tests {
         assert_eq!(provide(0..SIZE), SIZE);
         // The control: other memory exists at once.
         assert_eq!(existing(&Map::private(SIZE as u64).unwrap()), SIZE);
+    }
+
+    /// A page that lacks would be made when it is read, or could not be, which ends the process.
+    #[test]
+    fn what_is_copied_exists_where_it_is_copied_from() {
+        let memory = with_pages_behind_end(SIZE as u64, SIZE as u64, Seals::OneWriter);
+        let pages = || nix::sys::stat::fstat(&memory).unwrap().st_blocks as usize * 512;
+        let segment = Map::attach_unread(memory.as_fd(), SIZE as u64).unwrap();
+        let mut copies = Copies::new(SIZE as u64, claim()).unwrap();
+        copies.provide(&segment, PART..PART + 1).unwrap();
+        assert_eq!(pages(), SIZE + PART);
+        copies.provide(&segment, 0..SIZE).unwrap();
+        assert_eq!(pages(), 2 * SIZE);
     }
 
     #[test]
