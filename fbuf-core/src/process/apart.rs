@@ -173,11 +173,13 @@ impl Lines {
     }
 }
 
-/// Has another thread drop something. If no thread can be started, it is dropped here.
+/// Has another thread drop something. If no thread can be started, it is dropped here. A destructor that panics ends neither
+/// that thread nor the call.
 pub fn drop_apart(cause: Cause, value: impl Send + 'static) {
     // Where Miri runs this, descriptors stand for memory on the heap.
     if cfg!(miri) || DROPS.get() {
-        return drop(value);
+        threads::contain(|| drop(value));
+        return;
     }
     let is_new = lock().add(cause, Box::new(value));
     if is_new && threads::spawn("fbuf-close", move || drop_line(cause)).is_err() {
@@ -191,7 +193,8 @@ fn drop_line(cause: Cause) {
     // Not in the condition of a loop, which would hold the lock while it is dropped.
     let next = || lock().next(cause);
     while let Some(job) = next() {
-        drop(job);
+        // The line is to end, or nothing of this cause would ever be dropped again.
+        threads::contain(|| drop(job));
     }
     DROPS.set(dropped_before);
 }
@@ -271,6 +274,30 @@ mod tests {
         let (outer, outside, _) = held(Some(user(4)));
         drop_apart(user(5), (outer, inner));
         assert_eq!(outside.recv().unwrap(), said.recv().unwrap());
+    }
+
+    #[test]
+    fn a_destructor_that_panics_holds_up_nothing_of_the_same_cause() {
+        struct Panics;
+        impl Drop for Panics {
+            fn drop(&mut self) {
+                panic!("a destructor of the program");
+            }
+        }
+        let (first, said, go) = held(Some(user(7)));
+        drop(first);
+        let one = said.recv().unwrap();
+        drop_apart(user(7), Panics);
+        let (next, dropped, _) = held(Some(user(7)));
+        drop(next);
+        drop(go);
+        assert_eq!(dropped.recv_timeout(Duration::from_secs(60)), Ok(one), "it waits for ever");
+        while lock().0.contains_key(&user(7)) {
+            thread::yield_now();
+        }
+        let (last, dropped, _) = held(Some(user(7)));
+        drop(last);
+        assert!(dropped.recv().is_ok());
     }
 
     #[test]

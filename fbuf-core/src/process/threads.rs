@@ -1,11 +1,12 @@
-//! The threads that this library starts, in whatever program: none takes a signal that is meant for the program, and
-//! none starves behind the thread that started it.
+//! The threads that this library starts, in whatever program: none takes a signal that is meant for the program,
+//! none starves behind the thread that started it, and none ends because code of the program panics on it.
 //!
 //! A new thread inherits signal mask, scheduling policy, priority and processors. Started by a thread that spins under
 //! SCHED_FIFO on one processor, it would never run.
 
 use std::{
-    io,
+    io, mem,
+    panic::{AssertUnwindSafe, catch_unwind},
     thread::{Builder, JoinHandle},
 };
 
@@ -38,6 +39,20 @@ pub fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> io::Result<Join
     });
     pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&before), None)?;
     thread
+}
+
+/// Runs code of the program, such as a predicate or a destructor, so that the thread goes on if it panics: what it returned,
+/// or none. The panic was reported by the program's hook.
+pub fn contain<T>(run: impl FnOnce() -> T) -> Option<T> {
+    let payload = match catch_unwind(AssertUnwindSafe(run)) {
+        Ok(returned) => return Some(returned),
+        Err(payload) => payload,
+    };
+    // The payload is the program's as well, and may panic when it is dropped. That panic's is leaked, so that there is an end.
+    if let Err(payload) = catch_unwind(AssertUnwindSafe(|| drop(payload))) {
+        mem::forget(payload);
+    }
+    None
 }
 
 /// See [`spawn`]. What the kernel does not permit is left as it is.
@@ -80,6 +95,19 @@ mod tests {
         });
         thread.unwrap().join().unwrap();
         assert_eq!(mask(), before);
+    }
+
+    #[test]
+    fn a_panic_is_contained_and_so_are_those_of_what_it_carries() {
+        struct Payload;
+        impl Drop for Payload {
+            fn drop(&mut self) {
+                std::panic::panic_any(Self);
+            }
+        }
+        assert_eq!(contain(|| 1), Some(1));
+        assert_eq!(contain(|| panic!("a panic")), None::<()>);
+        assert_eq!(contain(|| std::panic::panic_any(Payload)), None::<()>);
     }
 
     #[test]
