@@ -277,7 +277,7 @@ pub(crate) fn is_huge(memory: BorrowedFd<'_>) -> bool {
 }
 
 /// Opens a file once more. If a process has a lease on it that is in the way, this does not wait until it lets go.
-fn reopen(file: BorrowedFd<'_>, options: &mut fs::OpenOptions) -> io::Result<OwnedFd> {
+pub(super) fn reopen(file: BorrowedFd<'_>, options: &mut fs::OpenOptions) -> io::Result<OwnedFd> {
     let options = options.custom_flags(OFlag::O_NONBLOCK.bits());
     Ok(options.open(format!("/proc/self/fd/{}", file.as_raw_fd()))?.into())
 }

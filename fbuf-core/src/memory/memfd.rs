@@ -3,11 +3,11 @@
 //! See memfd_create(2) and F_ADD_SEALS in fcntl(2).
 
 use std::{
-    fs::File,
+    fs::{File, Permissions},
     io,
     os::{
         fd::{AsFd, BorrowedFd, OwnedFd},
-        unix::fs::FileExt,
+        unix::fs::{FileExt, PermissionsExt},
     },
 };
 
@@ -18,7 +18,10 @@ use nix::{
     sys::stat::{FileStat, fstat},
 };
 
-use super::{HUGE_PAGE, Map, available, leasable::is_huge};
+use super::{
+    HUGE_PAGE, Map, available,
+    leasable::{is_huge, reopen},
+};
 use crate::{process::sys::limit_behind, violation::Unsuitable};
 
 /// What every shared memfd carries when it leaves the process that writes it: nobody can map it
@@ -109,6 +112,7 @@ impl Reserved {
             .map_err(|error| refused("memfd_create", kernels_reason(error)))?
             .into_file();
         file.set_len(size).map_err(|error| refused("ftruncate", error))?;
+        file.set_permissions(Permissions::from_mode(0o600)).map_err(|error| refused("fchmod", error))?;
         if begin < HUGE_PAGE {
             Map::make_small_pages(file.as_fd(), begin);
         }
@@ -129,7 +133,7 @@ impl Reserved {
         self.size
     }
 
-    /// Seals it: from here on, only mappings that exist already can write.
+    /// Seals it: from here on, only mappings that exist already can write. The descriptor is [for readers](for_readers).
     ///
     /// # Errors
     /// [`MemoryError::Refused`] on a kernel without `F_SEAL_FUTURE_WRITE` (before 5.1).
@@ -138,7 +142,7 @@ impl Reserved {
         let memfd =
             ::memfd::Memfd::try_from_file(self.file).map_err(|_| refused(io::Error::other("it cannot be sealed")))?;
         memfd.add_seals(&SEALS).map_err(|error| refused(io::Error::other(error)))?;
-        Ok(memfd.into_file().into())
+        Ok(for_readers(memfd.into_file()))
     }
 
     /// Clears what lies behind the first `length` bytes.
@@ -161,7 +165,9 @@ impl Reserved {
         Ok(())
     }
 
-    /// Seals it for good: from here on nobody writes it, through whatever mapping or descriptor.
+    /// Seals it for good: from here on nobody writes it, through whatever mapping or descriptor. The descriptor is
+    /// [for readers](for_readers), but of little memory: all pages of that were written when it was made, so that fallocate(2)
+    /// takes none, and a message of it may cost less than to open it again.
     ///
     /// # Errors
     /// The memory, as it was, and [`MemoryError::Refused`]: `EBUSY` while it is mapped for writing anywhere,
@@ -170,7 +176,8 @@ impl Reserved {
         let refused = |source| MemoryError::Refused { call: "F_ADD_SEALS", asked: self.size, error: source };
         match ::memfd::Memfd::try_from_file(self.file) {
             Ok(memfd) => match memfd.add_seals(&FOR_GOOD) {
-                Ok(()) => Ok(memfd.into_file().into()),
+                Ok(()) if self.size < HUGE_PAGE => Ok(memfd.into_file().into()),
+                Ok(()) => Ok(for_readers(memfd.into_file())),
                 Err(error) => {
                     let error = refused(io::Error::other(error));
                     Err((Self { file: memfd.into_file(), size: self.size }, error))
@@ -179,6 +186,13 @@ impl Reserved {
             Err(file) => Err((Self { file, size: self.size }, refused(io::Error::other("it cannot be sealed")))),
         }
     }
+}
+
+/// A descriptor that is open for reading only, of memory that is opened for writing by no other user (its mode is 0600): a process
+/// that receives it cannot have the kernel look for pages of it (fallocate(2)), take such as were never read, or set attributes
+/// on it, which this process would wait for when it closes it. The one there is, if there is no /proc, or no descriptor left.
+fn for_readers(memory: File) -> OwnedFd {
+    reopen(memory.as_fd(), File::options().read(true)).unwrap_or_else(|_| memory.into())
 }
 
 /// Why a memfd could not be made.
@@ -368,11 +382,22 @@ mod tests {
     }
 
     #[test]
-    fn what_is_open_for_reading_only_is_taken() {
-        use std::os::fd::AsRawFd;
-        let memory = sealed(4096);
-        let reader = File::open(format!("/proc/self/fd/{}", memory.as_raw_fd())).unwrap();
-        assert_eq!(verify(reader.as_fd(), 4096, Seals::OneWriter), Ok(4096));
+    fn what_is_passed_to_readers_is_open_for_reading_only_and_writable_by_its_user_alone() {
+        let made = [
+            ("a segment", sealed(8192), 8192),
+            ("a table that grows", Map::create_growing("fbuf-test", 8192).unwrap().1, 4096),
+            ("a one-shot", Reserved::new("fbuf-test", HUGE_PAGE).unwrap().seal_for_good().unwrap(), HUGE_PAGE),
+        ];
+        for (name, memory, size) in made {
+            let (stat, mode) = (fstat(&memory).unwrap(), fcntl(&memory, FcntlArg::F_GETFL).unwrap());
+            assert_eq!((stat.st_mode & 0o7777, mode & libc::O_ACCMODE), (0o600, libc::O_RDONLY), "{name}");
+            assert_eq!(reserved(&stat), size, "{name}");
+            let allocated = fallocate(&memory, FallocateFlags::empty(), 0, 4096);
+            assert_eq!(allocated, Err(Errno::EBADF), "{name}");
+        }
+        assert_eq!(verify(sealed(8192).as_fd(), 8192, Seals::OneWriter), Ok(8192));
+        let small = Reserved::new("fbuf-test", 8192).unwrap().seal_for_good().unwrap();
+        assert_eq!(fstat(&small).unwrap().st_mode & 0o7777, 0o600);
     }
 
     #[test]
