@@ -70,6 +70,8 @@ pub(crate) struct PendingLinks<T> {
     filled: Notice,
     /// Whether a peer has hung up since the endpoint last looked at its sockets.
     hung_up: AtomicBool,
+    /// Whether nothing comes any more: the control thread has ended.
+    is_closed: AtomicBool,
     new_links: Mutex<VecDeque<T>>,
     /// The links with peers that were introduced and have not gone. One peer may have several: when a broker dies
     /// between its two introductions, the next one introduces the two again.
@@ -152,8 +154,9 @@ impl<T> PendingLinks<T> {
     pub(crate) fn new() -> io::Result<Self> {
         let wake = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
         let (new_links, links, report) = (Mutex::default(), Mutex::default(), Mutex::default());
-        let (filled, hung_up, swept) = (Notice::new()?, AtomicBool::new(false), Mutex::default());
-        Ok(Self { filled, hung_up, new_links, links, swept, report, wake: Arc::new(wake).into() })
+        let (filled, swept) = (Notice::new()?, Mutex::default());
+        let [hung_up, is_closed] = [false; 2].map(AtomicBool::new);
+        Ok(Self { filled, hung_up, is_closed, new_links, links, swept, report, wake: Arc::new(wake).into() })
     }
 
     /// What wakes the endpoint.
@@ -176,6 +179,19 @@ impl<T> PendingLinks<T> {
         }
         // A counter that is full wakes as well.
         let _ = self.wake.write(1);
+    }
+
+    /// Nothing comes any more.
+    pub(crate) fn close(&self) {
+        // Release, for the Acquire in `is_over`: what came before is to be read before.
+        self.is_closed.store(true, Ordering::Release);
+        // A counter that is full wakes as well.
+        let _ = self.wake.write(1);
+    }
+
+    /// Whether nothing will come, and nothing waits to be read.
+    pub(crate) fn is_over(&self) -> bool {
+        self.is_closed.load(Ordering::Acquire) && !self.has_new_links()
     }
 
     /// Whether there is anything; one load of memory that rarely changes. It says so in a child that was forked.

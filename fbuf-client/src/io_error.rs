@@ -18,7 +18,7 @@ impl From<AllocateError> for io::Error {
             AllocateError::NoRoom { .. } | AllocateError::UnderWay => ErrorKind::WouldBlock,
             AllocateError::NotPermitted { .. } => ErrorKind::PermissionDenied,
             AllocateError::NoProc { .. } => ErrorKind::NotFound,
-            AllocateError::Forked(_) => ErrorKind::NotConnected,
+            AllocateError::ClientFailed(_) | AllocateError::Forked(_) => ErrorKind::NotConnected,
         };
         Self::new(kind, error)
     }
@@ -43,7 +43,7 @@ impl From<WaitError> for io::Error {
         let kind = match error {
             WaitError::TimedOut { .. } | WaitError::StillLent { .. } => ErrorKind::TimedOut,
             WaitError::Interrupted => ErrorKind::Interrupted,
-            WaitError::Forked(_) => ErrorKind::NotConnected,
+            WaitError::ClientFailed(_) | WaitError::Forked(_) => ErrorKind::NotConnected,
         };
         Self::new(kind, error)
     }
@@ -60,7 +60,7 @@ impl From<GetError> for io::Error {
             GetError::NoDescriptor { .. } => ErrorKind::QuotaExceeded,
             GetError::TimedOut => ErrorKind::TimedOut,
             GetError::Interrupted => ErrorKind::Interrupted,
-            GetError::Forked(_) => ErrorKind::NotConnected,
+            GetError::ClientFailed(_) | GetError::Forked(_) => ErrorKind::NotConnected,
         };
         Self::new(kind, error)
     }
@@ -77,7 +77,7 @@ impl From<OpenError> for io::Error {
             OpenError::Refused(Refusal::NotPermitted { .. }) => ErrorKind::PermissionDenied,
             OpenError::Refused(Refusal::QuotaExceeded(_) | Refusal::Share { .. }) => ErrorKind::QuotaExceeded,
             OpenError::Refused(_) => ErrorKind::InvalidInput,
-            OpenError::BrokerGone { .. } | OpenError::Forked(_) => ErrorKind::NotConnected,
+            OpenError::BrokerGone { .. } | OpenError::ClientFailed(_) | OpenError::Forked(_) => ErrorKind::NotConnected,
             OpenError::NoAnswer => ErrorKind::TimedOut,
             OpenError::InPredicate => ErrorKind::Deadlock,
         };

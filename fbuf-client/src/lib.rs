@@ -39,12 +39,13 @@ mod guard;
 mod hangup;
 mod interrupt;
 mod io_error;
+mod link_source;
 mod poll;
 mod receiver;
 mod sender;
 mod wait;
 
-pub use client::{Client, ClientBuilder, ConnectError, OpenError};
+pub use client::{Client, ClientBuilder, ClientFailed, ConnectError, OpenError};
 pub use fbuf_core::{
     abort::Abort,
     memory::{MemoryError, Pages, Sealed},

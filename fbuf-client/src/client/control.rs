@@ -29,7 +29,7 @@ use tokio::{
     time::{sleep, sleep_until, timeout},
 };
 
-use super::{ConnectionState, OpenError, connect::Broker};
+use super::{ConnectionState, NotConnected, OpenError, connect::Broker};
 use crate::{endpoint::LinkSink, hangup::HangUps};
 
 /// How many endpoints are being closed at the broker at once, or looked at.
@@ -132,7 +132,7 @@ enum Over {
 pub(super) async fn run(
     broker: &Broker,
     socket: Watched<PacketSocket>,
-    mut commands: UnboundedReceiver<Command>,
+    commands: &mut UnboundedReceiver<Command>,
     state: &ConnectionState,
     hang_ups: Arc<HangUps>,
 ) {
@@ -140,16 +140,29 @@ pub(super) async fn run(
     tokio::spawn(hang_ups.run());
     let mut endpoints = Endpoints::default();
     let mut session = Session::new(socket);
+    // Dropped before the endpoints, which are told when these are.
+    let _ended = Ended(state);
     loop {
-        let why = match session.serve(&mut endpoints, &mut commands).await {
+        let why = match session.serve(&mut endpoints, commands).await {
             Over::Dropped => return session.end().await,
             Over::Gone(why) => why,
         };
-        state.set(Some(why.clone()));
+        state.set(Some(NotConnected::Now(why.clone())));
         session.closing.abort_all();
-        let Some(socket) = endpoints.reconnect(broker, &mut commands, state, why).await else { return };
+        let Some(socket) = endpoints.reconnect(broker, commands, state, why).await else { return };
         session = Session::new(socket);
         state.set(None);
+    }
+}
+
+/// Notes that the thread ends, if it does in a panic.
+struct Ended<'a>(&'a ConnectionState);
+
+impl Drop for Ended<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.set(Some(NotConnected::Ever));
+        }
     }
 }
 
@@ -197,7 +210,7 @@ impl Endpoints {
                 }
             };
             why.clone_from(&error);
-            state.set(Some(error));
+            state.set(Some(NotConnected::Now(error)));
         }
     }
 

@@ -6,7 +6,7 @@ mod control;
 mod greet;
 
 use std::{
-    io,
+    fmt, io,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -116,6 +116,9 @@ pub enum OpenError {
         "the broker was asked by a predicate (accept), on the thread that would have to answer: ask on another thread"
     )]
     InPredicate,
+    /// The client does no more.
+    #[error(transparent)]
+    ClientFailed(#[from] ClientFailed),
     /// This process cannot.
     #[error("the endpoint cannot be set up: {error}{limit}", limit = limit_behind(.error))]
     Local {
@@ -130,16 +133,52 @@ impl From<io::Error> for OpenError {
     }
 }
 
+/// The control thread of a client has ended in a panic, which is a fault of this library or of the system. No more peers are
+/// introduced to endpoints of that client; their links go on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "the control thread of this client has ended in a panic: links that exist go on, and no more are made; connect again, \
+     and open the endpoints anew"
+)]
+pub struct ClientFailed;
+
+/// Why there is no connection.
+#[derive(Debug, Clone)]
+enum NotConnected {
+    /// It is being made again. Why it is not there, and what to do.
+    Now(String),
+    /// The thread that would make it again has ended.
+    Ever,
+}
+
+impl From<NotConnected> for OpenError {
+    fn from(why: NotConnected) -> Self {
+        match why {
+            NotConnected::Now(reason) => Self::BrokerGone { reason },
+            NotConnected::Ever => ClientFailed.into(),
+        }
+    }
+}
+
+impl fmt::Display for NotConnected {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Now(reason) => f.write_str(reason),
+            Self::Ever => ClientFailed.fmt(f),
+        }
+    }
+}
+
 /// Why there is no connection now, if there is none.
 #[derive(Debug, Default)]
-struct ConnectionState(Mutex<Option<String>>);
+struct ConnectionState(Mutex<Option<NotConnected>>);
 
 impl ConnectionState {
-    fn set(&self, why_not: Option<String>) {
+    fn set(&self, why_not: Option<NotConnected>) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = why_not;
     }
 
-    fn get(&self) -> Option<String> {
+    fn get(&self) -> Option<NotConnected> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
@@ -224,13 +263,14 @@ impl Client {
         self.connection_error().is_none()
     }
 
-    /// Why there is no connection now, if there is none: what came of the last attempt to make it again.
+    /// Why there is no connection now, if there is none: what came of the last attempt to make it again, or that there will be
+    /// no other ([`ClientFailed`]).
     #[must_use]
     pub fn connection_error(&self) -> Option<String> {
         if let Err(forked) = self.0.generation.check() {
             return Some(forked.to_string());
         }
-        self.0.state.get()
+        self.0.state.get().map(|why| why.to_string())
     }
 
     /// Prepares a sender on a channel: a name of 1 to 255 bytes, without control characters, that is checked when it is
@@ -272,10 +312,8 @@ impl Client {
     ) -> Result<Vec<T>, OpenError> {
         self.0.check()?;
         let (answer, answered) = mpsc::sync_channel(1);
-        let why = || self.connection_error().unwrap_or_else(|| "this process ends the connection".into());
-        let gone = || OpenError::BrokerGone { reason: why() };
-        self.0.command(command(answer)).ok_or_else(gone)?;
-        answered.recv().unwrap_or_else(|_| Err(gone()))
+        self.0.command(command(answer));
+        answered.recv().unwrap_or_else(|_| Err(self.0.why_no_answer()))
     }
 
     /// Opens an endpoint at the broker.
@@ -293,10 +331,8 @@ impl Client {
         let (answer, answered) = mpsc::sync_channel(1);
         let open = Open { channel: channel.to_owned(), role, label, users, earlier: None };
         let deadline = Instant::now() + PATIENCE;
-        let gone = || OpenError::BrokerGone { reason: "this process ends the connection".into() };
-        self.0.command(Command::Open { endpoint: number, open, post, answer, deadline }).ok_or_else(gone)?;
-        // The control thread answers each command.
-        let opened = answered.recv().unwrap_or_else(|_| Err(gone()))?;
+        self.0.command(Command::Open { endpoint: number, open, post, answer, deadline });
+        let opened = answered.recv().unwrap_or_else(|_| Err(self.0.why_no_answer()))?;
         registration.endpoint = opened.endpoint;
         Ok((registration, opened))
     }
@@ -305,31 +341,39 @@ impl Client {
 /// What the control thread does: it finds the broker, says where, and speaks to it from then on.
 ///
 /// All of it is done on this thread, since its creator may be run by a runtime, in which no other may be run or
-/// dropped.
+/// dropped. If it panics, the thread goes on to refuse: no call waits for an answer that does not come.
 fn speak(
     builder: &ClientBuilder,
     mut commands: UnboundedReceiver<Command>,
     (state, hang_ups): (Arc<ConnectionState>, Arc<HangUps>),
     found: Found,
 ) {
-    let runtime = match runtime::new() {
-        Ok(runtime) => runtime,
-        Err(error) => return found.say(Err(error.into())),
-    };
-    runtime.block_on(async {
-        let broker = tokio::select! {
-            broker = builder.find() => broker,
-            // The creator waits no more; it has nothing else to say before there is a broker.
-            _ = commands.recv() => return,
+    let spoken = threads::contain(|| {
+        let runtime = match runtime::new() {
+            Ok(runtime) => runtime,
+            Err(error) => return found.say(Err(error.into())),
         };
-        match broker {
-            Ok((broker, socket)) => {
-                found.say(Ok(broker.address.clone()));
-                control::run(&broker, socket, commands, &state, hang_ups).await;
+        runtime.block_on(async {
+            let broker = tokio::select! {
+                broker = builder.find() => broker,
+                // The creator waits no more; it has nothing else to say before there is a broker.
+                _ = commands.recv() => return,
+            };
+            match broker {
+                Ok((broker, socket)) => {
+                    found.say(Ok(broker.address.clone()));
+                    control::run(&broker, socket, &mut commands, &state, hang_ups).await;
+                }
+                Err(error) => found.say(Err(error)),
             }
-            Err(error) => found.say(Err(error)),
-        }
+        });
     });
+    if spoken.is_none() {
+        state.set(Some(NotConnected::Ever));
+        while let Some(command) = commands.blocking_recv() {
+            drop(command);
+        }
+    }
 }
 
 /// What the creator of a connection waits for: where its broker is. Dropped without a word, as by a panic, it ends the wait.
@@ -358,9 +402,19 @@ impl Connection {
         if thread == Some(thread::current().id()) { Err(OpenError::InPredicate) } else { Ok(()) }
     }
 
-    fn command(&self, command: Command) -> Option<()> {
+    /// Has the control thread do something. It drops what it does not answer.
+    fn command(&self, command: Command) {
         // In a child that was forked nothing is received, and locks may be held by threads that are not there.
-        self.commands.as_ref().filter(|_| self.generation.is_current())?.send(command).ok()
+        if let Some(commands) = self.commands.as_ref().filter(|_| self.generation.is_current()) {
+            // It is received for as long as there is a handle.
+            let _ = commands.send(command);
+        }
+    }
+
+    fn why_no_answer(&self) -> OpenError {
+        // It answers if there is a connection; there may be one again.
+        let now = || NotConnected::Now("it was gone for a moment".into());
+        self.state.get().unwrap_or_else(now).into()
     }
 }
 
@@ -404,7 +458,82 @@ impl Registration {
 
 impl Drop for Registration {
     fn drop(&mut self) {
-        // If the control thread is gone, so is the connection, and nothing is open.
-        let _ = self.client.0.command(Command::Close { endpoint: self.number });
+        self.client.0.command(Command::Close { endpoint: self.number });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use fbuf_broker::Embedded;
+    use fbuf_core::{introduced::Introduced, peer::LinkId, protection::Protection};
+    use fbuf_protocol::{Limits, Report};
+
+    use super::*;
+    use crate::{GetError, WaitError};
+
+    const SOON: Duration = Duration::from_secs(60);
+
+    /// A fault of this library, on the control thread.
+    struct Fault;
+
+    impl LinkSink for Fault {
+        fn introduce(&self, _: Introduced) {
+            panic!("a fault");
+        }
+
+        fn links(&self) -> Vec<LinkId> {
+            Vec::new()
+        }
+
+        fn report(&self) -> Report {
+            Report::default()
+        }
+
+        fn held(&self) -> Vec<(LinkId, usize, u64)> {
+            Vec::new()
+        }
+    }
+
+    #[test]
+    fn a_control_thread_that_panics_leaves_no_call_waiting_and_links_go_on() {
+        let broker = Embedded::start().unwrap();
+        let [client, other] = [(); 2].map(|()| Client::connect_to(broker.address()).unwrap());
+        let open = |channel: &str| other.sender(channel).slot_size(64).slots(2).open().unwrap();
+        let mut linked = client.receiver("linked").keep_waiting().open().unwrap();
+        let mut sender = open("linked");
+        sender.wait_for_receivers_timeout(1, SOON).unwrap();
+        // These wait, without a time, when it happens.
+        let mut lonely = client.receiver("lonely").open().unwrap();
+        let waits = thread::spawn(move || lonely.get().map(drop));
+        let mut alone = client.sender("alone").slot_size(64).open().unwrap();
+        let waits_for_receivers = thread::spawn(move || alone.wait_for_receivers(1));
+        let mut without_slots = client.sender("without").slot_size(64).slots(2).from_receiver().open().unwrap();
+        let waits_for_slot = thread::spawn(move || without_slots.allocate().map(drop));
+        let role = Role::Receiver { require: Protection::default(), accepts: Limits::default() };
+        let (_registration, _) = client.open("fault", role, None, None, Box::new(Fault)).unwrap();
+        let _fault = open("fault");
+        assert_eq!(waits.join().unwrap(), Err(GetError::ClientFailed(ClientFailed)));
+        assert_eq!(waits_for_receivers.join().unwrap(), Err(WaitError::ClientFailed(ClientFailed)));
+        assert_eq!(waits_for_slot.join().unwrap(), Err(crate::AllocateError::ClientFailed(ClientFailed)));
+        assert!(!client.is_connected());
+        let said = client.connection_error().unwrap();
+        assert!(said.contains("connect again"), "{said}");
+        for said in [client.status().map(drop), client.clients().map(drop), client.receiver("c").open().map(drop)] {
+            assert!(matches!(said, Err(OpenError::ClientFailed(_))), "{said:?}");
+        }
+        // What it had is served on, and its end is told.
+        let fbuf = sender.allocate().unwrap();
+        sender.write(fbuf).unwrap();
+        assert!(linked.get_timeout(SOON).is_ok());
+        assert_eq!(linked.try_get().map(drop), Ok(()), "a sender is linked");
+        drop(sender);
+        assert_eq!(linked.get().unwrap_err(), GetError::ClientFailed(ClientFailed));
+        // The broker has been told, and to connect again is what helps.
+        assert!(other.status().unwrap().iter().all(|endpoint| endpoint.channel.as_str() != "lonely"));
+        drop(client);
+        let client = Client::connect_to(broker.address()).unwrap();
+        assert!(client.is_connected() && client.receiver("lonely").open().is_ok());
     }
 }

@@ -25,7 +25,7 @@ use fbuf_protocol::{Report, Unpaired};
 
 use self::open::NewLink;
 use crate::{
-    client::{OpenError, Registration},
+    client::{ClientFailed, OpenError, Registration},
     endpoint::{PendingLinks, Ready, Sockets},
     guard::{self, WaitGuard},
     interrupt::InterruptHandle,
@@ -403,7 +403,8 @@ impl Receiver {
         }
         let nothing = self.links.is_empty() && self.greeted.is_empty() && self.troubles.is_empty();
         let over = !self.keep_waiting && self.had_sender && nothing && !self.pending_links.has_peers();
-        over.then_some(GetError::Ended)
+        let failed = || (nothing && self.pending_links.is_over()).then_some(ClientFailed.into());
+        over.then_some(GetError::Ended).or_else(failed)
     }
 
     /// Removes the links that are over and have nothing more to give, as long as [`Attention`] lasts: each has memory

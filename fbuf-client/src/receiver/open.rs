@@ -14,9 +14,10 @@ use fbuf_protocol::{Limits, Report, Role, channel::ChannelName, name::Label};
 
 use super::Receiver;
 use crate::{
-    acceptance::Acceptance,
+    acceptance::{Acceptance, Predicate},
     client::{Client, OpenError},
     endpoint::{Brought, LinkSink, PendingLinks, Ready, Sockets},
+    link_source::LinkSource,
     sender::OptionsError,
     wait::{Batching, Pace, SameCpuPeers, SpinBudget, Wait},
 };
@@ -117,8 +118,12 @@ impl ReceiverBuilder {
 
     /// Is linked only with senders for which this returns true, which is asked before a sender hears of this receiver. It
     /// runs on the thread of the [`Client`] and must not wait for anything.
+    ///
+    /// If it panics, the peer is not accepted; a panic of it, or of what it owns when that is dropped, ends nothing else. It runs with
+    /// all signals blocked, and a child that it forks (fork(2)) has only that thread, with them blocked: let such a child execute a program
+    /// or end by _exit(2). One that returns from here aborts. [`Command`](std::process::Command) takes care of both.
     pub fn accept(mut self, accept: impl Fn(&Peer) -> bool + Send + Sync + 'static) -> Self {
-        self.acceptance.accept = Some(Arc::new(accept));
+        self.acceptance.accept = Some(Arc::new(Predicate::new(accept)));
         self
     }
 
@@ -138,7 +143,8 @@ impl ReceiverBuilder {
         let skip_above = max_backlog.map(skip_above).transpose()?;
         let pending_links = Arc::new(PendingLinks::new()?);
         let (role, users) = (Role::Receiver { require, accepts }, acceptance.users.clone());
-        let senders = Box::new(Senders { pending_links: pending_links.clone(), skip_above, accepts, acceptance });
+        let senders =
+            Box::new(Senders { pending_links: LinkSource::new(&pending_links), skip_above, accepts, acceptance });
         let (registration, _) = client.open(&channel, role, label, users, senders)?;
         let sockets = Sockets::new(pending_links.wake().clone(), registration.watch_hang_ups(&pending_links))?;
         Ok(Receiver {
@@ -193,7 +199,7 @@ impl Brought for NewLink {
 /// Where senders are introduced. They are greeted on the control thread, so that they find this receiver
 /// ready even while it does something else.
 struct Senders {
-    pending_links: Arc<PendingLinks<NewLink>>,
+    pending_links: LinkSource<NewLink>,
     skip_above: Option<u32>,
     accepts: Limits,
     acceptance: Acceptance,

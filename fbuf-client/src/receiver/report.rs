@@ -2,6 +2,8 @@
 
 use fbuf_core::{abort::Abort, peer::Peer, process::fork::Forked, violation::Violation};
 
+use crate::client::ClientFailed;
+
 /// What a receiver has done so far.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
@@ -102,6 +104,9 @@ pub enum GetError {
         /// How many.
         messages: u64,
     },
+    /// No sender is linked, and none can come.
+    #[error(transparent)]
+    ClientFailed(#[from] ClientFailed),
     /// No message came in time.
     #[error("no message came in time")]
     TimedOut,

@@ -19,6 +19,7 @@ use crate::{
     acceptance::Acceptance,
     client::{Client, OpenError, Registration},
     endpoint::{Brought, LinkSink, PendingLinks},
+    link_source::LinkSource,
 };
 
 /// From how many bytes on messages are leased rather than copied if they lie in huge pages. `fbuf doctor`
@@ -188,7 +189,8 @@ impl OpenRequest<'_> {
         let (slot_bytes, max_slots) = (geometry.slot_bytes().into(), geometry.max_slots().into());
         let role = Role::Sender { slot_bytes, max_slots, mechanism, slots };
         let users = self.acceptance.users.clone();
-        let post = Box::new(Receivers { pending_links: pending_links.clone(), acceptance: self.acceptance.clone() });
+        let post =
+            Box::new(Receivers { pending_links: LinkSource::new(&pending_links), acceptance: self.acceptance.clone() });
         let (registration, Opened { slots, .. }) =
             self.client.open(self.channel, role, self.label.clone(), users, post)?;
         let (pool, pages) = match pool {
@@ -217,7 +219,7 @@ impl Brought for Expected {
 
 /// Where receivers are introduced.
 struct Receivers {
-    pending_links: Arc<PendingLinks<Expected>>,
+    pending_links: LinkSource<Expected>,
     acceptance: Acceptance,
 }
 

@@ -20,7 +20,7 @@ use super::{
     wait::WaitFor,
 };
 use crate::{
-    acceptance::Acceptance,
+    acceptance::{Acceptance, Predicate},
     caches::{ENOUGH_SLOTS, default_slots_here},
     client::{Client, OpenError},
     endpoint::{Ready, Sockets},
@@ -220,8 +220,12 @@ impl SenderBuilder {
 
     /// Is linked only with receivers for which this returns true, which is asked before anything is sent to them. It runs
     /// on the thread of the [`Client`] and must not wait for anything.
+    ///
+    /// If it panics, the peer is not accepted; a panic of it, or of what it owns when that is dropped, ends nothing else. It runs with
+    /// all signals blocked, and a child that it forks (fork(2)) has only that thread, with them blocked: let such a child execute a program
+    /// or end by _exit(2). One that returns from here aborts. [`Command`](std::process::Command) takes care of both.
     pub fn accept(mut self, accept: impl Fn(&Peer) -> bool + Send + Sync + 'static) -> Self {
-        self.acceptance.accept = Some(Arc::new(accept));
+        self.acceptance.accept = Some(Arc::new(Predicate::new(accept)));
         self
     }
 

@@ -16,6 +16,8 @@ use fbuf_core::{
     violation::Violation,
 };
 
+use crate::client::ClientFailed;
+
 /// What a sender has done so far, and where its slots are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
@@ -141,6 +143,9 @@ pub enum AllocateError {
         /// How many slots there are.
         slots: usize,
     },
+    /// The slots are receivers', none is linked, and none can come.
+    #[error(transparent)]
+    ClientFailed(#[from] ClientFailed),
     /// A signal handler ran while a slot was waited for, or an [`InterruptHandle`](crate::InterruptHandle) was used: call again,
     /// or stop.
     #[error("the wait for a slot was interrupted by a signal handler or an interrupt handle")]
@@ -206,6 +211,9 @@ pub enum WaitError {
     /// A signal handler ran meanwhile, or an [`InterruptHandle`](crate::InterruptHandle) was used: call again, or stop.
     #[error("the wait for receivers was interrupted by a signal handler or an interrupt handle")]
     Interrupted,
+    /// They cannot come.
+    #[error(transparent)]
+    ClientFailed(#[from] ClientFailed),
     /// They did not come in time.
     #[error("{linked} receivers are linked, and {wanted} were waited for")]
     TimedOut {

@@ -3,7 +3,10 @@
 use fbuf_core::send::{link::Outbound, pool::Lack};
 
 use super::{AllocateError, Sender};
-use crate::wait::{Batching, Progress};
+use crate::{
+    client::ClientFailed,
+    wait::{Batching, Progress},
+};
 
 impl Sender {
     /// Looks for a slot that is free although it is not its turn, or is new.
@@ -58,8 +61,19 @@ impl Sender {
         self.lack_of_slot().or_else(|| self.lack_of_descriptor()).or_else(room)
     }
 
+    /// Whether no more receivers can come.
+    pub(super) fn lack_of_client(&self) -> Option<ClientFailed> {
+        (self.expected.is_empty() && self.pending_links.is_over()).then_some(ClientFailed)
+    }
+
     /// What there is not enough of for a slot that is free.
     pub(super) fn lack_of_slot(&self) -> Option<AllocateError> {
+        if self.pool.is_receivers()
+            && self.receivers() == 0
+            && let Some(failed) = self.lack_of_client()
+        {
+            return Some(failed.into());
+        }
         let bytes = self.pool.capacity() as usize;
         Some(match self.pool.lack()? {
             Lack::Memory => AllocateError::NoMemory { bytes },

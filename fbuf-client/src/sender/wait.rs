@@ -140,11 +140,15 @@ impl Sender {
         self.await_event(WaitFor::Receivers(wanted));
         self.poll_events();
         let waiting = self.waiting(deadline);
-        let linked = |sender: &mut Self, _| Some(sender.receivers()).filter(|&linked| linked >= wanted).into();
-        guard::wait(self, waiting, linked).map_err(|unmet| match unmet {
-            Unmet::Interrupted => WaitError::Interrupted,
-            Unmet::Expired => WaitError::TimedOut { wanted, linked: self.receivers() },
-        })
+        let linked = |sender: &mut Self, _| {
+            let linked = Some(sender.receivers()).filter(|&linked| linked >= wanted);
+            linked.map(Ok).or_else(|| sender.lack_of_client().map(Err)).into()
+        };
+        match guard::wait(self, waiting, linked) {
+            Ok(linked) => Ok(linked?),
+            Err(Unmet::Interrupted) => Err(WaitError::Interrupted),
+            Err(Unmet::Expired) => Err(WaitError::TimedOut { wanted, linked: self.receivers() }),
+        }
     }
 
     /// From now on it waits for this.
