@@ -25,6 +25,14 @@ pub struct Peer {
     pub link: LinkId,
 }
 
+impl Peer {
+    /// Its user, if that is another than the one of this process.
+    #[must_use]
+    pub fn other_user(&self) -> Option<u32> {
+        Some(self.process.uid).filter(|_| !self.same_user)
+    }
+}
+
 /// A process, as SO_PEERCRED names it (unix(7)).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Credentials {

@@ -45,8 +45,8 @@ pub struct Map {
     size: usize,
     /// If it is one that no child may have.
     withheld: Option<WithheldMemory>,
-    /// Whether another thread unmaps it.
-    is_unmapped_apart: bool,
+    /// Why another thread unmaps it, if one does.
+    slow: Option<Cause>,
     /// Where Miri runs this, what is mapped.
     #[cfg(miri)]
     heap: Option<std::sync::Arc<super::heap::Heap>>,
@@ -62,7 +62,7 @@ unsafe impl Sync for Map {}
 #[cfg(miri)]
 impl Map {
     pub(crate) fn over(heap: std::sync::Arc<super::heap::Heap>) -> Self {
-        Self { base: heap.base(), size: heap.size(), withheld: None, is_unmapped_apart: false, heap: Some(heap) }
+        Self { base: heap.base(), size: heap.size(), withheld: None, slow: None, heap: Some(heap) }
     }
 }
 
@@ -72,7 +72,7 @@ impl Map {
             base,
             size,
             withheld: None,
-            is_unmapped_apart: false,
+            slow: None,
             #[cfg(miri)]
             heap: None,
         }
@@ -167,14 +167,25 @@ impl Map {
     /// As [`Self::unmapped_apart`], and so is what is [locked](is_locked): with the mapping its last descriptor may be closed.
     fn of_peer(self, fd: BorrowedFd<'_>) -> Self {
         let mut this = self.unmapped_apart();
-        this.is_unmapped_apart |= !cfg!(miri) && is_locked(fd).unwrap_or(true);
+        if !cfg!(miri) && is_locked(fd).unwrap_or(true) {
+            this.slow = Some(Cause::Memory);
+        }
         this
     }
 
     /// The same, which another thread unmaps when it is dropped, if it is [large](LARGE): for memory of a peer, which chose its
     /// size, and may have left it to this process alone.
     pub(crate) fn unmapped_apart(mut self) -> Self {
-        self.is_unmapped_apart = self.size as u64 >= LARGE;
+        self.slow = (self.size as u64 >= LARGE).then_some(Cause::Memory);
+        self
+    }
+
+    /// The same, of memory that this user made, if it is another than that of this process: the thread for that user unmaps it.
+    /// As long as it is mapped its maker can have it take long to free, by attributes and locks without number.
+    pub(crate) fn made_by(mut self, user: Option<u32>) -> Self {
+        if !cfg!(miri) && user.is_some() {
+            self.slow = Some(Cause::Peer(user));
+        }
         self
     }
 
@@ -497,8 +508,8 @@ impl Drop for Map {
             return;
         }
         let mapped = Mapped { base: self.base.addr().get(), size: self.size };
-        if self.is_unmapped_apart {
-            drop_apart(Cause::Memory, mapped);
+        if let Some(cause) = self.slow {
+            drop_apart(cause, mapped);
         }
     }
 }
@@ -554,11 +565,11 @@ mod tests {
         use nix::fcntl::{FcntlArg, fcntl};
         for attach in [Map::attach, Map::attach_unread, Map::attach_growing] {
             let (_writer, memory) = Map::create("fbuf-test", 4096).unwrap();
-            assert!(!attach(memory.as_fd(), 4096).unwrap().is_unmapped_apart);
+            assert!(attach(memory.as_fd(), 4096).unwrap().slow.is_none());
             let (l_type, l_whence) = (libc::F_RDLCK as _, libc::SEEK_SET as _);
             let lock = libc::flock { l_type, l_whence, l_start: 0, l_len: 1, l_pid: 0 };
             fcntl(&memory, FcntlArg::F_OFD_SETLK(&lock)).unwrap();
-            assert!(attach(memory.as_fd(), 4096).unwrap().is_unmapped_apart);
+            assert!(attach(memory.as_fd(), 4096).unwrap().slow.is_some());
         }
     }
 

@@ -143,6 +143,13 @@ impl<H: SharedLayout, C: SharedLayout> TableView<H, C> {
         Ok(Self(Laid::over(Map::attach_growing(fd, Laid::<H, C>::size(least))?, least)))
     }
 
+    /// The same, in memory that another user made: [`Map::made_by`].
+    #[must_use]
+    pub(crate) fn made_by(mut self, user: Option<u32>) -> Self {
+        self.0.map = self.0.map.made_by(user);
+        self
+    }
+
     /// As [`Table::provide`].
     ///
     /// # Errors

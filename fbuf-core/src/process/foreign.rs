@@ -10,11 +10,14 @@ use nix::{
     sys::stat::fstat,
 };
 
-use crate::process::apart::{Apart, Cause, LARGE, Slow, drop_apart};
+use crate::process::{
+    apart::{Apart, Cause, LARGE, Slow, drop_apart},
+    sys::has_attributes,
+};
 
 /// A descriptor that another process has passed, or of a socket whose other end it has. To close it may take
 /// [as long as that process likes](crate::process::apart), so that another thread does it; but for memory that is neither large
-/// nor locked.
+/// nor locked, nor has attributes.
 #[derive(Debug)]
 pub struct Foreign(Apart<Passed>);
 
@@ -37,7 +40,10 @@ impl Slow for Passed {
         // Where Miri runs this, descriptors stand for memory on the heap.
         if cfg!(miri) {
             None
-        } else if !self.is_light && !is_memory(descriptor) || is_locked(descriptor).unwrap_or(true) {
+        } else if !self.is_light && !is_memory(descriptor)
+            || is_locked(descriptor).unwrap_or(true)
+            || has_attributes(descriptor)
+        {
             Some(Cause::Peer(self.user))
         } else {
             (!self.is_light && is_large(descriptor)).then_some(Cause::Memory)

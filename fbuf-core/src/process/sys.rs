@@ -1,6 +1,6 @@
 //! The calls for which there is no safe wrapper: membarrier(2), accepting descriptors from recvmsg(2) and
 //! accept4(2), refusing them, the groups of a peer, getauxval(3), getrandom(2), the scheduling of a
-//! thread, and what is unread in a socket.
+//! thread, what is unread in a socket, and attributes of files.
 //!
 //! One of the files of this crate that may be `unsafe`.
 #![allow(unsafe_code)]
@@ -51,6 +51,16 @@ pub fn random<const COUNT: usize>() -> io::Result<[u8; COUNT]> {
     // SAFETY: `bytes` has `COUNT` bytes, which the kernel fills.
     let filled = unsafe { libc::getrandom(bytes.as_mut_ptr().cast(), COUNT, 0) };
     if usize::try_from(filled) == Ok(COUNT) { Ok(bytes) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Whether a file may have more than a few extended attributes, which the kernel frees with it one by one. It looks at no more
+/// than their first names.
+pub(crate) fn has_attributes(file: BorrowedFd<'_>) -> bool {
+    let mut names = [0; 64];
+    // SAFETY: `names` has so many bytes, which the kernel may fill.
+    let length = unsafe { libc::flistxattr(file.as_raw_fd(), names.as_mut_ptr().cast(), names.len()) };
+    // More do not fit (ERANGE). Not all kernels know them.
+    length < 0 && io::Error::last_os_error().raw_os_error() != Some(libc::EOPNOTSUPP)
 }
 
 /// Words of room for the descriptors of one message: their header, and four bytes each.

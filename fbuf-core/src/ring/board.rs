@@ -191,6 +191,11 @@ impl BoardReader<BoardView> {
         Ok(board)
     }
 
+    /// The same, of a receiver of this user, if it is another than that of this process: another thread unmaps it.
+    pub(crate) fn made_by(self, user: Option<u32>) -> Self {
+        Self(self.0.made_by(user))
+    }
+
     /// Has the words of the first so many slots exist, before any of them is lent.
     ///
     /// # Errors

@@ -37,6 +37,8 @@ use crate::{
     violation::Violation,
 };
 
+#[cfg(not(miri))]
+mod freed_apart;
 mod gifts;
 #[cfg(not(miri))]
 mod inode_lock;

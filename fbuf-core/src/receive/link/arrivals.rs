@@ -140,6 +140,7 @@ impl Inbound {
                 (map, Some(Copies::new(size, claim).map_err(exhausted)?))
             }
         };
+        let map = map.made_by(self.peer().other_user());
         points::reach("growth: mapped");
         self.returns().board.provide(self.known + new.slots).map_err(exhausted)?;
         let read = copies.as_ref().map_or(&map, Copies::map);

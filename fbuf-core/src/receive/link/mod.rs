@@ -136,7 +136,7 @@ impl Inbound {
         } = greeted;
         let slots = geometry.max_slots();
         let exhausted = |error: MemoryError| LinkEnd::Exhausted(error.to_string());
-        let lane = LaneView::attach(welcome.lane.as_fd(), capacity_for(slots, skips))?;
+        let lane = LaneView::attach(welcome.lane.as_fd(), capacity_for(slots, skips))?.made_by(peer.other_user());
         let offset = check_sequence(Some(welcome.first_sequence))?;
         let board = board.take().ok_or(LinkEnd::HangUp)?;
         let receiver_slots = match wants_slots {

@@ -45,9 +45,12 @@ struct Heard {
 }
 
 impl Heard {
-    fn new(hello: &Hello, pool: &Pool) -> Result<Self, LinkEnd> {
+    fn new(hello: &Hello, peer: &Peer, pool: &Pool) -> Result<Self, LinkEnd> {
         // The words of the slots that there are then are provided with the answer.
-        let attach = || BoardReader::attach_first(hello.board.as_fd(), pool.geometry().max_slots(), 0);
+        let attach = || {
+            let board = BoardReader::attach_first(hello.board.as_fd(), pool.geometry().max_slots(), 0)?;
+            Ok::<_, LinkEnd>(board.made_by(peer.other_user()))
+        };
         let &Hello { skip_above, fences, wants_slots, .. } = hello;
         let guarded = if pool.guard().is_some() { Some(attach()?) } else { None };
         Ok(Self { board: attach()?, guarded, skip_above, fences, wants_slots })
@@ -114,7 +117,7 @@ impl Expected {
                 Err(Violation::UntrustedReceiver.into())
             }
             Some(LinkMessage::Hello(hello)) => {
-                let heard = Heard::new(&hello, pool)?;
+                let heard = Heard::new(&hello, &self.peer, pool)?;
                 drop(hello);
                 Outbound::open(self, heard.into(), pool, first_sequence)
             }
