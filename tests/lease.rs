@@ -13,7 +13,8 @@ use std::{
 };
 
 use fbuf_client::{
-    AllocateError, Client, Fbuf, Mechanism, OpenError, Pages, Protection, Receiver, Sender, SenderBuilder, WriteError,
+    AllocateError, CannotReopen, Client, Fbuf, GetError, Mechanism, OpenError, Pages, Protection, Receiver, Sender,
+    SenderBuilder, WriteError,
 };
 use nix::{
     libc,
@@ -295,9 +296,29 @@ fn a_right_that_cannot_be_given_back_for_lack_of_descriptors_is_given_later() {
     let mut receiver = client.receiver("c").open().unwrap();
     send(&mut sender, 1);
     let held = receiver.get_timeout(SOON).unwrap();
+    let endpoint = receiver.endpoint();
+    let sleeps = || {
+        let status = client.status().unwrap();
+        status
+            .iter()
+            .find(|other| other.endpoint == endpoint)
+            .and_then(|status| status.report)
+            .map_or(0, |report| report.sleeps)
+    };
+    let before = receiver.counters().sleeps;
+    let waits = thread::spawn(move || {
+        let told = receiver.get().unwrap_err();
+        (receiver, told)
+    });
+    until("it sleeps", || sleeps() > before);
     let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
     setrlimit(Resource::RLIMIT_NOFILE, 0, hard).unwrap();
+    // Dropped by another thread while the receiver sleeps, which is told, and once.
     drop(held);
+    let (mut receiver, told) = waits.join().unwrap();
+    assert!(matches!(told, GetError::SlotsWithheld { why: CannotReopen::NoDescriptor, .. }), "{told}");
+    assert!(told.to_string().contains("no descriptor is left (RLIMIT_NOFILE)"), "{told}");
+    assert!(matches!(receiver.try_get(), Ok(None)));
     setrlimit(Resource::RLIMIT_NOFILE, soft, hard).unwrap();
     assert!(sender.try_allocate().unwrap().is_none());
     // While it sleeps, with nothing else to wake it.
@@ -404,6 +425,33 @@ fn a_sender_that_changes_its_user() {
     println!("refused: {}", sender.allocate().unwrap_err());
 }
 
+/// A receiver that makes the slots of its sender, and from which a message came and went.
+fn given_and_back(client: &Client) -> (Sender, Receiver) {
+    let mut sender = builder(client, 1).from_receiver().open().unwrap();
+    let mut receiver = client.receiver("c").open().unwrap();
+    send(&mut sender, 1);
+    drop(receiver.get_timeout(SOON).unwrap());
+    println!("sent as root");
+    (sender, receiver)
+}
+
+/// The same, of a receiver whose slots they are.
+#[test]
+fn a_receiver_that_changes_its_user() {
+    if std::env::var_os("FBUF_TEST_RECEIVER_CHANGES_USER").is_none() {
+        return;
+    }
+    let (_broker, client) = broker();
+    let (mut sender, mut receiver) = given_and_back(&client);
+    send(&mut sender, 2);
+    let held = receiver.get_timeout(SOON).unwrap();
+    nix::unistd::setresuid(65_534.into(), 65_534.into(), 65_534.into()).unwrap();
+    drop(held);
+    let told = receiver.get_timeout(SOON).unwrap_err();
+    assert!(matches!(told, GetError::SlotsWithheld { why: CannotReopen::NotPermitted, .. }), "{told}");
+    println!("refused: {told}");
+}
+
 /// The same, which changes its root folder.
 #[test]
 fn a_sender_that_changes_its_root() {
@@ -424,6 +472,12 @@ fn a_process_that_may_not_open_its_slots_any_more_is_told_why() {
     let empty = tempfile::tempdir().unwrap();
     for (test, variable, value, wanted) in [
         ("a_sender_that_changes_its_user", "FBUF_TEST_CHANGES_USER", "1".as_ref(), "changed its user since"),
+        (
+            "a_receiver_that_changes_its_user",
+            "FBUF_TEST_RECEIVER_CHANGES_USER",
+            "1".as_ref(),
+            "changed its user since, let it open another receiver",
+        ),
         ("a_sender_that_changes_its_root", "FBUF_TEST_ROOT", empty.path().as_os_str(), "changed its root folder since"),
     ] {
         let mut command = Command::new(std::env::current_exe().unwrap());

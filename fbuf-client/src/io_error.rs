@@ -3,7 +3,7 @@
 
 use std::io::{self, ErrorKind};
 
-use fbuf_core::memory::MemoryError;
+use fbuf_core::memory::{CannotReopen, MemoryError};
 use fbuf_protocol::Refusal;
 
 use crate::{AllocateError, ConnectError, GetError, OpenError, WaitError, WriteError};
@@ -58,6 +58,9 @@ impl From<GetError> for io::Error {
             GetError::PeerViolation { .. } | GetError::LeaseLost { .. } => ErrorKind::InvalidData,
             GetError::Exhausted { .. } => ErrorKind::OutOfMemory,
             GetError::NoDescriptor { .. } => ErrorKind::QuotaExceeded,
+            GetError::SlotsWithheld { why: CannotReopen::NoDescriptor, .. } => ErrorKind::QuotaExceeded,
+            GetError::SlotsWithheld { why: CannotReopen::NotPermitted, .. } => ErrorKind::PermissionDenied,
+            GetError::SlotsWithheld { .. } => ErrorKind::NotFound,
             GetError::TimedOut => ErrorKind::TimedOut,
             GetError::Interrupted => ErrorKind::Interrupted,
             GetError::ClientFailed(_) | GetError::Forked(_) => ErrorKind::NotConnected,

@@ -48,7 +48,7 @@ mod wait;
 pub use client::{Client, ClientBuilder, ClientFailed, ConnectError, OpenError};
 pub use fbuf_core::{
     abort::Abort,
-    memory::{MemoryError, Pages, Sealed},
+    memory::{CannotReopen, MemoryError, Pages, Sealed},
     peer::{Credentials, LinkId, Peer},
     process::fork::Forked,
     protection::{Mechanism, Protection},

@@ -23,7 +23,7 @@ use fbuf_core::{
 };
 use fbuf_protocol::{Report, Unpaired};
 
-use self::open::NewLink;
+use self::{open::NewLink, report::withheld};
 use crate::{
     client::{ClientFailed, OpenError, Registration},
     endpoint::{PendingLinks, Ready, Sockets},
@@ -392,6 +392,7 @@ impl Receiver {
     fn tidy(&mut self) {
         self.troubles.extend(self.links.iter().filter_map(lease_lost));
         self.settle();
+        self.troubles.extend(self.links.iter().filter_map(withheld));
         self.remove_closed();
     }
 
@@ -432,11 +433,6 @@ impl Receiver {
             Ok(Some(reason)) => self.troubles.push_back(GetError::Aborted { peer, reason }),
             Err(end) => self.push_error(peer, end),
         }
-    }
-
-    /// Gives back what could not be given back before: whether nothing is left of it.
-    fn settle(&self) -> bool {
-        self.links.iter().filter(|link| !link.settle()).count() == 0
     }
 
     #[cold]

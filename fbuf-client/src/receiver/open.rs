@@ -219,7 +219,8 @@ impl LinkSink for Senders {
         if !self.pending_links.admit(&peer, introduced.descriptors(), introduced.pool_bytes(), most) {
             return;
         }
-        let greeted = introduced.greet(self.skip_above);
+        let greeted =
+            introduced.greet(self.skip_above).map(|greeted| greeted.waking(self.pending_links.wake().clone()));
         self.pending_links.post(peer, greeted.map_err(|error| (peer, error)));
     }
 

@@ -1,6 +1,8 @@
 //! What a receiver says: how much was done, and why there is no message.
 
-use fbuf_core::{abort::Abort, peer::Peer, process::fork::Forked, violation::Violation};
+use fbuf_core::{
+    abort::Abort, memory::CannotReopen, peer::Peer, process::fork::Forked, receive::link::Inbound, violation::Violation,
+};
 
 use crate::client::ClientFailed;
 
@@ -92,6 +94,19 @@ pub enum GetError {
         /// Which sender.
         peer: Peer,
     },
+    /// Slots that this receiver made for a sender ([`SenderBuilder::from_receiver`](crate::SenderBuilder::from_receiver)) cannot be
+    /// given back to it, although their messages were dropped. The sender gets no other slots. It is tried again by each
+    /// call, and while one waits; each reason is reported once, until all are given back.
+    #[error(
+        "slots that were dropped cannot be given back to sender {} ({}), which waits for them: {why}; it is tried again",
+        peer.endpoint, peer.process
+    )]
+    SlotsWithheld {
+        /// Which sender.
+        peer: Peer,
+        /// What is in the way, and what to do.
+        why: CannotReopen,
+    },
     /// Messages may have changed while they were held, since the kernel took their leases away. Reported
     /// when they are dropped; [`Received::is_intact`](crate::Received::is_intact) tells before.
     #[error(
@@ -114,4 +129,9 @@ pub enum GetError {
     /// is lost: call again, or stop.
     #[error("the wait for a message was interrupted by a signal handler or an interrupt handle; nothing is lost")]
     Interrupted,
+}
+
+/// Why slots cannot be given back to a sender, if it was not told yet.
+pub(super) fn withheld(link: &Inbound) -> Option<GetError> {
+    link.withholds_anew().map(|why| GetError::SlotsWithheld { peer: link.peer(), why })
 }

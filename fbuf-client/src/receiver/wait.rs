@@ -53,6 +53,11 @@ impl Receiver {
         }
     }
 
+    /// Gives back what could not be given back before: whether nothing is left of it.
+    pub(super) fn settle(&self) -> bool {
+        self.links.iter().filter(|link| !link.settle()).count() == 0
+    }
+
     /// Whether a message waits.
     fn is_ready(&self) -> bool {
         self.links.iter().any(Inbound::is_ready)

@@ -56,6 +56,39 @@ impl std::fmt::Display for Pages {
     }
 }
 
+/// Why this process cannot open memory again that it has, as it has to for each right to write it that it passes on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum CannotReopen {
+    /// It has as many descriptors as it may.
+    #[error("no descriptor is left (RLIMIT_NOFILE): close some, or raise `ulimit -n`")]
+    NoDescriptor,
+    /// It has changed its user since it made the memory.
+    #[error(
+        "this process may not open them again (EACCES): they belong to the user that it had when it made them; if it has changed \
+         its user since, let it open another receiver"
+    )]
+    NotPermitted,
+    /// It has no /proc any more.
+    #[error(
+        "this process cannot open them again (ENOENT): that goes through /proc/self/fd; if it has changed its root folder \
+         since, mount proc there"
+    )]
+    NoProc,
+}
+
+impl CannotReopen {
+    /// The reason behind what open(2) says, if it is one of these.
+    pub(crate) fn of(error: &io::Error) -> Option<Self> {
+        Some(match Errno::from_raw(error.raw_os_error()?) {
+            Errno::EMFILE | Errno::ENFILE => Self::NoDescriptor,
+            Errno::EACCES | Errno::EPERM => Self::NotPermitted,
+            Errno::ENOENT | Errno::ENOTDIR => Self::NoProc,
+            _ => return None,
+        })
+    }
+}
+
 /// Which file a descriptor names. Numbers of memfds do not come again before there were 2⁶⁴ of them; those of huge
 /// pages may, and are compared only between processes of one user.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

@@ -24,7 +24,7 @@ pub(crate) mod wrapping;
 #[cfg(not(loom))]
 pub use self::{
     available::available,
-    leasable::{HUGE_PAGE, Leasable, Pages, free_huge_pages, has_transparent_pages},
+    leasable::{CannotReopen, HUGE_PAGE, Leasable, Pages, free_huge_pages, has_transparent_pages},
     map::{Map, page_bytes},
     memfd::{MemoryError, Reserved},
     sealed::Sealed,

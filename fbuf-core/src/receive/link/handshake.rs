@@ -1,7 +1,8 @@
 //! A sender that was greeted and has not yet answered.
 
-use std::io;
+use std::{io, sync::Arc};
 
+use nix::sys::eventfd::EventFd;
 use serde::{Deserialize, Serialize};
 
 use super::Inbound;
@@ -51,6 +52,8 @@ pub struct Greeted {
     pub(super) receiver_slots: Option<Apart<ReceiverSlots>>,
     /// What it could not be given yet, for lack of descriptors.
     pub(super) pending_grants: Vec<WriteGrant>,
+    /// What wakes the receiver when it has to try something again.
+    pub(super) wake: Option<Arc<EventFd>>,
     /// Whether the sender is to hand its slots over.
     pub(super) wants_slots: bool,
     /// What it asks for, if it was not said yet, since too many descriptors of this user are under way.
@@ -170,11 +173,19 @@ impl Greeted {
             skips,
             receiver_slots,
             pending_grants,
+            wake: None,
             wants_slots,
             unsaid,
         };
         this.say_hello()?;
         Ok(this)
+    }
+
+    /// Has the receiver woken by this when another thread of this process has dropped a message that could not be given back.
+    #[must_use]
+    pub fn waking(mut self, wake: Arc<EventFd>) -> Self {
+        self.wake = Some(wake);
+        self
     }
 
     /// Says hello, if that was not said and can be said now.
@@ -199,6 +210,7 @@ impl Greeted {
         if said {
             (self.board, self.unsaid) = (UnusedBoard(Some(board)), None);
             points::reach("attach: greeted");
+            // What cannot be given yet is told when the link is open.
             WriteGrant::give_all(&mut self.pending_grants, &self.socket);
         }
         Ok(())

@@ -20,12 +20,12 @@ use self::handshake::receiver_slots_of;
 pub use self::handshake::{Answered, GreetError, Greeted, SlotSource};
 #[cfg(test)]
 pub(crate) use self::returns::lock;
+use self::returns::{PendingGrants, Segments, next_retired};
 pub(crate) use self::returns::{RetiredLink, Returns};
-use self::returns::{Segments, next_retired};
 use crate::{
     abort::Abort,
     limits::MAX_SEQUENCE,
-    memory::{Map, MemoryError, SealedMemory},
+    memory::{CannotReopen, Map, MemoryError, SealedMemory},
     peer::Peer,
     points,
     process::apart::Apart,
@@ -130,6 +130,7 @@ impl Inbound {
             skips,
             receiver_slots,
             pending_grants,
+            wake,
             wants_slots,
             board,
             ..
@@ -162,7 +163,8 @@ impl Inbound {
             rung: AtomicU64::new(0),
             among: next_retired(Fencing::of_this_process()),
             returns_rights: receiver_slots.as_ref().is_some_and(|receiver_slots| receiver_slots.are_made_here()),
-            pending_grants: Mutex::new(pending_grants),
+            pending_grants: Mutex::new(PendingGrants::new(pending_grants)),
+            wake,
             refused: AtomicU64::new(0),
             lost: AtomicU64::new(0),
         };
@@ -424,11 +426,16 @@ impl Inbound {
         Ok(reading)
     }
 
-    /// Gives rights to write back that could not be given before, for lack of descriptors: whether all are
-    /// given now.
+    /// Gives rights to write back that could not be given before: whether all are given now.
     #[must_use]
     pub fn settle(&self) -> bool {
         self.returns().settle()
+    }
+
+    /// Why rights to write cannot be given back, so that the sender lacks slots; none, if it was told before.
+    #[must_use]
+    pub fn withholds_anew(&self) -> Option<CannotReopen> {
+        self.returns().withholds_anew()
     }
 
     /// How many messages were to be leased, and the kernel refused: they were copied.

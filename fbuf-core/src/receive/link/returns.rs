@@ -10,10 +10,12 @@ use std::{
     },
 };
 
+use nix::sys::eventfd::EventFd;
+
 use super::Segment;
 use crate::process::fork::{AtFork, Rank};
 use crate::{
-    memory::{Leasable, Map, MemoryError, page_bytes},
+    memory::{CannotReopen, Leasable, Map, MemoryError, page_bytes},
     peer::Peer,
     points,
     process::apart::{Apart, Cause, LARGE, Slow},
@@ -50,11 +52,40 @@ pub(crate) struct Returns {
     /// Whether the slots are this process's, and the right to write one goes back with each message.
     pub(super) returns_rights: bool,
     /// Slots whose right to write is still to be sent.
-    pub(super) pending_grants: Mutex<Vec<WriteGrant>>,
+    pub(super) pending_grants: Mutex<PendingGrants>,
+    /// What wakes the receiver, which tries it again.
+    pub(super) wake: Option<Arc<EventFd>>,
     /// Leases that were refused.
     pub(super) refused: AtomicU64,
     /// Leases that were taken away, and not reported yet.
     pub(super) lost: AtomicU64,
+}
+
+/// Rights to write slots that are still to be given, and why they are not.
+#[derive(Debug)]
+pub(super) struct PendingGrants {
+    grants: Vec<WriteGrant>,
+    why: Option<CannotReopen>,
+    /// Which reason was told.
+    told: Option<CannotReopen>,
+}
+
+impl PendingGrants {
+    pub(super) fn new(grants: Vec<WriteGrant>) -> Self {
+        Self { grants, why: None, told: None }
+    }
+
+    /// Gives those that can be given now: whether none is left.
+    fn give(&mut self, socket: &PacketSocket) -> bool {
+        self.why = WriteGrant::give_all(&mut self.grants, socket);
+        self.grants.is_empty()
+    }
+
+    fn tell(&mut self) -> Option<CannotReopen> {
+        let is_new = self.why != self.told;
+        self.told = self.why;
+        self.why.filter(|_| is_new)
+    }
 }
 
 impl LaneMemory for Arc<Returns> {
@@ -112,23 +143,29 @@ impl Returns {
 
     /// Gives the right to write a slot back, which nobody here reads any more, if it is one of this process.
     pub(super) fn return_right(&self, slot: SlotId, memory: &Arc<Leasable>) {
-        if self.returns_rights {
-            self.pending_grants().push(WriteGrant::again(slot, memory.clone()));
-            self.settle();
-        }
-    }
-
-    /// Gives the rights back that could not be sent before, for lack of descriptors: whether all could.
-    pub(super) fn settle(&self) -> bool {
         if !self.returns_rights {
-            return true;
+            return;
         }
-        let mut pending_grants = self.pending_grants();
-        WriteGrant::give_all(&mut pending_grants, &self.socket);
-        pending_grants.is_empty()
+        self.pending_grants().grants.push(WriteGrant::again(slot, memory.clone()));
+        if !self.settle()
+            && let Some(wake) = &self.wake
+        {
+            // The receiver may sleep, and would have no reason to try it again. A counter that is full wakes as well.
+            let _ = wake.write(1);
+        }
     }
 
-    fn pending_grants(&self) -> MutexGuard<'_, Vec<WriteGrant>> {
+    /// Gives the rights back that could not be given before: whether all could.
+    pub(super) fn settle(&self) -> bool {
+        !self.returns_rights || self.pending_grants().give(&self.socket)
+    }
+
+    /// Why rights cannot be given back, if there is a reason that was not told yet.
+    pub(super) fn withholds_anew(&self) -> Option<CannotReopen> {
+        if self.returns_rights { self.pending_grants().tell() } else { None }
+    }
+
+    fn pending_grants(&self) -> MutexGuard<'_, PendingGrants> {
         // A panic while it was locked cannot have left it half changed.
         self.pending_grants.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -9,7 +9,7 @@ use std::{
 
 use super::lease_thread::LeaseThread;
 use crate::{
-    memory::{HUGE_PAGE, Leasable, Map, MemoryError, Pages},
+    memory::{CannotReopen, HUGE_PAGE, Leasable, Map, MemoryError, Pages},
     points,
     process::{
         apart::{Cause, LARGE, Slow},
@@ -112,8 +112,12 @@ impl LeasedSlot {
         let mut standing = self.lock();
         let (copied, intact) = match *standing {
             LeaseState::Idle | LeaseState::Closed => return true,
-            // That there was a lease to give up is what shows that it was there all the while.
-            LeaseState::Leased(_) => (false, lease(self.memory.as_fd(), Lease::Release).is_ok()),
+            // That there was a lease to give up is what shows that it was there all the while. A process that has changed its
+            // user since may not give it up, and has it still.
+            LeaseState::Leased(_) => {
+                let memory = self.memory.as_fd();
+                (false, lease(memory, Lease::Release).is_ok() || is_leased(memory))
+            }
             LeaseState::Copied => (true, true),
             LeaseState::Lost => (true, false),
         };
@@ -312,25 +316,26 @@ impl WriteGrant {
     }
 
     /// Gives those of these that can be given now, in order. The rest, from the first that cannot on, stays: what keeps that
-    /// one, keeps the others too.
-    pub(crate) fn give_all(all: &mut Vec<Self>, socket: &PacketSocket) {
-        let given = all.iter().take_while(|due| due.give(socket)).count();
+    /// one, keeps the others too. What that is, if it is anything of this process.
+    pub(crate) fn give_all(all: &mut Vec<Self>, socket: &PacketSocket) -> Option<CannotReopen> {
+        let mut why = None;
+        let is_given = |due: &&Self| due.give(socket).map_err(|reason| why = reason).is_ok();
+        let given = all.iter().take_while(is_given).count();
         all.drain(..given);
+        why
     }
 
-    /// Gives it: whether it need not be tried again. A sender that is gone needs nothing.
-    fn give(&self, socket: &PacketSocket) -> bool {
-        !matches!(self.send(socket), Err(LinkEnd::Exhausted(_)))
-    }
-
-    fn send(&self, socket: &PacketSocket) -> Result<(), LinkEnd> {
-        let exhausted = |error: io::Error| LinkEnd::Exhausted(error.to_string());
-        let writer = Descriptor::from(self.memory.open_writer().map_err(exhausted)?);
+    /// Gives it. If it cannot now, it is to be tried again: why, if it is known. A sender that is gone needs nothing.
+    fn give(&self, socket: &PacketSocket) -> Result<(), Option<CannotReopen>> {
+        let cannot = |error: io::Error| CannotReopen::of(&error);
+        let writer = Descriptor::from(self.memory.open_writer().map_err(cannot)?);
         // An open file of its own: a lease goes by those.
-        let reader =
-            if self.first { Some(Descriptor::from(self.memory.open_reader().map_err(exhausted)?)) } else { None };
+        let reader = if self.first { Some(Descriptor::from(self.memory.open_reader().map_err(cannot)?)) } else { None };
         points::reach("right: opened");
-        link_message::send(socket, &LinkMessage::Right(Right { slot: self.slot.number(), writer, reader }))?;
+        let right = LinkMessage::Right(Right { slot: self.slot.number(), writer, reader });
+        if let Err(LinkEnd::Exhausted(_)) = link_message::send(socket, &right) {
+            return Err(None);
+        }
         points::reach("right: sent");
         Ok(())
     }
