@@ -27,6 +27,70 @@
 //! is linked when it is written; a channel may have many of both. Nothing here starts a system call
 //! for a message while both sides are busy, and nothing needs the broker once two are linked.
 //!
+//! # Which back-pressure do I want?
+//!
+//! A slot is in use until the last receiver of its message has dropped it, so a receiver that is slow, or stopped, soon has
+//! all slots of its senders. What happens then, each end chooses:
+//!
+//! | wanted | sender | receiver |
+//! | --- | --- | --- |
+//! | No message is lost; senders wait. The default. | [`allocate`](Sender::allocate), [`slots`](SenderBuilder::slots) | |
+//! | Nothing is lost, and peaks are buffered | [`grow_to(n)`](SenderBuilder::grow_to) | |
+//! | The sender has something better to do than to wait | [`try_allocate`](Sender::try_allocate), [`allocate_timeout`](Sender::allocate_timeout) | |
+//! | This receiver would rather miss messages than hold others up: a display, a monitor | | [`max_backlog(n)`](ReceiverBuilder::max_backlog) |
+//! | A receiver that hangs is not waited for | [`disconnect_after(time)`](SenderBuilder::disconnect_after) | |
+//!
+//! A receiver that reads slowly and one that is stopped look the same to a sender. With the first three a sender waits for a
+//! stopped receiver for ever, or fails for ever; `max_backlog` of all receivers, or `disconnect_after`, bound that.
+//!
+//! # Messages that are kept, changed or passed on
+//!
+//! ```
+//! use bytes::Bytes;
+//! use fbuf_client::{Client, Mechanism, Protection};
+//!
+//! # let broker = fbuf_broker::Embedded::start()?;
+//! # let client = Client::connect_to(broker.address())?;
+//! let mut receiver = client.receiver("pages").require(Protection::Volatile).open()?;
+//! let mut sender = client.sender("pages").slot_size(8192).mechanism(Mechanism::Shared).open()?;
+//! # let mut write = |sender: &mut fbuf_client::Sender| {
+//! #     sender.wait_for_receivers(1)?;
+//! #     let mut fbuf = sender.allocate()?;
+//! #     fbuf.set_len(8192)?;
+//! #     sender.write(fbuf).map_err(Box::<dyn std::error::Error>::from)
+//! # };
+//! # for _ in 0..3 { write(&mut sender)?; }
+//! // To be written here: a page that is written is copied, the others stay shared. The sender sees nothing of it.
+//! let mut private = receiver.get()?.into_private().map_err(|(_message, error)| error)?;
+//! private[0] = 1;
+//!
+//! // For all that takes `Bytes`: no byte moves, and the slot goes back with the last of them.
+//! let bytes = Bytes::from(receiver.get()?);
+//!
+//! // Copied by loads that are sound even if the sender changes the message meanwhile.
+//! let mut copy = [0; 8192];
+//! receiver.get()?.copy_to_slice(&mut copy);
+//!
+//! // To be kept for as long as one likes, cloned, or given away as a descriptor: one-shots are memory of their own.
+//! # let mut receiver = client.receiver("files").open()?;
+//! # let mut sender = client.sender("files").slot_size(8192).mechanism(Mechanism::OneShot).open()?;
+//! # write(&mut sender)?;
+//! let sealed = receiver.get()?.into_sealed().map_err(|_message| "it is no one-shot")?;
+//! let memfd = sealed.into_fd()?;
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! # The environment
+//!
+//! Three variables change what this library does in a program that says nothing else; a program that is executed with more
+//! rights than its caller has (AT_SECURE in getauxval(3)) does not ask for the first.
+//!
+//! * `FBUF_BROKER`: where [`Client::connect`] finds its broker: a path, or `@name` in the abstract namespace (unix(7)).
+//! * `FBUF_GUARD=1`: senders that were not told are [guarded](SenderBuilder::guard): SIGSEGV gets a handler, each slot fills
+//!   whole pages, and each message costs two calls of mprotect(2).
+//! * `FBUF_FENCE=full`: this process, and its peers on its links, use full fences in place of membarrier(2), which costs each
+//!   message some nanoseconds. For measurements.
+//!
 //! After Druschel and Peterson, "Fbufs: A High-Bandwidth Cross-Domain Transfer Facility", SOSP 1993,
 //! and Thadani and Khalidi, "An Efficient Zero-Copy I/O Framework for UNIX", SMLI TR-95-39, 1995,
 //! whose `uf_allocate`, `uf_write`, `uf_get` and `uf_deallocate` are noted above.

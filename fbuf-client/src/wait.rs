@@ -9,7 +9,17 @@ use nix::{
 };
 
 /// What an endpoint does while it has nothing to do.
+///
+/// ```
+/// use fbuf_client::Wait;
+/// # let broker = fbuf_broker::Embedded::start()?;
+/// # let client = fbuf_client::Client::connect_to(broker.address())?;
+/// let receiver = client.receiver("orders").wait(Wait::Spin).open()?; // on a processor of its own
+/// let sender = client.sender("orders").wait(Wait::Block).open()?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
 pub enum Wait {
     /// Looks again and again, and never sleeps: the lowest latency, at the price of a processor.
     Spin,

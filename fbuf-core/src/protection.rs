@@ -30,6 +30,12 @@ pub enum Protection {
 }
 
 /// By which means the messages of a link are protected.
+///
+/// ```
+/// use fbuf_core::protection::{Mechanism, Protection};
+/// assert_eq!(Mechanism::Shared.protection(), Protection::Volatile);
+/// assert!(Mechanism::OneShot.protection() > Mechanism::Lease.protection());
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum Mechanism {

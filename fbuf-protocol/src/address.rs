@@ -12,6 +12,12 @@ use fbuf_core::process::sys;
 use nix::sys::socket::UnixAddr;
 
 /// The address of a broker.
+///
+/// ```
+/// use fbuf_protocol::address::Address;
+/// assert_eq!(Address::new("/run/fbuf/broker.sock"), Address::Path("/run/fbuf/broker.sock".into()));
+/// assert_eq!(Address::new("@test"), Address::Abstract("test".into()));
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Address {
     /// A socket in the file system.

@@ -9,6 +9,13 @@ use crate::name::controls_text;
 
 /// The name of a channel: 1 to 255 bytes of UTF-8 without characters that control how text is shown, such as U+202E,
 /// which turns the order of what follows. Nothing in a file system carries it.
+///
+/// ```
+/// use fbuf_protocol::channel::{ChannelName, ChannelNameError};
+/// assert_eq!(ChannelName::new("camera/front")?.as_str(), "camera/front");
+/// assert!(matches!(ChannelName::new("a\tb"), Err(ChannelNameError::Control { .. })));
+/// # Ok::<(), ChannelNameError>(())
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct ChannelName(String);
@@ -18,11 +25,14 @@ pub struct ChannelName(String);
 #[non_exhaustive]
 pub enum ChannelNameError {
     /// No characters.
-    #[error("a channel name was asked for with no characters in it: give it 1 to {MAX_CHANNEL_NAME} bytes")]
+    #[error("the channel name is empty: give it 1 to {MAX_CHANNEL_NAME} bytes")]
     Empty,
     /// Too many.
-    #[error("a channel name of {0} bytes was asked for: at most {MAX_CHANNEL_NAME} are possible")]
-    TooLong(usize),
+    #[error("the channel name has {bytes} bytes: at most {MAX_CHANNEL_NAME} are possible")]
+    TooLong {
+        /// How many it has.
+        bytes: usize,
+    },
     /// One that would not print, or change how others do.
     #[error("the channel name {name:?} has the control character U+{:04X} in it: leave it out", u32::from(*character))]
     Control {
@@ -44,7 +54,7 @@ impl ChannelName {
             return Err(ChannelNameError::Empty);
         }
         if name.len() > MAX_CHANNEL_NAME {
-            return Err(ChannelNameError::TooLong(name.len()));
+            return Err(ChannelNameError::TooLong { bytes: name.len() });
         }
         if let Some(character) = name.chars().find(|&character| controls_text(character)) {
             return Err(ChannelNameError::Control { name, character });
@@ -85,7 +95,7 @@ mod tests {
     #[test]
     fn impossible_names_are_told_apart() {
         assert_eq!(ChannelName::new(""), Err(ChannelNameError::Empty));
-        assert_eq!(ChannelName::new("x".repeat(256)), Err(ChannelNameError::TooLong(256)));
+        assert_eq!(ChannelName::new("x".repeat(256)), Err(ChannelNameError::TooLong { bytes: 256 }));
         assert!(matches!(ChannelName::new("a\nb"), Err(ChannelNameError::Control { character: '\n', .. })));
         for character in ['\u{202e}', '\u{200f}', '\u{2029}', '\u{2066}', '\u{61c}'] {
             let error = ChannelName::new(format!("a{character}b")).unwrap_err();

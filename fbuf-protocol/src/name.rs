@@ -23,11 +23,14 @@ pub struct Label(String);
 #[non_exhaustive]
 pub enum LabelError {
     /// No characters.
-    #[error("a label was given with no characters in it: give it 1 to {MAX_LABEL} bytes, or give no label")]
+    #[error("the label is empty: give it 1 to {MAX_LABEL} bytes, or give no label")]
     Empty,
     /// Too many.
-    #[error("a label of {0} bytes was given: at most {MAX_LABEL} are possible")]
-    TooLong(usize),
+    #[error("the label has {bytes} bytes: at most {MAX_LABEL} are possible")]
+    TooLong {
+        /// How many it has.
+        bytes: usize,
+    },
     /// One that is not seen when it is printed.
     #[error(
         "the label {label:?} has the character U+{:04X} in it, which is white space or does not print: leave it out",
@@ -52,7 +55,7 @@ impl Label {
             return Err(LabelError::Empty);
         }
         if label.len() > MAX_LABEL {
-            return Err(LabelError::TooLong(label.len()));
+            return Err(LabelError::TooLong { bytes: label.len() });
         }
         if let Some(character) = label.chars().find(|&character| character.is_whitespace() || !is_seen(character)) {
             return Err(LabelError::Unprintable { label, character });
@@ -168,7 +171,7 @@ mod tests {
     #[test]
     fn impossible_labels_are_told_apart() {
         assert_eq!(Label::new(""), Err(LabelError::Empty));
-        assert_eq!(Label::new("x".repeat(65)), Err(LabelError::TooLong(65)));
+        assert_eq!(Label::new("x".repeat(65)), Err(LabelError::TooLong { bytes: 65 }));
         for character in UNSEEN {
             let error = Label::new(format!("a{character}b")).unwrap_err();
             assert!(error.to_string().contains(&format!("U+{:04X}", u32::from(character))), "{error}");

@@ -291,6 +291,19 @@ impl Client {
     /// disturbed: what they have done, they say whenever they look around; what they hold, their process's
     /// control thread looks up.
     ///
+    /// ```
+    /// use fbuf_client::EndStatus;
+    /// # let broker = fbuf_broker::Embedded::start()?;
+    /// # let client = fbuf_client::Client::connect_to(broker.address())?;
+    /// # let _sender = client.sender("frames").open()?;
+    /// for endpoint in client.status()? {
+    ///     let sends = matches!(endpoint.end, EndStatus::Sender { .. });
+    ///     let messages = endpoint.report.map_or(0, |report| report.messages);
+    ///     println!("{} {} {}: {messages} messages", endpoint.channel, if sends { "from" } else { "to" }, endpoint.process);
+    /// }
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
     /// # Errors
     /// [`OpenError::BrokerGone`] if there is no broker now, [`OpenError::NoAnswer`] if it does not answer.
     pub fn status(&self) -> Result<Vec<EndpointStatus>, OpenError> {

@@ -11,7 +11,7 @@ impl Receiver {
     /// ([`GetError::Ended`]), which is never the case if the receiver [keeps waiting](crate::ReceiverBuilder::keep_waiting).
     ///
     /// Each other error is an item, and no end: that one sender of several has died, or a signal came, must not be taken for
-    /// the end of the stream. After the error the iterator goes on, as the receiver does; but for [`GetError::Forked`], which
+    /// the end of the stream. After the error the iterator goes on, as the receiver does; but for [`GetError::Forked`] and [`GetError::ClientFailed`], which
     /// is the last item.
     ///
     /// ```
@@ -62,7 +62,7 @@ impl Iterator for Iter<'_> {
             return None;
         }
         let item = self.receiver.get();
-        self.is_over = matches!(item, Err(GetError::Ended | GetError::Forked(_)));
+        self.is_over = matches!(item, Err(GetError::Ended | GetError::Forked(_) | GetError::ClientFailed(_)));
         Some(item).filter(|item| !matches!(item, Err(GetError::Ended)))
     }
 }
@@ -86,7 +86,10 @@ impl Iterator for TryIter<'_> {
         }
         let item = self.receiver.try_get().transpose();
         self.is_over = match &item {
-            None | Some(Err(GetError::Ended | GetError::Forked(_) | GetError::NoDescriptor { .. })) => true,
+            None
+            | Some(Err(
+                GetError::Ended | GetError::Forked(_) | GetError::ClientFailed(_) | GetError::NoDescriptor { .. },
+            )) => true,
             Some(_) => false,
         };
         item.filter(|item| !matches!(item, Err(GetError::Ended)))

@@ -3,6 +3,7 @@
 mod iter;
 mod open;
 mod report;
+mod state;
 mod wait;
 
 use std::{
@@ -21,11 +22,11 @@ use fbuf_core::{
     },
     socket::{close_received, link_message::LinkEnd},
 };
-use fbuf_protocol::{Report, Unpaired};
+use fbuf_protocol::Report;
 
 use self::{open::NewLink, report::withheld};
 use crate::{
-    client::{ClientFailed, OpenError, Registration},
+    client::{ClientFailed, Registration},
     endpoint::{PendingLinks, Ready, Sockets},
     guard::{self, WaitGuard},
     interrupt::InterruptHandle,
@@ -236,60 +237,38 @@ impl Receiver {
         self.sockets.interrupts().clone()
     }
 
-    /// By what number peers know this endpoint, and `fbuf ls` lists it; no other has it, nor will have.
-    #[must_use]
-    pub fn endpoint(&self) -> u64 {
-        self.registration.endpoint
-    }
-
-    /// How many senders are linked, as far as is known.
-    #[must_use]
-    pub fn senders(&self) -> usize {
-        self.links.len()
-    }
-
-    /// The senders that are linked, or about to be, as far as is known.
-    pub fn peers(&self) -> impl Iterator<Item = Peer> {
-        self.links.iter().map(Inbound::peer).chain(self.greeted.iter().map(Greeted::peer))
-    }
-
-    /// The senders of the channel with which this receiver is not paired, and why: [`Unpaired`] says it in words. Asks the
-    /// broker, and waits for its answer.
-    ///
-    /// # Errors
-    /// [`OpenError::BrokerGone`] if there is no broker now, [`OpenError::NoAnswer`] if it does not answer.
-    pub fn unpaired(&self) -> Result<Vec<Unpaired>, OpenError> {
-        self.registration.unpaired()
-    }
-
     /// Goes because what was received cannot be used, for instance since it cannot be stored: senders are told so with
     /// this code ([`DisconnectReason::Failed`](crate::DisconnectReason::Failed)), and which messages were not read. Messages that are
     /// still held count as read if they are dropped later.
+    ///
+    /// ```
+    /// use fbuf_client::{Abort, DisconnectReason};
+    /// # let broker = fbuf_broker::Embedded::start()?;
+    /// # let client = fbuf_client::Client::connect_to(broker.address())?;
+    /// # let mut receiver = client.receiver("frames").open()?;
+    /// # let mut sender = client.sender("frames").slot_size(64).slots(4).open()?;
+    /// # sender.wait_for_receivers(1)?;
+    /// receiver.abort(28); // No space left on device
+    /// // and the sender hears of it:
+    /// let departure = loop {
+    ///     sender.poll_events();
+    ///     if let Some(departure) = sender.next_departure() {
+    ///         break departure;
+    ///     }
+    /// };
+    /// assert_eq!(departure.reason, DisconnectReason::Failed(Abort::Code(28)));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn abort(mut self, code: u32) {
+        if self.generation.is_current() {
+            // A sender that it has not looked for yet is told as well.
+            self.look();
+        }
         self.fail(Abort::Code(code));
     }
 
     fn fail(&mut self, abort: Abort) {
         self.links.iter_mut().filter(|link| !link.is_over()).for_each(|link| link.fail(abort));
-    }
-
-    /// What was done so far.
-    #[must_use]
-    pub fn counters(&self) -> ReceiverCounters {
-        ReceiverCounters {
-            messages: self.messages(),
-            bytes: self.links.iter().map(Inbound::bytes).sum::<u64>() + self.past_bytes,
-            missed: self.links.iter().map(Inbound::missed).fold(self.past_missed, u64::saturating_add),
-            missed_before: self
-                .links
-                .iter()
-                .map(Inbound::missed_before)
-                .fold(self.past_missed_before, u64::saturating_add),
-            held: self.links.iter().map(Inbound::held).sum(),
-            leases_refused: self.links.iter().map(Inbound::refused_leases).sum(),
-            sleeps: self.sleeps,
-            senders: self.links.len(),
-        }
     }
 
     fn messages(&self) -> u64 {

@@ -23,6 +23,21 @@ use crate::{
 };
 
 /// Prepares a [`Receiver`].
+///
+/// ```
+/// use fbuf_client::{Protection, Wait};
+/// # let broker = fbuf_broker::Embedded::start()?;
+/// # let client = fbuf_client::Client::connect_to(broker.address())?;
+/// let receiver = client
+///     .receiver("camera/front")
+///     .max_backlog(2)
+///     .require(Protection::Sealed)
+///     .max_slot_size(16 << 20)
+///     .wait(Wait::Block)
+///     .keep_waiting()
+///     .open()?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug, Clone)]
 #[must_use]
 pub struct ReceiverBuilder {
@@ -70,6 +85,25 @@ impl ReceiverBuilder {
     ///
     /// A step of more than one between two [sequence numbers](crate::Received::sequence) of a sender shows how many were left
     /// out; [`ReceiverCounters::missed`](super::ReceiverCounters::missed) has their sum.
+    ///
+    /// ```
+    /// # let broker = fbuf_broker::Embedded::start()?;
+    /// # let client = fbuf_client::Client::connect_to(broker.address())?;
+    /// let mut display = client.receiver("frames").max_backlog(2).open()?;
+    /// let mut camera = client.sender("frames").slot_size(64).slots(4).open()?;
+    /// camera.wait_for_receivers(1)?;
+    /// for _ in 0..100 {
+    ///     let fbuf = camera.allocate()?; // waits for no display
+    ///     camera.write(fbuf)?;
+    /// }
+    /// let shown = [display.get()?.sequence(), display.get()?.sequence()];
+    /// assert_eq!(shown, [0, 1]);
+    /// let fbuf = camera.allocate()?;
+    /// camera.write(fbuf)?;
+    /// assert_eq!(display.get()?.sequence(), 100);
+    /// assert_eq!(display.counters().missed, 98);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[doc(alias("skip_above", "queue_size", "conflate"))]
     pub fn max_backlog(mut self, messages: usize) -> Self {
         self.max_backlog = Some(messages);
@@ -122,6 +156,13 @@ impl ReceiverBuilder {
     /// If it panics, the peer is not accepted; a panic of it, or of what it owns when that is dropped, ends nothing else. It runs with
     /// all signals blocked, and a child that it forks (fork(2)) has only that thread, with them blocked: let such a child execute a program
     /// or end by _exit(2). One that returns from here aborts. [`Command`](std::process::Command) takes care of both.
+    ///
+    /// ```
+    /// # let broker = fbuf_broker::Embedded::start()?;
+    /// # let client = fbuf_client::Client::connect_to(broker.address())?;
+    /// let receiver = client.receiver("c").accept(|sender| sender.same_user || sender.process.uid == 0).open()?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn accept(mut self, accept: impl Fn(&Peer) -> bool + Send + Sync + 'static) -> Self {
         self.acceptance.accept = Some(Arc::new(Predicate::new(accept)));
         self

@@ -6,36 +6,33 @@ mod open;
 mod options;
 mod report;
 mod slots;
+mod state;
 mod wait;
 
 use std::{
     collections::VecDeque,
-    ops::Add,
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use fbuf_core::{
-    abort::Abort,
-    peer::Peer,
-    process::fork::{Generation, Notice},
-    send::{
-        fbuf::Fbuf,
-        link::{Expected, LinkCounts, Outbound},
-        pool::{Pool, Published, Unsent},
-        retained::Retained,
-    },
-    socket::close_received,
-};
-use fbuf_protocol::Unpaired;
-
 use self::wait::Patience;
 use crate::{
-    client::{OpenError, Registration},
+    client::Registration,
     endpoint::{PendingLinks, Ready, Sockets},
     guard::{self, WaitGuard},
     interrupt::InterruptHandle,
     wait::{Batching, Pace, SameCpuPeers, SpinBudget, Wait, deadline},
+};
+use fbuf_core::{
+    abort::Abort,
+    process::fork::{Generation, Notice},
+    send::{
+        fbuf::Fbuf,
+        link::{Expected, LinkCounts},
+        pool::{Pool, Published, Unsent},
+        retained::Retained,
+    },
+    socket::close_received,
 };
 
 pub use grant::{LEASE_BASE_FROM, LEASE_FROM, ProtectionInfo};
@@ -143,19 +140,6 @@ struct Counts {
 }
 
 impl Sender {
-    /// How many bytes an fbuf holds.
-    #[must_use]
-    pub fn slot_size(&self) -> usize {
-        self.pool.capacity() as usize
-    }
-
-    /// By which means what it sends is protected, and why by these. Receivers of other users may have it
-    /// [copied](crate::Mechanism::Copy) all the same; each message says ([`Received::mechanism`](crate::Received::mechanism)).
-    #[must_use]
-    pub fn protection_info(&self) -> &ProtectionInfo {
-        &self.protection_info
-    }
-
     /// Takes a free slot; waits while all are in use (uf_allocate).
     ///
     /// Grows first, if the sender may. Waits for ever if every slot is held as a [`Fbuf`] by the
@@ -271,6 +255,26 @@ impl Sender {
     /// As [`Self::write`], but keeps a handle through which the message can be read here too, and later
     /// [written again](Self::make_mut). Its slot is not used for anything else before that is dropped.
     ///
+    /// While there are such handles, each look for free slots takes time for each handle, and one slot is looked at at a time
+    /// where many are otherwise: keep a few, not thousands.
+    ///
+    /// ```
+    /// # let broker = fbuf_broker::Embedded::start()?;
+    /// # let client = fbuf_client::Client::connect_to(broker.address())?;
+    /// # let mut receiver = client.receiver("frames").open()?;
+    /// # let mut sender = client.sender("frames").slot_size(64).slots(4).open()?;
+    /// # sender.wait_for_receivers(1)?;
+    /// let mut fbuf = sender.allocate()?;
+    /// fbuf.set_len(8)?;
+    /// let (_, last) = sender.write_retained(fbuf)?;
+    /// println!("{last:?}: {:?}", &last[..]); // while receivers read it
+    /// drop(receiver.get()?);
+    /// let mut next = sender.make_mut(last).expect("a slot is free"); // the same slot, since the receiver has let go
+    /// next[0] += 1;
+    /// sender.write(next)?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
     /// # Errors
     /// [`WriteError`], with the fbuf in it.
     pub fn write_retained(&mut self, fbuf: Fbuf) -> Result<(Sent, Retained), WriteError> {
@@ -373,6 +377,22 @@ impl Sender {
     ///
     /// # Errors
     /// [`WaitError::StillLent`], and as [`Self::wait_for_returns`].
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// # let broker = fbuf_broker::Embedded::start()?;
+    /// # let client = fbuf_client::Client::connect_to(broker.address())?;
+    /// # let mut receiver = client.receiver("frames").open()?;
+    /// # let mut sender = client.sender("frames").slot_size(64).slots(4).open()?;
+    /// # sender.wait_for_receivers(1)?;
+    /// let fbuf = sender.allocate()?;
+    /// sender.write(fbuf)?;
+    /// let message = receiver.get()?;
+    /// assert!(sender.wait_for_returns_timeout(Duration::from_millis(1)).is_err());
+    /// drop(message);
+    /// sender.wait_for_returns()?; // all that was written has been read
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn wait_for_returns_timeout(&mut self, time: Duration) -> Result<(), WaitError> {
         self.wait_until_returned(deadline(time))
     }
@@ -421,20 +441,11 @@ impl Sender {
         guard::prepare(self)
     }
 
-    /// Whether every receiver has handed back everything it was given. Goes through all slots.
+    /// Whether every receiver has handed back everything it was given. Takes time for each slot: O(slots), or less if what was
+    /// sent last is not back.
     #[must_use]
     pub fn has_all_back(&self) -> bool {
         !self.pool.lends()
-    }
-
-    /// Disconnects a receiver: it is sent nothing more, and told so ([`GetError::Dropped`](crate::GetError::Dropped));
-    /// [`Self::next_departure`] tells of it as [`DisconnectReason::Disconnected`]. False if it is not linked, nor about to be.
-    ///
-    /// If the receiver copies messages, as those of other users do that do not trust this sender, its slots are free
-    /// at once, and what it has not copied yet is lost for it. If it reads messages where they lie, it can take what was
-    /// sent, and keeps the slots of what it holds until it lets go, or ends.
-    pub fn disconnect(&mut self, receiver: Peer) -> bool {
-        self.drop_receiver(receiver, DisconnectReason::Disconnected)
     }
 
     /// A handle by which [`Self::allocate`], [`Self::wait_for_receivers`], [`Self::wait_for_returns`], and what they are with
@@ -442,50 +453,6 @@ impl Sender {
     #[must_use]
     pub fn interrupt_handle(&self) -> InterruptHandle {
         self.sockets.interrupts().clone()
-    }
-
-    /// By what number peers know this endpoint, and `fbuf ls` lists it; no other has it, nor will have.
-    #[must_use]
-    pub fn endpoint(&self) -> u64 {
-        self.registration.endpoint
-    }
-
-    /// How many receivers are linked, as far as is known: one that comes is counted after the next call that
-    /// allocates, writes, waits or [looks](Self::poll_events), one that goes is not counted from some microseconds on.
-    #[must_use]
-    pub fn receivers(&self) -> usize {
-        let doubted = self.pending_links.has_hung_up();
-        self.pool.links().iter().filter(|link| link.is_open() && !(doubted && link.has_hung_up())).count()
-    }
-
-    /// The receivers that are linked, or about to be, as far as is known.
-    pub fn peers(&self) -> impl Iterator<Item = Peer> {
-        let doubted = self.pending_links.has_hung_up();
-        let linked = self.pool.links().iter().filter(move |link| !(doubted && link.has_hung_up())).map(Outbound::peer);
-        let expected = self.expected.iter().filter(move |peer| !(doubted && peer.has_hung_up())).map(Expected::peer);
-        linked.chain(expected)
-    }
-
-    /// The receivers of the channel with which this sender is not paired, and why: [`Unpaired`] says it in words. Asks
-    /// the broker, and waits for its answer.
-    ///
-    /// # Errors
-    /// [`OpenError::BrokerGone`] if there is no broker now, [`OpenError::NoAnswer`] if it does not answer.
-    pub fn unpaired(&self) -> Result<Vec<Unpaired>, OpenError> {
-        self.registration.unpaired()
-    }
-
-    /// The receivers that have messages which they have not handed back, and how many each has. Goes through all slots
-    /// for each receiver.
-    pub fn lent(&self) -> impl Iterator<Item = (Peer, usize)> {
-        let links = self.pool.links().iter().enumerate();
-        links.map(|(index, link)| (link.peer(), self.pool.count_lent_over(index))).filter(|&(_, messages)| messages > 0)
-    }
-
-    /// The receiver that went longest ago and was not asked about yet: how it went, and what it left unread. The
-    /// last 64 are remembered.
-    pub fn next_departure(&mut self) -> Option<Departure> {
-        self.departures.pop_front()
     }
 
     /// Looks for receivers that have come or gone, without waiting.
@@ -531,26 +498,6 @@ impl Sender {
             self.sockets.remove(link.socket());
         }
         self.pool.close(abort);
-    }
-
-    /// What was done so far, and where the slots are: it goes through all of them.
-    #[must_use]
-    pub fn counters(&self) -> SenderCounters {
-        let Counts { bytes, waits, sleeps, growths, growth_refused, violations: _ } = self.counters;
-        let links = self.pool.links().iter().map(Outbound::counts).fold(self.past, LinkCounts::add);
-        SenderCounters {
-            messages: self.pool.next_sequence(),
-            bytes,
-            skipped: links.skipped,
-            waits,
-            sleeps,
-            bells: links.bells,
-            growths,
-            growth_refused,
-            unguarded: self.pool.unguarded(),
-            receivers: self.receivers(),
-            slots: self.pool.places(),
-        }
     }
 }
 

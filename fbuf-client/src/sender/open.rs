@@ -34,7 +34,26 @@ const FEW_SLOTS: u64 = 4;
 /// The most messages that are given away and under way, if none is given.
 const MOST_SHOTS: u64 = 16;
 
-/// Prepares a [`Sender`].
+/// Prepares a [`Sender`]. Options that contradict each other are an [error](super::OptionsError) when it is opened, whatever
+/// their order.
+///
+/// ```
+/// use std::time::Duration;
+/// use fbuf_client::{Protection, Wait};
+/// # let broker = fbuf_broker::Embedded::start()?;
+/// # let client = fbuf_client::Client::connect_to(broker.address())?;
+/// let sender = client
+///     .sender("camera/front")
+///     .slot_size(1 << 20)
+///     .slots(4)
+///     .grow_to(16)
+///     .protection(Protection::Sealed)
+///     .wait(Wait::Block)
+///     .disconnect_after(Duration::from_secs(2))
+///     .open()?;
+/// println!("messages are {}", sender.protection_info()); // sealed by copying: sealed was asked for
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug, Clone)]
 #[must_use]
 pub struct SenderBuilder {
@@ -165,6 +184,15 @@ impl SenderBuilder {
 
     /// Slots that are leased lie in these pages, or in smaller ones; if not set, in the largest that can be
     /// had. An error for a sender that leases none of its own.
+    ///
+    /// ```
+    /// use fbuf_client::{Mechanism, Pages};
+    /// # let broker = fbuf_broker::Embedded::start()?;
+    /// # let client = fbuf_client::Client::connect_to(broker.address())?;
+    /// let sender = client.sender("frames").slot_size(8 << 20).slots(2).mechanism(Mechanism::Lease).pages(Pages::Base).open()?;
+    /// println!("{:?}: {}", sender.protection_info().pages, sender.protection_info().reason);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn pages(mut self, pages: Pages) -> Self {
         self.options.pages = Some(pages);
         self
@@ -186,6 +214,18 @@ impl SenderBuilder {
     ///
     /// [`Sender::allocate`] waits until there is a receiver. What was allocated from one that goes can be
     /// sent to the next.
+    ///
+    /// ```
+    /// # let broker = fbuf_broker::Embedded::start()?;
+    /// # let client = fbuf_client::Client::connect_to(broker.address())?;
+    /// let mut receiver = client.receiver("jobs").open()?;
+    /// let mut sender = client.sender("jobs").slot_size(4096).slots(2).from_receiver().open()?;
+    /// let mut fbuf = sender.allocate()?; // in memory of the receiver
+    /// fbuf.set_len(1)?;
+    /// sender.write(fbuf)?;
+    /// assert_eq!(receiver.get()?.len(), 1);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[doc(alias = "uf_allocb")]
     pub fn from_receiver(mut self) -> Self {
         self.options.from_receiver = true;
@@ -206,6 +246,14 @@ impl SenderBuilder {
     ///
     /// Slots that are leased or [sent once](Mechanism::OneShot) cannot be guarded: for them a guard that is set is an
     /// error, and `FBUF_GUARD` does nothing, which [`Sender::protection_info`] says.
+    ///
+    /// ```
+    /// # let broker = fbuf_broker::Embedded::start()?;
+    /// # let client = fbuf_client::Client::connect_to(broker.address())?;
+    /// let sender = client.sender("frames").guard(true).open()?;
+    /// assert_eq!(sender.protection_info().to_string(), "shared: volatile was asked for, with a guard");
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn guard(mut self, guard: bool) -> Self {
         self.options.guard = Some(guard);
         self
@@ -224,6 +272,14 @@ impl SenderBuilder {
     /// If it panics, the peer is not accepted; a panic of it, or of what it owns when that is dropped, ends nothing else. It runs with
     /// all signals blocked, and a child that it forks (fork(2)) has only that thread, with them blocked: let such a child execute a program
     /// or end by _exit(2). One that returns from here aborts. [`Command`](std::process::Command) takes care of both.
+    ///
+    /// ```
+    /// # let broker = fbuf_broker::Embedded::start()?;
+    /// # let client = fbuf_client::Client::connect_to(broker.address())?;
+    /// let child = 4711; // a process that this one has started
+    /// let sender = client.sender("secrets").accept(move |peer| peer.process.pid == child).open()?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn accept(mut self, accept: impl Fn(&Peer) -> bool + Send + Sync + 'static) -> Self {
         self.acceptance.accept = Some(Arc::new(Predicate::new(accept)));
         self
@@ -231,6 +287,18 @@ impl SenderBuilder {
 
     /// The stream is complete only if [`Sender::finish`] says so: a sender that is merely dropped, as by an error that
     /// is passed on with `?`, breaks its stream off ([`Abort::Unfinished`](crate::Abort::Unfinished)).
+    ///
+    /// ```
+    /// use fbuf_client::{Abort, GetError};
+    /// # let broker = fbuf_broker::Embedded::start()?;
+    /// # let client = fbuf_client::Client::connect_to(broker.address())?;
+    /// let mut receiver = client.receiver("lines").open()?;
+    /// let mut sender = client.sender("lines").require_finish().open()?;
+    /// sender.wait_for_receivers(1)?;
+    /// drop(sender); // sender.finish() would be the end of a complete stream
+    /// assert!(matches!(receiver.get(), Err(GetError::Aborted { reason: Abort::Unfinished, .. })));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn require_finish(mut self) -> Self {
         self.requires_finish = true;
         self
