@@ -18,7 +18,10 @@ use fbuf_client::{Address, Client, ConnectError, DisconnectReason, GetError, Rec
 use fbuf_core::{
     memory::{Map, Reserved},
     protection::{Mechanism, Protection},
-    ring::lane::{LaneTable, LaneWriter, capacity_for},
+    ring::{
+        entry::{PrefixSet, capacity_for},
+        lane::{LaneTable, LaneWriter},
+    },
     slot::SlotId,
     socket::{
         PacketSocket,
@@ -36,8 +39,7 @@ use support::{
 /// What a hostile client does, and how it is called.
 type Attack<'a> = (&'static str, Box<dyn Fn(&Hostile) + 'a>);
 
-const SENDER: Role =
-    Role::Sender { slot_bytes: 100, max_slots: 4, mechanism: Mechanism::Shared, slots: Slots::Segments };
+const SENDER: Role = Role::sender(100, 4, Mechanism::Shared, Slots::Segments);
 
 fn sealed(size: u64) -> Descriptor {
     Map::create("fbuf-test", size).unwrap().1.into()
@@ -61,6 +63,7 @@ fn a_hostile_sender_loses_its_link_and_its_neighbour_keeps_its_own() {
     let welcome = |lane: Descriptor, memory: Descriptor, slots| {
         LinkMessage::Welcome(Welcome {
             lane,
+            prefixes: PrefixSet::NONE.bits(),
             first_sequence: 0,
             segments: vec![NewSegment { memory, slots }],
             slots: Vec::new(),
@@ -131,18 +134,18 @@ fn memory_that_a_sender_announces_exists_at_its_receiver_once_there_are_messages
     const SLOT: u64 = 1 << 20;
     const ALL: u64 = SLOTS as u64 * SLOT;
     const LINKS: u64 = 4;
-    const SENDER: Role =
-        Role::Sender { slot_bytes: SLOT, max_slots: SLOTS as u64, mechanism: Mechanism::Copy, slots: Slots::Segments };
+    const SENDER: Role = Role::sender(SLOT, SLOTS as u64, Mechanism::Copy, Slots::Segments);
     let broker = Embedded::start().unwrap();
     let mut receiver = Other::start(broker.address(), "receiver", geteuid().as_raw());
     receiver.hear("it is open");
-    let (lane, lane_fd) = LaneTable::create("fbuf-test", capacity_for(SLOTS, false)).unwrap();
+    let (lane, lane_fd) = LaneTable::create("fbuf-test", capacity_for(SLOTS, PrefixSet::NONE)).unwrap();
     let mut lane = LaneWriter::new(lane);
     let hostile: Vec<_> = (0..LINKS).map(|_| Hostile::join(broker.address(), "c", SENDER)).collect();
     let before = private(&receiver);
     for hostile in &hostile {
         hostile.say(&LinkMessage::Welcome(Welcome {
             lane: lane_fd.try_clone().unwrap().into(),
+            prefixes: PrefixSet::NONE.bits(),
             first_sequence: 0,
             segments: vec![NewSegment { memory: sealed(ALL), slots: SLOTS }],
             slots: Vec::new(),
@@ -164,13 +167,19 @@ fn memory_that_a_sender_announces_exists_at_its_receiver_once_there_are_messages
 }
 
 /// A sender of small slots, whose messages are copied.
-const COPIED: Role = Role::Sender { slot_bytes: 100, max_slots: 4, mechanism: Mechanism::Copy, slots: Slots::Segments };
+const COPIED: Role = Role::sender(100, 4, Mechanism::Copy, Slots::Segments);
 
 /// A welcome with so many segments, all of which are this memory.
 fn welcome_with(memory: &Descriptor, segments: u32) -> LinkMessage {
     let segment = |_| NewSegment { memory: memory.clone(), slots: 1 };
     let segments = (0..segments).map(segment).collect();
-    LinkMessage::Welcome(Welcome { lane: sealed(4096), first_sequence: 0, segments, slots: Vec::new() })
+    LinkMessage::Welcome(Welcome {
+        lane: sealed(4096),
+        prefixes: PrefixSet::NONE.bits(),
+        first_sequence: 0,
+        segments,
+        slots: Vec::new(),
+    })
 }
 
 /// What a user, whose program this is then, passes off as the memory of two senders, until its input ends.

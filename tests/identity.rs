@@ -14,8 +14,7 @@ use fbuf_core::peer::LinkId;
 use fbuf_protocol::{PreviousRegistration, Resource, Role, Secret, Slots};
 use support::{SOON, until};
 
-const SENDER: Role =
-    Role::Sender { slot_bytes: 64, max_slots: 4, mechanism: Mechanism::Shared, slots: Slots::Segments };
+const SENDER: Role = Role::sender(64, 4, Mechanism::Shared, Slots::Segments);
 
 /// How many links are charged to anybody.
 fn links(broker: &Embedded) -> u64 {

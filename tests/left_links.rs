@@ -15,7 +15,8 @@ use fbuf_core::{
     protection::{Mechanism, Protection},
     ring::{
         board::BoardTable,
-        lane::{LaneTable, capacity_for},
+        entry::{PrefixSet, capacity_for},
+        lane::LaneTable,
     },
     socket::{
         Arrival,
@@ -99,7 +100,7 @@ fn attack(keeps: bool) {
     let broker = Address::default_for_user();
     let receiver = Role::Receiver { require: Protection::Volatile, accepts: Limits::DEFAULT };
     let (slot_bytes, max_slots) = (64, SLOTS.into());
-    let sender = Role::Sender { slot_bytes, max_slots, mechanism: Mechanism::Copy, slots: Slots::Segments };
+    let sender = Role::sender(slot_bytes, max_slots, Mechanism::Copy, Slots::Segments);
     let mut kept = Vec::new();
     for _ in 0..TIMES {
         for role in [receiver, sender] {
@@ -115,10 +116,16 @@ fn attack(keeps: bool) {
                 until("it is greeted, or turned away", || {
                     !matches!(hostile.link.receive::<1024>().unwrap(), Arrival::Nothing)
                 });
-                let lane = LaneTable::create("fbuf-test", capacity_for(SLOTS, false)).unwrap().1.into();
+                let lane = LaneTable::create("fbuf-test", capacity_for(SLOTS, PrefixSet::NONE)).unwrap().1.into();
                 let memory = Map::create("fbuf-test", 4096).unwrap().1.into();
                 let segments = vec![NewSegment { memory, slots: SLOTS }];
-                say(LinkMessage::Welcome(Welcome { lane, first_sequence: 0, segments, slots: Vec::new() }));
+                say(LinkMessage::Welcome(Welcome {
+                    lane,
+                    prefixes: PrefixSet::NONE.bits(),
+                    first_sequence: 0,
+                    segments,
+                    slots: Vec::new(),
+                }));
             }
             let Hostile { link, .. } = hostile;
             kept.extend(keeps.then_some(link));

@@ -119,12 +119,7 @@ fn all_is_taken_and_others_are_served(role: &str, of_a_share: u64) {
     assert!(counts.is_sorted_by(|one, next| one > next) && counts[2] > 0, "{counts:?}");
     Other::start(&broker.address, "later", LATER).hear("linked");
     let root = Client::connect_to(&broker.address).unwrap();
-    let role = Role::Sender {
-        slot_bytes: 64,
-        max_slots: 16,
-        mechanism: Mechanism::Lease,
-        slots: Slots::Broker { huge: false },
-    };
+    let role = Role::sender(64, 16, Mechanism::Lease, Slots::Broker { huge: false });
     let _receiver = root.receiver("root").keep_waiting().open().unwrap();
     Hostile::join(&broker.address, "root", role);
 }

@@ -173,12 +173,7 @@ fn attack(channel: &str, as_receiver: bool, is_rude: bool) -> ! {
     let broker = Address::default_for_user();
     let receiver = Role::Receiver { require: Protection::Volatile, accepts: Limits::DEFAULT };
     let (slot_bytes, max_slots) = (64, 16);
-    let sender = Role::Sender {
-        slot_bytes,
-        max_slots,
-        mechanism: fbuf_core::protection::Mechanism::Copy,
-        slots: Slots::Segments,
-    };
+    let sender = Role::sender(slot_bytes, max_slots, fbuf_core::protection::Mechanism::Copy, Slots::Segments);
     let mut kept = Vec::new();
     for _ in 0..MAX_ENDS_OF_USER {
         let hostile = Hostile::join(&broker, channel, if as_receiver { receiver } else { sender });

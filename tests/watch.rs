@@ -192,7 +192,7 @@ impl Troubles {
         let kept = keeping.get_timeout(SOON).unwrap();
         let mut hearing = client.receiver("hears").keep_waiting().open().unwrap();
         let (mechanism, slots) = (Mechanism::Shared, Slots::Segments);
-        let hostile = Hostile::join(broker, "hears", Role::Sender { slot_bytes: 64, max_slots: 4, mechanism, slots });
+        let hostile = Hostile::join(broker, "hears", Role::sender(64, 4, mechanism, slots));
         hostile.link.send(&Letter { bytes: b"\xffgarbage".to_vec(), descriptors: Vec::new() }).unwrap();
         let heard = hearing.get_timeout(SOON).unwrap_err();
         assert!(matches!(heard, GetError::PeerViolation { .. }), "{heard:?}");

@@ -118,7 +118,7 @@ pub use fbuf_core::{
     protection::{Mechanism, Protection},
     receive::{private::Private, received::Received},
     send::{
-        fbuf::{Fbuf, Filled, TooLarge},
+        fbuf::{Fbuf, Filled, NoHeadroom, TooLarge, Untagged},
         pool::Places,
         retained::Retained,
         unread::Unread,

@@ -18,7 +18,7 @@ use crate::{
     protection::Mechanism,
     receive::link::{GreetError, Greeted, SlotSource},
     send::link::Expected,
-    slot::{Geometry, GeometryError},
+    slot::{Geometry, GeometryError, GeometryTerms},
     socket::{PacketSocket, wire::Descriptor},
 };
 
@@ -29,10 +29,8 @@ pub struct Introduction {
     pub endpoint: u64,
     /// The endpoint at the other end, and its process.
     pub peer: Peer,
-    /// Bytes of a slot of the sender.
-    pub slot_bytes: u64,
-    /// The most slots the sender will ever have.
-    pub max_slots: u64,
+    /// The slots of the sender, which will never have more.
+    pub geometry: GeometryTerms,
     /// How messages are protected on this link.
     pub mechanism: Mechanism,
     /// Where its slots are.
@@ -105,9 +103,9 @@ impl Introduction {
     /// A broker that this process trusts with its memory has sent this introduction, for the endpoint of which the link
     /// will be, and nothing in it has been changed. No other code of this process has, or had, its descriptors.
     pub unsafe fn assume_genuine(self) -> Result<Introduced, IntroductionError> {
-        let Self { endpoint, peer, slot_bytes, max_slots, mechanism, slot_source, socket } = self;
+        let Self { endpoint, peer, geometry, mechanism, slot_source, socket } = self;
         let socket = PacketSocket::new(socket.into_owned()?)?.of_link_with(&peer);
-        let geometry = Geometry::new(slot_bytes, max_slots)?;
+        let geometry = Geometry::try_from(geometry)?;
         Ok(Introduced { endpoint, peer, socket, geometry, mechanism, slot_source })
     }
 }
@@ -146,7 +144,7 @@ impl Introduced {
     #[must_use]
     pub fn pool_bytes(&self) -> u64 {
         match self.slot_source {
-            SlotSource::FromReceiver => u64::from(self.geometry.slot_bytes()) * u64::from(self.geometry.max_slots()),
+            SlotSource::FromReceiver => self.geometry.cell_bytes() * u64::from(self.geometry.max_slots()),
             SlotSource::Segments | SlotSource::FromBroker(_) | SlotSource::FromSender => 0,
         }
     }
@@ -183,8 +181,7 @@ mod tests {
                 trusted: true,
                 link: LinkId::default(),
             },
-            slot_bytes: 64,
-            max_slots,
+            geometry: GeometryTerms::new(64, max_slots),
             mechanism,
             slot_source,
             socket: PacketSocket::pair().unwrap().0.into(),

@@ -24,8 +24,12 @@ pub const MAX_PROGRAM: usize = 16;
 pub const MAX_MESSAGE: usize = 16 * 1024;
 /// The most descriptors that one message may carry (the kernel's own limit is 253).
 pub const MAX_DESCRIPTORS: usize = 64;
-/// Slots begin at multiples of this many bytes: one cache line.
+/// Slots begin at multiples of this many bytes at least: one cache line.
 pub const SLOT_ALIGNMENT: u64 = 64;
+/// The most that can be asked for: one page, since a segment begins at one.
+pub const MAX_ALIGNMENT: u64 = 4096;
+/// The largest user header of a slot, in bytes.
+pub const MAX_HEADER_BYTES: u64 = 64;
 /// The most endpoints that one client may have open at the broker.
 pub const MAX_ENDPOINTS: usize = 4096;
 /// The most senders of one channel, and the most receivers; and so the most links of one endpoint.

@@ -1,8 +1,13 @@
 //! Names for memory: which slot, and how slots lie in a segment.
 
+use std::ops::Range;
+
+use serde::{Deserialize, Serialize};
 use zerocopy::FromZeros;
 
-use crate::limits::{MAX_LEASED, MAX_ONE_SHOTS, MAX_SLOT_BYTES, MAX_SLOTS, SLOT_ALIGNMENT};
+use crate::limits::{
+    MAX_ALIGNMENT, MAX_HEADER_BYTES, MAX_LEASED, MAX_ONE_SHOTS, MAX_SLOT_BYTES, MAX_SLOTS, SLOT_ALIGNMENT,
+};
 
 /// A slot of a sender, by its number among all slots of that sender: a name, and no right to anything. The right to
 /// write a slot is its [`Fbuf`](crate::send::fbuf::Fbuf), the right to read it a [`Received`](crate::receive::received::Received).
@@ -78,11 +83,29 @@ impl Mark {
     }
 }
 
-/// How big a sender's slots are and how many it may ever have. Checked: one that exists is allowed.
+/// How big a sender's slots are, how they lie, and how many it may ever have. Checked: one that exists is allowed.
+///
+/// A slot begins at a multiple of the [alignment](Self::alignment) from the start of its segment, which begins at a page.
+/// Its payload comes first, its [header](Self::header_bytes) behind that, at a multiple of [`SLOT_ALIGNMENT`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Geometry {
     slot_bytes: u32,
     max_slots: u32,
+    header_bytes: u32,
+    alignment: u32,
+}
+
+/// A [`Geometry`] as it is told to another process, still to be checked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GeometryTerms {
+    /// [`Geometry::slot_bytes`]
+    pub slot_bytes: u64,
+    /// [`Geometry::max_slots`]
+    pub max_slots: u64,
+    /// [`Geometry::header_bytes`]
+    pub header_bytes: u64,
+    /// [`Geometry::alignment`]
+    pub alignment: u64,
 }
 
 /// Slots of a size or number that cannot be.
@@ -100,6 +123,20 @@ pub enum GeometryError {
     Slots {
         /// How many were asked for.
         slots: u64,
+    },
+    /// A header that is larger than one can be.
+    #[error("no user header can have {bytes} bytes: 0 to {MAX_HEADER_BYTES} are possible")]
+    HeaderBytes {
+        /// Bytes that were asked for.
+        bytes: u64,
+    },
+    /// Slots that cannot begin there.
+    #[error(
+        "slots cannot begin at multiples of {bytes} bytes: powers of two from {SLOT_ALIGNMENT} to the size of a page are possible"
+    )]
+    Alignment {
+        /// Bytes that were asked for.
+        bytes: u64,
     },
     /// More buffers that are sent once than can be under way.
     #[error("no sender of one-shots can have {slots} slots: 1 to {MAX_ONE_SHOTS} are possible")]
@@ -123,17 +160,21 @@ pub enum GeometryError {
     },
 }
 
+impl GeometryTerms {
+    /// Slots without headers, at multiples of [`SLOT_ALIGNMENT`].
+    #[must_use]
+    pub const fn new(slot_bytes: u64, max_slots: u64) -> Self {
+        Self { slot_bytes, max_slots, header_bytes: 0, alignment: SLOT_ALIGNMENT }
+    }
+}
+
 impl Geometry {
-    /// Slots of `slot_bytes` bytes, at most `max_slots` of them.
+    /// Slots of `slot_bytes` bytes, at most `max_slots` of them, without headers, at multiples of [`SLOT_ALIGNMENT`].
     ///
     /// # Errors
     /// [`GeometryError`] for zero, and beyond [`MAX_SLOT_BYTES`] and [`MAX_SLOTS`].
     pub fn new(slot_bytes: u64, max_slots: u64) -> Result<Self, GeometryError> {
-        let checked = |value: u64, limit: u32| u32::try_from(value).ok().filter(|value| (1..=limit).contains(value));
-        Ok(Self {
-            slot_bytes: checked(slot_bytes, MAX_SLOT_BYTES).ok_or(GeometryError::SlotBytes { bytes: slot_bytes })?,
-            max_slots: checked(max_slots, MAX_SLOTS).ok_or(GeometryError::Slots { slots: max_slots })?,
-        })
+        GeometryTerms::new(slot_bytes, max_slots).try_into()
     }
 
     /// The size of a slot in bytes.
@@ -148,16 +189,87 @@ impl Geometry {
         self.max_slots
     }
 
+    /// The size of the user header of each slot in bytes: none if there is none.
+    #[must_use]
+    pub fn header_bytes(self) -> u32 {
+        self.header_bytes
+    }
+
+    /// At multiples of how many bytes slots begin.
+    #[must_use]
+    pub fn alignment(self) -> u32 {
+        self.alignment
+    }
+
+    /// From the start of a slot to its user header, in bytes.
+    #[must_use]
+    pub fn header_offset(self) -> u64 {
+        u64::from(self.slot_bytes).next_multiple_of(SLOT_ALIGNMENT)
+    }
+
+    /// Where the user header is in a slot: nowhere, if it has no bytes.
+    #[must_use]
+    pub fn header(self) -> Range<usize> {
+        match self.header_bytes {
+            // There need be no memory behind the payload.
+            0 => 0..0,
+            _ => self.header_offset() as usize..self.cell_bytes() as usize,
+        }
+    }
+
+    /// A slot with its user header, in bytes.
+    #[must_use]
+    pub fn cell_bytes(self) -> u64 {
+        match self.header_bytes {
+            0 => self.slot_bytes.into(),
+            header_bytes => self.header_offset() + u64::from(header_bytes),
+        }
+    }
+
     /// From the start of a slot to the start of the next, in bytes.
     #[must_use]
     pub fn stride(self) -> u64 {
-        u64::from(self.slot_bytes).next_multiple_of(SLOT_ALIGNMENT)
+        self.cell_bytes().next_multiple_of(self.alignment.into())
     }
 
     /// The size of a segment with so many slots, in bytes: whole pages.
     #[must_use]
     pub fn segment_bytes(self, slots: u32) -> u64 {
         (self.stride() * u64::from(slots)).next_multiple_of(4096)
+    }
+
+    /// As it is told to another process.
+    #[must_use]
+    pub fn terms(self) -> GeometryTerms {
+        GeometryTerms {
+            slot_bytes: self.slot_bytes.into(),
+            max_slots: self.max_slots.into(),
+            header_bytes: self.header_bytes.into(),
+            alignment: self.alignment.into(),
+        }
+    }
+}
+
+impl TryFrom<GeometryTerms> for Geometry {
+    type Error = GeometryError;
+
+    fn try_from(terms: GeometryTerms) -> Result<Self, GeometryError> {
+        let checked = |value: u64, limit: u32| u32::try_from(value).ok().filter(|value| (1..=limit).contains(value));
+        let GeometryTerms { slot_bytes, max_slots, header_bytes, alignment } = terms;
+        let is_allowed = alignment.is_power_of_two() && (SLOT_ALIGNMENT..=MAX_ALIGNMENT).contains(&alignment);
+        Ok(Self {
+            slot_bytes: checked(slot_bytes, MAX_SLOT_BYTES).ok_or(GeometryError::SlotBytes { bytes: slot_bytes })?,
+            max_slots: checked(max_slots, MAX_SLOTS).ok_or(GeometryError::Slots { slots: max_slots })?,
+            header_bytes: match header_bytes {
+                0..=MAX_HEADER_BYTES => header_bytes as u32,
+                _ => return Err(GeometryError::HeaderBytes { bytes: header_bytes }),
+            },
+            alignment: if is_allowed {
+                alignment as u32
+            } else {
+                return Err(GeometryError::Alignment { bytes: alignment });
+            },
+        })
     }
 }
 
@@ -172,5 +284,34 @@ mod tests {
         assert_eq!(Geometry::new(64, 0), Err(GeometryError::Slots { slots: 0 }));
         assert_eq!(Geometry::new(64, 1 << 33), Err(GeometryError::Slots { slots: 1 << 33 }));
         assert!(Geometry::new(MAX_SLOT_BYTES.into(), MAX_SLOTS.into()).is_ok());
+        let like = |header_bytes, alignment| {
+            Geometry::try_from(GeometryTerms { slot_bytes: 100, max_slots: 3, header_bytes, alignment })
+        };
+        assert_eq!(like(65, 64), Err(GeometryError::HeaderBytes { bytes: 65 }));
+        for alignment in [0, 32, 96, 8192, u64::MAX] {
+            assert_eq!(like(0, alignment), Err(GeometryError::Alignment { bytes: alignment }));
+        }
+    }
+
+    #[test]
+    fn a_header_lies_behind_the_payload_and_inside_of_the_stride() {
+        let like = |slot_bytes, header_bytes, alignment| {
+            Geometry::try_from(GeometryTerms { slot_bytes, max_slots: 3, header_bytes, alignment }).unwrap()
+        };
+        for (slot_bytes, header_bytes, alignment, offset, stride) in [
+            (1, 0, 64, 64, 64),
+            (64, 0, 64, 64, 64),
+            (64, 1, 64, 64, 128),
+            (100, 64, 64, 128, 192),
+            (100, 64, 4096, 128, 4096),
+            (4096, 0, 4096, 4096, 4096),
+            (4096, 16, 4096, 4096, 8192),
+            (MAX_SLOT_BYTES.into(), 64, 4096, u64::from(MAX_SLOT_BYTES), u64::from(MAX_SLOT_BYTES) + 4096),
+        ] {
+            let geometry = like(slot_bytes, header_bytes, alignment);
+            assert_eq!((geometry.header_offset(), geometry.stride()), (offset, stride), "{geometry:?}");
+            assert!(geometry.cell_bytes() <= geometry.stride() && geometry.segment_bytes(3).is_multiple_of(4096));
+            assert_eq!(Geometry::try_from(geometry.terms()), Ok(geometry));
+        }
     }
 }

@@ -18,15 +18,17 @@ pub enum Violation {
     /// A lane entry of an unknown kind.
     #[error("a lane entry is of the unknown kind {0}")]
     Kind(u8),
-    /// A gap that says nothing was left out.
-    #[error("a lane entry says that messages were left out, but none")]
-    EmptyGap,
-    /// A gap directly behind a gap: a reader would go from one to the next without end.
-    #[error("a lane entry says that messages were left out, and so does the one before it")]
-    GapBehindGap,
-    /// A gap on a link, and the receiver did not ask for any.
-    #[error("a lane entry says that {0} messages were left out, and this receiver did not ask for that")]
-    GapUnasked(u64),
+    /// A prefix that says nothing.
+    #[error("a lane entry is {0} without a value, or with a slot")]
+    EmptyPrefix(&'static str),
+    /// A prefix behind one of the same kind, or of one that comes later.
+    #[error(
+        "a lane entry is {0} in a place where none can stand: each prefix stands once before a message, in a fixed order"
+    )]
+    PrefixOrder(&'static str),
+    /// A prefix that was not declared when the link was made.
+    #[error("a lane entry is {0}, and the sender has declared none for this link")]
+    PrefixUndeclared(&'static str),
     /// A slot that was never announced.
     #[error("a message names slot {named} of {known}")]
     Slot {
@@ -35,11 +37,13 @@ pub enum Violation {
         /// How many are known.
         known: u32,
     },
-    /// More bytes than a slot has.
-    #[error("a message claims {length} bytes in a slot of {slot_bytes}")]
-    Length {
+    /// Bytes that do not lie in a slot, or a message of several parts, which no sender has declared.
+    #[error("a message claims {length} bytes from byte {offset} on in a slot of {slot_bytes}, or more parts than one")]
+    Body {
         /// How many there would be.
-        length: u64,
+        length: u32,
+        /// How many would come before them.
+        offset: u32,
         /// The size of a slot.
         slot_bytes: u32,
     },

@@ -16,7 +16,7 @@ use fbuf_core::{
     limits::{MAX_ENDPOINTS, MAX_LINKS, MAX_ONE_SHOTS, MAX_PEER_USERS},
     peer::{LinkId, Peer},
     protection::{Mechanism, Protection},
-    slot::GeometryError,
+    slot::{GeometryError, GeometryTerms},
     socket::wire::Descriptor,
 };
 use serde::{Deserialize, Serialize};
@@ -82,12 +82,10 @@ pub struct PreviousRegistration {
 /// Which end of a channel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Role {
-    /// It sends, out of slots of this size and of at most this number.
+    /// It sends.
     Sender {
-        /// Bytes of a slot.
-        slot_bytes: u64,
-        /// The most slots it will ever have.
-        max_slots: u64,
+        /// Its slots, of which it has no more.
+        geometry: GeometryTerms,
         /// How it protects what it sends.
         mechanism: Mechanism,
         /// Where its slots come from.
@@ -103,6 +101,12 @@ pub enum Role {
 }
 
 impl Role {
+    /// A sender whose slots have no headers.
+    #[must_use]
+    pub const fn sender(slot_bytes: u64, max_slots: u64, mechanism: Mechanism, slots: Slots) -> Self {
+        Self::Sender { geometry: GeometryTerms::new(slot_bytes, max_slots), mechanism, slots }
+    }
+
     /// In words.
     #[must_use]
     pub fn name(self) -> &'static str {

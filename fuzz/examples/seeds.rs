@@ -11,6 +11,8 @@ use fbuf_core::{
     introduced::Introduction,
     protection::{Mechanism, Protection},
     receive::link::SlotSource,
+    ring::entry::PrefixSet,
+    slot::GeometryTerms,
     socket::{
         link_message::{Hello, LinkMessage, NewSegment, OneShot, Right, Welcome},
         wire::{self, Descriptor},
@@ -99,7 +101,7 @@ fn answer(descriptors: u8, message: Result<ControlResponse, ServerError>) -> Vec
 
 fn control() {
     let (own, trusted) = ([0, 0, 0], [0, 0, 2]);
-    let sender = |mechanism, slots| Role::Sender { slot_bytes: 100, max_slots: 4, mechanism, slots };
+    let sender = |mechanism, slots| Role::sender(100, 4, mechanism, slots);
     let receiver = |require| Role::Receiver { require, accepts: Limits::DEFAULT };
     let (plain, leased) =
         (sender(Mechanism::Shared, Slots::Segments), sender(Mechanism::Lease, Slots::Broker { huge: false }));
@@ -126,8 +128,7 @@ fn control() {
     let introduction = |slot_source| Introduction {
         endpoint: 1,
         peer: peer(true, true),
-        slot_bytes: 100,
-        max_slots: 4,
+        geometry: GeometryTerms::new(100, 4),
         mechanism: Mechanism::Lease,
         slot_source,
         socket: any(),
@@ -164,7 +165,15 @@ fn packet(descriptors: &[[u8; 2]], message: &LinkMessage) -> Vec<u8> {
 fn link() {
     let (lane, segment, board, room, shot) = ([11, 0], [9, 0], [13, 0], [14, 0], [6, 0]);
     let bell = packet(&[], &LinkMessage::Bell);
-    let welcome = |segments, slots| LinkMessage::Welcome(Welcome { lane: any(), first_sequence: 0, segments, slots });
+    let welcome = |segments, slots| {
+        LinkMessage::Welcome(Welcome {
+            lane: any(),
+            prefixes: PrefixSet::NONE.bits(),
+            first_sequence: 0,
+            segments,
+            slots,
+        })
+    };
     let new = |slots| NewSegment { memory: any(), slots };
     let hello = LinkMessage::Hello(Hello { board: any(), skip_above: Some(1), fences: false, wants_slots: true });
     // A receiver: by which means, where the slots are, of the same user, not skipped, open already with all slots.

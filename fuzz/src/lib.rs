@@ -75,9 +75,8 @@ pub fn introduced(
     slot_source: SlotSource,
 ) -> (Introduced, PacketSocket) {
     let (socket, other) = PacketSocket::pair().expect("few descriptors are open");
-    let (slot_bytes, max_slots) = (geometry.slot_bytes().into(), geometry.max_slots().into());
     let socket = Descriptor::from(socket);
-    let introduction = Introduction { endpoint: 1, peer, slot_bytes, max_slots, mechanism, slot_source, socket };
+    let introduction = Introduction { endpoint: 1, peer, geometry: geometry.terms(), mechanism, slot_source, socket };
     // SAFETY: what is fuzzed is the peer; it is the broker that speaks here, and keeps no descriptor.
     #[expect(unsafe_code, reason = "this is the broker")]
     let introduced = unsafe { introduction.assume_genuine() };

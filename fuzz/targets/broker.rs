@@ -22,6 +22,7 @@ use fbuf_core::{
     limits::{ENDS_OF_ROOT, MAX_ENDS_OF_USER, MAX_LINKS},
     peer::{Credentials, LinkId},
     protection::{Mechanism, Protection},
+    slot::GeometryTerms,
 };
 use fbuf_fuzz::{link, secret};
 use fbuf_protocol::{Accepted, Limits, Mismatch, Open, PreviousRegistration, Refusal, Resource, Role, Secret, Slots};
@@ -273,7 +274,7 @@ impl Model {
             if seats.insert((known.user, known.open.channel.clone())) {
                 charge(known.user, Resource::Channels, 1);
             }
-            if let Role::Sender { slot_bytes, max_slots, slots, .. } = known.open.role {
+            if let Role::Sender { geometry: GeometryTerms { slot_bytes, max_slots, .. }, slots, .. } = known.open.role {
                 charge(known.user, Resource::Slots, max_slots);
                 charge(known.user, Resource::Bytes, slot_bytes.next_multiple_of(64) * max_slots);
                 if let Slots::Broker { .. } = slots {
@@ -362,12 +363,12 @@ fn open(input: &mut Unstructured) -> Result<Open> {
             require: *input.choose(&[Protection::Volatile, Protection::Volatile, Protection::Sealed])?,
             accepts: *input.choose(&[Limits::DEFAULT, Limits::DEFAULT, FEW])?,
         },
-        false => Role::Sender {
-            slot_bytes: *input.choose(&[64, 64, 128])?,
-            max_slots: input.int_in_range(1..=9)?,
-            mechanism: *input.choose(&[Mechanism::Shared, Mechanism::Copy, Mechanism::Lease, Mechanism::OneShot])?,
-            slots: *input.choose(&slots)?,
-        },
+        false => Role::sender(
+            *input.choose(&[64, 64, 128])?,
+            input.int_in_range(1..=9)?,
+            *input.choose(&[Mechanism::Shared, Mechanism::Copy, Mechanism::Lease, Mechanism::OneShot])?,
+            *input.choose(&slots)?,
+        ),
     };
     let earlier = match input.int_in_range(0..=7)? {
         0 => {

@@ -238,12 +238,12 @@ fn open(input: &mut Unstructured) -> Result<Open> {
             require: *input.choose(&[Protection::Volatile, Protection::Leased, Protection::Sealed])?,
             accepts: *input.choose(&[Limits::DEFAULT, FEW])?,
         },
-        false => Role::Sender {
-            slot_bytes: *input.choose(&[1, 64, 100, 4096, 1 << 20, 0, u64::MAX])?,
-            max_slots: input.int_in_range(0..=70)?,
-            mechanism: *input.choose(&[Mechanism::Shared, Mechanism::Copy, Mechanism::Lease, Mechanism::OneShot])?,
-            slots: *input.choose(&slots)?,
-        },
+        false => Role::sender(
+            *input.choose(&[1, 64, 100, 4096, 1 << 20, 0, u64::MAX])?,
+            input.int_in_range(0..=70)?,
+            *input.choose(&[Mechanism::Shared, Mechanism::Copy, Mechanism::Lease, Mechanism::OneShot])?,
+            *input.choose(&slots)?,
+        ),
     };
     let earlier = match input.arbitrary()? {
         true => {

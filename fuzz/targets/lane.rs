@@ -14,7 +14,8 @@ use fbuf_core::{
     },
     ring::{
         board::BoardTable,
-        lane::{LaneTable, capacity_for},
+        entry::{Body, Prefix, PrefixSet, capacity_for},
+        lane::LaneTable,
     },
     send::{
         fbuf::Fbuf,
@@ -50,9 +51,17 @@ impl Receiving {
         let (introduced, socket) =
             introduced(peer(true, true), geometry(), mechanism, slot_source(lodged(mechanism, 0)));
         let greeted = greet(introduced, skip_above);
-        let capacity = capacity_for(SLOTS, skip_above.is_some());
+        let extras = PrefixSet::NONE.with(Prefix::Tag).with(Prefix::Time);
+        let prefixes = extras.with_if(Prefix::Gap, skip_above.is_some());
+        let capacity = capacity_for(SLOTS, prefixes);
         let (lane, descriptor) = LaneTable::create("fbuf-fuzz", capacity).expect("there is memory");
-        let welcome = Welcome { lane: descriptor.into(), first_sequence: 0, segments, slots: Vec::new() };
+        let welcome = Welcome {
+            lane: descriptor.into(),
+            prefixes: prefixes.bits(),
+            first_sequence: 0,
+            segments,
+            slots: Vec::new(),
+        };
         say(&socket, &LinkMessage::Welcome(welcome));
         let Ok(Answered::Open(inbound)) = greeted.look() else { panic!("an honest welcome was refused") };
         let mut receiving = Self { inbound: *inbound, held: Vec::new(), lane, socket, starts: BTreeSet::new() };
@@ -84,7 +93,10 @@ impl Receiving {
         if let Some(&first) = received.first() {
             assert!(known(first) && received.iter().all(|&byte| byte == first), "bytes of no slot: {received:?}");
         }
-        assert!(self.starts.is_empty() || self.starts.contains(&received.as_ptr()), "it begins where no slot does");
+        let start = self.starts.range(..=received.as_ptr()).next_back();
+        let is_inside =
+            |start: &*const u8| received.as_ptr() as usize + received.len() <= *start as usize + SLOT_BYTES as usize;
+        assert!(self.starts.is_empty() || start.is_some_and(is_inside), "it lies in no slot");
         self.held.push(received);
         assert!(self.held.len() <= SLOTS as usize && self.inbound.held() == self.held.len());
         assert!(self.starts.is_empty() || are_distinct(&self.held), "a slot is held twice");
@@ -95,8 +107,14 @@ impl Receiving {
         let position = self.inbound.entries() + input.int_in_range(0..=7)?;
         match input.int_in_range(0..=9)? {
             0 => self.lane.at(position as usize).scribble(input.arbitrary()?, input.arbitrary()?),
-            1 => self.write(position, input.int_in_range(0..=2)?, input.int_in_range(0..=5)?, input.arbitrary()?),
-            2 | 3 => self.write(position, 0, input.int_in_range(0..=3)?, input.int_in_range(0..=101)?),
+            1 => self.write(position, input.int_in_range(0..=5)?, input.int_in_range(0..=5)?, input.arbitrary()?),
+            2 => self.write(position, 0, input.int_in_range(0..=3)?, input.int_in_range(0..=101)?),
+            3 => {
+                let (offset, length) = (input.int_in_range(0..=101)?, input.int_in_range(0..=101)?);
+                let (slot, kind) = (input.int_in_range(0..=3)?, input.int_in_range(0..=4)?);
+                self.write(position + 1, 0, slot, Body::new(offset, length).word());
+                self.write(position, kind, 0, input.int_in_range(0..=2)?);
+            }
             4 => {
                 let dropped = u64::from(input.ratio(1, 8)?);
                 self.lane.head().scribble(input.arbitrary()?, position, input.arbitrary()?, dropped);

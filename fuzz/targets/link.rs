@@ -19,7 +19,8 @@ use fbuf_core::{
     },
     ring::{
         board::BoardTable,
-        lane::{LaneTable, capacity_for},
+        entry::{Prefix, PrefixSet, capacity_for},
+        lane::LaneTable,
     },
     send::{
         fbuf::Fbuf,
@@ -69,7 +70,8 @@ impl Half {
         if !input.arbitrary()? {
             return Ok((Self::Greeted(greeted), Hostile { socket, lane: None, board: None }));
         }
-        let capacity = capacity_for(SLOTS, skip_above.is_some());
+        let prefixes = PrefixSet::NONE.with_if(Prefix::Gap, skip_above.is_some());
+        let capacity = capacity_for(SLOTS, prefixes);
         let (lane, descriptor) = LaneTable::create("fbuf-fuzz", capacity).expect("there is memory");
         // As a sender has them that begins with half of its slots.
         let segments = if lodged == 0 && mechanism != Mechanism::OneShot {
@@ -80,7 +82,8 @@ impl Half {
         let mut slots = if lodged == 3 { rooms() } else { Vec::new() };
         slots.truncate(input.int_in_range(0..=SLOTS as usize)?);
         let all = lodged != 3 || slots.len() == SLOTS as usize;
-        let welcome = Welcome { lane: descriptor.into(), first_sequence: 0, segments, slots };
+        let welcome =
+            Welcome { lane: descriptor.into(), prefixes: prefixes.bits(), first_sequence: 0, segments, slots };
         say(&socket, &LinkMessage::Welcome(welcome));
         let half = Self::Greeted(greeted).attend();
         assert_eq!(matches!(half, Self::Receiving(..)), all, "it is open with all slots, and only with all");
@@ -192,7 +195,11 @@ fn any_descriptor(input: &mut Unstructured, hostile: &Hostile) -> Result<OwnedFd
         // The segments of another sender.
         9 | 10 => segments().remove(0).memory.into_owned().expect("few descriptors are open"),
         // As a lane or a board has to be.
-        11 | 12 => Map::create("fbuf-fuzz", LaneTable::size(capacity_for(SLOTS, true))).expect("there is memory").1,
+        11 | 12 => {
+            Map::create("fbuf-fuzz", LaneTable::size(capacity_for(SLOTS, PrefixSet::NONE.with(Prefix::Gap))))
+                .expect("there is memory")
+                .1
+        }
         13 => Map::create("fbuf-fuzz", BoardTable::size(SLOTS as usize)).expect("there is memory").1,
         14 => rooms().remove(0).into_owned().expect("few descriptors are open"),
         // The peer's end of the link socket, which then never hangs up.

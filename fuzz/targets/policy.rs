@@ -12,7 +12,7 @@ use fbuf_protocol::{Limits, Role, Slots, channel::ChannelName};
 use libfuzzer_sys::fuzz_target;
 
 const ROLES: [Role; 2] = [
-    Role::Sender { slot_bytes: 64, max_slots: 4, mechanism: Mechanism::Shared, slots: Slots::Segments },
+    Role::sender(64, 4, Mechanism::Shared, Slots::Segments),
     Role::Receiver { require: Protection::Volatile, accepts: Limits::DEFAULT },
 ];
 

@@ -15,7 +15,10 @@ use std::{
 use fbuf_client::{Address, Client, Mechanism};
 use fbuf_core::{
     memory::Reserved,
-    ring::lane::{LaneTable, LaneWriter, capacity_for},
+    ring::{
+        entry::{PrefixSet, capacity_for},
+        lane::{LaneTable, LaneWriter},
+    },
     slot::{Geometry, SlotId},
     socket::{
         link_message::{LinkMessage, NewSegment, OneShot, Welcome},
@@ -325,12 +328,18 @@ fn send_forged(memory: OwnedFd, level: Level) -> ! {
         Level::OneShot => (Mechanism::OneShot, Slots::Segments),
     };
     let geometry = Geometry::new(SIZE as u64, 1).unwrap();
-    let role = Role::Sender { slot_bytes: SIZE as u64, max_slots: 1, mechanism, slots };
+    let role = Role::sender(SIZE as u64, 1, mechanism, slots);
     let address = Address::new(env::var_os("FBUF_BROKER").unwrap());
     let hostile = Hostile::join(&address, "prey", role);
-    let (lane, lane_fd) = LaneTable::create("fbuf-lane", capacity_for(geometry.max_slots(), false)).unwrap();
+    let (lane, lane_fd) = LaneTable::create("fbuf-lane", capacity_for(geometry.max_slots(), PrefixSet::NONE)).unwrap();
     let memory = Descriptor::from(memory);
-    let mut welcome = Welcome { lane: lane_fd.into(), first_sequence: 0, segments: Vec::new(), slots: Vec::new() };
+    let mut welcome = Welcome {
+        lane: lane_fd.into(),
+        prefixes: PrefixSet::NONE.bits(),
+        first_sequence: 0,
+        segments: Vec::new(),
+        slots: Vec::new(),
+    };
     if level == Level::OneShot {
         hostile.say(&LinkMessage::Welcome(welcome));
         hostile.say(&LinkMessage::OneShot(OneShot { memory, sequence: 0 }));

@@ -9,7 +9,8 @@ use fbuf_core::{
     protection::{Mechanism, Protection},
     ring::{
         board::BoardTable,
-        lane::{LaneTable, capacity_for},
+        entry::{PrefixSet, capacity_for},
+        lane::LaneTable,
     },
     socket::{
         PacketSocket,
@@ -29,8 +30,7 @@ use crate::{
 };
 
 const RECEIVER: Role = Role::Receiver { require: Protection::Volatile, accepts: Limits::DEFAULT };
-pub const SENDER: Role =
-    Role::Sender { slot_bytes: 64, max_slots: 64, mechanism: Mechanism::Copy, slots: Slots::Segments };
+pub const SENDER: Role = Role::sender(64, 64, Mechanism::Copy, Slots::Segments);
 
 fn hello() -> LinkMessage {
     let board = BoardTable::create("fbuf-test", 64).unwrap().1.into();
@@ -39,11 +39,17 @@ fn hello() -> LinkMessage {
 
 fn welcome(lane: Descriptor) -> LinkMessage {
     let segments = vec![NewSegment { memory: Map::create("fbuf-test", 4096).unwrap().1.into(), slots: 4 }];
-    LinkMessage::Welcome(Welcome { lane, first_sequence: 0, segments, slots: Vec::new() })
+    LinkMessage::Welcome(Welcome {
+        lane,
+        prefixes: PrefixSet::NONE.bits(),
+        first_sequence: 0,
+        segments,
+        slots: Vec::new(),
+    })
 }
 
 fn lane() -> Descriptor {
-    LaneTable::create("fbuf-test", capacity_for(64, false)).unwrap().1.into()
+    LaneTable::create("fbuf-test", capacity_for(64, PrefixSet::NONE)).unwrap().1.into()
 }
 
 /// Offends one peer after the other, in each way there is, and keeps what lingers. Some links end in a violation, some as by a death.

@@ -1,6 +1,7 @@
 //! A file system that does not answer when its file is closed, and an attacker that passes that file.
 #![allow(unsafe_code, reason = "mount(2)")]
 
+use fbuf_core::ring::entry::PrefixSet;
 use std::{
     fs,
     io::{self, Read, Write, stdin},
@@ -56,7 +57,8 @@ pub fn attack(folder: &Path) -> ! {
             let memory = || NewSegment { memory: file.clone(), slots: 4 };
             let segments = (0..16).map(|_| memory()).collect();
             let lane = file.clone();
-            let welcome = Welcome { lane, first_sequence: 0, segments, slots: Vec::new() };
+            let welcome =
+                Welcome { lane, prefixes: PrefixSet::NONE.bits(), first_sequence: 0, segments, slots: Vec::new() };
             // It may not be accepted.
             let _ = hostile.link.send(&wire::encode(&LinkMessage::Welcome(welcome)).unwrap());
             until("its peer hangs up", || hostile.link.hung_up());

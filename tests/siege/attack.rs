@@ -240,13 +240,12 @@ impl Attack {
             Self::FillsLink => |report| matches!(report, Report::Violation(Violation::SocketFull)),
             Self::NeverAcknowledges => |report| *report == Report::HoldsAll(MOST_SLOTS),
             Self::LyingLane => |report| {
-                use Violation::{EmptyGap, Kind, Length, Mark, Slot, Terms};
-                matches!(
-                    report,
-                    Report::Violation(Mark { .. } | Kind(_) | EmptyGap | Slot { .. } | Length { .. } | Terms { .. })
-                )
+                use Violation::{Body, EmptyPrefix, Kind, Mark, PrefixOrder, PrefixUndeclared, Slot, Terms};
+                let Report::Violation(violation) = report else { return false };
+                matches!(violation, Mark { .. } | Kind(_) | EmptyPrefix(_) | PrefixOrder(_) | PrefixUndeclared(_))
+                    || matches!(violation, Slot { .. } | Body { .. } | Terms { .. })
             },
-            Self::EndlessGaps => |report| *report == Report::Violation(Violation::GapBehindGap),
+            Self::EndlessGaps => |report| *report == Report::Violation(Violation::PrefixOrder("a gap")),
             Self::Closes => |report| *report == Report::Died,
             Self::AnnouncesGrowth => |report| {
                 use Violation::{Descriptor, Slot, Terms};

@@ -42,8 +42,7 @@ pub const AGAIN: &str = "the attack goes on";
 pub const FAILED: &str = "the attack failed: ";
 
 pub const RECEIVER: Role = Role::Receiver { require: Protection::Volatile, accepts: Limits::DEFAULT };
-pub const SENDER: Role =
-    Role::Sender { slot_bytes: 64, max_slots: 4, mechanism: Mechanism::Copy, slots: Slots::Segments };
+pub const SENDER: Role = Role::sender(64, 4, Mechanism::Copy, Slots::Segments);
 
 /// How many descriptors the kernel takes with a message (SCM_MAX_FD).
 const MOST_DESCRIPTORS: usize = 253;
@@ -294,12 +293,7 @@ fn never_fetch() -> Seen {
 /// Opens and closes, one behind the other, as many as the quota has room for at once, and one more.
 fn leave_slots() -> Seen {
     let caller = Caller::join()?;
-    let role = Role::Sender {
-        slot_bytes: 4096,
-        max_slots: MAX_LEASED.into(),
-        mechanism: Mechanism::Lease,
-        slots: Slots::Broker { huge: false },
-    };
+    let role = Role::sender(4096, MAX_LEASED.into(), Mechanism::Lease, Slots::Broker { huge: false });
     let most = quota(Resource::Descriptors) / u64::from(MAX_LEASED);
     for endpoint in 0..=most {
         match caller.open(endpoint, "unread", role)? {
@@ -361,8 +355,7 @@ fn churn() -> Seen {
 /// Opens endpoints until one is refused.
 fn hoard(resource: Resource) -> Seen {
     let caller = Caller::join()?;
-    let sender =
-        |slot_bytes, max_slots, slots| Role::Sender { slot_bytes, max_slots, mechanism: Mechanism::Copy, slots };
+    let sender = |slot_bytes, max_slots, slots| Role::sender(slot_bytes, max_slots, Mechanism::Copy, slots);
     let role = match resource {
         Resource::Bytes => sender(1 << 20, 1, Slots::Segments),
         Resource::Slots => sender(64, OTHERS_SLOTS, Slots::Segments),
@@ -421,8 +414,7 @@ fn demand() -> Seen {
     let caller = Caller::join()?;
     let none = Accepted { slot_bytes: 1, max_slots: 1 };
     let modest = Role::Receiver { require: Protection::Sealed, accepts: Limits { own: none, others: none } };
-    let from_receiver =
-        Role::Sender { slot_bytes: 1, max_slots: 1, mechanism: Mechanism::Lease, slots: Slots::Receiver };
+    let from_receiver = Role::sender(1, 1, Mechanism::Lease, Slots::Receiver);
     let ends = [("newcomers", modest), ("newcomers", from_receiver), ("c", modest), ("c", from_receiver)];
     for (endpoint, (channel, role)) in (0..).zip(ends) {
         let opened = caller.open(endpoint, channel, role)?;

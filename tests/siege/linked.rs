@@ -18,7 +18,8 @@ use fbuf_core::{
     memory::Map,
     ring::{
         board::{BoardReader, BoardTable, BoardView, BoardWriter},
-        lane::{LaneReader, LaneTable, LaneView, LaneWriter, Note, capacity_for},
+        entry::{Prefix, PrefixSet, capacity_for},
+        lane::{LaneReader, LaneTable, LaneView, LaneWriter},
     },
     send::pool::Pool,
     slot::{Geometry, Mark, SlotId},
@@ -55,7 +56,7 @@ impl Link {
         let introduction = caller.open_linked(channel, role)?;
         let socket = introduction.socket.into_owned().and_then(PacketSocket::new);
         let socket = socket.map_err(|error| error.to_string())?;
-        Ok(Self { caller: Some(caller), socket, slots: introduction.max_slots as u32 })
+        Ok(Self { caller: Some(caller), socket, slots: introduction.geometry.max_slots as u32 })
     }
 
     /// In each role by turns.
@@ -101,7 +102,13 @@ fn hello(board: Descriptor, skip_above: Option<u32>) -> LinkMessage {
 
 fn welcome(lane: Descriptor, memory: Descriptor, slots: u32) -> LinkMessage {
     let segments = vec![NewSegment { memory, slots }];
-    LinkMessage::Welcome(Welcome { lane, first_sequence: 0, segments, slots: Vec::new() })
+    LinkMessage::Welcome(Welcome {
+        lane,
+        prefixes: PrefixSet::NONE.with(Prefix::Gap).bits(),
+        first_sequence: 0,
+        segments,
+        slots: Vec::new(),
+    })
 }
 
 /// The board of an honest receiver.
@@ -132,7 +139,7 @@ impl Receiving {
             }
         };
         let LinkMessage::Welcome(welcome) = first else { return Err("no welcome".into()) };
-        let capacity = capacity_for(link.slots, skip_above.is_some());
+        let capacity = capacity_for(link.slots, PrefixSet::NONE.with_if(Prefix::Gap, skip_above.is_some()));
         let lane = LaneView::attach(welcome.lane.as_fd(), capacity);
         let lane = LaneReader::new(lane.map_err(|error| error.to_string())?);
         let names = slots(link.slots);
@@ -141,25 +148,12 @@ impl Receiving {
 
     /// The next message, if there is one, with how many were left out before it.
     fn take(&mut self) -> Result<Option<(SlotId, Mark, u64)>, String> {
-        let mut left_out = 0;
-        loop {
-            match self.lane.look().map_err(|violation| violation.to_string())? {
-                // The message follows at once.
-                None if left_out > 0 => std::thread::yield_now(),
-                None => return Ok(None),
-                Some(Note::Gap(count)) => {
-                    left_out += count;
-                    self.next += count;
-                    self.lane.advance();
-                }
-                Some(Note::Message(slot, _)) => {
-                    let mark = Mark::of(self.next);
-                    self.next += 1;
-                    self.lane.advance();
-                    return Ok(Some((self.names[slot as usize], mark, left_out)));
-                }
-            }
-        }
+        let Some(note) = self.lane.look().map_err(|violation| violation.to_string())? else { return Ok(None) };
+        let left_out = note.prefixes.word(Prefix::Gap);
+        let mark = Mark::of(self.next + left_out);
+        self.next += left_out + 1;
+        self.lane.advance(note.entries());
+        Ok(Some((self.names[note.slot as usize], mark, left_out)))
     }
 
     /// Wakes the sender as well, if it sleeps.
@@ -189,7 +183,8 @@ impl Sending {
         let link = Link::to("c", SENDER)?;
         let LinkMessage::Hello(hello) = link.hear()? else { return Err("no hello".into()) };
         let board = attach(&hello)?;
-        let (lane, lane_fd) = LaneTable::create("fbuf-test", capacity_for(SLOTS, true)).unwrap();
+        let (lane, lane_fd) =
+            LaneTable::create("fbuf-test", capacity_for(SLOTS, PrefixSet::NONE.with(Prefix::Gap))).unwrap();
         let (memory, memory_fd) = Map::create("fbuf-test", 4096).unwrap();
         link.say(&welcome(lane_fd.into(), memory_fd.into(), SLOTS))?;
         Ok(Self { link, board, lane: LaneWriter::new(lane), memory })
@@ -350,16 +345,16 @@ pub fn lie_in_lane(random: &mut Random, turn: usize) -> Seen {
 /// Several links that share the memory of one lane, full of gaps, or of gaps and messages with one gap too many at the end.
 pub fn gaps_without_end(turn: usize) -> Seen {
     let links: Vec<_> = (0..4).map(|_| Link::to("c", SENDER)).collect::<Result<_, _>>()?;
-    let capacity = capacity_for(SLOTS, true);
+    let capacity = capacity_for(SLOTS, PrefixSet::NONE.with(Prefix::Gap));
     let (lane, lane_fd) = LaneTable::create("fbuf-test", capacity).unwrap();
     let (mut lane, lane_fd) = (LaneWriter::new(lane), Descriptor::from(lane_fd));
     let honest = if turn.is_multiple_of(2) { 0 } else { capacity / 2 - 1 };
     let names = slots(SLOTS);
     for &slot in &names[..honest] {
-        lane.gap(1);
+        lane.entry(Prefix::Gap as u64, 0, 1);
         lane.message(slot, 8);
     }
-    (2 * honest..capacity).for_each(|_| lane.gap(1));
+    (2 * honest..capacity).for_each(|_| lane.entry(Prefix::Gap as u64, 0, 1));
     let mut boards = Vec::new();
     for link in &links {
         let LinkMessage::Hello(hello) = link.hear()? else { return Err("no hello".into()) };

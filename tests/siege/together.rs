@@ -68,7 +68,7 @@ fn take_places(callers: &mut Vec<Caller>) -> Seen {
 
 fn take_slots(callers: &[Caller], taken: &mut u64) -> Seen {
     let slots = Slots::Broker { huge: false };
-    let role = Role::Sender { slot_bytes: 64, max_slots: MAX_LEASED.into(), mechanism: Mechanism::Lease, slots };
+    let role = Role::sender(64, MAX_LEASED.into(), Mechanism::Lease, slots);
     loop {
         *taken += 1;
         match callers[0].open(*taken, &format!("slots-{}", std::process::id()), role)? {

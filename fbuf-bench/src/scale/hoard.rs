@@ -59,8 +59,7 @@ fn link(socket: &PacketSocket) -> Result<()> {
 
 /// Asks for some more of it; of connections, who has all of them asks over each for the least that there is.
 pub(super) fn more(resource: Resource, number: u64) -> ControlRequest {
-    let sender =
-        |slot_bytes, max_slots, slots| Role::Sender { slot_bytes, max_slots, mechanism: Mechanism::Copy, slots };
+    let sender = |slot_bytes, max_slots, slots| Role::sender(slot_bytes, max_slots, Mechanism::Copy, slots);
     let receiver = Role::Receiver { require: Protection::Volatile, accepts: Limits::DEFAULT };
     let (channel, role) = match resource {
         Resource::Bytes => (number % FEW, sender(MAX_SLOT_BYTES.into(), 64, Slots::Segments)),

@@ -12,7 +12,8 @@ use fbuf_core::{
     memory::Map,
     ring::{
         board::{BoardReader, BoardView},
-        lane::{LaneTable, LaneWriter, capacity_for},
+        entry::{Note, Prefix, PrefixSet, Prefixes, capacity_for},
+        lane::{LaneTable, LaneWriter},
     },
     slot::{Mark, SlotId},
     socket::{
@@ -46,7 +47,7 @@ struct Link {
 /// Opens so many links, or as many as there may be, to the receiver of a channel.
 fn links(address: &Address, channel: &str, count: u32) -> Result<Vec<Link>> {
     let slots = Slots::Segments;
-    let role = Role::Sender { slot_bytes: 64, max_slots: SLOTS.into(), mechanism: Mechanism::Shared, slots };
+    let role = Role::sender(64, SLOTS.into(), Mechanism::Shared, slots);
     let (_map, memory) = Map::create("fbuf-bench", 64 * u64::from(SLOTS))?;
     let segment = NewSegment { memory: memory.into(), slots: SLOTS };
     let mut links = Vec::new();
@@ -84,9 +85,16 @@ impl Link {
         let (bytes, descriptors) = wait_for(&socket)?.ok_or("the receiver hung up")?;
         let LinkMessage::Hello(hello) = wire::decode(&bytes, descriptors)? else { return Err("no hello".into()) };
         let board = BoardReader::attach(hello.board.as_fd(), SLOTS).map_err(|end| format!("{end:?}"))?;
-        let (lane, descriptor) = LaneTable::create("fbuf-bench", capacity_for(SLOTS, hello.skip_above.is_some()))?;
+        let prefixes = PrefixSet::NONE.with(Prefix::Gap);
+        let (lane, descriptor) = LaneTable::create("fbuf-bench", capacity_for(SLOTS, prefixes))?;
         let (lane, segments) = (LaneWriter::new(lane), vec![segment]);
-        let welcome = Welcome { lane: descriptor.into(), first_sequence: 0, segments, slots: Vec::new() };
+        let welcome = Welcome {
+            lane: descriptor.into(),
+            prefixes: prefixes.bits(),
+            first_sequence: 0,
+            segments,
+            slots: Vec::new(),
+        };
         socket.send(&wire::encode(&LinkMessage::Welcome(welcome))?)?;
         Ok(Self { socket, board, lane, sequence: 0 })
     }
@@ -98,8 +106,8 @@ impl Link {
             return false;
         }
         for slot in 0..SLOTS {
-            self.lane.gap(1);
-            self.lane.message(SlotId::new(slot), 0);
+            let prefixes = Prefixes::default().with(Prefix::Gap, 1);
+            self.lane.prefixed(&Note { prefixes, ..Note::plain(SlotId::new(slot), 0.into()) });
             self.sequence += 2;
         }
         true
@@ -119,10 +127,6 @@ pub(super) fn be(address: &Address, kind: Kind, begun: impl Fn() -> Result<()>) 
         _ => return Err("another kind".into()),
     };
     let mut links = links(address, channel, count)?;
-    if let Kind::Rings(_) = kind {
-        // Something stands in each lane, and no message.
-        links.iter_mut().for_each(|link| link.lane.gap(1));
-    }
     begun()?;
     let mut last = Instant::now();
     loop {

@@ -384,8 +384,7 @@ mod tests {
     use fbuf_core::protection::{Mechanism, Protection};
     use fbuf_protocol::{Limits, Slots};
 
-    const SENDER: Role =
-        Role::Sender { slot_bytes: 64, max_slots: 4, mechanism: Mechanism::Shared, slots: Slots::Segments };
+    const SENDER: Role = Role::sender(64, 4, Mechanism::Shared, Slots::Segments);
     const RECEIVER: Role = Role::Receiver { require: Protection::Volatile, accepts: Limits::DEFAULT };
 
     fn user(id: u32, groups: &[u32]) -> User {

@@ -142,8 +142,7 @@ fn introduce(
     let introduction = |own: PairEnd, other: PairEnd, slot_source: SlotSource, socket: Foreign| Introduction {
         endpoint: own.endpoint,
         peer: Peer { link, ..other.peer },
-        slot_bytes: geometry.slot_bytes().into(),
-        max_slots: geometry.max_slots().into(),
+        geometry: geometry.terms(),
         mechanism,
         slot_source,
         socket: Descriptor::from(socket),

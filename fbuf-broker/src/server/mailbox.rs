@@ -160,6 +160,7 @@ mod tests {
         peer::{Credentials, LinkId, Peer},
         protection::Mechanism,
         receive::link::SlotSource,
+        slot::GeometryTerms,
         socket::PacketSocket,
     };
     use fbuf_protocol::Resource;
@@ -170,8 +171,7 @@ mod tests {
         Introduction {
             endpoint: 1,
             peer: Peer { endpoint: 2, process, same_user: true, trusted: true, link: LinkId::default() },
-            slot_bytes: 64,
-            max_slots: 4,
+            geometry: GeometryTerms::new(64, 4),
             mechanism: Mechanism::Shared,
             slot_source: SlotSource::Segments,
             socket: socket.into(),

@@ -42,7 +42,7 @@ pub(super) struct Session {
 /// them.
 fn make_slots(geometry: Geometry, huge: bool, owner: u32) -> Result<Vec<Arc<Foreign>>, MemoryError> {
     let make = |_| {
-        let slot = Leasable::create("fbuf-slot", geometry.slot_bytes().into(), huge, owner)?;
+        let slot = Leasable::create("fbuf-slot", geometry.cell_bytes(), huge, owner)?;
         Ok(Arc::new(OwnedFd::from(slot).into()))
     };
     (0..geometry.max_slots()).map(make).collect()
@@ -73,8 +73,8 @@ impl Session {
         })?;
         let mut opened = Opened { endpoint: opening.endpoint, secret: opening.secret, slots: Vec::new() };
         points::reach("broker: opened");
-        if let Role::Sender { slot_bytes, max_slots, slots: Slots::Broker { huge }, .. } = role {
-            let geometry = Geometry::new(slot_bytes, max_slots)?;
+        if let Role::Sender { geometry, slots: Slots::Broker { huge }, .. } = role {
+            let geometry = Geometry::try_from(geometry)?;
             match make_slots(geometry, huge, user) {
                 Ok(slots) => {
                     points::reach("broker: slots made");

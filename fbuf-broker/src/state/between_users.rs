@@ -25,7 +25,7 @@ fn broker_with(policy: Policy) -> (State, [ClientId; 3]) {
 }
 
 fn offer(mechanism: Mechanism, slots: Slots) -> Open {
-    ask("c", Role::Sender { slot_bytes: 64, max_slots: 4, mechanism, slots })
+    ask("c", Role::sender(64, 4, mechanism, slots))
 }
 
 fn from_receiver() -> Open {
@@ -97,12 +97,7 @@ fn each_end_is_told_whether_the_policy_trusts_the_other() {
 #[test]
 fn a_receiver_accepts_little_from_other_users_unless_it_says_more() {
     let (mut state, [own, other, _]) = broker();
-    let role = |slot_bytes, max_slots| Role::Sender {
-        slot_bytes,
-        max_slots,
-        mechanism: Mechanism::Copy,
-        slots: Slots::Segments,
-    };
+    let role = |slot_bytes, max_slots| Role::sender(slot_bytes, max_slots, Mechanism::Copy, Slots::Segments);
     state.open(own, 1, receiver("c")).unwrap();
     for (endpoint, role) in [(1, role(OTHERS_SLOT_BYTES + 1, 1)), (2, role(1, OTHERS_SLOTS + 1))] {
         assert_eq!(state.links(other, endpoint, ask("c", role)), Ok(vec![]));

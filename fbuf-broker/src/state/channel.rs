@@ -6,7 +6,7 @@ use fbuf_core::{
     limits::{ENDS_OF_ROOT, MAX_ENDS_OF_USER, MAX_LEASED, MAX_LINKS},
     peer::{LinkId, Peer},
     protection::{Mechanism, Protection},
-    slot::{Geometry, GeometryError},
+    slot::{Geometry, GeometryError, GeometryTerms},
 };
 use fbuf_protocol::{EndStatus, Limits, Mismatch, QuotaExceeded, Refusal, Role, Slots, Unpaired};
 
@@ -172,13 +172,8 @@ pub(super) struct Stock {
 
 impl Stock {
     /// Checks what a sender says of its slots.
-    pub(super) fn check(
-        slot_bytes: u64,
-        max_slots: u64,
-        mechanism: Mechanism,
-        slots: Slots,
-    ) -> Result<Self, GeometryError> {
-        let geometry = Geometry::new(slot_bytes, max_slots)?;
+    pub(super) fn check(geometry: GeometryTerms, mechanism: Mechanism, slots: Slots) -> Result<Self, GeometryError> {
+        let geometry = Geometry::try_from(geometry)?;
         let mechanism = match (mechanism, slots) {
             (Mechanism::Lease, Slots::Segments) => Mechanism::Copy,
             (mechanism, Slots::Segments) => mechanism,

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 
-use fbuf_core::protection::Protection;
+use fbuf_core::{protection::Protection, slot::GeometryTerms};
 use fbuf_protocol::{Accepted, Limits};
 use proptest::prelude::*;
 
@@ -56,7 +56,7 @@ const LINKS: u64 = 6;
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
     let user = prop_oneof![Just(DISTRUSTED), Just(TRUSTED)];
-    let offer = |mechanism, slots| Role::Sender { slot_bytes: 64, max_slots: 4, mechanism, slots };
+    let offer = |mechanism, slots| Role::sender(64, 4, mechanism, slots);
     let require = |require| Role::Receiver { require, accepts: Limits::DEFAULT };
     let few = Accepted { slot_bytes: 64, max_slots: 3 };
     let accept = |own, others| Role::Receiver { require: Protection::Volatile, accepts: Limits { own, others } };
@@ -154,7 +154,7 @@ impl Listed {
 
     /// By which means this sender's messages come to a receiver; or why they do not.
     fn gives(&self, receiver: &Self, takes_from_another: bool) -> Result<Mechanism, Apart> {
-        let (Role::Sender { mechanism, slots, max_slots, .. }, Role::Receiver { require, accepts }) =
+        let (Role::Sender { mechanism, slots, geometry, .. }, Role::Receiver { require, accepts }) =
             (self.role, receiver.role)
         else {
             panic!("{self:?} to {receiver:?}")
@@ -176,7 +176,7 @@ impl Listed {
         } else if self.takes_slots() && takes_from_another {
             Err(Apart::Taken)
         } else if self.channel == CONFIDENTIAL && !of_one_user && given != Mechanism::OneShot
-            || max_slots > limits.max_slots
+            || geometry.max_slots > limits.max_slots
             || given.protection() < require
         {
             Err(Apart::NoMatch)
@@ -235,7 +235,7 @@ impl Model {
             let is_first = !earlier.iter().any(|other| (other.user, other.channel) == (one.user, one.channel));
             charge(one.user, Resource::Channels, is_first.into());
             charge(one.user, Resource::Endpoints, 1);
-            if let Role::Sender { slot_bytes, max_slots, slots, .. } = one.role {
+            if let Role::Sender { geometry: GeometryTerms { slot_bytes, max_slots, .. }, slots, .. } = one.role {
                 charge(one.user, Resource::Slots, max_slots);
                 charge(one.user, Resource::Bytes, slot_bytes * max_slots);
                 let kept = if let Slots::Broker { .. } = slots { max_slots } else { 0 };

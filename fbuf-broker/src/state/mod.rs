@@ -342,8 +342,8 @@ impl State {
         let mut charges = vec![charge(Resource::Endpoints, 1)?];
         let mut made = None;
         let end = match role {
-            Role::Sender { slot_bytes, max_slots, mechanism, slots } => {
-                let stock = Stock::check(slot_bytes, max_slots, mechanism, slots)?;
+            Role::Sender { geometry, mechanism, slots } => {
+                let stock = Stock::check(geometry, mechanism, slots)?;
                 // What was open before the policy changed, or the broker died, is.
                 if is_new && is_confidential && stock.mechanism != Mechanism::OneShot {
                     return Err(Refusal::Confidential(name.as_str().into()));

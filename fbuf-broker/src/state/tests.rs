@@ -7,7 +7,7 @@ use crate::{policy::Quota, state::channel::MOST_PARTED};
 const OWN: Credentials = Credentials { pid: 1, uid: 1000, gid: 1000 };
 
 pub(super) fn sender(channel: &str) -> Open {
-    let role = Role::Sender { slot_bytes: 64, max_slots: 4, mechanism: Mechanism::Shared, slots: Slots::Segments };
+    let role = Role::sender(64, 4, Mechanism::Shared, Slots::Segments);
     ask(channel, role)
 }
 
@@ -121,7 +121,7 @@ fn a_lease_is_for_those_who_can_have_one_and_for_whom_it_is_enough() {
     let mut next = 0;
     let mut mechanism = |from, slots, to, require| {
         next += 2;
-        let role = Role::Sender { slot_bytes: 64, max_slots: 4, mechanism: Mechanism::Lease, slots };
+        let role = Role::sender(64, 4, Mechanism::Lease, slots);
         let channel = next.to_string();
         state.links(from, next, ask(&channel, role)).unwrap();
         let role = wants(require);
@@ -147,7 +147,7 @@ fn less_than_is_required_is_refused_whoever_comes_first() {
     assert!(matches!(state.open(client, 2, demanding("a")), Err(Refusal::SenderGivesLess { .. })));
     state.open(client, 3, demanding("b")).unwrap();
     assert!(matches!(state.open(client, 4, sender("b")), Err(Refusal::ReceiverRequiresMore { .. })));
-    let role = Role::Sender { slot_bytes: 64, max_slots: 4, mechanism: Mechanism::Copy, slots: Slots::Segments };
+    let role = Role::sender(64, 4, Mechanism::Copy, Slots::Segments);
     let pairs = state.links(client, 4, ask("b", role)).unwrap();
     assert!(matches!(pairs[..], [Pair { mechanism: Mechanism::Copy, .. }]));
     // What was refused has left nothing.
@@ -182,7 +182,7 @@ fn what_cannot_be_is_refused_and_leaves_nothing() {
     let mut state = State::new(Policy::only(1000));
     let client = state.enter(1000).unwrap();
     assert!(matches!(state.open(client, 1, receiver("")), Err(Refusal::Channel(_))));
-    let role = Role::Sender { slot_bytes: 0, max_slots: 1, mechanism: Mechanism::Shared, slots: Slots::Segments };
+    let role = Role::sender(0, 1, Mechanism::Shared, Slots::Segments);
     assert!(matches!(state.open(client, 1, ask("c", role)), Err(Refusal::Geometry(_))));
     assert!(state.channels.is_empty());
     assert_eq!(state.links(client, 1, receiver("c")), Ok(vec![]), "the number is still free");
@@ -195,8 +195,7 @@ fn each_quota_is_enforced_and_given_back() {
     let mut state = State::new(Policy::only(1000).with_quota(quota));
     let (client, other) = (state.enter(1000).unwrap(), state.enter(1000).unwrap());
     assert_eq!(state.enter(1000), Err(Verdict::QuotaExceeded));
-    let role =
-        |slot_bytes, max_slots, slots| Role::Sender { slot_bytes, max_slots, mechanism: Mechanism::Shared, slots };
+    let role = |slot_bytes, max_slots, slots| Role::sender(slot_bytes, max_slots, Mechanism::Shared, slots);
     let spent = |answer: Result<Vec<Pair>, Refusal>| match answer {
         Err(Refusal::QuotaExceeded(spent)) => spent.resource,
         other => panic!("{other:?}"),
@@ -327,7 +326,7 @@ fn after_a_restart_only_those_are_introduced_that_have_no_link() {
     assert_eq!(state.links(client, 5, receiver("c")).unwrap().len(), 1);
     // What an earlier broker has made can be copied, and no more.
     let slots = Slots::Sender;
-    let role = Role::Sender { slot_bytes: 64, max_slots: 4, mechanism: Mechanism::Lease, slots };
+    let role = Role::sender(64, 4, Mechanism::Lease, slots);
     state.links(client, 6, resumed(ask("d", role), secrets[4], &[])).unwrap();
     assert_eq!(state.links(client, 7, receiver("d")).unwrap()[0].mechanism, Mechanism::Copy);
 }
@@ -439,7 +438,7 @@ fn nothing_is_remembered_of_links_that_were_named_and_are_not_there() {
     let own = state.enter(1000).unwrap();
     for _ in 0..3 {
         let slots = Slots::Receiver;
-        let role = Role::Sender { slot_bytes: 64, max_slots: 4, mechanism: Mechanism::Lease, slots };
+        let role = Role::sender(64, 4, Mechanism::Lease, slots);
         state.links(own, 1, resumed(ask("c", role), Secret::draw().unwrap(), &links)).unwrap();
         assert!(names(&state) > before - links.len());
         state.close(own, 1);

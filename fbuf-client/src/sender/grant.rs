@@ -9,9 +9,9 @@ use fbuf_core::{
     protection::{Mechanism, Protection},
     send::{
         link::{Expected, Peer},
+        pool::Format,
         pool::Pool,
     },
-    slot::Geometry,
 };
 use fbuf_protocol::{Opened, Refusal, Report, Role, Slots, name::Label};
 
@@ -95,11 +95,9 @@ pub(crate) struct OpenRequest<'a> {
     pub channel: &'a str,
     pub label: Option<Label>,
     pub wanted: ProtectionRequest,
-    pub geometry: Geometry,
+    pub format: Format,
     /// Slots to start with.
     pub start: u32,
-    /// How many bytes an fbuf holds.
-    pub capacity: u32,
     pub guarded: bool,
     /// In which pages at most slots are leased.
     pub pages: Pages,
@@ -110,8 +108,8 @@ impl OpenRequest<'_> {
     /// Opens the sender by the best means that can be had of those that were asked for.
     pub(crate) fn open(&self) -> Result<Place, OpenError> {
         let (plan, mut reason) = match self.wanted {
-            ProtectionRequest::Level(Protection::Leased) if u64::from(self.capacity) < LEASE_FROM => {
-                let what = format!("slots of {} bytes are copied sooner than leased", self.capacity);
+            ProtectionRequest::Level(Protection::Leased) if self.slot_bytes() < LEASE_FROM => {
+                let what = format!("slots of {} bytes are copied sooner than leased", self.slot_bytes());
                 (Plan::Segments(Mechanism::Copy), what)
             }
             ProtectionRequest::Level(Protection::Leased) | ProtectionRequest::Means(Mechanism::Lease) => {
@@ -133,11 +131,16 @@ impl OpenRequest<'_> {
         self.attempt(plan, reason)
     }
 
+    fn slot_bytes(&self) -> u64 {
+        self.format.geometry.slot_bytes().into()
+    }
+
     /// By leases, or else by copying.
     fn lease(&self) -> Result<Place, OpenError> {
         let asked = matches!(self.wanted, ProtectionRequest::Means(_));
-        let size = u64::from(self.capacity);
-        let needed = size.div_ceil(HUGE_PAGE) * u64::from(self.geometry.max_slots());
+        let size = self.slot_bytes();
+        let geometry = self.format.geometry;
+        let needed = geometry.cell_bytes().div_ceil(HUGE_PAGE) * u64::from(geometry.max_slots());
         let mut why = match self.pages {
             Pages::Huge => format!("{} of {needed} huge pages are free (vm.nr_hugepages)", free_huge_pages()),
             pages => format!("no more than {pages} were asked for"),
@@ -175,19 +178,18 @@ impl OpenRequest<'_> {
             Plan::Leased(pages) => (Mechanism::Lease, Slots::Broker { huge: pages == Pages::Huge }),
             Plan::Receiver => (Mechanism::Lease, Slots::Receiver),
         };
-        let (geometry, wake) = (self.geometry, pending_links.wake().clone());
+        let (format, wake) = (self.format, pending_links.wake().clone());
         // What needs nothing of the broker comes first: it may not be possible.
         let pool = match plan {
-            Plan::Segments(Mechanism::OneShot) => Some(Pool::of_one_shots(geometry, self.start, wake.clone())?),
-            Plan::Segments(_) => {
-                let channel = self.guarded.then_some(self.channel);
-                Some(Pool::with_guard(geometry, self.capacity, self.start, wake.clone(), channel)?)
-            }
-            Plan::Receiver => Some(Pool::of_receiver(geometry, wake.clone())?),
+            Plan::Segments(Mechanism::OneShot) => Some(Pool::of_one_shots(format, self.start, wake.clone())?),
+            Plan::Segments(_) => Some(match self.guarded {
+                true => Pool::with_guard(format, self.start, wake.clone(), self.channel)?,
+                false => Pool::new(format, self.start, wake.clone())?,
+            }),
+            Plan::Receiver => Some(Pool::of_receiver(format, wake.clone())?),
             Plan::Leased(_) => None,
         };
-        let (slot_bytes, max_slots) = (geometry.slot_bytes().into(), geometry.max_slots().into());
-        let role = Role::Sender { slot_bytes, max_slots, mechanism, slots };
+        let role = Role::Sender { geometry: self.format.geometry.terms(), mechanism, slots };
         let users = self.acceptance.users.clone();
         let post =
             Box::new(Receivers { pending_links: LinkSource::new(&pending_links), acceptance: self.acceptance.clone() });
@@ -202,7 +204,7 @@ impl OpenRequest<'_> {
                 // SAFETY: the broker, which is accepted (`Accepted`), has just made them for this endpoint, and nothing else
                 // has had them.
                 #[expect(unsafe_code, reason = "only here is it known that the broker has made them")]
-                let made = unsafe { Pool::of_leases(geometry, slots, pages, wake) };
+                let made = unsafe { Pool::of_leases(format, slots, pages, wake) };
                 let (pool, pages) = made?;
                 (pool, Some(pages))
             }

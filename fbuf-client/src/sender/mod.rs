@@ -305,6 +305,11 @@ impl Sender {
             return Err(retained);
         }
         fbuf.copy_from_slice(&retained);
+        // Of another sender, it may have another header, and tags.
+        if retained.header().len() == fbuf.header().len() {
+            fbuf.header_mut().copy_from_slice(retained.header());
+        }
+        let _ = fbuf.set_tag(retained.tag());
         Ok(fbuf)
     }
 

@@ -3,13 +3,16 @@
 use std::{collections::VecDeque, env, sync::Arc, time::Duration};
 
 use fbuf_core::{
-    limits::{MAX_LEASED, MAX_ONE_SHOTS},
+    limits::{MAX_LEASED, MAX_ONE_SHOTS, SLOT_ALIGNMENT},
     memory::{Pages, page_bytes},
     peer::Peer,
     process::fork::Generation,
     protection::{Mechanism, Protection},
-    send::link::LinkCounts,
-    slot::{Geometry, GeometryError},
+    send::{
+        link::LinkCounts,
+        pool::{Extras, Format},
+    },
+    slot::{Geometry, GeometryError, GeometryTerms},
 };
 use fbuf_protocol::{Refusal, channel::ChannelName, name::Label};
 
@@ -63,6 +66,9 @@ pub struct SenderBuilder {
     slot_size: usize,
     slots: Option<usize>,
     grow_to: Option<usize>,
+    header_size: usize,
+    alignment: usize,
+    extras: Extras,
     wait: Wait,
     disconnect_after: Option<Duration>,
     options: Options,
@@ -79,6 +85,9 @@ impl SenderBuilder {
             slot_size: DEFAULT_SLOT_SIZE,
             slots: None,
             grow_to: None,
+            header_size: 0,
+            alignment: SLOT_ALIGNMENT as usize,
+            extras: Extras::default(),
             wait: Wait::default(),
             disconnect_after: None,
             options: Options::default(),
@@ -125,6 +134,82 @@ impl SenderBuilder {
     /// was set stays as it is. An error for slots that are leased: all of them are made when the sender is opened.
     pub fn grow_to(mut self, count: usize) -> Self {
         self.grow_to = Some(count);
+        self
+    }
+
+    /// Gives each slot a user header of so many bytes, 0 to 64, beside its payload ([`Fbuf::header_mut`](crate::Fbuf::header_mut),
+    /// [`Received::header`](crate::Received::header)): what a program says of each message, in a place of its own and at a multiple
+    /// of 64 bytes. None if not set. It takes 64 bytes of each slot.
+    ///
+    /// ```
+    /// # let broker = fbuf_broker::Embedded::start()?;
+    /// # let client = fbuf_client::Client::connect_to(broker.address())?;
+    /// let mut receiver = client.receiver("camera").open()?;
+    /// let mut sender = client.sender("camera").header_size(16).open()?;
+    /// sender.wait_for_receivers(1)?;
+    /// let mut fbuf = sender.allocate()?;
+    /// fbuf.header_mut().copy_from_slice(b"640 x 480, grey ");
+    /// sender.write(fbuf)?;
+    /// assert_eq!(receiver.get()?.header(), b"640 x 480, grey ");
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn header_size(mut self, bytes: usize) -> Self {
+        self.header_size = bytes;
+        self
+    }
+
+    /// Has each slot begin at a multiple of so many bytes, here and in receivers: a power of two from 64, which it is if not set,
+    /// to the size of a page, as `O_DIRECT` wants it.
+    ///
+    /// ```
+    /// # let broker = fbuf_broker::Embedded::start()?;
+    /// # let client = fbuf_client::Client::connect_to(broker.address())?;
+    /// let mut sender = client.sender("blocks").slot_size(512).align(4096).open()?;
+    /// let fbuf = sender.allocate()?;
+    /// assert_eq!(fbuf.as_ptr() as usize % 4096, 0);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn align(mut self, bytes: usize) -> Self {
+        self.alignment = bytes;
+        self
+    }
+
+    /// Messages may have a tag each, a number of 64 bits ([`Fbuf::set_tag`](crate::Fbuf::set_tag),
+    /// [`Received::tag`](crate::Received::tag)). One with a tag takes two entries of a link's lane in place of one.
+    ///
+    /// ```
+    /// # let broker = fbuf_broker::Embedded::start()?;
+    /// # let client = fbuf_client::Client::connect_to(broker.address())?;
+    /// let mut receiver = client.receiver("requests").open()?;
+    /// let mut sender = client.sender("requests").tags().open()?;
+    /// sender.wait_for_receivers(1)?;
+    /// let mut fbuf = sender.allocate()?;
+    /// fbuf.set_tag(4711)?;
+    /// sender.write(fbuf)?;
+    /// assert_eq!(receiver.get()?.tag(), 4711);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn tags(mut self) -> Self {
+        self.extras.tags = true;
+        self
+    }
+
+    /// Each message has the time at which it is written ([`Received::sent_at`](crate::Received::sent_at),
+    /// [`Received::age`](crate::Received::age)): a call of clock_gettime(2), and one more entry of a link's lane, for each.
+    ///
+    /// ```
+    /// # let broker = fbuf_broker::Embedded::start()?;
+    /// # let client = fbuf_client::Client::connect_to(broker.address())?;
+    /// let mut receiver = client.receiver("camera").open()?;
+    /// let mut sender = client.sender("camera").times().open()?;
+    /// sender.wait_for_receivers(1)?;
+    /// let fbuf = sender.allocate()?;
+    /// sender.write(fbuf)?;
+    /// println!("latency: {:?}", receiver.get()?.age());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn times(mut self) -> Self {
+        self.extras.times = true;
         self
     }
 
@@ -340,6 +425,9 @@ impl SenderBuilder {
             slot_size,
             slots,
             grow_to,
+            header_size,
+            alignment,
+            extras,
             wait,
             disconnect_after,
             options,
@@ -359,8 +447,12 @@ impl SenderBuilder {
         // What was given away, or is unmapped, can be guarded no better than the kernel does.
         let guarded = guard && !few;
         let pages = options.pages.unwrap_or(Pages::Huge);
-        let capacity = Geometry::new(slot_size, 1)?.slot_bytes();
-        let slot_size = if guarded { slot_size.next_multiple_of(page_bytes()) } else { slot_size };
+        let (header_bytes, alignment) = (header_size as u64, alignment as u64);
+        if alignment > page_bytes() {
+            return Err(GeometryError::Alignment { bytes: alignment }.into());
+        }
+        // Slots that are guarded fill whole pages.
+        let alignment = if guarded { page_bytes() } else { alignment };
         let untold = slots.is_none() && grow_to.is_none();
         let most = if one_shot {
             MOST_SHOTS
@@ -376,11 +468,14 @@ impl SenderBuilder {
         {
             return Err(OptionsError::Growth { limit }.into());
         }
-        let some = || default_slots_here(slot_size).max(if few { FEW_SLOTS } else { 1 }).min(most);
+        let some =
+            || default_slots_here(slot_size.next_multiple_of(alignment)).max(if few { FEW_SLOTS } else { 1 }).min(most);
         let slots = slots.unwrap_or_else(|| some().min(grow_to.unwrap_or(u64::MAX)));
-        let start = Geometry::new(slot_size, slots)?.max_slots();
+        let slots_of =
+            |max_slots| Geometry::try_from(GeometryTerms { slot_bytes: slot_size, max_slots, header_bytes, alignment });
+        let start = slots_of(slots)?.max_slots();
         let limit = grow_to.unwrap_or(if untold && !few { slots.max(ENOUGH_SLOTS) } else { slots });
-        let geometry = Geometry::new(slot_size, limit)?;
+        let geometry = slots_of(limit)?;
         if geometry.max_slots() < start {
             return Err(GeometryError::Growth { start, limit: geometry.max_slots() }.into());
         }
@@ -396,9 +491,8 @@ impl SenderBuilder {
             channel: &channel,
             label,
             wanted,
-            geometry,
+            format: Format { geometry, extras },
             start,
-            capacity,
             guarded,
             pages,
             acceptance,

@@ -382,6 +382,18 @@ impl Map {
         true
     }
 
+    /// Clears these bytes, as far as they lie in it. Unlike pwrite(2), it knows no RLIMIT_FSIZE.
+    ///
+    /// # Safety
+    /// This map can be written, and there is no reference to these bytes of it.
+    pub(crate) unsafe fn clear(&self, bytes: Range<usize>) {
+        let end = bytes.end.min(self.size);
+        if bytes.start < end {
+            // SAFETY: inside the mapping, writable, and there is no reference to them (see above).
+            unsafe { self.base.add(bytes.start).write_bytes(0, end - bytes.start) }
+        }
+    }
+
     /// Asks for huge pages, or enters the pages into this process's page table, so that none faults later.
     /// Only advice: kernels before 5.14 do not know it, and then the first touches are a little slower.
     fn advise(&self, advice: i32) {

@@ -7,7 +7,7 @@ use std::{
     io,
     os::{
         fd::{AsFd, BorrowedFd, OwnedFd},
-        unix::fs::{FileExt, PermissionsExt},
+        unix::fs::PermissionsExt,
     },
 };
 
@@ -143,26 +143,6 @@ impl Reserved {
             ::memfd::Memfd::try_from_file(self.file).map_err(|_| refused(io::Error::other("it cannot be sealed")))?;
         memfd.add_seals(&SEALS).map_err(|error| refused(io::Error::other(error)))?;
         Ok(for_readers(memfd.into_file()))
-    }
-
-    /// Clears what lies behind the first `length` bytes.
-    ///
-    /// # Errors
-    /// [`MemoryError::Refused`]
-    pub(crate) fn clear_from(&self, length: u64) -> Result<(), MemoryError> {
-        const ZEROES: [u8; 4096] = [0; 4096];
-        let mut at = length;
-        while at < self.size {
-            // As far as a page reaches.
-            let end = (at + 1).next_multiple_of(4096).min(self.size);
-            self.file.write_all_at(&ZEROES[..(end - at) as usize], at).map_err(|source| MemoryError::Refused {
-                call: "pwrite",
-                asked: end - at,
-                error: source,
-            })?;
-            at = end;
-        }
-        Ok(())
     }
 
     /// Seals it for good: from here on nobody writes it, through whatever mapping or descriptor. The descriptor is
@@ -407,19 +387,6 @@ mod tests {
         memfd.as_file().set_len(2 << 20).unwrap();
         memfd.add_seals(&FOR_GOOD).unwrap();
         assert_eq!(verify(memfd.as_file().as_fd(), 2 << 20, Seals::ForGood), Err(Unsuitable::Removable));
-    }
-
-    #[test]
-    fn what_is_cleared_is_zero_and_nothing_before_it_is() {
-        for length in [0, 1, 4095, 4096, 5000, 8191, 8192] {
-            let memory = Reserved::new("fbuf-test", 8192).unwrap();
-            memory.file.write_all_at(&[7; 8192], 0).unwrap();
-            memory.clear_from(length).unwrap();
-            let mut bytes = [1; 8192];
-            memory.file.read_exact_at(&mut bytes, 0).unwrap();
-            let (filled, cleared) = bytes.split_at(length as usize);
-            assert!(filled.iter().all(|&byte| byte == 7) && cleared.iter().all(|&byte| byte == 0), "{length}");
-        }
     }
 
     #[test]

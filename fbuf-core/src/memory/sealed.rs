@@ -2,7 +2,7 @@
 
 use std::{
     fmt, io,
-    ops::Deref,
+    ops::{Deref, Range},
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     sync::Arc,
 };
@@ -67,6 +67,11 @@ impl Sealed {
         check_seals(memory.as_fd(), Seals::ForGood)?;
         let size = fstat(&memory).map_err(unmappable)?.st_size.max(0) as u64;
         Ok(SealedMemory::new(memory, size, length)?.into())
+    }
+
+    /// Other bytes of the memfd: none, if they do not all lie in it.
+    pub(crate) fn behind(&self, bytes: Range<usize>) -> &[u8] {
+        self.0.bytes.get(bytes).unwrap_or_default()
     }
 
     /// The memfd. Its first [`len`](slice::len) bytes are these.

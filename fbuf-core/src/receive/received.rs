@@ -14,6 +14,7 @@ use std::{
         Arc,
         atomic::{AtomicU8, AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -29,6 +30,7 @@ use crate::{
         reading::leased::LeasedSlot,
     },
     slot::{Mark, SlotId},
+    wait,
 };
 
 /// A message: bytes in the sender's memory, which this process may read until it drops it.
@@ -62,6 +64,10 @@ pub struct Received {
     length: u32,
     slot: SlotId,
     mark: Mark,
+    /// Zero if there is none.
+    tag: u64,
+    /// When it was sent, in nanoseconds of CLOCK_MONOTONIC; zero if that is not known.
+    time: u64,
     home: NonNull<Returns>,
     cell: NonNull<Cell>,
     /// What has the bytes, if they are not simply read where they were written. Dropped by hand, so that
@@ -99,12 +105,14 @@ impl Loan<'_> {
     /// Makes a message of it.
     #[inline]
     pub(crate) fn receive(self) -> Received {
-        let Self { cell, slot, length, mark, home } = self;
+        let Self { cell, slot, offset, length, mark, tag, time, home } = self;
         Received {
-            bytes: cell.bytes(),
+            bytes: cell.bytes().wrapping_add(offset as usize),
             length,
             slot,
             mark,
+            tag,
+            time,
             home: NonNull::from(home),
             cell: NonNull::from(cell),
             kept: ManuallyDrop::new(None),
@@ -128,6 +136,43 @@ impl Received {
         self.mark.sequence()
     }
 
+    /// The number that its sender's program gave it ([`Fbuf::set_tag`](crate::send::fbuf::Fbuf::set_tag)); zero if it gave it
+    /// none. No process can change it any more.
+    #[must_use]
+    #[inline]
+    pub fn tag(&self) -> u64 {
+        self.tag
+    }
+
+    /// The user header that its sender's program wrote beside the bytes
+    /// ([`Fbuf::header_mut`](crate::send::fbuf::Fbuf::header_mut)), at a multiple of 64 bytes: as many bytes as the sender was
+    /// opened with, and protected as the bytes are.
+    #[must_use]
+    pub fn header(&self) -> &[u8] {
+        let header = self.home().header();
+        if header.is_empty() {
+            return &[];
+        }
+        // SAFETY: `cell` lives as long as `home`, for which see there.
+        let slot = self.kept().map_or_else(|| unsafe { self.cell.as_ref() }.bytes().cast_const(), Kept::bytes);
+        // SAFETY: it lies in the same memory as the bytes, and so what is said of them (`deref`) holds for it.
+        unsafe { slice::from_raw_parts(slot.add(header.start), header.len()) }
+    }
+
+    /// When its sender wrote it, as CLOCK_MONOTONIC tells, if the sender was opened with times: a peer's word, which need not be
+    /// true. That clock is the same for all processes of a machine that are in one time namespace.
+    #[must_use]
+    pub fn sent_at(&self) -> Option<Duration> {
+        (self.time != 0).then(|| Duration::from_nanos(self.time))
+    }
+
+    /// How long ago that was: zero if it is yet to come.
+    #[must_use]
+    pub fn age(&self) -> Option<Duration> {
+        let now = Duration::from_nanos(wait::now()?);
+        Some(now.saturating_sub(self.sent_at()?))
+    }
+
     /// Who sent it.
     #[must_use]
     pub fn sender(&self) -> Peer {
@@ -135,8 +180,8 @@ impl Received {
     }
 
     /// The same message, whose bytes are elsewhere.
-    pub(crate) fn with(mut self, kept: Kept) -> Self {
-        self.bytes = kept.bytes();
+    pub(crate) fn with(mut self, kept: Kept, offset: u32) -> Self {
+        self.bytes = kept.bytes().wrapping_add(offset as usize);
         *self.kept = Some(Box::new(kept));
         self
     }

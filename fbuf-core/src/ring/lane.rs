@@ -1,10 +1,11 @@
 //! The forward lane: a ring in the sender's memory through which it tells one receiver which slots
 //! it lends. Single producer, single consumer, no shared indices.
 //!
-//! An entry is two words. The head word carries a mark of the position it was written at and is stored
+//! An [`Entry`] is two words. The head word carries a mark of the position it was written at and is stored
 //! last, with Release; the reader polls the head word where the next entry will stand, so flag and
-//! descriptor arrive in one transfer of a cache line. The lane has room for every slot that the
-//! sender can lend (see [`capacity_for`]): it cannot overflow, so "full" is not among its states.
+//! descriptor arrive in one transfer of a cache line. A message with prefixes is written from its end: the reader that
+//! sees the first of its entries sees all of them. The lane has room for every slot that the
+//! sender can lend (see [`capacity_for`](super::entry::capacity_for)): it cannot overflow, so "full" is not among its states.
 
 #[cfg(not(loom))]
 use zerocopy::FromBytes;
@@ -12,6 +13,7 @@ use zerocopy::FromBytes;
 use crate::{
     abort::Abort,
     points,
+    ring::entry::{Body, Entry, MESSAGE, Note, Prefix, Prefixes, head_of, kind, mark, slot},
     slot::SlotId,
     sync::{AtomicU64, Ordering, fence, read_only::ReadOnly},
     violation::Violation,
@@ -37,32 +39,8 @@ pub struct LaneHead {
     dropped: AtomicU64,
 }
 
-/// One entry of the ring.
-#[cfg_attr(not(loom), derive(FromBytes))]
-#[repr(C)]
-#[derive(Debug)]
-pub struct Entry {
-    /// `position << 24 | kind << 20 | slot`, stored last.
-    head: AtomicU64,
-    /// The length of a message in bytes; the number of messages left out, of a gap.
-    body: AtomicU64,
-}
-
 #[cfg(not(loom))]
-const _: () = {
-    assert!(size_of::<LaneHead>() == 128 && align_of::<LaneHead>() == 128);
-    assert!(size_of::<Entry>() == 16 && align_of::<Entry>() == 8);
-    assert!(std::mem::offset_of!(Entry, head) == 0 && std::mem::offset_of!(Entry, body) == 8);
-};
-
-#[cfg(all(any(test, fuzzing), not(loom)))]
-impl Entry {
-    /// Writes any words, as a hostile peer would.
-    pub fn scribble(&self, head: u64, body: u64) {
-        self.head.store(head, Ordering::Relaxed);
-        self.body.store(body, Ordering::Relaxed);
-    }
-}
+const _: () = assert!(size_of::<LaneHead>() == 128 && align_of::<LaneHead>() == 128);
 
 #[cfg(fuzzing)]
 impl LaneHead {
@@ -75,13 +53,6 @@ impl LaneHead {
         self.aborted.store(left_out, Ordering::Relaxed);
     }
 }
-
-/// How many bits of a head word name a slot, and how many say what kind of entry it is.
-const SLOT_BITS: u32 = 20;
-const KIND_BITS: u32 = 4;
-const MESSAGE: u64 = 0;
-const GAP: u64 = 1;
-const _: () = assert!(crate::limits::MAX_SLOTS <= 1 << SLOT_BITS);
 
 /// The memory of a lane, as its sender has it. Positions are counted from one, so that the zeroes of fresh memory stand
 /// at none.
@@ -152,50 +123,6 @@ impl<'a> ReadOnly<'a, LaneHead> {
     }
 }
 
-impl<'a> ReadOnly<'a, Entry> {
-    #[inline]
-    fn head(self) -> ReadOnly<'a, AtomicU64> {
-        self.part(|entry| &entry.head)
-    }
-
-    #[inline]
-    fn body(self) -> ReadOnly<'a, AtomicU64> {
-        self.part(|entry| &entry.body)
-    }
-}
-
-/// How many entries the lane has that joins a sender with `slots` slots to a receiver that does or
-/// does not want to be skipped.
-///
-/// A slot that is lent has at most one message in the lane, and a message at most one gap before it.
-/// A power of two, so that a position is masked, not divided.
-#[must_use]
-pub const fn capacity_for(slots: u32, skips: bool) -> usize {
-    (slots as usize * if skips { 2 } else { 1 }).next_power_of_two()
-}
-
-/// What an entry says, still to be checked.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Note {
-    /// So many bytes of the slot with this number are lent.
-    Message(u32, u64),
-    /// So many messages were left out for this receiver before the next one.
-    Gap(u64),
-}
-
-/// The head word of an entry of some kind at a position, but for the slot. Its mark, the lower 40 bits of
-/// the position, does not come again for 2⁴⁰ entries.
-#[inline]
-fn head_of(position: u64, kind: u64) -> u64 {
-    (position << KIND_BITS | kind) << SLOT_BITS
-}
-
-/// The mark in a head word.
-#[inline]
-fn mark(head: u64) -> u64 {
-    head >> (SLOT_BITS + KIND_BITS)
-}
-
 /// The sender's end.
 #[derive(Debug)]
 pub struct LaneWriter<M> {
@@ -218,23 +145,44 @@ impl<M: WritableLane> LaneWriter<M> {
     /// Publishes a message. The caller lends the slot in its ledger, which is what keeps the lane
     /// from overflowing.
     #[inline]
-    pub fn message(&mut self, slot: SlotId, length: u32) {
-        self.publish(MESSAGE, slot.number().into(), length.into());
+    pub fn message(&mut self, slot: SlotId, body: impl Into<Body>) {
+        self.entry(MESSAGE, slot.number().into(), body.into().word());
     }
 
-    /// Publishes that messages were left out before the next one, which is published at once.
-    pub fn gap(&mut self, missed: u64) {
-        self.publish(GAP, 0, missed);
+    /// Publishes a message with a tag, which is not zero.
+    #[inline]
+    pub fn tagged(&mut self, slot: SlotId, body: Body, tag: u64) {
+        let position = self.position;
+        self.position += 2;
+        self.store(position + 1, MESSAGE, slot.number().into(), body.word());
+        self.store(position, Prefix::Tag as u64, 0, tag);
+    }
+
+    /// Publishes a message with what stands before it.
+    pub fn prefixed(&mut self, note: &Note) {
+        let first = self.position;
+        self.position += note.entries();
+        self.store(self.position - 1, MESSAGE, note.slot.into(), note.body.word());
+        for (position, (prefix, word)) in (first..self.position - 1).rev().zip(note.prefixes.iter().rev()) {
+            self.store(position, prefix as u64, 0, word);
+        }
+    }
+
+    /// Publishes one entry, of any kind. An honest sender publishes whole messages.
+    #[inline]
+    pub fn entry(&mut self, kind: u64, slot: u64, body: u64) {
+        let position = self.position;
+        self.position += 1;
+        self.store(position, kind, slot, body);
     }
 
     #[inline]
-    fn publish(&mut self, kind: u64, slot: u64, body: u64) {
-        let (entry, position) = (self.memory.entry(self.position), self.position);
-        self.position += 1;
+    fn store(&self, position: u64, kind: u64, slot: u64, body: u64) {
+        let entry = self.memory.entry(position);
         entry.body.store(body, Ordering::Relaxed);
         points::reach("write: half an entry");
-        // Release: partner is the Acquire load in `LaneReader::peek`. It carries the body, and the
-        // bytes of the slot.
+        // Release: partner is the Acquire load in `LaneReader::peek`. It carries the body, the entries that come after it of
+        // the same message, and the bytes of the slot.
         entry.head.store(head_of(position, kind) + slot, Ordering::Release);
     }
 
@@ -291,42 +239,73 @@ impl<M: LaneMemory> LaneReader<M> {
         self.position
     }
 
-    /// The slot and the length that the next entry names, if it is a message. If it is not, or there is
+    /// The slot that the next entry names, and the word of its [`Body`], if it is a message. If it is not, or there is
     /// none, the number of the slot is beyond all that can be: it is to be checked anyway, and one
     /// comparison does for both.
     #[inline]
     pub(crate) fn peek(&self) -> (u64, u64) {
-        let (entry, expected) = (self.memory.entry(self.position), head_of(self.position, MESSAGE));
-        // Acquire: partner is the Release store in `LaneWriter::publish`.
+        self.peek_at(self.position)
+    }
+
+    #[inline]
+    fn peek_at(&self, position: u64) -> (u64, u64) {
+        let (entry, expected) = (self.memory.entry(position), head_of(position, MESSAGE));
+        // Acquire: partner is the Release store in `LaneWriter::store`.
         let slot = entry.head().load(Ordering::Acquire) ^ expected;
         (slot, entry.body().load(Ordering::Relaxed))
     }
 
-    /// Goes on to the entry after the one that was looked at.
+    /// Whether what [`Self::peek`] has seen is a tag: the second of the two, then.
     #[inline]
-    pub fn advance(&mut self) {
-        self.position += 1;
+    pub(crate) fn is_tag(slot: u64, word: u64) -> bool {
+        // What differs from a message without a slot is the kind.
+        slot == head_of(0, Prefix::Tag as u64) && word != 0
     }
 
-    /// The next entry, if there is one, whatever it is.
+    /// As [`Self::peek`], of the entry behind the next one, if that [is a tag](Self::is_tag).
+    #[inline]
+    pub(crate) fn peek_behind_tag(&self) -> (u64, u64) {
+        self.peek_at(self.position + 1)
+    }
+
+    /// Goes on behind so many entries that were looked at.
+    #[inline]
+    pub fn advance(&mut self, entries: u64) {
+        self.position += entries;
+    }
+
+    /// The next message, if there is one, with what stands before it. Looks at so many entries at most as one message can have.
     ///
     /// # Errors
-    /// [`Violation`] if the entry is not one that a sender may write.
+    /// [`Violation`] if they are none that a sender may write.
     pub fn look(&self) -> Result<Option<Note>, Violation> {
-        let entry = self.memory.entry(self.position);
-        // Acquire: partner is the Release store in `LaneWriter::publish`.
-        let head = entry.head().load(Ordering::Acquire);
-        let (found, expected) = (mark(head), mark(head_of(self.position, 0)));
-        if found != expected {
-            return if found == self.mark_before() { Ok(None) } else { Err(Violation::Mark { found, expected }) };
+        let mut prefixes = Prefixes::default();
+        let mut last = None;
+        for position in self.position.. {
+            let entry = self.memory.entry(position);
+            // Acquire: partner is the Release store in `LaneWriter::store`.
+            let head = entry.head().load(Ordering::Acquire);
+            let (found, expected) = (mark(head), mark(head_of(position, 0)));
+            if found != expected {
+                let is_none = last.is_none() && found == self.mark_before();
+                return if is_none { Ok(None) } else { Err(Violation::Mark { found, expected }) };
+            }
+            let word = entry.body().load(Ordering::Relaxed);
+            if kind(head) == MESSAGE {
+                return Ok(Some(Note { prefixes, slot: slot(head), body: Body::from_word(word) }));
+            }
+            let prefix = Prefix::of_kind(kind(head))?;
+            if word == 0 || slot(head) != 0 {
+                return Err(Violation::EmptyPrefix(prefix.name()));
+            }
+            if last >= Some(prefix) {
+                return Err(Violation::PrefixOrder(prefix.name()));
+            }
+            last = Some(prefix);
+            prefixes = prefixes.with(prefix, word);
         }
-        let body = entry.body().load(Ordering::Relaxed);
-        Ok(Some(match head >> SLOT_BITS & ((1 << KIND_BITS) - 1) {
-            MESSAGE => Note::Message((head & ((1 << SLOT_BITS) - 1)) as u32, body),
-            GAP if body == 0 => return Err(Violation::EmptyGap),
-            GAP => Note::Gap(body),
-            kind => return Err(Violation::Kind(kind as u8)),
-        }))
+        // The loop ends at the first entry that is no prefix of a higher kind.
+        Ok(None)
     }
 
     /// Whether something stands where the next entry would be.
@@ -435,7 +414,19 @@ pub(crate) mod heap {
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::{heap::HeapLane, *};
+    use crate::ring::entry::{PrefixSet, capacity_for};
     use proptest::prelude::*;
+
+    fn body(length: u32) -> Body {
+        Body::new(0, length)
+    }
+
+    fn note(slot: u32, prefixes: [u64; 4]) -> Note {
+        let kinds = [Prefix::Gap, Prefix::Tag, Prefix::Time, Prefix::Origin];
+        let prefixes =
+            kinds.into_iter().zip(prefixes).fold(Prefixes::default(), |all, (kind, word)| all.with(kind, word));
+        Note { prefixes, ..Note::plain(SlotId::new(slot), body(slot + 1)) }
+    }
 
     #[test]
     fn entries_arrive_in_order_over_many_laps() {
@@ -444,75 +435,110 @@ mod tests {
         for n in 0..4 * if cfg!(miri) { 10 } else { 600 } {
             assert_eq!(reader.look(), Ok(None));
             assert!(!reader.is_ready() && reader.peek().0 >= crate::limits::MAX_SLOTS.into());
-            writer.message(SlotId::new(n), n + 1);
+            writer.message(SlotId::new(n), body(n + 1));
             assert!(reader.is_ready() && reader.has(0) && !reader.has(1));
             assert_eq!(reader.peek(), (n.into(), u64::from(n) + 1));
-            assert_eq!(reader.look(), Ok(Some(Note::Message(n, u64::from(n) + 1))));
-            reader.advance();
+            assert_eq!(reader.look(), Ok(Some(note(n, [0; 4]))));
+            reader.advance(1);
+        }
+    }
+
+    #[test]
+    fn messages_arrive_with_all_that_stands_before_them() {
+        let memory = HeapLane::new(8);
+        let (mut writer, mut reader) = (LaneWriter::new(memory.clone()), LaneReader::new(memory));
+        for n in 0..64 {
+            let prefixes = [0, 1, 2, 3].map(|kind| if n >> kind & 1 == 0 { 0 } else { u64::MAX - kind });
+            let sent = note(n, prefixes);
+            writer.prefixed(&sent);
+            assert_eq!(reader.look(), Ok(Some(sent)));
+            assert_eq!(sent.entries(), 1 + u64::from((n & 15).count_ones()));
+            let is_tagged = prefixes[0] == 0 && prefixes[1] != 0;
+            let (slot, word) = reader.peek();
+            assert_eq!(LaneReader::<HeapLane>::is_tag(slot, word), is_tagged);
+            reader.advance(sent.entries());
+            writer.tagged(SlotId::new(n), body(n + 1), 7);
+            assert_eq!((reader.peek().1, reader.peek_behind_tag()), (7, (n.into(), u64::from(n) + 1)));
+            assert_eq!(reader.look(), Ok(Some(note(n, [0, 7, 0, 0]))));
+            reader.advance(2);
+            assert_eq!(reader.look(), Ok(None));
+        }
+    }
+
+    #[test]
+    fn prefixes_stand_once_before_a_message_and_in_their_order() {
+        let gap = Prefix::Gap as u64;
+        let tag = Prefix::Tag as u64;
+        for (entries, violation) in [
+            (&[(gap, 0, 0)][..], Violation::EmptyPrefix("a gap")),
+            (&[(tag, 5, 1)], Violation::EmptyPrefix("a tag")),
+            (&[(gap, 0, 1), (gap, 0, 1)], Violation::PrefixOrder("a gap")),
+            (&[(tag, 0, 1), (gap, 0, 1)], Violation::PrefixOrder("a gap")),
+            (&[(gap, 0, 1), (5, 0, 1)], Violation::Kind(5)),
+            // A prefix is published after its message.
+            (&[(tag, 0, 1)], Violation::Mark { found: 0, expected: 2 }),
+        ] {
+            let memory = HeapLane::new(8);
+            let (mut writer, reader) = (LaneWriter::new(memory.clone()), LaneReader::new(memory));
+            entries.iter().for_each(|&(kind, slot, word)| writer.entry(kind, slot, word));
+            assert_eq!(reader.look(), Err(violation));
         }
     }
 
     #[test]
     fn marks_begin_again_without_a_word_being_lost() {
         let memory = HeapLane::new(4);
-        let position = (1 << (u64::BITS - KIND_BITS - SLOT_BITS)) - 7;
+        let position = (1 << 40) - 7;
         let mut writer = LaneWriter { memory: memory.clone(), position };
         let mut reader = LaneReader { memory, position };
         for n in 0..16 {
             assert!(n < 4 || !reader.is_ready());
-            writer.message(SlotId::new(n), n);
+            writer.message(SlotId::new(n), body(n + 1));
             assert!(reader.is_ready());
-            assert_eq!(reader.peek(), (n.into(), n.into()));
-            assert_eq!(reader.look(), Ok(Some(Note::Message(n, n.into()))));
-            reader.advance();
+            assert_eq!(reader.peek(), (n.into(), u64::from(n) + 1));
+            assert_eq!(reader.look(), Ok(Some(note(n, [0; 4]))));
+            reader.advance(1);
         }
     }
 
     #[test]
     fn a_whole_lane_of_entries_is_kept() {
+        let prefixes = PrefixSet::NONE.with(Prefix::Gap);
+        assert_eq!(capacity_for(4, prefixes), 8);
         let memory = HeapLane::new(8);
         let (mut writer, mut reader) = (LaneWriter::new(memory.clone()), LaneReader::new(memory));
-        for n in 1..=8 {
-            writer.gap(n);
+        for n in 0..4 {
+            writer.prefixed(&note(n, [n.into(), 0, 0, 0]));
         }
         writer.close(3, Some(Abort::Code(7)));
-        for n in 1..=8 {
+        for n in 0..4 {
             assert_eq!(reader.ending(), None);
-            assert!(reader.peek().0 >= crate::limits::MAX_SLOTS.into(), "a gap is no message");
-            assert_eq!(reader.look(), Ok(Some(Note::Gap(n))));
-            reader.advance();
+            assert!(n == 0 || reader.peek().0 >= crate::limits::MAX_SLOTS.into(), "a gap is no message");
+            assert_eq!(reader.look(), Ok(Some(note(n, [n.into(), 0, 0, 0]))));
+            reader.advance(if n == 0 { 1 } else { 2 });
         }
         assert_eq!(reader.look(), Ok(None));
         assert_eq!((reader.ending(), reader.abort()), (Some(3), Some(Abort::Code(7))));
     }
 
-    #[test]
-    fn capacity_holds_a_message_for_each_slot_and_a_gap_for_each_message() {
-        for slots in [1, 2, 3, 64, 1000, crate::limits::MAX_SLOTS] {
-            assert!(capacity_for(slots, false) >= slots as usize);
-            assert!(capacity_for(slots, true) >= 2 * slots as usize);
-            assert!(capacity_for(slots, false).is_power_of_two() && capacity_for(slots, true).is_power_of_two());
-        }
-    }
-
     proptest! {
         #![proptest_config(crate::tests::hostile::cases(256))]
 
-        /// Whatever a peer writes into a lane, its reader answers with an entry, with nothing, or
+        /// Whatever a peer writes into a lane, its reader answers with a message, with nothing, or
         /// with a violation, and never goes past the lane.
         #[test]
-        fn random_lanes_are_survived(words in prop::collection::vec((any::<u64>(), any::<u64>()), 8), small in any::<bool>()) {
+        fn random_lanes_are_survived(words in prop::collection::vec((any::<u64>(), 0..3u64), 8), small in any::<bool>()) {
             let memory = HeapLane::new(8);
             for (index, (head, body)) in words.iter().enumerate() {
                 // Half of the runs keep near the marks and kinds that would be accepted.
-                let head = if small { head_of(if index == 0 { 8 } else { index as u64 }, head & 3) + (head >> 60) } else { *head };
+                let head = if small { head_of(if index == 0 { 8 } else { index as u64 }, head & 7) + (head >> 63) } else { *head };
                 memory.scribble(index, head, *body);
             }
             let mut reader = LaneReader::new(memory);
             let mut taken = 0;
-            while let Ok(Some(_)) = reader.look() {
-                reader.advance();
-                taken += 1;
+            while let Ok(Some(note)) = reader.look() {
+                reader.advance(note.entries());
+                taken += note.entries();
                 prop_assert!(taken <= 8, "one lap was written, more were read");
             }
             prop_assert_eq!(reader.position(), taken + 1);
@@ -525,15 +551,21 @@ mod model {
     use super::{heap::HeapLane, *};
     use loom::thread;
 
-    /// Two laps over a lane of two: every entry arrives once, in order, whole, and the bytes that
-    /// were written before it are there.
+    /// A plain message, and one with prefixes: every message arrives once, in order, whole, with all that stands before it, and the
+    /// bytes that were written before it are there.
     #[test]
     fn entries_arrive_whole_and_in_order() {
         loom::model(|| {
-            let memory = HeapLane::new(2);
+            let memory = HeapLane::new(4);
             let payload = loom::sync::Arc::new(loom::cell::UnsafeCell::new(0u32));
-            let mut writer = LaneWriter::new(memory.clone());
-            let mut reader = LaneReader::new(memory);
+            let (mut writer, mut reader) = (LaneWriter::new(memory.clone()), LaneReader::new(memory));
+            let sent = [
+                Note::plain(SlotId::new(5), Body::new(0, 2)),
+                Note {
+                    prefixes: Prefixes::default().with(Prefix::Gap, 9).with(Prefix::Time, 3),
+                    ..Note::plain(SlotId::new(6), Body::new(1, 2))
+                },
+            ];
             let bytes = payload.clone();
             let sender = thread::spawn(move || {
                 bytes.with_mut(|p| {
@@ -544,21 +576,21 @@ mod model {
                         *p = 7
                     }
                 });
-                writer.message(SlotId::new(5), 2);
-                writer.gap(9);
+                writer.message(SlotId::new(5), sent[0].body);
+                writer.prefixed(&sent[1]);
                 writer.close(4, Some(Abort::Panic));
             });
             let mut seen = Vec::new();
             while seen.len() < 2 {
                 // As a receiver does: messages the short way, the rest the long one.
                 let note = match reader.peek() {
-                    (slot @ 0..8, length) => Some(Note::Message(slot as u32, length)),
+                    (slot @ 0..8, word) => Some(Note::plain(SlotId::new(slot as u32), Body::from_word(word))),
                     _ => reader.look().expect("an honest sender"),
                 };
                 match note {
                     Some(note) => {
                         seen.push(note);
-                        reader.advance();
+                        reader.advance(note.entries());
                     }
                     None => thread::yield_now(),
                 }
@@ -573,11 +605,32 @@ mod model {
                     assert_eq!(value, 7);
                 }
             }
-            assert_eq!(seen, [Note::Message(5, 2), Note::Gap(9)]);
+            assert_eq!(seen, sent);
             while reader.ending().is_none() {
                 thread::yield_now();
             }
             assert_eq!((reader.ending(), reader.abort()), (Some(4), Some(Abort::Panic)));
+            sender.join().unwrap();
+        });
+    }
+
+    /// A message with a tag, the short way of both sides: the reader that sees the tag sees the message.
+    #[test]
+    fn a_tag_arrives_with_its_message() {
+        loom::model(|| {
+            let memory = HeapLane::new(4);
+            let (mut writer, mut reader) = (LaneWriter::new(memory.clone()), LaneReader::new(memory));
+            let sender =
+                thread::spawn(move || (1..3).for_each(|n| writer.tagged(SlotId::new(n), Body::new(0, n), n.into())));
+            for n in 1..3 {
+                while !reader.is_ready() {
+                    thread::yield_now();
+                }
+                let (slot, tag) = reader.peek();
+                assert!(LaneReader::<HeapLane>::is_tag(slot, tag));
+                assert_eq!((tag, reader.peek_behind_tag()), (n, (n, n)));
+                reader.advance(2);
+            }
             sender.join().unwrap();
         });
     }

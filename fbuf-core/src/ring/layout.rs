@@ -3,10 +3,7 @@
 //! One of the files of this crate that may be `unsafe`.
 #![allow(unsafe_code)]
 
-use super::{
-    board::BoardHead,
-    lane::{Entry, LaneHead},
-};
+use super::{board::BoardHead, entry::Entry, lane::LaneHead};
 use crate::memory::SharedLayout;
 
 // SAFETY: a flag, words and a time, each an AtomicU64; padding, which is never read.

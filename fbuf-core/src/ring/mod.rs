@@ -2,6 +2,7 @@
 //! hands them back.
 
 pub mod board;
+pub mod entry;
 pub mod lane;
 #[cfg(not(loom))]
 mod layout;

@@ -112,7 +112,7 @@ fn what_is_sent_after_a_link_has_ended_is_not_taken_for_what_was_sent_over_it() 
         for disconnects in [false, true] {
             let slot = Leasable::create("fbuf-test", 64, false, geteuid().as_raw()).unwrap();
             let wake = Arc::new(EventFd::new().unwrap());
-            let (mut pool, _) = Pool::of_memory(geometry(1), vec![slot.into()], Pages::Base, wake).unwrap();
+            let (mut pool, _) = Pool::of_memory(geometry(1).into(), vec![slot.into()], Pages::Base, wake).unwrap();
             let link =
                 |pool: &mut Pool| link_by(pool, mechanism, SlotSource::FromBroker(pool.hand_over().unwrap()), None);
             let mut inbound = link(&mut pool);

@@ -22,7 +22,8 @@ use crate::{
     receive::link::{Answered, Greeted, Inbound, SlotSource},
     ring::{
         board::BoardTable,
-        lane::{LaneTable, LaneWriter, capacity_for},
+        entry::{Prefix, PrefixSet, capacity_for},
+        lane::{LaneTable, LaneWriter},
     },
     send::{
         link::{Arrived, Expected},
@@ -155,7 +156,13 @@ fn say(socket: &PacketSocket, packet: &Packet) {
         .unwrap(),
         Packet::Welcome(lane, first_sequence, segments) => {
             let (lane, segments) = (descriptor(lane), segments.iter().map(segment).collect());
-            let welcome = Welcome { lane, first_sequence: *first_sequence, segments, slots: Vec::new() };
+            let welcome = Welcome {
+                lane,
+                prefixes: PrefixSet::NONE.bits(),
+                first_sequence: *first_sequence,
+                segments,
+                slots: Vec::new(),
+            };
             wire::encode(&LinkMessage::Welcome(welcome)).unwrap()
         }
         &Packet::Segment(memory, slots) => wire::encode(&LinkMessage::Segment(segment(&(memory, slots)))).unwrap(),
@@ -196,13 +203,15 @@ fn victim_receiver_that_skips(
 ) -> (Inbound, PacketSocket, LaneTable, Vec<Map>) {
     let (own, its) = sockets();
     let greeted = Greeted::new(peer(), its, geometry(), mechanism, slot_source(mechanism), above).unwrap();
-    let (lane, lane_fd) = LaneTable::create("fbuf-test", capacity_for(SLOTS, above.is_some())).unwrap();
+    let prefixes = PrefixSet::NONE.with_if(Prefix::Gap, above.is_some());
+    let (lane, lane_fd) = LaneTable::create("fbuf-test", capacity_for(SLOTS, prefixes)).unwrap();
     let (memory, memory_fd) = Map::create("fbuf-test", geometry().segment_bytes(2)).unwrap();
     let mut segments = vec![NewSegment { memory: memory_fd.into(), slots: 2 }];
     if matches!(mechanism, Mechanism::Lease | Mechanism::OneShot) {
         segments.clear();
     }
-    let welcome = Welcome { lane: lane_fd.into(), first_sequence: 0, segments, slots: Vec::new() };
+    let welcome =
+        Welcome { lane: lane_fd.into(), prefixes: prefixes.bits(), first_sequence: 0, segments, slots: Vec::new() };
     own.send(&wire::encode(&LinkMessage::Welcome(welcome)).unwrap()).unwrap();
     let Ok(Answered::Open(inbound)) = greeted.look() else { panic!("an honest welcome was refused") };
     (*inbound, own, lane, vec![memory])
@@ -488,19 +497,25 @@ fn a_message_of_its_own_must_be_sealed_for_good() {
     socket.send(&wire::encode(&LinkMessage::OneShot(one_shot)).unwrap()).unwrap();
     LaneWriter::new(lane).message(SlotId::new(0), SLOT_BYTES + 1);
     assert!(inbound.take().is_none());
-    assert!(matches!(inbound.end(), Err(LinkEnd::Violation(Violation::Length { .. }))));
+    assert!(matches!(inbound.end(), Err(LinkEnd::Violation(Violation::Body { .. }))));
 }
 
 #[test]
 fn a_sender_that_hands_over_fewer_slots_than_it_has_is_refused() {
     let (own, its) = sockets();
     let greeted = Greeted::new(peer(), its, geometry(), Mechanism::Copy, SlotSource::FromSender, None).unwrap();
-    let (_lane, lane_fd) = LaneTable::create("fbuf-test", capacity_for(SLOTS, false)).unwrap();
+    let (_lane, lane_fd) = LaneTable::create("fbuf-test", capacity_for(SLOTS, PrefixSet::NONE)).unwrap();
     let SlotSource::FromBroker(mut slots) = slot_source(Mechanism::Lease) else {
         panic!("slots to be leased are given")
     };
     slots.pop();
-    let welcome = Welcome { lane: lane_fd.into(), first_sequence: 0, segments: Vec::new(), slots };
+    let welcome = Welcome {
+        lane: lane_fd.into(),
+        prefixes: PrefixSet::NONE.bits(),
+        first_sequence: 0,
+        segments: Vec::new(),
+        slots,
+    };
     own.send(&wire::encode(&LinkMessage::Welcome(welcome)).unwrap()).unwrap();
     assert!(matches!(greeted.look(), Err(LinkEnd::Violation(Violation::Terms { found: 3, .. }))));
 }

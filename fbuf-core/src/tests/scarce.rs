@@ -21,7 +21,8 @@ use crate::{
     receive::link::{Answered, Greeted, Inbound, SlotSource},
     ring::{
         board::BoardTable,
-        lane::{LaneTable, capacity_for},
+        entry::{PrefixSet, capacity_for},
+        lane::LaneTable,
     },
     send::{
         link::{Arrived, Expected, NoRoom},
@@ -330,7 +331,7 @@ fn no_lane_is_made_for_a_receiver_that_cannot_be_answered() {
         assert!(again.is_unanswered());
         late = again;
         let start = Instant::now();
-        drop(LaneTable::create("fbuf-test", capacity_for(pool.geometry().max_slots(), false)).unwrap());
+        drop(LaneTable::create("fbuf-test", capacity_for(pool.geometry().max_slots(), PrefixSet::NONE)).unwrap());
         make = make.min(start.elapsed());
     }
     assert!(look < make / 4, "a look takes {look:?}, a lane {make:?}");

@@ -6,6 +6,7 @@ use ::memfd::{FileSeal, MemfdOptions};
 use fbuf_core::{
     limits::{MAX_SEGMENTS, OTHERS_SLOTS},
     protection::Mechanism,
+    ring::entry::{Prefix, PrefixSet, capacity_for},
 };
 use nix::{
     errno::Errno,
@@ -18,12 +19,7 @@ use super::*;
 use crate::attack::BOARD_SLOTS;
 
 /// As many slots as a receiver accepts of another user, each as small as can be.
-const MANY: Role = Role::Sender {
-    slot_bytes: 1,
-    max_slots: OTHERS_SLOTS,
-    mechanism: Mechanism::Copy,
-    slots: fbuf_protocol::Slots::Segments,
-};
+const MANY: Role = Role::sender(1, OTHERS_SLOTS, Mechanism::Copy, fbuf_protocol::Slots::Segments);
 
 fn pages(memory: &impl AsFd) -> Result<i64, String> {
     fstat(memory).map(|found| found.st_blocks / 8).map_err(|error| error.to_string())
@@ -49,7 +45,8 @@ impl Growing {
             format!("{OTHERS_SLOTS} slots were announced, and a board of {found} pages made")
         })?;
         let board = BoardReader::attach_first(hello.board.as_fd(), link.slots, 0).map_err(|end| format!("{end:?}"))?;
-        let (lane, lane_fd) = LaneTable::create("fbuf-test", capacity_for(link.slots, true)).unwrap();
+        let (lane, lane_fd) =
+            LaneTable::create("fbuf-test", capacity_for(link.slots, PrefixSet::NONE.with(Prefix::Gap))).unwrap();
         let (map, memory) = Map::create("fbuf-test", 4096).unwrap();
         link.say(&welcome(lane_fd.into(), memory.into(), SLOTS))?;
         let (lane, memory) = (LaneWriter::new(lane), vec![map]);
@@ -162,12 +159,12 @@ fn grow_sender(board: OwnedFd) -> Seen {
     let copy = board.try_clone().map_err(|error| error.to_string())?;
     let link = receive_with(board)?;
     let LinkMessage::Welcome(welcome) = link.hear()? else { return Err("no welcome".into()) };
-    let lane = LaneView::attach(welcome.lane.as_fd(), capacity_for(link.slots, false));
+    let lane = LaneView::attach(welcome.lane.as_fd(), capacity_for(link.slots, PrefixSet::NONE));
     let mut lane = LaneReader::new(lane.map_err(|error| error.to_string())?);
     for taken in 0..link.slots {
         let what = format!("message {taken}");
         look_for(&what, || Ok(lane.look().map_err(|violation| violation.to_string())?.map(drop)))?;
-        lane.advance();
+        lane.advance(1);
     }
     let found = pages(&copy)?;
     let wanted = size_of_board() / 4096;

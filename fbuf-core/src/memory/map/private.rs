@@ -6,6 +6,7 @@
 use std::{
     io,
     num::NonZeroUsize,
+    ops::Range,
     os::fd::{AsFd, BorrowedFd},
     slice,
 };
@@ -87,14 +88,17 @@ impl Map {
         Ok(Self::of(base.cast(), length.get()))
     }
 
-    /// Memory of this process alone, with the first bytes of a file.
+    /// Memory of this process alone, with these parts of a file at the places at which they are there.
     ///
     /// # Errors
     /// [`MemoryError`]: not enough memory, or what pread(2) says, or that the file is shorter.
-    pub(crate) fn private_copy(file: BorrowedFd<'_>, length: usize) -> Result<Self, MemoryError> {
-        let map = Self::private((length as u64).max(1))?;
-        // SAFETY: it was just mapped, to be written, and there is no other pointer into it.
-        unsafe { map.fill_from(file, length) }?;
+    pub(crate) fn private_copy(file: BorrowedFd<'_>, parts: &[Range<usize>]) -> Result<Self, MemoryError> {
+        let size = parts.iter().map(|part| part.end).max().unwrap_or(0);
+        let map = Self::private((size as u64).max(1))?;
+        for part in parts {
+            // SAFETY: it was just mapped, to be written, and there is no other pointer into it.
+            unsafe { map.fill_from(file, part.clone()) }?;
+        }
         Ok(map)
     }
 
@@ -105,32 +109,33 @@ impl Map {
     pub(crate) fn writable_copy(memory: &Reserved, of: &Reserved) -> Result<Self, MemoryError> {
         let map = Self::writable(memory)?;
         // SAFETY: it was just mapped, to be written, and there is no other pointer into it.
-        unsafe { map.fill_from(of.as_fd(), of.size() as usize) }?;
+        unsafe { map.fill_from(of.as_fd(), 0..of.size() as usize) }?;
         Ok(map)
     }
 
-    /// Reads the first bytes of a file to the beginning of this map.
+    /// Reads a part of a file to the same place of this map.
     ///
     /// # Errors
     /// [`MemoryError::Refused`]: what pread(2) says, or that the file is shorter.
     ///
     /// # Safety
     /// The map can be written, and there is no other reference into it.
-    unsafe fn fill_from(&self, file: BorrowedFd<'_>, length: usize) -> Result<(), MemoryError> {
+    unsafe fn fill_from(&self, file: BorrowedFd<'_>, part: Range<usize>) -> Result<(), MemoryError> {
         // SAFETY: all of the mapping, which can be written, and the only reference into it (see above).
         let all = unsafe { slice::from_raw_parts_mut(self.base.as_ptr(), self.size) };
-        let read = match all.get_mut(..length) {
-            Some(bytes) => read_exactly(file, bytes),
+        let (begin, length) = (part.start, part.len());
+        let read = match all.get_mut(part) {
+            Some(bytes) => read_exactly(file, bytes, begin),
             None => Err(io::Error::other("more than the map holds")),
         };
         read.map_err(|source| MemoryError::Refused { call: "pread", asked: length as u64, error: source })
     }
 }
 
-fn read_exactly(file: BorrowedFd<'_>, bytes: &mut [u8]) -> io::Result<()> {
+fn read_exactly(file: BorrowedFd<'_>, bytes: &mut [u8], begin: usize) -> io::Result<()> {
     let mut done = 0;
     while done < bytes.len() {
-        match pread(file, &mut bytes[done..], done as i64) {
+        match pread(file, &mut bytes[done..], (begin + done) as i64) {
             Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
             Ok(count) => done += count,
             Err(Errno::EINTR) => {}

@@ -2,8 +2,8 @@
 
 mod arrivals;
 mod copying;
-mod gap;
 mod handshake;
+mod prefixes;
 mod returns;
 
 use std::{
@@ -37,7 +37,8 @@ use crate::{
     },
     ring::{
         board::BoardWriter,
-        lane::{LaneReader, LaneView, Note, capacity_for},
+        entry::{Body, Note, Prefix, PrefixSet, capacity_for},
+        lane::{LaneReader, LaneView},
     },
     slot::{Geometry, Mark, SlotId},
     socket::{
@@ -78,12 +79,8 @@ pub struct Inbound {
     until: u64,
     /// Bytes in the messages that were taken.
     bytes: u64,
-    /// Entries that were no messages.
-    gaps: u64,
-    /// Whether the sender was asked to leave messages out.
-    skips: bool,
-    /// The position behind the last gap, where only a message can stand.
-    behind_gap: u64,
+    /// What messages may have before them.
+    prefixes: PrefixSet,
     missed: u64,
     /// How it ended, if it did not end in order.
     end: Option<LinkEnd>,
@@ -115,8 +112,12 @@ struct Segment {
 pub(crate) struct Loan<'a> {
     pub cell: &'a Cell,
     pub slot: SlotId,
+    pub offset: u32,
     pub length: u32,
     pub mark: Mark,
+    pub tag: u64,
+    /// When it was sent; zero if that is not known.
+    pub time: u64,
     pub home: &'a Returns,
 }
 
@@ -137,7 +138,8 @@ impl Inbound {
         } = greeted;
         let slots = geometry.max_slots();
         let exhausted = |error: MemoryError| LinkEnd::Exhausted(error.to_string());
-        let lane = LaneView::attach(welcome.lane.as_fd(), capacity_for(slots, skips))?.made_by(peer.other_user());
+        let prefixes = prefixes::declared(&welcome, skips)?;
+        let lane = LaneView::attach(welcome.lane.as_fd(), capacity_for(slots, prefixes))?.made_by(peer.other_user());
         let offset = check_sequence(Some(welcome.first_sequence))?;
         let board = board.take().ok_or(LinkEnd::HangUp)?;
         let receiver_slots = match wants_slots {
@@ -155,6 +157,7 @@ impl Inbound {
         let returns = Returns {
             peer,
             mechanism,
+            header: geometry.header(),
             socket,
             memory: Mutex::new(Vec::new()),
             board: BoardWriter::new(board),
@@ -180,9 +183,7 @@ impl Inbound {
             offset,
             until: 0,
             bytes: 0,
-            gaps: 0,
-            skips,
-            behind_gap: 0,
+            prefixes,
             missed: 0,
             end: None,
             abort: None,
@@ -236,10 +237,10 @@ impl Inbound {
     /// How many messages were taken.
     #[must_use]
     pub fn messages(&self) -> u64 {
-        self.reader.position() - 1 - self.gaps
+        self.next_mark().sequence() - self.first - self.missed
     }
 
-    /// How many entries of the lane were read: messages, and gaps between them.
+    /// How many entries of the lane were read: messages, and what stands before them.
     #[cfg(any(test, fuzzing))]
     #[must_use]
     pub fn entries(&self) -> u64 {
@@ -281,7 +282,8 @@ impl Inbound {
         self.returns().held.count()
     }
 
-    /// Takes what comes next, if it is a message that can be taken as it is, and the round is not over.
+    /// Takes what comes next, if it is a message that can be taken as it is, with a tag at most before it, and the round is
+    /// not over.
     #[inline]
     pub fn take_fast(&mut self) -> Option<Received> {
         if self.reader.position() >= self.until {
@@ -290,19 +292,44 @@ impl Inbound {
         let (home, mark) = (&**self.returns(), self.next_mark());
         let (number, length) = self.reader.peek();
         if length >= self.plain_below {
+            return self.take_tagged(number, length);
+        }
+        let Some(cell) = home.held.take(number, mark) else { return self.take_tagged(number, length) };
+        let (slot, length) = (SlotId::new(number as u32), length as u32);
+        let received = Loan { cell, slot, offset: 0, length, mark, tag: 0, time: 0, home }.receive();
+        points::reach("get: marked");
+        self.reader.advance(1);
+        self.bytes += u64::from(length);
+        Some(received)
+    }
+
+    /// As [`Self::take_fast`], of a message with a tag and nothing else before it, if that is what the entry is of which this
+    /// was seen. Inlined: what it returns need never be in memory, nor what that returns.
+    #[inline(always)]
+    fn take_tagged(&mut self, seen: u64, tag: u64) -> Option<Received> {
+        if !LaneReader::<LaneView>::is_tag(seen, tag) || !self.prefixes.has(Prefix::Tag) {
+            return None;
+        }
+        let (number, length) = self.reader.peek_behind_tag();
+        let (home, mark) = (&**self.returns(), self.next_mark());
+        if length >= self.plain_below {
             return None;
         }
         let cell = home.held.take(number, mark)?;
-        let received = Loan { cell, slot: SlotId::new(number as u32), length: length as u32, mark, home }.receive();
+        let (slot, length) = (SlotId::new(number as u32), length as u32);
+        let received = Loan { cell, slot, offset: 0, length, mark, tag, time: 0, home }.receive();
         points::reach("get: marked");
-        self.reader.advance();
-        self.bytes += length;
+        self.reader.advance(2);
+        // The tag takes a place in the lane, and no number, nor a part of the round.
+        self.offset = self.offset.wrapping_sub(1);
+        self.until += 1;
+        self.bytes += u64::from(length);
         Some(received)
     }
 
     #[inline]
-    fn fits(&self, length: u64) -> bool {
-        length <= self.geometry.slot_bytes().into()
+    fn fits(&self, body: Body) -> bool {
+        body.fits(self.geometry.slot_bytes())
     }
 
     /// The mark of the next message, if that is what comes next.
@@ -311,25 +338,25 @@ impl Inbound {
         Mark::from_word(self.reader.position().wrapping_add(self.offset))
     }
 
-    /// Takes the next message, if there is one, whatever it is: perhaps behind a gap, of a new segment, in a
+    /// Takes the next message, if there is one, whatever it is: perhaps with something before it, of a new segment, in a
     /// slot that its last holder is just about to release, copied or leased. None also if that holder does not get to it:
-    /// the message is to be tried again. Reads at most two entries of the
-    /// lane, a gap and the message behind it, whatever the sender has written. If that is something that it may
+    /// the message is to be tried again. Reads no more entries of the
+    /// lane than one message can have, whatever the sender has written. If that is something that it may
     /// not write, the link is over.
     pub fn take(&mut self) -> Option<Received> {
-        let mut note = self.reader.look();
-        if let Ok(Some(Note::Gap(count))) = note {
-            note = self.pass_gap(count).and_then(|()| self.reader.look());
-        }
-        match note {
-            Ok(None) => None,
-            Ok(Some(Note::Message(number, length))) => self.take_message(number, length),
-            Ok(Some(Note::Gap(_))) => self.break_off(Violation::GapBehindGap),
+        let note = match self.reader.look() {
+            Ok(None) => return None,
+            Ok(Some(note)) => note,
+            Err(violation) => return self.break_off(violation),
+        };
+        match self.mark_of(&note) {
+            Ok(mark) => self.take_message(&note, mark),
             Err(violation) => self.break_off(violation),
         }
     }
 
-    fn take_message(&mut self, number: u32, length: u64) -> Option<Received> {
+    fn take_message(&mut self, note: &Note, mark: Mark) -> Option<Received> {
+        let (number, body) = (note.slot, note.body);
         if number >= self.known {
             self.learn_of(number);
             if number >= self.known && self.lacks_descriptor {
@@ -343,13 +370,13 @@ impl Inbound {
             }
         }
         if self.returns().mechanism == Mechanism::Copy
-            && let Err(error) = self.provide_copy(number, length)
+            && let Err(error) = self.provide_copy(number, body)
         {
             self.end_with(LinkEnd::Exhausted(error.to_string()));
             return None;
         }
-        let (home, mark) = (&**self.returns(), self.next_mark());
-        let taken = match self.fits(length) {
+        let home = &**self.returns();
+        let taken = match self.fits(body) {
             true => home.held.take_patiently(number.into(), mark, &home.board),
             false => Err(Untaken::Held),
         };
@@ -357,17 +384,18 @@ impl Inbound {
             Ok(cell) => cell,
             // It stays in the lane, and is ready.
             Err(Untaken::NotCleared) => return None,
-            Err(Untaken::Held) => return self.break_off(self.objection(number, length)),
+            Err(Untaken::Held) => return self.break_off(self.objection(number, body)),
         };
         points::reach("get: held");
-        let loan = Loan { cell, slot: SlotId::new(number), length: length as u32, mark, home };
-        let received = loan.receive();
+        let (offset, length) = (body.offset(), body.length());
+        let (tag, time) = (note.prefixes.word(Prefix::Tag), note.prefixes.word(Prefix::Time));
+        let received = Loan { cell, slot: SlotId::new(number), offset, length, mark, tag, time, home }.receive();
         let kept = if home.mechanism == Mechanism::OneShot {
-            self.take_shot(mark.sequence(), length as usize).map(|sealed| Some(Kept::Sealed(sealed)))
+            self.take_shot(mark.sequence(), body).map(|sealed| Some(Kept::Sealed(sealed)))
         } else if let Some(receiver_slots) = &self.receiver_slots {
-            self.read_receiver_slot(receiver_slots, number, length as usize).map(Some)
+            self.read_receiver_slot(receiver_slots, number, body).map(Some)
         } else {
-            match self.copy(&received, number) {
+            match self.copy(number, body) {
                 // What was copied may be of another message then.
                 Ok(()) if self.reader.is_dropped() && home.mechanism == Mechanism::Copy => Err(LinkEnd::Dropped),
                 copied => copied.map(|()| None),
@@ -377,7 +405,7 @@ impl Inbound {
         let received = match kept {
             Ok(None) => received,
             Ok(Some(kept)) => {
-                let received = received.with(kept);
+                let received = received.with(kept, offset);
                 // What was leased or copied may be of another message then. A one-shot is that of its number.
                 if self.receiver_slots.is_some() && self.reader.is_dropped() {
                     drop(received);
@@ -391,13 +419,16 @@ impl Inbound {
                 return None;
             }
         };
-        self.reader.advance();
-        self.bytes += length;
+        self.pass(note, mark);
         Some(received)
     }
 
     /// The bytes of a message that came over the socket, which they did before its entry came.
-    fn take_shot(&mut self, sequence: u64, length: usize) -> Result<SealedMemory, LinkEnd> {
+    fn take_shot(&mut self, sequence: u64, body: Body) -> Result<SealedMemory, LinkEnd> {
+        if body.offset() != 0 {
+            // Its memory is given away with the message at its beginning.
+            return Err(self.objection(0, body.with_more()).into());
+        }
         let memory = match self.one_shots.pop_front() {
             Some((number, memory)) if number == sequence => memory,
             _ => {
@@ -409,12 +440,13 @@ impl Inbound {
             }
         };
         let memory = memory.into_foreign().map_err(|error| LinkEnd::Exhausted(error.to_string()))?;
-        Ok(SealedMemory::new(memory, self.geometry.segment_bytes(1), length)?)
+        Ok(SealedMemory::new(memory, self.geometry.segment_bytes(1), body.length() as usize)?)
     }
 
     /// A message in a slot that is memory of its own: leased, or else copied.
-    fn read_receiver_slot(&self, receiver_slots: &ReceiverSlots, number: u32, length: usize) -> Result<Kept, LinkEnd> {
-        let reading = receiver_slots.read(SlotId::new(number), length);
+    fn read_receiver_slot(&self, receiver_slots: &ReceiverSlots, number: u32, body: Body) -> Result<Kept, LinkEnd> {
+        let end = (body.offset() + body.length()) as usize;
+        let reading = receiver_slots.read(SlotId::new(number), end);
         let reading = reading.map_err(|error| LinkEnd::Exhausted(error.to_string()))?;
         if matches!(reading, Kept::Copied(_)) {
             self.returns().refused.fetch_add(1, Ordering::Relaxed);
@@ -453,12 +485,12 @@ impl Inbound {
     }
 
     /// Why a message may not be taken.
-    fn objection(&self, number: u32, length: u64) -> Violation {
+    fn objection(&self, number: u32, body: Body) -> Violation {
         let (known, slot_bytes) = (self.known, self.geometry.slot_bytes());
         if number >= known {
             Violation::Slot { named: number, known }
-        } else if !self.fits(length) {
-            Violation::Length { length, slot_bytes }
+        } else if !self.fits(body) {
+            Violation::Body { length: body.length(), offset: body.offset(), slot_bytes }
         } else {
             Violation::StillHeld(number)
         }

@@ -26,7 +26,8 @@ use crate::{
     },
     ring::{
         board::{BoardTable, BoardWriter},
-        lane::{Entry, LaneHead, LaneMemory, LaneView},
+        entry::Entry,
+        lane::{LaneHead, LaneMemory, LaneView},
     },
     slot::{Mark, SlotId},
     socket::{PacketSocket, link_message, wire::Descriptor},
@@ -44,6 +45,8 @@ pub(crate) struct Returns {
     pub(super) among: &'static Retired<RetiredLink>,
     pub(super) peer: Peer,
     pub(super) mechanism: Mechanism,
+    /// Where the user header is in a slot.
+    pub(super) header: Range<usize>,
     pub(super) socket: PacketSocket,
     /// The segments, by address, for views of messages that may be written.
     pub(super) memory: Mutex<Vec<(Range<usize>, Descriptor)>>,
@@ -109,6 +112,10 @@ impl Returns {
 
     pub(crate) fn mechanism(&self) -> Mechanism {
         self.mechanism
+    }
+
+    pub(crate) fn header(&self) -> Range<usize> {
+        self.header.clone()
     }
 
     pub(super) fn memory(&self) -> MutexGuard<'_, Vec<(Range<usize>, Descriptor)>> {

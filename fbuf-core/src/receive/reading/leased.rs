@@ -207,6 +207,7 @@ pub(crate) struct ReceiverSlots {
     memory: Vec<Arc<Leasable>>,
     /// The same, once they can be leased; none, if they are copied.
     leased_slots: Vec<Arc<LeasedSlot>>,
+    header: Range<usize>,
     leases: bool,
     made_here: bool,
 }
@@ -225,10 +226,10 @@ impl ReceiverSlots {
     /// # Errors
     /// [`Unsuitable`]
     pub(crate) fn given(memory: Vec<Foreign>, geometry: Geometry, leases: bool) -> Result<Self, Unsuitable> {
-        let given = |reader| Leasable::given(reader, geometry.slot_bytes().into()).map(Arc::new);
+        let given = |reader| Leasable::given(reader, geometry.cell_bytes()).map(Arc::new);
         let memory: Vec<_> = memory.into_iter().map(given).collect::<Result<_, _>>()?;
         let leases = leases && memory.iter().all(|memory| memory.is_own());
-        Ok(Self { memory, leased_slots: Vec::new(), leases, made_here: false })
+        Ok(Self { memory, leased_slots: Vec::new(), header: geometry.header(), leases, made_here: false })
     }
 
     /// Makes slots for a sender, to lease them, if `leases`; in huge pages that were set aside only for one of
@@ -237,16 +238,16 @@ impl ReceiverSlots {
     /// # Errors
     /// [`MemoryError`]
     pub(crate) fn make(geometry: Geometry, leases: bool, same_user: bool) -> Result<Self, MemoryError> {
-        let huge = same_user && geometry.slot_bytes() as u64 >= HUGE_PAGE;
+        let huge = same_user && geometry.cell_bytes() >= HUGE_PAGE;
         let in_huge = if huge { Self::make_in(geometry, true).ok() } else { None };
         let memory = in_huge.map_or_else(|| Self::make_in(geometry, false), Ok)?;
-        Ok(Self { memory, leased_slots: Vec::new(), leases, made_here: true })
+        Ok(Self { memory, leased_slots: Vec::new(), header: geometry.header(), leases, made_here: true })
     }
 
     fn make_in(geometry: Geometry, huge: bool) -> Result<Vec<Arc<Leasable>>, MemoryError> {
         let owner = nix::unistd::geteuid().as_raw();
         let make = |_| {
-            let memory = Leasable::create("fbuf-slot", geometry.slot_bytes().into(), huge, owner)?;
+            let memory = Leasable::create("fbuf-slot", geometry.cell_bytes(), huge, owner)?;
             memory.reserve(Pages::Transparent).map(|_| Arc::new(memory))
         };
         (0..geometry.max_slots()).map(make).collect()
@@ -278,7 +279,7 @@ impl ReceiverSlots {
         Ok(())
     }
 
-    /// Begins to read a message: under a lease, or else as a copy.
+    /// Begins to read a message, which is the first bytes of the slot and its user header: under a lease, or else as a copy.
     ///
     /// # Errors
     /// [`MemoryError`]: there is no memory for a copy.
@@ -291,7 +292,7 @@ impl ReceiverSlots {
         let refused = |source| MemoryError::Refused { call: "pread", asked: length as u64, error: source };
         let memory = self.memory(slot).ok_or_else(|| refused(io::ErrorKind::NotFound.into()))?;
         // Not through a mapping: pages may be missing.
-        Ok(Kept::Copied(Map::private_copy(memory.as_fd(), length)?))
+        Ok(Kept::Copied(Map::private_copy(memory.as_fd(), &[0..length, self.header.clone()])?))
     }
 
     /// A slot.

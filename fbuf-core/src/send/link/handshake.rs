@@ -9,7 +9,8 @@ use crate::{
     protection::Mechanism,
     ring::{
         board::{BoardReader, BoardView},
-        lane::{LaneTable, LaneWriter, capacity_for},
+        entry::{Prefix, capacity_for},
+        lane::{LaneTable, LaneWriter},
     },
     send::pool::Pool,
     socket::{
@@ -151,7 +152,9 @@ impl Outbound {
             false => None,
         };
         let slots = pool.geometry().max_slots();
-        let (lane, descriptor) = LaneTable::create("fbuf-lane", capacity_for(slots, skip_above.is_some()))
+        let own = pool.extras().prefixes();
+        let prefixes = own.with_if(Prefix::Gap, skip_above.is_some());
+        let (lane, descriptor) = LaneTable::create("fbuf-lane", capacity_for(slots, prefixes))
             .map_err(|error| LinkEnd::Exhausted(error.to_string()))?;
         points::reach("attach: lane made");
         let exhausted = |error: std::io::Error| LinkEnd::Exhausted(error.to_string());
@@ -164,7 +167,8 @@ impl Outbound {
         let skipping = skipping.map_err(|error| LinkEnd::Exhausted(error.to_string()))?;
         let segments = pool.announce(0).collect();
         let memory = if wants_slots { pool.hand_over().map_err(exhausted)? } else { Vec::new() };
-        let welcome = Welcome { lane: Descriptor::from(descriptor), first_sequence, segments, slots: memory };
+        let prefixes = prefixes.bits();
+        let welcome = Welcome { lane: Descriptor::from(descriptor), prefixes, first_sequence, segments, slots: memory };
         let announced = welcome.segments.len();
         if !link_message::greet(&socket, &LinkMessage::Welcome(welcome))? {
             let heard = Heard { board, guarded, skip_above, fences, wants_slots };
@@ -185,7 +189,9 @@ impl Outbound {
             first: first_sequence,
             unread_from: None,
             unread: None,
+            times: own.has(Prefix::Time),
             plain: skip_above.is_none()
+                && !own.has(Prefix::Time)
                 && fencing == Fencing::Asymmetric
                 && guard.is_none()
                 && !pool.sends_one_shots()

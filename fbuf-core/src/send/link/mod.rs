@@ -14,9 +14,10 @@ use crate::{
     points,
     ring::{
         board::{BoardReader, BoardView},
+        entry::{Note, Prefix, Prefixes},
         lane::{LaneTable, LaneWriter},
     },
-    send::{guard::LinkGuard, unread::Unread},
+    send::{fbuf::Outgoing, guard::LinkGuard, unread::Unread},
     slot::{Mark, SlotId},
     socket::{
         LinkSocket, PacketSocket,
@@ -26,7 +27,7 @@ use crate::{
     },
     trust::Trusted,
     violation::Violation,
-    wait::Fencing,
+    wait::{self, Fencing},
 };
 
 pub use crate::peer::Peer;
@@ -50,9 +51,11 @@ pub struct Outbound {
     unread_from: Option<u64>,
     /// The messages from there on that were sent over it.
     unread: Option<Unread>,
-    /// Whether a message needs no more care than to be sent: the receiver is there and does not want to be
-    /// skipped, this process needs no fence, nothing is guarded, and nothing goes over the socket.
+    /// Whether a message needs no more care than to be sent, perhaps with a tag: the receiver is there and does not want to be
+    /// skipped, this process needs no fence, nothing is guarded, no time is noted, and nothing goes over the socket.
     plain: bool,
+    /// Whether receivers are told when messages were sent.
+    times: bool,
     skipping: Option<Skipping>,
     guard: Option<LinkGuard>,
     lost: Option<LinkEnd>,
@@ -216,7 +219,8 @@ impl Outbound {
     }
 
     /// Lends a slot to the receiver and tells it, if it was [admitted](Self::admit).
-    pub(crate) fn offer(&mut self, slot: SlotId, length: u32, sequence: u64) -> Offer {
+    pub(crate) fn offer(&mut self, outgoing: &Outgoing, sequence: u64) -> Offer {
+        let slot = outgoing.slot;
         if !std::mem::take(&mut self.admitted) {
             return self.leave_out(slot);
         }
@@ -228,11 +232,13 @@ impl Outbound {
         if let Some(guard) = &self.guard {
             guard.lent(slot, mark);
         }
-        if self.gap > 0 {
-            // Nothing can fail between the two: a receiver takes a gap for the beginning of a message.
-            self.writer.gap(std::mem::take(&mut self.gap));
-        }
-        if self.lend(slot, length, Fencing::of_this_process()) { Offer::Lent } else { self.answer(sequence) }
+        let time = if self.times { wait::now().unwrap_or(0) } else { 0 };
+        let prefixes = Prefixes::default()
+            .with(Prefix::Gap, std::mem::take(&mut self.gap))
+            .with(Prefix::Tag, outgoing.tag)
+            .with(Prefix::Time, time);
+        self.writer.prefixed(&Note { prefixes, ..Note::plain(slot, outgoing.body) });
+        if self.needs_nothing(Fencing::of_this_process()) { Offer::Lent } else { self.answer(sequence) }
     }
 
     /// The link is over before this message was sent over it.
@@ -263,16 +269,25 @@ impl Outbound {
         self.lost.take()
     }
 
-    /// Whether a message needs no more than to be [lent](Self::lend), with [`Fencing::Asymmetric`].
+    /// Whether a message needs no more than to be [lent](Self::lend).
     #[inline]
     pub(crate) fn is_plain(&self) -> bool {
         self.plain
     }
 
-    /// Lends and tells: false if there is something to [`Self::answer`].
+    /// Lends a slot over a [plain](Self::is_plain) link and tells: false if there is something to [`Self::answer`].
     #[inline]
-    pub(crate) fn lend(&mut self, slot: SlotId, length: u32, fencing: Fencing) -> bool {
-        self.writer.message(slot, length);
+    pub(crate) fn lend(&mut self, outgoing: &Outgoing) -> bool {
+        match outgoing.tag {
+            0 => self.writer.message(outgoing.slot, outgoing.body),
+            tag => self.writer.tagged(outgoing.slot, outgoing.body, tag),
+        }
+        self.needs_nothing(Fencing::Asymmetric)
+    }
+
+    /// Whether the receiver that was just told of a message neither sleeps nor leaves, nor asks for a fence.
+    #[inline]
+    fn needs_nothing(&self, fencing: Fencing) -> bool {
         points::reach("write: published");
         fencing.after_publishing();
         self.board.head().flag().read().needs_nothing()

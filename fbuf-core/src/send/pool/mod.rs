@@ -21,6 +21,7 @@ use crate::{
     memory::{Address, MemoryError, Pieces, wrapping::Ring},
     peer::Peer,
     points,
+    ring::entry::{Prefix, PrefixSet},
     send::{
         guard::Guard,
         link::{NoRoom, Outbound},
@@ -44,6 +45,7 @@ const SEARCH: u32 = 256;
 #[derive(Debug)]
 pub struct Pool {
     geometry: Geometry,
+    extras: Extras,
     storage: Storage,
     /// What there was not enough of for a buffer when it was last asked for.
     lack: Option<Lack>,
@@ -68,6 +70,38 @@ pub struct Pool {
     guard: Option<Guard>,
     /// Messages that were sent without being guarded, although they should have been.
     unguarded: u64,
+}
+
+/// What goes with messages beside their bytes, in entries of their own. Each link is told when it is made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Extras {
+    /// Messages may have a [tag](crate::send::fbuf::Fbuf::set_tag).
+    pub tags: bool,
+    /// Messages have the time at which they were sent.
+    pub times: bool,
+}
+
+/// What a sender's messages are like: how their slots lie, and what goes with them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Format {
+    /// How slots lie.
+    pub geometry: Geometry,
+    /// What goes with messages.
+    pub extras: Extras,
+}
+
+impl From<Geometry> for Format {
+    fn from(geometry: Geometry) -> Self {
+        Self { geometry, extras: Extras::default() }
+    }
+}
+
+impl Extras {
+    /// Which prefixes messages may have for these.
+    #[must_use]
+    pub fn prefixes(self) -> PrefixSet {
+        PrefixSet::NONE.with_if(Prefix::Tag, self.tags).with_if(Prefix::Time, self.times)
+    }
 }
 
 /// What there is not enough of for a free slot to be used.
@@ -112,7 +146,13 @@ impl Pool {
     /// How many bytes an fbuf holds.
     #[must_use]
     pub fn capacity(&self) -> u32 {
-        self.unsent.slot_bytes()
+        self.geometry.slot_bytes()
+    }
+
+    /// What goes with messages.
+    #[must_use]
+    pub fn extras(&self) -> Extras {
+        self.extras
     }
 
     /// The guard, if there is one.

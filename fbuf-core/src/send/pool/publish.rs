@@ -2,19 +2,18 @@
 //! under a number that no message had before; or the fbuf comes out again. Slot, number and links never leave this
 //! crate, so no caller can lend a slot that is being written, or lend one twice.
 
-use std::sync::Arc;
+use std::{os::fd::OwnedFd, sync::Arc};
 
 use super::{Pool, Storage};
 use crate::{
     memory::{Address, MemoryError, Sealed},
     points,
     send::{
-        fbuf::Fbuf,
+        fbuf::{Fbuf, Outgoing},
         link::{Offer, Outbound},
         retained::Retained,
     },
     slot::{Mark, SlotId},
-    wait::Fencing,
 };
 
 /// A message that was sent.
@@ -76,16 +75,16 @@ impl Pool {
         if !link.is_plain() {
             return Err(fbuf);
         }
-        let (slot, bytes, length) = fbuf.into_slot();
-        *self.ledger.at_mut(slot.index()) = Mark::of(self.next_sequence);
+        let outgoing = fbuf.into_outgoing();
+        *self.ledger.at_mut(outgoing.slot.index()) = Mark::of(self.next_sequence);
         points::reach("write: taken");
         // What the call returns fits into a register: what this returns need never be in memory.
-        if link.lend(slot, length, Fencing::Asymmetric) || self.answer() {
-            return Ok(self.published(length, 1));
+        if link.lend(&outgoing) || self.answer() {
+            return Ok(self.published(outgoing.body.length(), 1));
         }
         // It left before it read this one, and nothing is done to the slots of a plain link.
-        *self.ledger.at_mut(slot.index()) = Mark::OUT;
-        Err(self.fbuf(slot, bytes, length))
+        *self.ledger.at_mut(outgoing.slot.index()) = Mark::OUT;
+        Err(self.fbuf(outgoing))
     }
 
     /// The one receiver has a message, and sleeps or leaves: whether the message reached it.
@@ -131,7 +130,8 @@ impl Pool {
     /// message can be read.
     ///
     /// # Errors
-    /// [`Unsent`], with the fbuf in it. [`Unsent::Lost`] of a message that was sealed for good: it was sent.
+    /// [`Unsent`], with the fbuf in it; [`Unsent::Lost`] also of a message that was sealed for good and cannot be kept: it was
+    /// not sent.
     pub fn send_and_keep(&mut self, fbuf: Fbuf) -> Result<(Published, Retained), Unsent> {
         let (published, retained) = self.publish(fbuf, true)?;
         Ok((published, retained.ok_or(Unsent::Lost)?))
@@ -144,19 +144,20 @@ impl Pool {
         if self.receivers() == 0 {
             return Err(Unsent::NoReceiver(fbuf));
         }
-        let (slot, _, length) = fbuf.into_slot();
+        let outgoing = fbuf.into_outgoing();
+        let (slot, length) = (outgoing.slot, outgoing.body.length());
         let sequence = self.next_sequence;
         *self.ledger.at_mut(slot.index()) = Mark::of(sequence);
         points::reach("write: taken");
         if matches!(self.storage, Storage::OneShots(_)) {
-            return self.give_away(slot, length, keep);
+            return self.give_away(outgoing, keep);
         }
-        let retained = if keep { Some(self.retain(slot, length, sequence).ok_or(Unsent::Lost)?) } else { None };
+        let retained = if keep { Some(self.retain(&outgoing, sequence).ok_or(Unsent::Lost)?) } else { None };
         self.seal(slot, sequence);
         // Before any receiver hears of it. A message that cannot be sent was left out for none of them.
-        let sendable = if self.admit() == 0 { !self.is_stale(slot) } else { self.unmap_for_send(slot, length) };
+        let sendable = if self.admit() == 0 { !self.is_stale(slot) } else { self.unmap_for_send(&outgoing) };
         if sendable {
-            let receivers = self.offer(slot, length);
+            let receivers = self.offer(&outgoing);
             if receivers > 0 || self.receivers() > 0 {
                 return Ok((self.published(length, receivers), retained));
             }
@@ -164,50 +165,72 @@ impl Pool {
         if let Some(retained) = retained {
             self.give_up(retained);
         }
-        Err(self.recall(slot, length).map_or(Unsent::Lost, Unsent::NoReceiver))
+        Err(self.recall(outgoing).map_or(Unsent::Lost, Unsent::NoReceiver))
     }
 
     /// Seals a buffer for good and gives it to every receiver that takes it.
-    fn give_away(&mut self, slot: SlotId, length: u32, keep: bool) -> Result<(Published, Option<Retained>), Unsent> {
+    fn give_away(&mut self, outgoing: Outgoing, keep: bool) -> Result<(Published, Option<Retained>), Unsent> {
         // Once it is sealed, there is no way back but a copy.
         if let Some(why) = self.links.iter().find_map(|link| link.lacks_room(1, &self.links)) {
-            let fbuf = self.recall(slot, length).ok_or(Unsent::Lost)?;
+            let fbuf = self.recall(outgoing).ok_or(Unsent::Lost)?;
             return Err(Unsent::NotPassed { fbuf, reason: why.to_string() });
         }
+        let outgoing = self.move_to_front(outgoing).ok_or(Unsent::Lost)?;
         let Storage::OneShots(buffers) = &mut self.storage else { return Err(Unsent::Lost) };
-        let sealed = buffers.seal(slot, length);
+        let length = outgoing.body.length();
+        let sealed = buffers.seal(outgoing.slot, length);
         points::reach("seal: sealed");
         match sealed {
             Ok(memory) => {
                 let memory = Arc::new(memory.ok_or(Unsent::Lost)?);
+                // A message that cannot be kept is sent to no receiver.
+                let kept = if keep { Some(self.keep_sealed(&memory, &outgoing).ok_or(Unsent::Lost)?) } else { None };
                 self.admit();
                 // To all, before any of them is told of it.
                 let sequence = self.next_sequence;
                 let passed = self.links.iter_mut().try_for_each(|link| link.pass(&memory, sequence));
-                let receivers = if passed.is_ok() { self.offer(slot, length) } else { 0 };
+                let receivers = if passed.is_ok() { self.offer(&outgoing) } else { 0 };
                 let sealed = || Sealed::new(Arc::into_inner(memory)?, length as usize).ok();
                 if let Err(reason) = passed {
-                    let fbuf = sealed().and_then(|sealed| self.copy_back(slot, &sealed));
+                    let fbuf = sealed().and_then(|sealed| self.copy_back(outgoing, &sealed));
                     return Err(fbuf.map_or(Unsent::Lost, |fbuf| Unsent::NotPassed { fbuf, reason }));
                 }
                 if receivers == 0 && self.receivers() == 0 {
-                    let fbuf = sealed().and_then(|sealed| self.copy_back(slot, &sealed));
+                    let fbuf = sealed().and_then(|sealed| self.copy_back(outgoing, &sealed));
                     return Err(fbuf.map_or(Unsent::Lost, Unsent::NoReceiver));
                 }
-                let retained = if keep { sealed().map(Retained::from) } else { None };
-                Ok((self.published(length, receivers), retained))
+                Ok((self.published(length, receivers), kept))
             }
-            Err(error) => Err(match self.recall(slot, length) {
+            Err(error) => Err(match self.recall(outgoing) {
                 Some(fbuf) => Unsent::NotSealed { fbuf, error },
                 None => Unsent::Lost,
             }),
         }
     }
 
+    /// A message that is sealed for good, for its sender to read on.
+    fn keep_sealed(&self, memory: &Arc<OwnedFd>, outgoing: &Outgoing) -> Option<Retained> {
+        let sealed = Sealed::new(memory.try_clone().ok()?, outgoing.body.length() as usize).ok()?;
+        Some(self.retain_sealed(sealed, outgoing.tag))
+    }
+
+    /// The message of a one-shot is the beginning of its memory: what lies behind headroom is moved there.
+    fn move_to_front(&mut self, outgoing: Outgoing) -> Option<Outgoing> {
+        if outgoing.body.offset() == 0 {
+            return Some(outgoing);
+        }
+        let mut fbuf = self.recall(outgoing)?;
+        fbuf.set_headroom(0).ok()?;
+        let outgoing = fbuf.into_outgoing();
+        *self.ledger.at_mut(outgoing.slot.index()) = Mark::of(self.next_sequence);
+        Some(outgoing)
+    }
+
     /// A message that was sealed for good and could not be sent, in a buffer that can be.
-    fn copy_back(&mut self, slot: SlotId, sealed: &Sealed) -> Option<Fbuf> {
-        let mut fbuf = self.recall(slot, sealed.len() as u32)?;
+    fn copy_back(&mut self, outgoing: Outgoing, sealed: &Sealed) -> Option<Fbuf> {
+        let mut fbuf = self.recall(outgoing)?;
         fbuf.copy_from_slice(sealed);
+        fbuf.header_mut().copy_from_slice(sealed.behind(self.geometry.header()));
         Some(fbuf)
     }
 
@@ -217,9 +240,9 @@ impl Pool {
     }
 
     /// Lends a slot over every link that takes it: to how many receivers.
-    fn offer(&mut self, slot: SlotId, length: u32) -> usize {
+    fn offer(&mut self, outgoing: &Outgoing) -> usize {
         let sequence = self.next_sequence;
-        let offers = self.links.iter_mut().map(|link| link.offer(slot, length, sequence));
+        let offers = self.links.iter_mut().map(|link| link.offer(outgoing, sequence));
         offers.filter(|offer| *offer == Offer::Lent).count()
     }
 
@@ -243,8 +266,9 @@ impl Pool {
 
     /// Gives up the right to write a slot that is about to be sent, in a pool of leased slots: whether it can
     /// be sent. It cannot if it lies in memory of a receiver that has gone.
-    fn unmap_for_send(&mut self, slot: SlotId, length: u32) -> bool {
-        let vacated = self.storage.leased_mut().is_none_or(|slots| slots.unmap_for_send(slot, length as usize).is_ok());
+    fn unmap_for_send(&mut self, outgoing: &Outgoing) -> bool {
+        let end = (outgoing.body.offset() + outgoing.body.length()) as usize;
+        let vacated = self.storage.leased_mut().is_none_or(|slots| slots.unmap_for_send(outgoing.slot, end).is_ok());
         points::reach("lease: vacated");
         vacated
     }
@@ -255,9 +279,9 @@ impl Pool {
     }
 
     /// Takes back what was to be sent, and was lent to no receiver.
-    fn recall(&mut self, slot: SlotId, length: u32) -> Option<Fbuf> {
-        let bytes = self.take_back(slot)?;
-        Some(self.fbuf(slot, bytes, length))
+    fn recall(&mut self, outgoing: Outgoing) -> Option<Fbuf> {
+        let bytes = self.take_back(outgoing.slot)?;
+        Some(self.fbuf(Outgoing { bytes, ..outgoing }))
     }
 
     /// Takes a slot that is lent over no link: where its bytes are.

@@ -122,7 +122,7 @@ fn one_piece_of_memory_is_not_two_slots() {
     let geometry = Geometry::new(64, 2).unwrap();
     let owner = nix::unistd::geteuid().as_raw();
     let memory = || OwnedFd::from(Leasable::create("fbuf-test", 64, false, owner).unwrap());
-    let pool = |memory| Pool::of_memory(geometry, memory, Pages::Base, Arc::new(EventFd::new().unwrap()));
+    let pool = |memory| Pool::of_memory(geometry.into(), memory, Pages::Base, Arc::new(EventFd::new().unwrap()));
     // The control: two pieces are.
     let (mut two, _) = pool(vec![memory(), memory()]).unwrap();
     assert_eq!(std::iter::from_fn(|| next(&mut two)).count(), 2);

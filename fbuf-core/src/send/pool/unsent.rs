@@ -1,18 +1,56 @@
 //! Where fbufs go that are dropped unsent, on whatever thread.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::{
+    ops::Range,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
 
 use nix::sys::eventfd::EventFd;
 
-use crate::{process::fork::Generation, send::storage::Storage, slot::SlotId};
+use super::Format;
+use crate::{
+    process::fork::Generation,
+    send::storage::Storage,
+    slot::{Geometry, SlotId},
+};
 
 /// Where fbufs go that are dropped unsent. Outlives its pool for as long as fbufs are out.
 #[derive(Debug)]
 pub(crate) struct UnsentFbufs {
-    slot_bytes: u32,
+    shape: SlotShape,
     generation: Generation,
     stored: Mutex<Stored>,
     pub(super) wake: Arc<EventFd>,
+}
+
+/// What an fbuf needs to know of its slot.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct SlotShape {
+    geometry: Geometry,
+    has_tags: bool,
+}
+
+impl SlotShape {
+    pub(super) fn new(Format { geometry, extras }: Format) -> Self {
+        Self { geometry, has_tags: extras.tags }
+    }
+
+    /// The size of the slot.
+    #[inline]
+    pub(crate) fn slot_bytes(self) -> u32 {
+        self.geometry.slot_bytes()
+    }
+
+    /// Where its user header is.
+    pub(crate) fn header(self) -> Range<usize> {
+        self.geometry.header()
+    }
+
+    /// Whether messages may have tags.
+    #[inline]
+    pub(crate) fn has_tags(self) -> bool {
+        self.has_tags
+    }
 }
 
 #[derive(Debug)]
@@ -33,16 +71,16 @@ pub(crate) struct Kept {
 }
 
 impl UnsentFbufs {
-    /// For slots of this size. `wake` is signalled when one is put here that is waited for.
-    pub(super) fn new(slot_bytes: u32, wake: Arc<EventFd>) -> Arc<Self> {
+    /// For slots like this. `wake` is signalled when one is put here that is waited for.
+    pub(super) fn new(shape: SlotShape, wake: Arc<EventFd>) -> Arc<Self> {
         let stored = Mutex::new(Stored::Open { slots: Vec::new(), waited_for: false });
-        Arc::new(Self { slot_bytes, generation: Generation::current(), stored, wake })
+        Arc::new(Self { shape, generation: Generation::current(), stored, wake })
     }
 
-    /// The size of the slots that belong here.
+    /// What the slots are like that belong here.
     #[inline]
-    pub(crate) fn slot_bytes(&self) -> u32 {
-        self.slot_bytes
+    pub(crate) fn shape(&self) -> SlotShape {
+        self.shape
     }
 
     /// Whether this process was forked from the one that has the pool. The lock may then be held by a thread that is not

@@ -12,7 +12,7 @@ use crate::{
     peer::Peer,
     points,
     process::fork::Withheld,
-    slot::SlotId,
+    slot::{Geometry, SlotId},
     socket::{
         link_message::{self, ReceivedGrant},
         wire::Descriptor,
@@ -27,7 +27,7 @@ const AGAIN: Duration = Duration::from_millis(10);
 /// messages are leased.
 #[derive(Debug)]
 pub(crate) struct LeasedSlots {
-    slot_bytes: u32,
+    geometry: Geometry,
     pages: Pages,
     slots: Vec<Slot>,
     /// Whether a receiver gives them.
@@ -88,14 +88,14 @@ impl LeasedSlots {
     ///
     /// # Errors
     /// [`MemoryError`]
-    pub(crate) fn own(memory: Vec<Leasable>, slot_bytes: u32, pages: Pages) -> Result<(Self, Pages), MemoryError> {
+    pub(crate) fn own(memory: Vec<Leasable>, geometry: Geometry, pages: Pages) -> Result<(Self, Pages), MemoryError> {
         let found = memory.iter().map(|memory| memory.reserve(pages)).collect::<Result<Vec<_>, _>>()?;
         // What some of them lack, the pool lacks.
         let pages = found.into_iter().min().unwrap_or(Pages::Base);
         let slot = |memory| Slot { memory: Some(Arc::new(memory)), right: Right::Own(None), draft: None };
         Ok((
             Self {
-                slot_bytes,
+                geometry,
                 pages,
                 slots: memory.into_iter().map(slot).collect(),
                 given: false,
@@ -107,11 +107,11 @@ impl LeasedSlots {
     }
 
     /// Slots that the receiver will give.
-    pub(crate) fn of_receiver(slots: u32, slot_bytes: u32) -> Self {
+    pub(crate) fn of_receiver(geometry: Geometry) -> Self {
         Self {
-            slot_bytes,
+            geometry,
             pages: Pages::Transparent,
-            slots: (0..slots).map(|_| Slot::default()).collect(),
+            slots: (0..geometry.max_slots()).map(|_| Slot::default()).collect(),
             given: true,
             giver: None,
             former: Vec::new(),
@@ -158,7 +158,7 @@ impl LeasedSlots {
         let Some(place) = self.slots.get(slot as usize) else { return Err(Violation::Slot { named: slot, known }) };
         let memory = match (reader, &place.memory) {
             (Some(reader), _) => {
-                let memory = Leasable::given(reader.into_foreign().map_err(unmappable)?, self.slot_bytes.into())?;
+                let memory = Leasable::given(reader.into_foreign().map_err(unmappable)?, self.geometry.cell_bytes())?;
                 let mut others = (0..).zip(&self.slots).filter(|(other, _)| *other != slot);
                 // Two fbufs would write the same bytes.
                 if others.any(|(_, other)| other.has(&memory)) {
@@ -253,12 +253,13 @@ impl LeasedSlots {
         }
     }
 
-    /// Gives up the right to write a slot that is about to be sent, of which so many bytes are filled.
+    /// Gives up the right to write a slot that is about to be sent, of which so many bytes, and the user header, are filled.
     ///
     /// # Errors
     /// [`StaleSlot`]: it stays as it is.
     pub(crate) fn unmap_for_send(&mut self, slot: SlotId, length: usize) -> Result<(), StaleSlot> {
-        let huge = self.pages != Pages::Base;
+        let (huge, header) = (self.pages != Pages::Base, self.geometry.header_offset() as usize);
+        let header_bytes = self.geometry.header_bytes() as usize;
         let Some(slot) = self.slots.get_mut(slot.index()) else { return Err(StaleSlot) };
         if !slot.is_current_draft() {
             // It was written in memory of a receiver that has gone, and another has come since.
@@ -266,7 +267,8 @@ impl LeasedSlots {
             // SAFETY: the one was just mapped, and the fbuf that wrote the other has ended, since its slot is about to
             // be sent (invariant 2).
             #[expect(unsafe_code, reason = "only here is it known which mapping has the message")]
-            let copied = unsafe { new.map.copy_from(&old.map, 0, length) };
+            let copied =
+                unsafe { new.map.copy_from(&old.map, 0, length) && new.map.copy_from(&old.map, header, header_bytes) };
             if !copied {
                 return Err(StaleSlot);
             }

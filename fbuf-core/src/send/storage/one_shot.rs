@@ -5,6 +5,8 @@
 //! by page. A [`Stock`] does that in advance, on a thread of its own: in this process and not in the broker,
 //! for memory stays charged to the control group that reserved it until its last holder lets go of it
 //! ("Memory Ownership" in the kernel's cgroup-v2.rst), and what all rely on must not pay for what one keeps.
+//!
+//! One of the files of this crate that may be `unsafe`.
 
 use std::{
     os::fd::OwnedFd,
@@ -16,7 +18,7 @@ use crate::{
     memory::{Map, MemoryError, Pieces, Reserved},
     points,
     process::threads,
-    slot::SlotId,
+    slot::{Geometry, SlotId},
 };
 
 /// How many buffers are kept ready, if they are small,
@@ -28,6 +30,7 @@ const MOST_BYTES: u64 = 64 << 20;
 /// says how many messages may be under way.
 #[derive(Debug)]
 pub(crate) struct OneShotBuffers {
+    geometry: Geometry,
     bytes: u64,
     slots: Vec<Option<Buffer>>,
     stock: Stock,
@@ -56,23 +59,33 @@ impl Buffer {
         Ok(Self { map: Map::writable_copy(&memory, of)?.kept_from_children(), memory })
     }
 
-    /// Seals it with a message of so many bytes. Of what was written behind these, or before the buffer was dropped unsent
-    /// and used again, receivers get nothing.
-    fn seal(self, length: u64) -> Result<OwnedFd, (Reserved, MemoryError)> {
+    /// Seals it with a message of so many bytes, and with its user header. Of what else was written, or before the buffer was
+    /// dropped unsent and used again, receivers get nothing.
+    fn seal(self, length: usize, geometry: Geometry) -> Result<OwnedFd, (Reserved, MemoryError)> {
         let Self { map, memory } = self;
+        let header = match geometry.header() {
+            none if none.is_empty() => length..length,
+            header => header,
+        };
+        for unsent in [length..header.start, header.end..usize::MAX] {
+            // SAFETY: a buffer is mapped to be written, and the fbuf that wrote it has ended, since it is about to be sealed
+            // (invariant 2).
+            #[expect(unsafe_code, reason = "only here is it known that the buffer has no fbuf any more")]
+            unsafe {
+                map.clear(unsent);
+            }
+        }
         drop(map);
         points::reach("seal: unmapped");
-        match memory.clear_from(length) {
-            Ok(()) => memory.seal_for_good(),
-            Err(error) => Err((memory, error)),
-        }
+        memory.seal_for_good()
     }
 }
 
 impl OneShotBuffers {
-    /// Buffers of `bytes` bytes each.
-    pub(crate) fn new(bytes: u64) -> Self {
-        Self { bytes, slots: Vec::new(), stock: Stock::new(bytes) }
+    /// Buffers of one such slot each.
+    pub(crate) fn new(geometry: Geometry) -> Self {
+        let bytes = geometry.segment_bytes(1);
+        Self { geometry, bytes, slots: Vec::new(), stock: Stock::new(bytes) }
     }
 
     /// How many slots there are.
@@ -103,11 +116,12 @@ impl OneShotBuffers {
     pub(crate) fn seal(&mut self, slot: SlotId, length: u32) -> Result<Option<OwnedFd>, MemoryError> {
         let Some(place) = self.slots.get_mut(slot.index()) else { return Ok(None) };
         let Some(draft) = place.take() else { return Ok(None) };
-        let memory = match draft.seal(length.into()) {
+        let geometry = self.geometry;
+        let memory = match draft.seal(length as usize, geometry) {
             Ok(sealed) => return Ok(Some(sealed)),
             Err((memory, _)) => memory,
         };
-        match Buffer::copy(&memory).and_then(|copy| copy.seal(length.into()).map_err(|(_, error)| error)) {
+        match Buffer::copy(&memory).and_then(|copy| copy.seal(length as usize, geometry).map_err(|(_, error)| error)) {
             Ok(sealed) => Ok(Some(sealed)),
             Err(error) => {
                 *place = Some(Buffer::of(memory)?);
@@ -193,7 +207,13 @@ fn fill(unsent: &Mutex<ReadyBuffers>, bytes: u64, most: usize) {
 
 #[cfg(test)]
 mod tests {
+    use std::{
+        fs::File,
+        os::{fd::AsFd, unix::fs::FileExt},
+    };
+
     use super::*;
+    use crate::{memory::Sealed, slot::GeometryTerms};
 
     fn ready(stock: &Stock) -> usize {
         lock(&stock.unsent).ready.len()
@@ -225,9 +245,30 @@ mod tests {
         assert_eq!(ready(&stock), 2);
     }
 
+    /// What was in a buffer before, and what was written behind the message, does not leave the process.
+    #[test]
+    fn what_is_sealed_is_the_message_and_the_header_and_zeroes() {
+        let terms = |header_bytes| GeometryTerms { header_bytes, ..GeometryTerms::new(5000, 1) };
+        for (header_bytes, length) in [(0, 0), (0, 1), (0, 4096), (0, 5000), (8, 0), (64, 5000), (64, 4097)] {
+            let geometry = Geometry::try_from(terms(header_bytes)).unwrap();
+            let bytes = geometry.segment_bytes(1) as usize;
+            let buffer = Buffer::new(bytes as u64).unwrap();
+            File::from(buffer.memory.as_fd().try_clone_to_owned().unwrap()).write_all_at(&vec![7; bytes], 0).unwrap();
+            let sealed =
+                Sealed::new(buffer.seal(length, geometry).map_err(|(_, error)| error).unwrap(), bytes).unwrap();
+            for (at, &byte) in sealed.iter().enumerate() {
+                let is_sent = at < length || geometry.header().contains(&at);
+                assert_eq!(byte == 7, is_sent, "byte {at} of {geometry:?}");
+                assert!(is_sent || byte == 0);
+            }
+        }
+    }
+
     #[test]
     fn without_memory_there_is_no_stock_and_an_error_for_who_needs_it() {
-        let mut buffers = OneShotBuffers::new(1 << 50);
+        let bytes = 1 << 50;
+        let small = OneShotBuffers::new(Geometry::new(1, 1).unwrap());
+        let mut buffers = OneShotBuffers { bytes, stock: Stock::new(bytes), ..small };
         buffers.add(1);
         assert!(matches!(buffers.draft(SlotId::new(0)), Err(MemoryError::NotEnough { .. })));
         assert_eq!(ready(&buffers.stock), 0);

@@ -1,7 +1,11 @@
 //! What a peer announces takes no memory: boards and tables grow with the segments that there are.
 
 use super::*;
-use crate::{limits::MAX_SLOTS, socket::link_message};
+use crate::{
+    limits::MAX_SLOTS,
+    ring::entry::{PrefixSet, capacity_for},
+    socket::link_message,
+};
 
 fn pages(fd: impl AsFd) -> i64 {
     nix::sys::stat::fstat(fd).unwrap().st_blocks / 8
@@ -23,8 +27,14 @@ fn a_board_grows_with_the_segments_of_its_sender() {
     let greeted = Greeted::new(peer(), its, most(), Mechanism::Shared, SlotSource::Segments, None).unwrap();
     let Ok(Some(LinkMessage::Hello(hello))) = link_message::receive_first(&own) else { panic!("no hello") };
     assert_eq!(pages(&hello.board), 1, "before anything was said");
-    let (lane, lane_fd) = LaneTable::create("fbuf-test", capacity_for(MAX_SLOTS, false)).unwrap();
-    let welcome = Welcome { lane: lane_fd.into(), first_sequence: 0, segments: vec![segment(400)], slots: Vec::new() };
+    let (lane, lane_fd) = LaneTable::create("fbuf-test", capacity_for(MAX_SLOTS, PrefixSet::NONE)).unwrap();
+    let welcome = Welcome {
+        lane: lane_fd.into(),
+        prefixes: PrefixSet::NONE.bits(),
+        first_sequence: 0,
+        segments: vec![segment(400)],
+        slots: Vec::new(),
+    };
     own.send(&wire::encode(&LinkMessage::Welcome(welcome)).unwrap()).unwrap();
     let Ok(Answered::Open(mut inbound)) = greeted.look() else { panic!("an honest welcome was refused") };
     assert_eq!(pages(&hello.board), 1);

@@ -2,7 +2,10 @@
 
 use super::*;
 use crate::{
-    ring::lane::{LaneReader, LaneView, Note},
+    ring::{
+        entry::{Body, Note, Prefix, PrefixSet, Prefixes, capacity_for},
+        lane::{LaneReader, LaneView},
+    },
     slot::Mark,
 };
 
@@ -20,33 +23,24 @@ fn violation(inbound: &mut Inbound) -> Option<Violation> {
     }
 }
 
-#[test]
-fn a_gap_behind_a_gap_ends_the_link_at_once() {
-    let (mut inbound, _socket, mut lane) = skipping();
-    (0..capacity_for(SLOTS, true)).for_each(|_| lane.gap(3));
-    assert!(inbound.take().is_none());
-    assert_eq!((inbound.missed(), violation(&mut inbound)), (3, Some(Violation::GapBehindGap)));
+/// A message with a gap, as an honest sender publishes it.
+fn behind_gap(slot: u32, gap: u64) -> Note {
+    Note { prefixes: Prefixes::default().with(Prefix::Gap, gap), ..Note::plain(SlotId::new(slot), Body::from(5)) }
 }
 
 #[test]
-fn a_gap_behind_a_gap_is_noticed_over_several_calls() {
+fn a_gap_behind_a_gap_ends_the_link_at_once() {
     let (mut inbound, _socket, mut lane) = skipping();
-    for violated in [false, true] {
-        lane.gap(3);
-        assert!(inbound.take().is_none());
-        assert_eq!(inbound.is_over(), violated);
-    }
-    assert_eq!(violation(&mut inbound), Some(Violation::GapBehindGap));
+    (0..capacity_for(SLOTS, PrefixSet::NONE.with(Prefix::Gap))).for_each(|_| lane.entry(Prefix::Gap as u64, 0, 3));
+    assert!(inbound.take().is_none());
+    assert_eq!((inbound.missed(), violation(&mut inbound)), (0, Some(Violation::PrefixOrder("a gap"))));
 }
 
 /// What the attacks above are made of is allowed, if a message follows each gap.
 #[test]
 fn a_call_takes_one_gap_and_its_message() {
     let (mut inbound, _socket, mut lane) = skipping();
-    for slot in 0..2 {
-        lane.gap(3);
-        lane.message(SlotId::new(slot), 5);
-    }
+    (0..2).for_each(|slot| lane.prefixed(&behind_gap(slot, 3)));
     for taken in 1..=2 {
         let received = inbound.take().expect("a message was passed over");
         assert_eq!((received.sequence(), inbound.missed()), (4 * taken - 1, 3 * taken));
@@ -54,28 +48,50 @@ fn a_call_takes_one_gap_and_its_message() {
     assert!(inbound.take().is_none() && !inbound.is_over());
 }
 
+/// An honest sender publishes the message before its gap, so that a gap without one is none of an honest sender.
 #[test]
-fn a_gap_waits_for_its_message() {
-    let (mut inbound, socket, mut lane) = skipping();
-    lane.gap(3);
-    assert!(inbound.take().is_none());
-    assert!(!inbound.is_ready() && !inbound.is_over(), "there is nothing to be taken");
-    lane.message(SlotId::new(0), 5);
-    assert_eq!(inbound.take().map(|received| received.sequence()), Some(3));
-    // A sender that dies between the two has died, and has broken no rule.
-    lane.gap(1);
-    assert!(inbound.take().is_none());
+fn a_gap_without_a_message_ends_the_link() {
+    let (mut inbound, _socket, mut lane) = skipping();
+    lane.entry(Prefix::Gap as u64, 0, 3);
+    assert!(inbound.is_ready() && inbound.take().is_none());
+    assert_eq!(violation(&mut inbound), Some(Violation::Mark { found: 0, expected: 2 }));
+}
+
+/// A sender that dies while it publishes has died, and has broken no rule: nothing of such a message is seen.
+#[test]
+fn a_message_of_which_the_beginning_is_missing_is_none() {
+    let (mut inbound, socket, lane, _memory) = victim_receiver_that_skips(Mechanism::Shared, Some(1));
+    lane.at(2).scribble(2 << 24, 5);
+    assert!(!inbound.is_ready() && inbound.take().is_none());
     drop(socket);
     inbound.attend();
     assert!(inbound.is_over() && matches!(inbound.end(), Err(LinkEnd::HangUp)));
 }
 
 #[test]
-fn a_gap_that_nobody_asked_for_ends_the_link() {
+fn what_was_not_declared_ends_the_link() {
+    for prefix in [Prefix::Gap, Prefix::Tag, Prefix::Time, Prefix::Origin] {
+        let (mut inbound, _socket, lane, _memory) = victim_receiver(Mechanism::Shared);
+        let prefixes = Prefixes::default().with(prefix, 3);
+        LaneWriter::new(lane).prefixed(&Note { prefixes, ..behind_gap(0, 0) });
+        assert!(inbound.take().is_none());
+        assert_eq!(violation(&mut inbound), Some(Violation::PrefixUndeclared(prefix.name())));
+    }
     let (mut inbound, _socket, lane, _memory) = victim_receiver(Mechanism::Shared);
-    LaneWriter::new(lane).gap(3);
+    LaneWriter::new(lane).message(SlotId::new(0), Body::from(5).with_more());
     assert!(inbound.take().is_none());
-    assert_eq!(violation(&mut inbound), Some(Violation::GapUnasked(3)));
+    assert!(matches!(violation(&mut inbound), Some(Violation::Body { length: 5, offset: 0, .. })));
+}
+
+#[test]
+fn bytes_from_an_offset_on_lie_in_the_slot() {
+    for (offset, length, fits) in [(60, 40, true), (60, 41, false), (101, 0, false), (u32::MAX >> 1, 1, false)] {
+        let (mut inbound, _socket, lane, _memory) = victim_receiver(Mechanism::Shared);
+        LaneWriter::new(lane).message(SlotId::new(0), Body::new(offset, length));
+        assert_eq!(inbound.take().map(|received| received.len()), fits.then_some(length as usize));
+        let violation = violation(&mut inbound);
+        assert_eq!(matches!(violation, Some(Violation::Body { .. })), !fits, "{violation:?}");
+    }
 }
 
 /// A message that is left out leaves nothing in the lane before another one follows.
@@ -88,15 +104,16 @@ fn a_gap_is_published_with_the_message_behind_it() {
     own.send(&wire::encode(&LinkMessage::Hello(hello)).unwrap()).unwrap();
     let Ok(Arrived::Here) = pool.link(Expected::new(peer(), its)) else { panic!("an honest hello was refused") };
     let Ok(Some(LinkMessage::Welcome(welcome))) = link_message::receive_first(&own) else { panic!("no welcome") };
-    let mut lane = LaneReader::new(LaneView::attach(welcome.lane.as_fd(), capacity_for(SLOTS, true)).unwrap());
+    let mut lane = LaneReader::new(
+        LaneView::attach(welcome.lane.as_fd(), capacity_for(SLOTS, PrefixSet::NONE.with(Prefix::Gap))).unwrap(),
+    );
     assert_eq!(send(&mut pool).unwrap().receivers, 1);
     assert_eq!(send(&mut pool).unwrap().receivers, 0);
-    lane.advance();
+    lane.advance(1);
     assert_eq!(lane.look(), Ok(None), "a gap, and no message");
     // Handed back: the next one is not left out.
     board.at(0).store(Mark::of(0).word(), Ordering::Release);
     assert_eq!(send(&mut pool).unwrap().receivers, 1);
-    assert_eq!(lane.look(), Ok(Some(Note::Gap(1))));
-    lane.advance();
-    assert!(matches!(lane.look(), Ok(Some(Note::Message(..)))));
+    let note = lane.look().unwrap().expect("a message");
+    assert_eq!((note.prefixes.word(Prefix::Gap), note.entries()), (1, 2));
 }
