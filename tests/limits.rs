@@ -18,10 +18,14 @@ use nix::{
     libc,
     sys::{
         mman::{MlockAllFlags, mlockall},
-        resource::{Resource, setrlimit},
+        resource::{Resource, getrlimit, setrlimit},
     },
 };
-use support::{BrokerProcess, Process, Run, SOON, fbuf, not_tested, until};
+use support::{
+    BrokerProcess, Process, Run, SOON, fbuf, not_tested,
+    role::{self, Other, roles},
+    until,
+};
 
 /// Has a command run with a limit.
 #[allow(unsafe_code, reason = "pre_exec")]
@@ -32,6 +36,36 @@ fn limit(command: &mut Command, resource: Resource, most: u64) {
 
 fn said(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+/// Writes by every mechanism after it may not make a file longer than nothing, as a sandbox that has opened all it needs.
+fn write_without_files(_: &str) {
+    let broker = Embedded::start().unwrap();
+    let client = Client::connect_to(broker.address()).unwrap();
+    for mechanism in [Mechanism::Shared, Mechanism::Copy, Mechanism::Lease, Mechanism::OneShot] {
+        let channel = format!("{mechanism:?}");
+        let mut receiver = client.receiver(&channel).open().unwrap();
+        let mut sender = client.sender(&channel).slot_size(5000).slots(2).mechanism(mechanism).open().unwrap();
+        sender.wait_for_receivers_timeout(1, SOON).unwrap();
+        let mut fbuf = sender.allocate_timeout(SOON).unwrap();
+        fbuf.write_all(b"a message").unwrap();
+        let (soft, hard) = getrlimit(Resource::RLIMIT_FSIZE).unwrap();
+        setrlimit(Resource::RLIMIT_FSIZE, 0, hard).unwrap();
+        sender.write(fbuf).unwrap();
+        assert_eq!(receiver.get_timeout(SOON).unwrap()[..], *b"a message");
+        setrlimit(Resource::RLIMIT_FSIZE, soft, hard).unwrap();
+        println!("sent by {channel}");
+    }
+}
+
+#[test]
+fn a_limit_on_files_that_is_lowered_later_ends_no_process_that_sends() {
+    roles!(write_without_files);
+    let mut other = Other::of(&mut role::command("writes"));
+    for mechanism in ["Shared", "Copy", "Lease", "OneShot"] {
+        other.hear(&format!("sent by {mechanism}"));
+    }
+    assert!(other.process.end().success());
 }
 
 #[test]

@@ -7,17 +7,15 @@ use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit};
 
 use super::MemoryError;
 
-/// Refuses what the machine, or the control groups this process lives in, cannot give, and files that this process may
-/// not make so long: beyond RLIMIT_FSIZE the kernel sends SIGXFSZ, which kills.
+/// Refuses what the machine, or the control groups this process lives in, cannot give.
 pub(crate) fn check(asked: u64) -> Result<(), MemoryError> {
-    check_length(asked)?;
     match available() {
         Some((available, bound)) if available < asked => Err(MemoryError::NotEnough { asked, available, bound }),
         _ => Ok(()),
     }
 }
 
-/// Refuses files that this process may not make so long.
+/// Refuses files that this process may not make so long: beyond RLIMIT_FSIZE the kernel sends SIGXFSZ, which kills.
 pub(crate) fn check_length(asked: u64) -> Result<(), MemoryError> {
     match getrlimit(Resource::RLIMIT_FSIZE) {
         Ok((longest, _)) if longest != RLIM_INFINITY && longest < asked => Err(MemoryError::NotEnough {
