@@ -11,3 +11,8 @@ pub use fbuf_client::*;
 pub mod embedded {
     pub use fbuf_broker::{Embedded, Policy};
 }
+
+/// The code of docs/recipes.md, as a test.
+#[cfg(all(doctest, feature = "embedded"))]
+#[doc = include_str!("../docs/recipes.md")]
+struct Recipes;
