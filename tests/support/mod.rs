@@ -342,16 +342,25 @@ impl BrokerProcess {
 
 /// Where a broker answers who asks for metrics.
 #[derive(Debug)]
-pub struct Metrics(String);
+pub struct Metrics(pub String);
 
 impl Metrics {
+    pub fn connect(&self) -> TcpStream {
+        TcpStream::connect(&self.0).expect("a connection")
+    }
+
+    /// The answer to a request; none, if the connection ends before.
+    pub fn try_ask(&self, request: &str) -> Option<String> {
+        let mut connection = self.connect();
+        connection.write_all(request.as_bytes()).ok()?;
+        let mut answer = String::new();
+        connection.read_to_string(&mut answer).ok()?;
+        Some(answer).filter(|answer| !answer.is_empty())
+    }
+
     /// The answer to a request.
     pub fn ask(&self, request: &str) -> String {
-        let mut connection = TcpStream::connect(&self.0).expect("a connection");
-        connection.write_all(request.as_bytes()).expect("a request");
-        let mut answer = String::new();
-        connection.read_to_string(&mut answer).expect("an answer");
-        answer
+        self.try_ask(request).expect("an answer")
     }
 
     /// The answer to the one request that there is.

@@ -103,12 +103,12 @@ pub(crate) fn run(arguments: Arguments, place: &Place) -> Result<(), Failure> {
         if let Some(address) = arguments.metrics {
             metrics.push(listen_for_metrics(address)?);
         }
-        let metrics = metrics.into_iter().map(|listener| serve_metrics(listener, &broker));
-        let metrics = metrics.collect::<io::Result<Vec<_>>>()?;
+        let addresses = metrics.iter().map(TcpListener::local_addr).collect::<io::Result<Vec<_>>>()?;
+        metrics::serve(metrics, broker.clone())?;
         let until = async {
             // The socket listens and signals are caught: from here on clients are served.
             info!(place = name, "listening");
-            metrics.iter().for_each(|address| info!(%address, "metrics"));
+            addresses.iter().for_each(|address| info!(%address, "metrics"));
             tell(&[NotifyState::Ready]);
             loop {
                 tokio::select! {
@@ -132,13 +132,6 @@ fn listen_for_metrics(address: SocketAddr) -> io::Result<TcpListener> {
     })?;
     set_nonblocking(&listener)?;
     Ok(listener)
-}
-
-/// Has metrics answered: where.
-fn serve_metrics(listener: TcpListener, broker: &Broker) -> io::Result<SocketAddr> {
-    let address = listener.local_addr()?;
-    tokio::spawn(metrics::serve(tokio::net::TcpListener::from_std(listener)?, broker.clone()));
-    Ok(address)
 }
 
 /// Puts the policy in force that is in the file now. One that cannot be used leaves the one before.

@@ -1,10 +1,10 @@
 //! A broker's metrics, in the format that Prometheus reads, over HTTP: `fbuf broker --metrics 127.0.0.1:9464`.
 
+mod server;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
-    convert::Infallible,
-    fmt, io,
-    time::Duration,
+    fmt,
 };
 
 use fbuf_broker::{
@@ -13,65 +13,20 @@ use fbuf_broker::{
 };
 use fbuf_client::Report;
 use fbuf_protocol::Resource;
-use http_body_util::Full;
-use hyper::{
-    Method, Request, Response, StatusCode,
-    body::{Bytes, Incoming},
-    header::CONTENT_TYPE,
-    server::conn::http1,
-    service::service_fn,
-};
-use hyper_util::rt::{TokioIo, TokioTimer};
 use prometheus_client::{
     collector::Collector,
     encoding::{DescriptorEncoder, NoLabelSet, text::encode},
     metrics::MetricType,
     registry::Registry,
 };
-use tokio::net::TcpListener;
-use tracing::{debug, warn};
 
+pub(crate) use self::server::serve;
 use super::is_suspect;
 
-/// How long somebody who asks has for saying what.
-const PATIENCE: Duration = Duration::from_secs(5);
-
-/// Answers whoever asks, until it is dropped.
-pub(crate) async fn serve(listener: TcpListener, broker: Broker) -> Infallible {
-    loop {
-        let connection = match listener.accept().await {
-            Ok((connection, _)) => connection,
-            Err(error) => {
-                warn!(%error, "somebody who asks for metrics could not be accepted");
-                tokio::time::sleep(Duration::from_millis(100)).await;
-                continue;
-            }
-        };
-        let broker = broker.clone();
-        tokio::spawn(async move {
-            let service = service_fn(|request| answer(request, &broker));
-            let mut server = http1::Builder::new();
-            server.timer(TokioTimer::new()).header_read_timeout(PATIENCE).keep_alive(false);
-            if let Err(error) = server.serve_connection(TokioIo::new(connection), service).await {
-                debug!(%error, "somebody asked for metrics and did not wait for them");
-            }
-        });
-    }
-}
-
-async fn answer(request: Request<Incoming>, broker: &Broker) -> io::Result<Response<Full<Bytes>>> {
-    if request.method() != Method::GET || request.uri().path() != "/metrics" {
-        let mut nothing = Response::new(Full::from("there is GET /metrics, and nothing else\n"));
-        *nothing.status_mut() = StatusCode::NOT_FOUND;
-        return Ok(nothing);
-    }
-    let mut text = String::new();
-    let mut registry = Registry::with_prefix("fbuf");
+/// What there is to see now.
+async fn text(broker: &Broker) -> Result<String, fmt::Error> {
     let (lines, channels, used) = (broker.tally().await, broker.channels(), broker.used());
-    registry.register_collector(Box::new(Look { lines, channels, used }));
-    encode(&mut text, &registry).map_err(io::Error::other)?;
-    let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-    Response::builder().header(CONTENT_TYPE, kind).body(Full::from(text)).map_err(io::Error::other)
+    Look { lines, channels, used }.text()
 }
 
 /// What there was to see at one moment.
@@ -80,6 +35,15 @@ struct Look {
     lines: Vec<Line>,
     channels: usize,
     used: Vec<(u32, Resource, u64)>,
+}
+
+impl Look {
+    fn text(self) -> Result<String, fmt::Error> {
+        let (mut text, mut registry) = (String::new(), Registry::with_prefix("fbuf"));
+        registry.register_collector(Box::new(self));
+        encode(&mut text, &registry)?;
+        Ok(text)
+    }
 }
 
 /// What only grows: its name, what it means, and where it is found.
@@ -183,13 +147,6 @@ mod tests {
     use super::*;
     use fbuf_client::{Label, Program};
 
-    fn text(look: Look) -> String {
-        let (mut text, mut registry) = (String::new(), Registry::with_prefix("fbuf"));
-        registry.register_collector(Box::new(look));
-        encode(&mut text, &registry).unwrap();
-        text
-    }
-
     #[test]
     fn a_rest_is_told_apart_from_all_that_users_can_name() {
         let program = Program::from_bytes(b"a\"b\\");
@@ -199,7 +156,7 @@ mod tests {
         };
         let groups = [name("other", "other"), name("other", ""), Group::RestOf(7), Group::Rest];
         let line = |group| Line { group, sends: true, endpoints: 1, counts: Counts::default(), reports: Vec::new() };
-        let text = text(Look { lines: groups.map(line).into(), channels: 1, used: Vec::new() });
+        let text = Look { lines: groups.map(line).into(), channels: 1, used: Vec::new() }.text().unwrap();
         let series: Vec<_> = text.lines().filter(|line| line.starts_with("fbuf_endpoints{")).collect();
         let alike = r#"end="sender",uid="7",channel="other",program="a\"b\\""#;
         assert_eq!(
