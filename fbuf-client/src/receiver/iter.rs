@@ -12,7 +12,7 @@ impl Receiver {
     ///
     /// Each other error is an item, and no end: that one sender of several has died, or a signal came, must not be taken for
     /// the end of the stream. After the error the iterator goes on, as the receiver does; but for [`GetError::Forked`] and [`GetError::ClientFailed`], which
-    /// is the last item.
+    /// each of which is the last item.
     ///
     /// ```
     /// # use std::io::Write;

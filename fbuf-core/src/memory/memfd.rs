@@ -146,7 +146,7 @@ impl Reserved {
     }
 
     /// Seals it for good: from here on nobody writes it, through whatever mapping or descriptor. The descriptor is
-    /// [for readers](for_readers), but of little memory: all pages of that were written when it was made, so that fallocate(2)
+    /// for readers, but of little memory: all pages of that were written when it was made, so that fallocate(2)
     /// takes none, and a message of it may cost less than to open it again.
     ///
     /// # Errors
