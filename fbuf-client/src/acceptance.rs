@@ -5,6 +5,7 @@ use std::{fmt, io::stderr, process, sync::Arc};
 use fbuf_core::{
     peer::Peer,
     process::{apart, fork::Generation, threads::contain},
+    socket::waiters,
 };
 
 use crate::sender::OptionsError;
@@ -63,7 +64,7 @@ impl Acceptance {
     /// Whether a link with this peer may be made. From another user that has passed
     /// [much that takes long to close](apart::is_overrun) nothing more is taken.
     pub(crate) fn accepts(&self, peer: &Peer) -> bool {
-        if !peer.same_user && apart::is_overrun(peer.process.uid) {
+        if peer.other_user().is_some_and(|user| apart::is_overrun(user) || waiters::is_given_up(user)) {
             return false;
         }
         let is_named = self.users.as_ref().is_none_or(|users| users.contains(&peer.process.uid));

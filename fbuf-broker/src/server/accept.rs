@@ -133,6 +133,11 @@ impl Broker {
             return Ok(None);
         }
         let process = socket.peer()?;
+        let socket = socket.with_peer(process.uid, false);
+        if socket.is_given_up() {
+            // Not told: to send it anything would take long.
+            return Ok(None);
+        }
         let groups = match socket.peer_groups() {
             Err(error) if error.raw_os_error() == Some(Errno::ERANGE as i32) => {
                 if self.may_log(process.uid) {
@@ -153,7 +158,7 @@ impl Broker {
         match admitted {
             Ok(admission) => {
                 // Its place is taken until what it may have sent is closed.
-                let socket = socket.with_peer(process.uid, false).with(admission.charge());
+                let socket = socket.with(admission.charge());
                 Ok(Some(PendingClient { socket, process, admission }))
             }
             // Before it has greeted: nobody need be waited for who is sent away.

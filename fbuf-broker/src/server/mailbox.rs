@@ -13,6 +13,7 @@ use std::{
 use fbuf_core::{
     introduced::Introduction,
     limits::{MAX_DESCRIPTORS, MAX_WAITING},
+    process::apart::{self, Cause},
 };
 use fbuf_protocol::{MAX_INTRODUCTIONS, News};
 use nix::sys::socket::{Shutdown, shutdown};
@@ -32,11 +33,22 @@ pub(super) struct Mailbox {
 }
 
 impl Drop for Mailbox {
-    /// The peers at the other ends see a hang-up at once, whatever they have sent.
+    /// The peers at the other ends see a hang-up, whatever they have sent: by the threads that close the sockets, since very many
+    /// may [wait](fbuf_core::socket::waiters) there.
     fn drop(&mut self) {
-        for (introduction, _) in lock(&self.waiting).iter() {
-            let _ = shutdown(introduction.socket.as_fd().as_raw_fd(), Shutdown::Both);
+        for (introduction, holding) in lock(&self.waiting).drain(..) {
+            let user = introduction.peer.process.uid;
+            apart::drop_apart(Cause::Peer(Some(user)), (HangUp(introduction), holding));
         }
+    }
+}
+
+/// An introduction that was not sent, whose socket hangs up when it is dropped.
+struct HangUp(Introduction);
+
+impl Drop for HangUp {
+    fn drop(&mut self) {
+        let _ = shutdown(self.0.socket.as_fd().as_raw_fd(), Shutdown::Both);
     }
 }
 

@@ -230,6 +230,8 @@ pub(crate) enum Rank {
     Shares,
     /// What peers of other users have not received.
     UnderWay,
+    /// Users whose sockets have very many waiters.
+    Waiters,
     /// What other threads are to drop.
     Apart,
 }

@@ -34,17 +34,28 @@ impl Slow for Socket {
         for epoll in self.watchers().drain(..).filter_map(|epoll| epoll.upgrade()) {
             let _ = epoll.delete(self.descriptor.as_fd());
         }
+        let slow = Some(Cause::Peer(self.user));
+        if self.is_given_up() {
+            return slow;
+        }
         // Nothing more can come.
-        let hung_up = shutdown(self.descriptor.as_raw_fd(), Shutdown::Both);
+        let hung_up = self.measured(|| shutdown(self.descriptor.as_raw_fd(), Shutdown::Both));
+        self.has_hung_up = true;
+        if self.is_given_up() {
+            return slow;
+        }
         let is_known_empty =
             hung_up.and_then(|()| setsockopt(&**self.descriptor, sockopt::PassCred, &true)).is_ok() && self.drain();
-        (!is_known_empty).then_some(Cause::Peer(self.user))
+        if is_known_empty { None } else { slow }
     }
 }
 
 impl Drop for Socket {
     /// What the other side has not received goes on to count. Apart, if what waits here [may take long](Slow::cause).
     fn drop(&mut self) {
+        if !self.has_hung_up && self.generation.is_current() && cfg!(not(miri)) {
+            let _ = shutdown(self.descriptor.as_raw_fd(), Shutdown::Both);
+        }
         if let Some(user) = self.bounded().filter(|_| self.generation.is_current()) {
             // That socket may stay open, and what was passed here is to be closed all the same, and is closed here.
             under_way::close(user, &self.descriptor, self.is_emptied());

@@ -9,7 +9,10 @@ use std::{
     fmt,
     io::{self, IoSlice},
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -19,8 +22,8 @@ use nix::{
     sys::{
         epoll::{Epoll, EpollEvent, EpollFlags},
         socket::{
-            AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, UnixAddr, connect, getsockopt, recv, send,
-            sendmsg, setsockopt, socket, socketpair, sockopt,
+            AddressFamily, ControlMessage, MsgFlags, Shutdown, SockFlag, SockType, UnixAddr, connect, getsockopt, recv,
+            send, sendmsg, setsockopt, shutdown, socket, socketpair, sockopt,
         },
         time::TimeVal,
     },
@@ -30,7 +33,7 @@ use crate::{
     limits::{MAX_DESCRIPTORS, SEND_BUFFER},
     peer::{Credentials, Peer},
     process::{
-        apart::Apart,
+        apart::{self, Apart, Cause},
         foreign::Foreign,
         fork::{Generation, Withheld},
         sys::{self},
@@ -45,6 +48,7 @@ pub mod link_message;
 mod listening;
 pub mod shares;
 pub(crate) mod under_way;
+pub mod waiters;
 pub mod wire;
 
 pub use self::listening::Listening;
@@ -70,6 +74,11 @@ struct Socket {
     generation: Generation,
     /// The user of the other side.
     user: Option<u32>,
+    /// Whether that is the user of this process.
+    is_own: bool,
+    /// Whether it is used no more, as calls of it [take long](waiters).
+    is_given_up: AtomicBool,
+    has_hung_up: bool,
     /// Whether what is [under way](under_way) to that user is bounded.
     is_bounded: bool,
     /// Whether no message carries descriptors that may carry none, or the other side is of the same user.
@@ -85,8 +94,19 @@ type Kept = Box<dyn fmt::Debug + Send + Sync>;
 impl From<OwnedFd> for PacketSocket {
     fn from(descriptor: OwnedFd) -> Self {
         let (descriptor, generation) = (Arc::new(descriptor.into()), Generation::current());
-        let (user, is_bounded, is_vetted, watched_by, kept) = (None, false, false, Mutex::default(), None);
-        Self(Socket { descriptor, generation, user, is_bounded, is_vetted, watched_by, kept }.into())
+        let socket = Socket {
+            descriptor,
+            generation,
+            user: None,
+            is_own: false,
+            is_given_up: AtomicBool::new(false),
+            has_hung_up: false,
+            is_bounded: false,
+            is_vetted: false,
+            watched_by: Mutex::default(),
+            kept: None,
+        };
+        Self(socket.into())
     }
 }
 
@@ -94,6 +114,32 @@ impl Socket {
     fn watchers(&self) -> MutexGuard<'_, Vec<Weak<Epoll>>> {
         // Nothing panics while it is locked.
         self.watched_by.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The user of the other side, if it is another one: its calls are measured.
+    fn other_user(&self) -> Option<u32> {
+        // Where Miri runs this, there are no such calls.
+        self.user.filter(|_| !self.is_own && cfg!(not(miri)))
+    }
+
+    /// Whether it is used no more. The first that asks has the thread for its user hang up.
+    fn is_given_up(&self) -> bool {
+        // Relaxed: nothing else is told by it.
+        if self.is_given_up.load(Ordering::Relaxed) {
+            return true;
+        }
+        let Some(user) = self.other_user().filter(|&user| waiters::is_given_up(user)) else { return false };
+        if !self.is_given_up.swap(true, Ordering::Relaxed) {
+            apart::drop_apart(Cause::Peer(Some(user)), HangUp(self.descriptor.clone()));
+        }
+        true
+    }
+
+    /// Does what may [take long](waiters).
+    fn measured<T>(&self, call: impl FnOnce() -> T) -> T {
+        let result = waiters::measured(self.other_user(), call);
+        self.is_given_up();
+        result
     }
 
     /// The user of the other side, if what is under way to it is bounded.
@@ -154,6 +200,7 @@ impl PacketSocket {
     #[must_use]
     pub fn with_peer(mut self, user: u32, is_own: bool) -> Self {
         self.0.user = Some(user);
+        self.0.is_own = is_own;
         self.0.is_vetted |= is_own;
         self
     }
@@ -165,6 +212,13 @@ impl PacketSocket {
         // Where Miri runs this, nothing is under way.
         this.0.is_bounded = cfg!(not(miri)) && shares::bounded(peer).is_some();
         this
+    }
+
+    /// Whether calls of it take so long that it is used no more, nor is any other socket of the user of its other side just now:
+    /// [`waiters`]. The other side sees a hang-up.
+    #[must_use]
+    pub fn is_given_up(&self) -> bool {
+        self.0.is_given_up()
     }
 
     /// Whether so many descriptors more can be sent now, as far as is [known](under_way).
@@ -270,8 +324,12 @@ impl PacketSocket {
         let raw: Vec<_> = letter.descriptors.iter().map(|fd| fd.as_fd().as_raw_fd()).collect();
         let rights = [ControlMessage::ScmRights(&raw)];
         let control = if raw.is_empty() { &[] } else { &rights[..] };
+        if self.is_given_up() {
+            return Err(given_up());
+        }
         let flags = MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT;
-        match sendmsg::<()>(self.as_raw_fd(), &[IoSlice::new(&letter.bytes)], control, flags, None) {
+        let send = || sendmsg::<()>(self.as_raw_fd(), &[IoSlice::new(&letter.bytes)], control, flags, None);
+        match self.0.measured(send) {
             Ok(_) => Ok(()),
             Err(Errno::ETOOMANYREFS) => {
                 under_way::note_refusal(kind);
@@ -303,7 +361,10 @@ impl PacketSocket {
         if heap::IS_USED {
             return heap::send(self.as_fd(), bytes, &[]);
         }
-        send(self.as_raw_fd(), bytes, MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT)?;
+        if self.is_given_up() {
+            return Err(given_up());
+        }
+        self.0.measured(|| send(self.as_raw_fd(), bytes, MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT))?;
         Ok(())
     }
 
@@ -366,13 +427,16 @@ impl PacketSocket {
         if heap::IS_USED {
             return heap::receive(self.as_fd(), LONGEST, most);
         }
+        if self.is_given_up() {
+            return Err(given_up());
+        }
         let mut buffer = [0; LONGEST];
         // The kernel drops a message together with the descriptors for which a process has no room, and this thread closes
         // those that nobody else has. So a message that may carry any is looked at first, and taken off only with all of
         // them here.
         let is_vetted = most == 0 && self.0.is_vetted;
         let mut receive = || match is_vetted {
-            true => sys::receive(self.as_fd(), &mut buffer),
+            true => self.0.measured(|| sys::receive(self.as_fd(), &mut buffer)),
             false => sys::peek(self.as_fd(), &mut buffer, most),
         };
         let received = match receive() {
@@ -410,7 +474,7 @@ impl PacketSocket {
 
     /// Takes off the message that was looked at. A reset that came in between is said first, and once.
     fn take_off(&self) -> io::Result<()> {
-        let take = || recv(self.as_raw_fd(), &mut [], MsgFlags::MSG_DONTWAIT);
+        let take = || self.0.measured(|| recv(self.as_raw_fd(), &mut [], MsgFlags::MSG_DONTWAIT));
         match take() {
             Err(Errno::ECONNRESET) => take()?,
             taken => taken?,
@@ -489,6 +553,22 @@ impl LinkSocket<'_> {
         self.0.0.watchers().retain(|other| !std::ptr::eq(other.as_ptr(), Arc::as_ptr(epoll)));
         Ok(epoll.delete(self.0.as_fd())?)
     }
+}
+
+/// Hangs up, when it is dropped.
+#[derive(Debug)]
+struct HangUp(Arc<Withheld<OwnedFd>>);
+
+impl Drop for HangUp {
+    fn drop(&mut self) {
+        let _ = shutdown(self.0.as_raw_fd(), Shutdown::Both);
+    }
+}
+
+/// What calls of a socket say that is [given up](PacketSocket::is_given_up).
+fn given_up() -> io::Error {
+    let text = "very many wait at the other end of the socket, so that each call takes long: it is used no more";
+    io::Error::new(io::ErrorKind::ConnectionAborted, text)
 }
 
 /// The id that stands for users that have none in this user namespace (kernel.overflowuid in proc(5)).

@@ -238,3 +238,67 @@ fn a_socket_from_which_nothing_can_be_taken_off_is_closed_all_the_same() {
     assert!(!under_way::is_noted(USER), "what was sent over it is noted for ever");
     assert!(other.has_hung_up());
 }
+
+/// So many wait at the end of a peer: duplicates of it in several epolls.
+#[cfg(not(miri))]
+fn with_waiters(end: &PacketSocket) -> (Vec<OwnedFd>, Vec<Epoll>, usize) {
+    let duplicates: Vec<_> = (0..1000).map_while(|_| end.as_fd().try_clone_to_owned().ok()).collect();
+    let (mut epolls, mut count) = (Vec::new(), 0);
+    for _ in 0..300 {
+        let Ok(epoll) = Epoll::new(nix::sys::epoll::EpollCreateFlags::empty()) else { break };
+        let events = EpollEvent::new(EpollFlags::EPOLLIN | EpollFlags::EPOLLOUT | EpollFlags::EPOLLET, 0);
+        count += duplicates.iter().take_while(|duplicate| epoll.add(duplicate, events).is_ok()).count();
+        epolls.push(epoll);
+    }
+    (duplicates, epolls, count)
+}
+
+/// How much of a processor this thread has used.
+#[cfg(not(miri))]
+fn used() -> Duration {
+    nix::time::clock_gettime(nix::time::ClockId::CLOCK_THREAD_CPUTIME_ID).unwrap().into()
+}
+
+#[cfg(not(miri))]
+#[test]
+fn a_socket_at_whose_other_end_very_many_wait_is_given_up_with_all_of_its_user() {
+    use crate::{
+        socket::link_message::{LinkEnd, ReadError, receive, ring},
+        violation::Violation,
+    };
+    let link = |user| {
+        let (own, its) = PacketSocket::pair().unwrap();
+        (PacketSocket::new(own).unwrap().with_peer(user, false), PacketSocket::new(its).unwrap())
+    };
+    // No other test knows these users.
+    let (user, other) = (4_200_000_001, 4_200_000_002);
+    let ((own, its), (second, _second)) = (link(user), link(user));
+    let waiting = with_waiters(&its);
+    if waiting.2 < 100_000 {
+        return println!("not tested: only {} can wait (RLIMIT_NOFILE, fs.epoll.max_user_watches)", waiting.2);
+    }
+    let begin = used();
+    // The second is enough for certain.
+    assert!(ring(&own) && ring(&own));
+    let slow = used() - begin;
+    assert!(own.is_given_up() && waiters::is_given_up(user), "two calls took {slow:?}");
+    let begin = used();
+    assert!((0..100).all(|_| ring(&own) && ring(&second)));
+    for socket in [&own, &second] {
+        assert!(matches!(receive(socket, 0), Err(ReadError::End(LinkEnd::Violation(Violation::Waiters)))));
+    }
+    drop((own, second));
+    let rest = used() - begin;
+    assert!(rest < slow / 2, "all after two calls, which took {slow:?}, took {rest:?}");
+    let start = std::time::Instant::now();
+    while !its.has_hung_up() {
+        assert!(start.elapsed() < Duration::from_secs(20), "a peer that was given up sees no hang-up");
+        std::thread::yield_now();
+    }
+    // The control: a user of whose sockets nothing is slow.
+    let (own, its) = link(other);
+    for _ in 0..1000 {
+        assert!(ring(&own) && matches!(its.receive::<64>(), Ok(Arrival::Message(..))));
+    }
+    assert!(!own.is_given_up() && !waiters::is_given_up(other));
+}

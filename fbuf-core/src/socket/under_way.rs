@@ -22,8 +22,12 @@ use nix::sys::resource::{Resource, getrlimit};
 
 use crate::process::fork::{AtFork, Rank};
 use crate::{
-    process::{fork::Withheld, sys},
-    socket::shares::Share,
+    process::{
+        apart::{Apart, Cause, Slow},
+        fork::Withheld,
+        sys,
+    },
+    socket::{shares::Share, waiters},
     wait::now,
 };
 
@@ -77,6 +81,8 @@ impl Kind {
 #[derive(Debug)]
 struct Path {
     descriptors: u64,
+    /// How many of them are being sent just now: they are counted before they wait in the socket.
+    leaving: u64,
     socket: Socket,
 }
 
@@ -86,16 +92,39 @@ enum Socket {
     Used(Weak<Withheld<OwnedFd>>),
     /// One that is only here still to see whether the peer receives what it was sent. Nothing waits in it. It is one of the
     /// descriptors that peers of this user take up.
-    Left { socket: Withheld<OwnedFd>, _share: Share },
+    Left(Apart<Left>),
+}
+
+#[derive(Debug)]
+struct Left {
+    user: u32,
+    socket: Option<Withheld<OwnedFd>>,
+    _share: Share,
+}
+
+impl Slow for Left {
+    fn cause(&mut self) -> Option<Cause> {
+        waiters::is_given_up(self.user).then_some(Cause::Peer(Some(self.user)))
+    }
+}
+
+impl Drop for Left {
+    fn drop(&mut self) {
+        let socket = self.socket.take();
+        waiters::measured(Some(self.user), || drop(socket));
+    }
 }
 
 impl Path {
     /// Whether all was received, or the peer is gone.
     fn is_over(&self) -> bool {
+        if self.leaving > 0 {
+            return false;
+        }
         let unread = match &self.socket {
             // Held for a moment under the lock, which the thread that closes it takes before.
             Socket::Used(socket) => socket.upgrade().map(|socket| sys::unread_bytes((*socket).as_fd())),
-            Socket::Left { socket, .. } => Some(sys::unread_bytes(socket.as_fd())),
+            Socket::Left(left) => left.socket.as_ref().map(|socket| sys::unread_bytes(socket.as_fd())),
         };
         !matches!(unread, Some(Ok(1..)))
     }
@@ -148,6 +177,27 @@ impl UnderWay {
         (now == 0 || now + more <= most, over)
     }
 
+    /// What is under way over the socket of a link.
+    fn path(&mut self, user: u32, socket: &Arc<Withheld<OwnedFd>>) -> &mut Path {
+        let new = || Path { descriptors: 0, leaving: 0, socket: Socket::Used(Arc::downgrade(socket)) };
+        self.0.entry(user).or_default().entry(socket.as_raw_fd()).or_insert_with(new)
+    }
+
+    /// So many were leaving, and have been sent, or have not.
+    fn have_left(&mut self, user: u32, socket: RawFd, more: u64, are_sent: bool) {
+        let Some(paths) = self.0.get_mut(&user) else { return };
+        let Some(path) = paths.get_mut(&socket) else { return };
+        path.leaving -= more;
+        path.descriptors -= if are_sent { 0 } else { more };
+        if path.descriptors == 0 {
+            // Of a link that is there: nothing is closed under the lock.
+            paths.remove(&socket);
+        }
+        if paths.is_empty() {
+            self.0.remove(&user);
+        }
+    }
+
     /// As [`close`]: what is no longer needed, to be dropped without the lock.
     fn leave(
         &mut self,
@@ -165,8 +215,8 @@ impl UnderWay {
             && let Some(share) = share.take()
         {
             let number = again.as_raw_fd();
-            let left = Socket::Left { socket: again.into(), _share: share };
-            paths.insert(number, Path { descriptors: path.descriptors, socket: left });
+            let left = Left { user, socket: Some(again.into()), _share: share };
+            paths.insert(number, Path { descriptors: path.descriptors, leaving: 0, socket: Socket::Left(left.into()) });
         }
         (self.received(), share)
     }
@@ -175,7 +225,7 @@ impl UnderWay {
     fn received(&mut self) -> Vec<Path> {
         let mut over = Vec::new();
         for paths in self.0.values_mut() {
-            let is_over = |path: &Path| matches!(path.socket, Socket::Left { .. }) && path.is_over();
+            let is_over = |path: &Path| matches!(path.socket, Socket::Left(_)) && path.is_over();
             let received: Vec<_> = paths.iter().filter(|(_, path)| is_over(path)).map(|(&number, _)| number).collect();
             over.extend(received.iter().filter_map(|number| paths.remove(number)));
         }
@@ -195,19 +245,21 @@ pub(crate) fn send(
     kind: Kind,
     send: impl FnOnce() -> io::Result<()>,
 ) -> io::Result<()> {
+    let more = more as u64;
     let mut under_way = lock();
-    let (may, over) = under_way.may_send(user, more as u64, kind);
-    // Under the lock: what was noted before it was sent would pass for received already.
-    let sent = may.then(send);
-    if let Some(Ok(())) = sent {
-        let paths = under_way.0.entry(user).or_default();
-        let path = paths
-            .entry(socket.as_raw_fd())
-            .or_insert_with(|| Path { descriptors: 0, socket: Socket::Used(Arc::downgrade(socket)) });
-        path.descriptors += more as u64;
+    let (may, over) = under_way.may_send(user, more, kind);
+    if may {
+        let path = under_way.path(user, socket);
+        path.descriptors += more;
+        path.leaving += more;
     }
     drop(under_way);
     drop(over);
+    // Without the lock: it may take long. What is leaving does not pass for received meanwhile.
+    let sent = may.then(send);
+    if let Some(sent) = &sent {
+        lock().have_left(user, socket.as_raw_fd(), more, sent.is_ok());
+    }
     let refused = || {
         Err(io::Error::new(
             io::ErrorKind::QuotaExceeded,
@@ -288,6 +340,24 @@ mod tests {
 
     fn receive(socket: &PacketSocket) {
         assert!(matches!(socket.receive::<64>().unwrap(), Arrival::Message(..)));
+    }
+
+    /// To send may take long, where very many wait at the other end.
+    #[test]
+    fn nothing_is_locked_while_something_is_sent_and_what_is_leaving_counts() {
+        let user = 4_000_000_031;
+        let (own, _its) = link(user);
+        let mut has_room = None;
+        let sends = || {
+            has_room = Some([user, user + 1].map(|user| super::has_room(user, LEAST as usize, Kind::Greeting)));
+            Ok(())
+        };
+        super::send(user, &own.0.descriptor, 1, Kind::Greeting, sends).unwrap();
+        assert_eq!(has_room, Some([false, true]));
+        // Nothing waits there.
+        assert!(super::has_room(user, LEAST as usize, Kind::Greeting) && !is_noted(user));
+        let fails = || Err(io::ErrorKind::BrokenPipe.into());
+        assert!(super::send(user, &own.0.descriptor, 1, Kind::Greeting, fails).is_err() && !is_noted(user));
     }
 
     /// A peer's end is closed by another thread, if descriptors wait there.

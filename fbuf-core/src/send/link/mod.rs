@@ -252,8 +252,8 @@ impl Outbound {
     fn note(&mut self, end: LinkEnd) -> LinkEnd {
         self.over |= match &end {
             LinkEnd::HangUp | LinkEnd::Dropped => true,
-            // It may be stopped, and have read what it has yet to hand back.
-            LinkEnd::Violation(violation) => !matches!(violation, Violation::SocketFull),
+            // It may be stopped, or read in place, and have yet to hand back what it has.
+            LinkEnd::Violation(violation) => !matches!(violation, Violation::SocketFull | Violation::Waiters),
             LinkEnd::Exhausted(_) => false,
         };
         end
