@@ -12,7 +12,10 @@ use std::{
 
 use fbuf_core::socket::{Listening, PacketSocket};
 use nix::sys::epoll::Epoll;
-use tokio::io::{Interest, unix::AsyncFd};
+use tokio::{
+    io::{Interest, unix::AsyncFd},
+    runtime::Handle,
+};
 
 /// How many descriptors a tokio runtime and a connection take, and some more.
 const DESCRIPTORS: usize = 8;
@@ -53,8 +56,12 @@ impl<T: AsRawFd> Deref for Watched<T> {
 /// Has the tokio runtime of this thread watch a socket.
 ///
 /// # Errors
-/// What epoll_ctl(2) says.
+/// This thread has no tokio runtime; what epoll_ctl(2) says.
+///
+/// # Panics
+/// The runtime has no I/O ([`new`] has).
 pub fn watch(socket: PacketSocket) -> io::Result<Watched<PacketSocket>> {
+    check()?;
     // SAFETY: a PacketSocket returns the same descriptor each time, and owns it until it is dropped, which is after it is
     // watched no more (`Watched`).
     Ok(Watched(unsafe { AsyncFd::register(socket) }?))
@@ -63,8 +70,12 @@ pub fn watch(socket: PacketSocket) -> io::Result<Watched<PacketSocket>> {
 /// Has the tokio runtime of this thread watch a listening socket.
 ///
 /// # Errors
-/// What epoll_ctl(2) says.
+/// This thread has no tokio runtime; what epoll_ctl(2) says.
+///
+/// # Panics
+/// The runtime has no I/O ([`new`] has).
 pub fn watch_listener(listener: Listening) -> io::Result<Watched<Listening>> {
+    check()?;
     // SAFETY: a Listening returns the same descriptor each time, and owns it until it is dropped, which is after it is
     // watched no more (`Watched`).
     Ok(Watched(unsafe { AsyncFd::register_with_interest(listener, Interest::READABLE) }?))
@@ -83,9 +94,31 @@ impl AsRawFd for SharedEpoll {
 /// Has the tokio runtime of this thread watch an epoll.
 ///
 /// # Errors
-/// What epoll_ctl(2) says.
+/// This thread has no tokio runtime; what epoll_ctl(2) says.
+///
+/// # Panics
+/// The runtime has no I/O ([`new`] has).
 pub fn watch_epoll(epoll: Arc<Epoll>) -> io::Result<Watched<SharedEpoll>> {
+    check()?;
     // SAFETY: a SharedEpoll returns the same descriptor each time, and keeps it until it is dropped, which is after it is
     // watched no more (`Watched`): an Epoll that is shared cannot be exchanged.
     Ok(Watched(unsafe { AsyncFd::register_with_interest(SharedEpoll(epoll), Interest::READABLE) }?))
+}
+
+/// Whether there is a runtime that watches.
+fn check() -> io::Result<()> {
+    Handle::try_current().map(drop).map_err(io::Error::other)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn without_a_runtime_to_watch_is_an_error() {
+        let (own, _its) = PacketSocket::pair().unwrap();
+        let own = PacketSocket::new(own).unwrap();
+        let epoll = Epoll::new(nix::sys::epoll::EpollCreateFlags::EPOLL_CLOEXEC).unwrap();
+        assert!(watch(own).is_err() && watch_epoll(Arc::new(epoll)).is_err());
+    }
 }

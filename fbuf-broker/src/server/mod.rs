@@ -170,6 +170,9 @@ impl Broker {
     }
 
     /// What all endpoints have done so far, in as many lines as [`tally`](crate::tally) has at most; they are asked now.
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime with time.
     pub async fn tally(&self) -> Vec<Line> {
         self.ask_for_reports(None).await;
         lock(&self.0).tally.lines()
@@ -207,6 +210,9 @@ impl Broker {
     ///
     /// # Errors
     /// When the socket cannot be polled.
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime with I/O and time.
     pub async fn serve(&self, listener: &Listener, until: impl Future<Output = ()>) -> io::Result<()> {
         tokio::select! {
             result = self.accept(listener) => result,

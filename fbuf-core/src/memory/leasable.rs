@@ -293,9 +293,10 @@ impl FileId {
     }
 }
 
-/// The size of memory for a slot.
+/// The size of memory for a slot. No memory has the largest.
 fn whole_pages(slot_bytes: u64, huge: bool) -> u64 {
-    slot_bytes.max(1).next_multiple_of(if huge { HUGE_PAGE } else { crate::memory::page_bytes() })
+    let page = if huge { HUGE_PAGE } else { crate::memory::page_bytes() };
+    slot_bytes.max(1).checked_next_multiple_of(page).unwrap_or(u64::MAX)
 }
 
 fn access_mode(file: BorrowedFd<'_>) -> Result<OFlag, Unsuitable> {
@@ -354,5 +355,8 @@ mod tests {
     fn more_than_there_is_is_an_error() {
         let memory = Leasable::create("fbuf-test", 1 << 50, false, own()).unwrap();
         assert!(matches!(memory.reserve(Pages::Base), Err(MemoryError::NotEnough { .. })));
+        for (size, huge) in [(u64::MAX, true), (u64::MAX, false), (u64::MAX - HUGE_PAGE, true), (1 << 63, false)] {
+            assert!(matches!(Leasable::create("fbuf-test", size, huge, own()), Err(MemoryError::Refused { .. })));
+        }
     }
 }
