@@ -304,6 +304,38 @@ fn words_on_the_board_of_a_receiver_that_is_answered_late_exist_for_all_slots_th
     assert!(bytes() >= 8 << 12, "only {} bytes exist", bytes());
 }
 
+/// The same holds for a receiver that comes and goes, again and again.
+#[test]
+fn receivers_of_one_other_user_that_come_and_go_take_a_part_of_the_time() {
+    let mut pool = Pool::new(Geometry::new(8, 1 << 20).unwrap(), 1, wake()).unwrap();
+    // Of a user that no other test knows.
+    let process = Credentials { uid: 4_200_000_011, ..peer().process };
+    let peer = Peer { process, same_user: false, trusted: false, ..peer() };
+    let (begin, mut spent, mut links) = (Instant::now(), Duration::ZERO, 0);
+    while begin.elapsed() < Duration::from_secs(4) {
+        let (own, other) = PacketSocket::pair().unwrap();
+        let socket = PacketSocket::new(other).unwrap();
+        let greeted = Greeted::new(peer, socket, pool.geometry(), Mechanism::Copy, SlotSource::Segments, None).unwrap();
+        let mut expected = Expected::new(peer, PacketSocket::new(own).unwrap().of_link_with(&peer));
+        loop {
+            let start = Instant::now();
+            let linked = pool.link(expected);
+            spent += start.elapsed();
+            match linked {
+                Ok(Arrived::NotYet(late)) => expected = late,
+                Ok(Arrived::Here) => break,
+                Err(end) => panic!("{end:?}"),
+            }
+            std::thread::park_timeout(Duration::from_millis(1));
+        }
+        links += 1;
+        drop(greeted.look());
+        pool.end(pool.links().len() - 1);
+    }
+    let all = begin.elapsed();
+    assert!(links > 1 && spent < all / 4 + Duration::from_millis(500), "{links} links took {spent:?} of {all:?}");
+}
+
 /// The lane of a sender that may have many slots takes some milliseconds.
 #[test]
 fn no_lane_is_made_for_a_receiver_that_cannot_be_answered() {
@@ -320,8 +352,11 @@ fn no_lane_is_made_for_a_receiver_that_cannot_be_answered() {
         Expected::new(peer, PacketSocket::new(own).unwrap().of_link_with(&peer))
     };
     let [first, second, mut late] = [expect(), expect(), expect()];
-    for expected in [first, second] {
-        assert!(matches!(pool.link(expected), Ok(Arrived::Here)));
+    for mut expected in [first, second] {
+        // The links of a user have to wait for each other where a lane takes long.
+        while let Arrived::NotYet(again) = pool.link(expected).unwrap() {
+            expected = again;
+        }
     }
     let (mut look, mut make) = (Duration::MAX, Duration::MAX);
     for _ in 0..20 {

@@ -16,6 +16,7 @@ use crate::{
     socket::{
         LinkSocket, PacketSocket,
         link_message::{self, Hello, LinkEnd, LinkMessage, Welcome},
+        shares,
         under_way::Kind,
         wire::Descriptor,
     },
@@ -30,7 +31,8 @@ pub struct Expected {
     peer: Peer,
     socket: PacketSocket,
     copies: bool,
-    /// What it said, and was not answered yet, since too many descriptors of this user are under way.
+    /// What it said, and was not answered yet, since too many descriptors of this user are under way, or its links have taken
+    /// too much time.
     heard: Option<Box<Heard>>,
 }
 
@@ -138,7 +140,8 @@ impl Outbound {
         // For all of it: what is made for an answer that cannot be sent would be made again with each look.
         let handed_over = if heard.wants_slots { pool.geometry().max_slots() as usize } else { 0 };
         let descriptors = 1 + pool.announce(0).count() + handed_over;
-        if !expected.socket.has_room(|| descriptors, Kind::Greeting) {
+        let is_early = shares::bounded(&expected.peer).is_some_and(|user| pool.is_early(user));
+        if is_early || !expected.socket.has_room(|| descriptors, Kind::Greeting) {
             return Ok(Err(Expected { heard: Some(heard), ..expected }));
         }
         let Expected { peer, socket, copies, .. } = expected;

@@ -1,6 +1,6 @@
 //! The links of a pool. They belong to it: only the state of all links says which slots are free.
 
-use std::{iter, mem, slice};
+use std::{iter, mem, slice, time::Instant};
 
 use super::{Pool, Storage};
 use crate::{
@@ -11,7 +11,7 @@ use crate::{
         unread::Unread,
     },
     slot::{Mark, SlotId},
-    socket::link_message::LinkEnd,
+    socket::{link_message::LinkEnd, shares},
 };
 
 impl Pool {
@@ -35,18 +35,30 @@ impl Pool {
     }
 
     /// Looks for the hello of a receiver that is expected. If it came, the link is open, and the last of
-    /// [`Self::links`]: what is sent from now on reaches that receiver.
+    /// [`Self::links`]: what is sent from now on reaches that receiver. It may have to [wait](Expected::is_unanswered), so
+    /// that those of one other user do not take up all the time of this sender.
     ///
     /// # Errors
     /// [`LinkEnd`]: there will be no link.
     pub fn link(&mut self, expected: Expected) -> Result<Arrived, LinkEnd> {
-        match expected.look(self, self.next_sequence)? {
+        let (user, begin) = (shares::bounded(&expected.peer()), Instant::now());
+        let looked = expected.look(self, self.next_sequence);
+        if let Some(user) = user {
+            let now = Instant::now();
+            self.turns.note(user, now - begin, now);
+        }
+        match looked? {
             Ok(link) => {
                 self.links.push(link);
                 Ok(Arrived::Here)
             }
             Err(expected) => Ok(Arrived::NotYet(expected)),
         }
+    }
+
+    /// Whether links of this user have taken so much time that the next one waits.
+    pub(in crate::send) fn is_early(&self, user: u32) -> bool {
+        self.turns.is_early(user, Instant::now())
     }
 
     /// Reads what a receiver sent over its socket, takes what it gave, and looks whether it has left.

@@ -4,7 +4,7 @@ use std::{io, os::fd::OwnedFd, sync::Arc};
 
 use nix::sys::eventfd::EventFd;
 
-use super::{Format, Pool, Storage, UnsentFbufs, unsent::SlotShape};
+use super::{Format, Pool, Storage, Turns, UnsentFbufs, unsent::SlotShape};
 use crate::{
     memory::{Leasable, MemoryError, Pages, Pieces, page_bytes, wrapping::Ring},
     send::{
@@ -129,6 +129,7 @@ impl Pool {
             ledger: Ring::of_zeroes(geometry.max_slots() as usize)?,
             retained: Vec::new(),
             links: Vec::new(),
+            turns: Turns::default(),
             parted: Vec::new(),
             next_sequence: 0,
             used: 0,

@@ -10,11 +10,13 @@
 mod links;
 mod made;
 mod publish;
+mod turns;
 mod unsent;
 
 use std::{io, sync::Arc};
 
 pub use self::publish::{Published, Unsent};
+use self::turns::Turns;
 pub(crate) use self::unsent::UnsentFbufs;
 use crate::{
     limits::MAX_SEGMENTS,
@@ -58,6 +60,7 @@ pub struct Pool {
     retained: Vec<SlotId>,
     /// The links.
     links: Vec<Outbound>,
+    turns: Turns,
     /// Links that were ended from this side; their receivers may read on.
     parted: Vec<Outbound>,
     /// The number of the next message.
