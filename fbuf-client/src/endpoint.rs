@@ -15,7 +15,10 @@ use std::{
 use fbuf_core::{
     introduced::Introduced,
     peer::{LinkId, Peer},
-    process::fork::{Notice, Withheld},
+    process::{
+        fork::{Notice, Withheld},
+        sys::in_call,
+    },
     receive::link::Holdings,
     socket::{
         LinkSocket,
@@ -152,7 +155,7 @@ impl<T: Brought> PendingLinks<T> {
 
 impl<T> PendingLinks<T> {
     pub(crate) fn new() -> io::Result<Self> {
-        let wake = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
+        let wake = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK).map_err(in_call("eventfd2"))?;
         let (new_links, links, report) = (Mutex::default(), Mutex::default(), Mutex::default());
         let (filled, swept) = (Notice::new()?, Mutex::default());
         let [hung_up, is_closed] = [false; 2].map(AtomicBool::new);
@@ -369,8 +372,9 @@ const WAKE: LinkId = LinkId::NONE;
 
 impl Sockets {
     pub(crate) fn new(wake: Arc<EventFd>, hang_ups: Watch) -> io::Result<Self> {
-        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
-        epoll.add(wake.as_fd(), EpollEvent::new(EpollFlags::EPOLLIN, WAKE.to_bits()))?;
+        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(in_call("epoll_create1"))?;
+        let woken = epoll.add(wake.as_fd(), EpollEvent::new(EpollFlags::EPOLLIN, WAKE.to_bits()));
+        woken.map_err(in_call("epoll_ctl"))?;
         let interrupts = InterruptHandle::new(wake.clone());
         Ok(Self { epoll: Arc::new(epoll).into(), wake, timer: Timer::default(), interrupts, hang_ups })
     }

@@ -14,6 +14,7 @@ use std::{
 use fbuf_core::{
     peer::LinkId,
     process::fork::{Generation, Withheld},
+    process::sys::in_call,
     socket::LinkSocket,
 };
 use fbuf_protocol::runtime;
@@ -38,7 +39,7 @@ const EVENTS: usize = 32;
 
 impl HangUps {
     pub(crate) fn new() -> io::Result<Self> {
-        let epoll = Arc::new(Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?);
+        let epoll = Arc::new(Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(in_call("epoll_create1"))?);
         Ok(Self { generation: Generation::current(), epoll: epoll.into(), endpoints: Mutex::default() })
     }
 

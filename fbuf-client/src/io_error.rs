@@ -18,6 +18,7 @@ impl From<AllocateError> for io::Error {
             AllocateError::NoRoom { .. } | AllocateError::UnderWay => ErrorKind::WouldBlock,
             AllocateError::NotPermitted { .. } => ErrorKind::PermissionDenied,
             AllocateError::NoProc { .. } => ErrorKind::NotFound,
+            AllocateError::Refused { code, .. } => io::Error::from_raw_os_error(code).kind(),
             AllocateError::ClientFailed(_) | AllocateError::Forked(_) => ErrorKind::NotConnected,
         };
         Self::new(kind, error)

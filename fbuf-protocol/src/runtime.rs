@@ -10,7 +10,10 @@ use std::{
     sync::Arc,
 };
 
-use fbuf_core::socket::{Listening, PacketSocket};
+use fbuf_core::{
+    process::sys::in_call,
+    socket::{Listening, PacketSocket},
+};
 use nix::sys::epoll::Epoll;
 use tokio::{
     io::{Interest, unix::AsyncFd},
@@ -30,9 +33,10 @@ pub fn new() -> io::Result<tokio::runtime::Runtime> {
         nix::errno::Errno::EMFILE => io::Error::other(format!(
             "fewer than {DESCRIPTORS} descriptors are left to this process: raise its limit (RLIMIT_NOFILE, ulimit -n)"
         )),
-        error => error.into(),
+        error => in_call("eventfd2")(error),
     })?);
-    tokio::runtime::Builder::new_current_thread().enable_all().build()
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.map_err(in_call("epoll_create1, epoll_ctl or eventfd2, for a tokio runtime"))
 }
 
 /// What the tokio runtime of a thread watches. It is lent out, and never to be changed: what took its place would be
@@ -64,7 +68,7 @@ pub fn watch(socket: PacketSocket) -> io::Result<Watched<PacketSocket>> {
     check()?;
     // SAFETY: a PacketSocket returns the same descriptor each time, and owns it until it is dropped, which is after it is
     // watched no more (`Watched`).
-    Ok(Watched(unsafe { AsyncFd::register(socket) }?))
+    Ok(Watched(unsafe { AsyncFd::register(socket) }.map_err(in_call("epoll_ctl"))?))
 }
 
 /// Has the tokio runtime of this thread watch a listening socket.
@@ -78,7 +82,7 @@ pub fn watch_listener(listener: Listening) -> io::Result<Watched<Listening>> {
     check()?;
     // SAFETY: a Listening returns the same descriptor each time, and owns it until it is dropped, which is after it is
     // watched no more (`Watched`).
-    Ok(Watched(unsafe { AsyncFd::register_with_interest(listener, Interest::READABLE) }?))
+    Ok(Watched(unsafe { AsyncFd::register_with_interest(listener, Interest::READABLE) }.map_err(in_call("epoll_ctl"))?))
 }
 
 /// An epoll that others add to while it is watched.
@@ -102,7 +106,10 @@ pub fn watch_epoll(epoll: Arc<Epoll>) -> io::Result<Watched<SharedEpoll>> {
     check()?;
     // SAFETY: a SharedEpoll returns the same descriptor each time, and keeps it until it is dropped, which is after it is
     // watched no more (`Watched`): an Epoll that is shared cannot be exchanged.
-    Ok(Watched(unsafe { AsyncFd::register_with_interest(SharedEpoll(epoll), Interest::READABLE) }?))
+    Ok(Watched(
+        unsafe { AsyncFd::register_with_interest(SharedEpoll(epoll), Interest::READABLE) }
+            .map_err(in_call("epoll_ctl"))?,
+    ))
 }
 
 /// Whether there is a runtime that watches.

@@ -16,6 +16,7 @@ use fbuf_core::{
     abort::Abort,
     peer::Peer,
     process::fork::Generation,
+    process::sys::said,
     receive::{
         link::{Answered, GreetError, Greeted, Inbound},
         received::Received,
@@ -492,7 +493,7 @@ impl Receiver {
         let (peer, what) = match new_link {
             Ok(greeted) => match self.sockets.add(greeted.socket(), greeted.peer().link) {
                 Ok(()) => return self.look_for(greeted),
-                Err(error) => (greeted.peer(), Some(error.to_string())),
+                Err(error) => (greeted.peer(), Some(said(&error))),
             },
             Err((peer, GreetError::Gone)) => (peer, None),
             Err((peer, error)) => (peer, Some(error.to_string())),

@@ -76,7 +76,7 @@ pub enum GetError {
         violation: Box<Violation>,
     },
     /// This process had no memory or no descriptor left for a link. Reported once.
-    #[error("sender {} ({}) could not be linked: {what}; free memory or raise the limit on descriptors", peer.endpoint, peer.process)]
+    #[error("sender {} ({}) could not be linked: {what}", peer.endpoint, peer.process)]
     Exhausted {
         /// Which sender.
         peer: Peer,

@@ -5,6 +5,7 @@ use std::{ops::Add, time::Duration};
 use fbuf_core::{
     limits::MAX_DEPARTURES,
     peer::Peer,
+    process::sys::said,
     send::{
         link::{Arrived, Expected, LinkCounts, Outbound},
         unread::Unread,
@@ -104,7 +105,7 @@ impl Sender {
         while let Some(expected) = self.pending_links.next() {
             match self.sockets.add(expected.socket(), expected.peer().link) {
                 Ok(()) => self.look_for(expected),
-                Err(error) => self.depart(expected.peer(), DisconnectReason::Exhausted(error.to_string()), None),
+                Err(error) => self.depart(expected.peer(), DisconnectReason::Exhausted(said(&error)), None),
             }
             if !attention.lasts() {
                 break;
@@ -122,7 +123,7 @@ impl Sender {
             Ok(Arrived::Here) => {
                 let index = self.pool.links().len() - 1;
                 if was_ignored && let Err(error) = self.sockets.hear(self.pool.links()[index].socket(), peer.link) {
-                    return self.end(index, LinkEnd::Exhausted(error.to_string()));
+                    return self.end(index, LinkEnd::Exhausted(said(&error)));
                 }
                 self.same_cpu.add(peer);
                 self.pending_links.link(peer, None);

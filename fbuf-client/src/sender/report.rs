@@ -1,12 +1,12 @@
 //! What a sender says: what became of a message, what went wrong, who has gone, how much was done.
 
-use std::time::Duration;
+use std::{io, time::Duration};
 
 use fbuf_core::{
     abort::Abort,
     memory::MemoryError,
     peer::Peer,
-    process::fork::Forked,
+    process::{fork::Forked, sys::said},
     send::{
         fbuf::Fbuf,
         link::NoRoom,
@@ -198,6 +198,19 @@ pub enum AllocateError {
     NoProc {
         /// The size of a slot.
         bytes: usize,
+    },
+    /// A slot is free, and the kernel refuses a call without which it cannot be had.
+    #[error(
+        "no slot of {bytes} bytes: the kernel refused {call}: {}; `fbuf doctor` shows what this machine allows",
+        said(&io::Error::from_raw_os_error(*code))
+    )]
+    Refused {
+        /// The size of a slot.
+        bytes: usize,
+        /// The call.
+        call: &'static str,
+        /// What the kernel says, a number of errno(3).
+        code: i32,
     },
 }
 

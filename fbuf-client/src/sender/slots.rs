@@ -80,6 +80,7 @@ impl Sender {
             Lack::Descriptors => AllocateError::NoDescriptor { bytes },
             Lack::Permission => AllocateError::NotPermitted { bytes },
             Lack::Proc => AllocateError::NoProc { bytes },
+            Lack::Refused { call, errno } => AllocateError::Refused { bytes, call, code: errno as i32 },
         })
     }
 

@@ -31,6 +31,9 @@ use crate::{process::foreign::Foreign, violation::Unsuitable};
 /// The size of a huge page.
 pub const HUGE_PAGE: u64 = 2 << 20;
 
+/// How memory is opened again, as errors name it.
+pub(crate) const OPENING: &str = "openat for a memfd of /proc/self/fd,";
+
 /// Its size cannot change. That it could still be written is the point of it.
 const SEALS: [FileSeal; 3] = [FileSeal::SealShrink, FileSeal::SealGrow, FileSeal::SealSeal];
 
@@ -82,7 +85,7 @@ impl CannotReopen {
     pub(crate) fn of(error: &io::Error) -> Option<Self> {
         Some(match Errno::from_raw(error.raw_os_error()?) {
             Errno::EMFILE | Errno::ENFILE => Self::NoDescriptor,
-            Errno::EACCES | Errno::EPERM => Self::NotPermitted,
+            Errno::EACCES => Self::NotPermitted,
             Errno::ENOENT | Errno::ENOTDIR => Self::NoProc,
             _ => return None,
         })
@@ -127,7 +130,7 @@ impl Leasable {
         made.add_seals(&SEALS).map_err(|error| refused("F_ADD_SEALS", io::Error::other(error)))?;
         // While this user can still open it.
         let reader = reopen(made.as_file().as_fd(), File::options().read(true));
-        let reader = reader.map_err(|error| refused("opening a memfd of /proc/self/fd", error))?;
+        let reader = reader.map_err(|error| refused(OPENING, error))?;
         if owner != geteuid().as_raw() {
             let chowned = fchown(made.as_file(), Some(Uid::from_raw(owner)), None);
             chowned.map_err(|error| refused("fchown", error.into()))?;
@@ -225,7 +228,7 @@ impl Leasable {
     /// [`MemoryError`]: there are not so many.
     pub(crate) fn reserve(&self, pages: Pages) -> Result<Pages, MemoryError> {
         let refused = |call, source| MemoryError::Refused { call, asked: self.size, error: source };
-        let writer = self.open_writer().map_err(|error| refused("opening a memfd of /proc/self/fd", error))?;
+        let writer = self.open_writer().map_err(|error| refused(OPENING, error))?;
         let huge = is_huge(writer.as_fd());
         if !huge {
             available::check(self.size)?;

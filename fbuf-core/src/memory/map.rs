@@ -29,6 +29,7 @@ use super::{
     memfd::{reserved, unmappable, verify_promised},
     verify,
 };
+use crate::process::sys::said;
 use crate::{
     process::{
         apart::{Cause, LARGE, drop_apart},
@@ -156,7 +157,7 @@ impl Map {
             Seals::ForGood => MapFlags::MAP_PRIVATE,
             Seals::OneWriter | Seals::Size => MapFlags::MAP_SHARED,
         };
-        let unmappable = |error: io::Error| Unsuitable::Unmappable(error.to_string());
+        let unmappable = |error: io::Error| Unsuitable::Unmappable(said(&error));
         let map = Self::mapped(fd, size, ProtFlags::PROT_READ, sharing).map_err(unmappable)?;
         // A core of this process would hold all of its sender's slots.
         map.advise(libc::MADV_DONTDUMP);

@@ -22,7 +22,10 @@ use super::{
     HUGE_PAGE, Map, available,
     leasable::{is_huge, reopen},
 };
-use crate::{process::sys::limit_behind, violation::Unsuitable};
+use crate::{
+    process::sys::{limit_behind, said},
+    violation::Unsuitable,
+};
 
 /// What every shared memfd carries when it leaves the process that writes it: nobody can map it
 /// writable any more (the mapping of its writer stays), resize it, or lift a seal.
@@ -60,27 +63,6 @@ pub enum MemoryError {
         /// The kernel's reason.
         error: io::Error,
     },
-}
-
-impl MemoryError {
-    /// Whether it was a descriptor that could not be had (RLIMIT_NOFILE), and not memory.
-    #[must_use]
-    pub fn is_of_descriptors(&self) -> bool {
-        let errno = |source: &io::Error| source.raw_os_error().map(Errno::from_raw);
-        matches!(self, Self::Refused { error, .. } if matches!(errno(error), Some(Errno::EMFILE | Errno::ENFILE)))
-    }
-
-    /// Whether the memory is there, and may not be opened by this process's user.
-    #[must_use]
-    pub fn is_of_permission(&self) -> bool {
-        matches!(self, Self::Refused { error, .. } if error.kind() == io::ErrorKind::PermissionDenied)
-    }
-
-    /// Whether the memory is there, and there is no /proc through which it could be opened.
-    #[must_use]
-    pub fn is_of_proc(&self) -> bool {
-        matches!(self, Self::Refused { error, .. } if error.kind() == io::ErrorKind::NotFound)
-    }
 }
 
 /// A memfd whose pages all exist, not yet sealed.
@@ -264,7 +246,7 @@ pub(crate) fn reserved(stat: &FileStat) -> u64 {
 }
 
 pub(crate) fn unmappable(error: Errno) -> Unsuitable {
-    Unsuitable::Unmappable(error.to_string())
+    Unsuitable::Unmappable(said(&error.into()))
 }
 
 /// `F_SEAL_EXEC` of linux/fcntl.h.

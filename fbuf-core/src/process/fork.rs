@@ -35,6 +35,8 @@ use std::{
     },
 };
 
+use crate::process::sys::in_call;
+
 /// This process was forked from the one that opened what it uses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("this process was forked from the one that connected, and cannot use its connection: connect again")]
@@ -125,10 +127,10 @@ impl WipedPage {
         // SAFETY: a fresh mapping at an address of the kernel's choice touches no existing memory.
         let base = unsafe { libc::mmap(ptr::null_mut(), WIPED_BYTES, protection, flags, -1, 0) };
         let base = NonNull::new(base).filter(|base| base.as_ptr() != libc::MAP_FAILED);
-        let page = Self(base.ok_or_else(io::Error::last_os_error)?.cast());
+        let page = Self(base.ok_or_else(|| in_call("mmap")(io::Error::last_os_error()))?.cast());
         // SAFETY: exactly this mapping, of zeroes still.
         let wiped = unsafe { libc::madvise(page.0.as_ptr().cast(), WIPED_BYTES, libc::MADV_WIPEONFORK) };
-        if wiped == 0 { Ok(page) } else { Err(io::Error::last_os_error()) }
+        if wiped == 0 { Ok(page) } else { Err(in_call("madvise")(io::Error::last_os_error())) }
     }
 }
 

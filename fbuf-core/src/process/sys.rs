@@ -10,7 +10,10 @@ use std::{
     os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
 };
 
-use nix::sys::socket::{SockFlag, accept4};
+use nix::{
+    errno::Errno,
+    sys::socket::{SockFlag, accept4},
+};
 
 use crate::limits::{MAX_DESCRIPTORS, MAX_GROUPS};
 
@@ -284,16 +287,50 @@ pub fn accept(listener: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     Ok(unsafe { own(raw) })
 }
 
-/// In brackets, the limit that an error of the kernel stands for, if it stands for one that can be raised.
+/// What the kernel said to a call.
+#[derive(Debug, thiserror::Error)]
+#[error("{call}: {error}")]
+struct Refused {
+    call: &'static str,
+    error: io::Error,
+}
+
+/// Names the call in its error. What the kernel said is found by [`os_error`].
+pub fn in_call<E: Into<io::Error>>(call: &'static str) -> impl Fn(E) -> io::Error {
+    move |error| {
+        let error = error.into();
+        io::Error::new(error.kind(), Refused { call, error })
+    }
+}
+
+/// What the kernel said, also if the error names its [call](in_call).
+#[must_use]
+pub fn os_error(error: &io::Error) -> Option<Errno> {
+    let refused = error.get_ref().and_then(|error| error.downcast_ref::<Refused>());
+    refused.map_or(error, |refused| &refused.error).raw_os_error().map(Errno::from_raw)
+}
+
+/// In brackets, what an error of the kernel stands for, if that can be changed.
 #[must_use]
 pub fn limit_behind(error: &io::Error) -> &'static str {
-    use nix::errno::Errno;
-    match error.raw_os_error().map(Errno::from_raw) {
+    match os_error(error) {
         Some(Errno::EMFILE) => " (the limit of this process, RLIMIT_NOFILE: raise it with ulimit -n)",
         Some(Errno::ENFILE) => " (the limit of the machine, fs.file-max)",
-        Some(Errno::EAGAIN) => " (RLIMIT_NPROC, or pids.max of a control group)",
+        Some(Errno::EAGAIN) => {
+            " (a limit on threads, RLIMIT_NPROC or pids.max of a control group; or no memory for a stack, RLIMIT_AS)"
+        }
+        Some(Errno::ENOMEM) => " (no memory: free some, or raise RLIMIT_AS or the limit of the control group)",
+        Some(Errno::EPERM | Errno::ENOSYS) => {
+            " (a seccomp filter of this process or its container may refuse the call)"
+        }
         _ => "",
     }
+}
+
+/// An error in words, with [what it stands for](limit_behind).
+#[must_use]
+pub fn said(error: &io::Error) -> String {
+    format!("{error}{}", limit_behind(error))
 }
 
 /// # Safety
@@ -301,4 +338,20 @@ pub fn limit_behind(error: &io::Error) -> &'static str {
 unsafe fn own(raw: RawFd) -> OwnedFd {
     // SAFETY: as the caller promises.
     unsafe { OwnedFd::from_raw_fd(raw) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_that_names_its_call_is_that_of_the_kernel_still() {
+        let error = in_call("epoll_create1")(Errno::EMFILE);
+        assert_eq!(os_error(&error), Some(Errno::EMFILE));
+        assert_eq!(os_error(&io::Error::other("no call")), None);
+        let text = said(&error);
+        assert!(text.starts_with("epoll_create1: Too many open files") && text.contains("ulimit -n"), "{text}");
+        let text = said(&in_call("pthread_create")(Errno::EAGAIN));
+        assert!(text.contains("RLIMIT_NPROC") && text.contains("RLIMIT_AS"), "{text}");
+    }
 }

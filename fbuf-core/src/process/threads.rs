@@ -16,7 +16,7 @@ use nix::{
     unistd::Pid,
 };
 
-use crate::process::sys;
+use crate::process::sys::{self, in_call};
 
 /// The stack of a thread: what Rust gives each, if RUST_MIN_STACK does not say otherwise, which is meant for others.
 const STACK_BYTES: usize = 2 << 20;
@@ -38,7 +38,7 @@ pub fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> io::Result<Join
         run();
     });
     pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&before), None)?;
-    thread
+    thread.map_err(in_call("pthread_create"))
 }
 
 /// Runs code of the program, such as a predicate or a destructor, so that the thread goes on if it panics: what it returned,

@@ -5,6 +5,7 @@ use std::io;
 
 use serde::{Deserialize, Serialize};
 
+use crate::process::sys::said;
 use crate::{
     process::foreign::Foreign,
     socket::{
@@ -167,7 +168,9 @@ pub(crate) enum ReadError {
 impl From<ReadError> for LinkEnd {
     fn from(unread: ReadError) -> Self {
         match unread {
-            ReadError::NoDescriptor => Self::Exhausted("no descriptor is left for a link (RLIMIT_NOFILE)".into()),
+            ReadError::NoDescriptor => {
+                Self::Exhausted("no descriptor is left for a link (RLIMIT_NOFILE: raise it with ulimit -n)".into())
+            }
             ReadError::End(end) => end,
         }
     }
@@ -204,7 +207,7 @@ fn unsent(socket: &PacketSocket, error: &io::Error) -> LinkEnd {
             Some(size) => LinkEnd::Exhausted(full(size)),
         },
         // Too many descriptors of this user are under way, or the kernel has no memory.
-        _ => LinkEnd::Exhausted(error.to_string()),
+        _ => LinkEnd::Exhausted(said(error)),
     }
 }
 
@@ -249,7 +252,7 @@ fn read(socket: &PacketSocket, arrival: io::Result<Arrival>) -> Result<Option<Li
         Ok(Arrival::Nothing) => Ok(None),
         Ok(Arrival::HangUp) => Err(ReadError::End(LinkEnd::HangUp)),
         Err(_) if socket.is_given_up() => Err(ReadError::End(Violation::Waiters.into())),
-        Err(error) => Err(ReadError::End(LinkEnd::Exhausted(error.to_string()))),
+        Err(error) => Err(ReadError::End(LinkEnd::Exhausted(said(&error)))),
     }
 }
 

@@ -29,6 +29,7 @@ use nix::{
     },
 };
 
+use crate::process::sys::in_call;
 use crate::{
     limits::{MAX_DESCRIPTORS, SEND_BUFFER},
     peer::{Credentials, Peer},
@@ -540,7 +541,7 @@ impl LinkSocket<'_> {
     /// # Errors
     /// What epoll_ctl(2) says.
     pub fn watch(self, epoll: &Arc<Epoll>, events: EpollFlags, data: u64) -> io::Result<()> {
-        epoll.add(self.0.as_fd(), EpollEvent::new(events, data))?;
+        epoll.add(self.0.as_fd(), EpollEvent::new(events, data)).map_err(in_call("epoll_ctl"))?;
         self.0.0.watchers().push(Arc::downgrade(epoll));
         Ok(())
     }

@@ -22,6 +22,7 @@ pub use self::handshake::{Answered, GreetError, Greeted, SlotSource};
 pub(crate) use self::returns::lock;
 use self::returns::{PendingGrants, Segments, next_retired};
 pub(crate) use self::returns::{RetiredLink, Returns};
+use crate::process::sys::said;
 use crate::{
     abort::Abort,
     limits::MAX_SEQUENCE,
@@ -196,7 +197,7 @@ impl Inbound {
         };
         if let Some(receiver_slots) = &mut inbound.receiver_slots {
             // Their memory exists by now.
-            receiver_slots.map_for_lease().map_err(|error| LinkEnd::Exhausted(error.to_string()))?;
+            receiver_slots.map_for_lease().map_err(|error| LinkEnd::Exhausted(said(&error)))?;
         }
         if inbound.receiver_slots.is_some() || mechanism == Mechanism::OneShot {
             inbound.returns().board.provide(slots).map_err(exhausted)?;
@@ -439,7 +440,7 @@ impl Inbound {
                 .into());
             }
         };
-        let memory = memory.into_foreign().map_err(|error| LinkEnd::Exhausted(error.to_string()))?;
+        let memory = memory.into_foreign().map_err(|error| LinkEnd::Exhausted(said(&error)))?;
         Ok(SealedMemory::new(memory, self.geometry.segment_bytes(1), body.length() as usize)?)
     }
 

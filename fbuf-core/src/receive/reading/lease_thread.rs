@@ -15,6 +15,7 @@ use nix::{
 };
 
 use super::leased::LeasedSlot;
+use crate::process::sys::in_call;
 use crate::process::{
     fork::{AtFork, Generation, Rank},
     lease::{BreakSignal, Breaks, Told},
@@ -72,7 +73,8 @@ impl LeaseThread {
     }
 
     fn start() -> io::Result<Self> {
-        let stop = Arc::new(EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?);
+        let stop = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK).map_err(in_call("eventfd2"))?;
+        let stop = Arc::new(stop);
         let register = Register::default();
         let (started, start) = mpsc::sync_channel(1);
         let (stopped, slots) = (stop.clone(), register.clone());
@@ -85,7 +87,7 @@ impl LeaseThread {
                 keep(&breaks, &stopped, &slots);
             }
             Err(error) => {
-                let _ = started.send(Err(error));
+                let _ = started.send(Err(in_call("signalfd4")(error)));
             }
         })?;
         let told = start.recv().map_err(io::Error::other)??;

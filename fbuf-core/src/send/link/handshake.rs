@@ -3,6 +3,7 @@
 use std::{iter, os::fd::AsFd};
 
 use super::{LinkCounts, Outbound, skipping::Skipping};
+use crate::process::sys::said;
 use crate::{
     peer::Peer,
     points,
@@ -160,7 +161,7 @@ impl Outbound {
         let (lane, descriptor) = LaneTable::create("fbuf-lane", capacity_for(slots, prefixes))
             .map_err(|error| LinkEnd::Exhausted(error.to_string()))?;
         points::reach("attach: lane made");
-        let exhausted = |error: std::io::Error| LinkEnd::Exhausted(error.to_string());
+        let exhausted = |error: std::io::Error| LinkEnd::Exhausted(said(&error));
         let fencing = Fencing::of_this_process();
         let writer = LaneWriter::new(lane);
         if fences || fencing == Fencing::Full {

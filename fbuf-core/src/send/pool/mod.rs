@@ -15,12 +15,15 @@ mod unsent;
 
 use std::{io, sync::Arc};
 
+use nix::errno::Errno;
+
 pub use self::publish::{Published, Unsent};
 use self::turns::Turns;
 pub(crate) use self::unsent::UnsentFbufs;
+use crate::process::sys::os_error;
 use crate::{
     limits::MAX_SEGMENTS,
-    memory::{Address, MemoryError, Pieces, wrapping::Ring},
+    memory::{Address, CannotReopen, MemoryError, Pieces, leasable::OPENING, wrapping::Ring},
     peer::Peer,
     points,
     ring::entry::{Prefix, PrefixSet},
@@ -118,18 +121,24 @@ pub enum Lack {
     Permission,
     /// A /proc, through which the slot would be opened again.
     Proc,
+    /// The kernel's permission for a call.
+    Refused {
+        /// Which call.
+        call: &'static str,
+        /// What the kernel says.
+        errno: Errno,
+    },
 }
 
 impl Lack {
     fn behind(error: &MemoryError) -> Self {
-        if error.is_of_descriptors() {
-            Self::Descriptors
-        } else if error.is_of_permission() {
-            Self::Permission
-        } else if error.is_of_proc() {
-            Self::Proc
-        } else {
-            Self::Memory
+        let &MemoryError::Refused { call, ref error, .. } = error else { return Self::Memory };
+        match (CannotReopen::of(error), os_error(error)) {
+            (Some(CannotReopen::NoDescriptor), _) => Self::Descriptors,
+            (Some(CannotReopen::NotPermitted), _) if call == OPENING => Self::Permission,
+            (Some(CannotReopen::NoProc), _) if call == OPENING => Self::Proc,
+            (_, None | Some(Errno::ENOMEM | Errno::ENOSPC)) => Self::Memory,
+            (_, Some(errno)) => Self::Refused { call, errno },
         }
     }
 }

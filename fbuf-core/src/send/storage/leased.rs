@@ -7,6 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use crate::memory::leasable::OPENING;
 use crate::{
     memory::{Leasable, Map, MemoryError, Pages, Pieces},
     peer::Peer,
@@ -307,8 +308,7 @@ impl Slot {
 
     fn open(&mut self, huge: bool) -> Result<Option<WritableSlot>, MemoryError> {
         let Some(memory) = self.memory.clone() else { return Ok(None) };
-        let refused =
-            |source| MemoryError::Refused { call: "opening a slot for writing", asked: memory.size(), error: source };
+        let refused = |source| MemoryError::Refused { call: OPENING, asked: memory.size(), error: source };
         let writer = match &mut self.right {
             Right::Own(when) => match memory.open_writer() {
                 Ok(writer) => {
