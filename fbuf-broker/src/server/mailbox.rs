@@ -14,6 +14,7 @@ use fbuf_core::{
     introduced::Introduction,
     limits::{MAX_DESCRIPTORS, MAX_WAITING},
     process::apart::{self, Cause},
+    socket::waiters,
 };
 use fbuf_protocol::{MAX_INTRODUCTIONS, News};
 use nix::sys::socket::{Shutdown, shutdown};
@@ -33,22 +34,30 @@ pub(super) struct Mailbox {
 }
 
 impl Drop for Mailbox {
-    /// The peers at the other ends see a hang-up, whatever they have sent: by the threads that close the sockets, since very many
-    /// may [wait](fbuf_core::socket::waiters) there.
+    /// The peers at the other ends see a hang-up at once, whatever they have sent; but for users that are
+    /// [given up](waiters), to which that is told where the socket is closed.
     fn drop(&mut self) {
         for (introduction, holding) in lock(&self.waiting).drain(..) {
             let user = introduction.peer.process.uid;
-            apart::drop_apart(Cause::Peer(Some(user)), (HangUp(introduction), holding));
+            let unsent = Unsent { introduction, _holding: holding };
+            if waiters::is_given_up(user) {
+                apart::drop_apart(Cause::Peer(Some(user)), unsent);
+            } else {
+                waiters::measured(Some(user), || drop(unsent));
+            }
         }
     }
 }
 
-/// An introduction that was not sent, whose socket hangs up when it is dropped.
-struct HangUp(Introduction);
+/// An introduction that is not sent any more. Its socket hangs up when this is dropped.
+struct Unsent {
+    introduction: Introduction,
+    _holding: Arc<Holding>,
+}
 
-impl Drop for HangUp {
+impl Drop for Unsent {
     fn drop(&mut self) {
-        let _ = shutdown(self.0.socket.as_fd().as_raw_fd(), Shutdown::Both);
+        let _ = shutdown(self.introduction.socket.as_fd().as_raw_fd(), Shutdown::Both);
     }
 }
 

@@ -84,7 +84,7 @@ fn locked() -> Locked {
 }
 
 /// Does what may wake all that wait at the other end, where a process of this user is, if it is another one.
-pub(super) fn measured<T>(user: Option<u32>, call: impl FnOnce() -> T) -> T {
+pub fn measured<T>(user: Option<u32>, call: impl FnOnce() -> T) -> T {
     let Some(user) = user else { return call() };
     let time = || clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).map(Duration::from);
     let begin = time();
