@@ -2,10 +2,7 @@
 
 use std::{
     fs::File,
-    os::{
-        fd::{AsFd, OwnedFd},
-        unix::fs::FileExt,
-    },
+    os::{fd::AsFd, unix::fs::FileExt},
     sync::atomic::{AtomicU64, Ordering},
 };
 
@@ -97,20 +94,24 @@ fn seal_itself() -> Result<String, Setback> {
 /// A memfd as fbuf makes them: mapped by its one writer, then sealed.
 struct Sealed {
     mapping: Table<AtomicU64, AtomicU64>,
-    descriptor: OwnedFd,
+    /// Open for writing, as none is that fbuf passes on: what is tried is the seals, and not the descriptor.
+    descriptor: File,
 }
 
 impl Sealed {
     fn create() -> Result<Self, Setback> {
         match Table::create(NAME, 8) {
-            Ok((mapping, descriptor)) => Ok(Self { mapping, descriptor }),
+            Ok((mapping, descriptor)) => {
+                let reopened = reopen(&descriptor, File::options().read(true).write(true));
+                Ok(Self { mapping, descriptor: first("open through /proc/self/fd", reopened)? })
+            }
             Err(error @ MemoryError::Refused { call: "F_ADD_SEALS", .. }) => Err(Setback::WorksNot(cause(&error))),
             Err(error) => Err(Setback::Untried(cause(&error))),
         }
     }
 
     fn file(&self) -> Result<File, Setback> {
-        Ok(File::from(first("dup", self.descriptor.try_clone())?))
+        first("dup", self.descriptor.try_clone())
     }
 }
 
@@ -146,7 +147,7 @@ fn no_new_mapping(sealed: &Sealed) -> Result<String, Setback> {
 
 fn no_write(sealed: &Sealed) -> Result<String, Setback> {
     refused("write", sealed.file()?.write_at(b"x", 0), &[Errno::EPERM])?;
-    Ok("refused, also through the descriptor of its maker".into())
+    Ok("refused, also through a descriptor that is open for writing".into())
 }
 
 fn no_way_back(sealed: &Sealed) -> Result<String, Setback> {
