@@ -107,6 +107,7 @@ mod link_source;
 mod poll;
 mod receiver;
 mod sender;
+mod status;
 mod wait;
 
 pub use client::{Client, ClientBuilder, ClientFailed, ConnectError, OpenError};
@@ -127,7 +128,7 @@ pub use fbuf_core::{
     violation::{Unsuitable, Violation},
 };
 pub use fbuf_protocol::{
-    ClientStatus, EndStatus, EndpointStatus, Mismatch, Oldest, QuotaExceeded, Refusal, Report, Resource, Unpaired,
+    Mismatch, QuotaExceeded, Refusal, Resource, Unpaired,
     address::Address,
     channel::{ChannelName, ChannelNameError},
     name::{Label, LabelError, Program},
@@ -140,6 +141,7 @@ pub use sender::{
     AllocateError, Departure, DisconnectReason, OptionsError, ProtectionInfo, Sender, SenderBuilder, SenderCounters,
     Sent, WaitError, WaitFor, WriteError,
 };
+pub use status::{ClientStatus, EndStatus, EndpointStatus, Oldest, Report};
 pub use wait::Wait;
 
 /// By what defaults are chosen, for those that measure them (`fbuf doctor`, `fbuf bench`). Any version may change it.

@@ -228,16 +228,17 @@ impl Line {
 mod tests {
     use super::*;
     use fbuf_client::{Credentials, Mechanism, Program, Protection};
+    use fbuf_protocol as protocol;
 
-    fn endpoint(number: u64, channel: &str, sends: bool, report: Report) -> Watched {
+    fn endpoint(number: u64, channel: &str, sends: bool, report: protocol::Report) -> Watched {
         let end = match sends {
-            true => EndStatus::Sender { slot_bytes: 64, max_slots: 4, mechanism: Mechanism::Shared },
-            false => EndStatus::Receiver { require: Protection::Volatile },
+            true => protocol::EndStatus::Sender { slot_bytes: 64, max_slots: 4, mechanism: Mechanism::Shared },
+            false => protocol::EndStatus::Receiver { require: Protection::Volatile },
         };
         let process = Credentials { pid: 10, uid: 1000, gid: 1000 };
-        let before = Some(Report { messages: 0, ..report });
+        let before = Some(protocol::Report { messages: 0, ..report }.into());
         let (client, channel, report) = (1, channel.to_owned(), Some(report));
-        let status = EndpointStatus {
+        let status = protocol::EndpointStatus {
             number,
             endpoint: number,
             process,
@@ -250,13 +251,27 @@ mod tests {
             first_unpaired: None,
             report,
         };
-        (status, before)
+        (status.into(), before)
     }
 
     fn seen() -> Vec<Watched> {
-        let oldest = |milliseconds| Some(Oldest { sequence: 1, behind: 5, milliseconds });
-        let receives = |oldest| Report { messages: 60, links: 1, held: 2, left_out: 40, oldest, ..Report::default() };
-        let sends = Report { messages: 100, links: 2, slots: 8, left_out: 80, waits: 3, ..Report::default() };
+        let oldest = |milliseconds| Some(protocol::Oldest { sequence: 1, behind: 5, milliseconds });
+        let receives = |oldest| protocol::Report {
+            messages: 60,
+            links: 1,
+            held: 2,
+            left_out: 40,
+            oldest,
+            ..protocol::Report::default()
+        };
+        let sends = protocol::Report {
+            messages: 100,
+            links: 2,
+            slots: 8,
+            left_out: 80,
+            waits: 3,
+            ..protocol::Report::default()
+        };
         vec![
             endpoint(3, "a", false, receives(oldest(7000))),
             endpoint(2, "a", true, sends),
@@ -268,7 +283,7 @@ mod tests {
     #[test]
     fn a_client_that_reports_anything_is_summed_up_with_others() {
         let all = u64::MAX;
-        let liar = Report {
+        let liar = protocol::Report {
             links: all,
             messages: all,
             bytes: all,
@@ -278,9 +293,10 @@ mod tests {
             violations: all,
             slots: all,
             held: all,
-            oldest: Some(Oldest { sequence: all, behind: all, milliseconds: all }),
+            oldest: Some(protocol::Oldest { sequence: all, behind: all, milliseconds: all }),
         };
-        let mut sum = Report { oldest: None, ..liar };
+        let mut sum = Report::from(protocol::Report { oldest: None, ..liar });
+        let liar = Report::from(liar);
         add(&mut sum, &liar, true);
         assert_eq!(sum, liar);
     }
@@ -302,11 +318,10 @@ mod tests {
 
     #[test]
     fn a_client_without_endpoints_has_a_line_as_well() {
-        let client = |number, pid, endpoints| ClientStatus {
-            number,
-            process: Credentials { pid, uid: 1000, gid: 1000 },
-            program: Program::from_bytes(b"ffmpeg"),
-            endpoints,
+        let client = |number, pid, endpoints| {
+            let process = Credentials { pid, uid: 1000, gid: 1000 };
+            let program = Program::from_bytes(b"ffmpeg");
+            protocol::ClientStatus { number, process, program, endpoints }.into()
         };
         let lines = lines(By::Client, &seen(), &[client(6, 20, 0), client(1, 10, 4)]);
         let cells: Vec<_> = lines.iter().map(Line::cells).collect();

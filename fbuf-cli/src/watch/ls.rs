@@ -74,7 +74,7 @@ fn to_json(line: &Line) -> Value {
         }),
     };
     if let Some(report) = &line.report {
-        let Report { links, messages, bytes, left_out, waits, sleeps, violations, slots, held, oldest } = report;
+        let Report { links, messages, bytes, left_out, waits, sleeps, violations, slots, held, oldest, .. } = report;
         value["report"] = json!({
             "links": links, "messages": messages, "bytes": bytes, "left_out": left_out, "waits": waits,
             "sleeps": sleeps, "violations": violations, "slots": slots, "held": held,

@@ -11,8 +11,7 @@ use fbuf_broker::{
     Broker,
     tally::{Counts, Group, Line, Name},
 };
-use fbuf_client::Report;
-use fbuf_protocol::Resource;
+use fbuf_protocol::{Report, Resource};
 use prometheus_client::{
     collector::Collector,
     encoding::{DescriptorEncoder, NoLabelSet, text::encode},
@@ -69,7 +68,9 @@ const GAUGES: [Gauge; 6] = [
     ("oldest_held_milliseconds", "How long a receiver has been seen to hold one", |line| {
         line.reports.iter().filter_map(|report| report.oldest).map(|oldest| oldest.milliseconds).max().unwrap_or(0)
     }),
-    ("forgotten", "Receivers that may have forgotten one", |line| sum(line, |report| is_suspect(report).into())),
+    ("forgotten", "Receivers that may have forgotten one", |line| {
+        sum(line, |report| is_suspect(&(*report).into()).into())
+    }),
 ];
 
 fn sum(line: &Line, of: fn(&Report) -> u64) -> u64 {

@@ -39,7 +39,7 @@ fn number(process: Credentials) -> String {
 fn protection(end: EndStatus) -> String {
     match end {
         EndStatus::Sender { mechanism, .. } => format!("{mechanism:?}").to_lowercase(),
-        EndStatus::Receiver { require } => format!("{require:?}").to_lowercase(),
+        EndStatus::Receiver { require, .. } => format!("{require:?}").to_lowercase(),
     }
 }
 
@@ -88,19 +88,21 @@ fn age(oldest: Option<Oldest>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use fbuf_protocol as protocol;
 
     #[test]
     fn rates_are_by_the_second_and_never_negative() {
-        let before = Report { messages: 10, bytes: 100, waits: 5, ..Report::default() };
-        let now = Report { messages: 30, bytes: 400, waits: 2, ..before };
-        let rates = Rates::between(&before, &now, 2.0);
+        let before = protocol::Report { messages: 10, bytes: 100, waits: 5, ..protocol::Report::default() };
+        let now = protocol::Report { messages: 30, bytes: 400, waits: 2, ..before };
+        let rates = Rates::between(&before.into(), &now.into(), 2.0);
         assert_eq!((rates.messages, rates.bytes, rates.waits), (10.0, 150.0, 0.0));
     }
 
     #[test]
     fn a_message_is_suspect_if_it_is_held_while_many_pass() {
         let held = |milliseconds, behind| {
-            is_suspect(&Report { oldest: Some(Oldest { sequence: 1, behind, milliseconds }), ..Report::default() })
+            let oldest = Some(protocol::Oldest { sequence: 1, behind, milliseconds });
+            is_suspect(&protocol::Report { oldest, ..protocol::Report::default() }.into())
         };
         assert!(held(LONG, MANY) && !held(LONG - 1, MANY) && !held(LONG, MANY - 1));
         assert!(!is_suspect(&Report::default()));

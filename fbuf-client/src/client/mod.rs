@@ -26,7 +26,7 @@ use fbuf_core::{
     slot::GeometryError,
 };
 use fbuf_protocol::{
-    ClientStatus, EndpointStatus, Open, Opened, Refusal, Role, Unpaired,
+    Open, Opened, Refusal, Role, Unpaired,
     address::Address,
     channel::ChannelNameError,
     name::{Label, LabelError},
@@ -42,6 +42,7 @@ use crate::{
     interrupt::InterruptHandle,
     receiver::ReceiverBuilder,
     sender::{OptionsError, SenderBuilder},
+    status::{ClientStatus, EndpointStatus},
 };
 
 /// How long a broker has to answer, or to come back.
@@ -307,7 +308,7 @@ impl Client {
     /// # Errors
     /// [`OpenError::BrokerGone`] if there is no broker now, [`OpenError::NoAnswer`] if it does not answer.
     pub fn status(&self) -> Result<Vec<EndpointStatus>, OpenError> {
-        self.look(|answer| Command::Status { answer })
+        Ok(self.look(|answer| Command::Status { answer })?.into_iter().map(EndpointStatus::from).collect())
     }
 
     /// The clients of this broker that this user may see, this one included, as [`Self::status`] lists their
@@ -316,7 +317,7 @@ impl Client {
     /// # Errors
     /// [`OpenError::BrokerGone`] if there is no broker now, [`OpenError::NoAnswer`] if it does not answer.
     pub fn clients(&self) -> Result<Vec<ClientStatus>, OpenError> {
-        self.look(|answer| Command::Clients { answer })
+        Ok(self.look(|answer| Command::Clients { answer })?.into_iter().map(ClientStatus::from).collect())
     }
 
     fn look<T>(

@@ -163,13 +163,14 @@ fn several(count: u64, what: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use fbuf_client::{Credentials, EndStatus, Label, Mechanism, Oldest, Program, Report};
+    use fbuf_client::{Credentials, Label, Mechanism, Program};
+    use fbuf_protocol as protocol;
     use ratatui::{Terminal, backend::TestBackend};
 
     const PROCESS: Credentials = Credentials { pid: 4321, uid: 1000, gid: 1000 };
 
     fn sender(number: u64, messages: u64) -> EndpointStatus {
-        EndpointStatus {
+        let status = protocol::EndpointStatus {
             number,
             endpoint: number,
             process: PROCESS,
@@ -177,11 +178,12 @@ mod tests {
             label: None,
             client: 1,
             channel: "camera/front".into(),
-            end: EndStatus::Sender { slot_bytes: 64, max_slots: 4, mechanism: Mechanism::Shared },
+            end: protocol::EndStatus::Sender { slot_bytes: 64, max_slots: 4, mechanism: Mechanism::Shared },
             unpaired: 0,
             first_unpaired: None,
-            report: Some(Report { links: 2, messages, slots: 4, ..Report::default() }),
-        }
+            report: Some(protocol::Report { links: 2, messages, slots: 4, ..protocol::Report::default() }),
+        };
+        status.into()
     }
 
     fn drawn_in(view: &mut View, width: u16, height: u16, later: Duration) -> Vec<String> {
@@ -200,12 +202,14 @@ mod tests {
     fn a_frame_shows_rates_and_what_may_be_forgotten() {
         let start = Instant::now();
         let mut view = View::new(By::Endpoint, true, start);
-        let clients = vec![ClientStatus { number: 1, process: PROCESS, program: Program::default(), endpoints: 2 }];
+        let clients: Vec<ClientStatus> = vec![
+            protocol::ClientStatus { number: 1, process: PROCESS, program: Program::default(), endpoints: 2 }.into(),
+        ];
         view.update(vec![sender(1, 1000)], clients.clone(), start);
         let mut receiver = sender(2, 0);
-        receiver.end = EndStatus::Receiver { require: fbuf_client::Protection::Volatile };
-        let oldest = Some(Oldest { sequence: 7, behind: 5000, milliseconds: 12_300 });
-        receiver.report = Some(Report { held: 3, oldest, ..Report::default() });
+        receiver.end = protocol::EndStatus::Receiver { require: fbuf_client::Protection::Volatile }.into();
+        let oldest = Some(protocol::Oldest { sequence: 7, behind: 5000, milliseconds: 12_300 });
+        receiver.report = Some(protocol::Report { held: 3, oldest, ..protocol::Report::default() }.into());
         receiver.label = Label::new("viewer/1").ok();
         view.update(vec![receiver, sender(1, 6000)], clients, start + Duration::from_secs(2));
         let rows = drawn(&mut view);

@@ -145,6 +145,7 @@ impl Lack {
 
 /// Where a sender's slots are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Places {
     /// Free in the pool.
     pub free: usize,
