@@ -95,10 +95,10 @@ pub enum GetError {
         peer: Peer,
     },
     /// Slots that this receiver made for a sender ([`SenderBuilder::from_receiver`](crate::SenderBuilder::from_receiver)) cannot be
-    /// given back to it, although their messages were dropped. The sender gets no other slots. It is tried again by each
-    /// call, and while one waits; each reason is reported once, until all are given back.
+    /// given to it: at first, or when their messages were dropped. The sender gets no other slots. It is tried again by each
+    /// call, and while one waits; each reason is reported once, until all are given.
     #[error(
-        "slots that were dropped cannot be given back to sender {} ({}), which waits for them: {why}; it is tried again",
+        "slots cannot be given to sender {} ({}), which waits for them: {why}; it is tried again",
         peer.endpoint, peer.process
     )]
     SlotsWithheld {
