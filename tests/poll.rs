@@ -103,7 +103,12 @@ fn two_processes_wait_for_senders_receivers_and_input_at_once() {
         questions.wait_for_receivers_timeout(1, SOON).unwrap();
         let slept = ask(&mut questions, &mut answers);
         println!("{wait:?}: {MESSAGES} questions and answers, slept {slept} times");
-        assert_eq!(slept > 10, wait != Wait::Spin, "{wait:?}: slept {slept} times");
+        match wait {
+            Wait::Spin => assert_eq!(slept, 0),
+            Wait::Block => assert!(slept > 0),
+            // It may never have to.
+            Wait::Adaptive => {}
+        }
         other.tell("");
         other.hear("heard");
         // Neither does one that is ready keep it from the rest.

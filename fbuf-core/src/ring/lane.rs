@@ -244,28 +244,10 @@ impl<M: LaneMemory> LaneReader<M> {
     /// comparison does for both.
     #[inline]
     pub(crate) fn peek(&self) -> (u64, u64) {
-        self.peek_at(self.position)
-    }
-
-    #[inline]
-    fn peek_at(&self, position: u64) -> (u64, u64) {
-        let (entry, expected) = (self.memory.entry(position), head_of(position, MESSAGE));
+        let (entry, expected) = (self.memory.entry(self.position), head_of(self.position, MESSAGE));
         // Acquire: partner is the Release store in `LaneWriter::store`.
         let slot = entry.head().load(Ordering::Acquire) ^ expected;
         (slot, entry.body().load(Ordering::Relaxed))
-    }
-
-    /// Whether what [`Self::peek`] has seen is a tag: the second of the two, then.
-    #[inline]
-    pub(crate) fn is_tag(slot: u64, word: u64) -> bool {
-        // What differs from a message without a slot is the kind.
-        slot == head_of(0, Prefix::Tag as u64) && word != 0
-    }
-
-    /// As [`Self::peek`], of the entry behind the next one, if that [is a tag](Self::is_tag).
-    #[inline]
-    pub(crate) fn peek_behind_tag(&self) -> (u64, u64) {
-        self.peek_at(self.position + 1)
     }
 
     /// Goes on behind so many entries that were looked at.
@@ -453,12 +435,13 @@ mod tests {
             writer.prefixed(&sent);
             assert_eq!(reader.look(), Ok(Some(sent)));
             assert_eq!(sent.entries(), 1 + u64::from((n & 15).count_ones()));
-            let is_tagged = prefixes[0] == 0 && prefixes[1] != 0;
-            let (slot, word) = reader.peek();
-            assert_eq!(LaneReader::<HeapLane>::is_tag(slot, word), is_tagged);
+            assert_eq!(
+                reader.peek().0 < crate::limits::MAX_SLOTS.into(),
+                prefixes == [0; 4],
+                "only a plain message is one"
+            );
             reader.advance(sent.entries());
             writer.tagged(SlotId::new(n), body(n + 1), 7);
-            assert_eq!((reader.peek().1, reader.peek_behind_tag()), (7, (n.into(), u64::from(n) + 1)));
             assert_eq!(reader.look(), Ok(Some(note(n, [0, 7, 0, 0]))));
             reader.advance(2);
             assert_eq!(reader.look(), Ok(None));
@@ -626,9 +609,8 @@ mod model {
                 while !reader.is_ready() {
                     thread::yield_now();
                 }
-                let (slot, tag) = reader.peek();
-                assert!(LaneReader::<HeapLane>::is_tag(slot, tag));
-                assert_eq!((tag, reader.peek_behind_tag()), (n, (n, n)));
+                let note = reader.look().expect("an honest sender").expect("it is ready");
+                assert_eq!((u64::from(note.slot), note.body.word(), note.prefixes.word(Prefix::Tag)), (n, n, n));
                 reader.advance(2);
             }
             sender.join().unwrap();

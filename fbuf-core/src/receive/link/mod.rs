@@ -283,8 +283,7 @@ impl Inbound {
         self.returns().held.count()
     }
 
-    /// Takes what comes next, if it is a message that can be taken as it is, with a tag at most before it, and the round is
-    /// not over.
+    /// Takes what comes next, if it is a message that can be taken as it is, with nothing before it, and the round is not over.
     #[inline]
     pub fn take_fast(&mut self) -> Option<Received> {
         if self.reader.position() >= self.until {
@@ -293,37 +292,13 @@ impl Inbound {
         let (home, mark) = (&**self.returns(), self.next_mark());
         let (number, length) = self.reader.peek();
         if length >= self.plain_below {
-            return self.take_tagged(number, length);
-        }
-        let Some(cell) = home.held.take(number, mark) else { return self.take_tagged(number, length) };
-        let (slot, length) = (SlotId::new(number as u32), length as u32);
-        let received = Loan { cell, slot, offset: 0, length, mark, tag: 0, time: 0, home }.receive();
-        points::reach("get: marked");
-        self.reader.advance(1);
-        self.bytes += u64::from(length);
-        Some(received)
-    }
-
-    /// As [`Self::take_fast`], of a message with a tag and nothing else before it, if that is what the entry is of which this
-    /// was seen. Inlined: what it returns need never be in memory, nor what that returns.
-    #[inline(always)]
-    fn take_tagged(&mut self, seen: u64, tag: u64) -> Option<Received> {
-        if !LaneReader::<LaneView>::is_tag(seen, tag) || !self.prefixes.has(Prefix::Tag) {
-            return None;
-        }
-        let (number, length) = self.reader.peek_behind_tag();
-        let (home, mark) = (&**self.returns(), self.next_mark());
-        if length >= self.plain_below {
             return None;
         }
         let cell = home.held.take(number, mark)?;
         let (slot, length) = (SlotId::new(number as u32), length as u32);
-        let received = Loan { cell, slot, offset: 0, length, mark, tag, time: 0, home }.receive();
+        let received = Loan { cell, slot, offset: 0, length, mark, tag: 0, time: 0, home }.receive();
         points::reach("get: marked");
-        self.reader.advance(2);
-        // The tag takes a place in the lane, and no number, nor a part of the round.
-        self.offset = self.offset.wrapping_sub(1);
-        self.until += 1;
+        self.reader.advance(1);
         self.bytes += u64::from(length);
         Some(received)
     }
