@@ -15,7 +15,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use self::wait::Patience;
+use self::wait::SlotDeadlines;
 use crate::{
     client::Registration,
     endpoint::{PendingLinks, Ready, Sockets},
@@ -113,7 +113,7 @@ pub struct Sender {
     /// For how long a receiver may hold it up.
     disconnect_after: Option<Duration>,
     /// Since it has found no slot.
-    patience: Option<Patience>,
+    slot_deadlines: Option<SlotDeadlines>,
     /// What it waits for, or did last.
     awaits: WaitFor,
     /// Whether flags may be raised: it sleeps, or was left [armed](WaitGuard::leave_armed).

@@ -514,7 +514,7 @@ impl SenderBuilder {
             same_cpu: SameCpuPeers::default(),
             grows_late: untold && !few,
             disconnect_after,
-            patience: None,
+            slot_deadlines: None,
             awaits: WaitFor::Slot,
             is_armed: false,
             pace: Pace::new(),

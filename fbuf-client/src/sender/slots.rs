@@ -23,7 +23,7 @@ impl Sender {
     pub(super) fn collect(&mut self) -> bool {
         let found = self.pool.collect(self.pace.round());
         if found {
-            self.patience = None;
+            self.slot_deadlines = None;
         }
         found
     }

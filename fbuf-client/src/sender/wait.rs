@@ -28,7 +28,7 @@ pub enum WaitFor {
 
 /// What a sender does when it has had no slot for long.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Patience {
+pub(super) struct SlotDeadlines {
     /// When to grow, or to try it again.
     grow_at: Option<Instant>,
     /// When to disconnect those that hold it up.
@@ -43,7 +43,7 @@ impl Sender {
         if waiting.looks() && self.batching.is_worthwhile(self.pool.next_sequence()) {
             self.gather_slots();
         }
-        self.patience = Some(self.patience());
+        self.slot_deadlines = Some(self.slot_deadlines());
         match guard::wait(self, waiting, |sender, thorough| sender.attempt(thorough).into()) {
             Ok(result) => result,
             Err(Unmet::Interrupted) => Err(AllocateError::Interrupted),
@@ -78,8 +78,8 @@ impl Sender {
         lack.or_else(|| thorough.then(|| self.lack_of_descriptor()).flatten()).map(Err)
     }
 
-    fn patience(&self) -> Patience {
-        Patience {
+    fn slot_deadlines(&self) -> SlotDeadlines {
+        SlotDeadlines {
             grow_at: self.grows_late.then(|| Instant::now() + LATE),
             disconnect_at: self.disconnect_after.and_then(deadline),
         }
@@ -92,15 +92,15 @@ impl Sender {
 
     /// Does what is to be done when there was no slot for so long: whether it was time.
     pub(super) fn lose_patience(&mut self) -> bool {
-        let Some(Patience { grow_at, disconnect_at }) = self.patience else { return false };
+        let Some(SlotDeadlines { grow_at, disconnect_at }) = self.slot_deadlines else { return false };
         if grow_at.is_none() && disconnect_at.is_none() {
             return false;
         }
         let is_over = |at: Option<Instant>| at.is_some_and(|at| Instant::now() >= at);
         let (grows, disconnects) = (is_over(grow_at), is_over(disconnect_at));
         if grows || disconnects {
-            let Patience { grow_at: next_growth, disconnect_at: next_disconnection } = self.patience();
-            self.patience = Some(Patience {
+            let SlotDeadlines { grow_at: next_growth, disconnect_at: next_disconnection } = self.slot_deadlines();
+            self.slot_deadlines = Some(SlotDeadlines {
                 grow_at: if grows { next_growth } else { grow_at },
                 disconnect_at: if disconnects { next_disconnection } else { disconnect_at },
             });
@@ -164,13 +164,14 @@ impl Sender {
     fn retry_after(&self) -> Option<Duration> {
         let (is_blocked, lacks_room) = (self.pool.is_blocked(), || self.pool.lacks_room().is_some());
         let left = |at: Option<Instant>| at.map(|at| at.saturating_duration_since(Instant::now()));
-        match (self.awaits, self.patience) {
+        match (self.awaits, self.slot_deadlines) {
             (WaitFor::Receivers(_), _) => None,
             (WaitFor::Returns, _) => is_blocked.then_some(LATE),
-            (WaitFor::Slot, patience) => {
+            (WaitFor::Slot, slot_deadlines) => {
                 let passes = (is_blocked || lacks_room()).then_some(LATE);
-                let growth = patience.filter(|_| self.may_grow()).and_then(|patience| left(patience.grow_at));
-                let disconnection = patience.and_then(|patience| left(patience.disconnect_at));
+                let growth =
+                    slot_deadlines.filter(|_| self.may_grow()).and_then(|slot_deadlines| left(slot_deadlines.grow_at));
+                let disconnection = slot_deadlines.and_then(|slot_deadlines| left(slot_deadlines.disconnect_at));
                 [passes, growth, disconnection].into_iter().flatten().min()
             }
         }
@@ -219,11 +220,11 @@ impl Endpoint for Sender {
         }
         match self.awaits {
             WaitFor::Slot => {
-                if self.patience.is_none() {
+                if self.slot_deadlines.is_none() {
                     if self.collect_or_find(!self.grows_late) {
                         return true;
                     }
-                    self.patience = Some(self.patience());
+                    self.slot_deadlines = Some(self.slot_deadlines());
                 }
                 self.attempt(thorough).is_some()
             }
