@@ -1,5 +1,5 @@
 //! `fbuf generate`: man pages and completions, from the same words as `--help`. Part of every build, since it
-//! takes two small crates, and whoever has the command can then have both. Pages about no command are written by hand.
+//! takes two small crates, and the command can then write both. Pages about no command are written by hand.
 
 use std::{
     fs::{self, File},

@@ -73,7 +73,7 @@ pub struct EndpointStatus {
     pub number: u64,
     /// How its peers know it.
     pub endpoint: u64,
-    /// Whose it is.
+    /// The process that has it.
     pub process: Credentials,
     /// The program that this process ran when it connected.
     pub program: Program,

@@ -101,7 +101,7 @@ pub enum Role {
 }
 
 impl Role {
-    /// A sender whose slots have no headers.
+    /// A sender of slots without headers.
     #[must_use]
     pub const fn sender(slot_bytes: u64, max_slots: u64, mechanism: Mechanism, slots: Slots) -> Self {
         Self::Sender { geometry: GeometryTerms::new(slot_bytes, max_slots), mechanism, slots }

@@ -67,7 +67,7 @@ impl ReceiverBuilder {
         }
     }
 
-    /// What people know this receiver by who watch, as a [sender](crate::SenderBuilder::label): 1 to 64 bytes of UTF-8 that
+    /// The name of this receiver, as that of a [sender](crate::SenderBuilder::label): 1 to 64 bytes of UTF-8 that
     /// print, without white space. If not set, it has none.
     pub fn label(mut self, label: &str) -> Self {
         self.label = Some(label.to_owned());

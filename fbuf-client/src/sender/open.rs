@@ -96,7 +96,7 @@ impl SenderBuilder {
         }
     }
 
-    /// What people know this sender by who watch (`fbuf ls`, `fbuf top`, metrics), beside the name of the program: 1 to 64 bytes
+    /// The name of this sender in `fbuf ls`, `fbuf top` and metrics, beside the name of the program: 1 to 64 bytes
     /// of UTF-8 that print, without white space. Senders with the same label are one series of the metrics. If not set, it
     /// has none.
     ///

@@ -90,7 +90,7 @@ impl Pool {
         Self::with(format, format.geometry.max_slots(), wake, None, memory)
     }
 
-    /// As [`Self::new`], with a guard, whose reports name the channel.
+    /// As [`Self::new`], with a guard; its reports name the channel.
     ///
     /// # Errors
     /// [`MemoryError`], also if slots do not begin at pages: to guard one would take the right to write from another.
