@@ -254,7 +254,7 @@ fn senders_on_a_confidential_channel_send_one_shots_or_are_refused() {
         client.sender("secret/key").slots(1000),
     ] {
         let error = sender.slot_size(64).open().unwrap_err();
-        assert!(matches!(error, OpenError::Refused(Refusal::Confidential(_))), "{error}");
+        assert!(matches!(error, OpenError::Refused(Refusal::Confidential { .. })), "{error}");
         assert!(error.to_string().contains("\"secret/key\" is confidential"), "{error}");
     }
     client.sender("public").slot_size(64).slots(1000).open().unwrap();

@@ -73,7 +73,10 @@ fn a_receiver_that_holds_everything_is_disconnected_after_a_while() {
             assert_eq!(get(&mut quick), byte);
         }
         let departure = sender.next_departure().unwrap();
-        assert_eq!((departure.peer.endpoint, departure.reason), (slow.endpoint(), DisconnectReason::HeldUp(PATIENCE)));
+        assert_eq!(
+            (departure.peer.endpoint, departure.reason),
+            (slow.endpoint(), DisconnectReason::HeldUp { limit: PATIENCE })
+        );
         assert_eq!((sender.next_departure(), sender.receivers()), (None, 1), "the other one held nothing up");
         // What it had taken is its own; what it had not is written over, and it does not take that for a message.
         assert!(held.iter().all(|&byte| byte == 0));
@@ -149,7 +152,10 @@ fn what_a_disconnected_receiver_reads_in_place_does_not_change() {
         matches!(nothing, Err(AllocateError::TimedOut { slots: 4 })),
         "the slots are the receiver's until it lets go"
     );
-    assert_eq!(sender.next_departure().map(|departure| departure.reason), Some(DisconnectReason::HeldUp(PATIENCE)));
+    assert_eq!(
+        sender.next_departure().map(|departure| departure.reason),
+        Some(DisconnectReason::HeldUp { limit: PATIENCE })
+    );
     assert!(held.iter().all(|&byte| byte == 7));
     drop(held);
     for byte in 0..20 {

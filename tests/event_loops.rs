@@ -470,7 +470,7 @@ fn a_receiver_that_holds_everything_is_disconnected_by_an_event_loop_as_well() {
             sleeps += 1;
         }
     }
-    assert_eq!(sender.next_departure().unwrap().reason, DisconnectReason::HeldUp(LONG));
+    assert_eq!(sender.next_departure().unwrap().reason, DisconnectReason::HeldUp { limit: LONG });
     assert!(begin.elapsed() >= LONG && sleeps < 10, "{sleeps} sleeps in {:?}", begin.elapsed());
 }
 

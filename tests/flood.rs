@@ -4,7 +4,7 @@
 mod support;
 
 use fbuf_broker::{Broker, Listener, Policy, Quota};
-use fbuf_client::Address;
+use fbuf_client::{Address, Resource};
 use fbuf_core::socket::PacketSocket;
 use support::Holdings;
 
@@ -16,7 +16,7 @@ const MANY: usize = 100;
 fn who_connects_again_and_again_holds_nobody_up_and_takes_no_more_than_the_quota() {
     let address = Address::new(format!("@fbuf-test-flood-{}", std::process::id()));
     let listener = Listener::bind(&address).unwrap();
-    let quota = Quota { connections: QUOTA, ..Quota::default() };
+    let quota = Quota::default().with(Resource::Connections, QUOTA);
     let broker = Broker::new(Policy::only(nix::unistd::geteuid().as_raw()).with_quota(quota));
     let name = address.to_kernel().unwrap();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();

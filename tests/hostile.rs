@@ -297,7 +297,7 @@ fn a_hostile_receiver_loses_its_link_and_its_neighbour_keeps_its_own() {
                 break departure.reason;
             }
         };
-        assert!(matches!(reason, DisconnectReason::Violation(_)), "{name}: {reason:?}");
+        assert!(matches!(reason, DisconnectReason::Violation { .. }), "{name}: {reason:?}");
         drop(hostile);
         let mut neighbour = client.receiver("c").open().unwrap();
         sender.wait_for_receivers_timeout(1, SOON).unwrap();

@@ -97,7 +97,7 @@ fn the_page_of_policies_has_each_key_that_the_broker_knows_and_no_other() {
     for (key, said) in documented(&page, "[rule.quota]") {
         let default =
             said.split_once("Default: ").unwrap().1.split(".\n").next().unwrap().trim_end_matches(['.', '\n']);
-        let resource = Resource::ALL.into_iter().find(|resource| resource.name() == key);
+        let resource = Resource::ALL.iter().copied().find(|resource| resource.name() == key);
         let is = resource.map_or(quota.requests_per_second.into(), |resource| quota.of(resource));
         assert_eq!(size(default).unwrap().as_u64(), is, "{key}");
     }

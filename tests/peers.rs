@@ -12,7 +12,7 @@ use std::{
 };
 
 use fbuf_broker::{Embedded, Policy, Quota};
-use fbuf_client::{Client, Mismatch, Protection, Receiver, Sender};
+use fbuf_client::{Client, Mismatch, Protection, Receiver, Resource, Sender};
 use nix::unistd::geteuid;
 use support::{
     BrokerProcess, Process, Run, SOON, fbuf, is_root,
@@ -93,7 +93,10 @@ fn a_receiver_is_linked_with_senders_of_the_users_that_it_names_and_no_others() 
     other.hear("it has sent");
     get_from(&mut receiver, &other, OTHER);
     let unpaired = receiver.unpaired().unwrap();
-    assert!(matches!(unpaired[..], [one] if one.sends && one.why == Mismatch::FromUsers(ANOTHER)), "{unpaired:?}");
+    assert!(
+        matches!(unpaired[..], [one] if one.sends && one.why == Mismatch::FromUsers { user: ANOTHER }),
+        "{unpaired:?}"
+    );
     // The command lists it as well.
     let listed = fbuf(["ls"]).env("FBUF_BROKER", broker.address().to_string()).run();
     let listed = String::from_utf8_lossy(&listed.stdout).into_owned();
@@ -248,7 +251,7 @@ fn a_pair_that_a_quota_forbids_is_linked_when_another_link_has_ended() {
     if !is_root() {
         return;
     }
-    let quota = Quota { links: 1, ..Quota::default() };
+    let quota = Quota::default().with(Resource::Links, 1);
     let broker = Embedded::start_with(Policy::own().allow(OTHER).with_quota(quota)).unwrap();
     let client = Client::connect_to(broker.address()).unwrap();
     let [linked, mut apart] = [(); 2].map(|()| {
@@ -261,8 +264,7 @@ fn a_pair_that_a_quota_forbids_is_linked_when_another_link_has_ended() {
     sender.wait_for_receivers_timeout(1, SOON).unwrap();
     let pid = |peer: &Other| peer.process.pid() as i32;
     let unpaired = sender.unpaired().unwrap();
-    let told =
-        matches!(unpaired[..], [one] if one.why == Mismatch::Quota(OTHER) && one.peer.process.pid == pid(&apart));
+    let told = matches!(unpaired[..], [one] if one.why == Mismatch::Quota { user: OTHER } && one.peer.process.pid == pid(&apart));
     assert!(told, "{unpaired:?}");
     apart.hear("user 65533 has as many links as the quota allows");
     assert_eq!(sender.peers().map(|peer| peer.process.pid).collect::<Vec<_>>(), [pid(&linked)]);

@@ -251,7 +251,7 @@ fn what_the_next_broker_refuses_is_asked_again() {
     let client = Client::connect_to(&address).unwrap();
     let mut sender = client.sender("c").slots(4).open().unwrap();
     drop(broker);
-    let strict = Policy::own().with_quota(Quota { slots: 3, ..Quota::default() });
+    let strict = Policy::own().with_quota(Quota::default().with(Resource::Slots, 3));
     let broker = Embedded::start_at(address.clone(), strict).unwrap();
     // It answers in order: what was open before was told before this is opened.
     let _receiver = client.receiver("c").open().unwrap();

@@ -124,7 +124,7 @@ fn slots_that_cannot_be_given_at_first_are_given_later() {
             waited += 1;
         }
         if let Some(departure) = departure {
-            assert!(matches!(departure.reason, DisconnectReason::Exhausted(_)), "{departure:?}");
+            assert!(matches!(departure.reason, DisconnectReason::Exhausted { .. }), "{departure:?}");
             refused += 1;
             continue;
         }

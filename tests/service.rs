@@ -11,7 +11,7 @@ use std::{
 };
 
 use fbuf_broker::{Embedded, Policy, Quota};
-use fbuf_client::{Address, ChannelName, Client, ConnectError};
+use fbuf_client::{Address, ChannelName, Client, ConnectError, Resource};
 use nix::sys::signal::Signal;
 use support::{BrokerProcess, HandedOver, Holdings, Process, Run, fbuf, until};
 
@@ -256,7 +256,7 @@ fn who_connects_without_end_does_not_fill_the_log() {
 #[test]
 fn connections_are_requests() {
     const RATE: u32 = 20;
-    let quota = Quota { requests_per_second: RATE, ..Quota::default() };
+    let quota = Quota::default().with_requests_per_second(RATE);
     let address = Address::new(format!("@fbuf-test-pace-{}", std::process::id()));
     let broker = Embedded::start_at(address, Policy::own().with_quota(quota)).unwrap();
     let start = Instant::now();
@@ -286,7 +286,7 @@ fn a_client_with_many_ends_is_linked_with_all() {
 
 #[test]
 fn a_refused_connection_is_told_by_which_rule() {
-    let quota = Quota { connections: 1, rule: "few".into(), ..Quota::default() };
+    let quota = Quota::default().with_rule("few").with(Resource::Connections, 1);
     let address = Address::new(format!("@fbuf-test-few-{}", std::process::id()));
     let broker = Embedded::start_at(address, Policy::own().with_quota(quota)).unwrap();
     let _one = Client::connect_to(broker.address()).unwrap();

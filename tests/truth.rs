@@ -393,7 +393,7 @@ fn a_receiver_that_fails_says_so_before_what_it_holds_goes_back() {
         // All is back, and that is no success.
         sender.wait_for_returns_timeout(SOON).unwrap();
         let Departure { reason, unread, .. } = sender.next_departure().expect("it is known by now");
-        assert_eq!((reason, numbers(unread)), (DisconnectReason::Failed(wanted), last(1, 3)));
+        assert_eq!((reason, numbers(unread)), (DisconnectReason::Failed { reason: wanted }, last(1, 3)));
     }
 }
 

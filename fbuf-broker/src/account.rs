@@ -78,7 +78,7 @@ impl Accounts {
     pub fn used(&self) -> impl Iterator<Item = (u32, Resource, u64)> {
         let of = |account: &Arc<Account>| {
             let (user, used) = (account.user, account.clone());
-            Resource::ALL.into_iter().map(move |resource| (user, resource, used.used(resource)))
+            Resource::ALL.iter().map(move |&resource| (user, resource, used.used(resource)))
         };
         self.of.values().flat_map(of).filter(|&(_, _, used)| used > 0)
     }
@@ -124,22 +124,11 @@ impl Account {
         // Relaxed: a number that stands for itself.
         let cell = &self.used[resource as usize];
         let fits = |used: u64| used.checked_add(asked).filter(|&sum| sum <= limit);
-        cell.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits).map_err(|used| QuotaExceeded {
-            user: self.user,
-            resource,
-            asked,
-            used,
-            limit,
-            rule: quota.rule.clone(),
-        })?;
+        cell.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits)
+            .map_err(|used| QuotaExceeded::new(self.user, resource, asked, used, limit, &quota.rule))?;
         let mut charge = Charge { account: self.clone(), resource, amount: asked, _holdings: Vec::new() };
-        charge._holdings = self.capacity.take(self.user, resource, asked).map_err(|(used, limit)| QuotaExceeded {
-            user: self.user,
-            resource,
-            asked,
-            used,
-            limit,
-            rule: "a share of what the broker has left".into(),
+        charge._holdings = self.capacity.take(self.user, resource, asked).map_err(|(used, limit)| {
+            QuotaExceeded::new(self.user, resource, asked, used, limit, "a share of what the broker has left")
         })?;
         Ok(charge)
     }
@@ -153,14 +142,9 @@ impl Account {
         let (resource, limit) = (Resource::Links, quota.of(Resource::Links).saturating_mul(2).max(LEAST_NAMES));
         let fits = |used: u64| used.checked_add(asked).filter(|&sum| sum <= limit);
         // Relaxed: a number that stands for itself.
-        self.names.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits).map_err(|used| QuotaExceeded {
-            user: self.user,
-            resource,
-            asked,
-            used,
-            limit,
-            rule: quota.rule.clone(),
-        })?;
+        self.names
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits)
+            .map_err(|used| QuotaExceeded::new(self.user, resource, asked, used, limit, &quota.rule))?;
         Ok(Names { account: self.clone(), amount: asked })
     }
 
@@ -241,7 +225,7 @@ mod tests {
     #[test]
     fn what_is_charged_is_discharged_with_what_it_pays_for() {
         let mut accounts = Accounts::new(Capacity::unlimited());
-        let (account, quota) = (accounts.of(7), Quota { links: 10, ..Quota::default() });
+        let (account, quota) = (accounts.of(7), Quota::default().with(Resource::Links, 10));
         let three = account.charge(&quota, Resource::Links, 3).unwrap();
         let seven = account.charge(&quota, Resource::Links, 7).unwrap();
         let spent = account.charge(&quota, Resource::Links, 1).unwrap_err();
@@ -261,8 +245,7 @@ mod tests {
 
     #[test]
     fn who_asks_too_often_is_made_to_wait() {
-        let (account, quota) =
-            (Account::new(1, Capacity::unlimited()), Quota { requests_per_second: 100, ..Quota::default() });
+        let (account, quota) = (Account::new(1, Capacity::unlimited()), Quota::default().with_requests_per_second(100));
         let now = Instant::now();
         for _ in 0..100 {
             assert!(account.note_request(&quota, now) <= now, "the first second's worth need not wait");

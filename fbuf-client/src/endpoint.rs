@@ -522,14 +522,8 @@ mod tests {
     #[test]
     fn a_link_that_ends_leaves_another_with_the_same_peer_known() {
         let pending_links: PendingLinks<()> = PendingLinks::new().unwrap();
-        let process = Credentials { pid: 1, uid: 1, gid: 1 };
-        let [half, whole] = [(); 2].map(|()| Peer {
-            endpoint: 7,
-            process,
-            same_user: true,
-            trusted: true,
-            link: LinkId::draw().unwrap(),
-        });
+        let process = Credentials::new(1, 1, 1);
+        let [half, whole] = [(); 2].map(|()| Peer::new(7, process).with_link(LinkId::draw().unwrap()));
         pending_links.expect(half);
         pending_links.post(whole, ());
         pending_links.forget(half);
@@ -547,13 +541,10 @@ mod tests {
     #[test]
     fn senders_of_another_user_have_no_larger_pool_together_than_one_may() {
         let pending_links: PendingLinks<()> = PendingLinks::new().unwrap();
-        let peer = |link, uid, same_user| Peer {
-            endpoint: link,
-            // Users that no other test knows.
-            process: Credentials { pid: 1, uid, gid: uid },
-            same_user,
-            trusted: false,
-            link: LinkId::from_bits(link),
+        // Users that no other test knows.
+        let peer = |link, uid, same_user| {
+            let process = Credentials::new(1, uid, uid);
+            Peer::new(link, process).with_same_user(same_user).with_link(LinkId::from_bits(link))
         };
         let admit = |peer: &Peer, bytes| pending_links.admit(peer, 1, bytes, 100);
         let [first, second] = [1, 2].map(|link| peer(link, 4_100_000_000, false));
@@ -569,14 +560,8 @@ mod tests {
     #[test]
     fn a_report_counts_links_that_are_open_and_whose_peer_has_not_hung_up() {
         let pending_links: PendingLinks<()> = PendingLinks::new().unwrap();
-        let process = Credentials { pid: 1, uid: 1, gid: 1 };
-        let [one, other] = [1, 2].map(|link| Peer {
-            endpoint: link,
-            process,
-            same_user: true,
-            trusted: true,
-            link: LinkId::from_bits(link),
-        });
+        let process = Credentials::new(1, 1, 1);
+        let [one, other] = [1, 2].map(|link| Peer::new(link, process).with_link(LinkId::from_bits(link)));
         pending_links.post(one, ());
         pending_links.say(|| Report { messages: 3, links: 7, ..Report::default() });
         assert_eq!((pending_links.report().links, pending_links.report().messages), (0, 3));

@@ -434,10 +434,10 @@ mod tests {
 
     #[test]
     fn nobody_looks_for_what_only_another_on_the_same_processor_can_do() {
-        use fbuf_core::peer::{Credentials, LinkId};
-        let process = Credentials { pid: std::process::id() as i32, uid: 0, gid: 0 };
-        let one = Peer { endpoint: 1, process, same_user: true, trusted: true, link: LinkId::default() };
-        let other = Peer { endpoint: 2, process: Credentials { pid: 0, ..process }, ..one };
+        use fbuf_core::peer::Credentials;
+        let process = Credentials::new(std::process::id() as i32, 0, 0);
+        let one = Peer::new(1, process).with_same_user(true).with_trusted(true);
+        let other = Peer::new(2, Credentials::new(0, 0, 0)).with_same_user(true).with_trusted(true);
         // Alone on a thread of its own, which is then confined to one processor.
         std::thread::spawn(move || {
             let mut same_cpu = SameCpuPeers::default();

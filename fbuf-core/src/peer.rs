@@ -8,7 +8,15 @@ use crate::process::sys;
 
 /// The endpoint at the other end of a link. Any code can make one: it is what the broker said if it comes from an
 /// [`Introduced`](crate::introduced::Introduced), and from what was received or is linked.
+///
+/// ```
+/// use fbuf_core::peer::{Credentials, Peer};
+/// // For a test of what a program does with peers.
+/// let peer = Peer::new(12, Credentials::new(4711, 1000, 1000)).with_trusted(true);
+/// assert_eq!((peer.process.uid, peer.other_user()), (1000, Some(1000)));
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Peer {
     /// The endpoint, by a number that no other has, had or will have, also after a restart of the broker.
     pub endpoint: u64,
@@ -26,6 +34,30 @@ pub struct Peer {
 }
 
 impl Peer {
+    /// An endpoint of another user, which is not trusted, and with which there is no link.
+    #[must_use]
+    pub const fn new(endpoint: u64, process: Credentials) -> Self {
+        Self { endpoint, process, same_user: false, trusted: false, link: LinkId::NONE }
+    }
+
+    /// The same, of the user of this process or not.
+    #[must_use]
+    pub const fn with_same_user(self, same_user: bool) -> Self {
+        Self { same_user, ..self }
+    }
+
+    /// The same, trusted or not.
+    #[must_use]
+    pub const fn with_trusted(self, trusted: bool) -> Self {
+        Self { trusted, ..self }
+    }
+
+    /// The same at the end of this link.
+    #[must_use]
+    pub const fn with_link(self, link: LinkId) -> Self {
+        Self { link, ..self }
+    }
+
     /// Its user, if that is another than the one of this process.
     #[must_use]
     pub fn other_user(&self) -> Option<u32> {
@@ -35,6 +67,7 @@ impl Peer {
 
 /// A process, as SO_PEERCRED names it (unix(7)).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Credentials {
     /// Its process id; 0 if it lives in a PID namespace that cannot be seen from here.
     pub pid: i32,
@@ -42,6 +75,14 @@ pub struct Credentials {
     pub uid: u32,
     /// Its effective group id.
     pub gid: u32,
+}
+
+impl Credentials {
+    /// A process with this id, of this user and group.
+    #[must_use]
+    pub const fn new(pid: i32, uid: u32, gid: u32) -> Self {
+        Self { pid, uid, gid }
+    }
 }
 
 /// As errors name it.

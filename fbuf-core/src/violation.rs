@@ -16,19 +16,31 @@ pub enum Violation {
         expected: u64,
     },
     /// A lane entry of an unknown kind.
-    #[error("a lane entry is of the unknown kind {0}")]
-    Kind(u8),
+    #[error("a lane entry is of the unknown kind {kind}")]
+    Kind {
+        /// The number of the kind.
+        kind: u8,
+    },
     /// A prefix that says nothing.
-    #[error("a lane entry is {0} without a value, or with a slot")]
-    EmptyPrefix(&'static str),
+    #[error("a lane entry is {prefix} without a value, or with a slot")]
+    EmptyPrefix {
+        /// Which prefix.
+        prefix: &'static str,
+    },
     /// A prefix behind one of the same kind, or of one that comes later.
     #[error(
-        "a lane entry is {0} in a place where none can stand: each prefix stands once before a message, in a fixed order"
+        "a lane entry is {prefix} in a place where none can stand: each prefix stands once before a message, in a fixed order"
     )]
-    PrefixOrder(&'static str),
+    PrefixOrder {
+        /// Which prefix.
+        prefix: &'static str,
+    },
     /// A prefix that was not declared when the link was made.
-    #[error("a lane entry is {0}, and the sender has declared none for this link")]
-    PrefixUndeclared(&'static str),
+    #[error("a lane entry is {prefix}, and the sender has declared none for this link")]
+    PrefixUndeclared {
+        /// Which prefix.
+        prefix: &'static str,
+    },
     /// A slot that was never announced.
     #[error("a message names slot {named} of {known}")]
     Slot {
@@ -48,11 +60,17 @@ pub enum Violation {
         slot_bytes: u32,
     },
     /// A slot that was sent again while it is still held here.
-    #[error("slot {0} was sent again while it is still held")]
-    StillHeld(u32),
+    #[error("slot {slot} was sent again while it is still held")]
+    StillHeld {
+        /// The slot.
+        slot: u32,
+    },
     /// A link message that cannot be read.
-    #[error("a link message cannot be read: {0}")]
-    Garbage(String),
+    #[error("a link message cannot be read: {reason}")]
+    Garbage {
+        /// Why not.
+        reason: String,
+    },
     /// A link message that has no place where it came.
     #[error("{found} where {wanted} was due")]
     OutOfTurn {
@@ -136,8 +154,11 @@ pub enum Unsuitable {
         size: u64,
     },
     /// It is not open for what it was sent for.
-    #[error("it is not open for {0}")]
-    NotOpenFor(&'static str),
+    #[error("it is not open for {purpose}")]
+    NotOpenFor {
+        /// For what: reading, or writing.
+        purpose: &'static str,
+    },
     /// Two descriptors of one slot name different memory.
     #[error("the descriptor to write it and the one to read it name different memory")]
     OtherMemory,
@@ -148,6 +169,9 @@ pub enum Unsuitable {
     #[error("it lies in huge pages that its owner can take away")]
     Removable,
     /// The kernel would not map it: this process has no room for it.
-    #[error("the kernel does not map it: {0}")]
-    Unmappable(String),
+    #[error("the kernel does not map it: {reason}")]
+    Unmappable {
+        /// What the kernel says.
+        reason: String,
+    },
 }

@@ -156,8 +156,11 @@ pub enum Refusal {
     #[error(transparent)]
     Channel(#[from] ChannelNameError),
     /// The slots cannot be like that.
-    #[error("{0}")]
-    Geometry(String),
+    #[error("{reason}")]
+    Geometry {
+        /// Why not.
+        reason: String,
+    },
     /// A receiver requires more than a sender of the channel gives.
     #[error(
         "a receiver was to be opened that requires {required} messages, and those of sender {} ({}) are {found}: have that sender send {required} ones, or require less",
@@ -185,8 +188,11 @@ pub enum Refusal {
         found: Protection,
     },
     /// The slots cannot be made.
-    #[error("slots to be leased were asked for, and the broker cannot make them: {0}")]
-    NoSlots(String),
+    #[error("slots to be leased were asked for, and the broker cannot make them: {reason}")]
+    NoSlots {
+        /// Why not.
+        reason: String,
+    },
     /// A sender's slots come from its one receiver.
     #[error(
         "one more receiver was to be opened, and the slots of sender {} ({}) come from the one receiver that there is: \
@@ -210,20 +216,32 @@ pub enum Refusal {
     #[error("an endpoint was to be opened again, and is open on another connection: that one has to end first")]
     Elsewhere,
     /// An endpoint of the same user does not fit.
-    #[error("{0}")]
-    Unpaired(Unpaired),
+    #[error("{end}")]
+    Unpaired {
+        /// Which endpoint, and why.
+        end: Unpaired,
+    },
     /// The policy says that other users get one-shot messages on this channel.
     #[error(
-        "the channel {0:?} is confidential by the broker's policy: its messages are one-shots, so ask for no other mechanism, \
+        "the channel {channel:?} is confidential by the broker's policy: its messages are one-shots, so ask for no other mechanism, \
          and for at most {MAX_ONE_SHOTS} slots"
     )]
-    Confidential(String),
+    Confidential {
+        /// The channel.
+        channel: String,
+    },
     /// A list of users is too long.
-    #[error("{0} users were named as peers: at most {MAX_PEER_USERS} are possible")]
-    TooManyUsers(usize),
+    #[error("{users} users were named as peers: at most {MAX_PEER_USERS} are possible")]
+    TooManyUsers {
+        /// How many.
+        users: usize,
+    },
     /// The number is taken.
-    #[error("endpoint {0} was to be opened, and is open already")]
-    EndpointInUse(u64),
+    #[error("endpoint {endpoint} was to be opened, and is open already")]
+    EndpointInUse {
+        /// The number.
+        endpoint: u64,
+    },
     /// Too many.
     #[error(
         "one more endpoint was to be opened, and this client has {MAX_ENDPOINTS} already: close some, or connect once more"
@@ -267,12 +285,15 @@ pub enum Refusal {
     #[error(transparent)]
     QuotaExceeded(#[from] QuotaExceeded),
     /// The broker lacks something that it takes to open an endpoint.
-    #[error("an endpoint was to be opened, and the broker cannot: {0}; try again")]
-    Exhausted(String),
+    #[error("an endpoint was to be opened, and the broker cannot: {what}; try again")]
+    Exhausted {
+        /// What it lacks.
+        what: String,
+    },
 }
 
 impl From<GeometryError> for Refusal {
     fn from(error: GeometryError) -> Self {
-        Self::Geometry(error.to_string())
+        Self::Geometry { reason: error.to_string() }
     }
 }

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 /// Something that a user takes up at a broker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[non_exhaustive]
 pub enum Resource {
     /// Shared memory of senders: the size of their slots times the most that there may be.
     Bytes,
@@ -25,8 +26,8 @@ pub enum Resource {
 
 impl Resource {
     /// All of them, in the order of their numbers.
-    pub const ALL: [Self; 7] =
-        [Self::Bytes, Self::Slots, Self::Channels, Self::Links, Self::Connections, Self::Descriptors, Self::Endpoints];
+    pub const ALL: &[Self] =
+        &[Self::Bytes, Self::Slots, Self::Channels, Self::Links, Self::Connections, Self::Descriptors, Self::Endpoints];
 
     /// As policies call it.
     #[must_use]
@@ -56,6 +57,7 @@ impl Resource {
 
 /// A user would take up more than the quota.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct QuotaExceeded {
     /// Who.
     pub user: u32,
@@ -69,6 +71,14 @@ pub struct QuotaExceeded {
     pub limit: u64,
     /// Which rule of the policy says so.
     pub rule: String,
+}
+
+impl QuotaExceeded {
+    /// So much was asked for by a user of whom so much is in use, and no more than the limit of this rule may be.
+    #[must_use]
+    pub fn new(user: u32, resource: Resource, asked: u64, used: u64, limit: u64, rule: impl Into<String>) -> Self {
+        Self { user, resource, asked, used, limit, rule: rule.into() }
+    }
 }
 
 impl fmt::Display for QuotaExceeded {

@@ -139,11 +139,10 @@ mod tests {
     #[test]
     fn a_page_of_the_longest_names_and_numbers_fits_into_a_message() {
         let all = u64::MAX;
-        let process = Credentials { pid: i32::MIN, uid: u32::MAX, gid: u32::MAX };
+        let process = Credentials::new(i32::MIN, u32::MAX, u32::MAX);
         let program = Program::from_bytes(&[0xff; MAX_PROGRAM]);
         assert_eq!(program.as_str().len(), 3 * MAX_PROGRAM);
-        let link = LinkId::from_bits(all);
-        let peer = Peer { endpoint: all, process, same_user: true, trusted: true, link };
+        let peer = Peer::new(all, process).with_same_user(true).with_trusted(true).with_link(LinkId::from_bits(all));
         let report = Report {
             links: all,
             messages: all,

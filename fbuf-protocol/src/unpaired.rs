@@ -87,14 +87,25 @@ pub enum Mismatch {
         accepted: u64,
     },
     /// The receiver is to be linked with other users only.
-    #[error("the receiver names the users of its senders, and user {0} is none of them")]
-    FromUsers(u32),
+    #[error("the receiver names the users of its senders, and user {user} is none of them")]
+    FromUsers {
+        /// The user of the sender.
+        user: u32,
+    },
     /// The sender is to be linked with other users only.
-    #[error("the sender names the users of its receivers, and user {0} is none of them")]
-    ToUsers(u32),
+    #[error("the sender names the users of its receivers, and user {user} is none of them")]
+    ToUsers {
+        /// The user of the receiver.
+        user: u32,
+    },
     /// The sender would write into memory of another user, which no rule of the policy lets it trust.
-    #[error("the sender takes its slots from the receiver, and the policy trusts user {0} with no pool (trusted_pool)")]
-    UntrustedPool(u32),
+    #[error(
+        "the sender takes its slots from the receiver, and the policy trusts user {user} with no pool (trusted_pool)"
+    )]
+    UntrustedPool {
+        /// The user of the receiver.
+        user: u32,
+    },
     /// The sender's slots come from another receiver.
     #[error("the sender takes its slots from one receiver, and has one")]
     OneReceiver,
@@ -102,14 +113,25 @@ pub enum Mismatch {
     #[error("the channel is confidential, and the sender sends no one-shot messages")]
     Confidential,
     /// A user cannot pay for the link now.
-    #[error("user {0} has as many links as the quota allows: they are linked when it has fewer")]
-    Quota(u32),
+    #[error("user {user} has as many links as the quota allows: they are linked when it has fewer")]
+    Quota {
+        /// The user.
+        user: u32,
+    },
     /// A client has not fetched what was introduced to it before.
-    #[error("a process of user {0} has not read yet with which others it is linked: they are linked when it has")]
-    Unread(u32),
+    #[error("a process of user {user} has not read yet with which others it is linked: they are linked when it has")]
+    Unread {
+        /// The user of that client.
+        user: u32,
+    },
     /// A user has its share of the broker's descriptors.
-    #[error("user {0} has its share of the broker's descriptors: they are linked when it has fewer, or may have more")]
-    Descriptors(u32),
+    #[error(
+        "user {user} has its share of the broker's descriptors: they are linked when it has fewer, or may have more"
+    )]
+    Descriptors {
+        /// The user.
+        user: u32,
+    },
     /// The broker has no descriptor for the socket of the link.
     #[error(
         "the broker has no descriptor for their link: they are linked when it has; raise its limit of open files \
@@ -126,23 +148,23 @@ impl Mismatch {
     ///
     /// ```
     /// use fbuf_protocol::Mismatch;
-    /// assert!(Mismatch::Quota(1000).passes() && !Mismatch::Confidential.passes());
+    /// assert!(Mismatch::Quota { user: 1000 }.passes() && !Mismatch::Confidential.passes());
     /// ```
     #[must_use]
     pub fn passes(self) -> bool {
         match self {
             Self::OneReceiver
-            | Self::Quota(_)
-            | Self::Unread(_)
-            | Self::Descriptors(_)
+            | Self::Quota { .. }
+            | Self::Unread { .. }
+            | Self::Descriptors { .. }
             | Self::Exhausted
             | Self::Due => true,
             Self::Protection { .. }
             | Self::SlotSize { .. }
             | Self::Slots { .. }
-            | Self::FromUsers(_)
-            | Self::ToUsers(_)
-            | Self::UntrustedPool(_)
+            | Self::FromUsers { .. }
+            | Self::ToUsers { .. }
+            | Self::UntrustedPool { .. }
             | Self::Confidential => false,
         }
     }
@@ -179,7 +201,7 @@ impl fmt::Display for Unpaired {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use fbuf_core::peer::{Credentials, LinkId};
+    use fbuf_core::peer::Credentials;
 
     #[test]
     fn limits_are_small_for_other_users() {
@@ -195,8 +217,8 @@ mod tests {
 
     #[test]
     fn a_user_reads_which_endpoint_and_why() {
-        let process = Credentials { pid: 5, uid: 7, gid: 7 };
-        let peer = Peer { endpoint: 12, process, same_user: false, trusted: false, link: LinkId::default() };
+        let process = Credentials::new(5, 7, 7);
+        let peer = Peer::new(12, process);
         let why = Mismatch::Protection { required: Protection::Sealed, found: Protection::Volatile };
         let text = Unpaired::new(peer, false, why).to_string();
         let begin = "not paired with receiver 12 (pid 5 of user 7): the receiver requires sealed messages";

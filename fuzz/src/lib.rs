@@ -54,13 +54,7 @@ pub fn geometry() -> Geometry {
 pub fn peer(same_user: bool, trusted: bool) -> Peer {
     let own = geteuid().as_raw();
     let uid = if same_user { own } else { own.wrapping_add(1) };
-    Peer {
-        endpoint: 1,
-        process: Credentials { pid: 1, uid, gid: uid },
-        same_user,
-        trusted: same_user || trusted,
-        link: LinkId::default(),
-    }
+    Peer::new(1, Credentials::new(1, uid, uid)).with_same_user(same_user).with_trusted(same_user || trusted)
 }
 
 /// A link that the broker introduces: this end of it, and the other.

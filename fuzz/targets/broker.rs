@@ -238,13 +238,13 @@ impl Model {
                 );
                 return;
             }
-            Refusal::EndpointInUse(_) => return assert!(self.open.contains_key(&(client, endpoint))),
+            Refusal::EndpointInUse { .. } => return assert!(self.open.contains_key(&(client, endpoint))),
             Refusal::Elsewhere => {
                 let named = open.earlier.as_ref().map(|earlier| earlier.secret);
                 return assert!(self.open.values().any(|known| Some(known.secret) == named));
             }
             Refusal::ChannelFull => return assert_eq!(self.open.values().filter(beside).count(), MAX_LINKS),
-            Refusal::Exhausted(_) | Refusal::NoSlots(_) => panic!("{refusal}"),
+            Refusal::Exhausted { .. } | Refusal::NoSlots { .. } => panic!("{refusal}"),
             _ => {}
         }
         // Alone, with what it has, it would be refused as well: links, whose number depends on what came first, are no
@@ -321,13 +321,14 @@ impl Model {
         }
         let used: BTreeMap<_, _> =
             self.state.used().filter(|one| one.1 == Resource::Links).map(|one| (one.0, one.2)).collect();
-        let has_room = |of| used.get(&of).copied().unwrap_or(0) < POLICIES[self.policy].quota(&user(of)).links;
+        let has_room =
+            |of| used.get(&of).copied().unwrap_or(0) < POLICIES[self.policy].quota(&user(of)).of(Resource::Links);
         for (&(client, endpoint), known) in &self.open {
             let unpaired = self.state.unpaired(client, endpoint, 0).0;
             for (_, one) in &unpaired {
                 let stays = match one.why {
-                    Mismatch::Quota(of) => !has_room(of),
-                    Mismatch::Descriptors(_) => true,
+                    Mismatch::Quota { user: of } => !has_room(of),
+                    Mismatch::Descriptors { .. } => true,
                     why => !why.passes() || why == Mismatch::OneReceiver,
                 };
                 assert!(stays, "{endpoint} of {client:?} is apart: {one}");
@@ -349,7 +350,7 @@ impl Model {
 }
 
 fn enter(state: &mut State, id: u32) -> std::result::Result<ClientId, ()> {
-    let admission = state.admit(Credentials { pid: 1, uid: id, gid: id }, user(id)).map_err(drop)?;
+    let admission = state.admit(Credentials::new(1, id, id), user(id)).map_err(drop)?;
     state.join(admission).map_err(drop)
 }
 

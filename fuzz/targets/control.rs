@@ -77,7 +77,7 @@ struct Model {
 
 impl Model {
     fn join(&mut self, user: u32) {
-        let process = Credentials { pid: 1, uid: user, gid: user };
+        let process = Credentials::new(1, user, user);
         let user = User::new(user, vec![user]);
         let admission = self.state.admit(process, user.clone()).ok();
         if let Some(client) = admission.and_then(|admission| self.state.join(admission).ok()) {
@@ -179,7 +179,7 @@ impl Model {
         let sends = |open: &Open| matches!(open.role, Role::Sender { .. });
         let own = others.filter(|(owner, other)| *owner == user && sends(other) != sends(open)).count();
         match refusal {
-            Refusal::Unpaired(_)
+            Refusal::Unpaired { .. }
             | Refusal::SenderGivesLess { .. }
             | Refusal::ReceiverRequiresMore { .. }
             | Refusal::OneReceiver { .. } => assert!(own > 0, "{refusal}"),

@@ -183,7 +183,7 @@ impl Receiving {
             return Ok(true);
         }
         match self.inbound.end() {
-            Err(LinkEnd::Violation(Violation::Slot { .. } | Violation::StillHeld(_))) => {}
+            Err(LinkEnd::Violation(Violation::Slot { .. } | Violation::StillHeld { .. })) => {}
             Err(LinkEnd::Violation(_)) if !self.in_order => {}
             other => panic!("{other:?}"),
         }

@@ -183,13 +183,13 @@ fn changes(first: *const u8) -> bool {
 /// What the sender meets, which does nothing but what any program would do.
 fn suffer(attack: Attack, sender: &mut Sender) -> (Outcome, Option<Violation>) {
     let start = Instant::now();
-    let is_untrusted = |one: &Unpaired| one.why == Mismatch::UntrustedPool(OTHER);
+    let is_untrusted = |one: &Unpaired| one.why == Mismatch::UntrustedPool { user: OTHER };
     loop {
         let linked = sender.wait_for_receivers_timeout(1, Duration::from_millis(10)).is_ok();
         if let Some(departure) = sender.next_departure() {
             match departure.reason {
-                DisconnectReason::Violation(Violation::UntrustedReceiver) => return (NoLink, None),
-                DisconnectReason::Violation(violation) => return (Refused, Some(violation)),
+                DisconnectReason::Violation { violation: Violation::UntrustedReceiver } => return (NoLink, None),
+                DisconnectReason::Violation { violation } => return (Refused, Some(violation)),
                 other => panic!("{other:?}"),
             }
         }

@@ -49,7 +49,7 @@ fn send(sender: &mut Sender, number: u64) -> u64 {
     fbuf.copy_from_slice(&number.to_ne_bytes());
     sender.write(fbuf).unwrap();
     let reasons = std::iter::from_fn(|| sender.next_departure()).map(|departure| departure.reason);
-    reasons.filter(|reason| matches!(reason, DisconnectReason::Violation(_))).count() as u64
+    reasons.filter(|reason| matches!(reason, DisconnectReason::Violation { .. })).count() as u64
 }
 
 /// Until that message comes: how many violations are told of before.

@@ -25,6 +25,7 @@ pub const fn quota(resource: Resource) -> u64 {
         Resource::Links => 600,
         Resource::Endpoints => 1000,
         Resource::Descriptors => 1536,
+        _ => panic!("the attackers have a quota of each resource"),
     }
 }
 
@@ -232,7 +233,7 @@ impl Attack {
     pub fn reported_as(self) -> Option<fn(&Report) -> bool> {
         Some(match self {
             Self::GarbageOverLink | Self::DescriptorsOverLink => {
-                |report| matches!(report, Report::Violation(Violation::Garbage(_)))
+                |report| matches!(report, Report::Violation(Violation::Garbage { .. }))
             }
             Self::WrongDescriptorsOverLink | Self::Lingers => {
                 |report| matches!(report, Report::Violation(Violation::Descriptor(_)))
@@ -242,17 +243,19 @@ impl Attack {
             Self::LyingLane => |report| {
                 use Violation::{Body, EmptyPrefix, Kind, Mark, PrefixOrder, PrefixUndeclared, Slot, Terms};
                 let Report::Violation(violation) = report else { return false };
-                matches!(violation, Mark { .. } | Kind(_) | EmptyPrefix(_) | PrefixOrder(_) | PrefixUndeclared(_))
-                    || matches!(violation, Slot { .. } | Body { .. } | Terms { .. })
+                matches!(
+                    violation,
+                    Mark { .. } | Kind { .. } | EmptyPrefix { .. } | PrefixOrder { .. } | PrefixUndeclared { .. }
+                ) || matches!(violation, Slot { .. } | Body { .. } | Terms { .. })
             },
-            Self::EndlessGaps => |report| *report == Report::Violation(Violation::PrefixOrder("a gap")),
+            Self::EndlessGaps => |report| *report == Report::Violation(Violation::PrefixOrder { prefix: "a gap" }),
             Self::Closes => |report| *report == Report::Died,
             Self::AnnouncesGrowth => |report| {
                 use Violation::{Descriptor, Slot, Terms};
                 matches!(report, Report::Violation(Terms { .. } | Descriptor(_) | Slot { .. }))
             },
             Self::LyingBoardSize => {
-                |report| matches!(report, Report::Violation(Violation::Descriptor(_) | Violation::Garbage(_)))
+                |report| matches!(report, Report::Violation(Violation::Descriptor(_) | Violation::Garbage { .. }))
             }
             _ => return None,
         })

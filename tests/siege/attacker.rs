@@ -284,7 +284,7 @@ fn never_fetch() -> Seen {
     }
     let own = nix::unistd::geteuid().as_raw();
     let apart = caller.unpaired(10_000)?;
-    let (most, unread) = (MAX_WAITING / 2, apart.iter().all(|one| one.why == Mismatch::Unread(own)));
+    let (most, unread) = (MAX_WAITING / 2, apart.iter().all(|one| one.why == Mismatch::Unread { user: own }));
     // As many as one answer names; which of them are apart may be as it likes.
     let linked = PEERS - apart.len();
     Effect::if_so(unread && linked <= most.max(PEERS - MAX_PAGE), || format!("{linked} are linked, {apart:?}"))
@@ -392,7 +392,7 @@ fn hoard_links() -> Seen {
         }
     }
     let apart: Vec<_> = other.unpaired(most)?.into_iter().map(|one| one.why).collect();
-    Effect::if_so(apart == [Mismatch::Quota(own)], || format!("the last of {most} is apart for {apart:?}"))
+    Effect::if_so(apart == [Mismatch::Quota { user: own }], || format!("the last of {most} is apart for {apart:?}"))
 }
 
 /// Opens receivers where newcomers attach, until it has its share.
@@ -423,6 +423,6 @@ fn demand() -> Seen {
     let apart = |endpoint| Ok::<Vec<_>, String>(caller.unpaired(endpoint)?.into_iter().map(|one| one.why).collect());
     let (receiver, sender) = (apart(2)?, apart(3)?);
     let is_apart = matches!(receiver[..], [Mismatch::SlotSize { .. }, ..])
-        && matches!(sender[..], [Mismatch::UntrustedPool(_), ..]);
+        && matches!(sender[..], [Mismatch::UntrustedPool { .. }, ..]);
     Effect::if_so(is_apart, || format!("not paired: {receiver:?}, {sender:?}"))
 }

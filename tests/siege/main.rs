@@ -102,11 +102,11 @@ fn policy_for(own: u32, other: u32) -> String {
     if own == other {
         return rule;
     }
-    let quotas = Resource::ALL.map(|resource| match resource {
+    let quotas = Resource::ALL.iter().map(|&resource| match resource {
         Resource::Bytes => format!("bytes = \"{}B\"", quota(resource)),
         _ => format!("{} = {}", resource.name(), quota(resource)),
     });
-    let quotas = quotas.join(", ");
+    let quotas = quotas.collect::<Vec<_>>().join(", ");
     let quota = format!("quota = {{ {quotas}, requests_per_second = {REQUESTS_PER_SECOND} }}");
     format!("{rule}[[rule]]\nname = \"others\"\nusers = [{other}]\n{all}{quota}")
 }
@@ -308,7 +308,7 @@ impl Honest {
 
     fn note_departure(&mut self, Departure { peer, reason, .. }: Departure) {
         let report = match reason {
-            DisconnectReason::Violation(violation) => Report::Violation(violation),
+            DisconnectReason::Violation { violation } => Report::Violation(violation),
             DisconnectReason::Died => Report::Died,
             DisconnectReason::Disconnected | DisconnectReason::Left => return,
             other => panic!("{other:?}"),

@@ -57,7 +57,7 @@ fn link(socket: &PacketSocket) -> Result<()> {
     Ok(())
 }
 
-/// Asks for some more of it; of connections, who has all of them asks over each for the least that there is.
+/// Asks for some more of it; over connections that are hoarded themselves, for the least that there is.
 pub(super) fn more(resource: Resource, number: u64) -> ControlRequest {
     let sender = |slot_bytes, max_slots, slots| Role::sender(slot_bytes, max_slots, Mechanism::Copy, slots);
     let receiver = Role::Receiver { require: Protection::Volatile, accepts: Limits::DEFAULT };
@@ -71,7 +71,8 @@ pub(super) fn more(resource: Resource, number: u64) -> ControlRequest {
         }
         Resource::Endpoints => (number / (ENDS / 2), receiver),
         Resource::Channels => (number, receiver),
-        Resource::Connections => return ControlRequest::Close { endpoint: number, last: Report::default() },
+        // Connections, over which the least is asked for.
+        _ => return ControlRequest::Close { endpoint: number, last: Report::default() },
     };
     let channel = format!("hoard/{channel}");
     ControlRequest::Open { endpoint: number, open: Open { channel, role, label: None, users: None, earlier: None } }

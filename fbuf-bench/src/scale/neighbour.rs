@@ -47,7 +47,7 @@ type Setting = Option<(Kind, bool)>;
 
 /// What is measured, in turn; as another user only by one who may start such a process.
 fn settings() -> Vec<Setting> {
-    let hoards = Resource::ALL.map(Kind::Hoards);
+    let hoards = Resource::ALL.iter().copied().map(Kind::Hoards);
     let as_other = [Kind::Asks, Kind::Opens, Kind::Connects, Kind::Knocks].into_iter().chain(hoards);
     let as_other = as_other.filter(|_| geteuid().is_root()).map(|kind| Some((kind, true)));
     // Connections that a user hoards, or has not been seen to close, no other process of that user has.

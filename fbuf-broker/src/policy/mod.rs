@@ -51,6 +51,7 @@
 //! refused for that, not within one user either, since what is lacking may be taken up by others.
 
 mod pattern;
+mod quota;
 mod written;
 
 use std::{collections::BTreeSet, fmt, fs::File, io::Read, os::unix::fs::MetadataExt, path::Path, sync::Arc};
@@ -58,66 +59,10 @@ use std::{collections::BTreeSet, fmt, fs::File, io::Read, os::unix::fs::Metadata
 use fbuf_protocol::{Resource, Role, channel::ChannelName};
 
 use self::pattern::Pattern;
+pub use quota::Quota;
 pub use written::{PolicyError, size};
 
 use crate::socket_file::is_exposed;
-
-/// What one user may take up. The default is meant for one user on a machine of her own; on a machine that
-/// is shared, rules say less.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Quota {
-    /// The name of the rule that says so.
-    pub rule: String,
-    /// Shared memory of senders: the size of their slots times the most that there may be.
-    pub bytes: u64,
-    /// Slots of senders.
-    pub slots: u64,
-    /// Channels on which the user has endpoints.
-    pub channels: u64,
-    /// Links that the user's endpoints caused by being opened.
-    pub links: u64,
-    /// Connections to the broker.
-    pub connections: u64,
-    /// Descriptors that the broker holds for the user: slots that are leased.
-    pub descriptors: u64,
-    /// Senders and receivers.
-    pub endpoints: u64,
-    /// Messages to the broker in a second, and connections; who sends more has to wait.
-    pub requests_per_second: u32,
-}
-
-impl Default for Quota {
-    fn default() -> Self {
-        Self {
-            rule: "default".into(),
-            bytes: 1 << 44,
-            slots: 1 << 32,
-            channels: 16_384,
-            links: 262_144,
-            connections: 2048,
-            descriptors: 16_384,
-            endpoints: 16_384,
-            // A fraction of what a broker answers, so that one user does not leave others waiting.
-            requests_per_second: 5000,
-        }
-    }
-}
-
-impl Quota {
-    /// How much of it.
-    #[must_use]
-    pub fn of(&self, resource: Resource) -> u64 {
-        match resource {
-            Resource::Bytes => self.bytes,
-            Resource::Slots => self.slots,
-            Resource::Channels => self.channels,
-            Resource::Links => self.links,
-            Resource::Connections => self.connections,
-            Resource::Descriptors => self.descriptors,
-            Resource::Endpoints => self.endpoints,
-        }
-    }
-}
 
 /// A user, as the kernel knows one process of hers.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -300,7 +245,11 @@ impl Policy {
         let others = |rule: &Rule| rule.everybody || !rule.groups.is_empty() || rule.users.iter().any(|&id| id != user);
         self.rules.iter().any(others)
     }
+}
 
+/// What its broker asks of a policy.
+#[doc(hidden)]
+impl Policy {
     /// Whether this user may connect.
     #[must_use]
     pub fn serves(&self, user: &User) -> bool {
@@ -368,7 +317,8 @@ impl fmt::Display for Policy {
                 writeln!(f, "  {word:<17}{}", if is_set { "yes" } else { "no" })?;
             }
             let quota = rule.quota.as_ref().unwrap_or(&self.quota);
-            let limits = Resource::ALL.map(|resource| resource.describe(quota.of(resource))).join(", ");
+            let limits = Resource::ALL.iter().map(|&resource| resource.describe(quota.of(resource)));
+            let limits = limits.collect::<Vec<_>>().join(", ");
             writeln!(f, "  each at most     {limits}, {} requests/s", quota.requests_per_second)?;
         }
         if !self.confidential.is_empty() {
@@ -422,8 +372,11 @@ mod tests {
             assert_eq!(policy.permit(sender, SENDER, &channel("camera/1")), Ok(()));
             assert!(policy.trusts(sender, SENDER, &channel("camera/1")));
             assert_eq!(policy.permit(sender, RECEIVER, &channel("status")), Ok(()));
-            assert_eq!((policy.quota(sender).bytes, policy.quota(sender).links), (1 << 30, 3));
-            assert_eq!(policy.quota(sender).slots, Quota::default().slots);
+            assert_eq!(
+                [Resource::Bytes, Resource::Links].map(|resource| policy.quota(sender).of(resource)),
+                [1 << 30, 3]
+            );
+            assert_eq!(policy.quota(sender).of(Resource::Slots), Quota::default().of(Resource::Slots));
         }
         let refused = policy.permit(&camera, SENDER, &channel("status")).unwrap_err();
         assert_eq!(refused, ["cameras", "number 2"]);

@@ -3,6 +3,7 @@
 use std::{collections::BTreeSet, io};
 
 use bytesize::ByteSize;
+use fbuf_protocol::Resource;
 use serde::Deserialize;
 
 use super::{Quota, Rule, pattern::Pattern};
@@ -36,11 +37,17 @@ pub enum PolicyError {
         mode: u32,
     },
     /// It is not TOML, or not a policy.
-    #[error("the policy is not understood: {0}")]
-    Malformed(String),
+    #[error("the policy is not understood: {reason}")]
+    Malformed {
+        /// Why not.
+        reason: String,
+    },
     /// A rule is about nobody.
-    #[error("rule {0:?} is about nobody: give it users or groups, or \"*\"")]
-    AboutNobody(String),
+    #[error("rule {rule:?} is about nobody: give it users or groups, or \"*\"")]
+    AboutNobody {
+        /// Its name.
+        rule: String,
+    },
     /// A pattern cannot be one.
     #[error("{place} has the pattern {pattern:?}, which no channel can have: {why}")]
     Pattern {
@@ -112,8 +119,8 @@ struct WrittenQuota {
 
 /// The rules of a text, and the patterns of confidential channels.
 pub(super) fn read(text: &str) -> Result<(Vec<Rule>, Vec<Pattern>), PolicyError> {
-    let WrittenPolicy { rule, channel } =
-        toml::from_str(text).map_err(|error| PolicyError::Malformed(error.to_string().trim_end().to_owned()))?;
+    let WrittenPolicy { rule, channel } = toml::from_str(text)
+        .map_err(|error| PolicyError::Malformed { reason: error.to_string().trim_end().to_owned() })?;
     let rules = (1..).zip(rule).map(|(number, rule)| rule.read(number)).collect::<Result<_, _>>()?;
     let mut confidential = Vec::new();
     for WrittenChannel { names, confidential: is_confidential } in channel {
@@ -139,7 +146,7 @@ impl WrittenRule {
         let Self { name, users, groups, send, receive, trusted, trusted_pool, quota } = self;
         let name = name.unwrap_or_else(|| format!("number {number}"));
         if users.is_empty() && groups.is_empty() {
-            return Err(PolicyError::AboutNobody(name));
+            return Err(PolicyError::AboutNobody { rule: name });
         }
         let is_everybody = |named: &Named| matches!(named, Named::Name(name) if name == "*");
         let everybody = users.iter().chain(&groups).any(is_everybody);
@@ -177,19 +184,23 @@ impl WrittenRule {
 
 impl WrittenQuota {
     fn complete(self, rule: &str) -> Quota {
-        let Quota { rule: _, bytes, slots, channels, links, connections, descriptors, endpoints, requests_per_second } =
-            Quota::default();
-        Quota {
-            rule: rule.to_owned(),
-            bytes: self.bytes.map_or(bytes, |bytes| bytes.as_u64()),
-            slots: self.slots.unwrap_or(slots),
-            channels: self.channels.unwrap_or(channels),
-            links: self.links.unwrap_or(links),
-            connections: self.connections.unwrap_or(connections),
-            descriptors: self.descriptors.unwrap_or(descriptors),
-            endpoints: self.endpoints.unwrap_or(endpoints),
-            requests_per_second: self.requests_per_second.unwrap_or(requests_per_second),
+        let Self { bytes, slots, channels, links, connections, descriptors, endpoints, requests_per_second } = self;
+        let mut quota = Quota::default().with_rule(rule);
+        for (resource, limit) in [
+            (Resource::Bytes, bytes.map(|bytes| bytes.as_u64())),
+            (Resource::Slots, slots),
+            (Resource::Channels, channels),
+            (Resource::Links, links),
+            (Resource::Connections, connections),
+            (Resource::Descriptors, descriptors),
+            (Resource::Endpoints, endpoints),
+        ] {
+            if let Some(limit) = limit {
+                quota = quota.with(resource, limit);
+            }
         }
+        let requests_per_second = requests_per_second.unwrap_or(quota.requests_per_second);
+        quota.with_requests_per_second(requests_per_second)
     }
 }
 

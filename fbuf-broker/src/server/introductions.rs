@@ -10,7 +10,7 @@ use std::{
 
 use fbuf_core::{
     introduced::Introduction,
-    peer::{LinkId, Peer},
+    peer::LinkId,
     points,
     process::foreign::Foreign,
     receive::link::SlotSource,
@@ -141,7 +141,7 @@ fn introduce(
     };
     let introduction = |own: PairEnd, other: PairEnd, slot_source: SlotSource, socket: Foreign| Introduction {
         endpoint: own.endpoint,
-        peer: Peer { link, ..other.peer },
+        peer: other.peer.with_link(link),
         geometry: geometry.terms(),
         mechanism,
         slot_source,

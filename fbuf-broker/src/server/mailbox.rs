@@ -178,7 +178,7 @@ mod tests {
         state::State,
     };
     use fbuf_core::{
-        peer::{Credentials, LinkId, Peer},
+        peer::{Credentials, Peer},
         protection::Mechanism,
         receive::link::SlotSource,
         slot::GeometryTerms,
@@ -187,11 +187,11 @@ mod tests {
     use fbuf_protocol::Resource;
 
     fn introduction() -> Introduction {
-        let process = Credentials { pid: 1, uid: 1000, gid: 1000 };
+        let process = Credentials::new(1, 1000, 1000);
         let (socket, _) = PacketSocket::pair().unwrap();
         Introduction {
             endpoint: 1,
-            peer: Peer { endpoint: 2, process, same_user: true, trusted: true, link: LinkId::default() },
+            peer: Peer::new(2, process).with_same_user(true).with_trusted(true),
             geometry: GeometryTerms::new(64, 4),
             mechanism: Mechanism::Shared,
             slot_source: SlotSource::Segments,
@@ -222,7 +222,7 @@ mod tests {
     #[test]
     fn what_was_sent_is_paid_for_until_it_was_read() {
         let mut state = State::new(Policy::only(1000));
-        let process = Credentials { pid: 1, uid: 1000, gid: 1000 };
+        let process = Credentials::new(1, 1000, 1000);
         let admission = state.admit(process, User::new(1000, Vec::new())).unwrap();
         let client = state.join(admission).unwrap();
         let held = |state: &State| state.used().any(|(_, resource, _)| resource == Resource::Links);

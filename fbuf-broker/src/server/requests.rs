@@ -89,7 +89,7 @@ impl Session {
                     if logs {
                         warn!(client = ?self.client, channel, %error, "no slots to be leased");
                     }
-                    return Err(Refusal::NoSlots(error.to_string()));
+                    return Err(Refusal::NoSlots { reason: error.to_string() });
                 }
             }
         }

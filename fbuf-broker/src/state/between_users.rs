@@ -61,7 +61,7 @@ fn a_sender_that_takes_slots_from_its_receiver_keeps_no_receiver_of_another_user
     state.open(own, 1, receiver("c")).unwrap();
     // It does not trust the one that is there.
     assert_eq!(state.links(other, 1, from_receiver()), Ok(vec![]));
-    assert!(matches!(apart(&state, other, 1)[..], [(_, Mismatch::UntrustedPool(OWN))]));
+    assert!(matches!(apart(&state, other, 1)[..], [(_, Mismatch::UntrustedPool { user: OWN })]));
     assert_eq!(state.links(own, 2, receiver("c")), Ok(vec![]));
     // It is linked with the first receiver with a pool that it trusts, and with no other.
     let first = state.links(trusted, 1, receiver("c")).unwrap();
@@ -115,7 +115,10 @@ fn a_receiver_accepts_little_from_other_users_unless_it_says_more() {
     let modest = ask("d", Role::Receiver { require: Protection::Volatile, accepts: Limits { own: few, others: few } });
     state.open(own, 5, modest).unwrap();
     let refusal = state.open(own, 6, ask("d", role(64, 5))).unwrap_err();
-    assert!(matches!(refusal, Refusal::Unpaired(_)) && refusal.to_string().contains("accepts 4 at most"), "{refusal}");
+    assert!(
+        matches!(refusal, Refusal::Unpaired { .. }) && refusal.to_string().contains("accepts 4 at most"),
+        "{refusal}"
+    );
 }
 
 #[test]
@@ -124,12 +127,12 @@ fn an_endpoint_that_names_users_is_linked_with_those_alone() {
     let among = |open: Open, users: &[u32]| Open { users: Some(users.to_vec()), ..open };
     state.open(own, 1, among(receiver("c"), &[TRUSTED, OTHER, OTHER])).unwrap();
     assert_eq!(state.links(own, 2, sender("c")), Ok(vec![]), "the own user was not named");
-    assert!(matches!(apart(&state, own, 2)[..], [(_, Mismatch::FromUsers(OWN))]));
+    assert!(matches!(apart(&state, own, 2)[..], [(_, Mismatch::FromUsers { user: OWN })]));
     assert_eq!(state.links(other, 1, sender("c")).unwrap().len(), 1);
     assert_eq!(state.links(trusted, 1, among(sender("c"), &[OTHER])), Ok(vec![]));
-    assert!(matches!(apart(&state, trusted, 1)[..], [(_, Mismatch::ToUsers(OWN))]));
+    assert!(matches!(apart(&state, trusted, 1)[..], [(_, Mismatch::ToUsers { user: OWN })]));
     let many = among(receiver("c"), &(0..=MAX_PEER_USERS as u32).collect::<Vec<_>>());
-    assert_eq!(state.links(own, 3, many), Err(Refusal::TooManyUsers(MAX_PEER_USERS + 1)));
+    assert_eq!(state.links(own, 3, many), Err(Refusal::TooManyUsers { users: MAX_PEER_USERS + 1 }));
 }
 
 #[test]
@@ -141,8 +144,8 @@ fn on_a_confidential_channel_other_users_get_one_shots_only() {
     let (mut state, [own, other, trusted]) = broker_with(policy(true));
     state.open(other, 1, receiver("c")).unwrap();
     for client in [own, trusted] {
-        assert_eq!(state.links(client, 1, sender("c")), Err(Refusal::Confidential("c".into())));
-        assert_eq!(state.links(client, 1, from_receiver()), Err(Refusal::Confidential("c".into())));
+        assert_eq!(state.links(client, 1, sender("c")), Err(Refusal::Confidential { channel: "c".into() }));
+        assert_eq!(state.links(client, 1, from_receiver()), Err(Refusal::Confidential { channel: "c".into() }));
         let links = state.links(client, 1, offer(Mechanism::OneShot, Slots::Segments)).unwrap();
         assert!(matches!(links[..], [Pair { mechanism: Mechanism::OneShot, .. }]));
     }
@@ -191,7 +194,7 @@ fn a_user_has_a_share_of_a_channel_and_the_last_places_are_roots() {
 
 #[test]
 fn links_are_paid_for_by_the_user_with_more_endpoints() {
-    let quota = Quota { links: 100, ..Quota::default() };
+    let quota = Quota::default().with(Resource::Links, 100);
     let (mut state, [own, other, trusted]) =
         broker_with(Policy::only(OWN).allow(OTHER).trust(TRUSTED).with_quota(quota));
     let paid = |state: &State| {
@@ -208,7 +211,7 @@ fn links_are_paid_for_by_the_user_with_more_endpoints() {
     assert_eq!(opening.pairs.len(), 100);
     assert_eq!(paid(&state), [(OTHER, 100)]);
     assert_eq!(apart(&state, own, 1).len(), 20);
-    assert_eq!(apart(&state, other, 119), [(opening.endpoint, Mismatch::Quota(OTHER))]);
+    assert_eq!(apart(&state, other, 119), [(opening.endpoint, Mismatch::Quota { user: OTHER })]);
     assert_eq!(apart(&state, other, 0), []);
     let links = state.links(trusted, 1, receiver("c")).unwrap();
     assert_eq!(links.len(), 1);
@@ -219,7 +222,7 @@ fn links_are_paid_for_by_the_user_with_more_endpoints() {
 
 #[test]
 fn no_other_user_can_charge_more_links_than_the_square_of_the_own_endpoints() {
-    let quota = Quota { links: 1000, ..Quota::default() };
+    let quota = Quota::default().with(Resource::Links, 1000);
     for own_first in [true, false] {
         let (mut state, [own, other, _]) =
             broker_with(Policy::only(OWN).allow(OTHER).with_quota(quota.clone()).trust(TRUSTED));

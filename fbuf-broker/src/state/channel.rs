@@ -481,7 +481,7 @@ impl Channel {
             let fit = pair(sender, receiver, is_confidential, ClientId(0));
             fit.map_or_else(|why| why, |_| waits.map_or(Mismatch::Due, |wait| wait.why))
         };
-        let peer = |other: &Side, of_one_user| Peer { same_user: of_one_user, ..other.party.peer };
+        let peer = |other: &Side, of_one_user| other.party.peer.with_same_user(of_one_user);
         if let Some(sender) = self.senders.get(&number) {
             if sender.links.len() == self.receivers.len() {
                 return (Vec::new(), 0);

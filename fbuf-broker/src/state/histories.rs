@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 
-use fbuf_core::{protection::Protection, slot::GeometryTerms};
+use fbuf_core::{peer::LinkId, protection::Protection, slot::GeometryTerms};
 use fbuf_protocol::{Accepted, Limits};
 use proptest::prelude::*;
 
@@ -327,7 +327,7 @@ impl Model {
             Open { channel: new.channel.to_string(), role: new.role, label: None, users: new.users.clone(), earlier };
         let answer = state.open(new.client, new.endpoint, open);
         if self.open.iter().any(|other| other.is_of(new.client, new.endpoint)) {
-            assert_eq!(answer, Err(Refusal::EndpointInUse(new.endpoint)));
+            assert_eq!(answer, Err(Refusal::EndpointInUse { endpoint: new.endpoint }));
             return;
         }
         let (due, answer) = match (self.expect(&new), answer) {
@@ -436,7 +436,7 @@ impl Model {
                 assert_eq!(found.is_some(), !is_linked, "{one:?} and {other:?}");
                 let fits = sender.gives(receiver, self.has_link(sender.key()).is_some()).is_ok();
                 if let Some((_, Unpaired { why, .. })) = found {
-                    let unpaid = matches!(why, Mismatch::Quota(user) if !self.has_room(*user, &Due::new()));
+                    let unpaid = matches!(why, Mismatch::Quota { user } if !self.has_room(*user, &Due::new()));
                     assert_eq!(fits, unpaid, "{one:?} and {other:?}: {why:?}");
                     assert!(!fits || !self.has_room(self.payer_of(one, other), &Due::new()));
                 }
@@ -461,7 +461,7 @@ proptest! {
     /// user pays for what it has; for what is not linked there is a reason; and when all have left nothing is known.
     #[test]
     fn all_that_fit_are_introduced_once(steps in steps()) {
-        let quota = Quota { links: LINKS, ..Quota::default() };
+        let quota = Quota::default().with(Resource::Links, LINKS);
         let policy = || {
             let policy = Policy::only(DISTRUSTED).trust(TRUSTED).with_quota(quota.clone());
             policy.confidential(&CONFIDENTIAL.to_string()).unwrap()

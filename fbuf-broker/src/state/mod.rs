@@ -14,7 +14,7 @@ use std::{
 
 use fbuf_core::{
     limits::{MAX_ENDPOINTS, MAX_LINKS, MAX_PEER_USERS},
-    peer::{Credentials, LinkId, Peer},
+    peer::{Credentials, Peer},
     protection::Mechanism,
     slot::Geometry,
 };
@@ -286,10 +286,10 @@ impl State {
         let Open { channel, role, label, users, earlier } = open;
         let name = ChannelName::new(channel)?;
         let number = self.next();
-        let exhausted = |error: std::io::Error| Refusal::Exhausted(error.to_string());
+        let exhausted = |error: std::io::Error| Refusal::Exhausted { what: error.to_string() };
         let Some(client) = self.clients.get(&id) else { return Err(gone()) };
         if client.endpoints.contains_key(&endpoint) {
-            return Err(Refusal::EndpointInUse(endpoint));
+            return Err(Refusal::EndpointInUse { endpoint });
         }
         if client.endpoints.len() == MAX_ENDPOINTS {
             return Err(Refusal::TooManyEndpoints);
@@ -310,7 +310,7 @@ impl State {
         }
         let users = users.map(sorted);
         if let Some(users) = users.as_ref().filter(|users| users.len() > MAX_PEER_USERS) {
-            return Err(Refusal::TooManyUsers(users.len()));
+            return Err(Refusal::TooManyUsers { users: users.len() });
         }
         let is_new = earlier.is_none();
         let PreviousRegistration { secret, links: earlier } = match earlier {
@@ -322,13 +322,7 @@ impl State {
         if self.known.contains(&known_as) {
             return Err(Refusal::Elsewhere);
         }
-        let peer = Peer {
-            endpoint: known_as,
-            process: client.process,
-            same_user: false,
-            trusted: false,
-            link: LinkId::default(),
-        };
+        let peer = Peer::new(known_as, client.process);
         let side = Side {
             party: PairEnd { client: id, endpoint, peer },
             earlier,
@@ -346,7 +340,7 @@ impl State {
                 let stock = Stock::check(geometry, mechanism, slots)?;
                 // What was open before the policy changed, or the broker died, is.
                 if is_new && is_confidential && stock.mechanism != Mechanism::OneShot {
-                    return Err(Refusal::Confidential(name.as_str().into()));
+                    return Err(Refusal::Confidential { channel: name.as_str().into() });
                 }
                 let geometry = stock.geometry;
                 charges.push(charge(Resource::Slots, geometry.max_slots().into())?);
@@ -382,7 +376,7 @@ impl State {
             );
         }
         for (other, user, is_others) in unpaid {
-            self.wait(if is_others { other } else { number }, Mismatch::Quota(user));
+            self.wait(if is_others { other } else { number }, Mismatch::Quota { user });
         }
         Ok(Opening { number, endpoint: known_as, secret, pairs })
     }
@@ -393,8 +387,7 @@ impl State {
     /// [`QuotaExceeded`]: that user has as many as the quota allows.
     pub fn charge_link(&self, client: ClientId) -> Result<Charge, QuotaExceeded> {
         // Every end on a channel is of a client that is here; one that is not pays for nothing.
-        let gone =
-            QuotaExceeded { user: 0, resource: Resource::Links, asked: 1, used: 0, limit: 0, rule: String::new() };
+        let gone = QuotaExceeded::new(0, Resource::Links, 1, 0, 0, "");
         let Payer { user, account } = &self.clients.get(&client).ok_or(gone)?.payer;
         account.charge(self.policy.quota(user), Resource::Links, 1)
     }
@@ -560,7 +553,7 @@ impl State {
 
 /// What is asked for a client is asked for none.
 fn gone() -> Refusal {
-    Refusal::Exhausted("the client has gone".into())
+    Refusal::Exhausted { what: "the client has gone".into() }
 }
 
 /// On which channel an endpoint is.

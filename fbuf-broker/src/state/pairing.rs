@@ -1,7 +1,6 @@
 //! Whether a sender and a receiver of a channel can be linked, and by which means.
 
 use fbuf_core::{
-    peer::Peer,
     protection::{Mechanism, Protection},
     socket::NO_ID,
 };
@@ -27,15 +26,15 @@ pub(super) fn pair(
     let Stock { geometry, slots, .. } = sender.stock;
     let same_user = are_of_one_user(&sender.side, &receiver.side);
     if !sender.side.accepts(receiver.side.user()) {
-        return Err(Mismatch::ToUsers(receiver.side.user()));
+        return Err(Mismatch::ToUsers { user: receiver.side.user() });
     }
     if !receiver.side.accepts(sender.side.user()) {
-        return Err(Mismatch::FromUsers(sender.side.user()));
+        return Err(Mismatch::FromUsers { user: sender.side.user() });
     }
     if slots == Slots::Receiver {
         // The sender writes into memory that the receiver's user can change.
         if !same_user && !receiver.side.trusted {
-            return Err(Mismatch::UntrustedPool(receiver.side.user()));
+            return Err(Mismatch::UntrustedPool { user: receiver.side.user() });
         }
         if !sender.links.is_empty() {
             return Err(Mismatch::OneReceiver);
@@ -50,7 +49,7 @@ pub(super) fn pair(
         return Err(Mismatch::Protection { required: receiver.require, found: mechanism.protection() });
     }
     let party = |side: &Side| {
-        let peer = Peer { same_user, trusted: same_user || side.trusted, ..side.party.peer };
+        let peer = side.party.peer.with_same_user(same_user).with_trusted(same_user || side.trusted);
         PairEnd { peer, ..side.party }
     };
     let [sender, receiver] = [&sender.side, &receiver.side].map(party);
@@ -74,16 +73,16 @@ fn mechanism(sender: &Sender, receiver: &Receiver) -> Mechanism {
 
 /// How an end is refused that does not fit with one of its own user; none if either of them asked for that.
 pub(super) fn refusal(sender: &Sender, receiver: &Receiver, is_sender: bool, why: Mismatch) -> Option<Refusal> {
-    let same = |side: &Side| Peer { same_user: true, trusted: true, ..side.party.peer };
+    let same = |side: &Side| side.party.peer.with_same_user(true).with_trusted(true);
     let (sender, receiver) = (same(&sender.side), same(&receiver.side));
     Some(match why {
-        Mismatch::FromUsers(_) | Mismatch::ToUsers(_) => return None,
+        Mismatch::FromUsers { .. } | Mismatch::ToUsers { .. } => return None,
         Mismatch::OneReceiver => Refusal::OneReceiver { sender },
         Mismatch::Protection { required, found } if is_sender => {
             Refusal::ReceiverRequiresMore { receiver, required, found }
         }
         Mismatch::Protection { required, found } => Refusal::SenderGivesLess { sender, required, found },
-        why if is_sender => Refusal::Unpaired(Unpaired::new(receiver, false, why)),
-        why => Refusal::Unpaired(Unpaired::new(sender, true, why)),
+        why if is_sender => Refusal::Unpaired { end: Unpaired::new(receiver, false, why) },
+        why => Refusal::Unpaired { end: Unpaired::new(sender, true, why) },
     })
 }

@@ -1,10 +1,10 @@
-use fbuf_core::{limits::MAX_LINKS, protection::Protection, socket::NO_ID};
+use fbuf_core::{limits::MAX_LINKS, peer::LinkId, protection::Protection, socket::NO_ID};
 use fbuf_protocol::Limits;
 
 use super::*;
 use crate::{policy::Quota, state::channel::MOST_PARTED};
 
-const OWN: Credentials = Credentials { pid: 1, uid: 1000, gid: 1000 };
+const OWN: Credentials = Credentials::new(1, 1000, 1000);
 
 pub(super) fn sender(channel: &str) -> Open {
     let role = Role::sender(64, 4, Mechanism::Shared, Slots::Segments);
@@ -27,7 +27,7 @@ pub(super) fn ask(channel: &str, role: Role) -> Open {
 impl State {
     /// A process of this user connects and greets.
     pub(super) fn enter(&mut self, uid: u32) -> Result<ClientId, Verdict> {
-        let admission = self.admit(Credentials { uid, ..OWN }, User::new(uid, vec![uid]));
+        let admission = self.admit(Credentials::new(OWN.pid, uid, OWN.gid), User::new(uid, vec![uid]));
         let admission = admission.map_err(|dismissal| dismissal.verdict())?;
         self.join(admission)
     }
@@ -158,7 +158,7 @@ fn less_than_is_required_is_refused_whoever_comes_first() {
 #[test]
 fn the_client_that_is_too_many_is_sent_away() {
     let mut state = State::new(Policy::only(1000));
-    let quota = Quota { connections: MAX_CLIENTS as u64 + 1, ..Quota::default() };
+    let quota = Quota::default().with(Resource::Connections, MAX_CLIENTS as u64 + 1);
     state.set_policy(Policy::only(1000).with_quota(quota));
     for _ in 0..MAX_CLIENTS {
         state.enter(1000).unwrap();
@@ -174,7 +174,7 @@ fn the_endpoint_that_is_too_many_is_refused() {
         state.open(client, endpoint, receiver(&(endpoint % 16).to_string())).unwrap();
     }
     assert_eq!(state.open(client, 1 << 40, receiver("c")), Err(Refusal::TooManyEndpoints));
-    assert_eq!(state.open(client, 0, receiver("c")), Err(Refusal::EndpointInUse(0)));
+    assert_eq!(state.open(client, 0, receiver("c")), Err(Refusal::EndpointInUse { endpoint: 0 }));
 }
 
 #[test]
@@ -183,15 +183,20 @@ fn what_cannot_be_is_refused_and_leaves_nothing() {
     let client = state.enter(1000).unwrap();
     assert!(matches!(state.open(client, 1, receiver("")), Err(Refusal::Channel(_))));
     let role = Role::sender(0, 1, Mechanism::Shared, Slots::Segments);
-    assert!(matches!(state.open(client, 1, ask("c", role)), Err(Refusal::Geometry(_))));
+    assert!(matches!(state.open(client, 1, ask("c", role)), Err(Refusal::Geometry { .. })));
     assert!(state.channels.is_empty());
     assert_eq!(state.links(client, 1, receiver("c")), Ok(vec![]), "the number is still free");
 }
 
 #[test]
 fn each_quota_is_enforced_and_given_back() {
-    let quota =
-        Quota { bytes: 1000, slots: 10, channels: 2, links: 3, connections: 2, descriptors: 5, ..Quota::default() };
+    let quota = Quota::default()
+        .with(Resource::Bytes, 1000)
+        .with(Resource::Slots, 10)
+        .with(Resource::Channels, 2)
+        .with(Resource::Links, 3)
+        .with(Resource::Connections, 2)
+        .with(Resource::Descriptors, 5);
     let mut state = State::new(Policy::only(1000).with_quota(quota));
     let (client, other) = (state.enter(1000).unwrap(), state.enter(1000).unwrap());
     assert_eq!(state.enter(1000), Err(Verdict::QuotaExceeded));
@@ -210,7 +215,7 @@ fn each_quota_is_enforced_and_given_back() {
     // A link too many is not made, and may be later: it is no reason to refuse the sender.
     assert_eq!(state.links(client, 5, sender("a")).unwrap().len(), 3);
     let apart = state.unpaired(client, 5, 0).0;
-    assert!(matches!(apart[..], [(_, Unpaired { why: Mismatch::Quota(1000), .. })]), "{apart:?}");
+    assert!(matches!(apart[..], [(_, Unpaired { why: Mismatch::Quota { user: 1000 }, .. })]), "{apart:?}");
     state.close(client, 4);
     state.links(other, 1, receiver("b")).unwrap();
     assert_eq!(spent(state.links(other, 2, receiver("c"))), Resource::Channels);
@@ -403,7 +408,7 @@ fn ends_that_come_and_go_have_nothing_of_another_user_forgotten() {
 /// Each link has two ends that may name it.
 #[test]
 fn a_user_names_no_more_links_than_it_may_have() {
-    let quota = Quota { links: 3 * MAX_LINKS as u64, ..Quota::default() };
+    let quota = Quota::default().with(Resource::Links, 3 * MAX_LINKS as u64);
     let mut state = State::new(Policy::only(1000).allow(1001).with_quota(quota));
     let [own, other] = [1000, 1001].map(|user| state.enter(user).unwrap());
     let names = |count: usize| {

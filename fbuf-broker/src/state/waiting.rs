@@ -111,7 +111,7 @@ impl State {
             behind = other;
             if let Some(Ok(pair)) = channel.fit(end, other, is_confidential) {
                 let lacks = match self.charge_link(pair.payer) {
-                    Err(spent) => Err((self.end_of(&pair, pair.payer, end), Mismatch::Quota(spent.user))),
+                    Err(spent) => Err((self.end_of(&pair, pair.payer, end), Mismatch::Quota { user: spent.user })),
                     Ok(charge) => self.try_to_introduce(end, &pair, introduce).map(|()| charge),
                 };
                 match lacks {
@@ -141,11 +141,11 @@ impl State {
         let lacks = |client, why: fn(u32) -> Mismatch| (self.end_of(pair, client, end), why(user(client)));
         let hold = |client| {
             let held = self.clients.get(&client).and_then(|client| client.payer.account.take_descriptor());
-            held.ok_or_else(|| lacks(client, Mismatch::Descriptors))
+            held.ok_or_else(|| lacks(client, |user| Mismatch::Descriptors { user }))
         };
         let holdings = [hold(pair.sender.client)?, hold(pair.receiver.client)?];
         introduce(pair, holdings).map_err(|lack| match lack {
-            Lack::Room(client) => lacks(client, Mismatch::Unread),
+            Lack::Room(client) => lacks(client, |user| Mismatch::Unread { user }),
             Lack::Socket => lacks(pair.payer, |_| Mismatch::Exhausted),
         })
     }

@@ -10,7 +10,7 @@ const OTHER: u32 = 1001;
 const THIRD: u32 = 1002;
 
 fn policy(links: u64) -> Policy {
-    Policy::only(OWN).allow(OTHER).allow(THIRD).with_quota(Quota { links, ..Quota::default() })
+    Policy::only(OWN).allow(OTHER).allow(THIRD).with_quota(Quota::default().with(Resource::Links, links))
 }
 
 /// A broker that serves these users, of whom each may have so many links, and a client of each.
@@ -53,8 +53,8 @@ fn a_pair_that_a_quota_forbids_is_made_when_a_link_is_closed() {
         let (mut state, [own, other, third]) = broker(2);
         (0..3).for_each(|endpoint| drop(state.links(other, endpoint, receiver("c")).unwrap()));
         assert_eq!(state.links(own, 1, sender("c")).unwrap().len(), 2);
-        assert_eq!(apart(&state, own, 1), [Mismatch::Quota(OTHER)]);
-        assert_eq!(apart(&state, other, 2), [Mismatch::Quota(OTHER)]);
+        assert_eq!(apart(&state, own, 1), [Mismatch::Quota { user: OTHER }]);
+        assert_eq!(apart(&state, other, 2), [Mismatch::Quota { user: OTHER }]);
         assert_eq!(state.pair_all_again(), []);
         // It is not for want of the others' quota.
         state.links(third, 1, receiver("c")).unwrap();
@@ -97,8 +97,8 @@ fn a_client_that_reads_nothing_keeps_nobody_but_itself_from_links() {
     state.open(third, 0, receiver("c")).unwrap();
     let full = |pair: &Pair| if pair.receiver.client == other { Err(Lack::Room(other)) } else { Ok(()) };
     assert_eq!(open(&mut state, own, 1, sender("c"), full), 1);
-    assert_eq!(apart(&state, own, 1), [Mismatch::Unread(OTHER); 3]);
-    assert_eq!(apart(&state, other, 2), [Mismatch::Unread(OTHER)]);
+    assert_eq!(apart(&state, own, 1), [Mismatch::Unread { user: OTHER }; 3]);
+    assert_eq!(apart(&state, other, 2), [Mismatch::Unread { user: OTHER }]);
     // Those wait that could read, and no other user's turns are longer for it.
     assert_eq!(state.waiting().collect::<Vec<_>>(), [OTHER]);
     assert_eq!(state.pair_again(OWN, Instant::now(), |_, _| Ok(())), Turn::default());
@@ -124,7 +124,7 @@ fn a_share_of_the_descriptors_that_grows_makes_the_pairs_that_waited_for_it() {
     let made = unread.len();
     assert!((1..10).contains(&made) && state.pair_all_again().is_empty(), "{made} of 10");
     let short = apart(&state, other, 0);
-    assert!(short.len() == 10 - made && matches!(short[0], Mismatch::Descriptors(OWN | OTHER)), "{short:?}");
+    assert!(short.len() == 10 - made && matches!(short[0], Mismatch::Descriptors { user: OWN | OTHER }), "{short:?}");
     greedy.into_iter().for_each(|client| state.leave(client));
     assert_eq!((state.pair_all_again().len(), apart(&state, other, 0)), (10 - made, vec![]));
 }
@@ -171,7 +171,7 @@ fn ends_that_wait_have_their_turns_one_after_the_other() {
     }
     state.open(other, 5000, sender("last")).unwrap();
     open(&mut state, third, 0, receiver("last"), |_| Err(Lack::Room(other)));
-    assert_eq!(apart(&state, other, 5000), [Mismatch::Unread(OTHER)]);
+    assert_eq!(apart(&state, other, 5000), [Mismatch::Unread { user: OTHER }]);
     let is_last = |pair: &Pair| if pair.receiver.client == third { Ok(()) } else { Err(Lack::Socket) };
     let mut again = || state.pair_again(OTHER, Instant::now(), |pair, _| is_last(pair));
     let (first, second) = (again(), again());

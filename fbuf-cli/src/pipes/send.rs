@@ -167,10 +167,10 @@ fn complain(sender: &mut Sender) -> Result<(), Failure> {
     let unread = unread.map_or(String::new(), |unread| format!(", with {} messages unread", unread.messages));
     let how = match reason {
         DisconnectReason::Left => "left before the end".to_owned(),
-        DisconnectReason::Failed(_) => "failed before the end: see what it says".to_owned(),
+        DisconnectReason::Failed { .. } => "failed before the end: see what it says".to_owned(),
         DisconnectReason::Died => "died before the end".to_owned(),
-        DisconnectReason::Violation(violation) => format!("broke a rule: {violation}"),
-        DisconnectReason::Exhausted(what) => format!("could not be linked: {what}"),
+        DisconnectReason::Violation { violation } => format!("broke a rule: {violation}"),
+        DisconnectReason::Exhausted { what } => format!("could not be linked: {what}"),
         _ => "is gone".to_owned(),
     };
     Err(Failure::new(format!("the receiver ({}) {how}{unread}", peer.process)))

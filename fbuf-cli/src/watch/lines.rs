@@ -235,7 +235,7 @@ mod tests {
             true => protocol::EndStatus::Sender { slot_bytes: 64, max_slots: 4, mechanism: Mechanism::Shared },
             false => protocol::EndStatus::Receiver { require: Protection::Volatile },
         };
-        let process = Credentials { pid: 10, uid: 1000, gid: 1000 };
+        let process = Credentials::new(10, 1000, 1000);
         let before = Some(protocol::Report { messages: 0, ..report }.into());
         let (client, channel, report) = (1, channel.to_owned(), Some(report));
         let status = protocol::EndpointStatus {
@@ -319,7 +319,7 @@ mod tests {
     #[test]
     fn a_client_without_endpoints_has_a_line_as_well() {
         let client = |number, pid, endpoints| {
-            let process = Credentials { pid, uid: 1000, gid: 1000 };
+            let process = Credentials::new(pid, 1000, 1000);
             let program = Program::from_bytes(b"ffmpeg");
             protocol::ClientStatus { number, process, program, endpoints }.into()
         };

@@ -110,7 +110,7 @@ mod tests {
 
     #[test]
     fn a_process_of_another_namespace_is_no_process_zero() {
-        let of = |pid| number(Credentials { pid, uid: 0, gid: 0 });
+        let of = |pid| number(Credentials::new(pid, 0, 0));
         assert_eq!([of(0), of(7)], ["elsewhere", "7"]);
     }
 

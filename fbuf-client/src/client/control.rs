@@ -387,7 +387,7 @@ impl Session {
             open.earlier = Some(PreviousRegistration { secret: *secret, links: post.links() });
             match self.client.open(context::current(), number, open).await {
                 // It may be open already, and no answer came. If it is refused, time will tell.
-                Ok(opened) => endpoint.listed = matches!(opened, Ok(_) | Err(Refusal::EndpointInUse(_))),
+                Ok(opened) => endpoint.listed = matches!(opened, Ok(_) | Err(Refusal::EndpointInUse { .. })),
                 Err(RpcError::DeadlineExceeded | RpcError::Server(_)) => {}
                 Err(error) => return Err(why_gone(&error)),
             }

@@ -257,7 +257,7 @@ impl Receiver {
     ///         break departure;
     ///     }
     /// };
-    /// assert_eq!(departure.reason, DisconnectReason::Failed(Abort::Code(28)));
+    /// assert_eq!(departure.reason, DisconnectReason::Failed { reason: Abort::Code(28) });
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn abort(mut self, code: u32) {

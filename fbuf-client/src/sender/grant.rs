@@ -252,7 +252,7 @@ fn reason_to_go_on(error: OpenError) -> Result<String, OpenError> {
     match error {
         OpenError::Memory(error @ MemoryError::Refused { .. }) => Ok(error.to_string()),
         OpenError::Memory(error @ MemoryError::NotEnough { .. }) => Ok(error.to_string()),
-        OpenError::Refused(Refusal::NoSlots(what)) => Ok(what),
+        OpenError::Refused(Refusal::NoSlots { reason }) => Ok(reason),
         other => Err(other),
     }
 }

@@ -105,7 +105,7 @@ impl Sender {
         while let Some(expected) = self.pending_links.next() {
             match self.sockets.add(expected.socket(), expected.peer().link) {
                 Ok(()) => self.look_for(expected),
-                Err(error) => self.depart(expected.peer(), DisconnectReason::Exhausted(said(&error)), None),
+                Err(error) => self.depart(expected.peer(), DisconnectReason::Exhausted { what: said(&error) }, None),
             }
             if !attention.lasts() {
                 break;
@@ -140,8 +140,8 @@ impl Sender {
                 self.expected.push(expected);
             }
             Err(LinkEnd::HangUp | LinkEnd::Dropped) => self.pending_links.forget(peer),
-            Err(LinkEnd::Violation(violation)) => self.depart(peer, DisconnectReason::Violation(violation), None),
-            Err(LinkEnd::Exhausted(what)) => self.depart(peer, DisconnectReason::Exhausted(what), None),
+            Err(LinkEnd::Violation(violation)) => self.depart(peer, DisconnectReason::Violation { violation }, None),
+            Err(LinkEnd::Exhausted(what)) => self.depart(peer, DisconnectReason::Exhausted { what }, None),
         }
     }
 
@@ -154,11 +154,11 @@ impl Sender {
         self.past = self.past + link.counts();
         let reason = match end {
             LinkEnd::HangUp | LinkEnd::Dropped if link.has_left() => {
-                link.failure().map_or(DisconnectReason::Left, DisconnectReason::Failed)
+                link.failure().map_or(DisconnectReason::Left, |reason| DisconnectReason::Failed { reason })
             }
             LinkEnd::HangUp | LinkEnd::Dropped => DisconnectReason::Died,
-            LinkEnd::Violation(violation) => DisconnectReason::Violation(violation),
-            LinkEnd::Exhausted(what) => DisconnectReason::Exhausted(what),
+            LinkEnd::Violation(violation) => DisconnectReason::Violation { violation },
+            LinkEnd::Exhausted(what) => DisconnectReason::Exhausted { what },
         };
         let unread = self.pool.end(index);
         self.depart(peer, reason, unread);
@@ -189,7 +189,7 @@ impl Sender {
         let without_room = self.pool.without_room();
         let peers = if without_room.is_empty() { self.pool.holders_of_oldest() } else { without_room };
         for peer in peers {
-            self.drop_receiver(peer, DisconnectReason::HeldUp(time));
+            self.drop_receiver(peer, DisconnectReason::HeldUp { limit: time });
         }
     }
 
@@ -209,7 +209,7 @@ impl Sender {
 
     pub(super) fn depart(&mut self, peer: Peer, reason: DisconnectReason, unread: Option<Unread>) {
         self.pending_links.forget(peer);
-        self.counters.violations += u64::from(matches!(reason, DisconnectReason::Violation(_)));
+        self.counters.violations += u64::from(matches!(reason, DisconnectReason::Violation { .. }));
         if self.departures.len() == MAX_DEPARTURES {
             self.departures.pop_front();
         }

@@ -406,7 +406,7 @@ impl SenderBuilder {
     pub fn open(self) -> Result<Sender, OpenError> {
         let again = (self.options.mechanism.is_none() && !self.options.from_receiver).then(|| self.clone());
         let (refusal, mut again) = match (self.open_as_wanted(), again) {
-            (Err(refusal @ OpenError::Refused(Refusal::Confidential(_))), Some(again)) => (refusal, again),
+            (Err(refusal @ OpenError::Refused(Refusal::Confidential { .. })), Some(again)) => (refusal, again),
             (result, _) => return result,
         };
         again.options.is_confidential = true;

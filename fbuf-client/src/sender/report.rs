@@ -263,18 +263,30 @@ pub enum DisconnectReason {
     /// It closed its receiver.
     Left,
     /// It left because it had failed: [`Receiver::abort`](crate::Receiver::abort), or a panic.
-    Failed(Abort),
+    Failed {
+        /// Why it did.
+        reason: Abort,
+    },
     /// Its process died.
     Died,
     /// This sender has [disconnected](super::Sender::disconnect) it.
     Disconnected,
     /// It held this sender up for longer than
     /// [that may be](super::SenderBuilder::disconnect_after), and was disconnected.
-    HeldUp(Duration),
+    HeldUp {
+        /// How long it may hold the sender up.
+        limit: Duration,
+    },
     /// It broke a rule, and the link was closed.
-    Violation(Violation),
+    Violation {
+        /// Which one.
+        violation: Violation,
+    },
     /// This process had no memory or no descriptor left for the link.
-    Exhausted(String),
+    Exhausted {
+        /// What was missing.
+        what: String,
+    },
 }
 
 impl From<NoRoom> for AllocateError {

@@ -154,7 +154,7 @@ impl Leasable {
             return Err(Unsuitable::Size { found, wanted });
         }
         if access_mode(reader.as_fd())? == OFlag::O_WRONLY {
-            return Err(Unsuitable::NotOpenFor("reading"));
+            return Err(Unsuitable::NotOpenFor { purpose: "reading" });
         }
         let (reader, own) = match reopen(reader.as_fd(), File::options().read(true)) {
             Ok(reopened) => (reopened.into(), true),
@@ -180,7 +180,7 @@ impl Leasable {
             return Err(Unsuitable::Removable);
         }
         if access_mode(writer)? != OFlag::O_RDWR {
-            return Err(Unsuitable::NotOpenFor("writing"));
+            return Err(Unsuitable::NotOpenFor { purpose: "writing" });
         }
         let reserved = reserved(&stat);
         if reserved < self.size {

@@ -142,7 +142,7 @@ impl Map {
         }
         verify_promised(fd, size, Seals::OneWriter)?;
         let map = Self::new(fd, size, ProtFlags::PROT_READ);
-        Ok(map.map_err(|error| Unsuitable::Unmappable(error.to_string()))?.of_peer(fd))
+        Ok(map.map_err(|error| Unsuitable::Unmappable { reason: error.to_string() })?.of_peer(fd))
     }
 
     fn attach_sealed(fd: BorrowedFd<'_>, size: u64, seals: Seals) -> Result<Self, Unsuitable> {
@@ -157,7 +157,7 @@ impl Map {
             Seals::ForGood => MapFlags::MAP_PRIVATE,
             Seals::OneWriter | Seals::Size => MapFlags::MAP_SHARED,
         };
-        let unmappable = |error: io::Error| Unsuitable::Unmappable(said(&error));
+        let unmappable = |error: io::Error| Unsuitable::Unmappable { reason: said(&error) };
         let map = Self::mapped(fd, size, ProtFlags::PROT_READ, sharing).map_err(unmappable)?;
         // A core of this process would hold all of its sender's slots.
         map.advise(libc::MADV_DONTDUMP);
@@ -204,7 +204,7 @@ impl Map {
         let reserved_before = reserved()?;
         for begin in (0..self.size).step_by(HUGE_PAGE as usize) {
             let provided = self.provide(begin..begin + HUGE_PAGE as usize, false);
-            provided.map_err(|error| Unsuitable::Unmappable(error.to_string()))?;
+            provided.map_err(|error| Unsuitable::Unmappable { reason: error.to_string() })?;
             let made = reserved()?.saturating_sub(reserved_before);
             if made > 0 {
                 let size = self.size as u64;

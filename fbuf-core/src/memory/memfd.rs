@@ -246,7 +246,7 @@ pub(crate) fn reserved(stat: &FileStat) -> u64 {
 }
 
 pub(crate) fn unmappable(error: Errno) -> Unsuitable {
-    Unsuitable::Unmappable(said(&error.into()))
+    Unsuitable::Unmappable { reason: said(&error.into()) }
 }
 
 /// `F_SEAL_EXEC` of linux/fcntl.h.

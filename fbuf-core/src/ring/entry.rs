@@ -169,7 +169,7 @@ impl Prefix {
 
     /// Of the kind in a head word.
     pub(super) fn of_kind(kind: u64) -> Result<Self, Violation> {
-        Self::ALL.into_iter().find(|prefix| *prefix as u64 == kind).ok_or(Violation::Kind(kind as u8))
+        Self::ALL.into_iter().find(|prefix| *prefix as u64 == kind).ok_or(Violation::Kind { kind: kind as u8 })
     }
 
     /// What it is, in words.
@@ -348,6 +348,6 @@ mod tests {
         let unknown = PrefixSet::NONE.with(Prefix::Origin).bits();
         assert_eq!([unknown, 16, 255].map(PrefixSet::from_bits), [None; 3]);
         assert_eq!(Prefix::of_kind(4), Ok(Prefix::Origin));
-        assert_eq!([0, 5, 15].map(Prefix::of_kind), [0, 5, 15].map(|kind| Err(Violation::Kind(kind as u8))));
+        assert_eq!([0, 5, 15].map(Prefix::of_kind), [0, 5, 15].map(|kind| Err(Violation::Kind { kind: kind as u8 })));
     }
 }

@@ -278,10 +278,10 @@ impl<M: LaneMemory> LaneReader<M> {
             }
             let prefix = Prefix::of_kind(kind(head))?;
             if word == 0 || slot(head) != 0 {
-                return Err(Violation::EmptyPrefix(prefix.name()));
+                return Err(Violation::EmptyPrefix { prefix: prefix.name() });
             }
             if last >= Some(prefix) {
-                return Err(Violation::PrefixOrder(prefix.name()));
+                return Err(Violation::PrefixOrder { prefix: prefix.name() });
             }
             last = Some(prefix);
             prefixes = prefixes.with(prefix, word);
@@ -399,11 +399,11 @@ mod tests {
         let gap = Prefix::Gap as u64;
         let tag = Prefix::Tag as u64;
         for (entries, violation) in [
-            (&[(gap, 0, 0)][..], Violation::EmptyPrefix("a gap")),
-            (&[(tag, 5, 1)], Violation::EmptyPrefix("a tag")),
-            (&[(gap, 0, 1), (gap, 0, 1)], Violation::PrefixOrder("a gap")),
-            (&[(tag, 0, 1), (gap, 0, 1)], Violation::PrefixOrder("a gap")),
-            (&[(gap, 0, 1), (5, 0, 1)], Violation::Kind(5)),
+            (&[(gap, 0, 0)][..], Violation::EmptyPrefix { prefix: "a gap" }),
+            (&[(tag, 5, 1)], Violation::EmptyPrefix { prefix: "a tag" }),
+            (&[(gap, 0, 1), (gap, 0, 1)], Violation::PrefixOrder { prefix: "a gap" }),
+            (&[(tag, 0, 1), (gap, 0, 1)], Violation::PrefixOrder { prefix: "a gap" }),
+            (&[(gap, 0, 1), (5, 0, 1)], Violation::Kind { kind: 5 }),
             // A prefix is published after its message.
             (&[(tag, 0, 1)], Violation::Mark { found: 0, expected: 2 }),
         ] {

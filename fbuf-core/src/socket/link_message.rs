@@ -150,7 +150,7 @@ impl From<Unsuitable> for LinkEnd {
     fn from(unsuitable: Unsuitable) -> Self {
         match unsuitable {
             // It was as it should be, or could not even be looked at.
-            Unsuitable::Unmappable(what) => Self::Exhausted(what),
+            Unsuitable::Unmappable { reason } => Self::Exhausted(reason),
             other => Self::Violation(other.into()),
         }
     }
@@ -194,7 +194,7 @@ pub(crate) fn greet(socket: &PacketSocket, message: &LinkMessage) -> Result<bool
 }
 
 fn encode(message: &LinkMessage) -> Result<Letter, LinkEnd> {
-    Ok(wire::encode(message).map_err(|error| Violation::Garbage(error.to_string()))?)
+    Ok(wire::encode(message).map_err(|error| Violation::Garbage { reason: error.to_string() })?)
 }
 
 /// What follows for the link.
@@ -236,7 +236,7 @@ pub(crate) fn receive(socket: &PacketSocket, descriptors: usize) -> Result<Optio
 }
 
 fn read(socket: &PacketSocket, arrival: io::Result<Arrival>) -> Result<Option<LinkMessage>, ReadError> {
-    let garbage = |what| ReadError::End(Violation::Garbage(what).into());
+    let garbage = |reason| ReadError::End(Violation::Garbage { reason }.into());
     match arrival {
         Ok(Arrival::Message(_, descriptors)) if !descriptors.iter().all(Foreign::is_memory) => {
             // All that has its place here is memory. What else there is, nothing is asked of: a file system that is a

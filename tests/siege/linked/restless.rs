@@ -69,7 +69,7 @@ pub fn intrude(turn: usize) -> Seen {
     Effect::if_so(own_only, || format!("it is linked with {:?}", news.introductions))?;
     for endpoint in 0..3 {
         let why: Vec<_> = caller.unpaired(endpoint)?.into_iter().map(|one| one.why).collect();
-        let told = matches!(why[..], [Mismatch::FromUsers(_) | Mismatch::ToUsers(_), ..]);
+        let told = matches!(why[..], [Mismatch::FromUsers { .. } | Mismatch::ToUsers { .. }, ..]);
         Effect::if_so(told, || format!("endpoint {endpoint} is apart for {why:?}"))?;
     }
     // Many that are closed with the connection.

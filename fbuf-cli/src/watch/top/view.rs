@@ -167,7 +167,7 @@ mod tests {
     use fbuf_protocol as protocol;
     use ratatui::{Terminal, backend::TestBackend};
 
-    const PROCESS: Credentials = Credentials { pid: 4321, uid: 1000, gid: 1000 };
+    const PROCESS: Credentials = Credentials::new(4321, 1000, 1000);
 
     fn sender(number: u64, messages: u64) -> EndpointStatus {
         let status = protocol::EndpointStatus {

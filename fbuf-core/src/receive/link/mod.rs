@@ -468,7 +468,7 @@ impl Inbound {
         } else if !self.fits(body) {
             Violation::Body { length: body.length(), offset: body.offset(), slot_bytes }
         } else {
-            Violation::StillHeld(number)
+            Violation::StillHeld { slot: number }
         }
     }
 

@@ -17,7 +17,7 @@ pub(super) fn declared(welcome: &Welcome, skips: bool) -> Result<PrefixSet, Viol
     })?;
     // The lane of a receiver that asked to be skipped has room for gaps.
     if skips && !declared.has(Prefix::Gap) {
-        return Err(Violation::PrefixUndeclared(Prefix::Gap.name()));
+        return Err(Violation::PrefixUndeclared { prefix: Prefix::Gap.name() });
     }
     Ok(declared)
 }
@@ -26,7 +26,7 @@ impl Inbound {
     /// The mark of a message, behind the gap before it, if it has nothing before it but what was declared.
     pub(super) fn mark_of(&self, note: &Note) -> Result<Mark, Violation> {
         if let Some(prefix) = note.prefixes.set().first_outside(self.prefixes) {
-            return Err(Violation::PrefixUndeclared(prefix.name()));
+            return Err(Violation::PrefixUndeclared { prefix: prefix.name() });
         }
         let next = self.next_mark().sequence().checked_add(note.prefixes.word(Prefix::Gap));
         check_sequence(next).map(Mark::of)

@@ -146,7 +146,7 @@ impl LeasedSlots {
     pub(crate) fn give(&mut self, grant: ReceivedGrant) -> Result<(), Violation> {
         let ReceivedGrant { giver, right: link_message::Right { slot, writer, reader } } = grant;
         let giver = giver.peer();
-        let unmappable = |error: io::Error| Unsuitable::Unmappable(error.to_string());
+        let unmappable = |error: io::Error| Unsuitable::Unmappable { reason: error.to_string() };
         if self.former.contains(&giver.endpoint) {
             // It has gone, and what it had sent before is of no use.
             return Ok(());

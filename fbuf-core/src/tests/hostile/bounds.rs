@@ -33,7 +33,7 @@ fn a_gap_behind_a_gap_ends_the_link_at_once() {
     let (mut inbound, _socket, mut lane) = skipping();
     (0..capacity_for(SLOTS, PrefixSet::NONE.with(Prefix::Gap))).for_each(|_| lane.entry(Prefix::Gap as u64, 0, 3));
     assert!(inbound.take().is_none());
-    assert_eq!((inbound.missed(), violation(&mut inbound)), (0, Some(Violation::PrefixOrder("a gap"))));
+    assert_eq!((inbound.missed(), violation(&mut inbound)), (0, Some(Violation::PrefixOrder { prefix: "a gap" })));
 }
 
 /// What the attacks above are made of is allowed, if a message follows each gap.
@@ -75,7 +75,7 @@ fn what_was_not_declared_ends_the_link() {
         let prefixes = Prefixes::default().with(prefix, 3);
         LaneWriter::new(lane).prefixed(&Note { prefixes, ..behind_gap(0, 0) });
         assert!(inbound.take().is_none());
-        assert_eq!(violation(&mut inbound), Some(Violation::PrefixUndeclared(prefix.name())));
+        assert_eq!(violation(&mut inbound), Some(Violation::PrefixUndeclared { prefix: prefix.name() }));
     }
     let (mut inbound, _socket, lane, _memory) = victim_receiver(Mechanism::Shared);
     LaneWriter::new(lane).message(SlotId::new(0), Body::from(5).with_more());

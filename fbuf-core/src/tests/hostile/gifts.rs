@@ -115,7 +115,7 @@ fn a_slot_that_is_given_is_one_memory_exactly_as_large_as_it_should_be() {
     }
     let (_, reader) = slot();
     let only_read = (reader.try_clone().unwrap(), reader);
-    assert_eq!(give(only_read), Err(Violation::Descriptor(Unsuitable::NotOpenFor("writing"))));
+    assert_eq!(give(only_read), Err(Violation::Descriptor(Unsuitable::NotOpenFor { purpose: "writing" })));
 }
 
 /// Two fbufs over the same bytes would be two `&mut [u8]` of them.
