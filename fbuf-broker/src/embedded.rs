@@ -88,7 +88,13 @@ impl Embedded {
         &self.address
     }
 
-    /// The broker itself.
+    /// From now on another policy is in force. What was allowed stays; what is allowed only now will be linked.
+    pub fn set_policy(&self, policy: Policy) {
+        self.broker.set_policy(policy);
+    }
+
+    /// The broker itself, for tests that look into it.
+    #[doc(hidden)]
     #[must_use]
     pub fn broker(&self) -> &Broker {
         &self.broker
