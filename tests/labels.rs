@@ -17,7 +17,7 @@ use fbuf_core::{
     limits::{MAX_ENDPOINTS, MAX_REQUESTS},
     protection::Protection,
 };
-use fbuf_protocol::{ClientTransport, ControlClient, Limits, MAX_PAGE, Open, Report, Role, name::Label};
+use fbuf_protocol::{ClientTransport, ControlClient, Limits, MAX_PAGE, Open, Report, Role, Wire, name::Label};
 use serde_json::Value;
 use support::{
     BrokerProcess, Metrics, Process, Run, SOON, fbuf,
@@ -74,7 +74,7 @@ fn open_all(count: usize) {
                     let open = Open {
                         channel: (number / ON_A_CHANNEL).to_string(),
                         role: Role::Receiver { require: Protection::Volatile, accepts: Limits::DEFAULT },
-                        label: Label::new(number.to_string()).ok(),
+                        label: Label::new(number.to_string()).ok().map(Wire),
                         users: None,
                         earlier: None,
                     };

@@ -153,6 +153,22 @@ pub mod tuning {
     };
 }
 
+/// What the protocol says is apart from what programs see: no public type says how it is sent.
+#[cfg(test)]
+const _: () = {
+    /// Which of these a type has is ambiguous, and so an error, if it has a form of its own.
+    trait NotSent<Why> {
+        const IS: () = ();
+    }
+    impl<T> NotSent<()> for T {}
+    impl<T: serde::Serialize> NotSent<u8> for T {}
+    impl<T: for<'de> serde::Deserialize<'de>> NotSent<u16> for T {}
+    const fn not_sent(_: &[()]) {}
+    not_sent(&[Peer::IS, Credentials::IS, LinkId::IS, Protection::IS, Mechanism::IS, Pages::IS, Mismatch::IS]);
+    not_sent(&[Refusal::IS, QuotaExceeded::IS, Resource::IS, Unpaired::IS, ChannelName::IS, ChannelNameError::IS]);
+    not_sent(&[Label::IS, Program::IS, Violation::IS, Abort::IS, ClientStatus::IS, EndpointStatus::IS, Report::IS]);
+};
+
 /// Endpoints and what they hand out move between threads.
 const _: () = {
     const fn send<T: Send>() {}

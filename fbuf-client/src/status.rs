@@ -8,7 +8,7 @@ use fbuf_core::{
     protection::{Mechanism, Protection},
 };
 use fbuf_protocol::{
-    self as protocol, Unpaired,
+    self as protocol, Unpaired, Wire,
     name::{Label, Program},
 };
 
@@ -134,7 +134,9 @@ impl From<protocol::Oldest> for Oldest {
 
 #[doc(hidden)]
 impl From<protocol::ClientStatus> for ClientStatus {
-    fn from(protocol::ClientStatus { number, process, program, endpoints }: protocol::ClientStatus) -> Self {
+    fn from(
+        protocol::ClientStatus { number, process, program: Wire(program), endpoints }: protocol::ClientStatus,
+    ) -> Self {
         Self { number, process, program, endpoints }
     }
 }
@@ -142,9 +144,12 @@ impl From<protocol::ClientStatus> for ClientStatus {
 #[doc(hidden)]
 impl From<protocol::EndpointStatus> for EndpointStatus {
     fn from(status: protocol::EndpointStatus) -> Self {
-        let protocol::EndpointStatus { number, endpoint, process, program, label, client, channel, .. } = status;
+        let protocol::EndpointStatus {
+            number, endpoint, process, program: Wire(program), label, client, channel, ..
+        } = status;
         let protocol::EndpointStatus { end, unpaired, first_unpaired, report, .. } = status;
         let (end, report) = (end.into(), report.map(Report::from));
+        let (label, first_unpaired) = (label.map(|Wire(label)| label), first_unpaired.map(|Wire(unpaired)| unpaired));
         Self { number, endpoint, process, program, label, client, channel, end, unpaired, first_unpaired, report }
     }
 }

@@ -19,7 +19,7 @@ use crate::{
     receive::link::{GreetError, Greeted, SlotSource},
     send::link::Expected,
     slot::{Geometry, GeometryError, GeometryTerms},
-    socket::{PacketSocket, wire::Descriptor},
+    socket::{PacketSocket, forms, wire::Descriptor},
 };
 
 /// A link that is to be made: a sender and a receiver get one each.
@@ -28,10 +28,12 @@ pub struct Introduction {
     /// Which endpoint of this client it is for.
     pub endpoint: u64,
     /// The endpoint at the other end, and its process.
+    #[serde(with = "forms::Peer")]
     pub peer: Peer,
     /// The slots of the sender, which will never have more.
     pub geometry: GeometryTerms,
     /// How messages are protected on this link.
+    #[serde(with = "forms::Mechanism")]
     pub mechanism: Mechanism,
     /// Where its slots are.
     pub slot_source: SlotSource,

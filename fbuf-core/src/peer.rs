@@ -2,8 +2,6 @@
 
 use std::{fmt, io};
 
-use serde::{Deserialize, Serialize};
-
 use crate::process::sys;
 
 /// The endpoint at the other end of a link. Any code can make one: it is what the broker said if it comes from an
@@ -15,7 +13,7 @@ use crate::process::sys;
 /// let peer = Peer::new(12, Credentials::new(4711, 1000, 1000)).with_trusted(true);
 /// assert_eq!((peer.process.uid, peer.other_user()), (1000, Some(1000)));
 /// ```
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Peer {
     /// The endpoint, by a number that no other has, had or will have, also after a restart of the broker.
@@ -66,7 +64,7 @@ impl Peer {
 }
 
 /// A process, as SO_PEERCRED names it (unix(7)).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Credentials {
     /// Its process id; 0 if it lives in a PID namespace that cannot be seen from here.
@@ -97,8 +95,8 @@ impl fmt::Display for Credentials {
 
 /// Which link it is, by a random number that only the broker and the two ends know. Two endpoints that name the same one
 /// to the next broker are linked already, and are not introduced again; no third can say so for them.
-#[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub struct LinkId(u64);
+#[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct LinkId(pub(crate) u64);
 
 impl LinkId {
     /// No link.

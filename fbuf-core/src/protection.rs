@@ -2,8 +2,6 @@
 
 use std::fmt;
 
-use serde::{Deserialize, Serialize};
-
 /// What a receiver may rely on, of a message that it holds.
 ///
 /// It is about writing a message, and says nothing about reading: a receiver can read all memory of its sender, messages
@@ -13,7 +11,7 @@ use serde::{Deserialize, Serialize};
 /// as long as it likes, also when the sender has ended, and then no quota counts it.
 ///
 /// After the fbufs of Druschel and Peterson (SOSP 1993), which could be volatile or secure.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 #[non_exhaustive]
 pub enum Protection {
     /// Only its sender can write it, and the sender's safe code cannot. Enough among processes of one user, which can
@@ -36,7 +34,7 @@ pub enum Protection {
 /// assert_eq!(Mechanism::Shared.protection(), Protection::Volatile);
 /// assert!(Mechanism::OneShot.protection() > Mechanism::Lease.protection());
 /// ```
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum Mechanism {
     /// They are read where they were written: [`Protection::Volatile`].

@@ -3,7 +3,6 @@
 use std::fmt;
 
 use fbuf_core::limits::MAX_CHANNEL_NAME;
-use serde::{Deserialize, Serialize};
 
 use crate::name::controls_text;
 
@@ -16,12 +15,11 @@ use crate::name::controls_text;
 /// assert!(matches!(ChannelName::new("a\tb"), Err(ChannelNameError::Control { .. })));
 /// # Ok::<(), ChannelNameError>(())
 /// ```
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ChannelName(String);
 
 /// A name that no channel can have.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ChannelNameError {
     /// No characters.
@@ -103,11 +101,5 @@ mod tests {
         }
         assert!(ChannelName::new("x".repeat(255)).is_ok());
         assert!(ChannelName::new("Kamera 1/ä").is_ok());
-    }
-
-    #[test]
-    fn impossible_names_do_not_deserialize() {
-        let bytes = postcard::to_stdvec("a\u{7}b").unwrap();
-        assert!(postcard::from_bytes::<ChannelName>(&bytes).is_err());
     }
 }

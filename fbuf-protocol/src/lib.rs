@@ -11,13 +11,14 @@ pub mod runtime;
 mod status;
 mod transport;
 mod unpaired;
+mod wire;
 
 use fbuf_core::{
     limits::{MAX_ENDPOINTS, MAX_LINKS, MAX_ONE_SHOTS, MAX_PEER_USERS},
     peer::{LinkId, Peer},
     protection::{Mechanism, Protection},
     slot::{GeometryError, GeometryTerms},
-    socket::wire::Descriptor,
+    socket::{forms, wire::Descriptor},
 };
 use serde::{Deserialize, Serialize};
 
@@ -32,12 +33,13 @@ pub use status::{ClientStatus, EndStatus, EndpointStatus, MAX_PAGE, News, Oldest
 pub use transport::Parcel;
 pub use transport::{Call, ClientTransport, Packets, ServerTransport, Turn};
 pub use unpaired::{Accepted, Limits, Mismatch, Unpaired};
+pub use wire::Wire;
 
 /// What a client may ask of its broker.
 #[tarpc::service]
 pub trait Control {
     /// Opens an endpoint on a channel. The client chooses the number by which both sides speak of it.
-    async fn open(endpoint: u64, open: Open) -> Result<Opened, Refusal>;
+    async fn open(endpoint: u64, open: Open) -> Result<Opened, Wire<Refusal>>;
     /// Closes an endpoint, which has done so much at last. Its links are not touched.
     async fn close(endpoint: u64, last: Report);
     /// Waits until there are introductions for this client, or a report is wanted; nothing after a while. With the
@@ -52,7 +54,7 @@ pub trait Control {
     async fn clients(behind: u64) -> Vec<ClientStatus>;
     /// The endpoints of the other end of its channel with which an endpoint of this client is not paired, and why:
     /// those with a greater number than `behind`, in this order, at most [`MAX_PAGE`] of them.
-    async fn unpaired(endpoint: u64, behind: u64) -> Vec<(u64, Unpaired)>;
+    async fn unpaired(endpoint: u64, behind: u64) -> Vec<(u64, Wire<Unpaired>)>;
 }
 
 /// What is opened.
@@ -63,7 +65,7 @@ pub struct Open {
     /// Which end.
     pub role: Role,
     /// What its program calls it, for people who watch.
-    pub label: Option<Label>,
+    pub label: Option<Wire<Label>>,
     /// It may be linked with endpoints of these users only, at most [`MAX_PEER_USERS`]; none: with those of all.
     pub users: Option<Vec<u32>>,
     /// If it was open at an earlier broker that is gone: what that one had said.
@@ -76,6 +78,7 @@ pub struct PreviousRegistration {
     /// What proves that it is the endpoint that its peers know.
     pub secret: Secret,
     /// Its links. Two endpoints that name the same one are not introduced again.
+    #[serde(with = "wire::links")]
     pub links: Vec<LinkId>,
 }
 
@@ -87,6 +90,7 @@ pub enum Role {
         /// Its slots, of which it has no more.
         geometry: GeometryTerms,
         /// How it protects what it sends.
+        #[serde(with = "forms::Mechanism")]
         mechanism: Mechanism,
         /// Where its slots come from.
         slots: Slots,
@@ -94,6 +98,7 @@ pub enum Role {
     /// It receives.
     Receiver {
         /// The least protection that it accepts.
+        #[serde(with = "forms::Protection")]
         require: Protection,
         /// The slots that it accepts.
         accepts: Limits,
@@ -149,7 +154,7 @@ pub struct Opened {
 pub const MAX_INTRODUCTIONS: usize = 32;
 
 /// Why the broker will not do what was asked.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Refusal {
     /// The channel cannot be called that.

@@ -4,7 +4,6 @@
 use std::fmt;
 
 use fbuf_core::limits::{MAX_LABEL, MAX_PROGRAM};
-use serde::{Deserialize, Serialize};
 
 /// The label of an endpoint: 1 to 64 bytes of UTF-8, each character of which is seen when it is printed: no white space, and
 /// none that controls how text is shown.
@@ -14,8 +13,7 @@ use serde::{Deserialize, Serialize};
 /// assert_eq!(Label::new("decoder/2").unwrap().as_str(), "decoder/2");
 /// assert_eq!(Label::new(""), Err(LabelError::Empty));
 /// ```
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Label(String);
 
 /// A label that no endpoint can have.
@@ -91,8 +89,7 @@ impl fmt::Display for Label {
 
 /// The name of the program that a process runs, as the kernel has it (comm in proc(5)): up to 15 bytes, which the process can
 /// change at any time. Empty if it is not known. What cannot be printed in it is U+FFFD here, and white space is one blank.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(from = "String", into = "String")]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Program(String);
 
 impl Program {
@@ -150,6 +147,7 @@ fn is_seen(character: char) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Wire;
     use proptest::prelude::*;
 
     /// Escape sequences, other controls, bidirectional text, no width, white space of several kinds.
@@ -183,7 +181,7 @@ mod tests {
     #[test]
     fn impossible_labels_do_not_deserialize() {
         let bytes = postcard::to_stdvec("a\u{1b}[31m").unwrap();
-        assert!(postcard::from_bytes::<Label>(&bytes).is_err());
+        assert!(postcard::from_bytes::<Wire<Label>>(&bytes).is_err());
     }
 
     #[test]
@@ -203,6 +201,7 @@ mod tests {
             let program = Program::from_bytes(&name);
             prop_assert!(program.as_str().chars().all(|character| character == ' ' || is_seen(character)));
             prop_assert!(program.as_str().len() <= 3 * MAX_PROGRAM && !program.as_str().contains("  "));
+            let program = Wire(program);
             prop_assert_eq!(postcard::from_bytes(&postcard::to_stdvec(&program).unwrap()), Ok(program));
         }
     }

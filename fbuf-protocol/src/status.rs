@@ -4,11 +4,12 @@
 use fbuf_core::{
     peer::Credentials,
     protection::{Mechanism, Protection},
+    socket::forms,
 };
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Unpaired,
+    Unpaired, Wire,
     name::{Label, Program},
 };
 
@@ -58,9 +59,10 @@ pub struct ClientStatus {
     /// A number that is greater than those of clients that came before.
     pub number: u64,
     /// The process, which may have several.
+    #[serde(with = "forms::Credentials")]
     pub process: Credentials,
     /// The program that it ran when it connected.
-    pub program: Program,
+    pub program: Wire<Program>,
     /// How many endpoints it has.
     pub endpoints: u64,
 }
@@ -73,11 +75,12 @@ pub struct EndpointStatus {
     /// How its peers know it.
     pub endpoint: u64,
     /// The process that has it.
+    #[serde(with = "forms::Credentials")]
     pub process: Credentials,
     /// The program that this process ran when it connected.
-    pub program: Program,
+    pub program: Wire<Program>,
     /// What this program calls the endpoint.
-    pub label: Option<Label>,
+    pub label: Option<Wire<Label>>,
     /// The client: [`ClientStatus::number`].
     pub client: u64,
     /// On which channel.
@@ -88,7 +91,7 @@ pub struct EndpointStatus {
     /// [list](super::ControlClient::unpaired).
     pub unpaired: u64,
     /// The first of them, and why.
-    pub first_unpaired: Option<Unpaired>,
+    pub first_unpaired: Option<Wire<Unpaired>>,
     /// What it says of itself; none if it has not answered yet.
     pub report: Option<Report>,
 }
@@ -103,11 +106,13 @@ pub enum EndStatus {
         /// The most slots it will ever have.
         max_slots: u64,
         /// How it protects what it sends.
+        #[serde(with = "forms::Mechanism")]
         mechanism: Mechanism,
     },
     /// It receives.
     Receiver {
         /// What it will not do without.
+        #[serde(with = "forms::Protection")]
         require: Protection,
     },
 }
@@ -159,16 +164,16 @@ mod tests {
             number: all,
             endpoint: all,
             process,
-            program: program.clone(),
-            label: Some(Label::new("x".repeat(MAX_LABEL)).unwrap()),
+            program: Wire(program.clone()),
+            label: Some(Wire(Label::new("x".repeat(MAX_LABEL)).unwrap())),
             client: all,
             channel: "x".repeat(MAX_CHANNEL_NAME),
             end: EndStatus::Sender { slot_bytes: all, max_slots: all, mechanism: Mechanism::OneShot },
             unpaired: all,
-            first_unpaired: Some(Unpaired::new(peer, true, Mismatch::SlotSize { found: all, accepted: all })),
+            first_unpaired: Some(Wire(Unpaired::new(peer, true, Mismatch::SlotSize { found: all, accepted: all }))),
             report: Some(report),
         };
-        let client = ClientStatus { number: all, process, program, endpoints: all };
+        let client = ClientStatus { number: all, process, program: Wire(program), endpoints: all };
         let lengths = [
             wire::encode(&vec![endpoint; MAX_PAGE]),
             wire::encode(&vec![client; MAX_PAGE]),

@@ -59,7 +59,7 @@ impl Default for Limits {
 }
 
 /// What keeps a sender and a receiver from being linked.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Mismatch {
     /// The receiver requires more than the sender gives it.
@@ -171,7 +171,7 @@ impl Mismatch {
 }
 
 /// An endpoint of the other end of a channel that is not linked with this one.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Unpaired {
     /// The endpoint.

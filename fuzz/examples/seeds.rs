@@ -21,7 +21,7 @@ use fbuf_core::{
 use fbuf_fuzz::{SLOT_BYTES, SLOTS, link as link_id, peer, secret};
 use fbuf_protocol::{
     ControlRequest, ControlResponse, Limits, Mismatch, News, Oldest, Open, Opened, Parcel, PreviousRegistration,
-    Refusal, Report, Role, Slots, Unpaired,
+    Refusal, Report, Role, Slots, Unpaired, Wire,
 };
 use serde::Serialize;
 use tarpc::{ClientMessage, Request, Response, ServerError, context};
@@ -142,10 +142,10 @@ fn control() {
     let news =
         ControlResponse::News(News { introductions: lodgings.map(introduction).into(), report: true, receipt: 7 });
     let opened = ControlResponse::Open(Ok(Opened { endpoint: 3, secret: secret(3), slots: vec![any(), any()] }));
-    let refused = ControlResponse::Open(Err(Refusal::OneReceiver { sender: peer(false, false) }));
+    let refused = ControlResponse::Open(Err(Wire(Refusal::OneReceiver { sender: peer(false, false) })));
     let failed = ServerError::new(std::io::ErrorKind::Other, "late".into());
     let why = Mismatch::SlotSize { found: 100, accepted: 64 };
-    let unpaired = ControlResponse::Unpaired(vec![(3, Unpaired::new(peer(false, false), true, why))]);
+    let unpaired = ControlResponse::Unpaired(vec![(3, Wire(Unpaired::new(peer(false, false), true, why)))]);
     let answers = [
         answer(0, Ok(unpaired)),
         answer(6, Ok(news)),

@@ -100,7 +100,7 @@ pub fn secret(number: u8) -> Secret {
 /// One of a few links.
 #[must_use]
 pub fn link(number: u8) -> LinkId {
-    wire::decode(&[number], Vec::new()).expect("a small number is one byte")
+    LinkId::from_bits(number.into())
 }
 
 /// A pool with so many slots to start with, all of which are free.

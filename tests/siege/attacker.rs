@@ -21,7 +21,7 @@ use fbuf_core::{
 };
 use fbuf_protocol::{
     Accepted, ControlRequest, ControlResponse, Greeting, Limits, MAX_INTRODUCTIONS, MAX_PAGE, Mismatch, Refusal,
-    Report, Resource, Role, Slots, VERSION, Verdict,
+    Report, Resource, Role, Slots, VERSION, Verdict, Wire,
 };
 use nix::{
     poll::{PollFd, PollFlags, PollTimeout, poll},
@@ -201,7 +201,7 @@ fn huge(more: usize) -> Seen {
     let longest = MAX_MESSAGE - 100 + MAX_MESSAGE - with_name(MAX_MESSAGE - 100).len();
     let message = with_name(longest);
     let answer = caller.exchange(&message)?;
-    let refused = matches!(answer, Some(ControlResponse::Open(Err(Refusal::Channel(_)))));
+    let refused = matches!(answer, Some(ControlResponse::Open(Err(Wire(Refusal::Channel(_))))));
     Effect::if_so(refused && message.len() == MAX_MESSAGE, || format!("{} bytes: {answer:?}", message.len()))?;
     caller.send(&with_name(longest + 1))?;
     Effect::hang_up(&caller.socket)?;

@@ -20,7 +20,7 @@ use fbuf_core::{
 };
 use fbuf_protocol::{
     Call, ControlRequest, ControlResponse, Greeting, News, Open, Opened, Refusal, Report, Resource, Role, Unpaired,
-    VERSION, Verdict,
+    VERSION, Verdict, Wire,
 };
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
@@ -198,7 +198,7 @@ impl Caller {
     pub fn open(&self, endpoint: u64, channel: &str, role: Role) -> Result<Option<Result<(), Refusal>>, String> {
         match self.exchange(&self.request(open(endpoint, channel, role)))? {
             None => Ok(None),
-            Some(ControlResponse::Open(opened)) => Ok(Some(opened.map(drop))),
+            Some(ControlResponse::Open(opened)) => Ok(Some(opened.map(drop).map_err(|Wire(refusal)| refusal))),
             Some(other) => Err(format!("answered with {other:?}")),
         }
     }
@@ -206,7 +206,7 @@ impl Caller {
     /// Opens an endpoint as is said.
     pub fn open_as(&self, endpoint: u64, open: Open) -> Result<Result<Opened, Refusal>, String> {
         match self.ask(ControlRequest::Open { endpoint, open })? {
-            ControlResponse::Open(opened) => Ok(opened),
+            ControlResponse::Open(opened) => Ok(opened.map_err(|Wire(refusal)| refusal)),
             other => Err(format!("answered with {other:?}")),
         }
     }
@@ -214,7 +214,7 @@ impl Caller {
     /// With which endpoints one of its own is not paired.
     pub fn unpaired(&self, endpoint: u64) -> Result<Vec<Unpaired>, String> {
         match self.ask(ControlRequest::Unpaired { endpoint, behind: 0 })? {
-            ControlResponse::Unpaired(apart) => Ok(apart.into_iter().map(|(_, one)| one).collect()),
+            ControlResponse::Unpaired(apart) => Ok(apart.into_iter().map(|(_, Wire(one))| one).collect()),
             other => Err(format!("answered with {other:?}")),
         }
     }

@@ -5,7 +5,7 @@ use fbuf_core::{
     limits::{MAX_LEASED, MAX_SLOT_BYTES, MAX_SLOTS},
     socket::PacketSocket,
 };
-use fbuf_protocol::{ControlRequest, ControlResponse, Limits, Open, Refusal, Report, Resource, Role, Slots};
+use fbuf_protocol::{ControlRequest, ControlResponse, Limits, Open, Refusal, Report, Resource, Role, Slots, Wire};
 
 use super::{
     broker::LINKS,
@@ -33,7 +33,7 @@ pub(super) fn hoard(address: &Address, resource: Resource) -> Result<Vec<PacketS
     for (number, socket) in (0..).zip(connections.iter().cycle()) {
         match request(socket, number, more(resource, number))? {
             ControlResponse::Open(Ok(_)) => {}
-            ControlResponse::Open(Err(Refusal::QuotaExceeded(spent))) if spent.resource == resource => break,
+            ControlResponse::Open(Err(Wire(Refusal::QuotaExceeded(spent)))) if spent.resource == resource => break,
             other => return Err(format!("{} was to be spent, and then: {other:?}", resource.name()).into()),
         }
     }

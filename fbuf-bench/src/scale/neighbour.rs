@@ -8,7 +8,7 @@ use std::{
 
 use fbuf_protocol::Resource;
 use nix::unistd::geteuid;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
 
 use super::{
     Extent,
@@ -33,13 +33,28 @@ pub(super) enum Kind {
     /// Connects and hangs up.
     Connects,
     /// Has as much of something as it may, and asks for more.
-    Hoards(Resource),
+    Hoards(#[serde(with = "by_name")] Resource),
     /// Has as many connections as it may, and connects again and again.
     Knocks,
     /// Has so many links to one receiver, and fills their lanes again as soon as they were read.
     Refills(u32),
     /// Has so many links to one receiver, on which nothing comes but bells.
     Rings(u32),
+}
+
+/// How a resource is told to the process that hoards it.
+mod by_name {
+    use super::*;
+
+    pub fn serialize<S: Serializer>(resource: &Resource, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+        serializer.serialize_str(resource.name())
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Resource, D::Error> {
+        let name = String::deserialize(deserializer)?;
+        let named = Resource::ALL.iter().find(|resource| resource.name() == name);
+        named.copied().ok_or_else(|| D::Error::custom(format!("no resource is called {name:?}")))
+    }
 }
 
 /// A neighbour of some kind, as this user or as another one.

@@ -18,7 +18,7 @@ use fbuf_core::{
     socket::{Arrival, PacketSocket, wire},
 };
 use fbuf_protocol::{
-    Greeting, VERSION, Verdict,
+    Greeting, VERSION, Verdict, Wire,
     name::Program,
     runtime::{self, Watched},
 };
@@ -168,7 +168,7 @@ impl Broker {
                 }
                 say(&socket, dismissal.verdict())?;
                 if let Dismissal::QuotaExceeded(spent) = dismissal {
-                    socket.send(&wire::encode(&spent).map_err(io::Error::other)?)?;
+                    socket.send(&wire::encode(&Wire(spent)).map_err(io::Error::other)?)?;
                 }
                 Ok(None)
             }

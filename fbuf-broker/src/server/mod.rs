@@ -25,7 +25,7 @@ use fbuf_core::{
     socket::PacketSocket,
 };
 use fbuf_protocol::{
-    Control, EndpointStatus, MAX_PAGE, Resource, ServerTransport, Turn, name::Program, runtime::Watched,
+    Control, EndpointStatus, MAX_PAGE, Resource, ServerTransport, Turn, Wire, name::Program, runtime::Watched,
 };
 use futures_util::StreamExt;
 use nix::{sys::resource::getrlimit, unistd::geteuid};
@@ -198,7 +198,7 @@ impl Broker {
             let (unpaired, looked) = inner.state.unpaired(of, endpoint, 0);
             looks += looked;
             status.unpaired = unpaired.len() as u64;
-            status.first_unpaired = unpaired.first().map(|&(_, unpaired)| unpaired);
+            status.first_unpaired = unpaired.first().map(|&(_, unpaired)| Wire(unpaired));
             inner.with_report(of, endpoint, status)
         });
         let page = page.collect();

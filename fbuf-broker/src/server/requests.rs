@@ -15,7 +15,7 @@ use fbuf_core::{
     socket::wire::Descriptor,
 };
 use fbuf_protocol::{
-    ClientStatus, Control, EndpointStatus, MAX_PAGE, News, Open, Opened, Refusal, Report, Role, Slots, Unpaired,
+    ClientStatus, Control, EndpointStatus, MAX_PAGE, News, Open, Opened, Refusal, Report, Role, Slots, Unpaired, Wire,
     name::Program,
 };
 use tarpc::context::Context;
@@ -61,7 +61,8 @@ impl Session {
         let mut inner = lock(&self.broker.0);
         let (role, channel, was_open) = (open.role, open.channel.clone(), open.earlier.is_some());
         let name = role.name();
-        let alike = Name { user, channel: channel.clone(), program: self.program.clone(), label: open.label.clone() };
+        let label = open.label.as_ref().map(|Wire(label)| label);
+        let alike = Name { user, channel: channel.clone(), program: self.program.clone(), label: label.cloned() };
         let opening = inner.state.open(self.client, endpoint, open);
         let looks = inner.state.take_looks();
         inner.state.note_work(self.client, looks / LOOKS, now);
@@ -103,8 +104,8 @@ impl Session {
 }
 
 impl Control for Session {
-    async fn open(self, _: Context, endpoint: u64, open: Open) -> Result<Opened, Refusal> {
-        let opened = self.open_here(endpoint, open)?;
+    async fn open(self, _: Context, endpoint: u64, open: Open) -> Result<Opened, Wire<Refusal>> {
+        let opened = self.open_here(endpoint, open).map_err(Wire)?;
         self.broker.pair_now(self.client, self.process.uid).await;
         Ok(opened)
     }
@@ -139,12 +140,12 @@ impl Control for Session {
         self.broker.page_of(self.client, user, behind)
     }
 
-    async fn unpaired(self, _: Context, endpoint: u64, behind: u64) -> Vec<(u64, Unpaired)> {
+    async fn unpaired(self, _: Context, endpoint: u64, behind: u64) -> Vec<(u64, Wire<Unpaired>)> {
         let inner = lock(&self.broker.0);
         let (mut unpaired, looked) = inner.state.unpaired(self.client, endpoint, behind);
         inner.state.note_work(self.client, looked / LOOKS, Instant::now());
         unpaired.truncate(MAX_PAGE);
-        unpaired
+        unpaired.into_iter().map(|(number, one)| (number, Wire(one))).collect()
     }
 
     async fn clients(self, _: Context, behind: u64) -> Vec<ClientStatus> {

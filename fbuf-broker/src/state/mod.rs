@@ -20,7 +20,7 @@ use fbuf_core::{
 };
 use fbuf_protocol::{
     ClientStatus, EndpointStatus, Mismatch, Open, PreviousRegistration, QuotaExceeded, Refusal, Resource, Role, Secret,
-    Slots, Unpaired, Verdict,
+    Slots, Unpaired, Verdict, Wire,
     channel::ChannelName,
     name::{Label, Program},
 };
@@ -372,7 +372,15 @@ impl State {
         if let Some(client) = self.clients.get_mut(&id) {
             client.endpoints.insert(
                 endpoint,
-                Endpoint { channel: name, label, number, known_as, _charges: charges, _names: names, slots: made },
+                Endpoint {
+                    channel: name,
+                    label: label.map(|Wire(label)| label),
+                    number,
+                    known_as,
+                    _charges: charges,
+                    _names: names,
+                    slots: made,
+                },
             );
         }
         for (other, user, is_others) in unpaid {
@@ -501,8 +509,8 @@ impl State {
             number,
             endpoint: known_as,
             process,
-            program: owner.program.clone(),
-            label: owner.endpoints.get(&endpoint)?.label.clone(),
+            program: Wire(owner.program.clone()),
+            label: owner.endpoints.get(&endpoint)?.label.clone().map(Wire),
             client: client.0,
             channel,
             end,
@@ -529,7 +537,7 @@ impl State {
         self.seen_by(user, ClientId(behind)).map(|(id, client)| ClientStatus {
             number: id.0,
             process: client.process,
-            program: client.program.clone(),
+            program: Wire(client.program.clone()),
             endpoints: client.endpoints.len() as u64,
         })
     }

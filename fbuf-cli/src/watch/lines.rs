@@ -242,7 +242,7 @@ mod tests {
             number,
             endpoint: number,
             process,
-            program: Program::from_bytes(b"ffmpeg"),
+            program: protocol::Wire(Program::from_bytes(b"ffmpeg")),
             label: None,
             client,
             channel,
@@ -321,7 +321,7 @@ mod tests {
         let client = |number, pid, endpoints| {
             let process = Credentials::new(pid, 1000, 1000);
             let program = Program::from_bytes(b"ffmpeg");
-            protocol::ClientStatus { number, process, program, endpoints }.into()
+            protocol::ClientStatus { number, process, program: protocol::Wire(program), endpoints }.into()
         };
         let lines = lines(By::Client, &seen(), &[client(6, 20, 0), client(1, 10, 4)]);
         let cells: Vec<_> = lines.iter().map(Line::cells).collect();

@@ -70,7 +70,7 @@ fn to_json(line: &Line) -> Value {
         }
         Subject::Client { client, channels } => json!({
             "client": client.number, "pid": client.process.pid, "uid": client.process.uid, "gid": client.process.gid,
-            "program": client.program, "endpoints": client.endpoints, "channels": channels,
+            "program": client.program.as_str(), "endpoints": client.endpoints, "channels": channels,
         }),
     };
     if let Some(report) = &line.report {
@@ -90,7 +90,8 @@ fn of_endpoint(endpoint: &EndpointStatus) -> Value {
     let EndpointStatus { unpaired, first_unpaired, .. } = endpoint;
     let mut value = json!({
         "number": number, "endpoint": known_as, "channel": channel, "end": role(*end), "client": client,
-        "pid": process.pid, "uid": process.uid, "gid": process.gid, "program": program, "label": label,
+        "pid": process.pid, "uid": process.uid, "gid": process.gid, "program": program.as_str(),
+        "label": label.as_ref().map(|label| label.as_str()),
         "protection": protection(*end),
     });
     if let Some(first) = first_unpaired {

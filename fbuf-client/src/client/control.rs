@@ -20,7 +20,7 @@ use fbuf_core::{
 };
 use fbuf_protocol::{
     ClientStatus, ClientTransport, ControlClient, ControlRequest, ControlResponse, EndpointStatus, MAX_PAGE, News,
-    Oldest, Open, Opened, PreviousRegistration, Refusal, Report, Role, Secret, Slots, Unpaired, runtime::Watched,
+    Oldest, Open, Opened, PreviousRegistration, Refusal, Report, Role, Secret, Slots, Unpaired, Wire, runtime::Watched,
 };
 use tarpc::{client::RpcError, context};
 use tokio::{
@@ -67,7 +67,7 @@ pub(super) enum Command {
     /// With which endpoints one of this client is not paired.
     Unpaired {
         endpoint: u64,
-        answer: SyncSender<Result<Vec<(u64, Unpaired)>, OpenError>>,
+        answer: SyncSender<Result<Vec<Unpaired>, OpenError>>,
     },
 }
 
@@ -315,7 +315,8 @@ impl Session {
                         let client = self.client.clone();
                         self.look(answer, async move {
                             let page = |behind| client.unpaired(context::current(), endpoint, behind);
-                            all(page, |last: &(u64, Unpaired)| last.0).await
+                            let unpaired = all(page, |last: &(u64, Wire<Unpaired>)| last.0).await?;
+                            Ok(unpaired.into_iter().map(|(_, Wire(unpaired))| unpaired).collect())
                         });
                     }
                 },
@@ -358,7 +359,7 @@ impl Session {
             // It is not to find an endpoint in its way that was dropped before.
             while self.closing.join_next().await.is_some() {}
             let result = match self.client.open(context::current(), request.endpoint, request.open.clone()).await {
-                Ok(opened) => opened.map_err(OpenError::Refused),
+                Ok(opened) => opened.map_err(|Wire(refusal)| OpenError::Refused(refusal)),
                 Err(RpcError::DeadlineExceeded | RpcError::Server(_)) => Err(OpenError::NoAnswer),
                 Err(error) => return Err(why_gone(&error)),
             };
@@ -387,7 +388,7 @@ impl Session {
             open.earlier = Some(PreviousRegistration { secret: *secret, links: post.links() });
             match self.client.open(context::current(), number, open).await {
                 // It may be open already, and no answer came. If it is refused, time will tell.
-                Ok(opened) => endpoint.listed = matches!(opened, Ok(_) | Err(Refusal::EndpointInUse { .. })),
+                Ok(opened) => endpoint.listed = matches!(opened, Ok(_) | Err(Wire(Refusal::EndpointInUse { .. }))),
                 Err(RpcError::DeadlineExceeded | RpcError::Server(_)) => {}
                 Err(error) => return Err(why_gone(&error)),
             }

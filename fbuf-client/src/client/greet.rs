@@ -10,7 +10,7 @@ use fbuf_core::{
     socket::{Arrival, PacketSocket, means_gone, wire},
 };
 use fbuf_protocol::{
-    Greeting, VERSION, Verdict,
+    Greeting, VERSION, Verdict, Wire,
     address::Address,
     runtime::{self, Watched},
 };
@@ -71,7 +71,7 @@ pub(super) async fn greet(
         // What comes behind the greeting was sent with it.
         Verdict::QuotaExceeded => match timeout(PATIENCE, self::answer(&socket)).await {
             Ok(Ok(Arrival::Message(bytes, _))) => match wire::decode(&bytes, Vec::new()) {
-                Ok(quota) => Err(ConnectError::QuotaExceeded { address, quota }),
+                Ok(Wire(quota)) => Err(ConnectError::QuotaExceeded { address, quota }),
                 Err(_) => Err(not_a_broker("it does not say which quota is spent")),
             },
             _ => Err(not_a_broker("it does not say which quota is spent")),

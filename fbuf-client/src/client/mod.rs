@@ -26,7 +26,7 @@ use fbuf_core::{
     slot::GeometryError,
 };
 use fbuf_protocol::{
-    Open, Opened, Refusal, Role, Unpaired,
+    Open, Opened, Refusal, Role, Unpaired, Wire,
     address::Address,
     channel::ChannelNameError,
     name::{Label, LabelError},
@@ -343,7 +343,7 @@ impl Client {
         let number = self.0.next.fetch_add(1, Ordering::Relaxed);
         let mut registration = Registration { client: self.clone(), number, endpoint: 0 };
         let (answer, answered) = mpsc::sync_channel(1);
-        let open = Open { channel: channel.to_owned(), role, label, users, earlier: None };
+        let open = Open { channel: channel.to_owned(), role, label: label.map(Wire), users, earlier: None };
         let deadline = Instant::now() + PATIENCE;
         self.0.command(Command::Open { endpoint: number, open, post, answer, deadline });
         let opened = answered.recv().unwrap_or_else(|_| Err(self.0.why_no_answer()))?;
@@ -465,8 +465,7 @@ impl Registration {
 
     /// The endpoints of the other end of the channel with which it is not paired, and why. The broker is asked.
     pub(crate) fn unpaired(&self) -> Result<Vec<Unpaired>, OpenError> {
-        let unpaired = self.client.look(|answer| Command::Unpaired { endpoint: self.number, answer })?;
-        Ok(unpaired.into_iter().map(|(_, unpaired)| unpaired).collect())
+        self.client.look(|answer| Command::Unpaired { endpoint: self.number, answer })
     }
 }
 

@@ -20,7 +20,6 @@ use nix::{
     },
     unistd::{Uid, fchown, geteuid},
 };
-use serde::{Deserialize, Serialize};
 
 use super::{
     Map, MemoryError, Seals, available,
@@ -38,7 +37,7 @@ pub(crate) const OPENING: &str = "openat for a memfd of /proc/self/fd,";
 const SEALS: [FileSeal; 3] = [FileSeal::SealShrink, FileSeal::SealGrow, FileSeal::SealSeal];
 
 /// In which pages memory lies.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 #[non_exhaustive]
 pub enum Pages {
     /// Those of the machine, 4 KiB most often.

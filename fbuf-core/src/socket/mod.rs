@@ -43,6 +43,7 @@ use crate::{
 };
 
 mod closing;
+pub mod forms;
 #[cfg(miri)]
 mod heap;
 pub mod link_message;

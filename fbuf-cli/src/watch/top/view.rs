@@ -174,7 +174,7 @@ mod tests {
             number,
             endpoint: number,
             process: PROCESS,
-            program: Program::from_bytes(b"ffmpeg"),
+            program: protocol::Wire(Program::from_bytes(b"ffmpeg")),
             label: None,
             client: 1,
             channel: "camera/front".into(),
@@ -203,7 +203,13 @@ mod tests {
         let start = Instant::now();
         let mut view = View::new(By::Endpoint, true, start);
         let clients: Vec<ClientStatus> = vec![
-            protocol::ClientStatus { number: 1, process: PROCESS, program: Program::default(), endpoints: 2 }.into(),
+            protocol::ClientStatus {
+                number: 1,
+                process: PROCESS,
+                program: protocol::Wire(Program::default()),
+                endpoints: 2,
+            }
+            .into(),
         ];
         view.update(vec![sender(1, 1000)], clients.clone(), start);
         let mut receiver = sender(2, 0);
