@@ -129,6 +129,7 @@ pub(crate) fn prepare<'a>(endpoint: &'a mut (dyn Endpoint + Send + 'a)) -> Optio
     // What came before is not told again to an event loop that is told of changes only.
     let is_quiet = |time| endpoint.sockets().ring_after(time) && !endpoint.sockets().is_readable();
     if armed.is_some_and(is_quiet) {
+        endpoint.leave();
         return Some(WaitGuard(endpoint));
     }
     endpoint.wake(false);
@@ -143,29 +144,62 @@ pub(crate) fn prepare<'a>(endpoint: &'a mut (dyn Endpoint + Send + 'a)) -> Optio
 /// [interrupt](crate::InterruptHandle), and a moment at which something has to be tried again. So no timeout is needed.
 /// It may be readable for no reason. Nothing may be read from it or written to it.
 ///
-/// To [finish](Self::finish) the guard, or to drop it, tells peers that they need not ring. Then ask again for what was
-/// waited for. An event loop that has only callbacks, or futures, cannot keep a guard until the descriptor is readable:
-/// it [leaves the endpoint armed](Self::leave_armed). A guard that is leaked does the same, and is harmless.
-#[must_use = "to drop the guard ends the wait"]
+/// The endpoint stays armed when the guard is gone, for event loops that have only callbacks, or futures, and cannot keep
+/// it: the next call that asks the endpoint for something ends the wait. Until then each peer rings once, which costs it a
+/// system call, and nothing is lost however late that call is. To [finish](Self::finish) the guard tells peers at once that
+/// they need not ring. Where there is no guard the endpoint is not borrowed, in an `else` or an arm of `match` either:
+///
+/// ```edition2021
+/// use std::{io::Write, os::fd::AsFd};
+/// use fbuf_client::WaitFor;
+/// use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+///
+/// # let broker = fbuf_broker::Embedded::start()?;
+/// # let client = fbuf_client::Client::connect_to(broker.address())?;
+/// let mut orders = client.receiver("orders").open()?;
+/// let mut answers = client.sender("answers").slots(1).open()?;
+/// # let mut asking = client.sender("orders").open()?;
+/// # let mut hearing = client.receiver("answers").open()?;
+/// # asking.wait_for_receivers(1)?;
+/// # answers.wait_for_receivers(1)?;
+/// # for _ in 0..3 {
+/// #     let fbuf = asking.allocate()?;
+/// #     asking.write(fbuf)?;
+/// # }
+/// # let mut heard = 0;
+/// let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
+/// epoll.add(orders.as_fd(), EpollEvent::new(EpollFlags::EPOLLIN, 0))?;
+/// epoll.add(answers.as_fd(), EpollEvent::new(EpollFlags::EPOLLIN, 1))?;
+/// let mut order = None; // one that waits for a slot
+/// loop {
+///     let guard = match order {
+///         None => orders.prepare_wait(),
+///         Some(_) => answers.prepare_wait(WaitFor::Slot),
+///     };
+///     match (guard, &order) {
+///         (Some(_), _) => {
+/// #           heard += hearing.try_iter().count(); // so that there is a slot
+/// #           if heard == 3 { break }
+///             epoll.wait(&mut [EpollEvent::empty(); 2], EpollTimeout::NONE)?;
+///         }
+///         (None, None) => order = orders.try_get()?,
+///         (None, Some(taken)) => {
+///             if let Some(mut answer) = answers.try_allocate()? {
+///                 writeln!(answer, "{} bytes", taken.len())?;
+///                 answers.write(answer)?;
+///                 order = None;
+///             }
+///         }
+///     }
+/// }
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[must_use = "without a guard there is something to do, and nothing to sleep for"]
 pub struct WaitGuard<'a>(&'a mut (dyn Endpoint + Send + 'a));
 
 impl WaitGuard<'_> {
-    /// Ends the wait, as to drop the guard does.
-    pub fn finish(self) {}
-
-    /// Lets the descriptor become readable although this guard is gone. The next call that asks the endpoint for
-    /// something ends the wait.
-    ///
-    /// Until then peers ring once, which costs each of them a system call, and nothing is lost however late that next call
-    /// is.
-    pub fn leave_armed(self) {
-        self.0.leave();
-        std::mem::forget(self);
-    }
-}
-
-impl Drop for WaitGuard<'_> {
-    fn drop(&mut self) {
+    /// Ends the wait, and reads what has come: for an endpoint that is not asked for something soon, or only for its peers.
+    pub fn finish(self) {
         self.0.wake(false);
     }
 }

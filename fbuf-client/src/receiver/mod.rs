@@ -73,7 +73,7 @@ pub struct Receiver {
     spin_budget: SpinBudget,
     same_cpu: SameCpuPeers,
     batching: Batching,
-    /// Whether flags may be raised: it sleeps, or was left [armed](WaitGuard::leave_armed).
+    /// Whether flags may be raised: it sleeps, or was left armed.
     is_armed: bool,
     /// Whether there is something on the sockets that has woken it and was not read.
     unread: bool,
@@ -156,7 +156,7 @@ impl Receiver {
     ///
     /// # By poll(2)
     ///
-    /// The guard is kept while the thread sleeps. Here it waits for a message or for standard input;
+    /// Here a thread waits for a message or for standard input;
     /// [`poll`](crate::poll()) does all of this.
     ///
     /// ```
@@ -188,11 +188,11 @@ impl Receiver {
     ///
     /// # With tokio
     ///
-    /// A future cannot keep the guard, so it leaves the receiver armed. It may be dropped at any time, for instance by
+    /// A future cannot keep the guard; the receiver stays armed. It may be dropped at any time, for instance by
     /// `select!`: nothing is taken before it returns. What is readable is cleared before the receiver is armed again.
     ///
     /// ```
-    /// use fbuf_client::{Received, Receiver, WaitGuard};
+    /// use fbuf_client::{Received, Receiver};
     /// use tokio::io::{Interest, unix::AsyncFd};
     ///
     /// /// The next message; an error of the event loop, or of the receiver.
@@ -201,7 +201,7 @@ impl Receiver {
     ///         if let Some(message) = receiver.get_mut().try_get()? {
     ///             return Ok(message);
     ///         }
-    ///         if receiver.get_mut().prepare_wait().map(WaitGuard::leave_armed).is_some() {
+    ///         if receiver.get_mut().prepare_wait().is_some() {
     ///             receiver.readable_mut().await?.clear_ready();
     ///         }
     ///     }

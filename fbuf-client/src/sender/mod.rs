@@ -116,7 +116,7 @@ pub struct Sender {
     slot_deadlines: Option<SlotDeadlines>,
     /// What it waits for, or did last.
     awaits: WaitFor,
-    /// Whether flags may be raised: it sleeps, or was left [armed](WaitGuard::leave_armed).
+    /// Whether flags may be raised: it sleeps, or was left armed.
     is_armed: bool,
     pace: Pace,
     departures: VecDeque<Departure>,
@@ -411,7 +411,7 @@ impl Sender {
     /// [disconnected](SenderBuilder::disconnect_after) when it is asked for a slot, or prepared, after that time.
     ///
     /// ```
-    /// use fbuf_client::{Fbuf, Sender, WaitFor, WaitGuard};
+    /// use fbuf_client::{Fbuf, Sender, WaitFor};
     /// use tokio::io::{Interest, unix::AsyncFd};
     ///
     /// async fn allocate(sender: &mut AsyncFd<Sender>) -> std::io::Result<Fbuf> {
@@ -419,7 +419,7 @@ impl Sender {
     ///         if let Some(fbuf) = sender.get_mut().try_allocate()? {
     ///             return Ok(fbuf);
     ///         }
-    ///         if sender.get_mut().prepare_wait(WaitFor::Slot).map(WaitGuard::leave_armed).is_some() {
+    ///         if sender.get_mut().prepare_wait(WaitFor::Slot).is_some() {
     ///             sender.readable_mut().await?.clear_ready();
     ///         }
     ///     }
