@@ -20,7 +20,7 @@ use tokio::time::sleep;
 use super::{Client, control::Pauses, greet::greet};
 use crate::interrupt::InterruptHandle;
 
-/// No connection to a broker.
+/// Why there is no connection to a broker.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ConnectError {

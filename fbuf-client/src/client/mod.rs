@@ -74,7 +74,21 @@ const PATIENCE: Duration = Duration::from_secs(5);
 #[derive(Debug, Clone)]
 pub struct Client(Arc<Connection>);
 
-/// No sender, or no receiver.
+/// Why a sender or a receiver cannot be opened.
+///
+/// ```
+/// use fbuf_client::{OpenError, OptionsError, Refusal};
+///
+/// # let broker = fbuf_broker::Embedded::start()?;
+/// # let client = fbuf_client::Client::connect_to(broker.address())?;
+/// match client.sender("frames").slots(8).grow_to(16).mechanism(fbuf_client::Mechanism::Lease).open() {
+///     Err(OpenError::Options(OptionsError::Growth { limit })) => println!("no growth to {limit} with leases"),
+///     Err(OpenError::Refused(Refusal::QuotaExceeded(quota))) => println!("rule {:?} allows {}", quota.rule, quota.limit),
+///     Err(error) => return Err(error.into()),
+///     Ok(_sender) => unreachable!("slots that are leased are all made at once"),
+/// }
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum OpenError {

@@ -31,7 +31,30 @@ pub struct ReceiverCounters {
     pub senders: usize,
 }
 
-/// No message.
+/// Why there is no message. What is told of one sender is no end of the stream: other senders go on.
+///
+/// ```
+/// use fbuf_client::GetError;
+///
+/// # let broker = fbuf_broker::Embedded::start()?;
+/// # let client = fbuf_client::Client::connect_to(broker.address())?;
+/// # let mut receiver = client.receiver("lines").open()?;
+/// # let mut sender = client.sender("lines").require_finish().open()?;
+/// # sender.wait_for_receivers(1)?;
+/// # let fbuf = sender.allocate()?;
+/// # sender.write(fbuf)?;
+/// # sender.abort(7);
+/// loop {
+///     match receiver.get() {
+///         Ok(message) => println!("{} bytes", message.len()),
+///         Err(GetError::Ended) => break, // each sender has ended, in order or not
+///         Err(GetError::Interrupted) => continue,
+///         Err(error @ GetError::ClientFailed(_)) => return Err(error.into()),
+///         Err(error) => eprintln!("{error}"), // of one sender: "… broke off its stream with code 7 …"
+///     }
+/// }
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum GetError {

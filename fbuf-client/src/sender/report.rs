@@ -56,7 +56,21 @@ pub struct Sent {
     pub receivers: usize,
 }
 
-/// An fbuf that was not sent. It comes back in the error.
+/// Why an fbuf was not sent. It comes back in the error.
+///
+/// ```
+/// use fbuf_client::WriteError;
+///
+/// # let broker = fbuf_broker::Embedded::start()?;
+/// # let client = fbuf_client::Client::connect_to(broker.address())?;
+/// # let mut sender = client.sender("frames").open()?;
+/// let fbuf = sender.allocate()?;
+/// match sender.write(fbuf) {
+///     Err(WriteError::NoReceiver { fbuf }) => drop(fbuf), // or wait for a receiver, and write it then
+///     other => panic!("{other:?}"),
+/// }
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum WriteError {
@@ -115,6 +129,7 @@ impl WriteError {
     }
 }
 
+#[doc(hidden)]
 impl From<Unsent> for WriteError {
     fn from(unsent: Unsent) -> Self {
         match unsent {
@@ -127,7 +142,25 @@ impl From<Unsent> for WriteError {
     }
 }
 
-/// No fbuf.
+/// Why there is no fbuf to be filled.
+///
+/// ```
+/// use std::{io, time::Duration};
+/// use fbuf_client::AllocateError;
+///
+/// # let broker = fbuf_broker::Embedded::start()?;
+/// # let client = fbuf_client::Client::connect_to(broker.address())?;
+/// # let mut sender = client.sender("frames").slots(1).open()?;
+/// let fbuf = sender.allocate()?; // the only one
+/// match sender.allocate_timeout(Duration::from_millis(1)) {
+///     Err(AllocateError::TimedOut { slots }) => println!("all {slots} slots are in use"),
+///     other => panic!("{other:?}"),
+/// }
+/// // In code that deals with I/O each error has a kind.
+/// let error: io::Error = sender.allocate_timeout(Duration::ZERO).unwrap_err().into();
+/// assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum AllocateError {
@@ -214,7 +247,7 @@ pub enum AllocateError {
     },
 }
 
-/// Receivers did not come, or did not finish.
+/// Why a wait for receivers has ended before they came, or before they had handed everything back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum WaitError {
@@ -244,6 +277,31 @@ pub enum WaitError {
 }
 
 /// A receiver that is linked no more.
+///
+/// ```
+/// use fbuf_client::{Abort, DisconnectReason};
+///
+/// # let broker = fbuf_broker::Embedded::start()?;
+/// # let client = fbuf_client::Client::connect_to(broker.address())?;
+/// # let receiver = client.receiver("frames").open()?;
+/// # let mut sender = client.sender("frames").slots(2).open()?;
+/// # sender.wait_for_receivers(1)?;
+/// # let fbuf = sender.allocate()?;
+/// # sender.write(fbuf)?;
+/// # receiver.abort(28);
+/// # while sender.receivers() > 0 { sender.poll_events(); }
+/// while let Some(departure) = sender.next_departure() {
+///     match departure.reason {
+///         DisconnectReason::Left => {}
+///         DisconnectReason::Failed { reason: Abort::Code(code) } => println!("{:?} failed with {code}", departure.peer),
+///         other => println!("{:?} is gone: {other:?}", departure.peer),
+///     }
+///     if let Some(unread) = departure.unread {
+///         println!("it has not read {unread:?}"); // which messages: to be written again, or told
+///     }
+/// }
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Departure {
@@ -289,6 +347,7 @@ pub enum DisconnectReason {
     },
 }
 
+#[doc(hidden)]
 impl From<NoRoom> for AllocateError {
     fn from(why: NoRoom) -> Self {
         match why {
