@@ -1,4 +1,5 @@
-//! One word for one thing: those that ARCHITECTURE.md has, and none of those that stood for them before.
+//! One word for one thing: those that ARCHITECTURE.md has, and none of those that stood for them before. Files are short, and
+//! those that ARCHITECTURE.md names are there.
 
 use std::{
     fs,
@@ -65,4 +66,36 @@ fn one_word_stands_for_one_thing() {
             }
         }
     }
+}
+
+/// The most lines of a file. One that is longer wants to be two, each of one idea.
+const MOST: usize = 600;
+
+#[test]
+fn no_file_is_long() {
+    let mut files = Vec::new();
+    sources(&Path::new(env!("CARGO_MANIFEST_DIR")).join(".."), &mut files);
+    for file in files.iter().filter(|file| file.extension().is_some_and(|end| end == "rs")) {
+        let lines = fs::read_to_string(file).unwrap().lines().count();
+        assert!(lines <= MOST, "{}: {lines} lines, and {MOST} are enough", file.display());
+    }
+}
+
+#[test]
+fn files_that_architecture_names_are_there() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let mut files = Vec::new();
+    sources(&root, &mut files);
+    let files: Vec<_> = files.iter().map(|file| format!("/{}", file.strip_prefix(&root).unwrap().display())).collect();
+    let is_there = |name: &str| {
+        files.iter().any(|file| file.ends_with(&format!("/{name}")) || file.contains(&format!("/{name}/")))
+    };
+    let text = fs::read_to_string(root.join("ARCHITECTURE.md")).unwrap();
+    let is_of_name = |letter: char| letter.is_ascii_alphanumeric() || "/._-".contains(letter);
+    let names = text.split(|letter| !is_of_name(letter)).map(|name| name.trim_matches(['.', '/', '-']));
+    let named: Vec<_> = names.filter(|name| name.ends_with(".rs") || name.starts_with("tests/")).collect();
+    assert!(named.len() > 100, "{} names were found", named.len());
+    let missing: Vec<_> =
+        named.into_iter().filter(|name| !is_there(name) && !is_there(&format!("{name}.rs"))).collect();
+    assert!(missing.is_empty(), "ARCHITECTURE.md names what is not there: {missing:?}");
 }

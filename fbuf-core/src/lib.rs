@@ -19,6 +19,7 @@
 //! * `introduced.rs`: what is only true if the broker has said it.
 //! * `memory/heap.rs`: memory for Miri.
 //! * `memory/map.rs`: mappings.
+//! * `memory/map/pages.rs`: which pages of them exist.
 //! * `memory/map/private.rs`: those of memory of this process alone.
 //! * `memory/pieces.rs`: addresses in them, and a hint to the processor.
 //! * `memory/table.rs`: words in them.
