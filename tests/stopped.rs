@@ -265,7 +265,7 @@ fn a_receiver_that_is_stopped_while_it_gives_slots_gets_what_was_sent_in_them() 
     let broker = Embedded::start().unwrap();
     let client = Client::connect_to(broker.address()).unwrap();
     let mut sender = client.sender("c").slot_size(8).slots(SLOTS as usize).from_receiver().open().unwrap();
-    let mut stopped = other("giving receiver", &broker, Some(&format!("{} SIGSTOP right: sent", GIVEN - 1)));
+    let mut stopped = other("giving receiver", &broker, Some(&format!("{} SIGSTOP grant: sent", GIVEN - 1)));
     stopped.until_stopped();
     sender.wait_for_receivers_timeout(1, SOON).unwrap();
     (0..GIVEN).for_each(|number| send(&mut sender, number));

@@ -4,7 +4,7 @@ use std::{fmt, io::stderr, process, sync::Arc};
 
 use fbuf_core::{
     peer::Peer,
-    process::{apart, fork::Generation, threads::contain},
+    process::{deferred, fork::Generation, threads::contain},
     socket::waiters,
 };
 
@@ -62,9 +62,9 @@ impl Acceptance {
     }
 
     /// Whether a link with this peer may be made. From another user that has passed
-    /// [much that takes long to close](apart::is_overrun) nothing more is taken.
+    /// [much that takes long to close](deferred::is_overrun) nothing more is taken.
     pub(crate) fn accepts(&self, peer: &Peer) -> bool {
-        if peer.other_user().is_some_and(|user| apart::is_overrun(user) || waiters::is_given_up(user)) {
+        if peer.other_user().is_some_and(|user| deferred::is_overrun(user) || waiters::is_given_up(user)) {
             return false;
         }
         let is_named = self.users.as_ref().is_none_or(|users| users.contains(&peer.process.uid));

@@ -25,7 +25,7 @@
 //! * `memory/table.rs`: words in them.
 //! * `memory/trial.rs`: mappings that are tried.
 //! * `memory/wrapping.rs`: tables with an index that wraps.
-//! * `process/apart.rs`: what is dropped by another thread is moved out of its place.
+//! * `process/deferred.rs`: what is dropped by another thread is moved out of its place.
 //! * `process/fork.rs`: what is done in a child that was forked.
 //! * `process/lease.rs`: system calls about leases.
 //! * `process/sys.rs`: system calls.
@@ -36,7 +36,7 @@
 //! * `ring/layout.rs`: which words of lanes and boards may lie in shared memory.
 //! * `send/fbuf.rs`: a slot's address becomes a slice.
 //! * `send/guard.rs`: the signal handler of a guard, where one is asked for.
-//! * `send/pool/made.rs`: a pool of memory of which only the caller knows that no other code has it.
+//! * `send/pool/creation.rs`: a pool of memory of which only the caller knows that no other code has it.
 //! * `send/pool/mod.rs`: one call, which makes slots read-only, in a pool with a guard.
 //! * `send/retained.rs`: a slot's address becomes a slice.
 //! * `send/storage/one_shot.rs`: one call, which clears what is not sent of a buffer.

@@ -14,7 +14,7 @@ use fbuf_core::{
     ring::entry::PrefixSet,
     slot::GeometryTerms,
     socket::{
-        link_message::{Hello, LinkMessage, NewSegment, OneShot, Right, Welcome},
+        link_message::{Hello, LinkMessage, NewSegment, OneShot, Welcome, WriteGrant},
         wire::{self, Descriptor},
     },
 };
@@ -192,7 +192,7 @@ fn link() {
     let sender = |pool, open| [0, pool, 1, 0, 0, 0, open];
     let send = [1, 0, 0, 1];
     write("link", "hello", &[&sender(0, 0), &packet(&[board], &hello), &[1, 1], &bell]);
-    let right = |slot, reader| LinkMessage::Right(Right { slot, writer: any(), reader });
+    let right = |slot, reader| LinkMessage::WriteGrant(WriteGrant { slot, writer: any(), reader });
     let (first, again) = (packet(&[[7, 0], [8, 0]], &right(0, Some(any()))), packet(&[[7, 0]], &right(0, None)));
     write("link", "right", &[&sender(3, 1), &first, &send, &again, &send]);
     write("link", "bell", &[&sender(1, 1), &send, &bell, &send]);

@@ -14,7 +14,7 @@ use fbuf_core::{
     memory::Leasable,
     protection::Protection,
     ring::board::BoardTable,
-    socket::link_message::{Hello, LinkMessage, Right},
+    socket::link_message::{Hello, LinkMessage, WriteGrant},
     violation::{Unsuitable, Violation},
 };
 use fbuf_protocol::{Limits, Role};
@@ -161,7 +161,7 @@ fn forge(attack: Attack) -> ! {
         fences: false,
         wants_slots: false,
     }));
-    hostile.say(&LinkMessage::Right(Right { slot: 0, writer: writer.into(), reader: Some(reader.into()) }));
+    hostile.say(&LinkMessage::WriteGrant(WriteGrant { slot: 0, writer: writer.into(), reader: Some(reader.into()) }));
     loop {
         std::thread::park();
     }

@@ -36,7 +36,7 @@ impl Role {
     /// Whose work a point is in, if it is in one's only.
     pub fn of(point: &str) -> Option<Self> {
         match point {
-            "growth: mapped" | "lease: taken" | "lease: released" | "right: opened" | "right: sent" => {
+            "growth: mapped" | "lease: taken" | "lease: released" | "grant: opened" | "grant: sent" => {
                 Some(Self::Receiver)
             }
             _ => match part_of(point) {

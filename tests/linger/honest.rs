@@ -3,7 +3,7 @@
 use std::{io::stdin, sync::mpsc, thread, time::Duration};
 
 use fbuf_client::{Client, DisconnectReason, GetError, Receiver, Sender};
-use fbuf_core::process::apart;
+use fbuf_core::process::deferred;
 
 use crate::{
     OTHER,
@@ -30,7 +30,7 @@ pub fn honest() {
         longest = longest.max(time(|| offences += send(&mut sender, number)));
         longest = longest.max(time(|| offences += receive(&mut receiver, number)));
         number += 1;
-        if takes && apart::is_overrun(OTHER) {
+        if takes && deferred::is_overrun(OTHER) {
             takes = false;
             println!("it takes no more");
         }

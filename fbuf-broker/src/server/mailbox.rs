@@ -13,7 +13,7 @@ use std::{
 use fbuf_core::{
     introduced::Introduction,
     limits::{MAX_DESCRIPTORS, MAX_WAITING},
-    process::apart::{self, Cause},
+    process::deferred::{self, Cause},
     socket::waiters,
 };
 use fbuf_protocol::{MAX_INTRODUCTIONS, News};
@@ -41,7 +41,7 @@ impl Drop for Mailbox {
             let user = introduction.peer.process.uid;
             let unsent = Unsent { introduction, _holding: holding };
             if waiters::is_given_up(user) {
-                apart::drop_apart(Cause::Peer(Some(user)), unsent);
+                deferred::drop_deferred(Cause::Peer(Some(user)), unsent);
             } else {
                 waiters::measured(Some(user), || drop(unsent));
             }

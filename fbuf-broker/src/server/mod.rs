@@ -19,7 +19,7 @@ use fbuf_core::{
     limits::{GREETING_TIME, MAX_REQUESTS},
     peer::Credentials,
     process::{
-        apart::{self, Cause},
+        deferred::{self, Cause},
         foreign::Foreign,
     },
     socket::PacketSocket,
@@ -124,7 +124,7 @@ impl Drop for Member {
 /// takes a fifth of a second for each GiB.
 fn let_go(slots: Option<impl Send + 'static>) {
     if let Some(slots) = slots {
-        apart::drop_apart(Cause::Memory, slots);
+        deferred::drop_deferred(Cause::Memory, slots);
     }
 }
 
@@ -221,9 +221,9 @@ impl Broker {
         }
     }
 
-    /// Waits until a user may make one more request, behind all that the same user asked for before, so that who asks
-    /// much waits for itself. False, and no request is noted, if whoever asks is gone by then.
-    async fn turn(&self, payer: &Payer, is_gone: impl Fn() -> bool) -> bool {
+    /// Waits until a user may make one more request, behind all requests that the same user made before, so that a user with
+    /// many requests delays no other user. False, and no request is noted, if the client is gone by then.
+    async fn wait_for_turn(&self, payer: &Payer, is_gone: impl Fn() -> bool) -> bool {
         let _first = payer.line().await;
         if is_gone() {
             return false;
@@ -238,7 +238,7 @@ impl Broker {
 
     /// One client, from its admission to its end.
     async fn attend(self, client: PendingClient) {
-        if !self.turn(client.payer(), || client.has_left()).await {
+        if !self.wait_for_turn(client.payer(), || client.has_left()).await {
             return;
         }
         match timeout(GREETING_TIME, self.greet(client)).await {
@@ -265,7 +265,7 @@ impl Broker {
         let turn = move || -> Turn {
             let (broker, payer) = pacing.clone();
             Box::pin(async move {
-                broker.turn(&payer, || false).await;
+                broker.wait_for_turn(&payer, || false).await;
             })
         };
         let (process, program) = (member.process, member.program.clone());

@@ -153,7 +153,7 @@ impl Listed {
     }
 
     /// By which means this sender's messages come to a receiver; or why they do not.
-    fn gives(&self, receiver: &Self, takes_from_another: bool) -> Result<Mechanism, Apart> {
+    fn gives(&self, receiver: &Self, takes_from_another: bool) -> Result<Mechanism, DeferredDrop> {
         let (Role::Sender { mechanism, slots, geometry, .. }, Role::Receiver { require, accepts }) =
             (self.role, receiver.role)
         else {
@@ -170,16 +170,16 @@ impl Listed {
         };
         let limits = if of_one_user { accepts.own } else { accepts.others };
         if !self.accepts(receiver.user) || !receiver.accepts(self.user) {
-            Err(Apart::ByWish)
+            Err(DeferredDrop::ByWish)
         } else if self.takes_slots() && !of_one_user && receiver.user != TRUSTED {
-            Err(Apart::NoMatch)
+            Err(DeferredDrop::NoMatch)
         } else if self.takes_slots() && takes_from_another {
-            Err(Apart::Taken)
+            Err(DeferredDrop::Taken)
         } else if self.channel == CONFIDENTIAL && !of_one_user && given != Mechanism::OneShot
             || geometry.max_slots > limits.max_slots
             || given.protection() < require
         {
-            Err(Apart::NoMatch)
+            Err(DeferredDrop::NoMatch)
         } else {
             Ok(given)
         }
@@ -191,7 +191,7 @@ type Key = (ClientId, u64);
 
 /// Why two ends are not linked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Apart {
+enum DeferredDrop {
     /// One of them is for other users only.
     ByWish,
     /// The sender takes its slots from another receiver.
@@ -298,8 +298,8 @@ impl Model {
                 _ if new.takes_slots() && !due.is_empty() => break,
                 _ if is_acquainted => None,
                 Ok(mechanism) => Some(mechanism),
-                Err(Apart::NoMatch) if of_one_user => return None,
-                Err(Apart::Taken) if of_one_user => {
+                Err(DeferredDrop::NoMatch) if of_one_user => return None,
+                Err(DeferredDrop::Taken) if of_one_user => {
                     let from = self.open.iter().find(|end| taken == Some(end.key()));
                     match from.is_some_and(|from| from.user == sender.user) {
                         true => return None,

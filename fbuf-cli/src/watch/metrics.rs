@@ -77,7 +77,7 @@ fn sum(line: &Line, of: fn(&Report) -> u64) -> u64 {
     line.reports.iter().map(of).fold(0, u64::saturating_add)
 }
 
-/// The most users whose resources are series of their own: those with the lowest ids.
+/// The resources of at most so many users, those with the lowest ids, are series of their own.
 const MAX_USERS: usize = 256;
 
 /// What each user takes up, and what all users together do that have no series of their own.

@@ -1,9 +1,9 @@
 //! The sending end of a channel.
 
-mod grant;
 mod links;
 mod open;
 mod options;
+mod protection;
 mod report;
 mod slots;
 mod state;
@@ -35,9 +35,9 @@ use fbuf_core::{
     socket::close_received,
 };
 
-pub use grant::{LEASE_BASE_FROM, LEASE_FROM, ProtectionInfo};
 pub use open::SenderBuilder;
 pub use options::OptionsError;
+pub use protection::{LEASE_BASE_FROM, LEASE_FROM, ProtectionInfo};
 pub use report::{AllocateError, Departure, DisconnectReason, SenderCounters, Sent, WaitError, WriteError};
 pub use wait::WaitFor;
 

@@ -18,8 +18,8 @@ use fbuf_protocol::{Refusal, channel::ChannelName, name::Label};
 
 use super::{
     Counts, Sender,
-    grant::{OpenRequest, Place, ProtectionRequest},
     options::{Options, OptionsError},
+    protection::{OpenRequest, Place, ProtectionRequest},
     wait::WaitFor,
 };
 use crate::{

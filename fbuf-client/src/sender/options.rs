@@ -5,7 +5,7 @@ use fbuf_core::{
     protection::{Mechanism, Protection},
 };
 
-use super::grant::ProtectionRequest;
+use super::protection::ProtectionRequest;
 
 /// Options of a sender or receiver that contradict each other, or themselves. Nothing was opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]

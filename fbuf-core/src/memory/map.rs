@@ -27,7 +27,7 @@ use super::{MemoryError, Pieces, Reserved, Seals, verify};
 use crate::process::sys::said;
 use crate::{
     process::{
-        apart::{Cause, LARGE, drop_apart},
+        deferred::{Cause, LARGE, drop_deferred},
         foreign::is_locked,
         fork::WithheldMemory,
     },
@@ -115,12 +115,12 @@ impl Map {
         // A core of this process would hold all of its sender's slots.
         map.advise(libc::MADV_DONTDUMP);
         // A process that has mapped memory which was sealed for good has its descriptor as well.
-        Ok(if seals == Seals::ForGood { map.unmapped_apart() } else { map.of_peer(fd) })
+        Ok(if seals == Seals::ForGood { map.unmapped_deferred() } else { map.of_peer(fd) })
     }
 
-    /// As [`Self::unmapped_apart`], and so is what is [locked](is_locked): with the mapping its last descriptor may be closed.
+    /// As [`Self::unmapped_deferred`], and so is what is [locked](is_locked): with the mapping its last descriptor may be closed.
     fn of_peer(self, fd: BorrowedFd<'_>) -> Self {
-        let mut this = self.unmapped_apart();
+        let mut this = self.unmapped_deferred();
         if !cfg!(miri) && is_locked(fd).unwrap_or(true) {
             this.slow = Some(Cause::Memory);
         }
@@ -129,7 +129,7 @@ impl Map {
 
     /// The same, which another thread unmaps when it is dropped, if it is [large](LARGE): for memory of a peer, which chose its
     /// size, and may have left it to this process alone.
-    pub(crate) fn unmapped_apart(mut self) -> Self {
+    pub(crate) fn unmapped_deferred(mut self) -> Self {
         self.slow = (self.size as u64 >= LARGE).then_some(Cause::Memory);
         self
     }
@@ -409,7 +409,7 @@ impl Drop for Map {
         }
         let mapped = Mapped { base: self.base.addr().get(), size: self.size };
         if let Some(cause) = self.slow {
-            drop_apart(cause, mapped);
+            drop_deferred(cause, mapped);
         }
     }
 }

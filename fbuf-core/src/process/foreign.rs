@@ -11,15 +11,15 @@ use nix::{
 };
 
 use crate::process::{
-    apart::{Apart, Cause, LARGE, Slow, drop_apart},
+    deferred::{Cause, DeferredDrop, LARGE, Slow, drop_deferred},
     sys::has_attributes,
 };
 
 /// A descriptor that another process has passed, or of a socket whose other end it has. To close it may take
-/// [as long as that process likes](crate::process::apart), so that another thread does it; but for memory that is neither large
+/// [as long as that process likes](crate::process::deferred), so that another thread does it; but for memory that is neither large
 /// nor locked, nor has attributes.
 #[derive(Debug)]
-pub struct Foreign(Apart<Passed>);
+pub struct Foreign(DeferredDrop<Passed>);
 
 /// What is dropped when a descriptor is closed.
 type Kept = Box<dyn fmt::Debug + Send + Sync>;
@@ -90,7 +90,7 @@ impl Foreign {
         // Memory waits for nobody, and so comes before what does.
         let cause = all.iter_mut().filter_map(|one| one.0.cause()).max();
         if let Some(cause) = cause {
-            drop_apart(cause, all.into_iter().map(|one| one.0.into_inner()).collect::<Vec<_>>());
+            drop_deferred(cause, all.into_iter().map(|one| one.0.into_inner()).collect::<Vec<_>>());
         }
     }
 }

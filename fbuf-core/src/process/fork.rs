@@ -235,13 +235,13 @@ pub(crate) enum Rank {
     Shares,
     /// What peers of other users have not received.
     UnderWay,
-    /// Users whose sockets have very many waiters.
+    /// Users that are given up, since very many threads wait at their sockets.
     Waiters,
     /// What other threads are to drop.
-    Apart,
+    DeferredDrop,
 }
 
-const RANKS: usize = Rank::Apart as usize + 1;
+const RANKS: usize = Rank::DeferredDrop as usize + 1;
 
 /// What is done about one such lock when the process forks. Its module [registers](Self::register) it whenever it takes
 /// the lock.
@@ -457,7 +457,7 @@ fn replace(descriptors: &mut [u64]) {
         let replaced = unsafe { libc::dup3(dead, number, libc::O_CLOEXEC) } >= 0;
         if !replaced && is_beyond_limit(number) {
             // SAFETY: it is a descriptor of this library. Below such a limit nothing else gets its number, so that its
-            // owner, who closes it once more, closes nothing.
+            // owner, which closes it once more, closes nothing.
             unsafe { libc::close(number) };
         }
     }

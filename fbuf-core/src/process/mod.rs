@@ -1,6 +1,6 @@
 //! This process: its system calls, its threads, what it drops on other threads, and what a forked child has of it.
 
-pub mod apart;
+pub mod deferred;
 pub mod foreign;
 pub mod fork;
 pub mod lease;

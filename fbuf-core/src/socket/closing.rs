@@ -13,7 +13,7 @@ use super::{Socket, under_way};
 use crate::{
     limits::MAX_AT_ONCE,
     process::{
-        apart::{Cause, Slow},
+        deferred::{Cause, Slow},
         sys::{self, First},
     },
 };
@@ -51,7 +51,7 @@ impl Slow for Socket {
 }
 
 impl Drop for Socket {
-    /// What the other side has not received goes on to count. Apart, if what waits here [may take long](Slow::cause).
+    /// What the other side has not received goes on to count. DeferredDrop, if what waits here [may take long](Slow::cause).
     fn drop(&mut self) {
         if !self.has_hung_up && self.generation.is_current() && cfg!(not(miri)) {
             let _ = shutdown(self.descriptor.as_raw_fd(), Shutdown::Both);

@@ -31,12 +31,12 @@ pub enum LinkMessage {
     /// The bytes of a message, sent before its entry in the lane.
     OneShot(OneShot),
     /// From the receiver, whose pool it is: the right to write a slot.
-    Right(Right),
+    WriteGrant(WriteGrant),
 }
 
 /// The right to write a slot of the receiver's pool.
 #[derive(Debug, Serialize, Deserialize)]
-pub struct Right {
+pub struct WriteGrant {
     /// Which slot.
     pub slot: u32,
     /// The memory, open for writing.
@@ -45,17 +45,17 @@ pub struct Right {
     pub reader: Option<Descriptor>,
 }
 
-/// A [`Right`] that arrived from a receiver that is trusted not to use the memory itself meanwhile.
+/// A [`WriteGrant`] that arrived from a receiver that is trusted not to use the memory itself meanwhile.
 #[derive(Debug)]
 pub struct ReceivedGrant {
     pub(crate) giver: Trusted,
-    pub(crate) right: Right,
+    pub(crate) grant: WriteGrant,
 }
 
-impl Right {
+impl WriteGrant {
     /// Takes it from this receiver.
     pub(crate) fn take(self, giver: Trusted) -> ReceivedGrant {
-        ReceivedGrant { giver, right: self }
+        ReceivedGrant { giver, grant: self }
     }
 }
 
@@ -116,7 +116,7 @@ impl LinkMessage {
             Self::Welcome(_) => "a sender's welcome",
             Self::Segment(_) => "a new segment",
             Self::OneShot(_) => "a message of its own",
-            Self::Right(_) => "the right to write a slot",
+            Self::WriteGrant(_) => "the right to write a slot",
         }
     }
 }

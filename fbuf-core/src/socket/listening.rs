@@ -6,7 +6,7 @@ use std::{
 };
 
 use crate::process::{
-    apart::{Apart, Cause, Slow},
+    deferred::{Cause, DeferredDrop, Slow},
     fork::Withheld,
     sys,
 };
@@ -14,7 +14,7 @@ use crate::process::{
 /// A listening socket. No descriptors can be sent over its connections, where [the kernel can refuse
 /// them](sys::refuse_descriptors). Where it cannot, another thread closes it: connections may wait that have some.
 #[derive(Debug)]
-pub struct Listening(Apart<Queue>);
+pub struct Listening(DeferredDrop<Queue>);
 
 #[derive(Debug)]
 struct Queue(Withheld<OwnedFd>);

@@ -1,7 +1,7 @@
 //! A SOCK_SEQPACKET Unix socket: whole messages with descriptors, in order, and a hang-up when the
 //! other side is gone. Knows no messages.
 //!
-//! The other side may send descriptors that take long to close ([`crate::process::apart`]). A message that carries more than it
+//! The other side may send descriptors that take long to close ([`crate::process::deferred`]). A message that carries more than it
 //! may is not even taken off the socket, since the kernel would have this thread close them; and a socket in which descriptors wait
 //! is closed by another thread.
 
@@ -34,7 +34,7 @@ use crate::{
     limits::SEND_BUFFER,
     peer::{Credentials, Peer},
     process::{
-        apart::{self, Apart, Cause},
+        deferred::{self, Cause, DeferredDrop},
         fork::{Generation, Withheld},
         sys::{self},
     },
@@ -67,7 +67,7 @@ pub fn close_received() {
 /// One end of a connection, of which this process has the only descriptor. When it is dropped, the other side sees a
 /// hang-up at once.
 #[derive(Debug)]
-pub struct PacketSocket(Apart<Socket>);
+pub struct PacketSocket(DeferredDrop<Socket>);
 
 #[derive(Debug)]
 struct Socket {
@@ -132,7 +132,7 @@ impl Socket {
         }
         let Some(user) = self.other_user().filter(|&user| waiters::is_given_up(user)) else { return false };
         if !self.is_given_up.swap(true, Ordering::Relaxed) {
-            apart::drop_apart(Cause::Peer(Some(user)), HangUp(self.descriptor.clone()));
+            deferred::drop_deferred(Cause::Peer(Some(user)), HangUp(self.descriptor.clone()));
         }
         true
     }

@@ -23,7 +23,7 @@ use nix::sys::resource::{Resource, getrlimit};
 use crate::process::fork::{AtFork, Rank};
 use crate::{
     process::{
-        apart::{Apart, Cause, Slow},
+        deferred::{Cause, DeferredDrop, Slow},
         fork::Withheld,
         sys,
     },
@@ -92,7 +92,7 @@ enum Socket {
     Used(Weak<Withheld<OwnedFd>>),
     /// One that is only here still to see whether the peer receives what it was sent. Nothing waits in it. It is one of the
     /// descriptors that peers of this user take up.
-    Left(Apart<Left>),
+    Left(DeferredDrop<Left>),
 }
 
 #[derive(Debug)]

@@ -1,10 +1,10 @@
-//! Users whose sockets have so many waiters that calls at the other end take long.
+//! Users that are given up: so many threads wait at their sockets that calls at the other end take long.
 //!
 //! A process can wait for its end of a connection as often as it likes: by epoll(7) over duplicates of it, or by signals to many
 //! processes (F_SETOWN in fcntl(2)). The kernel wakes all of them, one after the other, in the thread that sends a message over
 //! the other end, takes one off, hangs up or closes: 60 ns for each of them, 0.2 s for a few million. That cannot be known before. So
 //! each such call to a peer of another user is measured by the processor time of its thread, and a user that is found out is
-//! given up for a while: no thread but the one [for that user](crate::process::apart) touches its sockets, and no more are taken
+//! given up for a while: no thread but the one [for that user](crate::process::deferred) touches its sockets, and no more are taken
 //! from it.
 
 use std::{

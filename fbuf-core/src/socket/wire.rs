@@ -31,7 +31,7 @@ enum Origin {
 
 impl Descriptor {
     /// The descriptor itself, if nobody else shares it; otherwise a duplicate of it. To close one that came from another
-    /// process may take [long](crate::process::apart).
+    /// process may take [long](crate::process::deferred).
     ///
     /// # Errors
     /// What the kernel says when it has no descriptor left for the duplicate.

@@ -20,7 +20,7 @@ use nix::{
 
 use crate::{
     process::{
-        apart,
+        deferred,
         fork::{self, Withheld},
     },
     receive::{
@@ -77,7 +77,7 @@ fn no_child_waits_for_a_thread_of_its_parent() {
     assert!(no_child_waits(claim::claimed));
     assert!(no_child_waits(shares::lock));
     assert!(no_child_waits(under_way::lock));
-    assert!(no_child_waits(apart::lock));
+    assert!(no_child_waits(deferred::lock));
     assert!(no_child_waits(fork::withheld));
     // The control: a lock that the handlers do not know.
     static OTHER: Mutex<()> = Mutex::new(());

@@ -32,14 +32,14 @@ use crate::{
     slot::{Geometry, SlotId},
     socket::{
         PacketSocket,
-        link_message::{self, Hello, LinkEnd, LinkMessage, NewSegment, OneShot, Right, Welcome},
+        link_message::{self, Hello, LinkEnd, LinkMessage, NewSegment, OneShot, Welcome, WriteGrant},
         wire::{self, Descriptor, Letter},
     },
     violation::Violation,
 };
 
 #[cfg(not(miri))]
-mod freed_apart;
+mod freed_deferred;
 mod gifts;
 #[cfg(not(miri))]
 mod inode_lock;
@@ -171,7 +171,7 @@ fn say(socket: &PacketSocket, packet: &Packet) {
         }
         Packet::Right(writer, reader, slot) => {
             let (writer, reader) = (descriptor(writer), reader.as_ref().map(descriptor));
-            wire::encode(&LinkMessage::Right(Right { slot: *slot, writer, reader })).unwrap()
+            wire::encode(&LinkMessage::WriteGrant(WriteGrant { slot: *slot, writer, reader })).unwrap()
         }
     };
     // The victim may have hung up already.

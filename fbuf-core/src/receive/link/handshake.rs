@@ -10,9 +10,9 @@ use crate::{
     memory::MemoryError,
     peer::Peer,
     points,
-    process::apart::Apart,
+    process::deferred::DeferredDrop,
     protection::Mechanism,
-    receive::reading::leased::{ReceiverSlots, WriteGrant},
+    receive::reading::leased::{PendingGrant, ReceiverSlots},
     ring::board::{BoardTable, BoardWriter},
     slot::Geometry,
     socket::{
@@ -49,9 +49,9 @@ pub struct Greeted {
     pub(super) mechanism: Mechanism,
     /// Whether the sender was asked to leave messages out.
     pub(super) skips: bool,
-    pub(super) receiver_slots: Option<Apart<ReceiverSlots>>,
+    pub(super) receiver_slots: Option<DeferredDrop<ReceiverSlots>>,
     /// What it could not be given yet, for lack of descriptors.
-    pub(super) pending_grants: Vec<WriteGrant>,
+    pub(super) pending_grants: Vec<PendingGrant>,
     /// What wakes the receiver when it has to try something again.
     pub(super) wake: Option<Arc<EventFd>>,
     /// Whether the sender is to hand its slots over.
@@ -211,7 +211,7 @@ impl Greeted {
             (self.board, self.unsaid) = (UnusedBoard(Some(board)), None);
             points::reach("attach: greeted");
             // What cannot be given yet is told when the link is open.
-            WriteGrant::give_all(&mut self.pending_grants, &self.socket);
+            PendingGrant::give_all(&mut self.pending_grants, &self.socket);
         }
         Ok(())
     }

@@ -29,7 +29,7 @@ use crate::{
     memory::{CannotReopen, Map, MemoryError, SealedMemory},
     peer::Peer,
     points,
-    process::apart::Apart,
+    process::deferred::DeferredDrop,
     protection::Mechanism,
     receive::{
         held::{Cell, Held, Untaken},
@@ -95,7 +95,7 @@ pub struct Inbound {
     lacks_descriptor: bool,
     segments: Vec<Segment>,
     /// The slots, if each is memory of its own.
-    receiver_slots: Option<Apart<ReceiverSlots>>,
+    receiver_slots: Option<DeferredDrop<ReceiverSlots>>,
     /// Messages that are memory of their own, by number: those that came and were not taken yet.
     one_shots: VecDeque<(u64, Descriptor)>,
 }

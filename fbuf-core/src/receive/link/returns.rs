@@ -18,11 +18,11 @@ use crate::{
     memory::{CannotReopen, Leasable, Map, MemoryError, page_bytes},
     peer::Peer,
     points,
-    process::apart::{Apart, Cause, LARGE, Slow},
+    process::deferred::{Cause, DeferredDrop, LARGE, Slow},
     protection::Mechanism,
     receive::{
         held::{Held, Retire, Retired},
-        reading::leased::{LeasedSlot, WriteGrant},
+        reading::leased::{LeasedSlot, PendingGrant},
     },
     ring::{
         board::{BoardTable, BoardWriter},
@@ -67,20 +67,20 @@ pub(crate) struct Returns {
 /// Rights to write slots that are still to be given, and why they are not.
 #[derive(Debug)]
 pub(super) struct PendingGrants {
-    grants: Vec<WriteGrant>,
+    grants: Vec<PendingGrant>,
     why: Option<CannotReopen>,
     /// Which reason was told.
     told: Option<CannotReopen>,
 }
 
 impl PendingGrants {
-    pub(super) fn new(grants: Vec<WriteGrant>) -> Self {
+    pub(super) fn new(grants: Vec<PendingGrant>) -> Self {
         Self { grants, why: None, told: None }
     }
 
     /// Gives those that can be given now: whether none is left.
     fn give(&mut self, socket: &PacketSocket) -> bool {
-        self.why = WriteGrant::give_all(&mut self.grants, socket);
+        self.why = PendingGrant::give_all(&mut self.grants, socket);
         self.grants.is_empty()
     }
 
@@ -153,7 +153,7 @@ impl Returns {
         if !self.returns_rights {
             return;
         }
-        self.pending_grants().grants.push(WriteGrant::again(slot, memory.clone()));
+        self.pending_grants().grants.push(PendingGrant::again(slot, memory.clone()));
         if !self.settle()
             && let Some(wake) = &self.wake
         {
@@ -264,7 +264,7 @@ impl Slow for Segments {
 #[derive(Debug)]
 pub(crate) struct RetiredLink {
     pub(super) returns: Arc<Returns>,
-    pub(super) _segments: Apart<Segments>,
+    pub(super) _segments: DeferredDrop<Segments>,
     /// No slot before this one is held.
     pub(super) searched: usize,
 }

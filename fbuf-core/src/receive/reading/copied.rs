@@ -25,7 +25,7 @@ impl Copies {
     /// # Errors
     /// [`MemoryError`]: there is less memory than that.
     pub(crate) fn new(size: u64, of: Claim) -> Result<Self, MemoryError> {
-        let map = Map::private_growing(size)?.unmapped_apart();
+        let map = Map::private_growing(size)?.unmapped_deferred();
         let parts = if can_provide() { (size as usize).div_ceil(PART) } else { 0 };
         Ok(Self { map, of, parts: vec![false; parts] })
     }

@@ -12,7 +12,7 @@ use crate::{
     memory::{CannotReopen, HUGE_PAGE, Leasable, Map, MemoryError, Pages},
     points,
     process::{
-        apart::{Cause, LARGE, Slow},
+        deferred::{Cause, LARGE, Slow},
         foreign::Foreign,
         lease::{Breaks, Lease, is_leased, lease},
     },
@@ -20,7 +20,7 @@ use crate::{
     slot::{Geometry, SlotId},
     socket::{
         PacketSocket,
-        link_message::{self, LinkEnd, LinkMessage, Right},
+        link_message::{self, LinkEnd, LinkMessage, WriteGrant},
         wire::Descriptor,
     },
     violation::Unsuitable,
@@ -259,8 +259,8 @@ impl ReceiverSlots {
     }
 
     /// What the sender has to be given before it can write any.
-    pub(crate) fn pending_grants(&self) -> Vec<WriteGrant> {
-        let grant = |(slot, memory): (u32, &Arc<Leasable>)| WriteGrant {
+    pub(crate) fn pending_grants(&self) -> Vec<PendingGrant> {
+        let grant = |(slot, memory): (u32, &Arc<Leasable>)| PendingGrant {
             slot: SlotId::new(slot),
             memory: memory.clone(),
             first: true,
@@ -303,14 +303,14 @@ impl ReceiverSlots {
 
 /// The right to write a slot that nobody reads, which its sender has to be given.
 #[derive(Debug)]
-pub(crate) struct WriteGrant {
+pub(crate) struct PendingGrant {
     slot: SlotId,
     memory: Arc<Leasable>,
     /// Whether the sender has to be given the slot as well.
     first: bool,
 }
 
-impl WriteGrant {
+impl PendingGrant {
     /// Of a slot that the sender knows.
     pub(crate) fn again(slot: SlotId, memory: Arc<Leasable>) -> Self {
         Self { slot, memory, first: false }
@@ -332,12 +332,12 @@ impl WriteGrant {
         let writer = Descriptor::from(self.memory.open_writer().map_err(cannot)?);
         // An open file of its own: a lease goes by those.
         let reader = if self.first { Some(Descriptor::from(self.memory.open_reader().map_err(cannot)?)) } else { None };
-        points::reach("right: opened");
-        let right = LinkMessage::Right(Right { slot: self.slot.number(), writer, reader });
+        points::reach("grant: opened");
+        let right = LinkMessage::WriteGrant(WriteGrant { slot: self.slot.number(), writer, reader });
         if let Err(LinkEnd::Exhausted(_)) = link_message::send(socket, &right) {
             return Err(None);
         }
-        points::reach("right: sent");
+        points::reach("grant: sent");
         Ok(())
     }
 }

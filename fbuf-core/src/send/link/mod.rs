@@ -238,7 +238,7 @@ impl Outbound {
             .with(Prefix::Tag, outgoing.tag)
             .with(Prefix::Time, time);
         self.writer.prefixed(&Note { prefixes, ..Note::plain(slot, outgoing.body) });
-        if self.needs_nothing(Fencing::of_this_process()) { Offer::Lent } else { self.answer(sequence) }
+        if self.needs_nothing(Fencing::of_this_process()) { Offer::Lent } else { self.notify(sequence) }
     }
 
     /// The link is over before this message was sent over it.
@@ -310,7 +310,7 @@ impl Outbound {
     /// even this one before it left.
     #[cold]
     #[inline(never)]
-    pub(crate) fn answer(&mut self, sequence: u64) -> Offer {
+    pub(crate) fn notify(&mut self, sequence: u64) -> Offer {
         if let Some(sleep) = self.board.head().flag().read_behind_fence().asleep()
             && self.rung != sleep
         {
@@ -436,7 +436,9 @@ impl Outbound {
                 }
                 Ok(Some(LinkMessage::Bell)) => {}
                 Ok(Some(other)) => match (other, self.giver) {
-                    (LinkMessage::Right(right), Some(giver)) if self.received_grants.len() < MAX_LEASED as usize => {
+                    (LinkMessage::WriteGrant(right), Some(giver))
+                        if self.received_grants.len() < MAX_LEASED as usize =>
+                    {
                         self.received_grants.push(right.take(giver));
                     }
                     (other, _) => return Err(Violation::OutOfTurn { found: other.name(), wanted: "a bell" }.into()),

@@ -7,8 +7,8 @@
 //! no fetch of dirty lines. There is no list of free slots: whether a slot has come back is looked up
 //! when the cursor comes by, and one that somebody keeps for long is passed over, once a round.
 
+mod creation;
 mod links;
-mod made;
 mod publish;
 mod turns;
 mod unsent;

@@ -79,7 +79,7 @@ impl Pool {
         *self.ledger.at_mut(outgoing.slot.index()) = Mark::of(self.next_sequence);
         points::reach("write: taken");
         // What the call returns fits into a register: what this returns need never be in memory.
-        if link.lend(&outgoing) || self.answer() {
+        if link.lend(&outgoing) || self.notify() {
             return Ok(self.published(outgoing.body.length(), 1));
         }
         // It left before it read this one, and nothing is done to the slots of a plain link.
@@ -90,8 +90,8 @@ impl Pool {
     /// The one receiver has a message, and sleeps or leaves: whether the message reached it.
     #[cold]
     #[inline(never)]
-    fn answer(&mut self) -> bool {
-        self.links.first_mut().is_some_and(|link| link.answer(self.next_sequence) == Offer::Lent)
+    fn notify(&mut self) -> bool {
+        self.links.first_mut().is_some_and(|link| link.notify(self.next_sequence) == Offer::Lent)
     }
 
     /// Sends an fbuf to all receivers that take it.

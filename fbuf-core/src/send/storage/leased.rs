@@ -43,14 +43,14 @@ pub(crate) struct LeasedSlots {
 struct Slot {
     /// None before a receiver has given it.
     memory: Option<Arc<Leasable>>,
-    right: Right,
+    access: WriteAccess,
     /// While it may be written.
     draft: Option<WritableSlot>,
 }
 
 /// How the right to write a slot is had.
 #[derive(Debug, Default)]
-enum Right {
+enum WriteAccess {
     /// By opening it: it is this user's. Not before this time, when somebody stands in the way.
     Own(Option<Instant>),
     /// From its receiver, who hands the right back with each message. None: that one has it.
@@ -93,7 +93,7 @@ impl LeasedSlots {
         let found = memory.iter().map(|memory| memory.reserve(pages)).collect::<Result<Vec<_>, _>>()?;
         // What some of them lack, the pool lacks.
         let pages = found.into_iter().min().unwrap_or(Pages::Base);
-        let slot = |memory| Slot { memory: Some(Arc::new(memory)), right: Right::Own(None), draft: None };
+        let slot = |memory| Slot { memory: Some(Arc::new(memory)), access: WriteAccess::Own(None), draft: None };
         Ok((
             Self {
                 geometry,
@@ -144,7 +144,7 @@ impl LeasedSlots {
     /// # Errors
     /// [`Violation`]
     pub(crate) fn give(&mut self, grant: ReceivedGrant) -> Result<(), Violation> {
-        let ReceivedGrant { giver, right: link_message::Right { slot, writer, reader } } = grant;
+        let ReceivedGrant { giver, grant: link_message::WriteGrant { slot, writer, reader } } = grant;
         let giver = giver.peer();
         let unmappable = |error: io::Error| Unsuitable::Unmappable { reason: error.to_string() };
         if self.former.contains(&giver.endpoint) {
@@ -175,7 +175,7 @@ impl LeasedSlots {
         memory.verify_writer(writer.as_fd(), giver.same_user)?;
         let writer = writer.into_owned().map_err(unmappable)?;
         let place = &mut self.slots[slot as usize];
-        (place.memory, place.right) = (Some(memory), Right::Here(writer.into()));
+        (place.memory, place.access) = (Some(memory), WriteAccess::Here(writer.into()));
         points::reach("right: accepted");
         Ok(())
     }
@@ -191,24 +191,24 @@ impl LeasedSlots {
 
     fn forget(&mut self) {
         for slot in &mut self.slots {
-            if !matches!(slot.right, Right::Own(_)) {
-                (slot.memory, slot.right) = (None, Right::Away);
+            if !matches!(slot.access, WriteAccess::Own(_)) {
+                (slot.memory, slot.access) = (None, WriteAccess::Away);
             }
         }
     }
 
     /// Whether a slot that receivers have handed back can be had now.
     pub(crate) fn is_available(&self, slot: SlotId) -> bool {
-        self.slots.get(slot.index()).is_some_and(|slot| match &slot.right {
-            Right::Own(None) | Right::Here(_) => true,
-            Right::Own(Some(time)) => *time <= Instant::now(),
-            Right::Away => slot.is_current_draft(),
+        self.slots.get(slot.index()).is_some_and(|slot| match &slot.access {
+            WriteAccess::Own(None) | WriteAccess::Here(_) => true,
+            WriteAccess::Own(Some(time)) => *time <= Instant::now(),
+            WriteAccess::Away => slot.is_current_draft(),
         })
     }
 
     /// Whether somebody holds a lease on some slot without saying so: time will tell, and nothing else.
     pub(crate) fn is_blocked(&self) -> bool {
-        self.slots.iter().any(|slot| matches!(slot.right, Right::Own(Some(_))))
+        self.slots.iter().any(|slot| matches!(slot.access, WriteAccess::Own(Some(_))))
     }
 
     /// The bytes of a slot, to be written; none if they cannot be had now.
@@ -309,8 +309,8 @@ impl Slot {
     fn open(&mut self, huge: bool) -> Result<Option<WritableSlot>, MemoryError> {
         let Some(memory) = self.memory.clone() else { return Ok(None) };
         let refused = |source| MemoryError::Refused { call: OPENING, asked: memory.size(), error: source };
-        let writer = match &mut self.right {
-            Right::Own(when) => match memory.open_writer() {
+        let writer = match &mut self.access {
+            WriteAccess::Own(when) => match memory.open_writer() {
                 Ok(writer) => {
                     points::reach("lease: opened again");
                     *when = None;
@@ -323,7 +323,7 @@ impl Slot {
                 Err(error) => return Err(refused(error)),
             },
             right => match std::mem::take(right) {
-                Right::Here(writer) => {
+                WriteAccess::Here(writer) => {
                     points::reach("right: used");
                     writer.into_inner()
                 }

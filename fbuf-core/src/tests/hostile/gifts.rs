@@ -67,8 +67,8 @@ fn given(size: u64, huge: bool) -> (OwnedFd, OwnedFd) {
 /// What a sender makes of a slot that such a receiver gives: whether it can be allocated.
 fn give_to(peer: Peer, (writer, reader): (OwnedFd, OwnedFd)) -> Result<bool, Violation> {
     let (mut pool, socket) = sender_of_receivers_slots(peer).unwrap();
-    let right = Right { slot: 0, writer: writer.into(), reader: Some(reader.into()) };
-    socket.send(&wire::encode(&LinkMessage::Right(right)).unwrap()).unwrap();
+    let right = WriteGrant { slot: 0, writer: writer.into(), reader: Some(reader.into()) };
+    socket.send(&wire::encode(&LinkMessage::WriteGrant(right)).unwrap()).unwrap();
     match pool.attend(0) {
         Ok(()) => Ok(pool.search()),
         Err(LinkEnd::Violation(violation)) => Err(violation),
@@ -127,8 +127,8 @@ fn memory_that_is_given_for_one_slot_is_not_taken_for_another() {
         let again = (writer.try_clone().unwrap(), reader.try_clone().unwrap());
         let other = if shared { again } else { given(SLOT_BYTES.into(), false) };
         for (slot, (writer, reader)) in (0..).zip([(writer, reader), other]) {
-            let right = Right { slot, writer: writer.into(), reader: Some(reader.into()) };
-            socket.send(&wire::encode(&LinkMessage::Right(right)).unwrap()).unwrap();
+            let right = WriteGrant { slot, writer: writer.into(), reader: Some(reader.into()) };
+            socket.send(&wire::encode(&LinkMessage::WriteGrant(right)).unwrap()).unwrap();
         }
         let attended = pool.attend(0);
         let one = || (pool.search() && pool.collect(1)).then(|| pool.allocate()).flatten();

@@ -5,7 +5,7 @@ use std::{fs, os::fd::AsRawFd, sync::mpsc, thread};
 
 use super::*;
 use crate::process::{
-    apart::{Cause, drop_apart},
+    deferred::{Cause, drop_deferred},
     foreign::Foreign,
 };
 
@@ -62,7 +62,7 @@ fn is_mapped(name: &str) -> bool {
 /// Drops what has memory of these names mapped that this user made, while the thread for that user has something else to drop.
 fn drop_beside(user: u32, names: &[&str], what: impl Sized) {
     let (go, gone) = mpsc::channel();
-    drop_apart(Cause::Peer(Some(user)), Held(gone));
+    drop_deferred(Cause::Peer(Some(user)), Held(gone));
     drop(what);
     for name in names {
         assert!(is_mapped(name), "the thread that drops a link frees {name}, which another user made");

@@ -3,7 +3,7 @@
 //! The thread that closes the last descriptor of a file waits for as long as that file makes it wait: a TCP socket with
 //! SO_LINGER for the time that its owner has set, a Unix socket for all files that wait in its queue, a file of a file
 //! system in user space for that program, memory for the kernel, which frees a GiB in a fifth of a second. A peer chooses
-//! what it passes. So what a peer has passed, or may have put into a queue, is [`Apart`]: it is dropped where it is if it
+//! what it passes. So what a peer has passed, or may have put into a queue, is [`DeferredDrop`]: it is dropped where it is if it
 //! [says](Slow::cause) that this takes no time, and else by a thread that is called `fbuf-close`.
 //!
 //! There is one such thread for each user of whom something waits to be dropped, and one for memory, which waits for
@@ -52,9 +52,9 @@ pub trait Slow: Send + 'static {
 
 /// Something that another thread drops, if the drop [may take long](Slow::cause). If no thread can be started, it is
 /// dropped where it is.
-pub struct Apart<T: Slow>(ManuallyDrop<T>);
+pub struct DeferredDrop<T: Slow>(ManuallyDrop<T>);
 
-impl<T: Slow> Apart<T> {
+impl<T: Slow> DeferredDrop<T> {
     /// The same, which is dropped where it is.
     #[must_use]
     pub fn into_inner(self) -> T {
@@ -64,38 +64,38 @@ impl<T: Slow> Apart<T> {
     }
 }
 
-impl<T: Slow> From<T> for Apart<T> {
+impl<T: Slow> From<T> for DeferredDrop<T> {
     fn from(value: T) -> Self {
         Self(ManuallyDrop::new(value))
     }
 }
 
-impl<T: Slow> Deref for Apart<T> {
+impl<T: Slow> Deref for DeferredDrop<T> {
     type Target = T;
     fn deref(&self) -> &T {
         &self.0
     }
 }
 
-impl<T: Slow> DerefMut for Apart<T> {
+impl<T: Slow> DerefMut for DeferredDrop<T> {
     fn deref_mut(&mut self) -> &mut T {
         &mut self.0
     }
 }
 
-impl<T: Slow + fmt::Debug> fmt::Debug for Apart<T> {
+impl<T: Slow + fmt::Debug> fmt::Debug for DeferredDrop<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
     }
 }
 
-impl<T: Slow> Drop for Apart<T> {
+impl<T: Slow> Drop for DeferredDrop<T> {
     fn drop(&mut self) {
         let cause = self.0.cause();
         // SAFETY: this is its drop, after which it is not used.
         let value = unsafe { ManuallyDrop::take(&mut self.0) };
         if let Some(cause) = cause {
-            drop_apart(cause, value);
+            drop_deferred(cause, value);
         }
     }
 }
@@ -125,7 +125,7 @@ thread_local! {
 /// Holds the lock on the lines.
 pub(crate) type Locked = MutexGuard<'static, Lines>;
 
-static AT_FORK: AtFork<Locked> = AtFork::new(Rank::Apart, locked, |lines| lines.forget());
+static AT_FORK: AtFork<Locked> = AtFork::new(Rank::DeferredDrop, locked, |lines| lines.forget());
 
 /// Takes it.
 pub(crate) fn lock() -> Locked {
@@ -175,7 +175,7 @@ impl Lines {
 
 /// Has another thread drop something. If no thread can be started, it is dropped here. A destructor that panics ends neither
 /// that thread nor the call.
-pub fn drop_apart(cause: Cause, value: impl Send + 'static) {
+pub fn drop_deferred(cause: Cause, value: impl Send + 'static) {
     // Where Miri runs this, descriptors stand for memory on the heap.
     if cfg!(miri) || DROPS.get() {
         threads::contain(|| drop(value));
@@ -229,7 +229,7 @@ mod tests {
         }
     }
 
-    fn held(cause: Option<Cause>) -> (Apart<Held>, Receiver<ThreadId>, Sender<()>) {
+    fn held(cause: Option<Cause>) -> (DeferredDrop<Held>, Receiver<ThreadId>, Sender<()>) {
         let (say, said) = channel();
         let (go, gone) = channel();
         (Held(cause, say, gone).into(), said, go)
@@ -272,7 +272,7 @@ mod tests {
     fn what_is_in_something_slow_is_dropped_with_it() {
         let (inner, said, _) = held(Some(user(3)));
         let (outer, outside, _) = held(Some(user(4)));
-        drop_apart(user(5), (outer, inner));
+        drop_deferred(user(5), (outer, inner));
         assert_eq!(outside.recv().unwrap(), said.recv().unwrap());
     }
 
@@ -287,7 +287,7 @@ mod tests {
         let (first, said, go) = held(Some(user(7)));
         drop(first);
         let one = said.recv().unwrap();
-        drop_apart(user(7), Panics);
+        drop_deferred(user(7), Panics);
         let (next, dropped, _) = held(Some(user(7)));
         drop(next);
         drop(go);
