@@ -71,6 +71,18 @@ fn one_word_stands_for_one_thing() {
 /// The most lines of a file. One that is longer wants to be two, each of one idea.
 const MOST: usize = 600;
 
+/// A newcomer sees code at once, and reads all of it.
+#[test]
+fn readme_and_architecture_are_short() {
+    let read = |name| fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(name)).unwrap();
+    let (readme, architecture) = (read("README.md"), read("ARCHITECTURE.md"));
+    let code = readme.lines().skip_while(|line| *line != "```rust").skip(1).take_while(|line| *line != "```").count();
+    let before = readme.lines().take_while(|line| *line != "```rust").count();
+    assert!(code > 5 && before + code <= 40, "{code} lines of code stand behind {before} others");
+    let [readme, architecture] = [readme, architecture].map(|text| text.lines().count());
+    assert!(readme <= 130 && architecture <= 250, "README.md: {readme} lines, ARCHITECTURE.md: {architecture}");
+}
+
 #[test]
 fn no_file_is_long() {
     let mut files = Vec::new();
