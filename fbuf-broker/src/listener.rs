@@ -23,7 +23,7 @@ use nix::{
 
 use crate::socket_file::{Folder, Found, SocketFile};
 
-/// How many connections wait to be accepted. Those who find the queue full wait for a place in it, one behind the
+/// How many connections wait to be accepted. Clients that find the queue full wait for a place in it, one behind the
 /// other, whosever they are; so it is short, and what a few threads of one user can put before another's connection is
 /// quickly through.
 const QUEUE: i32 = 4;

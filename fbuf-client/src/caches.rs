@@ -15,11 +15,11 @@ pub struct Cache {
     pub level: u32,
     /// Its size.
     pub bytes: u64,
-    /// Who else uses it.
+    /// Which cores share it.
     pub users: Users,
 }
 
-/// Whose a cache is.
+/// Which cores share a cache.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Users {
     /// One core's.

@@ -64,7 +64,7 @@ pub(crate) trait Brought {
     fn is_void(&self) -> Option<Peer>;
 }
 
-/// How often letters are looked through for those whose peers are gone, at most.
+/// How often letters are looked through for those of peers that are gone, at most.
 const SWEEP_PAUSE: Duration = Duration::from_millis(20);
 
 /// A queue of new links: filled by the control thread, emptied by the endpoint.
@@ -282,7 +282,7 @@ impl<T> PendingLinks<T> {
         all.into_iter().filter_map(survey).collect()
     }
 
-    /// Says what the endpoint has done. Never waits: whoever watches can wait for the next time.
+    /// Says what the endpoint has done. Never waits: the next report says it.
     pub(crate) fn say(&self, report: impl FnOnce() -> Report) {
         if let Ok(mut said) = self.report.try_lock() {
             *said = report();
@@ -333,7 +333,7 @@ pub(crate) struct Sockets {
     hang_ups: Watch,
 }
 
-/// The links at whose sockets something happened: those that were not attended to yet.
+/// The links with events on their sockets that were not attended to yet.
 #[derive(Debug)]
 pub(crate) struct Ready {
     links: [LinkId; EVENTS],

@@ -93,7 +93,7 @@
 //!
 //! After Druschel and Peterson, "Fbufs: A High-Bandwidth Cross-Domain Transfer Facility", SOSP 1993,
 //! and Thadani and Khalidi, "An Efficient Zero-Copy I/O Framework for UNIX", SMLI TR-95-39, 1995,
-//! whose `uf_allocate`, `uf_write`, `uf_get` and `uf_deallocate` are noted above.
+//! which have the calls `uf_allocate`, `uf_write`, `uf_get` and `uf_deallocate` that are noted above.
 
 mod acceptance;
 mod caches;

@@ -26,7 +26,7 @@ pub enum Wait {
     /// Looks for twice as long as it takes to wake a sleeper, then sleeps. How long that is, it learns
     /// each time that a peer wakes it. Looking for as long as sleep would cost is never much worse than
     /// the better of the two (Karlin and others, "Empirical studies of competitive spinning", SOSP
-    /// 1991); twice that, so that who waits for an answer is still awake when it comes from a peer that
+    /// 1991); twice that, so that a process is still awake when an answer comes from a peer that
     /// had to be woken: else two that talk to each other would both sleep each time. It sleeps at once
     /// where all its peers are confined to the one processor that it is confined to itself.
     #[default]
@@ -64,9 +64,9 @@ impl SpinBudget {
     }
 }
 
-/// How often somebody who waits without sleeping looks at sockets, where deaths and newcomers show.
+/// How often an endpoint that waits without sleeping looks at sockets, where deaths and newcomers show.
 pub(crate) const LOOK_TIME: Duration = Duration::from_millis(1);
-/// How often somebody does who is busy.
+/// How often an endpoint does that is busy.
 pub(crate) const BUSY_LOOK_TIME: Duration = Duration::from_millis(100);
 /// For how long a call reads what peers have sent, or frees what they have left behind, before it goes on with the rest
 /// the next time. It ends what it has begun: that is one letter, so many messages on one socket, or one segment.
@@ -272,7 +272,7 @@ impl Pace {
 ///
 /// The two are fastest when they work on different cache lines. A receiver that takes each message as it
 /// comes takes the line that the sender is about to write, and a sender that takes each slot as it comes
-/// back writes what the receiver has only just read. So in a stream, who has to wait waits for many. It
+/// back writes what the receiver has only just read. So in a stream, a side that has to wait waits for many messages. It
 /// does so only after several messages came one right behind the other, as long as there is progress,
 /// and the less often the more often it was in vain: a message that comes alone, or is an answer, is
 /// never kept waiting, and neither is a sender whose receivers keep what they got.
@@ -286,7 +286,7 @@ pub(crate) struct Batching {
     spin_budget: u32,
 }
 
-/// What somebody sees who gathers.
+/// What a side sees that waits for many.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Progress {
     /// Enough.

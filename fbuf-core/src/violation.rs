@@ -165,7 +165,7 @@ pub enum Unsuitable {
     /// The memory of one slot, or segment, is also that of another.
     #[error("it is the memory of other slots too")]
     Shared,
-    /// Its owner could take it away from whoever maps it.
+    /// Its owner could take it away from a process that has mapped it.
     #[error("it lies in huge pages that its owner can take away")]
     Removable,
     /// The kernel would not map it: this process has no room for it.

@@ -1,5 +1,5 @@
-//! The control protocol: a fixed greeting that every version understands, then a tarpc service whose
-//! messages carry descriptors.
+//! The control protocol: a fixed greeting that every version understands, then a tarpc service with
+//! messages that carry descriptors.
 
 pub mod address;
 pub mod channel;
@@ -47,7 +47,7 @@ pub trait Control {
     async fn news(receipt: u64) -> News;
     /// What endpoints of this client are doing, at most [`MAX_PAGE`] at a time.
     async fn report(reports: Vec<(u64, Report)>, last: bool);
-    /// The endpoints that this user may see whose number is greater, in this order, at most [`MAX_PAGE`] of
+    /// The endpoints that this user may see and that have a greater number, in this order, at most [`MAX_PAGE`] of
     /// them. The first page, behind 0, waits a moment for their reports.
     async fn status(behind: u64) -> Vec<EndpointStatus>;
     /// The same of clients.
@@ -277,7 +277,7 @@ pub enum Refusal {
         rules.join(", ")
     )]
     NotPermitted {
-        /// Who asked.
+        /// The user that asked.
         user: u32,
         /// A sender, or a receiver.
         role: String,

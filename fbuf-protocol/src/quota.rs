@@ -57,7 +57,7 @@ impl Resource {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct QuotaExceeded {
-    /// Who.
+    /// The user.
     pub user: u32,
     /// Of what.
     pub resource: Resource,
@@ -72,7 +72,7 @@ pub struct QuotaExceeded {
 }
 
 impl QuotaExceeded {
-    /// So much was asked for by a user of whom so much is in use, and no more than the limit of this rule may be.
+    /// A user that uses so much asked for so much more, and the limit of this rule is less than both together.
     #[must_use]
     pub fn new(user: u32, resource: Resource, asked: u64, used: u64, limit: u64, rule: impl Into<String>) -> Self {
         Self { user, resource, asked, used, limit, rule: rule.into() }

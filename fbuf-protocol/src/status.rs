@@ -53,7 +53,7 @@ pub struct Oldest {
     pub milliseconds: u64,
 }
 
-/// A client, as somebody sees it who wants to know what is going on.
+/// A client, as `fbuf ls` shows it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClientStatus {
     /// A number that is greater than those of clients that came before.
@@ -67,7 +67,7 @@ pub struct ClientStatus {
     pub endpoints: u64,
 }
 
-/// An endpoint, as somebody sees it who wants to know what is going on.
+/// An endpoint, as `fbuf ls` shows it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EndpointStatus {
     /// A number that is greater than those of endpoints that were opened before.
@@ -124,7 +124,7 @@ pub struct News {
     pub introductions: Vec<fbuf_core::introduced::Introduction>,
     /// Whether somebody wants to know what the client's endpoints are doing.
     pub report: bool,
-    /// What only those know who have read this.
+    /// A number that proves that the client has read this.
     pub receipt: u64,
 }
 

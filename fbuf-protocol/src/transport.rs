@@ -161,8 +161,8 @@ impl<In, Out> Packets<In, Out> {
     }
 
     /// Passes on a message, and reads the next one, only when a `turn` that began with its coming is over. What comes
-    /// meanwhile fills the socket, and then stops whoever sends it. No message may carry descriptors: those of a peer
-    /// who means harm need not even be closed.
+    /// meanwhile fills the socket, and then stops its sender. No message may carry descriptors: those of a hostile
+    /// peer need not even be closed.
     #[must_use]
     pub fn paced(mut self, turn: impl FnMut() -> Turn + Send + 'static) -> Self {
         self.pace = Some(Pace { turn: Box::new(turn), waiting: None });
@@ -219,7 +219,7 @@ fn poll_packet(
             && let Some((_, turn)) = waiting
         {
             ready!(turn.as_mut().poll(task));
-            // Who has gone meanwhile asks for nothing any more, and has nobody wait.
+            // A client that has gone meanwhile asks for nothing any more, and has no other wait.
             if socket.get_ref().hung_up() {
                 return Poll::Ready(Some(Err(io::ErrorKind::UnexpectedEof.into())));
             }

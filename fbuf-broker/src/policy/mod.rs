@@ -1,4 +1,4 @@
-//! Who may do what: rules that the owner of a broker writes down, in TOML.
+//! What each user may do: rules that the owner of a broker writes down, in TOML.
 //!
 //! ```toml
 //! # Users and groups are named, or numbered; "*" is every user. In patterns, * stands for any characters.
@@ -88,13 +88,13 @@ impl User {
     }
 }
 
-/// Who may do what.
+/// What each user may do.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Policy {
     rules: Vec<Rule>,
     /// Channels on which other users get one-shot messages only.
     confidential: Vec<Pattern>,
-    /// Of those whose rules have none.
+    /// Of users with no quota in their rules.
     quota: Quota,
 }
 
@@ -155,20 +155,20 @@ impl Rule {
 }
 
 impl Policy {
-    /// One user, by id, who may do everything.
+    /// One user, by id, which may do everything.
     #[must_use]
     pub fn only(user: u32) -> Self {
         let rules = vec![Rule::all(BTreeSet::from([user]), false)];
         Self { rules, confidential: Vec::new(), quota: Quota::default() }
     }
 
-    /// The user that runs this process, who may do everything.
+    /// The user that runs this process, which may do everything.
     #[must_use]
     pub fn own() -> Self {
         Self::only(nix::unistd::geteuid().as_raw())
     }
 
-    /// One user more, who may do everything. What that one sends to others, and others send to that one, is
+    /// One user more, which may do everything. What that one sends to others, and others send to that one, is
     /// sealed.
     #[must_use]
     pub fn allow(mut self, user: u32) -> Self {
@@ -193,7 +193,7 @@ impl Policy {
         Ok(self)
     }
 
-    /// With this quota for those whose rules have none.
+    /// With this quota for users with none in their rules.
     #[must_use]
     pub fn with_quota(mut self, quota: Quota) -> Self {
         self.quota = quota;

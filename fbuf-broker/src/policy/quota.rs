@@ -2,7 +2,7 @@
 
 use fbuf_protocol::Resource;
 
-/// What one user may take up. The default is meant for one user on a machine of her own; on a machine that
+/// What one user may take up. The default is meant for a machine with one user; on a machine that
 /// is shared, rules say less.
 ///
 /// ```

@@ -159,7 +159,7 @@ fn name_unknown(policy: &Policy) {
     }
 }
 
-/// Lets those connect whom the policy is about.
+/// Lets the users connect that the policy is about.
 fn open_for(listener: &Listener, policy: &Policy) -> io::Result<()> {
     if policy.is_about_others_than(geteuid().as_raw()) { listener.open_to_all() } else { Ok(()) }
 }

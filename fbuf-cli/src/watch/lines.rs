@@ -65,7 +65,7 @@ fn of_channels(endpoints: &[Watched]) -> Vec<Line> {
     let line = |(channel, ends): (&str, Vec<&Watched>)| {
         let senders = ends.iter().filter(|(endpoint, _)| is_sender(endpoint)).count();
         let subject = Subject::Channel { channel: channel.to_owned(), senders, receivers: ends.len() - senders };
-        // What receivers get is what senders have sent, who may be another user's, or silent.
+        // What receivers get is what senders have sent, which may be of another user, or silent.
         let has_sender = ends.iter().any(|(endpoint, _)| is_sender(endpoint) && endpoint.report.is_some());
         together(subject, ends.into_iter(), |endpoint| !has_sender || is_sender(endpoint))
     };
@@ -309,7 +309,7 @@ mod tests {
         let sum = a.report.unwrap();
         assert_eq!((sum.messages, sum.links, sum.left_out, a.rates(2.0).messages), (100, 2, 80, 50.0));
         assert_eq!((sum.held, sum.slots, sum.waits, sum.oldest.unwrap().milliseconds), (4, 8, 3, 9000));
-        // Whoever sends there is not seen.
+        // The sender there is not seen.
         assert_eq!((b.report.unwrap().messages, b.rates(2.0).messages), (60, 30.0));
         let mut silent = seen();
         silent[1].0.report = None;

@@ -84,7 +84,7 @@ struct Endpoint {
 }
 
 impl Endpoint {
-    /// What it does, for whoever watches.
+    /// What it does, for reports.
     fn report(&mut self) -> Report {
         let mut report = self.post.report();
         let (held, now) = (self.post.held(), Instant::now());
@@ -199,7 +199,7 @@ impl Endpoints {
                             self.waiting.push(Request { endpoint, open, post, answer, deadline });
                         }
                         Command::Close { endpoint } => drop(self.open.remove(&endpoint)),
-                        // Whoever asks hears that there is none.
+                        // The answer is that there is no broker.
                         Command::Status { .. } | Command::Clients { .. } | Command::Unpaired { .. } => {}
                     },
                     result = &mut attempt => match result {
@@ -376,7 +376,7 @@ impl Session {
         Ok(())
     }
 
-    /// Tells the broker of endpoints that were open at an earlier one, and with whom each is linked. An error
+    /// Tells the broker of endpoints that were open at an earlier one, and with which peers each is linked. An error
     /// says why it is gone.
     async fn resume(&mut self, endpoints: &mut Endpoints) -> Result<(), String> {
         for (&number, endpoint) in endpoints.open.iter_mut().filter(|(_, endpoint)| !endpoint.listed) {
@@ -406,14 +406,14 @@ impl Session {
             let mut pages = reports.chunks(MAX_PAGE).peekable();
             while let Some(page) = pages.next() {
                 let last = pages.peek().is_none();
-                // Who is watched need not care whether anybody hears it.
+                // If it does not arrive, the broker asks again.
                 let _ = client.report(context::current(), page.to_vec(), last).await;
             }
         });
     }
 
-    /// Asks for all that this user may see; a few at a time, since a broker does not answer everything at once. Whoever
-    /// wants to know waits for it, or hears that the broker is gone.
+    /// Asks for all that this user may see; a few at a time, since a broker does not answer everything at once. The
+    /// caller waits for it, or is told that the broker is gone.
     fn look<T: Send + 'static>(
         &mut self,
         answer: SyncSender<Result<Vec<T>, OpenError>>,
@@ -428,12 +428,12 @@ impl Session {
                 Err(RpcError::DeadlineExceeded | RpcError::Server(_)) => Err(OpenError::NoAnswer),
                 Err(error) => Err(OpenError::BrokerGone { reason: why_gone(&error) }),
             };
-            // Who asked waits for it.
+            // The caller waits for it, unless it has given up.
             let _ = answer.send(seen);
         });
     }
 
-    /// Closes an endpoint. Nobody waits for it: a broker that is gone, or whose connection closes before it
+    /// Closes an endpoint. Nobody waits for it: a broker that is gone, or has lost the connection before it
     /// hears of this, closes the endpoint by itself. A few at a time, since it does not answer everything at
     /// once.
     fn close(&mut self, endpoint: u64, last: Report) {

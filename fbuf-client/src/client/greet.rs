@@ -23,7 +23,7 @@ use super::{
 };
 
 /// For how long this thread waits for a place in the queue of a broker before it looks whether it has other things to
-/// do. Those who wait get places in the order in which they came.
+/// do. Threads that wait get places in the order in which they came.
 const WAIT: Duration = Duration::from_millis(50);
 
 /// Connects, and exchanges greetings with a broker of a user that is accepted: which one.

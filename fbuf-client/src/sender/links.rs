@@ -1,4 +1,4 @@
-//! Who is linked to a sender: receivers that come, say something, and go.
+//! The receivers that are linked to a sender: they come, say something, and go.
 
 use std::{ops::Add, time::Duration};
 
@@ -77,7 +77,7 @@ impl Sender {
         }
     }
 
-    /// What it says of itself to whoever watches.
+    /// Says what it has done, for reports.
     pub(super) fn say(&self) {
         self.pending_links.say(|| {
             let links = self.pool.links().iter().map(Outbound::counts).fold(self.past, LinkCounts::add);

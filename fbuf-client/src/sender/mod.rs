@@ -290,7 +290,7 @@ impl Sender {
     /// [`Arc::make_mut`]. Receivers that still read see nothing of it. Never waits.
     ///
     /// # Errors
-    /// What was given, if no slot is free, or if its sender was another one whose messages are longer.
+    /// What was given, if no slot is free, or if it is of another sender and longer than a message of this one.
     pub fn make_mut(&mut self, retained: Retained) -> Result<Fbuf, Retained> {
         if !self.generation.is_current() {
             return Err(retained);

@@ -1,4 +1,4 @@
-//! What a sender says: what became of a message, what went wrong, who has gone, how much was done.
+//! What a sender says: what became of a message, what went wrong, which receivers have gone, how much was done.
 
 use std::{io, time::Duration};
 

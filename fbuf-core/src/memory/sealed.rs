@@ -17,7 +17,7 @@ use super::{
 use crate::{process::foreign::Foreign, violation::Unsuitable};
 
 /// Bytes in a memfd that is sealed for good (`F_SEAL_WRITE`, fcntl(2)): the kernel lets nobody change
-/// them, whoever has its descriptor. They may be kept for as long as one likes, shared by cloning, given
+/// them, through any descriptor. They may be kept for as long as one likes, shared by cloning, given
 /// to any process as a descriptor, and to sendfile(2) and splice(2), which go on reading after they
 /// have returned.
 ///

@@ -173,7 +173,7 @@ impl Received {
         Some(now.saturating_sub(self.sent_at()?))
     }
 
-    /// Who sent it.
+    /// Its sender.
     #[must_use]
     pub fn sender(&self) -> Peer {
         self.home().peer()

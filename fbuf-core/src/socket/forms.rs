@@ -1,7 +1,6 @@
 //! How public types cross a socket. They implement no traits of serde, so that what a program sees is apart from the wire:
 //! a form has the fields of its type in the order in which they are sent, and the compiler compares the two (`remote` of
 //! serde). Another order, or a field more, is another version of the protocol.
-#![expect(missing_docs, reason = "variants are those of the types")]
 
 use serde::{Deserialize, Serialize};
 

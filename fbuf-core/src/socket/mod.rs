@@ -42,6 +42,7 @@ use crate::{
 };
 
 mod closing;
+#[doc(hidden)]
 pub mod forms;
 #[cfg(miri)]
 mod heap;
