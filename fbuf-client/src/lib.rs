@@ -80,6 +80,14 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
+//! # Threads, and async runtimes
+//!
+//! A [`Client`] has one thread of its own, on which a tokio runtime speaks to the broker; messages pass without it. A call
+//! that waits blocks its thread. All calls may be made on a thread of an async runtime, which then runs nothing else meanwhile:
+//! `try_get`, `try_allocate` and `write` do not wait, and [`Receiver::prepare_wait`] and [`Sender::prepare_wait`] have examples
+//! by which a future waits. [`ClientBuilder::connect`] with [`wait_for_broker`](ClientBuilder::wait_for_broker) is for
+//! `spawn_blocking`. One thread waits for several endpoints, and for descriptors of its own, by [`poll`](poll()).
+//!
 //! # The environment
 //!
 //! Three variables change what this library does in a program that says nothing else; a program that is executed with more

@@ -46,7 +46,8 @@ pub enum Mechanism {
     /// that is memory of its own: [`Protection::Leased`]. One that cannot be leased is copied.
     Lease,
     /// Each is memory of its own that is sealed for good and given away: [`Protection::Sealed`], and for
-    /// ever.
+    /// ever. Memory is made and cleared for each, which costs more than a copy of a few hundred kilobytes: for what is kept,
+    /// cloned or passed on as a descriptor.
     OneShot,
 }
 

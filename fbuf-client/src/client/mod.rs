@@ -328,6 +328,16 @@ impl Client {
     /// The clients of this broker that this user may see, this one included, as [`Self::status`] lists their
     /// endpoints.
     ///
+    /// ```
+    /// # let broker = fbuf_broker::Embedded::start()?;
+    /// # let client = fbuf_client::Client::connect_to(broker.address())?;
+    /// for other in client.clients()? {
+    ///     println!("{} in {}, with {} endpoints", other.program, other.process, other.endpoints);
+    /// }
+    /// # assert_eq!(client.clients()?.len(), 1);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
     /// # Errors
     /// [`OpenError::BrokerGone`] if there is no broker now, [`OpenError::NoAnswer`] if it does not answer.
     pub fn clients(&self) -> Result<Vec<ClientStatus>, OpenError> {

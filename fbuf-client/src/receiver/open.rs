@@ -122,6 +122,20 @@ impl ReceiverBuilder {
     ///
     /// If a sender of the same user gives less, the one of the two that is opened later is refused; a sender of another
     /// user is just not paired with this receiver, as [`Receiver::unpaired`] and `fbuf ls` tell.
+    ///
+    /// ```
+    /// use fbuf_client::Protection;
+    /// # let broker = fbuf_broker::Embedded::start()?;
+    /// # let client = fbuf_client::Client::connect_to(broker.address())?;
+    /// let mut receiver = client.receiver("uploads").require(Protection::Sealed).open()?;
+    /// assert!(client.sender("uploads").open().is_err(), "its messages would be volatile");
+    /// let mut sender = client.sender("uploads").protection(Protection::Sealed).open()?;
+    /// # sender.wait_for_receivers(1)?;
+    /// # let fbuf = sender.allocate()?;
+    /// # sender.write(fbuf)?;
+    /// assert_eq!(receiver.get()?.mechanism().protection(), Protection::Sealed);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn require(mut self, protection: Protection) -> Self {
         self.require = protection;
         self

@@ -20,6 +20,18 @@ impl Sender {
 
     /// By which means what it sends is protected, and why by these. Receivers of other users may have it
     /// [copied](crate::Mechanism::Copy) all the same; each message says ([`Received::mechanism`](crate::Received::mechanism)).
+    ///
+    /// ```
+    /// use fbuf_client::{Mechanism, Protection};
+    /// # let broker = fbuf_broker::Embedded::start()?;
+    /// # let client = fbuf_client::Client::connect_to(broker.address())?;
+    /// let sender = client.sender("frames").protection(Protection::Sealed).open()?;
+    /// let info = sender.protection_info();
+    /// println!("{info}"); // the mechanism, and why it was chosen
+    /// assert_eq!(info.mechanism.protection(), Protection::Sealed);
+    /// # assert_ne!(info.mechanism, Mechanism::Shared);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn protection_info(&self) -> &ProtectionInfo {
         &self.protection_info
@@ -71,6 +83,21 @@ impl Sender {
     /// The receivers that have messages which they have not handed back, and how many each has.
     ///
     /// Takes time for each slot and receiver: O(slots × receivers).
+    ///
+    /// ```
+    /// # let broker = fbuf_broker::Embedded::start()?;
+    /// # let client = fbuf_client::Client::connect_to(broker.address())?;
+    /// # let mut receiver = client.receiver("frames").open()?;
+    /// # let mut sender = client.sender("frames").slots(4).open()?;
+    /// # sender.wait_for_receivers(1)?;
+    /// # let fbuf = sender.allocate()?;
+    /// # sender.write(fbuf)?;
+    /// for (peer, slots) in sender.lent() {
+    ///     println!("{} holds {slots} slots", peer.process); // "process 4711 holds 1 slots"
+    /// }
+    /// # assert_eq!(sender.lent().map(|(_, slots)| slots).collect::<Vec<_>>(), [1]);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn lent(&self) -> impl Iterator<Item = (Peer, usize)> {
         let links = self.pool.links().iter().enumerate();
         links.map(|(index, link)| (link.peer(), self.pool.count_lent_over(index))).filter(|&(_, messages)| messages > 0)
