@@ -71,6 +71,23 @@ fn one_word_stands_for_one_thing() {
 /// The most lines of a file. One that is longer wants to be two, each of one idea.
 const MOST: usize = 600;
 
+/// The subject of a sentence is a thing with a name.
+#[test]
+fn no_prose_says_who() {
+    let mut files = Vec::new();
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    sources(&root, &mut files);
+    files.retain(|file| file.extension().is_some_and(|end| end == "md"));
+    files.extend(["fbuf.7", "fbuf-policy.5"].map(|page| root.join("fbuf-cli/src/pages").join(page)));
+    assert!(files.len() > 10, "{} files were found", files.len());
+    for file in files {
+        let text = fs::read_to_string(&file).unwrap().to_lowercase();
+        let mut words = text.split(|letter: char| !letter.is_alphanumeric());
+        let found = words.find(|word| ["who", "whom", "whose", "whoever"].contains(word));
+        assert_eq!(found, None, "{}: name the thing", file.display());
+    }
+}
+
 /// A newcomer sees code at once, and reads all of it.
 #[test]
 fn readme_and_architecture_are_short() {

@@ -53,7 +53,7 @@ impl Capacity {
     }
 }
 
-/// The accounts of all users who take up anything.
+/// The accounts of all users that take up anything.
 #[derive(Debug)]
 pub struct Accounts {
     capacity: Capacity,
@@ -159,7 +159,7 @@ impl Account {
         self.line.lock().await
     }
 
-    /// Notes a request: when it may be answered. A user who has been silent may make as many at once as are allowed in
+    /// Notes a request: when it may be answered. A user that has been silent may make as many at once as are allowed in
     /// a second.
     #[must_use]
     pub fn note_request(&self, quota: &Quota, now: Instant) -> Instant {

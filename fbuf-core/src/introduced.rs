@@ -1,10 +1,10 @@
 //! What the broker says of a link: the one thing that this process believes and cannot check.
 //!
-//! Who is at the other end of a link, whether that one is trusted, how messages are protected and whose memory the slots
-//! are, only the broker knows. Of a trusted peer memory becomes a slice that this peer could write
+//! Which process is at the other end of a link, whether it is trusted, how messages are protected and to which process the
+//! memory of slots belongs, only the broker knows. Of a trusted peer memory becomes a slice that this peer could write
 //! ([`trust`](crate::trust)); and the socket of a link tells each side that the other has ended, whereupon a sender uses
-//! slots again. So half a link is made of an [`Introduced`] and of nothing else, and that is unsafe to make: who makes it
-//! says that the broker has said so, and that no other code has the descriptors.
+//! slots again. So half a link is made of an [`Introduced`] and of nothing else, and that is unsafe to make: the code that
+//! makes it says that the broker has said so, and that no other code has the descriptors.
 //!
 //! One of the files of this crate that may be `unsafe`.
 #![allow(unsafe_code)]
@@ -119,7 +119,7 @@ impl Introduced {
         self.endpoint
     }
 
-    /// Who is at the other end.
+    /// The endpoint at the other end.
     #[must_use]
     pub fn peer(&self) -> Peer {
         self.peer

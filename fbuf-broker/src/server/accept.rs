@@ -1,7 +1,7 @@
 //! How clients come in: they are accepted, admitted or sent away, wait for their turn, and are greeted.
 //!
 //! What comes before the turn is all that a flood of connections can have done at once, so it is little: the queue of
-//! the socket is one for all users, and who comes next waits for those who came before.
+//! the socket is one for all users, and each connection waits for those before it.
 
 use std::{
     fs::File,
@@ -42,7 +42,7 @@ const PAUSE: Duration = Duration::from_millis(100);
 /// How often to look whether clients still find the socket.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// Somebody who has connected and may become a client.
+/// A process that has connected and may become a client.
 pub(super) struct PendingClient {
     socket: PacketSocket,
     process: Credentials,
@@ -50,7 +50,7 @@ pub(super) struct PendingClient {
 }
 
 impl PendingClient {
-    /// Who pays for what it asks for.
+    /// The user that pays for what it asks for.
     pub(super) fn payer(&self) -> &Payer {
         self.admission.payer()
     }
@@ -78,7 +78,7 @@ fn say(socket: &PacketSocket, verdict: Verdict) -> io::Result<()> {
 }
 
 impl Broker {
-    /// Accepts whoever connects, for ever, and attends to those who are admitted.
+    /// Accepts connections, for ever, and attends to those that are admitted.
     pub(super) async fn accept(&self, listener: &Listener) -> io::Result<()> {
         let mut socket = runtime::watch_listener(listener.socket()?)?;
         let mut clients = JoinSet::new();
@@ -161,7 +161,7 @@ impl Broker {
                 let socket = socket.with(admission.charge());
                 Ok(Some(PendingClient { socket, process, admission }))
             }
-            // Before it has greeted: nobody need be waited for who is sent away.
+            // Before it has greeted: a connection that is refused need not be waited for.
             Err(dismissal) => {
                 if self.may_log(process.uid) {
                     warn!(pid = process.pid, uid = process.uid, ?dismissal, "sent away");

@@ -1,4 +1,4 @@
-//! How much of the log is about whom: a user who does much, or is refused much, does not fill it, nor hold up the
+//! How much of the log is about which user: one that does much, or is refused much, does not fill it, nor hold up the
 //! broker that writes it.
 
 use std::{

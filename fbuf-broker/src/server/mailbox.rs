@@ -62,7 +62,7 @@ impl Drop for Unsent {
 }
 
 /// What a client was sent, and may not have read. What is under way in a socket takes up descriptors as well
-/// (ETOOMANYREFS in sendmsg(2)), and only who reads it learns the receipt.
+/// (ETOOMANYREFS in sendmsg(2)), and only a client that reads it learns the receipt.
 #[derive(Debug)]
 struct Sent {
     receipt: u64,
@@ -209,7 +209,7 @@ mod tests {
         assert_eq!(lock(&mailbox.waiting).len(), MAX_WAITING);
         for _ in 0..=MAX_WAITING / MAX_INTRODUCTIONS {
             mailbox.fetch();
-            // It asks again, and does not know what only who reads can know.
+            // It asks again, and does not know what only a client that reads can know.
             mailbox.acknowledge(0);
         }
         assert!(lock(&mailbox.waiting).is_empty() && !mailbox.has_room());

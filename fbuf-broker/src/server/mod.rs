@@ -120,7 +120,7 @@ impl Drop for Member {
     }
 }
 
-/// Has another thread let go of slots, if there are any: for the last who has them the kernel frees their memory, which
+/// Has another thread let go of slots, if there are any: closing the last descriptor frees their memory, which
 /// takes a fifth of a second for each GiB.
 fn let_go(slots: Option<impl Send + 'static>) {
     if let Some(slots) = slots {
@@ -140,7 +140,7 @@ fn capacity() -> Capacity {
 }
 
 impl Broker {
-    /// A broker with this policy, who serves nobody yet.
+    /// A broker with this policy, which serves no client yet.
     #[must_use]
     pub fn new(policy: Policy) -> Self {
         let state = State::with_capacity(policy, capacity());

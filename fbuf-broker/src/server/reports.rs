@@ -48,8 +48,8 @@ impl Inner {
 }
 
 impl Broker {
-    /// Asks all clients of a user, or of all, to report, and gives them a moment for it. Those who come at once are served
-    /// together; nobody is asked all the time, or by who may not see the answer.
+    /// Asks all clients of a user, or of all, to report, and gives them a moment for it. Requests that come at once are served
+    /// together; no client is asked all the time, or for a user that may not see the answer.
     pub(super) async fn ask_for_reports(&self, user: Option<u32>) {
         let came = Instant::now();
         loop {
@@ -70,7 +70,7 @@ impl Broker {
                 next.await;
             }
         };
-        // Those who take longer are seen as they last were.
+        // Clients that take longer are seen as they last were.
         let _ = timeout(REPORT_TIME, all).await;
     }
 }

@@ -299,7 +299,7 @@ impl Channel {
     }
 
     /// The client that a link is charged to: of the user that has more ends here, and so makes most of the links
-    /// between the two necessary; of the end that came last between equals, whose user is about to have so many more. A
+    /// between the two necessary; of the end that came last between equals, since its user is about to have so many more. A
     /// user can be made to pay for no more links with another one's ends than the square of the number of its own.
     fn payer(&self, last: &Side, more: usize, first: &Side) -> ClientId {
         let ends = |side: &Side| self.seats.get(&side.user()).map_or(0, Membership::ends);

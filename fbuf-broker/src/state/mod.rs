@@ -46,7 +46,7 @@ pub struct ClientId(pub(crate) u64);
 /// One end of a link that is to be made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PairEnd {
-    /// Whose endpoint it is.
+    /// The client that has it.
     pub client: ClientId,
     /// By what number the client knows it.
     pub endpoint: u64,
@@ -57,9 +57,9 @@ pub struct PairEnd {
 /// A link that is to be made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Pair {
-    /// Who sends.
+    /// The end that sends.
     pub sender: PairEnd,
-    /// Who receives.
+    /// The end that receives.
     pub receiver: PairEnd,
     /// The slots of the sender.
     pub geometry: Geometry,
@@ -104,7 +104,7 @@ impl Dismissal {
     }
 }
 
-/// Who pays for what a process asks for.
+/// The user that pays for what a process asks for.
 #[derive(Debug, Clone)]
 pub struct Payer {
     user: User,
@@ -128,7 +128,7 @@ pub struct Admission {
 }
 
 impl Admission {
-    /// Who pays for it.
+    /// The user that pays for it.
     #[must_use]
     pub fn payer(&self) -> &Payer {
         &self.payer
@@ -157,7 +157,7 @@ pub struct State {
     /// The clients of each user.
     clients_of: BTreeSet<(u32, ClientId)>,
     channels: HashMap<ChannelName, Channel>,
-    /// Whose each endpoint is, and by what number the client knows it.
+    /// The client of each endpoint, and by what number it knows the endpoint.
     numbers: BTreeMap<u64, (ClientId, u64)>,
     /// The endpoints of each user.
     endpoints_of: BTreeSet<(u32, u64)>,
@@ -254,7 +254,7 @@ impl State {
         Ok(id)
     }
 
-    /// Who pays for what a client asks for.
+    /// The user that pays for what a client asks for.
     #[must_use]
     pub fn payer(&self, id: ClientId) -> Option<Payer> {
         self.clients.get(&id).map(|client| client.payer.clone())

@@ -208,7 +208,7 @@ impl State {
         std::iter::successors(first(Some(0)), move |&user| first(user.checked_add(1)))
     }
 
-    /// A link is as much work as a request of the user whose end came last.
+    /// A link is as much work as a request of the user of the end that came last.
     fn note_link(&self, end: u64, now: Instant) {
         if let Some(&(client, _)) = self.numbers.get(&end) {
             self.note_work(client, 1, now);

@@ -1,4 +1,4 @@
-//! membarrier(2), by which whoever goes to sleep fences for both sides, so that sending does not.
+//! membarrier(2), by which the side that goes to sleep fences for both, so that sending does not.
 
 use fbuf_core::process::sys::{Membarrier, membarrier};
 

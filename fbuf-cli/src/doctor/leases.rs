@@ -47,7 +47,7 @@ pub fn section() -> Section {
     findings.push(Finding::fact(
         "fs.lease-break-time",
         setting("/proc/sys/fs/lease-break-time").map_or("cannot be read".into(), |seconds| {
-            format!("{seconds} s until the kernel takes a lease away from a holder who does not answer")
+            format!("{seconds} s until the kernel takes a lease away from a holder that does not answer")
         }),
     ));
     Section { title: "Leases", findings }
@@ -63,7 +63,7 @@ fn apart(trial: Trial) -> Result<String, Setback> {
     thread.join().unwrap_or_else(|_| Err(Setback::Untried("the probing thread ended early".into())))
 }
 
-/// Takes a read lease whose end is told to this thread. The kernel forgets whom to tell when a lease
+/// Takes a read lease whose end is told to this thread. The kernel forgets which thread to tell when a lease
 /// is given up, so it is said anew each time.
 fn take(reader: &File, breaks: &Breaks) -> io::Result<()> {
     Breaks::are_for(breaks.told(), reader.as_fd())?;

@@ -1,4 +1,4 @@
-//! Memfds: whether they can be made as fbuf makes them, and who can reopen them.
+//! Memfds: whether they can be made as fbuf makes them, and which processes can reopen them.
 
 use std::{
     error::Error,
@@ -123,12 +123,12 @@ fn execution_policy() -> Finding {
         None => Finding::fact(name, "not there: memfds with execute permission are allowed"),
         Some("0") => Finding::fact(name, "0: memfds with execute permission are allowed"),
         Some("1") => Finding::fact(name, "1: memfds are made without execute permission unless they ask for it"),
-        // From kernel 6.3 to 6.5, 2 refuses who does not ask for MFD_NOEXEC_SEAL; later, only who asks
-        // for execute permission. fbuf asks for neither, so making one tells which it is.
+        // From kernel 6.3 to 6.5, 2 refuses a process that does not ask for MFD_NOEXEC_SEAL; later, only one that
+        // asks for execute permission. fbuf asks for neither, so making one tells which it is.
         Some(value) => Finding::tried(
             name,
             match create() {
-                Ok(_) => Ok(format!("{value}: execute permission is refused to who asks for it, which fbuf does not")),
+                Ok(_) => Ok(format!("{value}: execute permission is refused, for which fbuf does not ask")),
                 Err(error) => Err(Setback::WorksNot(format!("{value}, and memfd_create says: {error}"))),
             },
             Consequence {
@@ -144,7 +144,7 @@ pub fn setting(path: &str) -> Option<String> {
     Some(read_to_string(path).ok()?.trim().to_owned())
 }
 
-/// The group about who can open a memfd again.
+/// The group about opening a memfd again.
 pub fn reopening() -> Section {
     let findings = vec![
         Finding::tried("read-only reopening", read_only(), PROC),
@@ -152,7 +152,7 @@ pub fn reopening() -> Section {
             "mode bits",
             mode_bits(),
             Consequence {
-                follows: "Another user who holds a read-only descriptor of an unsealed memfd can make it writable.",
+                follows: "Another user that holds a read-only descriptor of an unsealed memfd can make it writable.",
                 remedy: "Allow fchmod in the seccomp filter.",
             },
         ),
@@ -180,7 +180,7 @@ fn mode_bits() -> Result<String, Setback> {
         return Err(Setback::WorksNot(format!("fchmod 0600 left them at {after:04o}")));
     }
     Ok(format!(
-        "memfd_create gives {before:04o}: until it is sealed, whoever holds even a read-only descriptor, \
+        "memfd_create gives {before:04o}: until it is sealed, a process with even a read-only descriptor, \
          under any user id, can reopen it for writing. fchmod 0600 works, and leaves that to its owner and root"
     ))
 }

@@ -18,12 +18,12 @@ use super::{
 };
 
 const OLD: Consequence = Consequence {
-    follows: "A peer could pull memory away from under its readers, who then die of SIGBUS.",
+    follows: "A peer could pull memory away from under its readers, which then die of SIGBUS.",
     remedy: "A kernel that is 3.17 or later and keeps its seals; sandboxes that imitate Linux may not.",
 };
 
 const UNSOUND: Consequence = Consequence {
-    follows: "Who receives a buffer could write it, so nothing that fbuf promises would hold.",
+    follows: "The receiver of a buffer could write it, so nothing that fbuf promises would hold.",
     remedy: "A newer kernel: 5.1 to 5.4 know the seal but leave ways around it, and older ones do not.",
 };
 

@@ -1,4 +1,4 @@
-//! Unix sockets: messages that carry descriptors, and the word of the kernel on who is calling.
+//! Unix sockets: messages that carry descriptors, and the word of the kernel on which process is calling.
 
 use std::{
     fs::{File, Metadata},
@@ -44,7 +44,7 @@ pub fn section() -> Section {
             "SO_PEERCRED",
             credentials(),
             Consequence {
-                follows: "The broker cannot know whose request it has, so it grants none.",
+                follows: "The broker cannot know which user makes a request, so it grants none.",
                 remedy: "Allow getsockopt in the sandbox, and raise `ulimit -n` if descriptors ran out; every Linux has it.",
             },
         )

@@ -218,7 +218,7 @@ impl Line {
         (self.report.is_none() && !self.is_idle()).then_some("does not answer")
     }
 
-    /// Whether there is nobody who could answer.
+    /// Whether there is no process that could answer.
     pub(super) fn is_idle(&self) -> bool {
         matches!(&self.subject, Subject::Client { client, .. } if client.endpoints == 0)
     }

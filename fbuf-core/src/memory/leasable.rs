@@ -101,8 +101,8 @@ pub(crate) struct FileId {
 
 /// A memfd that can be leased, and a descriptor of it that only reads.
 ///
-/// What memfd_create(2) returns writes without being counted as a writer. So whoever relies on leases has
-/// to know who made the memory: its broker, or itself.
+/// What memfd_create(2) returns writes without being counted as a writer. So a process that relies on leases has
+/// to know which one made the memory: its broker, or itself.
 #[derive(Debug)]
 pub struct Leasable {
     reader: Foreign,
@@ -113,11 +113,11 @@ pub struct Leasable {
 }
 
 impl Leasable {
-    /// Makes one of `size` bytes, or somewhat more, of which no page exists yet; `owner` is the user who
+    /// Makes one of `size` bytes, or somewhat more, of which no page exists yet; `owner` is the user that
     /// may lease it, and open it again for writing. The one descriptor of it is that which is returned.
     ///
     /// # Errors
-    /// [`MemoryError::Refused`]: another owner, by who is not root; no huge pages on this kernel; no /proc.
+    /// [`MemoryError::Refused`]: another owner, by a process that is not of root; no huge pages on this kernel; no /proc.
     pub fn create(name: &str, size: u64, huge: bool, owner: u32) -> Result<Self, MemoryError> {
         let size = whole_pages(size, huge);
         let refused = |call, source| MemoryError::Refused { call, asked: size, error: source };
@@ -208,7 +208,7 @@ impl Leasable {
     /// Opens it for writing, if this user owns it.
     ///
     /// # Errors
-    /// `WouldBlock` while anybody has a lease on it, who is told.
+    /// `WouldBlock` while any process has a lease on it, which is told.
     pub fn open_writer(&self) -> io::Result<OwnedFd> {
         reopen(self.reader.as_fd(), File::options().read(true).write(true))
     }
@@ -306,8 +306,8 @@ fn access_mode(file: BorrowedFd<'_>) -> Result<OFlag, Unsuitable> {
     Ok(OFlag::from_bits_retain(flags) & OFlag::O_ACCMODE)
 }
 
-/// Whether it lies in huge pages that were set aside. Who owns such a file can take them away from those
-/// who have it mapped, and there may be no others.
+/// Whether it lies in huge pages that were set aside. The owner of such a file can take them away from processes
+/// that have it mapped, and there may be no others.
 pub(crate) fn is_huge(memory: BorrowedFd<'_>) -> bool {
     fstatfs(memory).is_ok_and(|stat| stat.filesystem_type() == HUGETLBFS_MAGIC)
 }

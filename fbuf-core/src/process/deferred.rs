@@ -6,8 +6,8 @@
 //! what it passes. So what a peer has passed, or may have put into a queue, is [`DeferredDrop`]: it is dropped where it is if it
 //! [says](Slow::cause) that this takes no time, and else by a thread that is called `fbuf-close`.
 //!
-//! There is one such thread for each user of whom something waits to be dropped, and one for memory, which waits for
-//! nobody. So a user whose descriptors never close delays the close of its own descriptors alone, and takes one thread.
+//! There is one such thread for each user of which something waits to be dropped, and one for memory, which waits for
+//! no process. So descriptors of a user that never close delay the close of descriptors of that user alone, and take one thread.
 //! How much may wait is bounded by the caller, which asks ([`is_overrun`]) before it takes more of that user.
 //!
 //! One of the files of this crate that may be `unsafe`.

@@ -385,7 +385,7 @@ impl PacketSocket {
         }
     }
 
-    /// The groups of whoever is at the other end, the first one included, as noted then (SO_PEERGROUPS).
+    /// The groups of the process at the other end, the first one included, as noted then (SO_PEERGROUPS).
     ///
     /// # Errors
     /// What getsockopt(2) says; `ERANGE` also if there are more than [`MAX_GROUPS`](crate::limits::MAX_GROUPS) beside the first.
@@ -410,7 +410,7 @@ impl PacketSocket {
             && polled[0].revents().is_some_and(|events| events.intersects(PollFlags::POLLHUP | PollFlags::POLLERR))
     }
 
-    /// Who is at the other end, as the kernel noted it when the connection was made.
+    /// The process at the other end, as the kernel noted it when the connection was made.
     ///
     /// # Errors
     /// What getsockopt(2) says.

@@ -261,7 +261,7 @@ fn used() -> Duration {
 
 #[cfg(not(miri))]
 #[test]
-fn a_socket_at_whose_other_end_very_many_wait_is_given_up_with_all_of_its_user() {
+fn a_socket_is_given_up_with_all_of_its_user_if_very_many_wait_at_its_other_end() {
     use crate::{
         socket::link_message::{LinkEnd, ReadError, receive, ring},
         violation::Violation,

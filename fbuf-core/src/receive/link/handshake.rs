@@ -102,7 +102,7 @@ pub enum GreetError {
     Gone,
     /// What the broker said of the sender contradicts itself.
     #[error(
-        "the broker introduced a sender whose messages are {0}, with slots that do not fit: a leased message lies in a slot \
+        "the broker introduced a sender of messages that are {0}, with slots that do not fit: a leased message lies in a slot \
          that is memory of its own, a one-shot message in none"
     )]
     Contradiction(Mechanism),
