@@ -22,7 +22,7 @@ use fbuf_protocol::{
     name::Program,
     runtime::{self, Watched},
 };
-use nix::errno::Errno;
+use nix::{errno::Errno, unistd::geteuid};
 use tokio::{
     task::{JoinSet, yield_now},
     time::{MissedTickBehavior, interval},
@@ -133,7 +133,9 @@ impl Broker {
             return Ok(None);
         }
         let process = socket.peer()?;
-        let socket = socket.with_peer(process.uid, false);
+        // Root, and processes of the broker's own user, can stop it anyhow.
+        let is_own = process.uid == 0 || process.uid == geteuid().as_raw();
+        let socket = socket.with_peer(process.uid, is_own);
         if socket.is_given_up() {
             // Not told: to send it anything would take long.
             return Ok(None);

@@ -278,10 +278,12 @@ fn a_socket_is_given_up_with_all_of_its_user_if_very_many_wait_at_its_other_end(
         return println!("not tested: only {} can wait (RLIMIT_NOFILE, fs.epoll.max_user_watches)", waiting.2);
     }
     let begin = used();
-    // The second is enough for certain.
-    assert!(ring(&own) && ring(&own));
+    while !own.is_given_up() {
+        assert!(ring(&own));
+        assert!(used() - begin < Duration::from_secs(1), "it is not given up");
+    }
     let slow = used() - begin;
-    assert!(own.is_given_up() && waiters::is_given_up(user), "two calls took {slow:?}");
+    assert!(waiters::is_given_up(user));
     let begin = used();
     assert!((0..100).all(|_| ring(&own) && ring(&second)));
     for socket in [&own, &second] {
@@ -289,7 +291,7 @@ fn a_socket_is_given_up_with_all_of_its_user_if_very_many_wait_at_its_other_end(
     }
     drop((own, second));
     let rest = used() - begin;
-    assert!(rest < slow / 2, "all after two calls, which took {slow:?}, took {rest:?}");
+    assert!(rest < slow / 2, "all after the calls that it took, {slow:?}, took {rest:?}");
     let start = std::time::Instant::now();
     while !its.has_hung_up() {
         assert!(start.elapsed() < Duration::from_secs(20), "a peer that was given up sees no hang-up");
