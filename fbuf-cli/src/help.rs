@@ -86,7 +86,8 @@ Examples:
 pub(crate) const SEND: &str = concat!(
     "\
 Exit status:
-  0  all of the input was sent, and every receiver has written it out
+  0  all of the input was sent, and every receiver has written it out; or, with --lossy, it was
+     sent, or left out for receivers that were slow, which exit with 3
   1  something else; standard error says what: the input could not be read, a receiver left,
      failed or died before the end, or there is no broker. Other receivers exit with 3
   2  the command line is not understood, or the channel is missing",
@@ -99,7 +100,9 @@ Examples:
   tar c folder | fbuf send backup --receivers 2
       Sends what another command prints, once two receivers are there
   fbuf send frames video.raw --slot-size 8MiB --protection leased
-      Sends long messages that no code can change while a receiver reads them"
+      Sends long messages that no code can change while a receiver reads them
+  journalctl -f | fbuf send log --lossy
+      Sends what another command prints as it comes, whatever receivers do"
 );
 
 pub(crate) const RECV: &str = concat!(
@@ -109,7 +112,7 @@ Exit status:
   1  something else went wrong; standard error says what, and the sender exits with 1
   2  the command line is not understood
   3  what was written is not all: the sender died or failed before it ended its stream,
-     or had begun before this receiver was linked
+     had begun before this receiver was linked, or is lossy and left messages out
   A reader that closes the pipe ends it as SIGPIPE does (141 in a shell).",
     broker!(),
     "

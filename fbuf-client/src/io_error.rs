@@ -15,7 +15,9 @@ impl From<AllocateError> for io::Error {
             AllocateError::Interrupted => ErrorKind::Interrupted,
             AllocateError::NoMemory { .. } => ErrorKind::OutOfMemory,
             AllocateError::NoDescriptor { .. } => ErrorKind::QuotaExceeded,
-            AllocateError::NoRoom { .. } | AllocateError::UnderWay => ErrorKind::WouldBlock,
+            AllocateError::WouldWait { .. } | AllocateError::NoRoom { .. } | AllocateError::UnderWay => {
+                ErrorKind::WouldBlock
+            }
             AllocateError::NotPermitted { .. } => ErrorKind::PermissionDenied,
             AllocateError::NoProc { .. } => ErrorKind::NotFound,
             AllocateError::Refused { code, .. } => io::Error::from_raw_os_error(code).kind(),

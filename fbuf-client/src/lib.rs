@@ -37,11 +37,12 @@
 //! | No message is lost; senders wait. The default. | [`allocate`](Sender::allocate), [`slots`](SenderBuilder::slots) | |
 //! | Nothing is lost, and peaks are buffered | [`grow_to(n)`](SenderBuilder::grow_to) | |
 //! | The sender has something better to do than to wait | [`try_allocate`](Sender::try_allocate), [`allocate_timeout`](Sender::allocate_timeout) | |
+//! | The sender never waits, and each receiver learns what it missed: sensors, logs | [`lossy()`](SenderBuilder::lossy) | |
 //! | This receiver would rather miss messages than hold others up: a display, a monitor | | [`max_backlog(n)`](ReceiverBuilder::max_backlog) |
 //! | A receiver that hangs is not waited for | [`disconnect_after(time)`](SenderBuilder::disconnect_after) | |
 //!
 //! A receiver that reads slowly and one that is stopped look the same to a sender. With the first three a sender waits for a
-//! stopped receiver for ever, or fails for ever; `max_backlog` of all receivers, or `disconnect_after`, bound that.
+//! stopped receiver for ever, or fails for ever; `lossy`, `max_backlog` of all receivers, or `disconnect_after`, bound that.
 //!
 //! # Messages that are kept, changed or passed on
 //!

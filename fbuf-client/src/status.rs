@@ -22,7 +22,7 @@ pub struct Report {
     pub messages: u64,
     /// Bytes in them.
     pub bytes: u64,
-    /// Messages that were left out for receivers that asked for it.
+    /// Messages that were left out: for receivers that asked for it, or by a lossy sender.
     pub left_out: u64,
     /// Times that a sender found no free slot and had to wait.
     pub waits: u64,

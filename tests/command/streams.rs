@@ -144,3 +144,24 @@ fn a_command_that_waits_for_longer_than_a_second_says_what_for_and_where() {
     output.read_to_end(&mut Vec::new()).unwrap();
     assert!(send.end().success() && recv.end().success());
 }
+
+#[test]
+fn a_lossy_send_waits_for_no_receiver_and_none_takes_what_it_has_got_for_all() {
+    let place = Place::new();
+    const MESSAGE: usize = 64 << 10;
+    let file = place.path("file");
+    std::fs::write(&file, vec![1; 100 * MESSAGE]).unwrap();
+    let (mut recv, told) = start(place.command(&["recv", "c"]).stdout(Stdio::piped()));
+    receivers(&place, 1);
+    // The pipe takes the first message, if that is written out before the others are sent; four wait.
+    let words = ["send", "c", file.to_str().unwrap(), "--slot-size", "64KiB", "--slots", "8", "--lossy"];
+    let sent = place.command(&words).run();
+    let said = text(&sent.stderr);
+    let left_out: usize = said.split(' ').find_map(|word| word.parse().ok()).expect("how many were left out");
+    assert_eq!((sent.status.code(), (90..=96).contains(&left_out)), (Some(0), true), "{said}");
+    let mut written = Vec::new();
+    recv.0.stdout.take().unwrap().read_to_end(&mut written).unwrap();
+    assert_eq!(written.len(), (100 - left_out) * MESSAGE);
+    let (status, told) = end(recv, told);
+    assert!(status == Some(3) && told.contains(&format!("{left_out} messages are missing")), "{told}");
+}

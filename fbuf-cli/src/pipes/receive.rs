@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use bytesize::ByteSize;
-use fbuf_client::{GetError, Received, Receiver};
+use fbuf_client::{GetError, Received, Receiver, ReceiverCounters};
 
 use super::{FAILED, For, Level, SILENCE, Waiting, list};
 use crate::{
@@ -68,10 +68,10 @@ pub(crate) fn receive(arguments: &RecvArguments, place: &Place) -> Result<(), Fa
         output.truncate()?;
     }
     output.finish()?;
-    match receiver.counters().missed_before {
-        0 => Ok(()),
-        missed => Err(Failure::new(late(missed)).with_status(INCOMPLETE)),
-    }
+    let ReceiverCounters { missed_before, missed, .. } = receiver.counters();
+    let lacks = [(missed_before > 0).then(|| late(missed_before)), (missed > 0).then(|| left_out(missed))];
+    let lacks: Vec<_> = lacks.into_iter().flatten().collect();
+    if lacks.is_empty() { Ok(()) } else { Err(Failure::new(lacks.join("; ")).with_status(INCOMPLETE)) }
 }
 
 /// Waits for the next message.
@@ -119,4 +119,8 @@ fn admit(only: &mut Option<u64>, received: &Received, channel: &str) -> Result<(
 
 fn late(missed: u64) -> String {
     format!("the beginning is missing: {missed} messages had been sent before this receiver was linked")
+}
+
+fn left_out(missed: u64) -> String {
+    format!("{missed} messages are missing: their sender is lossy, and left them out while this receiver was behind")
 }

@@ -29,6 +29,9 @@ pub(crate) struct SendArguments {
     /// What receivers may rely on
     #[arg(long, value_name = "LEVEL", value_enum, default_value = "volatile")]
     protection: Level,
+    /// Never wait for receivers that are slow: leave messages out for them, which they report
+    #[arg(long)]
+    lossy: bool,
     /// How many receivers to wait for
     #[arg(long, value_name = "COUNT", default_value_t = 1)]
     receivers: usize,
@@ -51,6 +54,9 @@ pub(crate) fn send(arguments: &SendArguments, place: &Place) -> Result<(), Failu
     if let Some(slots) = arguments.slots {
         builder = builder.slots(slots);
     }
+    if arguments.lossy {
+        builder = builder.lossy();
+    }
     let builder = builder.protection(arguments.protection.into()).require_finish();
     let what = format!("the channel {:?} is opened, and its memory reserved", arguments.channel);
     let mut sender = while_it_takes_long(&what, || builder.open())?;
@@ -58,7 +64,7 @@ pub(crate) fn send(arguments: &SendArguments, place: &Place) -> Result<(), Failu
         say(format_args!("messages are {}", sender.protection_info()));
     }
     let mut waiting = Waiting::new(&arguments.channel, &client);
-    match stream(&mut sender, &mut input, arguments.receivers, &mut waiting) {
+    match stream(&mut sender, &mut input, arguments, &mut waiting) {
         Ok(()) => {
             sender.finish();
             Ok(())
@@ -84,8 +90,13 @@ fn reject_file_as_channel(channel: &str) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Sends all of the input, and waits until every receiver has written it out.
-fn stream(sender: &mut Sender, input: &mut Input, receivers: usize, waiting: &mut Waiting) -> Result<(), Failure> {
+/// Sends all of the input, and waits until every receiver has written it out, unless messages may be left out for it.
+fn stream(
+    sender: &mut Sender,
+    input: &mut Input,
+    &SendArguments { receivers, lossy, .. }: &SendArguments,
+    waiting: &mut Waiting,
+) -> Result<(), Failure> {
     if let Err(failure) = input.reject_folder() {
         // A receiver that waits already hears of it as well.
         let _ = sender.wait_for_receivers_timeout(1, SILENCE);
@@ -107,7 +118,11 @@ fn stream(sender: &mut Sender, input: &mut Input, receivers: usize, waiting: &mu
             other => other.into(),
         })?;
     }
-    wait_for_returns(sender, waiting)?;
+    match sender.counters().skipped {
+        _ if !lossy => wait_for_returns(sender, waiting)?,
+        0 => {}
+        skipped => say(format_args!("{skipped} messages were left out for receivers that were slow")),
+    }
     complain(sender)
 }
 

@@ -51,7 +51,7 @@ type Counter = (&'static str, &'static str, fn(&Counts) -> u64);
 const COUNTERS: [Counter; 6] = [
     ("messages", "Messages sent or received", |counts| counts.messages),
     ("bytes", "Bytes in these messages", |counts| counts.bytes),
-    ("left_out", "Messages left out for receivers that asked for it", |counts| counts.left_out),
+    ("left_out", "Messages left out for receivers that asked for it, or by lossy senders", |counts| counts.left_out),
     ("waits", "Times that a sender found no free slot", |counts| counts.waits),
     ("sleeps", "Times that an endpoint slept", |counts| counts.sleeps),
     ("violations", "Peers that broke a rule", |counts| counts.violations),

@@ -110,6 +110,8 @@ pub struct Sender {
     same_cpu: SameCpuPeers,
     /// Whether it grows only when receivers keep all slots for long: nobody told it how many to have.
     grows_late: bool,
+    /// When it tries to grow again, if it could not.
+    next_growth: Option<Instant>,
     /// For how long a receiver may hold it up.
     disconnect_after: Option<Duration>,
     /// Since it has found no slot.
@@ -204,7 +206,13 @@ impl Sender {
     #[inline(never)]
     fn provide(&mut self, deadline: Option<Instant>) -> Result<(), AllocateError> {
         self.generation.check()?;
-        if self.collect_or_find(!self.grows_late) { Ok(()) } else { self.wait_for_slot(deadline) }
+        if self.collect_or_find(!self.grows_late) {
+            Ok(())
+        } else if self.pool.is_lossy() {
+            Err(self.lack().unwrap_or(AllocateError::WouldWait { slots: self.pool.slots() as usize }))
+        } else {
+            self.wait_for_slot(deadline)
+        }
     }
 
     #[cold]
@@ -329,6 +337,9 @@ impl Sender {
 
     /// Sends an fbuf; once more, if there was no receiver and one has come meanwhile.
     fn send_by<T>(&mut self, fbuf: Fbuf, send: impl Fn(&mut Pool, Fbuf) -> Result<T, Unsent>) -> Result<T, WriteError> {
+        if self.pool.is_lossy() {
+            self.make_room();
+        }
         let sent = match send(&mut self.pool, fbuf) {
             Err(Unsent::NoReceiver(fbuf)) => {
                 self.look_if_due();

@@ -213,6 +213,42 @@ impl SenderBuilder {
         self
     }
 
+    /// Never waits for receivers: a message for which there is no room is left out, and each receiver learns exactly how many it
+    /// did not get ([`ReceiverCounters::missed`](crate::ReceiverCounters::missed), and the step between two
+    /// [sequence numbers](crate::Received::sequence)), at the end of the stream as well.
+    ///
+    /// The sender and its receivers have equal shares of the slots: with two receivers each may have a third of them, and at least
+    /// one. A message is left out for a receiver that has its share, waiting or held, and goes to the others; so a receiver that is
+    /// slow or stopped takes nothing from the others. It is left out for all if no other slot is free. [`Sent::receivers`](super::Sent::receivers) says how many got it,
+    /// [`SenderCounters::skipped`](super::SenderCounters::skipped) has the sum. A sender that may [grow](Self::grow_to) does so before it leaves anything out.
+    ///
+    /// After each [`write`](Sender::write) a slot is free. A program that takes more fbufs than it writes may come to have the
+    /// sender's whole share; then it is told so ([`AllocateError::WouldWait`](super::AllocateError::WouldWait)) rather than kept waiting.
+    ///
+    /// Contradicts [`disconnect_after`](Self::disconnect_after), since no receiver holds such a sender up, and
+    /// [`from_receiver`](Self::from_receiver), whose slots are there only if the receiver gives them back. Needs two slots.
+    ///
+    /// ```
+    /// # let broker = fbuf_broker::Embedded::start()?;
+    /// # let client = fbuf_client::Client::connect_to(broker.address())?;
+    /// let mut receiver = client.receiver("samples").open()?;
+    /// let mut sender = client.sender("samples").slot_size(64).slots(8).lossy().open()?;
+    /// sender.wait_for_receivers(1)?;
+    /// for _ in 0..100 {
+    ///     let fbuf = sender.allocate()?; // never waits
+    ///     sender.write(fbuf)?;
+    /// }
+    /// sender.finish();
+    /// let received = receiver.iter().filter(Result::is_ok).count() as u64;
+    /// assert_eq!((received, receiver.counters().missed), (4, 96));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[doc(alias("best_effort", "drop", "non_blocking", "conflate"))]
+    pub fn lossy(mut self) -> Self {
+        self.extras.lossy = true;
+        self
+    }
+
     /// How [`Sender::allocate`] passes the time while all slots are in use.
     pub fn wait(mut self, wait: Wait) -> Self {
         self.wait = wait;
@@ -441,6 +477,9 @@ impl SenderBuilder {
         let [slots, grow_to] = [slots, grow_to].map(|count| count.map(|count| count as u64));
         acceptance.check()?;
         let wanted = options.check(slot_size)?;
+        if extras.lossy {
+            options.check_lossy(disconnect_after)?;
+        }
         let one_shot = matches!(wanted, ProtectionRequest::Means(Mechanism::OneShot) | ProtectionRequest::Confidential);
         let few = one_shot || wanted.may_lease(slot_size);
         let guard = options.guard.unwrap_or_else(|| env::var_os("FBUF_GUARD").is_some_and(|value| value == "1"));
@@ -476,6 +515,9 @@ impl SenderBuilder {
         let start = slots_of(slots)?.max_slots();
         let limit = grow_to.unwrap_or(if untold && !few { slots.max(ENOUGH_SLOTS) } else { slots });
         let geometry = slots_of(limit)?;
+        if extras.lossy && geometry.max_slots() == 1 {
+            return Err(OptionsError::Nothing { asked: "one slot, kept for the next message (lossy)," }.into());
+        }
         if geometry.max_slots() < start {
             return Err(GeometryError::Growth { start, limit: geometry.max_slots() }.into());
         }
@@ -512,7 +554,8 @@ impl SenderBuilder {
             spin_budget: SpinBudget::new(),
             batching: Batching::default(),
             same_cpu: SameCpuPeers::default(),
-            grows_late: untold && !few,
+            grows_late: untold && !few && !extras.lossy,
+            next_growth: None,
             disconnect_after,
             slot_deadlines: None,
             awaits: WaitFor::Slot,

@@ -1,5 +1,7 @@
 //! What a program asks of the messages of a sender, and whether it can all be meant.
 
+use std::time::Duration;
+
 use fbuf_core::{
     memory::Pages,
     protection::{Mechanism, Protection},
@@ -68,6 +70,12 @@ pub enum OptionsError {
         /// To how many.
         limit: u64,
     },
+    /// A lossy sender waits for no receiver, and something was asked for by which it would.
+    #[error("a lossy sender never waits for receivers, which contradicts {asked}: leave one of the two out")]
+    Lossy {
+        /// What contradicts it, in words.
+        asked: &'static str,
+    },
     /// A limit, or a list of users, leaves nothing that the endpoint could exchange.
     #[error("an endpoint with {asked} never exchanges a message: allow more")]
     Nothing {
@@ -89,6 +97,17 @@ pub(super) struct Options {
 }
 
 impl Options {
+    /// Whether it can all be meant of a lossy sender.
+    pub(super) fn check_lossy(&self, disconnect_after: Option<Duration>) -> Result<(), OptionsError> {
+        match (self.from_receiver, disconnect_after) {
+            (true, _) => Err(OptionsError::Lossy { asked: "slots that its receiver has to give back (from_receiver)" }),
+            (_, Some(_)) => {
+                Err(OptionsError::Lossy { asked: "disconnecting those that hold it up (disconnect_after)" })
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// What all of it amounts to.
     pub(super) fn check(&self, slot_size: u64) -> Result<ProtectionRequest, OptionsError> {
         let Self { protection, mechanism, from_receiver, guard, pages, is_confidential } = *self;

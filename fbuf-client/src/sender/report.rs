@@ -26,7 +26,8 @@ pub struct SenderCounters {
     pub messages: u64,
     /// Bytes in them.
     pub bytes: u64,
-    /// Messages that were left out for some receiver, counted once for each.
+    /// Messages that were left out for some receiver, counted once for each: it asked to be skipped, or this sender is
+    /// [lossy](super::SenderBuilder::lossy).
     pub skipped: u64,
     /// Times that allocation found no free slot and had to wait: back-pressure.
     pub waits: u64,
@@ -52,7 +53,8 @@ pub struct SenderCounters {
 pub struct Sent {
     /// Its number: 0, 1, 2 …
     pub sequence: u64,
-    /// How many receivers it was given to. Fewer than are linked if some asked to be skipped.
+    /// How many receivers it was given to. Fewer than are linked if some asked to be skipped, or if this sender is
+    /// [lossy](super::SenderBuilder::lossy); then it may be none.
     pub receivers: usize,
 }
 
@@ -173,6 +175,16 @@ pub enum AllocateError {
          with more slots"
     )]
     TimedOut {
+        /// How many slots there are.
+        slots: usize,
+    },
+    /// All slots are in use, and a [lossy](super::SenderBuilder::lossy) sender does not wait: the program holds its share of them as
+    /// fbufs, and receivers have the rest.
+    #[error(
+        "no free slot: all {slots} are in use, and a lossy sender does not wait for receivers; write or drop an fbuf first, \
+         or open the sender with more slots"
+    )]
+    WouldWait {
         /// How many slots there are.
         slots: usize,
     },

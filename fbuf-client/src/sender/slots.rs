@@ -1,11 +1,13 @@
 //! How a sender comes by a free slot when it knows of none: it looks, and grows.
 
+use std::time::Instant;
+
 use fbuf_core::send::{link::Outbound, pool::Lack};
 
 use super::{AllocateError, Sender};
 use crate::{
     client::ClientFailed,
-    wait::{Batching, Progress},
+    wait::{Batching, LATE, Progress},
 };
 
 impl Sender {
@@ -13,10 +15,25 @@ impl Sender {
     pub(super) fn find_slot(&mut self, may_grow: bool) -> bool {
         self.pool.notice_leaving();
         self.fetch_rights();
-        if !self.pool.search() && may_grow {
+        // A lossy sender looks but once.
+        let found = if self.pool.is_lossy() { self.pool.search_all() } else { self.pool.search() };
+        if !found && may_grow {
             self.grow();
         }
         self.collect()
+    }
+
+    /// Before a lossy sender sends: looks around when a round of slots is used up, and grows rather than leave a message out.
+    pub(super) fn make_room(&mut self) {
+        if self.pool.is_dry() {
+            self.look_ahead();
+        }
+        let is_due = self.next_growth.is_none_or(|at| at <= Instant::now());
+        if self.may_grow() && is_due && self.pool.is_short() {
+            let growths = self.counters.growths;
+            self.grow();
+            self.next_growth = (self.counters.growths == growths).then(|| Instant::now() + LATE);
+        }
     }
 
     /// Looks whether the slots are free whose turn it is.

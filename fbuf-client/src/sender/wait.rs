@@ -86,7 +86,7 @@ impl Sender {
     }
 
     /// Whether the pool can have more slots, or is about to.
-    fn may_grow(&self) -> bool {
+    pub(super) fn may_grow(&self) -> bool {
         self.pool.can_grow() || self.pool.is_growing()
     }
 

@@ -129,7 +129,7 @@ impl Received {
     }
 
     /// The number its sender gave it: 0, 1, 2 … A step of more than one means messages that were
-    /// left out, because this receiver asked to be skipped.
+    /// left out, because this receiver asked to be skipped, or the sender is lossy.
     #[must_use]
     #[inline]
     pub fn sequence(&self) -> u64 {

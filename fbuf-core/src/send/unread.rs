@@ -11,7 +11,7 @@ pub struct Unread {
     /// The number of the first of them.
     pub first: u64,
     /// The number of the last of them. If there are fewer messages than numbers from first to last, the receiver has
-    /// read some of those between, or had asked to be skipped.
+    /// read some of those between, or some were left out for it.
     pub last: u64,
 }
 

@@ -26,7 +26,7 @@ use crate::{
     },
     send::{
         link::{Arrived, Expected, NoRoom},
-        pool::{Pool, Published, Unsent},
+        pool::{Extras, Format, Pool, Published, Unsent},
     },
     slot::Geometry,
     socket::{
@@ -82,6 +82,12 @@ fn link_with(
 
 fn one_shots() -> Pool {
     Pool::of_one_shots(Geometry::new(8, MAX_ONE_SHOTS.into()).unwrap(), MAX_ONE_SHOTS, wake()).unwrap()
+}
+
+fn lossy_one_shots() -> Pool {
+    let geometry = Geometry::new(8, MAX_ONE_SHOTS.into()).unwrap();
+    let format = Format { geometry, extras: Extras { lossy: true, ..Extras::default() } };
+    Pool::of_one_shots(format, MAX_ONE_SHOTS, wake()).unwrap()
 }
 
 fn collect(pool: &mut Pool) -> bool {
@@ -176,6 +182,49 @@ fn a_one_shot_that_one_receiver_cannot_be_passed_comes_back_and_none_gets_it() {
     assert!(refused > 10 && sent.len() > 10, "{refused} were refused, {} were not", sent.len());
     assert_eq!((&first, &second), (&sent, &sent));
     assert_eq!(pool.receivers(), 2);
+}
+
+/// Whether it knows before it seals a message that there is no room, or hears it when it passes it.
+#[test]
+fn a_lossy_pool_leaves_one_shots_out_for_a_receiver_for_which_there_is_no_room() {
+    for is_known in [true, false] {
+        let mut pool = lossy_one_shots();
+        let mut one = link(&mut pool, Mechanism::OneShot, SlotSource::Segments, |_| {});
+        let ends = RefCell::new(Vec::new());
+        let keep = |end: &PacketSocket| ends.borrow_mut().push(end.as_fd().try_clone_to_owned().unwrap());
+        let before = |end: &PacketSocket| if is_known { narrow(end) } else { keep(end) };
+        let mut other = link(&mut pool, Mechanism::OneShot, SlotSource::Segments, before);
+        ends.take().iter().take(1).for_each(narrow);
+        let mut fewer = 0;
+        for content in 0..300 {
+            assert!(collect(&mut pool) && pool.lacks_room().is_none());
+            fewer += u64::from(shoot(&mut pool, content).unwrap().receivers == 1);
+            assert_eq!(read(&mut one), Some(content));
+        }
+        assert!((200..300).contains(&fewer), "{fewer} were left out");
+        (0..300 - fewer).for_each(|content| assert_eq!(read(&mut other), Some(content)));
+        assert_eq!(read(&mut other), None);
+        assert!(collect(&mut pool));
+        assert_eq!(shoot(&mut pool, 300).unwrap().receivers, 2);
+        assert_eq!((read(&mut other), other.missed(), one.missed()), (Some(300), fewer, 0));
+    }
+}
+
+/// Its memory is used for the next message: what was written is still there.
+#[test]
+fn a_one_shot_that_is_left_out_for_all_is_not_sealed() {
+    let mut pool = lossy_one_shots();
+    let _inbound = link(&mut pool, Mechanism::OneShot, SlotSource::Segments, narrow);
+    let mut left_out = 0;
+    while left_out < 10 {
+        assert!(collect(&mut pool));
+        let mut fbuf = pool.allocate().unwrap();
+        fbuf.set_len(8).unwrap();
+        // Two take turns.
+        assert!(left_out < 2 || fbuf[..] == [7; 8], "fresh memory, after {left_out}");
+        fbuf.fill(7);
+        left_out += u32::from(pool.send(fbuf).unwrap().receivers == 0);
+    }
 }
 
 #[test]

@@ -167,7 +167,9 @@ impl Outbound {
         if fences || fencing == Fencing::Full {
             writer.head().flag.ask_for_fences();
         }
-        let skipping = skip_above.map(|most| Skipping::new(most, slots)).transpose();
+        // One that asked for nothing takes what a lossy sender gives.
+        let backlog = skip_above.map(|most| most as usize + 1).or(own.has(Prefix::Gap).then_some(usize::MAX));
+        let skipping = backlog.map(|backlog| Skipping::new(backlog, slots)).transpose();
         let skipping = skipping.map_err(|error| LinkEnd::Exhausted(error.to_string()))?;
         let segments = pool.announce(0).collect();
         let memory = if wants_slots { pool.hand_over().map_err(exhausted)? } else { Vec::new() };
@@ -194,7 +196,7 @@ impl Outbound {
             unread_from: None,
             unread: None,
             times: own.has(Prefix::Time),
-            plain: skip_above.is_none()
+            plain: skipping.is_none()
                 && !own.has(Prefix::Time)
                 && fencing == Fencing::Asymmetric
                 && guard.is_none()

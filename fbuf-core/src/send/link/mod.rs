@@ -107,7 +107,7 @@ impl fmt::Display for NoRoom {
 /// What happened on one link.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct LinkCounts {
-    /// Messages left out because the receiver held more than it wants to.
+    /// Messages left out because the receiver had as many as it wants, or its share of the slots of a lossy sender.
     pub skipped: u64,
     /// Times the receiver had to be woken.
     pub bells: u64,
@@ -125,7 +125,7 @@ impl Add for LinkCounts {
 pub(crate) enum Offer {
     /// It was sent.
     Lent,
-    /// The receiver holds more than it wants to: left out.
+    /// The receiver has as many as it wants, or may have: left out.
     Skipped,
     /// The receiver is gone.
     Gone,
@@ -168,12 +168,22 @@ impl Outbound {
         self.board.left_at().is_some()
     }
 
-    /// Whether the slot that is to be sent will be lent to this receiver: it is there, and would not rather
-    /// skip. Nothing is noted before [`Self::offer`], which follows if the slot can be sent at all.
-    pub(crate) fn admit(&mut self) -> bool {
-        let has_room = |skipping: &mut Skipping| self.passed || skipping.has_room(&self.board);
+    /// Whether the slot that is to be sent will be lent to this receiver: it is there, would not rather skip, and does not have
+    /// as many messages as `limit`. Nothing is noted before [`Self::offer`], which follows if the slot can be sent at all.
+    pub(crate) fn admit(&mut self, limit: usize) -> bool {
+        let has_room = |skipping: &mut Skipping| self.passed || skipping.has_room(limit, &self.board);
         self.admitted = self.is_open() && self.skipping.as_mut().is_none_or(has_room);
         self.admitted
+    }
+
+    /// Whether the next message is left out for this receiver only because it has as many as `limit`.
+    pub(crate) fn is_limited(&mut self, limit: usize) -> bool {
+        self.is_open() && self.skipping.as_mut().is_some_and(|skipping| skipping.is_limited(limit, &self.board))
+    }
+
+    /// Leaves a message out that was [admitted](Self::admit), and could not be [passed](Self::pass).
+    pub(crate) fn forgo(&mut self) {
+        (self.admitted, self.passes) = (false, 0);
     }
 
     /// Sends the memory of a one-shot over the socket, if the message was [admitted](Self::admit). The receiver is told of

@@ -1,4 +1,6 @@
-//! Which messages are left out for a receiver that would rather miss some.
+//! Which messages are left out for a receiver that would rather miss some, or has its share of the slots of a lossy sender.
+
+use std::collections::VecDeque;
 
 use crate::{
     memory::{MemoryError, wrapping::Ring},
@@ -6,36 +8,49 @@ use crate::{
     slot::{Mark, SlotId},
 };
 
-/// For a receiver that would rather miss messages than hold more than so many.
+/// How many messages that a receiver has are looked at in search of one that is back, before the next is left out.
+const LOOKS: usize = 64;
+
+/// For a receiver that would rather miss messages than have more than so many, or of a sender that is lossy.
 #[derive(Debug)]
 pub(super) struct Skipping {
-    most: u32,
+    /// How many messages the receiver wants to have at most.
+    backlog: usize,
     /// What is lent, or was when it was last looked at.
-    lent: Vec<(SlotId, Mark)>,
+    lent: VecDeque<(SlotId, Mark)>,
     /// A ledger of its own: for each slot, when it was sent last, the mark if it was lent over this link.
     ledger: Ring<Mark>,
 }
 
 impl Skipping {
-    pub(super) fn new(most: u32, slots: u32) -> Result<Self, MemoryError> {
-        Ok(Self { most: most.min(slots), lent: Vec::new(), ledger: Ring::of_zeroes(slots as usize)? })
+    pub(super) fn new(backlog: usize, slots: u32) -> Result<Self, MemoryError> {
+        Ok(Self { backlog, lent: VecDeque::new(), ledger: Ring::of_zeroes(slots as usize)? })
     }
 
-    /// Whether the next message is to be lent: the receiver does not hold more than it wants to. If it seems
-    /// to, looks again.
-    pub(super) fn has_room(&mut self, board: &BoardReader<BoardView>) -> bool {
-        let most = self.most as usize;
-        if self.lent.len() > most {
-            let ledger = &self.ledger;
-            self.lent.retain(|&(slot, mark)| *ledger.at(slot.index()) == mark && !board.has(slot, mark));
+    /// Whether the next message is to be lent: with it the receiver has no more messages than it wants, nor than `limit`. If it
+    /// seems to have, looks again, at so many that it costs little however many a receiver has that is stopped.
+    pub(super) fn has_room(&mut self, limit: usize, board: &BoardReader<BoardView>) -> bool {
+        let most = self.backlog.min(limit);
+        let mut looks = LOOKS.min(self.lent.len());
+        while self.lent.len() >= most && looks > 0 {
+            let Some(oldest @ (slot, mark)) = self.lent.pop_front() else { break };
+            if self.lends(slot, mark) && !board.has(slot, mark) {
+                self.lent.push_back(oldest);
+                looks -= 1;
+            }
         }
-        self.lent.len() <= most
+        self.lent.len() < most
+    }
+
+    /// Whether the receiver wants the next message, and has as many as `limit`.
+    pub(super) fn is_limited(&mut self, limit: usize, board: &BoardReader<BoardView>) -> bool {
+        self.has_room(usize::MAX, board) && !self.has_room(limit, board)
     }
 
     /// Enters a message that is lent.
     pub(super) fn lend(&mut self, slot: SlotId, mark: Mark) {
         *self.ledger.at_mut(slot.index()) = mark;
-        self.lent.push((slot, mark));
+        self.lent.push_back((slot, mark));
     }
 
     /// Enters a message that is left out.

@@ -9,6 +9,7 @@
 
 mod creation;
 mod links;
+mod lossy;
 mod publish;
 mod turns;
 mod unsent;
@@ -85,6 +86,8 @@ pub struct Extras {
     pub tags: bool,
     /// Messages have the time at which they were sent.
     pub times: bool,
+    /// Messages are left out rather than that the sender waits for a slot, and receivers are told how many.
+    pub lossy: bool,
 }
 
 /// What a sender's messages are like: how their slots lie, and what goes with them.
@@ -106,7 +109,8 @@ impl Extras {
     /// Which prefixes messages may have for these.
     #[must_use]
     pub fn prefixes(self) -> PrefixSet {
-        PrefixSet::NONE.with_if(Prefix::Tag, self.tags).with_if(Prefix::Time, self.times)
+        let tags = PrefixSet::NONE.with_if(Prefix::Tag, self.tags);
+        tags.with_if(Prefix::Time, self.times).with_if(Prefix::Gap, self.lossy)
     }
 }
 
@@ -382,7 +386,8 @@ impl Pool {
     /// Why there is no room for one message more than there are fbufs, in a pool of buffers that are sent once: a slot that is free is not used before the receiver has read.
     #[must_use]
     pub fn lacks_room(&self) -> Option<NoRoom> {
-        if !matches!(self.storage, Storage::OneShots(_)) {
+        // A lossy pool leaves messages out for such a receiver.
+        if !self.sends_one_shots() || self.is_lossy() {
             return None;
         }
         self.links.iter().find_map(|link| self.lacks_room_for(link))

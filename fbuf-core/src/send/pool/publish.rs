@@ -23,7 +23,7 @@ pub struct Published {
     pub sequence: u64,
     /// How many bytes it has.
     pub length: u32,
-    /// How many receivers it was lent to: none, if all of them asked to be skipped.
+    /// How many receivers it was lent to: none, if it was left out for all of them.
     pub receivers: usize,
 }
 
@@ -144,21 +144,24 @@ impl Pool {
         if self.receivers() == 0 {
             return Err(Unsent::NoReceiver(fbuf));
         }
+        // While its own slot is known to be in use.
+        let limit = self.limit();
         let outgoing = fbuf.into_outgoing();
         let (slot, length) = (outgoing.slot, outgoing.body.length());
         let sequence = self.next_sequence;
         *self.ledger.at_mut(slot.index()) = Mark::of(sequence);
         points::reach("write: taken");
         if matches!(self.storage, Storage::OneShots(_)) {
-            return self.give_away(outgoing, keep);
+            return self.give_away(outgoing, limit, keep);
         }
         let retained = if keep { Some(self.retain(&outgoing, sequence).ok_or(Unsent::Lost)?) } else { None };
         self.seal(slot, sequence);
         // Before any receiver hears of it. A message that cannot be sent was left out for none of them.
-        let sendable = if self.admit() == 0 { !self.is_stale(slot) } else { self.unmap_for_send(&outgoing) };
+        let sendable = if self.admit(limit) == 0 { !self.is_stale(slot) } else { self.unmap_for_send(&outgoing) };
         if sendable {
             let receivers = self.offer(&outgoing);
             if receivers > 0 || self.receivers() > 0 {
+                self.come_back_to(slot, receivers);
                 return Ok((self.published(length, receivers), retained));
             }
         }
@@ -169,11 +172,23 @@ impl Pool {
     }
 
     /// Seals a buffer for good and gives it to every receiver that takes it.
-    fn give_away(&mut self, outgoing: Outgoing, keep: bool) -> Result<(Published, Option<Retained>), Unsent> {
+    fn give_away(
+        &mut self,
+        outgoing: Outgoing,
+        limit: usize,
+        keep: bool,
+    ) -> Result<(Published, Option<Retained>), Unsent> {
         // Once it is sealed, there is no way back but a copy.
-        if let Some(why) = self.links.iter().find_map(|link| link.lacks_room(1, &self.links)) {
+        let is_lossy = self.is_lossy();
+        if !is_lossy && let Some(why) = self.links.iter().find_map(|link| link.lacks_room(1, &self.links)) {
             let fbuf = self.recall(outgoing).ok_or(Unsent::Lost)?;
             return Err(Unsent::NotPassed { fbuf, reason: why.to_string() });
+        }
+        if self.admit(limit) == 0 && !keep {
+            // It is left out for all, and its memory is as good as before.
+            let receivers = self.offer(&outgoing);
+            self.come_back_to(outgoing.slot, receivers);
+            return Ok((self.published(outgoing.body.length(), receivers), None));
         }
         let outgoing = self.move_to_front(outgoing).ok_or(Unsent::Lost)?;
         let Storage::OneShots(buffers) = &mut self.storage else { return Err(Unsent::Lost) };
@@ -185,10 +200,16 @@ impl Pool {
                 let memory = Arc::new(memory.ok_or(Unsent::Lost)?);
                 // A message that cannot be kept is sent to no receiver.
                 let kept = if keep { Some(self.keep_sealed(&memory, &outgoing).ok_or(Unsent::Lost)?) } else { None };
-                self.admit();
                 // To all, before any of them is told of it.
                 let sequence = self.next_sequence;
-                let passed = self.links.iter_mut().try_for_each(|link| link.pass(&memory, sequence));
+                let passed = self.links.iter_mut().try_for_each(|link| {
+                    let passed = link.pass(&memory, sequence);
+                    if is_lossy && passed.is_err() {
+                        link.forgo();
+                        return Ok(());
+                    }
+                    passed
+                });
                 let receivers = if passed.is_ok() { self.offer(&outgoing) } else { 0 };
                 let sealed = || Sealed::new(Arc::into_inner(memory)?, length as usize).ok();
                 if let Err(reason) = passed {
@@ -232,11 +253,6 @@ impl Pool {
         fbuf.copy_from_slice(sealed);
         fbuf.header_mut().copy_from_slice(sealed.behind(self.geometry.header()));
         Some(fbuf)
-    }
-
-    /// Asks every link whether it takes the next message: how many do.
-    fn admit(&mut self) -> usize {
-        self.links.iter_mut().filter_map(|link| link.admit().then_some(())).count()
     }
 
     /// Lends a slot over every link that takes it: to how many receivers.
