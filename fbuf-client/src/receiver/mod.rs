@@ -283,12 +283,18 @@ impl Receiver {
         self.links.first_mut()?.take_fast()
     }
 
+    /// As [`Self::take_fast`], of a message with a tag.
+    #[inline]
+    fn take_tagged(&mut self) -> Option<Received> {
+        self.links.first_mut()?.take_tagged()
+    }
+
     #[cold]
     #[inline(never)]
     fn get_slow(&mut self, deadline: Option<Instant>) -> Result<Received, GetError> {
         self.generation.check()?;
         self.disarm();
-        if let Some(received) = self.take() {
+        if let Some(received) = self.take_tagged().or_else(|| self.take()) {
             return Ok(received);
         }
         // Before a message that waits: there may be one each time, while another sender has died.
@@ -303,7 +309,7 @@ impl Receiver {
     fn try_get_slowly(&mut self) -> Result<Option<Received>, GetError> {
         self.generation.check()?;
         self.disarm();
-        if let Some(received) = self.take() {
+        if let Some(received) = self.take_tagged().or_else(|| self.take()) {
             return Ok(Some(received));
         }
         self.look_if_due(LOOK_TIME);

@@ -64,10 +64,6 @@ pub struct Received {
     length: u32,
     slot: SlotId,
     mark: Mark,
-    /// Zero if there is none.
-    tag: u64,
-    /// When it was sent, in nanoseconds of CLOCK_MONOTONIC; zero if that is not known.
-    time: u64,
     home: NonNull<Returns>,
     cell: NonNull<Cell>,
     /// What has the bytes, if they are not simply read where they were written. Dropped by hand, so that
@@ -105,14 +101,12 @@ impl Loan<'_> {
     /// Makes a message of it.
     #[inline]
     pub(crate) fn receive(self) -> Received {
-        let Self { cell, slot, offset, length, mark, tag, time, home } = self;
+        let Self { cell, slot, offset, length, mark, home } = self;
         Received {
             bytes: cell.bytes().wrapping_add(offset as usize),
             length,
             slot,
             mark,
-            tag,
-            time,
             home: NonNull::from(home),
             cell: NonNull::from(cell),
             kept: ManuallyDrop::new(None),
@@ -141,7 +135,7 @@ impl Received {
     #[must_use]
     #[inline]
     pub fn tag(&self) -> u64 {
-        self.tag
+        self.home().beside(self.slot).0
     }
 
     /// The user header that its sender's program wrote beside the bytes
@@ -163,7 +157,8 @@ impl Received {
     /// true. That clock is the same for all processes of a machine that are in one time namespace.
     #[must_use]
     pub fn sent_at(&self) -> Option<Duration> {
-        (self.time != 0).then(|| Duration::from_nanos(self.time))
+        let (_, time) = self.home().beside(self.slot);
+        (time != 0).then(|| Duration::from_nanos(time))
     }
 
     /// How long ago that was: zero if it is yet to come.

@@ -244,9 +244,25 @@ impl<M: LaneMemory> LaneReader<M> {
     /// comparison does for both.
     #[inline]
     pub(crate) fn peek(&self) -> (u64, u64) {
-        let (entry, expected) = (self.memory.entry(self.position), head_of(self.position, MESSAGE));
+        self.peek_at(self.position, MESSAGE)
+    }
+
+    /// The tag, and then what [`Self::peek`] would say, if that is the next entry and a message is behind it.
+    #[inline]
+    pub(crate) fn peek_tagged(&self) -> Option<(u64, (u64, u64))> {
+        let (slot, tag) = self.peek_at(self.position, Prefix::Tag as u64);
+        if slot != 0 || tag == 0 {
+            return None;
+        }
+        // A message is written from its end, so that the rest of it is there.
+        Some((tag, self.peek_at(self.position + 1, MESSAGE)))
+    }
+
+    #[inline]
+    fn peek_at(&self, position: u64, kind: u64) -> (u64, u64) {
+        let entry = self.memory.entry(position);
         // Acquire: partner is the Release store in `LaneWriter::store`.
-        let slot = entry.head().load(Ordering::Acquire) ^ expected;
+        let slot = entry.head().load(Ordering::Acquire) ^ head_of(position, kind);
         (slot, entry.body().load(Ordering::Relaxed))
     }
 

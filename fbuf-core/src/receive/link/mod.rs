@@ -26,7 +26,7 @@ use crate::process::sys::said;
 use crate::{
     abort::Abort,
     limits::MAX_SEQUENCE,
-    memory::{CannotReopen, Map, MemoryError, SealedMemory},
+    memory::{CannotReopen, Map, MemoryError, SealedMemory, wrapping::Ring},
     peer::Peer,
     points,
     process::deferred::DeferredDrop,
@@ -69,9 +69,11 @@ impl Holdings {
 pub struct Inbound {
     reader: LaneReader<Arc<Returns>>,
     geometry: Geometry,
-    /// A message that is shorter than this is taken as it is; none, if messages are copied or come over the
-    /// socket.
+    /// A message that is shorter than this is taken as it is, if nothing is before it; none, if messages are copied or come
+    /// over the socket, or may have something beside their bytes.
     plain_below: u64,
+    /// The same, of one that may have a tag before it.
+    tagged_below: u64,
     /// How many slots are known.
     known: u32,
     /// The mark of a message, less its position in the lane.
@@ -116,9 +118,6 @@ pub(crate) struct Loan<'a> {
     pub offset: u32,
     pub length: u32,
     pub mark: Mark,
-    pub tag: u64,
-    /// When it was sent; zero if that is not known.
-    pub time: u64,
     pub home: &'a Returns,
 }
 
@@ -155,6 +154,12 @@ impl Inbound {
             true => Some(receiver_slots_of(welcome.slots, geometry, false).map_err(LinkEnd::from)?.into()),
             false => receiver_slots,
         };
+        let has_beside = prefixes.has(Prefix::Tag) || prefixes.has(Prefix::Time);
+        // Of messages that are read where they are, without a word to anybody.
+        let below = match mechanism == Mechanism::Shared && receiver_slots.is_none() {
+            true => u64::from(geometry.slot_bytes()) + 1,
+            false => 0,
+        };
         let returns = Returns {
             peer,
             mechanism,
@@ -163,6 +168,10 @@ impl Inbound {
             memory: Mutex::new(Vec::new()),
             board: BoardWriter::new(board),
             held: Held::new(slots as usize).map_err(exhausted)?,
+            beside: match has_beside {
+                true => Some(Ring::of_zeroes(slots as usize).map_err(exhausted)?),
+                false => None,
+            },
             lane,
             rung: AtomicU64::new(0),
             among: next_retired(Fencing::of_this_process()),
@@ -175,11 +184,8 @@ impl Inbound {
         let mut inbound = Self {
             reader: LaneReader::new(Arc::new(returns)),
             geometry,
-            plain_below: if mechanism == Mechanism::Shared && receiver_slots.is_none() {
-                u64::from(geometry.slot_bytes()) + 1
-            } else {
-                0
-            },
+            plain_below: if has_beside { 0 } else { below },
+            tagged_below: if prefixes.has(Prefix::Tag) { below } else { 0 },
             known: 0,
             offset,
             until: 0,
@@ -296,7 +302,7 @@ impl Inbound {
         }
         let cell = home.held.take(number, mark)?;
         let (slot, length) = (SlotId::new(number as u32), length as u32);
-        let received = Loan { cell, slot, offset: 0, length, mark, tag: 0, time: 0, home }.receive();
+        let received = Loan { cell, slot, offset: 0, length, mark, home }.receive();
         points::reach("get: marked");
         self.reader.advance(1);
         self.bytes += u64::from(length);
@@ -364,8 +370,11 @@ impl Inbound {
         };
         points::reach("get: held");
         let (offset, length) = (body.offset(), body.length());
-        let (tag, time) = (note.prefixes.word(Prefix::Tag), note.prefixes.word(Prefix::Time));
-        let received = Loan { cell, slot: SlotId::new(number), offset, length, mark, tag, time, home }.receive();
+        if let Some(beside) = &home.beside {
+            let [tag, time] = [Prefix::Tag, Prefix::Time].map(|prefix| note.prefixes.word(prefix));
+            beside.at(number as usize).note(tag, time);
+        }
+        let received = Loan { cell, slot: SlotId::new(number), offset, length, mark, home }.receive();
         let kept = if home.mechanism == Mechanism::OneShot {
             self.take_shot(mark.sequence(), body).map(|sealed| Some(Kept::Sealed(sealed)))
         } else if let Some(receiver_slots) = &self.receiver_slots {

@@ -11,11 +11,12 @@ use std::{
 };
 
 use nix::sys::eventfd::EventFd;
+use zerocopy::FromZeros;
 
 use super::Segment;
 use crate::process::fork::{AtFork, Rank};
 use crate::{
-    memory::{CannotReopen, Leasable, Map, MemoryError, page_bytes},
+    memory::{CannotReopen, Leasable, Map, MemoryError, page_bytes, wrapping::Ring},
     peer::Peer,
     points,
     process::deferred::{Cause, DeferredDrop, LARGE, Slow},
@@ -41,6 +42,8 @@ pub(crate) struct Returns {
     pub(super) lane: LaneView,
     pub(super) board: BoardWriter<BoardTable>,
     pub(super) held: Held,
+    /// What came beside the messages that are held, if the sender declared that something may.
+    pub(super) beside: Option<Ring<Beside>>,
     /// Where the remains of this link will be put.
     pub(super) among: &'static Retired<RetiredLink>,
     pub(super) peer: Peer,
@@ -62,6 +65,24 @@ pub(crate) struct Returns {
     pub(super) refused: AtomicU64,
     /// Leases that were taken away, and not reported yet.
     pub(super) lost: AtomicU64,
+}
+
+/// What came beside the message that is held in a slot. Written by the receiver before there is that message, and read by
+/// its holder.
+#[derive(Debug, FromZeros)]
+pub(super) struct Beside {
+    tag: AtomicU64,
+    time: AtomicU64,
+}
+
+impl Beside {
+    /// Notes the tag of a message, and when it was sent; zero if that is not known.
+    #[inline]
+    pub(super) fn note(&self, tag: u64, time: u64) {
+        // Relaxed: whatever passes the message to another thread orders this too.
+        self.tag.store(tag, Ordering::Relaxed);
+        self.time.store(time, Ordering::Relaxed);
+    }
 }
 
 /// Rights to write slots that are still to be given, and why they are not.
@@ -106,6 +127,13 @@ impl LaneMemory for Arc<Returns> {
 }
 
 impl Returns {
+    /// The tag of the message that is held in a slot, and when it was sent; zero if that is not known.
+    #[inline]
+    pub fn beside(&self, slot: SlotId) -> (u64, u64) {
+        let words = |beside: &Beside| (beside.tag.load(Ordering::Relaxed), beside.time.load(Ordering::Relaxed));
+        self.beside.as_ref().map_or((0, 0), |beside| words(beside.at(slot.index())))
+    }
+
     pub(crate) fn peer(&self) -> Peer {
         self.peer
     }
