@@ -294,7 +294,16 @@ impl Receiver {
     fn get_slow(&mut self, deadline: Option<Instant>) -> Result<Received, GetError> {
         self.generation.check()?;
         self.disarm();
-        if let Some(received) = self.take_tagged().or_else(|| self.take()) {
+        match self.take_tagged() {
+            Some(received) => Ok(received),
+            // A call of its own, so that this one has little to save.
+            None => self.get_slower(deadline),
+        }
+    }
+
+    #[inline(never)]
+    fn get_slower(&mut self, deadline: Option<Instant>) -> Result<Received, GetError> {
+        if let Some(received) = self.take() {
             return Ok(received);
         }
         // Before a message that waits: there may be one each time, while another sender has died.

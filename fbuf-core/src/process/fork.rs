@@ -74,14 +74,20 @@ impl Generation {
 
     /// Whether it is that of this process.
     #[must_use]
+    #[inline]
     pub fn is_current(self) -> bool {
-        self == Self::current()
+        let known = WIPED.load(Ordering::Acquire);
+        // SAFETY: it points at a page that is never unmapped and that only atomics are made of (`current_word`).
+        let word = unsafe { known.as_ref() };
+        // Relaxed: as in `current`.
+        word.is_some_and(|word| word.load(Ordering::Relaxed) == self.0) || self == Self::current()
     }
 
     /// An error if it is not that of this process.
     ///
     /// # Errors
     /// [`Forked`]
+    #[inline]
     pub fn check(self) -> Result<(), Forked> {
         if self.is_current() { Ok(()) } else { Err(Forked) }
     }
