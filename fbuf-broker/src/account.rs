@@ -234,7 +234,8 @@ mod tests {
         drop(three);
         assert_eq!(account.used(Resource::Links), 7);
         assert_eq!(accounts.used().collect::<Vec<_>>(), [(7, Resource::Links, 7)]);
-        let later = account.note_request(&quota, Instant::now());
+        // So late that no pause of this thread is longer.
+        let later = account.note_request(&quota, Instant::now() + Duration::from_secs(3600));
         drop((seven, account));
         accounts.of(8);
         assert!(accounts.of.contains_key(&7) && accounts.of(7).is_ahead(later), "what was asked lately was forgotten");
