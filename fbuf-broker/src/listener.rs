@@ -281,3 +281,31 @@ impl Bound {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
+    use super::*;
+
+    fn mode(path: &Path) -> u32 {
+        fs::metadata(path).unwrap().permissions().mode() & 0o777
+    }
+
+    #[test]
+    fn the_mode_that_is_changed_is_that_of_the_socket_wherever_its_file_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let [path, moved, secret] = ["broker", "moved", "secret"].map(|name| folder.path().join(name));
+        fs::write(&secret, "secret").unwrap();
+        fs::set_permissions(&secret, fs::Permissions::from_mode(0o600)).unwrap();
+        let listener = Listener::bind(&Address::Path(path.clone())).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+        fs::rename(&path, &moved).unwrap();
+        symlink(&secret, &path).unwrap();
+        listener.open_to_all().unwrap();
+        assert_eq!((mode(&moved), mode(&secret)), (0o666, 0o600));
+        assert!(matches!(listener.look(), Err(BindError::Replaced { .. })));
+        drop(listener);
+        assert!(fs::symlink_metadata(&path).unwrap().is_symlink(), "it has removed what is not its own");
+    }
+}
