@@ -97,7 +97,13 @@ fn receive(_: &str) {
             held.push(received);
             if held.len() == 2 {
                 check(&held[0], n - 1);
-                held.clear();
+                // So that both are seen of each length and headroom.
+                for (received, n) in held.drain(..).zip([n - 1, n]) {
+                    let mut private = received.into_private().unwrap();
+                    assert!(private[..] == bytes(n), "{how}: a view of message {n} that may be written");
+                    private.fill(1);
+                    assert!(private.iter().all(|&byte| byte == 1));
+                }
             }
         }
     }
@@ -227,6 +233,9 @@ fn what_cannot_be_is_refused_in_words() {
         (client.sender("c").header_size(65), "no user header can have 65 bytes"),
         (client.sender("c").align(96), "multiples of 96 bytes"),
         (client.sender("c").align(1 << 20), "multiples of 1048576 bytes"),
+        (client.sender("c").align(0), "multiples of 0 bytes"),
+        (client.sender("c").slot_size(usize::MAX), "18446744073709551615"),
+        (client.sender("c").slot_size(usize::MAX - 62), "18446744073709551553"),
     ] {
         let error = builder.open().unwrap_err();
         assert!(matches!(error, OpenError::Geometry(_)) && error.to_string().contains(words), "{error}");

@@ -31,7 +31,10 @@ impl Received {
             Some(Kept::Sealed(sealed)) => {
                 Map::copy_on_write(sealed.memory.as_fd(), 0, length as u64).map(|map| Some((map, 0)))
             }
-            Some(Kept::Leased(leased_slot)) => leased_slot.make_private(length).map(|map| Some((map?, 0))),
+            Some(Kept::Leased(leased_slot)) => {
+                let begin = self.bytes().addr() - leased_slot.bytes().addr();
+                leased_slot.make_private(begin + length).map(|map| Some((map?, begin)))
+            }
             // What was copied is this process's own already.
             Some(Kept::Copied(_)) => Ok(None),
             None if self.mechanism() == Mechanism::Copy => Ok(None),

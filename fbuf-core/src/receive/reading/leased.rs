@@ -168,15 +168,15 @@ impl LeasedSlot {
         true
     }
 
-    /// A view of the first bytes, while they are read, that this process may write for itself; none if
+    /// A view of the first bytes of the slot, while they are read, that this process may write for itself; none if
     /// what is read is a copy, which it may write as it is.
-    pub(crate) fn make_private(&self, length: usize) -> Result<Option<Map>, MemoryError> {
+    pub(crate) fn make_private(&self, end: usize) -> Result<Option<Map>, MemoryError> {
         if self.is_inherited() {
-            return Map::copy_on_write(self.memory.as_fd(), 0, length as u64).map(Some);
+            return Map::copy_on_write(self.memory.as_fd(), 0, end as u64).map(Some);
         }
         let mut standing = self.lock();
         let LeaseState::Leased(private) = &mut *standing else { return Ok(None) };
-        let map = Map::copy_on_write(self.memory.as_fd(), 0, length as u64)?;
+        let map = Map::copy_on_write(self.memory.as_fd(), 0, end as u64)?;
         *private = Some(map.addresses());
         Ok(Some(map))
     }
