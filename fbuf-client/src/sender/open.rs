@@ -507,11 +507,13 @@ impl SenderBuilder {
         {
             return Err(OptionsError::Growth { limit }.into());
         }
+        let slots_of =
+            |max_slots| Geometry::try_from(GeometryTerms { slot_bytes: slot_size, max_slots, header_bytes, alignment });
+        // Whether there can be any of this size and alignment, before it is reckoned how many.
+        slots_of(1)?;
         let some =
             || default_slots_here(slot_size.next_multiple_of(alignment)).max(if few { FEW_SLOTS } else { 1 }).min(most);
         let slots = slots.unwrap_or_else(|| some().min(grow_to.unwrap_or(u64::MAX)));
-        let slots_of =
-            |max_slots| Geometry::try_from(GeometryTerms { slot_bytes: slot_size, max_slots, header_bytes, alignment });
         let start = slots_of(slots)?.max_slots();
         let limit = grow_to.unwrap_or(if untold && !few { slots.max(ENOUGH_SLOTS) } else { slots });
         let geometry = slots_of(limit)?;
