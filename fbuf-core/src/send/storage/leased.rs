@@ -265,9 +265,9 @@ impl LeasedSlots {
         if !slot.is_current_draft() {
             // It was written in memory of a receiver that has gone, and another has come since.
             let (Ok(Some(new)), Some(old)) = (slot.open(huge), &slot.draft) else { return Err(StaleSlot) };
+            #[expect(unsafe_code, reason = "only here is it known which mapping has the message")]
             // SAFETY: the one was just mapped, and the fbuf that wrote the other has ended, since its slot is about to
             // be sent (invariant 2).
-            #[expect(unsafe_code, reason = "only here is it known which mapping has the message")]
             let copied =
                 unsafe { new.map.copy_from(&old.map, 0, length) && new.map.copy_from(&old.map, header, header_bytes) };
             if !copied {
