@@ -26,7 +26,9 @@ use nix::{
     poll::{PollFd, PollFlags, PollTimeout, poll},
 };
 use support::{
-    Holdings, Process, Run, SOON, fbuf, not_tested,
+    Holdings, Process, Run, SOON, fbuf,
+    filter::{can_refuse, refuse},
+    not_tested,
     role::{command, roles},
     until, until_is,
 };
@@ -79,30 +81,9 @@ fn count_asking(name: &str) -> usize {
     asking.into_iter().filter(|&asks| asks).count()
 }
 
-/// Has a filter refuse membarrier(2) to all threads of this process (seccomp(2)).
-#[allow(unsafe_code, reason = "prctl(2) and seccomp(2)")]
+/// Has a filter refuse membarrier(2) to all threads of this process.
 fn refuse_membarrier() -> io::Result<()> {
-    const RETURN: u16 = (libc::BPF_RET | libc::BPF_K) as u16;
-    let step = |code: u16, no: u8, k: u32| libc::sock_filter { code, jt: 0, jf: no, k };
-    let mut steps = [
-        // The number of the call, the first word of `struct seccomp_data`.
-        step((libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16, 0, 0),
-        step((libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16, 1, libc::SYS_membarrier as u32),
-        step(RETURN, 0, libc::SECCOMP_RET_ERRNO | libc::EPERM as u32),
-        step(RETURN, 0, libc::SECCOMP_RET_ALLOW),
-    ];
-    let filter = libc::sock_fprog { len: steps.len() as u16, filter: steps.as_mut_ptr() };
-    // SAFETY: the kernel reads the filter, which lives here.
-    let installed = unsafe {
-        libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0
-            && libc::syscall(
-                libc::SYS_seccomp,
-                libc::SECCOMP_SET_MODE_FILTER,
-                libc::SECCOMP_FILTER_FLAG_TSYNC,
-                &raw const filter,
-            ) == 0
-    };
-    if installed { Ok(()) } else { Err(io::Error::last_os_error()) }
+    refuse(libc::SYS_membarrier, libc::EPERM)
 }
 
 /// What a child does.
@@ -217,11 +198,7 @@ fn can_be_chosen() -> bool {
         not_tested("this kernel, or a filter of it, has no membarrier: there is only one kind of fence");
         return false;
     }
-    let has_filters = std::fs::read_to_string("/proc/self/status").is_ok_and(|status| status.contains("Seccomp:"));
-    if !has_filters {
-        not_tested("this kernel has no seccomp, by which membarrier is refused");
-    }
-    has_filters
+    can_refuse()
 }
 
 fn exchange_between(sides: impl IntoIterator<Item = (Fences, Fences)>) {

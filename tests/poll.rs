@@ -11,12 +11,14 @@ use std::{
 
 use fbuf_client::{Client, GetError, Pollable, Receiver, Sender, Wait, WaitFor, poll};
 use nix::{
+    libc,
     sys::{signal::Signal, time::TimeSpec},
     time::{ClockId, clock_gettime},
     unistd::geteuid,
 };
 use support::{
     SOON, broker,
+    filter::{can_refuse, refuse},
     role::{Other, roles},
     send, until,
 };
@@ -28,8 +30,14 @@ const LONG: Duration = Duration::from_millis(300);
 
 const MESSAGES: u64 = 2000;
 
+/// The role of a child in which signal handlers end each look at descriptors.
+const INTERRUPTED: &str = "is interrupted";
+
 /// What a child does: it answers on one channel what it is asked on another, until that ends, and echoes its standard input.
 fn play(role: &str) {
+    if role == INTERRUPTED {
+        return be_interrupted();
+    }
     let client = Client::connect().unwrap();
     let mut questions = client.receiver("questions").open().unwrap();
     let mut answers = client.sender("answers").slot_size(8).slots(2).open().unwrap();
@@ -68,6 +76,48 @@ fn play(role: &str) {
                 Err(error) => panic!("{error}"),
             }
         }
+    }
+}
+
+/// Polls while poll(2) is interrupted each time, as by a profiler's signals.
+fn be_interrupted() {
+    let (_broker, client) = broker();
+    let (mut input, mut output) = UnixStream::pair().unwrap();
+    let mut receivers = EACH.map(|wait| client.receiver("c").wait(wait).keep_waiting().open().unwrap());
+    let mut sender = client.sender("c").slot_size(8).slots(1).open().unwrap();
+    sender.wait_for_receivers_timeout(EACH.len(), SOON).unwrap();
+    for receiver in &mut receivers {
+        until("a sender is linked", || receiver.try_get().unwrap().is_none() && receiver.senders() == 1);
+    }
+    send(&mut sender, b"x");
+    output.write_all(b"x").unwrap();
+    let watched = input.try_clone().unwrap();
+    let mut polled = receivers.each_mut().map(|one| [Pollable::receiver(one), Pollable::readable(&watched)]);
+    for polled in &mut polled {
+        assert_eq!(poll(polled, Some(SOON)).unwrap(), 2);
+    }
+    input.read_exact(&mut [0]).unwrap();
+    #[cfg(target_arch = "x86_64")]
+    refuse(libc::SYS_poll, libc::EINTR).unwrap();
+    refuse(libc::SYS_ppoll, libc::EINTR).unwrap();
+    for polled in &mut polled {
+        assert_eq!(poll(polled, Some(SOON)).unwrap(), 1, "the message is there");
+        assert_eq!(polled.each_ref().map(Pollable::is_ready), [true, false]);
+    }
+    for receiver in &mut receivers {
+        receiver.try_get().unwrap().unwrap();
+        let mut polled = [Pollable::receiver(receiver), Pollable::readable(&watched)];
+        assert_eq!(poll(&mut polled, Some(SOON)).unwrap_err().kind(), io::ErrorKind::Interrupted, "nothing is ready");
+    }
+    println!("was interrupted");
+}
+
+#[test]
+fn a_signal_handler_hides_nothing_that_is_ready() {
+    roles!(play);
+    if can_refuse() {
+        let (broker, _client) = broker();
+        Other::start(broker.address(), INTERRUPTED, geteuid().as_raw()).hear("was interrupted");
     }
 }
 

@@ -141,9 +141,9 @@ pub fn poll(polled: &mut [Pollable<'_>], timeout: Option<Duration>) -> io::Resul
         let thorough = waiting.is_thorough();
         let found = ask_endpoints(polled, thorough);
         // Before it spins, and so that endpoints do not keep it from descriptors.
-        let asked = (found || is_first) && ask_descriptors(polled)?;
-        if found || asked {
-            return Ok(count(polled));
+        let asked = if found || is_first { ask_descriptors(polled) } else { Ok(false) };
+        if found || !matches!(asked, Ok(false)) {
+            return settle(polled, asked);
         }
         is_first = false;
         if thorough && is_interrupted(polled) {
@@ -153,30 +153,37 @@ pub fn poll(polled: &mut [Pollable<'_>], timeout: Option<Duration>) -> io::Resul
             Next::Again => {}
             Next::Look => {
                 look(polled);
-                if ask_descriptors(polled)? {
+                let asked = ask_descriptors(polled);
+                if !matches!(asked, Ok(false)) {
                     ask_endpoints(polled, true);
-                    return Ok(count(polled));
+                    return settle(polled, asked);
                 }
             }
             Next::Sleep => {
-                if sleep(polled, deadline)? {
+                let asked = sleep(polled, deadline);
+                if !matches!(asked, Ok(false)) {
                     ask_endpoints(polled, true);
-                    return Ok(count(polled));
+                    return settle(polled, asked);
                 }
             }
             Next::Expired => {
                 // The last word is with the sockets.
                 look(polled);
                 ask_endpoints(polled, true);
-                ask_descriptors(polled)?;
-                return Ok(count(polled));
+                let asked = ask_descriptors(polled);
+                return settle(polled, asked);
             }
         }
     }
 }
 
-fn count(polled: &[Pollable<'_>]) -> usize {
-    polled.iter().filter(|polled| polled.is_ready).count()
+/// How many are ready. That a signal handler ran while descriptors were looked at is an error only if none is.
+fn settle(polled: &[Pollable<'_>], asked: io::Result<bool>) -> io::Result<usize> {
+    let count = polled.iter().filter(|polled| polled.is_ready).count();
+    match asked {
+        Err(error) if count == 0 || error.kind() != io::ErrorKind::Interrupted => Err(error),
+        _ => Ok(count),
+    }
 }
 
 fn look(polled: &mut [Pollable<'_>]) {
@@ -219,8 +226,9 @@ fn ask_kernel(
 ) -> io::Result<bool> {
     let places: Vec<usize> = (0..polled.len()).filter(|&place| asked(&polled[place])).collect();
     let mut asked: Vec<_> = places.iter().map(|&place| polled[place].polled()).collect();
-    nix::poll::poll(&mut asked, timeout_until(deadline))?;
-    let ready: Vec<bool> = asked.iter().map(|asked| asked.any() == Some(true)).collect();
+    let result = nix::poll::poll(&mut asked, timeout_until(deadline));
+    // Without a result none is.
+    let ready: Vec<bool> = asked.iter().map(|asked| result.is_ok() && asked.any() == Some(true)).collect();
     let mut found = false;
     for (place, ready) in places.into_iter().zip(ready) {
         if polled[place].endpoint().is_none() {
@@ -230,6 +238,7 @@ fn ask_kernel(
             tell(place);
         }
     }
+    result?;
     Ok(found)
 }
 
