@@ -295,10 +295,9 @@ fn pairs_wait_while_the_broker_has_no_descriptor_and_no_endpoint_is_refused() {
     }
     let folder = tempfile::tempdir().unwrap();
     std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
-    let broker = BrokerProcess::start_with(&folder.path().join("broker"), |command| {
+    let mut broker = BrokerProcess::start_with(&folder.path().join("broker"), |command| {
         command.args(["--allow", &OTHER.to_string()]);
     });
-    let broker = broker.forget_log();
     let client = Client::connect_to(&broker.address).unwrap();
     let mut other = Other::start(&broker.address, "receiver", OTHER);
     other.hear("it is open");
@@ -308,7 +307,12 @@ fn pairs_wait_while_the_broker_has_no_descriptor_and_no_endpoint_is_refused() {
     let mut sender = client.sender("c").slot_size(64).slots(2).open().unwrap();
     let why = sender.unpaired().unwrap().into_iter().map(|one| one.why).collect::<Vec<_>>();
     assert_eq!(why, [Mismatch::Exhausted; 2], "of another user, and of the own");
-    other.hear("the broker has no descriptor for their link");
+    other.hear("the broker cannot make the socket of their link");
+    let mut log = String::new();
+    until("the log names what it lacks", || {
+        broker.log.read_line(&mut log).unwrap();
+        log.contains("socketpair: Too many open files") && log.contains("ulimit -n")
+    });
     // As `fbuf ls` shows it, which cannot connect now.
     let shown = client.status().unwrap().into_iter().filter(|one| one.endpoint == sender.endpoint());
     let shown: Vec<_> = shown.map(|one| (one.unpaired, one.first_unpaired.map(|one| one.why))).collect();

@@ -11,7 +11,10 @@ use std::{
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
-use fbuf_core::socket::Listening;
+use fbuf_core::{
+    process::sys::{in_call, os_error},
+    socket::Listening,
+};
 use fbuf_protocol::address::Address;
 use nix::{
     errno::Errno,
@@ -145,7 +148,7 @@ pub enum BindError {
         path: PathBuf,
     },
     /// The kernel says no.
-    #[error("no broker can listen at {address}: {error}; {}", remedy(error))]
+    #[error("no broker can listen at {address}: {error}; {}", remedy(address, error))]
     Refused {
         /// Where it was to listen.
         address: Address,
@@ -155,13 +158,24 @@ pub enum BindError {
 }
 
 /// What to do about an address at which the kernel lets no broker listen.
-fn remedy(source: &io::Error) -> &'static str {
-    match source.raw_os_error().map(Errno::from_raw) {
+fn remedy(address: &Address, source: &io::Error) -> &'static str {
+    match os_error(source) {
         Some(Errno::ENOENT) => "make its folder, or choose another --socket, as in $XDG_RUNTIME_DIR",
-        Some(Errno::EACCES | Errno::EPERM) => "this user may not make files there: choose another --socket",
+        Some(Errno::EACCES) if matches!(address, Address::Path(_)) => {
+            "this user may not make files there: choose another --socket"
+        }
+        Some(Errno::EPERM) if matches!(address, Address::Path(_)) => {
+            "that file system has no sockets, or a seccomp filter or a security module refuses the call: choose another \
+             --socket, or permit it"
+        }
+        Some(Errno::EACCES | Errno::EPERM | Errno::ENOSYS) => {
+            "a seccomp filter of this process or its container, or a security module (AppArmor, SELinux), refuses the call: \
+             permit it"
+        }
         Some(Errno::EROFS) => "nothing can be made in that file system: choose another --socket",
         Some(Errno::ENOSPC | Errno::EDQUOT) => "free some space there, or choose another --socket",
-        Some(Errno::EMFILE | Errno::ENFILE) => "raise the limit on descriptors",
+        Some(Errno::EMFILE) => "raise the limit on descriptors of this process (RLIMIT_NOFILE, ulimit -n)",
+        Some(Errno::ENFILE) => "raise the limit on open files of the machine (fs.file-max)",
         _ => "choose another --socket",
     }
 }
@@ -250,7 +264,8 @@ impl Bound {
         // One that is too long is refused also where a shorter name leads to the same file: clients have none.
         let given = address.to_kernel().map_err(refused)?;
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-        let socket = socket(AddressFamily::Unix, SockType::SeqPacket, flags, None).map_err(|e| refused(e.into()))?;
+        let socket = socket(AddressFamily::Unix, SockType::SeqPacket, flags, None);
+        let socket = socket.map_err(in_call("socket")).map_err(refused)?;
         let socket = Listening::from(socket);
         let folder = match address {
             Address::Path(path) => Some(Folder::of(path, address)?),
@@ -266,10 +281,10 @@ impl Bound {
         };
         bind(socket.as_raw_fd(), &name).map_err(|error| match error {
             Errno::EADDRINUSE => BindError::Running { address: address.clone() },
-            error => refused(error.into()),
+            error => refused(in_call("bind")(error)),
         })?;
         let file = folder.map(SocketFile::made_in).transpose().map_err(refused)?;
-        Backlog::new(QUEUE).and_then(|queue| listen(&socket, queue)).map_err(|error| refused(error.into()))?;
+        Backlog::new(QUEUE).and_then(|queue| listen(&socket, queue)).map_err(in_call("listen")).map_err(refused)?;
         Ok(Self { socket, file, is_open_to_all: false })
     }
 

@@ -1,11 +1,14 @@
 //! How a command fails: with a sentence and a status, or because its output has no reader any more. Errors of the
 //! library name neither calls nor options; where an option is what to change, it is named here.
 
-use std::error::Error;
+use std::{error::Error, io};
 
 use bytesize::ByteSize;
 use fbuf_client::{ConnectError, GeometryError, MemoryError, Mismatch, OpenError, Refusal, Unpaired};
-use fbuf_core::limits::{MAX_LEASED, MAX_SLOTS};
+use fbuf_core::{
+    limits::{MAX_LEASED, MAX_SLOTS},
+    process::sys,
+};
 
 /// Why the command does not succeed.
 #[derive(Debug)]
@@ -27,6 +30,7 @@ impl<E: Error + 'static> From<E> for Failure {
     fn from(error: E) -> Self {
         let error: &(dyn Error + 'static) = &error;
         let said = error.downcast_ref().and_then(of_open).or_else(|| error.downcast_ref().and_then(of_connect));
+        let said = said.or_else(|| error.downcast_ref::<io::Error>().map(sys::said));
         Self::new(said.unwrap_or_else(|| error.to_string()))
     }
 }

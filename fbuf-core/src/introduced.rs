@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     peer::Peer,
+    process::sys::said,
     protection::Mechanism,
     receive::link::{GreetError, Greeted, SlotSource},
     send::link::Expected,
@@ -70,8 +71,8 @@ pub enum IntroductionError {
     /// The slots cannot be like that.
     #[error("the broker introduced a sender with slots that cannot be: {0}")]
     Geometry(GeometryError),
-    /// This process has no descriptor left for the socket of the link, or what came is no socket.
-    #[error("the socket of a link cannot be used: {0}")]
+    /// This process has no descriptor left for the socket of the link, or is refused a call of it, or what came is no socket.
+    #[error("the socket of a link cannot be used: {}", said(.0))]
     Socket(io::Error),
 }
 

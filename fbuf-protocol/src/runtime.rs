@@ -6,7 +6,10 @@
 use std::{
     io,
     ops::Deref,
-    os::fd::{AsRawFd, RawFd},
+    os::{
+        fd::{AsRawFd, RawFd},
+        unix::net::UnixStream,
+    },
     sync::Arc,
 };
 
@@ -26,7 +29,8 @@ const DESCRIPTORS: usize = 8;
 /// A tokio runtime on this thread.
 ///
 /// # Errors
-/// There are too few descriptors left: tokio would panic, since it opens some of them where it cannot fail.
+/// There are too few descriptors left, or the kernel refuses one: tokio would panic, since it opens some of them where it
+/// cannot fail.
 pub fn new() -> io::Result<tokio::runtime::Runtime> {
     let spare: Result<Vec<_>, _> = (0..DESCRIPTORS).map(|_| nix::sys::eventfd::EventFd::new()).collect();
     drop(spare.map_err(|error| match error {
@@ -35,6 +39,8 @@ pub fn new() -> io::Result<tokio::runtime::Runtime> {
         )),
         error => in_call("eventfd2")(error),
     })?);
+    // So does what waits for signals, if a program has that of tokio.
+    drop(UnixStream::pair().map_err(in_call("socketpair"))?);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     runtime.map_err(in_call("epoll_create1, epoll_ctl or eventfd2, for a tokio runtime"))
 }

@@ -17,13 +17,17 @@ use std::{
 
 use fbuf_core::{
     limits::{MAX_ANSWERS, MAX_MESSAGE},
-    process::foreign::Foreign,
+    process::{
+        foreign::Foreign,
+        sys::{in_call, os_error},
+    },
     socket::{
         Arrival, PacketSocket,
         wire::{self, Letter},
     },
 };
 use futures_util::{Sink, Stream};
+use nix::errno::Errno;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tarpc::{ClientMessage, Request, Response, ServerError, context};
 use tokio::time::{Sleep, sleep};
@@ -114,6 +118,8 @@ pub struct Packets<In, Out> {
     outbox: VecDeque<Letter>,
     /// Until when nothing is sent, for lack of something that passes.
     pause: Option<Pin<Box<Sleep>>>,
+    /// Since when the kernel has had no memory for what is to be sent.
+    without_memory: Option<Instant>,
     pace: Option<Pace>,
     lack: Lack,
     messages: PhantomData<fn(Out) -> In>,
@@ -157,7 +163,15 @@ impl<In, Out> Packets<In, Out> {
     /// Speaks over this socket.
     #[must_use]
     pub fn new(socket: Watched<PacketSocket>) -> Self {
-        Self { socket, outbox: VecDeque::new(), pause: None, pace: None, lack: Lack::default(), messages: PhantomData }
+        Self {
+            socket,
+            outbox: VecDeque::new(),
+            pause: None,
+            without_memory: None,
+            pace: None,
+            lack: Lack::default(),
+            messages: PhantomData,
+        }
     }
 
     /// Passes on a message, and reads the next one, only when a `turn` that began with its coming is over. What comes
@@ -177,8 +191,21 @@ impl<In, Out> Packets<In, Out> {
             }
             let mut ready = ready!(self.socket.poll_write_ready(task))?;
             match ready.try_io(|socket| socket.get_ref().send(letter)) {
-                Ok(Ok(())) => drop(self.outbox.pop_front()),
-                Ok(Err(error)) if is_passing(&error) => self.pause = Some(Box::pin(sleep(PAUSE))),
+                Ok(Ok(())) => {
+                    self.outbox.pop_front();
+                    self.without_memory = None;
+                }
+                Ok(Err(error)) if lacks_memory(&error) => {
+                    let since = *self.without_memory.get_or_insert_with(Instant::now);
+                    // A broker waits as long as its client does. To a client the connection is of no use, and it says why.
+                    if self.pace.is_none() && since.elapsed() >= MEMORY_TIME {
+                        return Poll::Ready(Err(error));
+                    }
+                    self.pause = Some(Box::pin(sleep(PAUSE)));
+                }
+                Ok(Err(error)) if error.kind() == io::ErrorKind::QuotaExceeded => {
+                    self.pause = Some(Box::pin(sleep(PAUSE)));
+                }
                 Ok(Err(error)) => return Poll::Ready(Err(error)),
                 Err(_would_block) => {}
             }
@@ -193,11 +220,12 @@ const PAUSE: Duration = Duration::from_millis(20);
 /// How often it is tried to receive such a message: others of this process may close some that they have for a moment.
 const LOOKS: u32 = 10;
 
-/// Whether a message that was not sent can be sent later: the user has too many descriptors on their way, or the kernel
-/// has no memory.
-fn is_passing(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::QuotaExceeded | io::ErrorKind::OutOfMemory)
-        || error.raw_os_error() == Some(nix::libc::ENOBUFS)
+/// For how long a client tries to send a message for which the kernel has no memory.
+const MEMORY_TIME: Duration = Duration::from_secs(2);
+
+/// Whether a message was not sent because the kernel has no memory.
+fn lacks_memory(error: &io::Error) -> bool {
+    matches!(os_error(error), Some(Errno::ENOMEM | Errno::ENOBUFS))
 }
 
 /// The next message of a socket; `UnexpectedEof` at its end.
@@ -251,7 +279,7 @@ fn poll_packet(
             Ok(Arrival::Nothing) => ready.clear_ready(),
             // Not the end of the stream: at that, tarpc would first wait for all answers under way.
             Ok(Arrival::HangUp) => return Poll::Ready(Some(Err(io::ErrorKind::UnexpectedEof.into()))),
-            Err(error) => return Poll::Ready(Some(Err(error))),
+            Err(error) => return Poll::Ready(Some(Err(in_call("recvmsg")(error)))),
         }
     }
 }

@@ -132,10 +132,10 @@ pub enum Mismatch {
         /// The user.
         user: u32,
     },
-    /// The broker has no descriptor for the socket of the link.
+    /// The broker cannot make the socket of the link, most likely for want of a descriptor.
     #[error(
-        "the broker has no descriptor for their link: they are linked when it has; raise its limit of open files \
-         (RLIMIT_NOFILE)"
+        "the broker cannot make the socket of their link, and its log says why: they are linked when it can; if it has no \
+         descriptor left, raise its limit of open files (RLIMIT_NOFILE)"
     )]
     Exhausted,
     /// Nothing keeps them apart any more.

@@ -3,6 +3,7 @@
 use std::{
     collections::HashMap,
     convert::Infallible,
+    io,
     os::fd::OwnedFd,
     sync::Arc,
     time::{Duration, Instant},
@@ -12,13 +13,13 @@ use fbuf_core::{
     introduced::Introduction,
     peer::LinkId,
     points,
-    process::foreign::Foreign,
+    process::{foreign::Foreign, sys::said},
     receive::link::SlotSource,
     socket::{PacketSocket, wire::Descriptor},
 };
 use fbuf_protocol::Slots;
 use tokio::{task::yield_now, time::sleep};
-use tracing::{debug, warn};
+use tracing::warn;
 
 use super::{Broker, Inner, LOOKS, lock, mailbox::Mailbox};
 use crate::{
@@ -36,16 +37,15 @@ const LATEST: Duration = Duration::from_secs(1);
 impl Inner {
     /// Introduces the first pairs of an endpoint that was opened. The others wait, as those do that lack something.
     pub(super) fn introduce(&mut self, opening: &Opening, user: u32) {
-        let (now, mut is_exhausted) = (Instant::now(), false);
+        let (now, mut refused) = (Instant::now(), None);
         let Self { state, mailboxes, slots, log_limit, .. } = self;
         let mut made = Vec::new();
         state.introduce(opening, now, |pair, holdings| {
-            let introduced = introduce(mailboxes, slots, pair, holdings);
-            introduced.map(|link| made.push((*pair, link))).inspect_err(|lack| is_exhausted |= *lack == Lack::Socket)
+            introduce(mailboxes, slots, pair, holdings, &mut refused).map(|link| made.push((*pair, link)))
         });
         made.iter().for_each(|(pair, link)| state.name(pair, *link));
-        if is_exhausted && log_limit.may_log(user, now) {
-            warn!("there is no descriptor for the sockets of links: raise the limit of open files (RLIMIT_NOFILE)");
+        if let Some(error) = refused.filter(|_| log_limit.may_log(user, now)) {
+            warn!(error = said(&error), "the socket of a link cannot be made");
         }
         self.have_tried_again();
     }
@@ -55,7 +55,7 @@ impl Inner {
         let Self { state, mailboxes, slots, .. } = self;
         let mut made = Vec::new();
         let turn = state.pair_again(user, Instant::now(), |pair, holdings| {
-            introduce(mailboxes, slots, pair, holdings).map(|link| made.push((*pair, link)))
+            introduce(mailboxes, slots, pair, holdings, &mut None).map(|link| made.push((*pair, link)))
         });
         made.iter().for_each(|(pair, link)| state.name(pair, *link));
         turn
@@ -109,12 +109,13 @@ impl Broker {
     }
 }
 
-/// Makes the link socket of a pair, and posts both ends: the name of the link.
+/// Makes the link socket of a pair, and posts both ends: the name of the link. If there is none, what the kernel has said.
 fn introduce(
     mailboxes: &HashMap<ClientId, Arc<Mailbox>>,
     slots: &HashMap<ClientId, HashMap<u64, Vec<Arc<Foreign>>>>,
     pair: &Pair,
     holdings: [Holding; 2],
+    refused: &mut Option<io::Error>,
 ) -> Result<LinkId, Lack> {
     let &Pair { sender, receiver, geometry, mechanism, .. } = pair;
     let mailbox = |party: PairEnd| match mailboxes.get(&party.client) {
@@ -124,7 +125,7 @@ fn introduce(
     let mailboxes = [mailbox(sender)?, mailbox(receiver)?];
     let link = PacketSocket::pair().and_then(|ends| Ok((ends, LinkId::draw()?)));
     let ((to_sender, to_receiver), link) = link.map_err(|error| {
-        debug!(%error, "no link socket");
+        *refused = Some(error);
         Lack::Socket
     })?;
     let slots = slots.get(&sender.client).and_then(|slots| slots.get(&sender.endpoint)).into_iter().flatten();

@@ -15,6 +15,7 @@ use std::{
 use fbuf_core::{
     limits::{MAX_ENDPOINTS, MAX_LINKS, MAX_PEER_USERS},
     peer::{Credentials, Peer},
+    process::sys::said,
     protection::Mechanism,
     slot::Geometry,
 };
@@ -286,7 +287,7 @@ impl State {
         let Open { channel, role, label, users, earlier } = open;
         let name = ChannelName::new(channel)?;
         let number = self.next();
-        let exhausted = |error: std::io::Error| Refusal::Exhausted { what: error.to_string() };
+        let exhausted = |error: std::io::Error| Refusal::Exhausted { what: said(&error) };
         let Some(client) = self.clients.get(&id) else { return Err(gone()) };
         if client.endpoints.contains_key(&endpoint) {
             return Err(Refusal::EndpointInUse { endpoint });

@@ -47,7 +47,12 @@ fn answer(address: &Address) -> Finding {
     let remedy = match error.raw_os_error().map(Errno::from_raw) {
         Some(Errno::ENOENT) => "Start one with `fbuf broker`, or set FBUF_BROKER if it listens elsewhere.",
         Some(Errno::ECONNREFUSED) => "The broker that was there is gone: start one with `fbuf broker`.",
-        Some(Errno::EACCES | Errno::EPERM) => "Ask the user that runs it for permission on the socket and its folder.",
+        Some(Errno::EACCES) if matches!(address, Address::Path(_)) => {
+            "Ask the user that runs it for permission on the socket and its folder."
+        }
+        Some(Errno::EACCES | Errno::EPERM | Errno::ENOSYS) => {
+            "Allow socket and connect in the seccomp filter, and the address in the security module."
+        }
         Some(Errno::EAGAIN) => "It listens but takes nobody: look whether the broker hangs.",
         Some(Errno::EPROTOTYPE) => "Another program's socket is there: set FBUF_BROKER to the broker's.",
         _ if error.kind() == io::ErrorKind::InvalidInput => "Set FBUF_BROKER to something shorter.",

@@ -72,14 +72,14 @@ pub fn section() -> Section {
 }
 
 fn pair() -> Result<(PacketSocket, PacketSocket), Setback> {
-    let (one, other) = works("socketpair", PacketSocket::pair())?;
-    Ok((works("fcntl", PacketSocket::new(one))?, works("fcntl", PacketSocket::new(other))?))
+    let (one, other) = works("a pair", PacketSocket::pair())?;
+    Ok((works("one end", PacketSocket::new(one))?, works("the other end", PacketSocket::new(other))?))
 }
 
 /// Sends a letter through a new pair of sockets, and says what came out.
 fn round(bytes: Vec<u8>, descriptors: Vec<Descriptor>) -> Result<(Vec<u8>, Vec<Foreign>), Setback> {
     let (here, there) = pair()?;
-    works("sendmsg", here.send(&Letter { bytes, descriptors }))?;
+    works("a message", here.send(&Letter { bytes, descriptors }))?;
     match works("recvmsg", there.receive::<MAX_MESSAGE>())? {
         Arrival::Message(bytes, descriptors) => Ok((bytes, descriptors)),
         Arrival::NoDescriptors => {

@@ -6,7 +6,7 @@ use std::{
 };
 
 use fbuf_core::{
-    process::sys::limit_behind,
+    process::sys::{limit_behind, os_error},
     socket::{NO_ID, PacketSocket},
 };
 use fbuf_protocol::{
@@ -38,7 +38,7 @@ pub enum ConnectError {
     #[error("the wait for a broker was interrupted by a signal handler or an interrupt handle")]
     Interrupted,
     /// Something may listen there, and this process cannot connect.
-    #[error("no connection to the broker at {address}: {error}; {}", remedy(error))]
+    #[error("no connection to the broker at {address}: {error}; {}", remedy(address, error))]
     Unreachable {
         /// Where.
         address: Address,
@@ -156,13 +156,19 @@ fn is_other_file(path: &std::path::Path) -> bool {
 }
 
 /// What to do when the kernel does not let a process connect.
-fn remedy(error: &io::Error) -> String {
-    match error.raw_os_error().map(Errno::from_raw) {
-        Some(Errno::EACCES | Errno::EPERM) => format!(
+fn remedy(address: &Address, error: &io::Error) -> String {
+    match os_error(error) {
+        Some(Errno::EACCES) if matches!(address, Address::Path(_)) => format!(
             "user {} may not write the socket, or not search a folder above it: the broker's policy is about other users only, \
              or the folder is closed to this one",
             geteuid()
         ),
+        Some(Errno::EACCES | Errno::EPERM | Errno::ENOSYS) => {
+            "a seccomp filter of this process or its container, or a security module (Landlock, AppArmor, SELinux), refuses it \
+             the call"
+                .into()
+        }
+        Some(Errno::ENOMEM | Errno::ENOBUFS) => "the kernel has no memory for it: free some, or raise the limit of the control group".into(),
         Some(Errno::EMFILE) => "this process has as many descriptors open as it may (RLIMIT_NOFILE)".into(),
         Some(Errno::ENFILE) => "the machine has as many files open as it may (fs.file-max)".into(),
         Some(Errno::ENOTDIR) => format!("a part of its path is no folder: check {VARIABLE}"),

@@ -7,6 +7,7 @@ use std::{
 
 use fbuf_core::{
     points,
+    process::sys::{in_call, os_error},
     socket::{Arrival, PacketSocket, means_gone, wire},
 };
 use fbuf_protocol::{
@@ -33,7 +34,7 @@ pub(super) async fn greet(
 ) -> Result<(Watched<PacketSocket>, u32), ConnectError> {
     let unreachable = |error| ConnectError::Unreachable { address: address.clone(), error };
     let not_a_broker = |found: &str| ConnectError::NotABroker { address: address.clone(), found: found.into() };
-    let socket = connect(address).await.map_err(|error| match error.raw_os_error().map(Errno::from_raw) {
+    let socket = connect(address).await.map_err(|error| match os_error(&error) {
         Some(Errno::EAGAIN) => not_a_broker("it does not accept connections"),
         Some(Errno::EPROTOTYPE) => not_a_broker("its socket is of another type"),
         Some(Errno::ENOENT | Errno::ECONNREFUSED) => {
@@ -99,7 +100,7 @@ fn is_passing(error: &io::Error) -> bool {
 async fn answer(socket: &Watched<PacketSocket>) -> io::Result<Arrival> {
     loop {
         let mut ready = socket.readable().await?;
-        match socket.get_ref().receive::<64>()? {
+        match socket.get_ref().receive::<64>().map_err(in_call("recvmsg"))? {
             Arrival::Nothing => ready.clear_ready(),
             arrival => return Ok(arrival),
         }

@@ -25,7 +25,10 @@ use super::{
     Map, MemoryError, Seals, available,
     memfd::{check_seals, kernels_reason, reserved, unmappable},
 };
-use crate::{process::foreign::Foreign, violation::Unsuitable};
+use crate::{
+    process::{foreign::Foreign, sys::os_error},
+    violation::Unsuitable,
+};
 
 /// The size of a huge page.
 pub const HUGE_PAGE: u64 = 2 << 20;
@@ -147,7 +150,7 @@ impl Leasable {
     pub(crate) fn given(reader: impl Into<Foreign>, slot_bytes: u64) -> Result<Self, Unsuitable> {
         let reader = reader.into();
         check_seals(reader.as_fd(), Seals::Size)?;
-        let stat = fstat(&reader).map_err(unmappable)?;
+        let stat = fstat(&reader).map_err(unmappable("fstat"))?;
         let (found, wanted) = (stat.st_size.max(0) as u64, whole_pages(slot_bytes, is_huge(reader.as_fd())));
         if found != wanted {
             return Err(Unsuitable::Size { found, wanted });
@@ -171,7 +174,7 @@ impl Leasable {
     pub(crate) fn verify_writer(&self, writer: BorrowedFd<'_>, same_user: bool) -> Result<(), Unsuitable> {
         // Before its file system is asked for anything.
         check_seals(writer, Seals::Size)?;
-        let stat = fstat(writer).map_err(unmappable)?;
+        let stat = fstat(writer).map_err(unmappable("fstat"))?;
         if FileId::of(&stat) != self.file {
             return Err(Unsuitable::OtherMemory);
         }
@@ -238,8 +241,12 @@ impl Leasable {
             Err(MemoryError::Refused { error: source, .. }) if huge && source.kind() == io::ErrorKind::OutOfMemory => {
                 return Err(none_left());
             }
-            Err(MemoryError::Refused { call: "madvise", .. }) if huge => return Err(none_left()),
-            Err(MemoryError::Refused { call: "madvise", .. }) => return Err(available::none_left(self.size)),
+            // A page that cannot be had is ENOMEM, or EFAULT where an access would be SIGBUS.
+            Err(MemoryError::Refused { call: "madvise", error, .. })
+                if matches!(os_error(&error), Some(Errno::ENOMEM | Errno::EFAULT)) =>
+            {
+                return Err(if huge { none_left() } else { available::none_left(self.size) });
+            }
             other => other?,
         };
         let length = i64::try_from(self.size).map_err(|error| refused("fallocate", io::Error::other(error)))?;
@@ -302,7 +309,7 @@ fn whole_pages(slot_bytes: u64, huge: bool) -> u64 {
 }
 
 fn access_mode(file: BorrowedFd<'_>) -> Result<OFlag, Unsuitable> {
-    let flags = fcntl(file, FcntlArg::F_GETFL).map_err(unmappable)?;
+    let flags = fcntl(file, FcntlArg::F_GETFL).map_err(unmappable("fcntl"))?;
     Ok(OFlag::from_bits_retain(flags) & OFlag::O_ACCMODE)
 }
 
@@ -336,6 +343,24 @@ mod tests {
         assert!(nix::unistd::ftruncate(&writer, 0).is_err());
         let mode = fs::metadata(format!("/proc/self/fd/{}", memory.as_fd().as_raw_fd())).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
+    }
+
+    #[test]
+    fn a_call_that_is_refused_is_not_taken_for_a_lack_of_memory() {
+        let memory = Leasable::create("fbuf-test", 4096, false, own()).unwrap();
+        assert!(memory.reserve(Pages::Base).is_ok(), "the control");
+        let reserved = std::thread::spawn(move || {
+            crate::socket::tests::refuse_here(nix::libc::SYS_madvise);
+            memory.reserve(Pages::Base)
+        });
+        match reserved.join().unwrap() {
+            // Before Linux 5.14 it is not asked.
+            Ok(_) => assert!(!crate::memory::map::can_provide()),
+            Err(error) => {
+                let said = error.to_string();
+                assert!(said.contains("madvise") && said.contains("seccomp") && !said.contains("available"), "{said}");
+            }
+        }
     }
 
     #[test]

@@ -23,8 +23,7 @@ use nix::{
 };
 
 pub(crate) use self::pages::can_provide;
-use super::{MemoryError, Pieces, Reserved, Seals, verify};
-use crate::process::sys::said;
+use super::{MemoryError, Pieces, Reserved, Seals, memfd::unmappable, verify};
 use crate::{
     process::{
         deferred::{Cause, LARGE, drop_deferred},
@@ -110,8 +109,7 @@ impl Map {
             Seals::ForGood => MapFlags::MAP_PRIVATE,
             Seals::OneWriter | Seals::Size => MapFlags::MAP_SHARED,
         };
-        let unmappable = |error: io::Error| Unsuitable::Unmappable { reason: said(&error) };
-        let map = Self::mapped(fd, size, ProtFlags::PROT_READ, sharing).map_err(unmappable)?;
+        let map = Self::mapped(fd, size, ProtFlags::PROT_READ, sharing).map_err(unmappable("mmap"))?;
         // A core of this process would hold all of its sender's slots.
         map.advise(libc::MADV_DONTDUMP);
         // A process that has mapped memory which was sealed for good has its descriptor as well.

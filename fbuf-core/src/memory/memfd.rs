@@ -23,7 +23,7 @@ use super::{
     leasable::{is_huge, reopen},
 };
 use crate::{
-    process::sys::{limit_behind, said},
+    process::sys::{in_call, limit_behind, said},
     violation::Unsuitable,
 };
 
@@ -216,7 +216,7 @@ pub(crate) fn verify_promised(fd: BorrowedFd<'_>, size: u64, seals: Seals) -> Re
     if is_huge(fd) {
         return Err(Unsuitable::Removable);
     }
-    let stat = fstat(fd).map_err(unmappable)?;
+    let stat = fstat(fd).map_err(unmappable("fstat"))?;
     let found = stat.st_size.max(0) as u64;
     if found != size {
         return Err(Unsuitable::Size { found, wanted: size });
@@ -245,8 +245,9 @@ pub(crate) fn reserved(stat: &FileStat) -> u64 {
     (stat.st_blocks.max(0) as u64).saturating_mul(512)
 }
 
-pub(crate) fn unmappable(error: Errno) -> Unsuitable {
-    Unsuitable::Unmappable { reason: said(&error.into()) }
+/// What is said of memory with which a call failed that no peer can have fail.
+pub(crate) fn unmappable<E: Into<io::Error>>(call: &'static str) -> impl Fn(E) -> Unsuitable {
+    move |error| Unsuitable::Unmappable { reason: said(&in_call(call)(error)) }
 }
 
 /// `F_SEAL_EXEC` of linux/fcntl.h.

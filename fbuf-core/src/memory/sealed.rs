@@ -65,7 +65,7 @@ impl Sealed {
         let memory = Foreign::from(memory);
         // Before its file system is asked for anything.
         check_seals(memory.as_fd(), Seals::ForGood)?;
-        let size = fstat(&memory).map_err(unmappable)?.st_size.max(0) as u64;
+        let size = fstat(&memory).map_err(unmappable("fstat"))?.st_size.max(0) as u64;
         Ok(SealedMemory::new(memory, size, length)?.into())
     }
 

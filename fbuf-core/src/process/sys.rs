@@ -53,7 +53,7 @@ pub fn random<const COUNT: usize>() -> io::Result<[u8; COUNT]> {
     let mut bytes = [0; COUNT];
     // SAFETY: `bytes` has `COUNT` bytes, which the kernel fills.
     let filled = unsafe { libc::getrandom(bytes.as_mut_ptr().cast(), COUNT, 0) };
-    if usize::try_from(filled) == Ok(COUNT) { Ok(bytes) } else { Err(io::Error::last_os_error()) }
+    if usize::try_from(filled) == Ok(COUNT) { Ok(bytes) } else { Err(in_call("getrandom")(io::Error::last_os_error())) }
 }
 
 /// Whether a file may have more than a few extended attributes, which the kernel frees with it one by one. It looks at no more
@@ -323,6 +323,7 @@ pub fn limit_behind(error: &io::Error) -> &'static str {
         Some(Errno::EPERM | Errno::ENOSYS) => {
             " (a seccomp filter of this process or its container may refuse the call)"
         }
+        Some(Errno::ENOBUFS) => " (no memory for what is sent: free some, or raise the limit of the control group)",
         _ => "",
     }
 }

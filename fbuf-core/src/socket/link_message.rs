@@ -5,7 +5,7 @@ use std::io;
 
 use serde::{Deserialize, Serialize};
 
-use crate::process::sys::said;
+use crate::process::sys::{in_call, said};
 use crate::{
     process::foreign::Foreign,
     socket::{
@@ -252,7 +252,7 @@ fn read(socket: &PacketSocket, arrival: io::Result<Arrival>) -> Result<Option<Li
         Ok(Arrival::Nothing) => Ok(None),
         Ok(Arrival::HangUp) => Err(ReadError::End(LinkEnd::HangUp)),
         Err(_) if socket.is_given_up() => Err(ReadError::End(Violation::Waiters.into())),
-        Err(error) => Err(ReadError::End(LinkEnd::Exhausted(said(&error)))),
+        Err(error) => Err(ReadError::End(LinkEnd::Exhausted(said(&in_call("recvmsg")(error))))),
     }
 }
 

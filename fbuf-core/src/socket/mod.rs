@@ -164,8 +164,8 @@ impl PacketSocket {
         use nix::fcntl::{FcntlArg, OFlag, fcntl};
         // From here on it is closed apart.
         let socket = Self::from(fd);
-        let flags = OFlag::from_bits_retain(fcntl(&socket, FcntlArg::F_GETFL)?);
-        fcntl(&socket, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
+        let flags = OFlag::from_bits_retain(fcntl(&socket, FcntlArg::F_GETFL).map_err(in_call("fcntl"))?);
+        fcntl(&socket, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK)).map_err(in_call("fcntl"))?;
         Ok(socket)
     }
 
@@ -233,7 +233,8 @@ impl PacketSocket {
             return heap::pair();
         }
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-        let (one, other) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags)?;
+        let pair = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags);
+        let (one, other) = pair.map_err(in_call("socketpair"))?;
         widen(&one);
         widen(&other);
         Ok((one, other))
@@ -244,9 +245,10 @@ impl PacketSocket {
     /// # Errors
     /// What connect(2) says; `WouldBlock` when patience ran out.
     pub fn connect(address: &UnixAddr, patience: Duration) -> io::Result<Self> {
-        let fd = socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None)?;
+        let fd = socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None)
+            .map_err(in_call("socket"))?;
         let limit = TimeVal::new(patience.as_secs().try_into().unwrap_or(i64::MAX), patience.subsec_micros().into());
-        setsockopt(&fd, sockopt::SendTimeout, &limit)?;
+        setsockopt(&fd, sockopt::SendTimeout, &limit).map_err(in_call("setsockopt"))?;
         widen(&fd);
         connect(fd.as_raw_fd(), address)?;
         Self::new(fd)
@@ -258,7 +260,7 @@ impl PacketSocket {
     /// What connect(2) says; `WouldBlock` when there is none.
     pub fn connect_at_once(address: &UnixAddr) -> io::Result<Self> {
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-        let fd = socket(AddressFamily::Unix, SockType::SeqPacket, flags, None)?;
+        let fd = socket(AddressFamily::Unix, SockType::SeqPacket, flags, None).map_err(in_call("socket"))?;
         widen(&fd);
         connect(fd.as_raw_fd(), address)?;
         Ok(fd.into())
@@ -336,7 +338,7 @@ impl PacketSocket {
                     getsockopt(self, sockopt::SndBuf).unwrap_or(0),
                 ),
             )),
-            Err(error) => Err(error.into()),
+            Err(error) => Err(unsent("sendmsg", error)),
         }
     }
 
@@ -352,8 +354,8 @@ impl PacketSocket {
         if self.is_given_up() {
             return Err(given_up());
         }
-        self.0.measured(|| send(self.as_raw_fd(), bytes, MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT))?;
-        Ok(())
+        let send = || send(self.as_raw_fd(), bytes, MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT);
+        self.0.measured(send).map(drop).map_err(|error| unsent("sendto", error))
     }
 
     /// Whether the other end is closed, perhaps with messages that were not received yet.
@@ -415,7 +417,7 @@ impl PacketSocket {
     /// # Errors
     /// What getsockopt(2) says.
     pub fn peer(&self) -> io::Result<Credentials> {
-        let found = getsockopt(self, sockopt::PeerCredentials)?;
+        let found = getsockopt(self, sockopt::PeerCredentials).map_err(in_call("getsockopt"))?;
         Ok(Credentials { pid: found.pid(), uid: found.uid(), gid: found.gid() })
     }
 }
@@ -468,6 +470,11 @@ impl Drop for HangUp {
     }
 }
 
+/// What a call says by which nothing was sent. That there is no room now is said often, and needs no name.
+fn unsent(call: &'static str, error: Errno) -> io::Error {
+    if error == Errno::EAGAIN { error.into() } else { in_call(call)(error) }
+}
+
 /// What calls of a socket say that is [given up](PacketSocket::is_given_up).
 fn given_up() -> io::Error {
     let text = "very many wait at the other end of the socket, so that each call takes long: it is used no more";
@@ -504,11 +511,8 @@ impl AsRawFd for PacketSocket {
 /// Whether an error of `send` means that the other side is gone.
 #[must_use]
 pub fn means_gone(error: &io::Error) -> bool {
-    matches!(
-        error.raw_os_error().map(Errno::from_raw),
-        Some(Errno::EPIPE | Errno::ECONNRESET | Errno::ENOTCONN | Errno::ECONNREFUSED)
-    )
+    matches!(sys::os_error(error), Some(Errno::EPIPE | Errno::ECONNRESET | Errno::ENOTCONN | Errno::ECONNREFUSED))
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

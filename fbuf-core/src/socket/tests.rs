@@ -200,7 +200,7 @@ fn a_full_socket_says_so() {
 
 /// Has the kernel refuse a system call to this thread (seccomp(2)).
 #[expect(unsafe_code, reason = "prctl(2)")]
-fn refuse_here(call: libc::c_long) {
+pub(crate) fn refuse_here(call: libc::c_long) {
     let step = |code: u32, no: u8, k: u32| libc::sock_filter { code: code as u16, jt: 0, jf: no, k };
     let mut steps = [
         // The number of the call, the first word of `struct seccomp_data`.

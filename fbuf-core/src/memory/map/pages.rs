@@ -61,7 +61,7 @@ impl Map {
         }
         verify_promised(fd, size, Seals::OneWriter)?;
         let map = Self::new(fd, size, ProtFlags::PROT_READ);
-        Ok(map.map_err(|error| Unsuitable::Unmappable { reason: error.to_string() })?.of_peer(fd))
+        Ok(map.map_err(unmappable("mmap"))?.of_peer(fd))
     }
 
     /// The same, all pages of which exist: memory that was verified may lack as many as lie behind its end. A page that was
@@ -74,11 +74,11 @@ impl Map {
         if cfg!(miri) {
             return Ok(self);
         }
-        let reserved = || fstat(fd).map(|stat| reserved(&stat)).map_err(unmappable);
+        let reserved = || fstat(fd).map(|stat| reserved(&stat)).map_err(unmappable("fstat"));
         let reserved_before = reserved()?;
         for begin in (0..self.size).step_by(HUGE_PAGE as usize) {
             let provided = self.provide(begin..begin + HUGE_PAGE as usize, false);
-            provided.map_err(|error| Unsuitable::Unmappable { reason: error.to_string() })?;
+            provided.map_err(unmappable("madvise"))?;
             let made = reserved()?.saturating_sub(reserved_before);
             if made > 0 {
                 let size = self.size as u64;

@@ -63,7 +63,7 @@ impl Claim {
             // There it is no file.
             return Ok(Self { file: None, user: None });
         }
-        let file = FileId::of(&fstat(memory).map_err(unmappable)?);
+        let file = FileId::of(&fstat(memory).map_err(unmappable("fstat"))?);
         let uid = sender.process.uid;
         let user = (!sender.same_user && uid != NO_ID).then_some(uid);
         if let Some(user) = user {

@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::memory::leasable::OPENING;
+use crate::memory::{leasable::OPENING, memfd::unmappable};
 use crate::{
     memory::{Leasable, Map, MemoryError, Pages, Pieces},
     peer::Peer,
@@ -146,7 +146,6 @@ impl LeasedSlots {
     pub(crate) fn give(&mut self, grant: ReceivedGrant) -> Result<(), Violation> {
         let ReceivedGrant { giver, grant: link_message::WriteGrant { slot, writer, reader } } = grant;
         let giver = giver.peer();
-        let unmappable = |error: io::Error| Unsuitable::Unmappable { reason: error.to_string() };
         if self.former.contains(&giver.endpoint) {
             // It has gone, and what it had sent before is of no use.
             return Ok(());
@@ -159,7 +158,8 @@ impl LeasedSlots {
         let Some(place) = self.slots.get(slot as usize) else { return Err(Violation::Slot { named: slot, known }) };
         let memory = match (reader, &place.memory) {
             (Some(reader), _) => {
-                let memory = Leasable::given(reader.into_foreign().map_err(unmappable)?, self.geometry.cell_bytes())?;
+                let memory =
+                    Leasable::given(reader.into_foreign().map_err(unmappable("fcntl"))?, self.geometry.cell_bytes())?;
                 let mut others = (0..).zip(&self.slots).filter(|(other, _)| *other != slot);
                 // Two fbufs would write the same bytes.
                 if others.any(|(_, other)| other.has(&memory)) {
@@ -173,7 +173,7 @@ impl LeasedSlots {
             }
         };
         memory.verify_writer(writer.as_fd(), giver.same_user)?;
-        let writer = writer.into_owned().map_err(unmappable)?;
+        let writer = writer.into_owned().map_err(unmappable("fcntl"))?;
         let place = &mut self.slots[slot as usize];
         (place.memory, place.access) = (Some(memory), WriteAccess::Here(writer.into()));
         points::reach("right: accepted");
