@@ -217,7 +217,7 @@ fn a_sender_without_receivers_is_told_so_and_keeps_its_fbuf() {
     assert!(matches!(error, WriteError::NoReceiver { .. }), "{error}");
     assert_eq!(&error.into_fbuf().unwrap()[..], b"kept");
     let wanted = sender.wait_for_receivers_timeout(2, Duration::from_millis(1)).unwrap_err();
-    assert_eq!(wanted, WaitError::TimedOut { wanted: 2, linked: 0 });
+    assert_eq!(wanted, WaitError::TimedOut { wanted: 2, linked: 0, failure: None });
 }
 
 #[test]

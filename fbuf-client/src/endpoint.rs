@@ -40,6 +40,7 @@ use nix::{
 use crate::{
     hangup::{Alarm, Watch},
     interrupt::InterruptHandle,
+    link_failure::LinkFailure,
     wait::FOR_EVER,
 };
 
@@ -47,6 +48,9 @@ use crate::{
 pub(crate) trait LinkSink: Send {
     /// A peer was introduced.
     fn introduce(&self, introduced: Introduced);
+
+    /// A peer was introduced with which no link can be made, for want of something.
+    fn fail(&self, peer: Peer, reason: String);
 
     /// The links that there are, or will be.
     fn links(&self) -> Vec<LinkId>;
@@ -64,6 +68,10 @@ pub(crate) trait Brought {
     fn is_void(&self) -> Option<Peer>;
 }
 
+/// Why a link is not [admitted](PendingLinks::admit).
+pub(crate) const NO_ROOM: &str = "its user has as many links with this process as one other user may have, or as much of its \
+                                  descriptors (RLIMIT_NOFILE) or memory";
+
 /// How often letters are looked through for those of peers that are gone, at most.
 const SWEEP_PAUSE: Duration = Duration::from_millis(20);
 
@@ -79,6 +87,8 @@ pub(crate) struct PendingLinks<T> {
     /// The links with peers that were introduced and have not gone. One peer may have several: when a broker dies
     /// between its two introductions, the next one introduces the two again.
     links: Mutex<BTreeMap<LinkId, Link>>,
+    /// The last peer with which no link could be made.
+    failure: Mutex<Option<LinkFailure>>,
     /// When letters were looked through last.
     swept: Mutex<Option<Instant>>,
     /// What the endpoint says of itself whenever it looks at its sockets; but for its links.
@@ -157,9 +167,9 @@ impl<T> PendingLinks<T> {
     pub(crate) fn new() -> io::Result<Self> {
         let wake = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK).map_err(in_call("eventfd2"))?;
         let (new_links, links, report) = (Mutex::default(), Mutex::default(), Mutex::default());
-        let (filled, swept) = (Notice::new()?, Mutex::default());
+        let (filled, failure, swept) = (Notice::new()?, Mutex::default(), Mutex::default());
         let [hung_up, is_closed] = [false; 2].map(AtomicBool::new);
-        Ok(Self { filled, hung_up, is_closed, new_links, links, swept, report, wake: Arc::new(wake).into() })
+        Ok(Self { filled, hung_up, is_closed, new_links, links, failure, swept, report, wake: Arc::new(wake).into() })
     }
 
     /// What wakes the endpoint.
@@ -244,6 +254,17 @@ impl<T> PendingLinks<T> {
     /// A peer is linked no more, or will not be.
     pub(crate) fn forget(&self, peer: Peer) {
         lock(&self.links).remove(&peer.link);
+    }
+
+    /// As [`Self::forget`], of one with which no link could be made: why, or none if it has closed its end.
+    pub(crate) fn fail(&self, peer: Peer, reason: Option<String>) {
+        *lock(&self.failure) = Some(LinkFailure { peer, reason });
+        self.forget(peer);
+    }
+
+    /// The last peer with which no link could be made.
+    pub(crate) fn failure(&self) -> Option<LinkFailure> {
+        lock(&self.failure).clone()
     }
 
     /// Whether any peer is linked, or may be soon.

@@ -112,6 +112,7 @@ mod guard;
 mod hangup;
 mod interrupt;
 mod io_error;
+mod link_failure;
 mod link_source;
 mod poll;
 mod receiver;
@@ -144,6 +145,7 @@ pub use fbuf_protocol::{
 };
 pub use guard::WaitGuard;
 pub use interrupt::InterruptHandle;
+pub use link_failure::LinkFailure;
 pub use poll::{Pollable, poll};
 pub use receiver::{GetError, Iter, Receiver, ReceiverBuilder, ReceiverCounters, TryIter};
 pub use sender::{

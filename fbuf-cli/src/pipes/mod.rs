@@ -5,7 +5,7 @@ mod send;
 
 use std::{collections::BTreeSet, time::Duration};
 
-use fbuf_client::{Client, OpenError, Protection, Unpaired};
+use fbuf_client::{Client, LinkFailure, OpenError, Protection, Unpaired};
 
 pub(crate) use receive::{RecvArguments, receive};
 pub(crate) use send::{SendArguments, send};
@@ -46,6 +46,8 @@ struct Waiting<'a> {
     said: BTreeSet<For>,
     /// The endpoints that are not paired with that of the command, as far as it has said so.
     unpaired: BTreeSet<u64>,
+    /// The link of which it has said last that it could not be made.
+    failure: Option<LinkFailure>,
 }
 
 /// What a command can wait for.
@@ -60,7 +62,7 @@ enum For {
 
 impl<'a> Waiting<'a> {
     fn new(channel: &'a str, client: &'a Client) -> Self {
-        Self { channel, client, said: BTreeSet::new(), unpaired: BTreeSet::new() }
+        Self { channel, client, said: BTreeSet::new(), unpaired: BTreeSet::new(), failure: None }
     }
 
     /// Says it, unless it was said before.
@@ -82,6 +84,14 @@ impl<'a> Waiting<'a> {
                 let remedy = remedy(&unpaired).map(|remedy| format!("; {remedy}")).unwrap_or_default();
                 say(format_args!("{unpaired}{remedy}"));
             }
+        }
+    }
+
+    /// Says with which peer no link could be made, and why, unless it was said before.
+    fn say_failure(&mut self, failure: Option<LinkFailure>) {
+        if let Some(said) = failure.as_ref().filter(|_| failure != self.failure) {
+            say(said);
+            self.failure = failure;
         }
     }
 }

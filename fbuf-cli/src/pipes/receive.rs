@@ -88,6 +88,7 @@ fn next(receiver: &mut Receiver, has_begun: bool, waiting: &mut Waiting) -> Resu
                     (0, _) => {
                         waiting.say(For::Peers, || "waiting for a sender".to_owned());
                         waiting.say_unpaired(|| receiver.unpaired());
+                        waiting.say_failure(receiver.link_failure());
                     }
                     (_, 0) => waiting.say(For::Link, || format!("waiting for {} to answer this receiver", peers())),
                     _ => waiting.say(For::FirstMessage, || format!("waiting for the first message of {}", peers())),

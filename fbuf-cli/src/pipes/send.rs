@@ -129,12 +129,13 @@ fn stream(
 fn wait_for_receivers(sender: &mut Sender, count: usize, waiting: &mut Waiting) -> Result<(), Failure> {
     loop {
         match sender.wait_for_receivers_timeout(count, SILENCE) {
-            Err(WaitError::TimedOut { wanted, linked }) => {
+            Err(WaitError::TimedOut { wanted, linked, failure }) => {
                 waiting.say(For::Peers, || match (wanted, linked) {
                     (1, _) => "waiting for a receiver".to_owned(),
                     _ => format!("waiting for {wanted} receivers, of which {linked} are linked,"),
                 });
                 waiting.say_unpaired(|| sender.unpaired());
+                waiting.say_failure(failure);
             }
             Err(WaitError::Interrupted) => {}
             result => {

@@ -13,9 +13,10 @@ use std::{
 };
 
 use fbuf_core::{
-    introduced::{Introduced, Introduction},
-    peer::LinkId,
+    introduced::{Introduced, Introduction, IntroductionError},
+    peer::{LinkId, Peer},
     points,
+    process::sys::said,
     socket::PacketSocket,
 };
 use fbuf_protocol::{
@@ -223,11 +224,15 @@ impl Endpoints {
         }
     }
 
-    fn introduce(&self, introduced: Introduced) {
+    fn introduce(&self, introduced: Result<Introduced, Unusable>) {
+        let number = introduced.as_ref().map_or_else(|unusable| unusable.endpoint, Introduced::endpoint);
         // It may have been closed meanwhile, which the peer sees as a hang-up.
-        let Some(Endpoint { post, .. }) = self.open.get(&introduced.endpoint()) else { return };
+        let Some(Endpoint { post, .. }) = self.open.get(&number) else { return };
         points::reach("attach: introduced");
-        post.introduce(introduced);
+        match introduced {
+            Ok(introduced) => post.introduce(introduced),
+            Err(Unusable { peer, error, .. }) => post.fail(peer, error.to_string()),
+        }
     }
 }
 
@@ -324,7 +329,7 @@ impl Session {
                     match fetched {
                         Ok(News { introductions, report, receipt }) => {
                             self.receipt = receipt;
-                            introductions.into_iter().filter_map(believe).for_each(|one| endpoints.introduce(one));
+                            introductions.into_iter().map(believe).for_each(|one| endpoints.introduce(one));
                             if report {
                                 self.report(endpoints);
                             }
@@ -456,29 +461,48 @@ impl Session {
 fn why_gone(error: &RpcError) -> String {
     let causes = iter::successors(error.source(), |error| (*error).source());
     match causes.last() {
-        Some(cause) if !is_end(cause) => cause.to_string(),
-        _ => "it hung up: start it again, if it has ended".into(),
+        Some(cause) => match kernels(cause) {
+            Some(error) if is_end(error.kind()) => GONE.into(),
+            Some(error) => said(error),
+            None => cause.to_string(),
+        },
+        None => GONE.into(),
     }
 }
 
-fn is_end(cause: &(dyn Error + 'static)) -> bool {
-    use io::ErrorKind::{BrokenPipe, ConnectionReset, UnexpectedEof};
+/// What is said of a broker that has ended the connection.
+const GONE: &str = "it hung up: start it again, if it has ended";
+
+/// What the kernel said, if it is that.
+fn kernels<'a>(cause: &'a (dyn Error + 'static)) -> Option<&'a io::Error> {
     // That of the connection comes as a shared one.
     let shared = cause.downcast_ref::<Arc<dyn Error + Send + Sync>>();
     let cause: &(dyn Error + 'static) = shared.map_or(cause, |shared| &**shared);
-    let kind = cause.downcast_ref::<io::Error>().map(io::Error::kind);
-    kind.is_some_and(|kind| matches!(kind, BrokenPipe | ConnectionReset | UnexpectedEof))
+    cause.downcast_ref()
+}
+
+fn is_end(kind: io::ErrorKind) -> bool {
+    use io::ErrorKind::{BrokenPipe, ConnectionReset, UnexpectedEof};
+    matches!(kind, BrokenPipe | ConnectionReset | UnexpectedEof)
+}
+
+/// An introduction of which no link can be made, which the peer sees as a hang-up.
+struct Unusable {
+    endpoint: u64,
+    peer: Peer,
+    error: IntroductionError,
 }
 
 /// An introduction that the broker has just sent. None of a sender with slots that cannot be, which a broker that has
-/// checked it does not introduce; nor if this process has no descriptor left, which the peer sees as a hang-up.
-fn believe(introduction: Introduction) -> Option<Introduced> {
+/// checked it does not introduce; nor if this process lacks something for its socket.
+fn believe(introduction: Introduction) -> Result<Introduced, Unusable> {
+    let (endpoint, peer) = (introduction.endpoint, introduction.peer);
     #[expect(unsafe_code, reason = "only here is it known that the broker has said so")]
     // SAFETY: it came over the connection to the broker, which is one of root, of this process's user, or of a user that
     // this client was told to accept, as the kernel says (`Accepted`). It goes to the endpoint that it names, and nothing
     // else has had its descriptors.
     let introduced = unsafe { introduction.assume_genuine() };
-    introduced.ok()
+    introduced.map_err(|error| Unusable { endpoint, peer, error })
 }
 
 /// All pages, each of what is behind a number.

@@ -504,7 +504,11 @@ mod tests {
     use std::time::Duration;
 
     use fbuf_broker::Embedded;
-    use fbuf_core::{introduced::Introduced, peer::LinkId, protection::Protection};
+    use fbuf_core::{
+        introduced::Introduced,
+        peer::{LinkId, Peer},
+        protection::Protection,
+    };
     use fbuf_protocol::{Limits, Report};
 
     use super::*;
@@ -519,6 +523,8 @@ mod tests {
         fn introduce(&self, _: Introduced) {
             panic!("a fault");
         }
+
+        fn fail(&self, _: Peer, _: String) {}
 
         fn links(&self) -> Vec<LinkId> {
             Vec::new()

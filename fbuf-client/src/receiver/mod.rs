@@ -426,7 +426,7 @@ impl Receiver {
         match link.end() {
             Ok(None) => {}
             Ok(Some(reason)) => self.troubles.push_back(GetError::Aborted { peer, reason }),
-            Err(end) => self.push_error(peer, end),
+            Err(end) => self.push_error(trouble(peer, end)),
         }
     }
 
@@ -513,7 +513,7 @@ impl Receiver {
             Err((peer, GreetError::Gone)) => (peer, None),
             Err((peer, error)) => (peer, Some(error.to_string())),
         };
-        self.pending_links.forget(peer);
+        self.pending_links.fail(peer, what.clone());
         self.troubles.extend(what.map(|what| GetError::Exhausted { peer, what: what.into() }));
     }
 
@@ -530,17 +530,18 @@ impl Receiver {
                 self.links.push(*link);
             }
             Ok(Answered::NotYet(greeted)) => self.greeted.push(*greeted),
-            Err(LinkEnd::HangUp) => self.pending_links.forget(peer),
+            Err(LinkEnd::HangUp) => self.pending_links.fail(peer, None),
             Err(end) => {
-                self.pending_links.forget(peer);
-                self.push_error(peer, end);
+                let error = trouble(peer, end);
+                self.pending_links.fail(peer, Some(error.to_string()));
+                self.push_error(error);
             }
         }
     }
 
-    fn push_error(&mut self, peer: Peer, end: LinkEnd) {
-        self.violations += u64::from(matches!(end, LinkEnd::Violation(_)));
-        self.troubles.push_back(trouble(peer, end));
+    fn push_error(&mut self, error: GetError) {
+        self.violations += u64::from(matches!(error, GetError::PeerViolation { .. }));
+        self.troubles.push_back(error);
     }
 
     fn remove(&mut self, index: usize) -> Inbound {

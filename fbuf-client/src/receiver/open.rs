@@ -16,7 +16,7 @@ use super::Receiver;
 use crate::{
     acceptance::{Acceptance, Predicate},
     client::{Client, OpenError},
-    endpoint::{Brought, LinkSink, PendingLinks, Ready, Sockets},
+    endpoint::{Brought, LinkSink, NO_ROOM, PendingLinks, Ready, Sockets},
     link_source::LinkSource,
     sender::OptionsError,
     wait::{Batching, Pace, SameCpuPeers, SpinBudget, Wait},
@@ -272,11 +272,17 @@ impl LinkSink for Senders {
         // Slots that senders of one other user take from this receiver are no larger together than those of one may be.
         let most = self.accepts.others.slot_bytes.saturating_mul(MAX_LEASED.into());
         if !self.pending_links.admit(&peer, introduced.descriptors(), introduced.pool_bytes(), most) {
-            return;
+            return self.pending_links.fail(peer, Some(NO_ROOM.into()));
         }
         let greeted =
             introduced.greet(self.skip_above).map(|greeted| greeted.waking(self.pending_links.wake().clone()));
         self.pending_links.post(peer, greeted.map_err(|error| (peer, error)));
+    }
+
+    fn fail(&self, peer: Peer, reason: String) {
+        if self.acceptance.accepts(&peer) {
+            self.pending_links.post(peer, Err((peer, GreetError::Exhausted(reason))));
+        }
     }
 
     fn links(&self) -> Vec<LinkId> {

@@ -7,7 +7,7 @@ use fbuf_core::{
 use fbuf_protocol::Unpaired;
 
 use super::{Receiver, ReceiverCounters};
-use crate::client::OpenError;
+use crate::{client::OpenError, link_failure::LinkFailure};
 
 impl Receiver {
     /// By what number peers know this endpoint, and `fbuf ls` lists it; no other has it, nor will have.
@@ -48,6 +48,12 @@ impl Receiver {
     /// ```
     pub fn unpaired(&self) -> Result<Vec<Unpaired>, OpenError> {
         self.registration.unpaired()
+    }
+
+    /// The last sender that the broker introduced and with which no link could be made, and why, as far as this process knows.
+    #[must_use]
+    pub fn link_failure(&self) -> Option<LinkFailure> {
+        self.pending_links.failure()
     }
 
     /// What was done so far. Takes time for each sender, and for no slot.

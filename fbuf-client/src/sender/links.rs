@@ -102,10 +102,13 @@ impl Sender {
     }
 
     pub(super) fn read_new_links(&mut self, attention: &Attention) {
-        while let Some(expected) = self.pending_links.next() {
-            match self.sockets.add(expected.socket(), expected.peer().link) {
-                Ok(()) => self.look_for(expected),
-                Err(error) => self.depart(expected.peer(), DisconnectReason::Exhausted { what: said(&error) }, None),
+        while let Some(new_link) = self.pending_links.next() {
+            match new_link {
+                Ok(expected) => match self.sockets.add(expected.socket(), expected.peer().link) {
+                    Ok(()) => self.look_for(expected),
+                    Err(error) => self.fail(expected.peer(), DisconnectReason::Exhausted { what: said(&error) }),
+                },
+                Err((peer, what)) => self.fail(peer, DisconnectReason::Exhausted { what }),
             }
             if !attention.lasts() {
                 break;
@@ -139,10 +142,21 @@ impl Sender {
                 }
                 self.expected.push(expected);
             }
-            Err(LinkEnd::HangUp | LinkEnd::Dropped) => self.pending_links.forget(peer),
-            Err(LinkEnd::Violation(violation)) => self.depart(peer, DisconnectReason::Violation { violation }, None),
-            Err(LinkEnd::Exhausted(what)) => self.depart(peer, DisconnectReason::Exhausted { what }, None),
+            Err(LinkEnd::HangUp | LinkEnd::Dropped) => self.pending_links.fail(peer, None),
+            Err(LinkEnd::Violation(violation)) => self.fail(peer, DisconnectReason::Violation { violation }),
+            Err(LinkEnd::Exhausted(what)) => self.fail(peer, DisconnectReason::Exhausted { what }),
         }
+    }
+
+    /// No link can be made with a receiver.
+    fn fail(&mut self, peer: Peer, reason: DisconnectReason) {
+        let why = match &reason {
+            DisconnectReason::Exhausted { what } => what.clone(),
+            DisconnectReason::Violation { violation } => format!("it broke a rule: {violation}"),
+            other => format!("{other:?}"),
+        };
+        self.pending_links.fail(peer, Some(why));
+        self.depart(peer, reason, None);
     }
 
     /// Ends a link. All that was lent over it alone is back.

@@ -41,6 +41,8 @@ pub use protection::{LEASE_BASE_FROM, LEASE_FROM, ProtectionInfo};
 pub use report::{AllocateError, Departure, DisconnectReason, SenderCounters, Sent, WaitError, WriteError};
 pub use wait::WaitFor;
 
+use protection::NewReceiver;
+
 /// The sending end of a channel: allocates fbufs out of its own pool and gives them to every
 /// receiver that is linked.
 ///
@@ -100,7 +102,7 @@ pub struct Sender {
     sockets: Sockets,
     /// The sockets at which something happened and that were not attended to yet.
     ready: Ready,
-    pending_links: Arc<PendingLinks<Expected>>,
+    pending_links: Arc<PendingLinks<NewReceiver>>,
     /// Whether there is anything in the inbox, or this process was forked.
     notice: Notice,
     generation: Generation,

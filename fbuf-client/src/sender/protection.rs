@@ -18,7 +18,7 @@ use fbuf_protocol::{Opened, Refusal, Report, Role, Slots, name::Label};
 use crate::{
     acceptance::Acceptance,
     client::{Client, OpenError, Registration},
-    endpoint::{Brought, LinkSink, PendingLinks},
+    endpoint::{Brought, LinkSink, NO_ROOM, PendingLinks},
     link_source::LinkSource,
 };
 
@@ -76,7 +76,7 @@ impl fmt::Display for ProtectionInfo {
 /// A pool, and the place at the broker to which its receivers come.
 pub(crate) struct Place {
     pub pool: Pool,
-    pub pending_links: Arc<PendingLinks<Expected>>,
+    pub pending_links: Arc<PendingLinks<NewReceiver>>,
     pub registration: Registration,
     pub protection_info: ProtectionInfo,
 }
@@ -213,15 +213,18 @@ impl OpenRequest<'_> {
     }
 }
 
-impl Brought for Expected {
+/// A receiver that will say hello, or why it cannot.
+pub(super) type NewReceiver = Result<Expected, (Peer, String)>;
+
+impl Brought for NewReceiver {
     fn is_void(&self) -> Option<Peer> {
-        self.has_hung_up().then(|| self.peer())
+        self.as_ref().ok().filter(|expected| expected.has_hung_up()).map(Expected::peer)
     }
 }
 
 /// Where receivers are introduced.
 struct Receivers {
-    pending_links: LinkSource<Expected>,
+    pending_links: LinkSource<NewReceiver>,
     acceptance: Acceptance,
 }
 
@@ -229,8 +232,19 @@ impl LinkSink for Receivers {
     fn introduce(&self, introduced: Introduced) {
         let peer = introduced.peer();
         // One that is not accepted, or for which there is no room, sees the socket hang up.
-        if self.acceptance.accepts(&peer) && self.pending_links.admit(&peer, introduced.descriptors(), 0, 0) {
-            self.pending_links.post(peer, introduced.expect());
+        if !self.acceptance.accepts(&peer) {
+            return;
+        }
+        if self.pending_links.admit(&peer, introduced.descriptors(), 0, 0) {
+            self.pending_links.post(peer, Ok(introduced.expect()));
+        } else {
+            self.pending_links.fail(peer, Some(NO_ROOM.into()));
+        }
+    }
+
+    fn fail(&self, peer: Peer, reason: String) {
+        if self.acceptance.accepts(&peer) {
+            self.pending_links.post(peer, Err((peer, reason)));
         }
     }
 

@@ -16,7 +16,10 @@ use fbuf_core::{
     violation::Violation,
 };
 
-use crate::client::ClientFailed;
+use crate::{
+    client::ClientFailed,
+    link_failure::{LinkFailure, and_failure},
+};
 
 /// What a sender has done so far, and where its slots are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -260,7 +263,7 @@ pub enum AllocateError {
 }
 
 /// Why a wait for receivers has ended before they came, or before they had handed everything back.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum WaitError {
     /// This process was forked from the one that opened the sender.
@@ -273,12 +276,14 @@ pub enum WaitError {
     #[error(transparent)]
     ClientFailed(#[from] ClientFailed),
     /// They did not come in time.
-    #[error("{linked} receivers are linked, and {wanted} were waited for")]
+    #[error("{linked} receivers are linked, and {wanted} were waited for{}", and_failure(failure.as_ref()))]
     TimedOut {
         /// How many were waited for.
         wanted: usize,
         /// How many are there.
         linked: usize,
+        /// The last receiver with which no link could be made since the sender was opened, and why.
+        failure: Option<LinkFailure>,
     },
     /// Receivers did not hand everything back in time.
     #[error("receivers still hold {slots} slots, and were to hand all of them back")]

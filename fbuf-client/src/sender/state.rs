@@ -9,7 +9,7 @@ use fbuf_core::{
 use fbuf_protocol::Unpaired;
 
 use super::{Counts, Departure, DisconnectReason, ProtectionInfo, Sender, SenderCounters};
-use crate::client::OpenError;
+use crate::{client::OpenError, link_failure::LinkFailure};
 
 impl Sender {
     /// How many bytes an fbuf holds.
@@ -78,6 +78,12 @@ impl Sender {
     /// ```
     pub fn unpaired(&self) -> Result<Vec<Unpaired>, OpenError> {
         self.registration.unpaired()
+    }
+
+    /// The last receiver that the broker introduced and with which no link could be made, and why, as far as this process knows.
+    #[must_use]
+    pub fn link_failure(&self) -> Option<LinkFailure> {
+        self.pending_links.failure()
     }
 
     /// The receivers that have messages which they have not handed back, and how many each has.

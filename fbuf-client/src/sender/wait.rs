@@ -147,7 +147,10 @@ impl Sender {
         match guard::wait(self, waiting, linked) {
             Ok(linked) => Ok(linked?),
             Err(Unmet::Interrupted) => Err(WaitError::Interrupted),
-            Err(Unmet::Expired) => Err(WaitError::TimedOut { wanted, linked: self.receivers() }),
+            Err(Unmet::Expired) => {
+                let failure = self.pending_links.failure();
+                Err(WaitError::TimedOut { wanted, linked: self.receivers(), failure })
+            }
         }
     }
 
