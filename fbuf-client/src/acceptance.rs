@@ -5,7 +5,6 @@ use std::{fmt, io::stderr, process, sync::Arc};
 use fbuf_core::{
     peer::Peer,
     process::{deferred, fork::Generation, threads::contain},
-    socket::waiters,
 };
 
 use crate::sender::OptionsError;
@@ -64,7 +63,7 @@ impl Acceptance {
     /// Whether a link with this peer may be made. From another user that has passed
     /// [much that takes long to close](deferred::is_overrun) nothing more is taken.
     pub(crate) fn accepts(&self, peer: &Peer) -> bool {
-        if peer.other_user().is_some_and(|user| deferred::is_overrun(user) || waiters::is_given_up(user)) {
+        if peer.other_user().is_some_and(deferred::is_overrun) {
             return false;
         }
         let is_named = self.users.as_ref().is_none_or(|users| users.contains(&peer.process.uid));

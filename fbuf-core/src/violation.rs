@@ -101,11 +101,6 @@ pub enum Violation {
     /// A link socket that the peer never reads.
     #[error("the link socket is full: the peer does not read it")]
     SocketFull,
-    /// So many wait at the peer's end of the link socket that each call at this end takes long.
-    #[error(
-        "calls of the link socket take long: very many wait at its other end, or at that of another socket of its user"
-    )]
-    Waiters,
 }
 
 impl From<Unsuitable> for Violation {

@@ -136,10 +136,6 @@ impl Broker {
         // Root, and processes of the broker's own user, can stop it anyhow.
         let is_own = process.uid == 0 || process.uid == geteuid().as_raw();
         let socket = socket.with_peer(process.uid, is_own);
-        if socket.is_given_up() {
-            // Not told: to send it anything would take long.
-            return Ok(None);
-        }
         let groups = match socket.peer_groups() {
             Err(error) if error.raw_os_error() == Some(Errno::ERANGE as i32) => {
                 if self.may_log(process.uid) {
@@ -150,7 +146,7 @@ impl Broker {
                         "sent away: it is in too many groups"
                     );
                 }
-                say(&socket, Verdict::NotPermitted)?;
+                say(&socket.relayed_if_slow()?, Verdict::NotPermitted)?;
                 return Ok(None);
             }
             groups => groups?,
@@ -160,7 +156,7 @@ impl Broker {
         match admitted {
             Ok(admission) => {
                 // Its place is taken until what it may have sent is closed.
-                let socket = socket.with(admission.charge());
+                let socket = socket.with(admission.charge()).relayed_if_slow()?;
                 Ok(Some(PendingClient { socket, process, admission }))
             }
             // Before it has greeted: a connection that is refused need not be waited for.
@@ -168,6 +164,7 @@ impl Broker {
                 if self.may_log(process.uid) {
                     warn!(pid = process.pid, uid = process.uid, ?dismissal, "sent away");
                 }
+                let socket = socket.relayed_if_slow()?;
                 say(&socket, dismissal.verdict())?;
                 if let Dismissal::QuotaExceeded(spent) = dismissal {
                     socket.send(&wire::encode(&Wire(spent)).map_err(io::Error::other)?)?;

@@ -34,13 +34,13 @@ pub(super) struct Mailbox {
 }
 
 impl Drop for Mailbox {
-    /// The peers at the other ends see a hang-up at once, whatever they have sent; but for users that are
-    /// [given up](waiters), to which that is told where the socket is closed.
+    /// The peers at the other ends see a hang-up at once, whatever they have sent; but for [slow](waiters) users, which another
+    /// thread tells.
     fn drop(&mut self) {
         for (introduction, holding) in lock(&self.waiting).drain(..) {
             let user = introduction.peer.process.uid;
             let unsent = Unsent { introduction, _holding: holding };
-            if waiters::is_given_up(user) {
+            if waiters::is_slow(user) {
                 deferred::drop_deferred(Cause::Peer(Some(user)), unsent);
             } else {
                 waiters::measured(Some(user), || drop(unsent));

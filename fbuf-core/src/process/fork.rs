@@ -241,7 +241,9 @@ pub(crate) enum Rank {
     Shares,
     /// What peers of other users have not received.
     UnderWay,
-    /// Users that are given up, since very many threads wait at their sockets.
+    /// Sockets that other threads make the calls of.
+    Relays,
+    /// Users for which calls take long, since very many threads wait at their sockets.
     Waiters,
     /// What other threads are to drop.
     DeferredDrop,

@@ -1,6 +1,6 @@
 //! How a socket is closed: it hangs up, and what waits in it may take long to drop.
 
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::AsRawFd;
 
 use nix::{
     errno::Errno,
@@ -9,7 +9,7 @@ use nix::{
 
 #[cfg(miri)]
 use super::heap;
-use super::{Socket, under_way};
+use super::{Socket, relay, under_way, waiters};
 use crate::{
     limits::MAX_AT_ONCE,
     process::{
@@ -23,7 +23,7 @@ impl Slow for Socket {
     fn cause(&mut self) -> Option<Cause> {
         #[cfg(miri)]
         if heap::IS_USED {
-            heap::hang_up(self.descriptor.as_fd());
+            heap::hang_up(self.fd());
             return None;
         }
         if !self.generation.is_current() {
@@ -31,21 +31,25 @@ impl Slow for Socket {
             return None;
         }
         // It may stay open, and would be ready for ever.
-        for epoll in self.watchers().drain(..).filter_map(|epoll| epoll.upgrade()) {
-            let _ = epoll.delete(self.descriptor.as_fd());
+        for watch in self.watchers().drain(..) {
+            watch.end(self.fd());
         }
         let slow = Some(Cause::Peer(self.user));
-        if self.is_given_up() {
+        if self.near.get().is_none() && self.is_slow() {
             return slow;
         }
+        if let Some(user) = self.user.filter(|_| self.near.get().is_some()) {
+            // This process may end next.
+            waiters::wait_for(user, || relay::is_carried(self.fd()));
+        }
         // Nothing more can come.
-        let hung_up = self.measured(|| shutdown(self.descriptor.as_raw_fd(), Shutdown::Both));
+        let hung_up = self.measured(|| shutdown(self.fd().as_raw_fd(), Shutdown::Both));
         self.has_hung_up = true;
-        if self.is_given_up() {
+        if self.near.get().is_none() && self.is_slow() {
             return slow;
         }
         let is_known_empty =
-            hung_up.and_then(|()| setsockopt(&**self.descriptor, sockopt::PassCred, &true)).is_ok() && self.drain();
+            hung_up.and_then(|()| setsockopt(&self.fd(), sockopt::PassCred, &true)).is_ok() && self.drain();
         if is_known_empty { None } else { slow }
     }
 }
@@ -54,11 +58,11 @@ impl Drop for Socket {
     /// What the other side has not received goes on to count. DeferredDrop, if what waits here [may take long](Slow::cause).
     fn drop(&mut self) {
         if !self.has_hung_up && self.generation.is_current() && cfg!(not(miri)) {
-            let _ = shutdown(self.descriptor.as_raw_fd(), Shutdown::Both);
+            let _ = shutdown(self.fd().as_raw_fd(), Shutdown::Both);
         }
         if let Some(user) = self.bounded().filter(|_| self.generation.is_current()) {
             // That socket may stay open, and what was passed here is to be closed all the same, and is closed here.
-            under_way::close(user, &self.descriptor, self.is_emptied());
+            under_way::close(user, self.descriptor(), self.is_emptied());
         }
     }
 }
@@ -67,7 +71,7 @@ impl Socket {
     /// What waits first.
     fn first(&self) -> Option<First> {
         loop {
-            match sys::first(self.descriptor.as_fd()) {
+            match sys::first(self.fd()) {
                 Ok(first) => return Some(first),
                 Err(error) => match error.raw_os_error().map(Errno::from_raw) {
                     Some(Errno::ENOTCONN) => return Some(First::Nothing),
@@ -81,7 +85,7 @@ impl Socket {
 
     /// Takes it off, with what it carries; false if it stays. A reset is said once, and before that.
     fn take_off(&self) -> bool {
-        let taken = recv(self.descriptor.as_raw_fd(), &mut [], MsgFlags::MSG_DONTWAIT);
+        let taken = recv(self.fd().as_raw_fd(), &mut [], MsgFlags::MSG_DONTWAIT);
         matches!(taken, Ok(_) | Err(Errno::ECONNRESET))
     }
 

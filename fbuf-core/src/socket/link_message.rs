@@ -200,7 +200,6 @@ fn encode(message: &LinkMessage) -> Result<Letter, LinkEnd> {
 /// What follows for the link.
 fn unsent(socket: &PacketSocket, error: &io::Error) -> LinkEnd {
     match error.kind() {
-        _ if socket.is_given_up() => Violation::Waiters.into(),
         _ if means_gone(error) => LinkEnd::HangUp,
         io::ErrorKind::WouldBlock => match socket.narrow() {
             None => Violation::SocketFull.into(),
@@ -227,15 +226,15 @@ pub(crate) fn ring(socket: &PacketSocket) -> bool {
 
 /// Takes the first message, if it is there.
 pub(crate) fn receive_first(socket: &PacketSocket) -> Result<Option<LinkMessage>, LinkEnd> {
-    Ok(read(socket, socket.receive::<LONGEST>())?)
+    Ok(read(socket.receive::<LONGEST>())?)
 }
 
 /// Takes the next message, if one is there, where none may carry more than so many descriptors.
 pub(crate) fn receive(socket: &PacketSocket, descriptors: usize) -> Result<Option<LinkMessage>, ReadError> {
-    read(socket, socket.receive_few::<LONGEST>(descriptors))
+    read(socket.receive_few::<LONGEST>(descriptors))
 }
 
-fn read(socket: &PacketSocket, arrival: io::Result<Arrival>) -> Result<Option<LinkMessage>, ReadError> {
+fn read(arrival: io::Result<Arrival>) -> Result<Option<LinkMessage>, ReadError> {
     let garbage = |reason| ReadError::End(Violation::Garbage { reason }.into());
     match arrival {
         Ok(Arrival::Message(_, descriptors)) if !descriptors.iter().all(Foreign::is_memory) => {
@@ -251,7 +250,6 @@ fn read(socket: &PacketSocket, arrival: io::Result<Arrival>) -> Result<Option<Li
         Ok(Arrival::NoDescriptors) => Err(ReadError::NoDescriptor),
         Ok(Arrival::Nothing) => Ok(None),
         Ok(Arrival::HangUp) => Err(ReadError::End(LinkEnd::HangUp)),
-        Err(_) if socket.is_given_up() => Err(ReadError::End(Violation::Waiters.into())),
         Err(error) => Err(ReadError::End(LinkEnd::Exhausted(said(&in_call("recvmsg")(error))))),
     }
 }

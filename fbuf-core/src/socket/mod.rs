@@ -10,7 +10,7 @@ use std::{
     io::{self, IoSlice},
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -20,7 +20,6 @@ use nix::{
     errno::Errno,
     poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::{
-        epoll::{Epoll, EpollEvent, EpollFlags},
         socket::{
             AddressFamily, ControlMessage, MsgFlags, Shutdown, SockFlag, SockType, UnixAddr, connect, getsockopt, send,
             sendmsg, setsockopt, shutdown, socket, socketpair, sockopt,
@@ -29,14 +28,13 @@ use nix::{
     },
 };
 
-use crate::process::sys::in_call;
 use crate::{
     limits::SEND_BUFFER,
     peer::{Credentials, Peer},
     process::{
         deferred::{self, Cause, DeferredDrop},
         fork::{Generation, Withheld},
-        sys::{self},
+        sys::{self, in_call},
     },
     socket::{under_way::Kind, wire::Letter},
 };
@@ -49,12 +47,15 @@ mod heap;
 pub mod link_message;
 mod listening;
 mod receiving;
+pub(crate) mod relay;
 pub mod shares;
 pub(crate) mod under_way;
 pub mod waiters;
+mod watching;
 pub mod wire;
 
-pub use self::{listening::Listening, receiving::Arrival};
+use self::watching::Watch;
+pub use self::{listening::Listening, receiving::Arrival, watching::LinkSocket};
 
 /// Closes sockets of links that have ended which were only kept to see whether their peers receive what they were sent. To be
 /// called now and then, also where no link ends.
@@ -74,12 +75,13 @@ pub struct PacketSocket(DeferredDrop<Socket>);
 struct Socket {
     // Closed before the rest is dropped.
     descriptor: Arc<Withheld<OwnedFd>>,
+    /// What is used in its place, once it is [relayed](relay).
+    near: OnceLock<Arc<Withheld<OwnedFd>>>,
     generation: Generation,
     /// The user of the other side.
     user: Option<u32>,
-    /// Whether that is the user of this process.
-    is_own: bool,
-    /// Whether it is used no more, as calls of it [take long](waiters).
+    slowness: Slowness,
+    /// Whether it is used no more.
     is_given_up: AtomicBool,
     has_hung_up: bool,
     /// Whether what is [under way](under_way) to that user is bounded.
@@ -87,62 +89,132 @@ struct Socket {
     /// Whether no message carries descriptors that may carry none, or the other side is of the same user.
     is_vetted: bool,
     /// What [watches](LinkSocket::watch) it.
-    watched_by: Mutex<Vec<Weak<Epoll>>>,
-    kept: Option<Kept>,
+    watched_by: Mutex<Vec<Watch>>,
+    /// Held while a message is looked at and taken off, and while the socket is exchanged.
+    reading: Mutex<()>,
+    /// Dropped when it is closed.
+    kept: Vec<Arc<dyn fmt::Debug + Send + Sync>>,
 }
 
-/// What is dropped when a socket is closed.
-type Kept = Box<dyn fmt::Debug + Send + Sync>;
+/// What follows if the user of the other side is [slow](waiters).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Slowness {
+    /// Nothing: it is this user, or this thread is the one for that user.
+    Borne,
+    /// It is used no more, since it cannot be exchanged. The other side can connect again.
+    Ends,
+    /// It is [relayed](relay).
+    IsRelayed,
+}
 
 impl From<OwnedFd> for PacketSocket {
     fn from(descriptor: OwnedFd) -> Self {
-        let (descriptor, generation) = (Arc::new(descriptor.into()), Generation::current());
-        let socket = Socket {
-            descriptor,
-            generation,
-            user: None,
-            is_own: false,
-            is_given_up: AtomicBool::new(false),
-            has_hung_up: false,
-            is_bounded: false,
-            is_vetted: false,
-            watched_by: Mutex::default(),
-            kept: None,
-        };
+        Socket::new(Arc::new(descriptor.into())).into()
+    }
+}
+
+impl From<Socket> for PacketSocket {
+    fn from(socket: Socket) -> Self {
         Self(socket.into())
     }
 }
 
 impl Socket {
-    fn watchers(&self) -> MutexGuard<'_, Vec<Weak<Epoll>>> {
+    fn new(descriptor: Arc<Withheld<OwnedFd>>) -> Self {
+        Self {
+            descriptor,
+            near: OnceLock::new(),
+            generation: Generation::current(),
+            user: None,
+            slowness: Slowness::Borne,
+            is_given_up: AtomicBool::new(false),
+            has_hung_up: false,
+            is_bounded: false,
+            is_vetted: false,
+            watched_by: Mutex::default(),
+            reading: Mutex::default(),
+            kept: Vec::new(),
+        }
+    }
+
+    /// What is used just now.
+    fn descriptor(&self) -> &Arc<Withheld<OwnedFd>> {
+        self.near.get().unwrap_or(&self.descriptor)
+    }
+
+    fn fd(&self) -> BorrowedFd<'_> {
+        self.descriptor().as_fd()
+    }
+
+    fn watchers(&self) -> MutexGuard<'_, Vec<Watch>> {
         // Nothing panics while it is locked.
         self.watched_by.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The user of the other side, if it is another one: its calls are measured.
-    fn other_user(&self) -> Option<u32> {
-        // Where Miri runs this, there are no such calls.
-        self.user.filter(|_| !self.is_own && cfg!(not(miri)))
+    /// Has it not be exchanged meanwhile, if it may be.
+    fn lock_reading(&self) -> Option<MutexGuard<'_, ()>> {
+        let may_be_exchanged = self.slowness == Slowness::IsRelayed;
+        // Nothing panics while it is locked.
+        may_be_exchanged.then(|| self.reading.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Whether it is used no more. The first that asks has the thread for its user hang up.
-    fn is_given_up(&self) -> bool {
+    /// The user of the other side, if calls of the socket that is used are measured.
+    fn measured_user(&self) -> Option<u32> {
+        // Where Miri runs this, there are no such calls.
+        self.user.filter(|_| self.slowness != Slowness::Borne && self.near.get().is_none() && cfg!(not(miri)))
+    }
+
+    /// Whether calls of the socket that is used may take long.
+    fn is_slow(&self) -> bool {
+        self.measured_user().is_some_and(waiters::is_slow)
+    }
+
+    /// Sees to it that calls do not take long, where the user of the other side is [slow](waiters).
+    ///
+    /// # Errors
+    /// It is used no more. The other side sees a hang-up.
+    fn make_ready(&self) -> io::Result<()> {
         // Relaxed: nothing else is told by it.
         if self.is_given_up.load(Ordering::Relaxed) {
-            return true;
+            return Err(given_up());
         }
-        let Some(user) = self.other_user().filter(|&user| waiters::is_given_up(user)) else { return false };
+        let Some(user) = self.measured_user().filter(|&user| waiters::is_slow(user)) else { return Ok(()) };
+        if self.slowness == Slowness::IsRelayed && self.exchange(user).is_ok() {
+            return Ok(());
+        }
         if !self.is_given_up.swap(true, Ordering::Relaxed) {
             deferred::drop_deferred(Cause::Peer(Some(user)), HangUp(self.descriptor.clone()));
         }
-        true
+        Err(given_up())
+    }
+
+    /// Exchanges the socket for the near end of a relay; but not while another thread reads, whose next call does it.
+    fn exchange(&self, user: u32) -> io::Result<()> {
+        let Ok(_reading) = self.reading.try_lock() else { return Ok(()) };
+        let watchers = self.watchers();
+        if self.near.get().is_some() {
+            return Ok(());
+        }
+        let pair = relay::Pair::new(user)?;
+        for watch in watchers.iter() {
+            watch.begin(pair.near.as_fd())?;
+        }
+        // Before anything is taken off the other. Nobody else sets it, under the lock.
+        let _ = self.near.set(pair.near.clone());
+        watchers.iter().for_each(|watch| watch.end(self.descriptor.as_fd()));
+        relay::begin(user, self.far(), pair)
+    }
+
+    /// The same socket, for the thread that makes its calls.
+    fn far(&self) -> PacketSocket {
+        let mut far = Self::new(self.descriptor.clone());
+        (far.user, far.is_bounded, far.kept) = (self.user, self.is_bounded, self.kept.clone());
+        far.into()
     }
 
     /// Does what may [take long](waiters).
     fn measured<T>(&self, call: impl FnOnce() -> T) -> T {
-        let result = waiters::measured(self.other_user(), call);
-        self.is_given_up();
-        result
+        waiters::measured(self.measured_user(), call)
     }
 
     /// The user of the other side, if what is under way to it is bounded.
@@ -188,25 +260,42 @@ impl PacketSocket {
     #[must_use]
     pub fn with_peer(mut self, user: u32, is_own: bool) -> Self {
         self.0.user = Some(user);
-        self.0.is_own = is_own;
+        self.0.slowness = if is_own { Slowness::Borne } else { Slowness::Ends };
         self.0.is_vetted |= is_own;
         self
+    }
+
+    /// The same; [relayed](relay), if the user of the other side is [slow](waiters) just now.
+    ///
+    /// # Errors
+    /// It cannot be: that user has its share of descriptors, or there is no descriptor or thread for it.
+    pub fn relayed_if_slow(mut self) -> io::Result<Self> {
+        let Some(user) = self.0.measured_user().filter(|&user| waiters::is_slow(user)) else { return Ok(self) };
+        let pair = relay::Pair::new(user)?;
+        let mut near = Socket::new(pair.near.clone());
+        (near.user, near.is_vetted, near.kept) = (self.0.user, self.0.is_vetted, self.0.kept.clone());
+        self.0.slowness = Slowness::Borne;
+        relay::begin(user, self, pair)?;
+        Ok(near.into())
     }
 
     /// The same, of a link with this peer.
     #[must_use]
     pub(crate) fn of_link_with(self, peer: &Peer) -> Self {
         let mut this = self.with_peer(peer.process.uid, peer.same_user);
+        if this.0.slowness == Slowness::Ends {
+            this.0.slowness = Slowness::IsRelayed;
+        }
         // Where Miri runs this, nothing is under way.
         this.0.is_bounded = cfg!(not(miri)) && shares::bounded(peer).is_some();
         this
     }
 
-    /// Whether calls of it take so long that it is used no more, nor is any other socket of the user of its other side just now:
-    /// [`waiters`]. The other side sees a hang-up.
+    /// Whether it is used no more, since calls of it [take long](waiters). The other side sees a hang-up.
     #[must_use]
     pub fn is_given_up(&self) -> bool {
-        self.0.is_given_up()
+        // Relaxed: nothing else is told by it.
+        self.0.is_given_up.load(Ordering::Relaxed)
     }
 
     /// Whether so many descriptors more can be sent now, as far as is [known](under_way).
@@ -219,7 +308,7 @@ impl PacketSocket {
     /// The same, with something that is dropped when it is closed, by whatever thread.
     #[must_use]
     pub fn with(mut self, kept: impl fmt::Debug + Send + Sync + 'static) -> Self {
-        self.0.kept = Some(Box::new(kept));
+        self.0.kept.push(Arc::new(kept));
         self
     }
 
@@ -273,7 +362,7 @@ impl PacketSocket {
         if heap::IS_USED {
             return None;
         }
-        getsockopt(self, sockopt::SndBuf).ok().filter(|&size| size < SEND_BUFFER)
+        getsockopt(&self.0.fd(), sockopt::SndBuf).ok().filter(|&size| size < SEND_BUFFER)
     }
 
     /// How much of the send buffer is in use: what the peer has not read.
@@ -283,7 +372,7 @@ impl PacketSocket {
         if heap::IS_USED {
             return 0;
         }
-        sys::unread_bytes(self.as_fd()).unwrap_or(0)
+        sys::unread_bytes(self.0.fd()).unwrap_or(0)
     }
 
     /// Sends a message without waiting.
@@ -303,22 +392,29 @@ impl PacketSocket {
     pub(crate) fn send_as(&self, letter: &Letter, kind: Kind) -> io::Result<()> {
         let descriptors = letter.descriptors.len();
         let Some(user) = self.0.bounded().filter(|_| descriptors > 0) else { return self.send_at_once(letter, kind) };
-        under_way::send(user, &self.0.descriptor, descriptors, kind, || self.send_at_once(letter, kind))
+        self.0.make_ready()?;
+        under_way::send(user, self.0.descriptor(), descriptors, kind, || self.send_at_once(letter, kind))
+    }
+
+    /// As [`Self::send`], of what was [under way](under_way) before, and so may be.
+    fn send_on(&self, letter: &Letter) -> io::Result<()> {
+        let descriptors = letter.descriptors.len();
+        let send = || self.send_at_once(letter, Kind::Other);
+        let Some(user) = self.0.bounded().filter(|_| descriptors > 0) else { return send() };
+        under_way::send_on(user, &self.0.descriptor, descriptors, send)
     }
 
     fn send_at_once(&self, letter: &Letter, kind: Kind) -> io::Result<()> {
         #[cfg(miri)]
         if heap::IS_USED {
-            return heap::send(self.as_fd(), &letter.bytes, &letter.descriptors);
+            return heap::send(self.0.fd(), &letter.bytes, &letter.descriptors);
         }
         let raw: Vec<_> = letter.descriptors.iter().map(|fd| fd.as_fd().as_raw_fd()).collect();
         let rights = [ControlMessage::ScmRights(&raw)];
         let control = if raw.is_empty() { &[] } else { &rights[..] };
-        if self.is_given_up() {
-            return Err(given_up());
-        }
+        self.0.make_ready()?;
         let flags = MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT;
-        let send = || sendmsg::<()>(self.as_raw_fd(), &[IoSlice::new(&letter.bytes)], control, flags, None);
+        let send = || sendmsg::<()>(self.0.fd().as_raw_fd(), &[IoSlice::new(&letter.bytes)], control, flags, None);
         match self.0.measured(send) {
             Ok(_) => Ok(()),
             Err(Errno::ETOOMANYREFS) => {
@@ -335,7 +431,7 @@ impl PacketSocket {
                     "a message of {} bytes does not fit into the send buffer of {} bytes that the kernel grants: \
                      raise net.core.wmem_max",
                     letter.bytes.len(),
-                    getsockopt(self, sockopt::SndBuf).unwrap_or(0),
+                    getsockopt(&self.0.fd(), sockopt::SndBuf).unwrap_or(0),
                 ),
             )),
             Err(error) => Err(unsent("sendmsg", error)),
@@ -349,12 +445,10 @@ impl PacketSocket {
     pub fn send_bytes(&self, bytes: &[u8]) -> io::Result<()> {
         #[cfg(miri)]
         if heap::IS_USED {
-            return heap::send(self.as_fd(), bytes, &[]);
+            return heap::send(self.0.fd(), bytes, &[]);
         }
-        if self.is_given_up() {
-            return Err(given_up());
-        }
-        let send = || send(self.as_raw_fd(), bytes, MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT);
+        self.0.make_ready()?;
+        let send = || send(self.0.fd().as_raw_fd(), bytes, MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT);
         self.0.measured(send).map(drop).map_err(|error| unsent("sendto", error))
     }
 
@@ -363,19 +457,25 @@ impl PacketSocket {
     pub fn has_hung_up(&self) -> bool {
         #[cfg(miri)]
         if heap::IS_USED {
-            return heap::has_hung_up(self.as_fd());
+            return heap::has_hung_up(self.0.fd());
         }
-        let mut this = [PollFd::new(self.as_fd(), PollFlags::empty())];
+        let mut this = [PollFd::new(self.0.fd(), PollFlags::empty())];
         // No error is possible for one descriptor and no time (poll(2)).
         poll(&mut this, PollTimeout::ZERO).is_ok()
             && this[0].revents().is_some_and(|events| events.contains(PollFlags::POLLHUP))
     }
 
-    /// Whether nothing waits to be received. Only of a socket that has [hung up](Self::has_hung_up) that stays so.
+    /// Whether the other end is closed, and nothing waits to be received.
     #[must_use]
-    pub(crate) fn is_drained(&self) -> bool {
+    pub(crate) fn has_ended(&self) -> bool {
+        let _same = self.0.lock_reading();
+        self.has_hung_up() && self.is_drained()
+    }
+
+    /// Whether nothing waits to be received. Only of a socket that has hung up that stays so.
+    fn is_drained(&self) -> bool {
         let mut byte = [0];
-        let mut look = || sys::peek(self.as_fd(), &mut byte, 0);
+        let mut look = || sys::peek(self.0.fd(), &mut byte, 0);
         let looked = match look() {
             // Said once, and before what had been sent.
             Err(error) if error.kind() == io::ErrorKind::ConnectionReset => look(),
@@ -407,7 +507,7 @@ impl PacketSocket {
     #[must_use]
     pub fn hung_up(&self) -> bool {
         use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-        let mut polled = [PollFd::new(self.as_fd(), PollFlags::empty())];
+        let mut polled = [PollFd::new(self.0.fd(), PollFlags::empty())];
         poll(&mut polled, PollTimeout::ZERO) == Ok(1)
             && polled[0].revents().is_some_and(|events| events.intersects(PollFlags::POLLHUP | PollFlags::POLLERR))
     }
@@ -419,44 +519,6 @@ impl PacketSocket {
     pub fn peer(&self) -> io::Result<Credentials> {
         let found = getsockopt(self, sockopt::PeerCredentials).map_err(in_call("getsockopt"))?;
         Ok(Credentials { pid: found.pid(), uid: found.uid(), gid: found.gid() })
-    }
-}
-
-/// The socket of a link, which can be watched by epoll(7), and with which nothing else can be done. A socket that other
-/// code could shut down or read from would have the peer believe that this process has ended: a sender would use slots
-/// again that are read here.
-///
-/// So neither half of a link lends its descriptor:
-///
-/// ```compile_fail,E0599
-/// use std::os::fd::AsFd;
-///
-/// fn shut_down(link: &fbuf_core::receive::link::Inbound) {
-///     let _ = nix::sys::socket::shutdown(link.as_fd(), nix::sys::socket::Shutdown::Both);
-/// }
-/// ```
-#[derive(Debug, Clone, Copy)]
-pub struct LinkSocket<'a>(&'a PacketSocket);
-
-impl LinkSocket<'_> {
-    /// Has an epoll tell of these events, with this data, until the link is dropped; but for what was received over it
-    /// and is held: to be [ended](Self::unwatch) before.
-    ///
-    /// # Errors
-    /// What epoll_ctl(2) says.
-    pub fn watch(self, epoll: &Arc<Epoll>, events: EpollFlags, data: u64) -> io::Result<()> {
-        epoll.add(self.0.as_fd(), EpollEvent::new(events, data)).map_err(in_call("epoll_ctl"))?;
-        self.0.0.watchers().push(Arc::downgrade(epoll));
-        Ok(())
-    }
-
-    /// Ends that.
-    ///
-    /// # Errors
-    /// What epoll_ctl(2) says; also that it was not watched.
-    pub fn unwatch(self, epoll: &Arc<Epoll>) -> io::Result<()> {
-        self.0.0.watchers().retain(|other| !std::ptr::eq(other.as_ptr(), Arc::as_ptr(epoll)));
-        Ok(epoll.delete(self.0.as_fd())?)
     }
 }
 
@@ -477,7 +539,8 @@ fn unsent(call: &'static str, error: Errno) -> io::Error {
 
 /// What calls of a socket say that is [given up](PacketSocket::is_given_up).
 fn given_up() -> io::Error {
-    let text = "very many wait at the other end of the socket, so that each call takes long: it is used no more";
+    let text = "very many wait at the other end of the socket, or at others of its user, so that each call takes long, and this \
+                process has no thread or descriptor left to make them apart: the socket is used no more";
     io::Error::new(io::ErrorKind::ConnectionAborted, text)
 }
 
@@ -496,6 +559,7 @@ fn widen(socket: &OwnedFd) {
     }
 }
 
+/// The descriptor that it was made of, also where [another](relay) is used.
 impl AsFd for PacketSocket {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.descriptor.as_fd()

@@ -1,18 +1,15 @@
 //! What comes over a socket: a message with all of its descriptors, or why there is none.
 
-use std::{
-    io,
-    os::fd::{AsFd, AsRawFd},
-};
+use std::{io, os::fd::AsRawFd};
 
 use nix::{
     errno::Errno,
     sys::socket::{MsgFlags, recv},
 };
 
+use super::PacketSocket;
 #[cfg(miri)]
 use super::heap;
-use super::{PacketSocket, given_up};
 use crate::{
     limits::MAX_DESCRIPTORS,
     process::{foreign::Foreign, sys},
@@ -39,7 +36,7 @@ impl PacketSocket {
     /// # Errors
     /// What recvmsg(2) says, but for "nothing now" and "gone", which are [`Arrival`]s.
     pub fn receive<const LONGEST: usize>(&self) -> io::Result<Arrival> {
-        self.receive_with::<LONGEST>(MAX_DESCRIPTORS)
+        self.next::<LONGEST>(MAX_DESCRIPTORS, true)
     }
 
     /// As [`Self::receive`], where no message may carry more than so many descriptors.
@@ -47,7 +44,7 @@ impl PacketSocket {
     /// # Errors
     /// As [`Self::receive`].
     pub(crate) fn receive_few<const LONGEST: usize>(&self, most: usize) -> io::Result<Arrival> {
-        self.receive_with::<LONGEST>(most)
+        self.next::<LONGEST>(most, true)
     }
 
     /// As [`Self::receive`], where no message may carry a descriptor. One that does is too long, and its
@@ -56,25 +53,30 @@ impl PacketSocket {
     /// # Errors
     /// As [`Self::receive`].
     pub fn receive_bytes<const LONGEST: usize>(&self) -> io::Result<Arrival> {
-        self.receive_with::<LONGEST>(0)
+        self.next::<LONGEST>(0, true)
     }
 
-    fn receive_with<const LONGEST: usize>(&self, most: usize) -> io::Result<Arrival> {
+    /// As [`Self::receive`], of a message that stays until it is [taken off](Self::take_off).
+    pub(super) fn look<const LONGEST: usize>(&self) -> io::Result<Arrival> {
+        self.next::<LONGEST>(MAX_DESCRIPTORS, false)
+    }
+
+    fn next<const LONGEST: usize>(&self, most: usize, is_taken: bool) -> io::Result<Arrival> {
         #[cfg(miri)]
         if heap::IS_USED {
             return heap::receive(self.as_fd(), LONGEST, most);
         }
-        if self.is_given_up() {
-            return Err(given_up());
-        }
+        self.0.make_ready()?;
+        // Until all of it is taken off, the socket is not exchanged.
+        let _whole = self.0.lock_reading();
         let mut buffer = [0; LONGEST];
         // The kernel drops a message together with the descriptors for which a process has no room, and this thread closes
         // those that nobody else has. So a message that may carry any is looked at first, and taken off only with all of
         // them here.
         let is_vetted = most == 0 && self.0.is_vetted;
         let mut receive = || match is_vetted {
-            true => self.0.measured(|| sys::receive(self.as_fd(), &mut buffer)),
-            false => sys::peek(self.as_fd(), &mut buffer, most),
+            true => self.0.measured(|| sys::receive(self.0.fd(), &mut buffer)),
+            false => sys::peek(self.0.fd(), &mut buffer, most),
         };
         let received = match receive() {
             // Said once, and before what had been sent.
@@ -87,7 +89,7 @@ impl PacketSocket {
                 let descriptors: Vec<_> =
                     descriptors.into_iter().map(|fd| Foreign::from(fd).of_user(self.0.user)).collect();
                 let lacks_room = descriptors_lost && descriptors.len() < most;
-                if !is_vetted && !descriptors_lost && (!truncated || descriptors.is_empty()) {
+                if is_taken && !is_vetted && !descriptors_lost && (!truncated || descriptors.is_empty()) {
                     // What it carries is here; or there is nothing: the end, which stays.
                     self.take_off()?;
                 }
@@ -111,7 +113,7 @@ impl PacketSocket {
 
     /// Takes off the message that was looked at. A reset that came in between is said first, and once.
     pub(super) fn take_off(&self) -> io::Result<()> {
-        let take = || self.0.measured(|| recv(self.as_raw_fd(), &mut [], MsgFlags::MSG_DONTWAIT));
+        let take = || self.0.measured(|| recv(self.0.fd().as_raw_fd(), &mut [], MsgFlags::MSG_DONTWAIT));
         match take() {
             Err(Errno::ECONNRESET) => take()?,
             taken => taken?,

@@ -104,7 +104,7 @@ struct Left {
 
 impl Slow for Left {
     fn cause(&mut self) -> Option<Cause> {
-        waiters::is_given_up(self.user).then_some(Cause::Peer(Some(self.user)))
+        waiters::is_slow(self.user).then_some(Cause::Peer(Some(self.user)))
     }
 }
 
@@ -183,6 +183,13 @@ impl UnderWay {
         self.0.entry(user).or_default().entry(socket.as_raw_fd()).or_insert_with(new)
     }
 
+    /// So many are to be sent over the socket of a link. They do not pass for received before they [are](Self::have_left).
+    fn begin(&mut self, user: u32, socket: &Arc<Withheld<OwnedFd>>, more: u64) {
+        let path = self.path(user, socket);
+        path.descriptors += more;
+        path.leaving += more;
+    }
+
     /// So many were leaving, and have been sent, or have not.
     fn have_left(&mut self, user: u32, socket: RawFd, more: u64, are_sent: bool) {
         let Some(paths) = self.0.get_mut(&user) else { return };
@@ -249,18 +256,16 @@ pub(crate) fn send(
     let mut under_way = lock();
     let (may, over) = under_way.may_send(user, more, kind);
     if may {
-        let path = under_way.path(user, socket);
-        path.descriptors += more;
-        path.leaving += more;
+        under_way.begin(user, socket, more);
     }
     drop(under_way);
     drop(over);
-    // Without the lock: it may take long. What is leaving does not pass for received meanwhile.
-    let sent = may.then(send);
-    if let Some(sent) = &sent {
+    // Without the lock: it may take long.
+    if may {
+        let sent = send();
         lock().have_left(user, socket.as_raw_fd(), more, sent.is_ok());
-    }
-    let refused = || {
+        sent
+    } else {
         Err(io::Error::new(
             io::ErrorKind::QuotaExceeded,
             format!(
@@ -268,8 +273,24 @@ pub(crate) fn send(
              be under way: let them run, or raise `ulimit -n`"
             ),
         ))
-    };
-    sent.unwrap_or_else(refused)
+    }
+}
+
+/// As [`send`], of what may be under way, since it was before, over the near end of a [relay](super::relay).
+///
+/// # Errors
+/// What `send` says.
+pub(crate) fn send_on(
+    user: u32,
+    socket: &Arc<Withheld<OwnedFd>>,
+    more: usize,
+    send: impl FnOnce() -> io::Result<()>,
+) -> io::Result<()> {
+    let more = more as u64;
+    lock().begin(user, socket, more);
+    let sent = send();
+    lock().have_left(user, socket.as_raw_fd(), more, sent.is_ok());
+    sent
 }
 
 /// Whether so many more could be sent.

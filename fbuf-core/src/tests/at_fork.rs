@@ -5,7 +5,6 @@ use std::{
     fs::File,
     hint::black_box,
     os::fd::OwnedFd,
-    process::Command,
     sync::{
         Mutex,
         atomic::{AtomicBool, Ordering},
@@ -28,7 +27,7 @@ use crate::{
         reading::{claim, lease_thread},
     },
     send::guard,
-    socket::{shares, under_way},
+    socket::{relay, shares, under_way, waiters},
 };
 
 /// Forks again and again, while another thread takes and lets go of a lock: no child waits for it.
@@ -61,14 +60,8 @@ fn no_child_waits<Lock>(lock: impl Fn() -> Lock + Sync) -> bool {
 
 #[test]
 fn no_child_waits_for_a_thread_of_its_parent() {
-    const ALONE: &str = "FBUF_TEST_ALONE";
-    if std::env::var_os(ALONE).is_none() {
-        // In a process of its own: for a moment a child has the memory of other tests, which then cannot be sealed.
-        let name = "tests::at_fork::no_child_waits_for_a_thread_of_its_parent";
-        let mut alone = Command::new(std::env::current_exe().unwrap());
-        let output = alone.args([name, "--exact"]).env(ALONE, "").output().unwrap();
-        let said = String::from_utf8_lossy(&output.stdout);
-        assert!(output.status.success() && said.contains("1 passed"), "{output:?}");
+    // In a process of its own: for a moment a child has the memory of other tests, which then cannot be sealed.
+    if !super::is_alone("tests::at_fork::no_child_waits_for_a_thread_of_its_parent") {
         return;
     }
     assert!(no_child_waits(lease_thread::lock_current));
@@ -77,6 +70,8 @@ fn no_child_waits_for_a_thread_of_its_parent() {
     assert!(no_child_waits(claim::claimed));
     assert!(no_child_waits(shares::lock));
     assert!(no_child_waits(under_way::lock));
+    assert!(no_child_waits(relay::lock));
+    assert!(no_child_waits(waiters::lock));
     assert!(no_child_waits(deferred::lock));
     assert!(no_child_waits(fork::withheld));
     // The control: a lock that the handlers do not know.

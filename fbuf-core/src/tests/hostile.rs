@@ -520,10 +520,17 @@ fn a_sender_that_hands_over_fewer_slots_than_it_has_is_refused() {
     assert!(matches!(greeted.look(), Err(LinkEnd::Violation(Violation::Terms { found: 3, .. }))));
 }
 
+/// It may still be on its way: another thread may be at it, of either process ([`crate::socket::waiters`]).
 #[test]
-fn an_entry_without_its_message_ends_the_link() {
-    let (mut inbound, _socket, lane, _memory) = victim_receiver(Mechanism::OneShot);
-    LaneWriter::new(lane).message(SlotId::new(0), 5);
-    assert!(inbound.take().is_none());
+fn an_entry_without_its_message_is_not_taken_and_ends_a_link_over_which_none_can_come() {
+    let (mut inbound, socket, lane, memory) = victim_receiver(Mechanism::OneShot);
+    let mut lane = LaneWriter::new(lane);
+    lane.message(SlotId::new(0), 5);
+    assert!(inbound.is_ready() && inbound.take().is_none());
+    // It is not looked for again and again.
+    assert!(!inbound.is_ready() && !inbound.is_over() && inbound.take().is_none());
+    drop((socket, memory));
+    inbound.attend();
+    assert!(inbound.is_ready() && inbound.take().is_none());
     assert!(matches!(inbound.end(), Err(LinkEnd::Violation(Violation::OutOfTurn { .. }))));
 }

@@ -78,6 +78,15 @@ impl Growing {
     }
 }
 
+impl Growing {
+    /// What may be on its way is not missed before it can come no more: then it is.
+    fn is_waited_for(&self) -> Seen {
+        self.link.say(&LinkMessage::Bell)?;
+        look_for("the bell to be heard", || Ok((self.link.socket.unread() == 0).then_some(())))?;
+        Effect::if_so(!self.link.socket.has_hung_up(), || "the link has ended".into())
+    }
+}
+
 fn geometry() -> Geometry {
     Geometry::new(1, OTHERS_SLOTS).unwrap()
 }
@@ -112,13 +121,17 @@ pub fn announce(turn: usize) -> Seen {
         4 => growing.announce(Map::create("fbuf-test", size(1000) - 4096).unwrap().1, 1000)?,
         5 => growing.announce(sealed(size(1000), &MAY_SHRINK), 1000)?,
         // A slot that was announced, and does not exist.
-        6 => growing.lane.message(SlotId::new(growing.link.slots - 1), 1),
+        6 => {
+            growing.lane.message(SlotId::new(growing.link.slots - 1), 1);
+            return growing.is_waited_for();
+        }
         _ => {
             growing.grow(4600)?;
             let _received = growing.is_received()?;
             let (found, wanted) = (pages(&growing.board_fd)?, 10);
             Effect::if_so(found == wanted, || format!("the board has {found} pages, not {wanted}"))?;
             growing.lane.message(SlotId::new(growing.known), 1);
+            return growing.is_waited_for();
         }
     }
     Effect::hang_up(&growing.link.socket)

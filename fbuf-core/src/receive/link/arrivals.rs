@@ -37,7 +37,9 @@ impl Inbound {
     /// Reads the next message on the socket: whether to go on.
     fn read_one(&mut self) -> bool {
         self.lacks_descriptor = false;
-        match self.read_message() {
+        let read = self.read_message();
+        self.awaits_memory &= matches!(read, Ok(false));
+        match read {
             Ok(more) => return more,
             Err(ReadError::NoDescriptor) => self.lacks_descriptor = true,
             Err(ReadError::End(LinkEnd::Exhausted(what))) => self.lacks = Some(what),
@@ -57,6 +59,13 @@ impl Inbound {
             }
         }
         self.lacks_descriptor
+    }
+
+    /// Whether memory that the next message lies in is not here, and may come: it was sent before that was published, but another
+    /// thread of the sender's process, or of this one, may be at it ([`crate::socket::waiters`]).
+    pub(super) fn is_to_come(&mut self, may_come: bool) -> bool {
+        self.awaits_memory = may_come && !self.lacks_descriptor && self.end.is_none() && self.lacks.is_none();
+        self.lacks_descriptor || self.awaits_memory
     }
 
     /// Reads on until this slot is known. The sender announced it before it used it.

@@ -237,7 +237,7 @@ impl Greeted {
     /// Whether the sender has gone and has not answered: there will be no link.
     #[must_use]
     pub fn is_void(&self) -> bool {
-        self.socket.has_hung_up() && self.socket.is_drained()
+        self.socket.has_ended()
     }
 
     /// Looks for the sender's answer.

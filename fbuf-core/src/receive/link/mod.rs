@@ -95,6 +95,8 @@ pub struct Inbound {
     lacks: Option<String>,
     /// Whether the next message on the socket waits for a descriptor, of which this process had none left.
     lacks_descriptor: bool,
+    /// Whether memory of the next message is on its way.
+    awaits_memory: bool,
     segments: Vec<Segment>,
     /// The slots, if each is memory of its own.
     receiver_slots: Option<DeferredDrop<ReceiverSlots>>,
@@ -197,6 +199,7 @@ impl Inbound {
             first: welcome.first_sequence,
             lacks: None,
             lacks_descriptor: false,
+            awaits_memory: false,
             segments: Vec::new(),
             receiver_slots,
             one_shots: VecDeque::new(),
@@ -341,13 +344,14 @@ impl Inbound {
         let (number, body) = (note.slot, note.body);
         if number >= self.known {
             self.learn_of(number);
-            if number >= self.known && self.lacks_descriptor {
+            let may_come = number < self.geometry.max_slots() && self.receiver_slots.is_none();
+            if number >= self.known && self.is_to_come(may_come) {
                 return None;
             }
         }
         if self.returns().mechanism == Mechanism::OneShot {
             self.fetch_shot();
-            if self.lacks_descriptor {
+            if self.is_to_come(self.one_shots.is_empty()) {
                 return None;
             }
         }
@@ -496,10 +500,11 @@ impl Inbound {
         }
     }
 
-    /// Whether a message waits. One that is none shows when it is taken.
+    /// Whether a message waits. One that is none shows when it is taken. One whose memory is still on its way over the socket does not
+    /// wait before that has come.
     #[must_use]
     pub fn is_ready(&self) -> bool {
-        self.reader.is_ready()
+        self.reader.is_ready() && !self.awaits_memory
     }
 
     /// Whether more than `count` messages wait.

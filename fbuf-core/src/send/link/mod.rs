@@ -263,7 +263,7 @@ impl Outbound {
         self.over |= match &end {
             LinkEnd::HangUp | LinkEnd::Dropped => true,
             // It may be stopped, or read in place, and have yet to hand back what it has.
-            LinkEnd::Violation(violation) => !matches!(violation, Violation::SocketFull | Violation::Waiters),
+            LinkEnd::Violation(violation) => !matches!(violation, Violation::SocketFull),
             LinkEnd::Exhausted(_) => false,
         };
         end

@@ -46,10 +46,19 @@ fn a_board_grows_with_the_segments_of_its_sender() {
     }
     assert_eq!(pages(&hello.board), 10);
     assert_eq!((inbound.held(), inbound.holdings().survey()), (0, (0, None)));
-    // It was announced, and does not exist.
+    // It was announced, and does not exist: it may be on its way.
     lane.message(SlotId::new(5000), 1);
+    assert!(inbound.take().is_none() && !inbound.is_over() && !inbound.is_ready());
+    own.send(&wire::encode(&LinkMessage::Segment(segment(1))).unwrap()).unwrap();
+    inbound.attend();
+    assert!(inbound.is_ready() && inbound.take().is_some_and(|received| received.sequence() == 4));
+    // What cannot be on its way.
+    lane.message(SlotId::new(5001), 1);
+    assert!(inbound.take().is_none() && !inbound.is_over());
+    drop(own);
+    inbound.attend();
     assert!(inbound.take().is_none());
-    assert!(matches!(inbound.end(), Err(LinkEnd::Violation(Violation::Slot { named: 5000, known: 5000 }))));
+    assert!(matches!(inbound.end(), Err(LinkEnd::Violation(Violation::Slot { named: 5001, known: 5001 }))));
 }
 
 /// A board of which nothing but its size is true costs its sender what the sender's own slots need of it.
