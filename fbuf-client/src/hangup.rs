@@ -8,6 +8,7 @@
 use std::{
     collections::BTreeMap,
     io,
+    os::fd::AsFd,
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
 };
 
@@ -18,7 +19,10 @@ use fbuf_core::{
     socket::LinkSocket,
 };
 use fbuf_protocol::runtime;
-use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use nix::sys::{
+    epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout},
+    stat::fstat,
+};
 
 /// What is told of a hang-up.
 pub(crate) trait Alarm: Send + Sync {
@@ -30,6 +34,8 @@ pub(crate) trait Alarm: Send + Sync {
 pub(crate) struct HangUps {
     generation: Generation,
     epoll: Withheld<Arc<Epoll>>,
+    /// Which file it is, as the kernel says.
+    file: (u64, u64),
     /// By the number under which the connection knows an endpoint.
     endpoints: Mutex<BTreeMap<u64, Weak<dyn Alarm>>>,
 }
@@ -40,7 +46,14 @@ const EVENTS: usize = 32;
 impl HangUps {
     pub(crate) fn new() -> io::Result<Self> {
         let epoll = Arc::new(Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(in_call("epoll_create1"))?);
-        Ok(Self { generation: Generation::current(), epoll: epoll.into(), endpoints: Mutex::default() })
+        let file = file_of(&epoll).map_err(in_call("fstat"))?;
+        Ok(Self { generation: Generation::current(), epoll: epoll.into(), file, endpoints: Mutex::default() })
+    }
+
+    /// Whether its descriptor is open. If not, other code of the program has closed descriptors that are not its own, as closefrom(3)
+    /// does, and may have opened others in their place: of this client none can be used any more.
+    pub(crate) fn is_open(&self) -> bool {
+        file_of(&self.epoll) == Ok(self.file)
     }
 
     /// Has an endpoint told of hang-ups until what is returned is dropped.
@@ -79,6 +92,11 @@ impl HangUps {
         // A panic while it was locked cannot have left it half changed.
         self.endpoints.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// The device and the inode. That of an epoll is no socket's, pipe's or regular file's.
+fn file_of(epoll: &Epoll) -> nix::Result<(u64, u64)> {
+    fstat(epoll.0.as_fd()).map(|found| (found.st_dev, found.st_ino))
 }
 
 /// The sockets of one endpoint among [`HangUps`].

@@ -30,7 +30,11 @@ use tokio::{
     time::{sleep, sleep_until, timeout},
 };
 
-use super::{ConnectionState, NotConnected, OpenError, connect::Broker};
+use super::{
+    OpenError,
+    connect::Broker,
+    state::{ConnectionState, NotConnected},
+};
 use crate::{endpoint::LinkSink, hangup::HangUps};
 
 /// How many endpoints are being closed at the broker at once, or looked at.

@@ -4,13 +4,14 @@
 mod connect;
 mod control;
 mod greet;
+mod state;
 
 use std::{
-    fmt, io,
+    io,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc,
         atomic::{AtomicU64, Ordering},
-        mpsc::{self, SyncSender, TryRecvError},
+        mpsc::{self, RecvTimeoutError, SyncSender, TryRecvError},
     },
     thread,
     time::{Duration, Instant},
@@ -35,7 +36,10 @@ use fbuf_protocol::{
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 pub use self::connect::{ClientBuilder, ConnectError};
-use self::control::Command;
+use self::{
+    control::Command,
+    state::{ConnectionState, NotConnected},
+};
 use crate::{
     endpoint::LinkSink,
     hangup::{Alarm, HangUps, Watch},
@@ -157,47 +161,6 @@ impl From<io::Error> for OpenError {
 )]
 pub struct ClientFailed;
 
-/// Why there is no connection.
-#[derive(Debug, Clone)]
-enum NotConnected {
-    /// It is being made again. Why it is not there, and what to do.
-    Now(String),
-    /// The thread that would make it again has ended.
-    Ever,
-}
-
-impl From<NotConnected> for OpenError {
-    fn from(why: NotConnected) -> Self {
-        match why {
-            NotConnected::Now(reason) => Self::BrokerGone { reason },
-            NotConnected::Ever => ClientFailed.into(),
-        }
-    }
-}
-
-impl fmt::Display for NotConnected {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Now(reason) => f.write_str(reason),
-            Self::Ever => ClientFailed.fmt(f),
-        }
-    }
-}
-
-/// Why there is no connection now, if there is none.
-#[derive(Debug, Default)]
-struct ConnectionState(Mutex<Option<NotConnected>>);
-
-impl ConnectionState {
-    fn set(&self, why_not: Option<NotConnected>) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = why_not;
-    }
-
-    fn get(&self) -> Option<NotConnected> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-}
-
 #[derive(Debug)]
 struct Connection {
     generation: Generation,
@@ -285,6 +248,7 @@ impl Client {
         if let Err(forked) = self.0.generation.check() {
             return Some(forked.to_string());
         }
+        self.0.is_open();
         self.0.state.get().map(|why| why.to_string())
     }
 
@@ -351,7 +315,7 @@ impl Client {
         self.0.check()?;
         let (answer, answered) = mpsc::sync_channel(1);
         self.0.command(command(answer));
-        answered.recv().unwrap_or_else(|_| Err(self.0.why_no_answer()))
+        self.0.wait_for(&answered)
     }
 
     /// Opens an endpoint at the broker.
@@ -370,7 +334,7 @@ impl Client {
         let open = Open { channel: channel.to_owned(), role, label: label.map(Wire), users, earlier: None };
         let deadline = Instant::now() + PATIENCE;
         self.0.command(Command::Open { endpoint: number, open, post, answer, deadline });
-        let opened = answered.recv().unwrap_or_else(|_| Err(self.0.why_no_answer()))?;
+        let opened = self.0.wait_for(&answered)?;
         registration.endpoint = opened.endpoint;
         Ok((registration, opened))
     }
@@ -387,7 +351,10 @@ fn speak(
     found: Found,
 ) {
     let spoken = threads::contain(|| {
-        let runtime = match runtime::new() {
+        let runtime = match runtime::new_with({
+            let (state, hang_ups) = (state.clone(), hang_ups.clone());
+            move || stop_if_closed(&state, &hang_ups)
+        }) {
             Ok(runtime) => runtime,
             Err(error) => return found.say(Err(error.into())),
         };
@@ -410,6 +377,17 @@ fn speak(
         state.set(Some(NotConnected::Ever));
         while let Some(command) = commands.blocking_recv() {
             drop(command);
+        }
+    }
+}
+
+/// Looks whether the runtime of the control thread can go on. If other code has closed its descriptors, it would panic, and
+/// what it owns could not even be dropped, since that closes what has their numbers now: this thread does nothing more.
+fn stop_if_closed(state: &ConnectionState, hang_ups: &HangUps) {
+    if !hang_ups.is_open() {
+        state.set(Some(NotConnected::Closed));
+        loop {
+            thread::park();
         }
     }
 }
@@ -437,13 +415,37 @@ impl Connection {
     fn check(&self) -> Result<(), OpenError> {
         self.generation.check()?;
         let thread = self.thread.as_ref().map(|thread| thread.thread().id());
-        if thread == Some(thread::current().id()) { Err(OpenError::InPredicate) } else { Ok(()) }
+        if thread == Some(thread::current().id()) {
+            return Err(OpenError::InPredicate);
+        }
+        if self.is_open() { Ok(()) } else { Err(NotConnected::Closed.into()) }
+    }
+
+    /// Whether the control thread can be woken: to try it without its descriptors would be a panic.
+    fn is_open(&self) -> bool {
+        let is_open = self.hang_ups.is_open();
+        if !is_open {
+            self.state.set(Some(NotConnected::Closed));
+        }
+        is_open
+    }
+
+    /// Waits for an answer of the control thread.
+    fn wait_for<T>(&self, answered: &mpsc::Receiver<Result<T, OpenError>>) -> Result<T, OpenError> {
+        loop {
+            match answered.recv_timeout(PATIENCE) {
+                Ok(answer) => return answer,
+                Err(RecvTimeoutError::Disconnected) => return Err(self.why_no_answer()),
+                Err(RecvTimeoutError::Timeout) if self.is_open() => {}
+                Err(RecvTimeoutError::Timeout) => return Err(NotConnected::Closed.into()),
+            }
+        }
     }
 
     /// Has the control thread do something. It drops what it does not answer.
     fn command(&self, command: Command) {
         // In a child that was forked nothing is received, and locks may be held by threads that are not there.
-        if let Some(commands) = self.commands.as_ref().filter(|_| self.generation.is_current()) {
+        if let Some(commands) = self.commands.as_ref().filter(|_| self.generation.is_current() && self.is_open()) {
             // It is received for as long as there is a handle.
             let _ = commands.send(command);
         }
@@ -458,8 +460,8 @@ impl Connection {
 
 impl Drop for Connection {
     fn drop(&mut self) {
-        if !self.generation.is_current() {
-            // The thread is the parent's, as what it owns.
+        if !self.generation.is_current() || !self.is_open() {
+            // The thread is the parent's, as what it owns; or it cannot be woken, and does nothing more.
             return std::mem::forget((self.commands.take(), self.thread.take()));
         }
         drop(self.commands.take());
