@@ -19,7 +19,6 @@ use fbuf_core::{
     },
 };
 use fbuf_protocol::{Limits, Role, Slots};
-use nix::libc;
 
 use crate::{
     FOR_EVER,
@@ -133,7 +132,9 @@ pub fn attack_broker(seconds: i32) -> ! {
         let connection = greet(&broker);
         match pass(&connection, letter(vec![lingering(seconds)])) {
             Ok(()) => until("the broker hangs up", || connection.hung_up()),
-            Err(error) => assert_eq!(error.raw_os_error(), Some(libc::EPERM), "{error}"),
+            Err(error) => {
+                assert_eq!(fbuf_core::process::sys::os_error(&error), Some(nix::errno::Errno::EPERM), "{error}")
+            }
         }
         // Into an end of a link that is never fetched.
         let receiver = Member::join(&broker, "mail", RECEIVER);

@@ -12,7 +12,7 @@ use fbuf_client::Address;
 use fbuf_core::{
     introduced::Introduction,
     limits::MAX_MESSAGE,
-    process::foreign::Foreign,
+    process::{foreign::Foreign, sys::os_error},
     socket::{
         Arrival, PacketSocket,
         wire::{self, Letter},
@@ -47,7 +47,7 @@ impl Effect {
     /// Descriptors are sent: the kernel refuses them for the other side, or that hangs up.
     pub fn not_taken(socket: &PacketSocket, letter: &Letter) -> Seen {
         match socket.send(letter) {
-            Err(error) if error.raw_os_error() == Some(nix::libc::EPERM) => Ok(Self(())),
+            Err(error) if os_error(&error) == Some(nix::errno::Errno::EPERM) => Ok(Self(())),
             Err(error) => Err(format!("to send descriptors: {error}")),
             Ok(()) => Self::hang_up(socket),
         }

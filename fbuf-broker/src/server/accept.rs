@@ -137,7 +137,7 @@ impl Broker {
         let is_own = process.uid == 0 || process.uid == geteuid().as_raw();
         let socket = socket.with_peer(process.uid, is_own);
         let groups = match socket.peer_groups() {
-            Err(error) if error.raw_os_error() == Some(Errno::ERANGE as i32) => {
+            Err(error) if sys::os_error(&error) == Some(Errno::ERANGE) => {
                 if self.may_log(process.uid) {
                     warn!(
                         pid = process.pid,

@@ -2,6 +2,7 @@
 
 use std::{env, io, os::fd::AsRawFd};
 
+use fbuf_core::process::sys::os_error;
 use fbuf_protocol::address::{Address, VARIABLE, set_aside};
 use nix::{
     errno::Errno,
@@ -44,7 +45,7 @@ fn answer(address: &Address) -> Finding {
         Ok(()) => return Finding { outcome: Outcome::Works, ..Finding::fact(name, TAKEN) },
         Err(error) => error,
     };
-    let remedy = match error.raw_os_error().map(Errno::from_raw) {
+    let remedy = match os_error(&error) {
         Some(Errno::ENOENT) => "Start one with `fbuf broker`, or set FBUF_BROKER if it listens elsewhere.",
         Some(Errno::ECONNREFUSED) => "The broker that was there is gone: start one with `fbuf broker`.",
         Some(Errno::EACCES) if matches!(address, Address::Path(_)) => {

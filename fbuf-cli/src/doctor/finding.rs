@@ -2,6 +2,7 @@
 
 use std::{fmt, io};
 
+use fbuf_core::process::sys::os_error;
 use nix::errno::Errno;
 
 /// A group of probes under one heading.
@@ -107,7 +108,7 @@ pub fn refused<T>(what: &str, result: Result<T, impl Into<io::Error>>, reasons: 
     let Err(error) = result.map_err(Into::into) else {
         return Err(Setback::WorksNot(format!("{what} was not refused")));
     };
-    match error.raw_os_error().map(Errno::from_raw) {
+    match os_error(&error) {
         Some(found) if reasons.contains(&found) => Ok(()),
         _ => Err(Setback::WorksNot(format!("{what} failed, but for another reason than expected: {error}"))),
     }

@@ -135,7 +135,7 @@ fn no_broker(addresses: &[Address], waited: Duration, error: &io::Error) -> Stri
     let places = addresses.iter().map(Address::to_string).collect::<Vec<_>>().join(" or ");
     let time = if waited.is_zero() { String::new() } else { format!(", although it was waited for {waited:?}") };
     let aside = set_aside().map(|why| format!(" ({why})")).unwrap_or_default();
-    match (error.raw_os_error().map(Errno::from_raw), addresses) {
+    match (os_error(error), addresses) {
         (Some(Errno::ECONNREFUSED), [Address::Path(path)]) if is_other_file(path) => {
             format!("there is no broker at {places}: the file that is there is no socket; check {VARIABLE}")
         }
