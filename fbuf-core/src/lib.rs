@@ -37,11 +37,10 @@
 //! * `send/fbuf.rs`: a slot's address becomes a slice.
 //! * `send/guard.rs`: the signal handler of a guard, where one is asked for.
 //! * `send/pool/creation.rs`: a pool of memory of which only the caller knows that no other code has it.
-//! * `send/pool/mod.rs`: one call, which makes slots read-only, in a pool with a guard.
 //! * `send/retained.rs`: a slot's address becomes a slice.
 //! * `send/storage/one_shot.rs`: one call, which clears what is not sent of a buffer.
 //! * `send/storage/leased.rs`: one call, which moves a message into memory of another receiver.
-//! * `send/storage/mod.rs`: the same, of one segment.
+//! * `send/storage/segments.rs`: one call, which makes slots read-only, in a pool with a guard.
 
 // The models use a part of it.
 #![cfg_attr(loom, allow(dead_code))]

@@ -50,12 +50,7 @@ impl Pool {
     /// Keeps a slot that is about to be sent for its sender to read on. To be [given up](Self::give_up) if it is not sent.
     pub(crate) fn retain(&mut self, outgoing: &Outgoing, sequence: u64) -> Option<Retained> {
         let &Outgoing { slot, body, tag, .. } = outgoing;
-        let (bytes, view) = if self.is_leased() {
-            let view = self.view(slot)?;
-            (view.bytes(), Some(view))
-        } else {
-            (self.address(slot)?.pointer().as_ptr().cast_const(), None)
-        };
+        let (bytes, view) = self.view(slot)?;
         self.keep(slot);
         let kind = Kind::Slot { bytes, body, slot, message: Mark::of(sequence), home: self.home(), view };
         Some(Retained { kind, tag, header: self.geometry().header() })
@@ -66,9 +61,11 @@ impl Pool {
         Retained { kind: Kind::Sealed(sealed), tag, header: self.geometry().header() }
     }
 
-    /// Forgets that a slot was retained: it was not sent.
-    pub(crate) fn give_up(&mut self, retained: Retained) {
-        if let Some((slot, ..)) = self.own_slot(&retained) {
+    /// Forgets that a slot was retained, if it was: it was not sent.
+    pub(crate) fn give_up(&mut self, retained: Option<Retained>) {
+        if let Some(retained) = retained
+            && let Some((slot, ..)) = self.own_slot(&retained)
+        {
             self.let_go(slot);
             retained.forget();
         }

@@ -199,9 +199,7 @@ impl Outbound {
             plain: skipping.is_none()
                 && !own.has(Prefix::Time)
                 && fencing == Fencing::Asymmetric
-                && guard.is_none()
-                && !pool.sends_one_shots()
-                && !pool.is_leased(),
+                && pool.sends_plainly(),
             guard,
             lost: None,
             over: false,

@@ -1,17 +1,13 @@
 //! How a pool is made, by where its slots are to lie.
 
-use std::{io, os::fd::OwnedFd, sync::Arc};
+use std::{os::fd::OwnedFd, sync::Arc};
 
 use nix::sys::eventfd::EventFd;
 
 use super::{Format, Pool, Storage, Turns, UnsentFbufs, unsent::SlotShape};
 use crate::{
-    memory::{Leasable, MemoryError, Pages, Pieces, page_bytes, wrapping::Ring},
-    send::{
-        guard::Guard,
-        storage::{leased::LeasedSlots, one_shot::OneShotBuffers},
-    },
-    violation::Unsuitable,
+    memory::{MemoryError, Pages, Pieces, wrapping::Ring},
+    send::storage::{leased::LeasedSlots, one_shot::OneShotBuffers, segments::Segments},
 };
 
 impl Pool {
@@ -21,7 +17,8 @@ impl Pool {
     /// # Errors
     /// [`MemoryError`]
     pub fn new(format: impl Into<Format>, slots: u32, wake: Arc<EventFd>) -> Result<Self, MemoryError> {
-        Self::with(format.into(), slots, wake, None, Storage::Segments(Vec::new()))
+        let format = format.into();
+        Self::with(format, slots, wake, Storage::Segments(Segments::new(format.geometry)))
     }
 
     /// As [`Self::new`], of buffers that are sent once.
@@ -30,8 +27,7 @@ impl Pool {
     /// [`MemoryError`]
     pub fn of_one_shots(format: impl Into<Format>, slots: u32, wake: Arc<EventFd>) -> Result<Self, MemoryError> {
         let format = format.into();
-        let memory = Storage::OneShots(OneShotBuffers::new(format.geometry));
-        Self::with(format, slots, wake, None, memory)
+        Self::with(format, slots, wake, Storage::OneShots(OneShotBuffers::new(format.geometry)))
     }
 
     /// As [`Self::new`], of slots that receivers lease, each in one of these pieces of memory, which belong
@@ -60,24 +56,8 @@ impl Pool {
         pages: Pages,
         wake: Arc<EventFd>,
     ) -> Result<(Self, Pages), MemoryError> {
-        let geometry = format.geometry;
-        let refused = |error: Unsuitable| MemoryError::Refused {
-            call: "what the broker gave",
-            asked: geometry.cell_bytes(),
-            error: io::Error::other(error),
-        };
-        let given = |memory| Leasable::given(memory, geometry.cell_bytes()).map_err(refused);
-        let memory: Vec<_> = memory.into_iter().map(given).collect::<Result<_, _>>()?;
-        // Two fbufs would write the same bytes.
-        if (0..memory.len()).any(|index| memory[..index].iter().any(|other| other.is_same(&memory[index]))) {
-            return Err(refused(Unsuitable::Shared));
-        }
-        let slots = geometry.max_slots();
-        if memory.len() != slots as usize {
-            return Err(refused(Unsuitable::Size { found: memory.len() as u64, wanted: slots.into() }));
-        }
-        let (leased, pages) = LeasedSlots::own(memory, geometry, pages)?;
-        Ok((Self::with(format, slots, wake, None, Storage::Leased(leased))?, pages))
+        let (leased, pages) = LeasedSlots::own(memory, format.geometry, pages)?;
+        Ok((Self::with(format, format.geometry.max_slots(), wake, Storage::Leased(leased))?, pages))
     }
 
     /// As [`Self::of_leases`], of slots that a receiver gives when it is linked.
@@ -86,8 +66,8 @@ impl Pool {
     /// [`MemoryError`]
     pub fn of_receiver(format: impl Into<Format>, wake: Arc<EventFd>) -> Result<Self, MemoryError> {
         let format = format.into();
-        let memory = Storage::Leased(LeasedSlots::of_receiver(format.geometry));
-        Self::with(format, format.geometry.max_slots(), wake, None, memory)
+        let slots = LeasedSlots::of_receiver(format.geometry);
+        Self::with(format, format.geometry.max_slots(), wake, Storage::Leased(slots))
     }
 
     /// As [`Self::new`], with a guard; its reports name the channel.
@@ -101,23 +81,11 @@ impl Pool {
         channel: &str,
     ) -> Result<Self, MemoryError> {
         let format = format.into();
-        let stride = format.geometry.stride();
-        let refused = |call, source| MemoryError::Refused { call, asked: stride, error: source };
-        if !stride.is_multiple_of(page_bytes()) {
-            let source = io::Error::other("slots that are guarded have to fill whole pages");
-            return Err(refused("mprotect", source));
-        }
-        let guard = Guard::new(channel, format.geometry).map_err(|source| refused("sigaction", source))?;
-        Self::with(format, slots, wake, Some(guard), Storage::Segments(Vec::new()))
+        let segments = Segments::guarded(format.geometry, channel)?;
+        Self::with(format, slots, wake, Storage::Segments(segments))
     }
 
-    fn with(
-        format: Format,
-        slots: u32,
-        wake: Arc<EventFd>,
-        guard: Option<Guard>,
-        storage: Storage,
-    ) -> Result<Self, MemoryError> {
+    fn with(format: Format, slots: u32, wake: Arc<EventFd>, storage: Storage) -> Result<Self, MemoryError> {
         let Format { geometry, extras } = format;
         let unsent = UnsentFbufs::new(SlotShape::new(format), wake);
         let mut pool = Self {
@@ -135,10 +103,8 @@ impl Pool {
             used: 0,
             searched: 0,
             unsent,
-            guard,
-            unguarded: 0,
         };
-        pool.add_segment(slots.clamp(1, geometry.max_slots()))?;
+        pool.storage.add(slots.clamp(1, geometry.max_slots()))?;
         pool.use_segment();
         Ok(pool)
     }

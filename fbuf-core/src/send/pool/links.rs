@@ -2,7 +2,7 @@
 
 use std::{iter, mem, slice, time::Instant};
 
-use super::{Pool, Storage};
+use super::Pool;
 use crate::{
     abort::Abort,
     peer::Peer,
@@ -71,7 +71,7 @@ impl Pool {
     pub fn attend(&mut self, index: usize) -> Result<(), LinkEnd> {
         let link = &mut self.links[index];
         let attended = link.attend(self.next_sequence);
-        let given = link.received_grants().into_iter().try_for_each(|grant| self.give(grant));
+        let given = link.received_grants().into_iter().try_for_each(|grant| self.storage.give(grant));
         attended.and(given.map_err(LinkEnd::from))
     }
 
@@ -141,13 +141,13 @@ impl Pool {
         let mut link = self.links.swap_remove(index);
         link.notice_leaving(self.next_sequence);
         let unread = link.unread(self.lent_over(&link).map(|(_, mark)| mark), self.next_sequence);
-        self.forget_gifts(link.peer());
+        self.storage.forget_giver(link.peer());
         // Where slots are memory of their own, the kernel says when they can be written; what the receiver has not taken by
         // then it does not take any more.
         if self.is_leased() && !link.is_over() {
             link.drop_receiver();
         }
-        if !returns && matches!(self.storage, Storage::Segments(_)) && !link.is_over() && self.is_lent_over(&link) {
+        if !returns && !self.storage.has_own_memory() && !link.is_over() && self.is_lent_over(&link) {
             link.close(self.next_sequence, Some(Abort::Disconnected));
             self.parted.push(link);
         }

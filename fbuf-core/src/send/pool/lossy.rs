@@ -4,7 +4,7 @@
 //! slots are free, so that one that is stopped takes nothing from others, or from those that are linked later; and for all, if no slot
 //! were free behind it.
 
-use super::{Pool, SEARCH, Storage};
+use super::{Pool, SEARCH};
 use crate::slot::SlotId;
 
 impl Pool {
@@ -52,7 +52,7 @@ impl Pool {
     /// After a message that so many receivers got: the slot of one that nobody got comes next, if no other is known to be free, or
     /// each is memory of its own, of which no more is to be had than is used.
     pub(super) fn come_back_to(&mut self, slot: SlotId, receivers: usize) {
-        let is_next = self.is_dry() || !matches!(self.storage, Storage::Segments(_));
+        let is_next = self.is_dry() || self.storage.has_own_memory();
         if self.is_lossy() && receivers == 0 && is_next {
             self.move_to(slot);
         }

@@ -31,17 +31,10 @@ use crate::{
     send::{
         guard::Guard,
         link::{NoRoom, Outbound},
-        storage::{
-            Segment, Storage,
-            leased::{LeasedSlots, View},
-        },
+        storage::{Storage, leased::View, segments::Segments},
     },
     slot::{Geometry, Mark, SlotId},
-    socket::{
-        link_message::{NewSegment, ReceivedGrant},
-        wire::Descriptor,
-    },
-    violation::Violation,
+    socket::{link_message::NewSegment, wire::Descriptor},
 };
 
 /// How many slots one look goes through in search of one that is back.
@@ -74,9 +67,6 @@ pub struct Pool {
     /// How many slots from the cursor on were searched in vain.
     searched: u32,
     unsent: Arc<UnsentFbufs>,
-    guard: Option<Guard>,
-    /// Messages that were sent without being guarded, although they should have been.
-    unguarded: u64,
 }
 
 /// What goes with messages beside their bytes, in entries of their own. Each link is told when it is made.
@@ -174,13 +164,13 @@ impl Pool {
 
     /// The guard, if there is one.
     pub(crate) fn guard(&self) -> Option<&Guard> {
-        self.guard.as_ref()
+        self.storage.guard()
     }
 
     /// Messages that were sent without being guarded, for lack of mappings, although there is a guard.
     #[must_use]
     pub fn unguarded(&self) -> u64 {
-        self.unguarded
+        self.storage.unguarded()
     }
 
     /// The size and number of its slots.
@@ -250,7 +240,7 @@ impl Pool {
     /// Whether [`Self::grow`] could add any.
     #[must_use]
     pub fn can_grow(&self) -> bool {
-        self.slots() < self.geometry.max_slots() && self.storage.segments().len() < MAX_SEGMENTS
+        self.slots() < self.geometry.max_slots() && self.storage.count_segments() < MAX_SEGMENTS
     }
 
     /// Doubles the number of slots, or reaches the limit. The new slots can be had once every receiver
@@ -260,8 +250,8 @@ impl Pool {
     /// [`MemoryError`], and nothing has changed.
     pub fn grow(&mut self) -> Result<(), MemoryError> {
         let room = self.geometry.max_slots() - self.slots();
-        let slots = if self.storage.segments().len() + 1 == MAX_SEGMENTS { room } else { self.slots().min(room) };
-        self.add_segment(slots)?;
+        let slots = if self.storage.count_segments() + 1 == MAX_SEGMENTS { room } else { self.slots().min(room) };
+        self.storage.add(slots)?;
         points::reach("growth: made");
         Ok(())
     }
@@ -281,13 +271,9 @@ impl Pool {
         }
     }
 
-    fn add_segment(&mut self, slots: u32) -> Result<(), MemoryError> {
-        self.storage.add(self.geometry, slots, self.guard.as_ref())
-    }
-
     /// The segments there are, but for the first `known`.
     pub fn announce(&self, known: usize) -> impl Iterator<Item = NewSegment> {
-        self.storage.segments().iter().skip(known).map(Segment::announce)
+        self.storage.announce(known)
     }
 
     /// Takes the slot whose turn it is, if it is known to be free: its name, and where its bytes are.
@@ -295,32 +281,6 @@ impl Pool {
     pub(crate) fn take_free(&mut self) -> Option<(SlotId, Address)> {
         let (number, bytes) = self.free.next()?;
         Some((SlotId::new(number), bytes))
-    }
-
-    /// Lets the owner write slots of one segment again.
-    fn release(&self, first: SlotId, count: u32) -> io::Result<()> {
-        let Some(guard) = &self.guard else { return Ok(()) };
-        self.protect(first, count, true)?;
-        points::reach("seal: released");
-        (first.number()..first.number() + count).for_each(|slot| guard.sent(SlotId::new(slot), Mark::NONE));
-        Ok(())
-    }
-
-    fn protect(&self, first: SlotId, count: u32, writable: bool) -> io::Result<()> {
-        let Some(segment) = self.storage.segment_of(first) else {
-            return Err(io::Error::other("only slots of segments are guarded"));
-        };
-        // SAFETY: slots that are guarded fill whole pages (`with_guard`), and one that is made read-only was an fbuf,
-        // which has just ended (`publish`); it is writable again before it is one once more (`release`).
-        #[expect(unsafe_code, reason = "only the pool knows which slots are fbufs")]
-        unsafe {
-            segment.protect(self.geometry, first, count, writable)
-        }
-    }
-
-    /// Where the bytes of a slot are.
-    pub(crate) fn address(&self, slot: SlotId) -> Option<Address> {
-        self.storage.segment_of(slot)?.pieces(self.geometry, slot, 1).next().map(|(_, bytes)| bytes)
     }
 
     /// Where fbufs of this pool go that are dropped.
@@ -345,35 +305,22 @@ impl Pool {
             self.take_unsent();
         }
         let first = self.ahead(0);
-        if !matches!(self.storage, Storage::Segments(_)) {
-            return self.collect_draft(first);
-        }
-        let Some(segment) = self.storage.segment_of(first) else { return false };
-        let end = (segment.first + segment.slots).min(first.number().saturating_add(most));
-        let marks = self.ledger.slice(first.index()..end as usize);
+        self.lack = None;
+        let Some(end) = self.storage.end_of_run(first) else { return false };
+        let marks = self.ledger.slice(first.index()..end.min(first.number().saturating_add(most)) as usize);
+        let has_one_link = self.retained.is_empty() && self.parted.is_empty() && self.storage.is_available(first);
         let count = match &self.links[..] {
-            [link] if self.retained.is_empty() && self.parted.is_empty() => link.count_back(first, marks),
+            [link] if has_one_link => link.count_back(first, marks),
             _ => (first.number()..).zip(marks).take_while(|&(slot, _)| self.is_free(SlotId::new(slot))).count(),
         };
-        if self.guard.is_some() && count > 0 && self.release(first, count as u32).is_err() {
-            // The kernel has no mapping left that this would take; slots come back, and with them mappings.
+        if count == 0 || self.lacks_room().is_some() {
             return false;
         }
-        self.free = segment.pieces(self.geometry, first, count as u32);
-        self.ledger.fill(first.index()..first.index() + count, Mark::OUT);
-        count > 0
-    }
-
-    fn collect_draft(&mut self, slot: SlotId) -> bool {
-        self.lack = None;
-        if !self.is_free(slot) || self.lacks_room().is_some() {
-            return false;
-        }
-        let draft = self.storage.draft(self.geometry, slot);
-        self.lack = draft.as_ref().err().map(Lack::behind);
-        let Ok(Some(pieces)) = draft else { return false };
+        let prepared = self.storage.prepare(first, count as u32);
+        self.lack = prepared.as_ref().err().map(Lack::behind);
+        let Ok(Some(pieces)) = prepared else { return false };
         self.free = pieces;
-        *self.ledger.at_mut(slot.index()) = Mark::OUT;
+        self.ledger.fill(first.index()..first.index() + count, Mark::OUT);
         true
     }
 
@@ -386,34 +333,41 @@ impl Pool {
     /// Why there is no room for one message more than there are fbufs, in a pool of buffers that are sent once: a slot that is free is not used before the receiver has read.
     #[must_use]
     pub fn lacks_room(&self) -> Option<NoRoom> {
+        if self.sends_one_shots() { self.lacks_room_for(self.count_out() + 1) } else { None }
+    }
+
+    /// The same, for so many messages.
+    fn lacks_room_for(&self, messages: usize) -> Option<NoRoom> {
         // A lossy pool leaves messages out for such a receiver.
         if !self.sends_one_shots() || self.is_lossy() {
             return None;
         }
-        self.links.iter().find_map(|link| self.lacks_room_for(link))
-    }
-
-    fn lacks_room_for(&self, link: &Outbound) -> Option<NoRoom> {
-        link.lacks_room(self.count_out() + 1, &self.links)
+        self.links.iter().find_map(|link| link.lacks_room(messages, &self.links))
     }
 
     /// The receivers for which there is [no room](Self::lacks_room).
     #[must_use]
     pub fn without_room(&self) -> Vec<Peer> {
-        let links = self.links.iter().filter(|link| self.sends_one_shots() && self.lacks_room_for(link).is_some());
+        let messages = if self.sends_one_shots() { self.count_out() + 1 } else { return Vec::new() };
+        let links = self.links.iter().filter(|link| link.lacks_room(messages, &self.links).is_some());
         links.map(Outbound::peer).collect()
     }
 
     /// Whether this is a pool of buffers that are sent once.
     #[must_use]
     pub(crate) fn sends_one_shots(&self) -> bool {
-        matches!(self.storage, Storage::OneShots(_))
+        self.storage.sends_one_shots()
+    }
+
+    /// Whether a message needs nothing but an entry in a lane.
+    pub(crate) fn sends_plainly(&self) -> bool {
+        self.storage.is_plain()
     }
 
     /// Whether receivers lease what is sent.
     #[must_use]
     pub fn is_leased(&self) -> bool {
-        self.storage.leased().is_some()
+        self.storage.is_leased()
     }
 
     /// The slots, to be read, if they are memory of this user.
@@ -421,46 +375,30 @@ impl Pool {
     /// # Errors
     /// There is no descriptor left.
     pub(crate) fn hand_over(&self) -> io::Result<Vec<Descriptor>> {
-        self.storage.leased().filter(|slots| !slots.are_given()).map_or(Ok(Vec::new()), LeasedSlots::hand_over)
+        self.storage.hand_over()
     }
 
     /// Whether the slots are those of a receiver, who hands the right to write them back over its socket.
     #[must_use]
     pub fn is_receivers(&self) -> bool {
-        self.storage.leased().is_some_and(LeasedSlots::are_given)
-    }
-
-    /// Takes what a receiver gives to a pool of such slots.
-    ///
-    /// # Errors
-    /// [`Violation`]
-    fn give(&mut self, grant: ReceivedGrant) -> Result<(), Violation> {
-        let Some(slots) = self.storage.leased_mut() else { return Ok(()) };
-        slots.give(grant)
-    }
-
-    /// A receiver has gone. What it gave is of no use any more.
-    fn forget_gifts(&mut self, giver: Peer) {
-        if let Some(slots) = self.storage.leased_mut() {
-            slots.forget_giver(giver);
-        }
+        self.storage.is_given()
     }
 
     /// Whether a slot cannot be had for a reason that passes without a word: a lease that a receiver has, or a receiver
     /// that reads on although its link was ended.
     #[must_use]
     pub fn is_blocked(&self) -> bool {
-        !self.parted.is_empty() || self.storage.leased().is_some_and(LeasedSlots::is_blocked)
+        !self.parted.is_empty() || self.storage.is_blocked()
     }
 
-    /// A slot that was taken to be sent, to be read on, where that takes another mapping.
-    pub(crate) fn view(&self, slot: SlotId) -> Option<View> {
-        self.storage.leased()?.view(slot)
+    /// Where a slot that is sent can be read on here, and through which mapping, if that takes one of its own.
+    pub(crate) fn view(&self, slot: SlotId) -> Option<(*const u8, Option<View>)> {
+        self.storage.view(slot)
     }
 
-    /// Whether a slot is still that which such a view shows.
+    /// Whether a slot is still that which such a mapping shows.
     pub(crate) fn is_seen(&self, slot: SlotId, view: Option<&View>) -> bool {
-        view.is_none_or(|view| self.storage.leased().is_some_and(|slots| slots.is_seen(slot, view)))
+        self.storage.is_seen(slot, view)
     }
 
     /// Moves the cursor; forgets which slots were known to be free.
@@ -514,9 +452,7 @@ impl Pool {
                 Some(index) => drop(self.retained.swap_remove(index)),
                 None => {
                     *self.ledger.at_mut(slot.index()) = Mark::NONE;
-                    if let Some(slots) = self.storage.leased_mut() {
-                        slots.drop_stale(slot);
-                    }
+                    self.storage.forget(slot);
                 }
             }
         }
@@ -542,7 +478,7 @@ impl Pool {
 
 impl Drop for Pool {
     fn drop(&mut self) {
-        let memory = std::mem::replace(&mut self.storage, Storage::Segments(Vec::new()));
+        let memory = std::mem::replace(&mut self.storage, Storage::Segments(Segments::new(self.geometry)));
         if self.unsent.is_inherited() {
             // Fbufs lie in it that this child may still have, and threads of the parent have to do with it.
             return std::mem::forget((memory, self.unsent.clone()));

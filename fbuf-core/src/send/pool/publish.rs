@@ -4,7 +4,7 @@
 
 use std::{os::fd::OwnedFd, sync::Arc};
 
-use super::{Pool, Storage};
+use super::Pool;
 use crate::{
     memory::{Address, MemoryError, Sealed},
     points,
@@ -12,6 +12,7 @@ use crate::{
         fbuf::{Fbuf, Outgoing},
         link::{Offer, Outbound},
         retained::Retained,
+        storage::Unpublished,
     },
     slot::{Mark, SlotId},
 };
@@ -137,96 +138,81 @@ impl Pool {
         Ok((published, retained.ok_or(Unsent::Lost)?))
     }
 
-    fn publish(&mut self, fbuf: Fbuf, keep: bool) -> Result<(Published, Option<Retained>), Unsent> {
+    fn publish(&mut self, mut fbuf: Fbuf, keep: bool) -> Result<(Published, Option<Retained>), Unsent> {
         if !self.owns(&fbuf) {
             return Err(Unsent::OtherPool(fbuf));
         }
         if self.receivers() == 0 {
             return Err(Unsent::NoReceiver(fbuf));
         }
-        // While its own slot is known to be in use.
-        let limit = self.limit();
-        let outgoing = fbuf.into_outgoing();
-        let (slot, length) = (outgoing.slot, outgoing.body.length());
-        let sequence = self.next_sequence;
-        *self.ledger.at_mut(slot.index()) = Mark::of(sequence);
-        points::reach("write: taken");
-        if matches!(self.storage, Storage::OneShots(_)) {
-            return self.give_away(outgoing, limit, keep);
-        }
-        let retained = if keep { Some(self.retain(&outgoing, sequence).ok_or(Unsent::Lost)?) } else { None };
-        self.seal(slot, sequence);
-        // Before any receiver hears of it. A message that cannot be sent was left out for none of them.
-        let sendable = if self.admit(limit) == 0 { !self.is_stale(slot) } else { self.unmap_for_send(&outgoing) };
-        if sendable {
-            let receivers = self.offer(&outgoing);
-            if receivers > 0 || self.receivers() > 0 {
-                self.come_back_to(slot, receivers);
-                return Ok((self.published(length, receivers), retained));
-            }
-        }
-        if let Some(retained) = retained {
-            self.give_up(retained);
-        }
-        Err(self.recall(outgoing).map_or(Unsent::Lost, Unsent::NoReceiver))
-    }
-
-    /// Seals a buffer for good and gives it to every receiver that takes it.
-    fn give_away(
-        &mut self,
-        outgoing: Outgoing,
-        limit: usize,
-        keep: bool,
-    ) -> Result<(Published, Option<Retained>), Unsent> {
         // Once it is sealed, there is no way back but a copy.
-        let is_lossy = self.is_lossy();
-        if !is_lossy && let Some(why) = self.links.iter().find_map(|link| link.lacks_room(1, &self.links)) {
-            let fbuf = self.recall(outgoing).ok_or(Unsent::Lost)?;
+        if let Some(why) = self.lacks_room_for(1) {
             return Err(Unsent::NotPassed { fbuf, reason: why.to_string() });
         }
-        if self.admit(limit) == 0 && !keep {
-            // It is left out for all, and its memory is as good as before.
-            let receivers = self.offer(&outgoing);
-            self.come_back_to(outgoing.slot, receivers);
-            return Ok((self.published(outgoing.body.length(), receivers), None));
+        // While its own slot is known to be in use.
+        let limit = self.limit();
+        let is_lent = self.admit(limit) > 0;
+        if self.sends_one_shots() && (is_lent || keep) {
+            // Such a message is the beginning of its memory.
+            let _ = fbuf.set_headroom(0);
         }
-        let outgoing = self.move_to_front(outgoing).ok_or(Unsent::Lost)?;
-        let Storage::OneShots(buffers) = &mut self.storage else { return Err(Unsent::Lost) };
-        let length = outgoing.body.length();
-        let sealed = buffers.seal(outgoing.slot, length);
-        points::reach("seal: sealed");
-        match sealed {
-            Ok(memory) => {
-                let memory = Arc::new(memory.ok_or(Unsent::Lost)?);
-                // A message that cannot be kept is sent to no receiver.
-                let kept = if keep { Some(self.keep_sealed(&memory, &outgoing).ok_or(Unsent::Lost)?) } else { None };
-                // To all, before any of them is told of it.
-                let sequence = self.next_sequence;
-                let passed = self.links.iter_mut().try_for_each(|link| {
-                    let passed = link.pass(&memory, sequence);
-                    if is_lossy && passed.is_err() {
-                        link.forgo();
-                        return Ok(());
-                    }
-                    passed
-                });
-                let receivers = if passed.is_ok() { self.offer(&outgoing) } else { 0 };
-                let sealed = || Sealed::new(Arc::into_inner(memory)?, length as usize).ok();
-                if let Err(reason) = passed {
-                    let fbuf = sealed().and_then(|sealed| self.copy_back(outgoing, &sealed));
-                    return Err(fbuf.map_or(Unsent::Lost, |fbuf| Unsent::NotPassed { fbuf, reason }));
-                }
-                if receivers == 0 && self.receivers() == 0 {
-                    let fbuf = sealed().and_then(|sealed| self.copy_back(outgoing, &sealed));
-                    return Err(fbuf.map_or(Unsent::Lost, Unsent::NoReceiver));
-                }
-                Ok((self.published(length, receivers), kept))
+        let outgoing = fbuf.into_outgoing();
+        let (slot, message) = (outgoing.slot, Mark::of(self.next_sequence));
+        *self.ledger.at_mut(slot.index()) = message;
+        points::reach("write: taken");
+        let mut retained = None;
+        if keep && !self.sends_one_shots() {
+            retained = Some(self.retain(&outgoing, self.next_sequence).ok_or(Unsent::Lost)?);
+        }
+        // Before any receiver hears of it.
+        let memory = match self.storage.publish(&outgoing, message, is_lent, keep) {
+            Ok(memory) => memory.map(Arc::new),
+            Err(unpublished) => {
+                self.give_up(retained);
+                return Err(self.unpublished(outgoing, unpublished));
             }
-            Err(error) => Err(match self.recall(outgoing) {
-                Some(fbuf) => Unsent::NotSealed { fbuf, error },
-                None => Unsent::Lost,
-            }),
+        };
+        if keep && let Some(memory) = &memory {
+            // A message that cannot be kept is sent to no receiver.
+            retained = Some(self.keep_sealed(memory, &outgoing).ok_or(Unsent::Lost)?);
         }
+        let passed = memory.as_ref().map_or(Ok(()), |memory| self.pass(memory));
+        let receivers = if passed.is_ok() { self.offer(&outgoing) } else { 0 };
+        if passed.is_ok() && (receivers > 0 || self.receivers() > 0) {
+            self.come_back_to(slot, receivers);
+            return Ok((self.published(outgoing.body.length(), receivers), retained));
+        }
+        self.give_up(retained);
+        let fbuf = match memory {
+            Some(memory) => self.copy_back(outgoing, memory),
+            None => self.recall(outgoing),
+        };
+        Err(match (fbuf, passed) {
+            (None, _) => Unsent::Lost,
+            (Some(fbuf), Ok(())) => Unsent::NoReceiver(fbuf),
+            (Some(fbuf), Err(reason)) => Unsent::NotPassed { fbuf, reason },
+        })
+    }
+
+    /// What could not be [published](Storage::publish), as an fbuf once more.
+    fn unpublished(&mut self, outgoing: Outgoing, why: Unpublished) -> Unsent {
+        match (self.recall(outgoing), why) {
+            (None, _) => Unsent::Lost,
+            (Some(fbuf), Unpublished::Stale) => Unsent::NoReceiver(fbuf),
+            (Some(fbuf), Unpublished::NotSealed(error)) => Unsent::NotSealed { fbuf, error },
+        }
+    }
+
+    /// Passes the memory of a one-shot to every receiver that gets the message, before any of them is told of it.
+    fn pass(&mut self, memory: &Arc<OwnedFd>) -> Result<(), String> {
+        let (sequence, is_lossy) = (self.next_sequence, self.is_lossy());
+        self.links.iter_mut().try_for_each(|link| match link.pass(memory, sequence) {
+            Err(_) if is_lossy => {
+                link.forgo();
+                Ok(())
+            }
+            passed => passed,
+        })
     }
 
     /// A message that is sealed for good, for its sender to read on.
@@ -235,22 +221,11 @@ impl Pool {
         Some(self.retain_sealed(sealed, outgoing.tag))
     }
 
-    /// The message of a one-shot is the beginning of its memory: what lies behind headroom is moved there.
-    fn move_to_front(&mut self, outgoing: Outgoing) -> Option<Outgoing> {
-        if outgoing.body.offset() == 0 {
-            return Some(outgoing);
-        }
-        let mut fbuf = self.recall(outgoing)?;
-        fbuf.set_headroom(0).ok()?;
-        let outgoing = fbuf.into_outgoing();
-        *self.ledger.at_mut(outgoing.slot.index()) = Mark::of(self.next_sequence);
-        Some(outgoing)
-    }
-
     /// A message that was sealed for good and could not be sent, in a buffer that can be.
-    fn copy_back(&mut self, outgoing: Outgoing, sealed: &Sealed) -> Option<Fbuf> {
+    fn copy_back(&mut self, outgoing: Outgoing, memory: Arc<OwnedFd>) -> Option<Fbuf> {
+        let sealed = Sealed::new(Arc::into_inner(memory)?, outgoing.body.length() as usize).ok()?;
         let mut fbuf = self.recall(outgoing)?;
-        fbuf.copy_from_slice(sealed);
+        fbuf.copy_from_slice(&sealed);
         fbuf.header_mut().copy_from_slice(sealed.behind(self.geometry.header()));
         Some(fbuf)
     }
@@ -270,30 +245,6 @@ impl Pool {
         Published { sequence, length, receivers }
     }
 
-    /// Before a slot is lent with a message: makes it read-only, in a pool with a guard.
-    fn seal(&mut self, slot: SlotId, sequence: u64) {
-        let Some(guard) = &self.guard else { return };
-        guard.sent(slot, Mark::of(sequence));
-        if self.protect(slot, 1, false).is_err() {
-            self.unguarded += 1;
-        }
-        points::reach("seal: guarded");
-    }
-
-    /// Gives up the right to write a slot that is about to be sent, in a pool of leased slots: whether it can
-    /// be sent. It cannot if it lies in memory of a receiver that has gone.
-    fn unmap_for_send(&mut self, outgoing: &Outgoing) -> bool {
-        let end = (outgoing.body.offset() + outgoing.body.length()) as usize;
-        let vacated = self.storage.leased_mut().is_none_or(|slots| slots.unmap_for_send(outgoing.slot, end).is_ok());
-        points::reach("lease: vacated");
-        vacated
-    }
-
-    /// Whether a slot that is to be sent lies in memory of a receiver that has gone.
-    fn is_stale(&self, slot: SlotId) -> bool {
-        self.storage.leased().is_some_and(|slots| slots.is_stale(slot))
-    }
-
     /// Takes back what was to be sent, and was lent to no receiver.
     fn recall(&mut self, outgoing: Outgoing) -> Option<Fbuf> {
         let bytes = self.take_back(outgoing.slot)?;
@@ -302,9 +253,7 @@ impl Pool {
 
     /// Takes a slot that is lent over no link: where its bytes are.
     pub(super) fn take_back(&mut self, slot: SlotId) -> Option<Address> {
-        self.release(slot, 1).ok()?;
-        let mut pieces = self.storage.recall(self.geometry, slot).ok()??;
-        let (_, bytes) = pieces.next()?;
+        let (_, bytes) = self.storage.reclaim(slot).ok()??.next()?;
         *self.ledger.at_mut(slot.index()) = Mark::OUT;
         Some(bytes)
     }

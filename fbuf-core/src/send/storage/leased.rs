@@ -7,12 +7,14 @@ use std::{
     time::{Duration, Instant},
 };
 
+use super::Unpublished;
 use crate::memory::{leasable::OPENING, memfd::unmappable};
 use crate::{
     memory::{Leasable, Map, MemoryError, Pages, Pieces},
     peer::Peer,
     points,
     process::fork::Withheld,
+    send::fbuf::Outgoing,
     slot::{Geometry, SlotId},
     socket::{
         link_message::{self, ReceivedGrant},
@@ -80,31 +82,33 @@ impl View {
     }
 }
 
-/// What was written of a slot that was given by a receiver who has gone, and there is no other yet.
-#[derive(Debug)]
-pub(crate) struct StaleSlot;
-
 impl LeasedSlots {
-    /// Slots of this user, all of whose memory is made to exist: and in which pages it lies.
+    /// Slots of this user, each in one of these pieces of memory, all of which is made to exist: and in which pages it lies.
     ///
     /// # Errors
     /// [`MemoryError`]
-    pub(crate) fn own(memory: Vec<Leasable>, geometry: Geometry, pages: Pages) -> Result<(Self, Pages), MemoryError> {
+    pub(crate) fn own(memory: Vec<OwnedFd>, geometry: Geometry, pages: Pages) -> Result<(Self, Pages), MemoryError> {
+        let refused = |error: Unsuitable| MemoryError::Refused {
+            call: "what the broker gave",
+            asked: geometry.cell_bytes(),
+            error: io::Error::other(error),
+        };
+        let given = |memory| Leasable::given(memory, geometry.cell_bytes()).map_err(refused);
+        let memory: Vec<_> = memory.into_iter().map(given).collect::<Result<_, _>>()?;
+        // Two fbufs would write the same bytes.
+        if (0..memory.len()).any(|index| memory[..index].iter().any(|other| other.is_same(&memory[index]))) {
+            return Err(refused(Unsuitable::Shared));
+        }
+        let slots = geometry.max_slots();
+        if memory.len() != slots as usize {
+            return Err(refused(Unsuitable::Size { found: memory.len() as u64, wanted: slots.into() }));
+        }
         let found = memory.iter().map(|memory| memory.reserve(pages)).collect::<Result<Vec<_>, _>>()?;
         // What some of them lack, the pool lacks.
         let pages = found.into_iter().min().unwrap_or(Pages::Base);
         let slot = |memory| Slot { memory: Some(Arc::new(memory)), access: WriteAccess::Own(None), draft: None };
-        Ok((
-            Self {
-                geometry,
-                pages,
-                slots: memory.into_iter().map(slot).collect(),
-                given: false,
-                giver: None,
-                former: Vec::new(),
-            },
-            pages,
-        ))
+        let slots = memory.into_iter().map(slot).collect();
+        Ok((Self { geometry, pages, slots, given: false, giver: None, former: Vec::new() }, pages))
     }
 
     /// Slots that the receiver will give.
@@ -215,7 +219,7 @@ impl LeasedSlots {
     ///
     /// # Errors
     /// [`MemoryError`]
-    pub(crate) fn draft(&mut self, number: SlotId) -> Result<Option<Pieces>, MemoryError> {
+    pub(crate) fn prepare(&mut self, number: SlotId) -> Result<Option<Pieces>, MemoryError> {
         let huge = self.pages != Pages::Base;
         let Some(slot) = self.slots.get_mut(number.index()) else { return Ok(None) };
         if !slot.is_current_draft() {
@@ -232,16 +236,16 @@ impl LeasedSlots {
     ///
     /// # Errors
     /// [`MemoryError`]
-    pub(crate) fn recall(&mut self, number: SlotId) -> Result<Option<Pieces>, MemoryError> {
+    pub(crate) fn reclaim(&mut self, number: SlotId) -> Result<Option<Pieces>, MemoryError> {
         match self.slots.get(number.index()).and_then(|slot| slot.draft.as_ref()) {
             // Be it that of a receiver who has gone.
             Some(draft) => Ok(Some(Pieces::one(&draft.map, number.number()))),
-            None => self.draft(number),
+            None => self.prepare(number),
         }
     }
 
     /// Whether what was written of a slot lies in memory of a receiver that has gone.
-    pub(crate) fn is_stale(&self, slot: SlotId) -> bool {
+    fn is_stale(&self, slot: SlotId) -> bool {
         self.slots.get(slot.index()).is_some_and(|slot| slot.draft.is_some() && !slot.is_current_draft())
     }
 
@@ -254,27 +258,33 @@ impl LeasedSlots {
         }
     }
 
-    /// Gives up the right to write a slot that is about to be sent, of which so many bytes, and the user header, are filled.
+    /// Before a slot is sent: gives up the right to write it, if any receiver gets it (`is_lent`).
     ///
     /// # Errors
-    /// [`StaleSlot`]: it stays as it is.
-    pub(crate) fn unmap_for_send(&mut self, slot: SlotId, length: usize) -> Result<(), StaleSlot> {
-        let (huge, header) = (self.pages != Pages::Base, self.geometry.header_offset() as usize);
-        let header_bytes = self.geometry.header_bytes() as usize;
-        let Some(slot) = self.slots.get_mut(slot.index()) else { return Err(StaleSlot) };
+    /// [`Unpublished::Stale`]: it stays as it is.
+    pub(crate) fn publish(&mut self, outgoing: &Outgoing, is_lent: bool) -> Result<(), Unpublished> {
+        if !is_lent {
+            // A message that cannot be sent was left out for no receiver.
+            return if self.is_stale(outgoing.slot) { Err(Unpublished::Stale) } else { Ok(()) };
+        }
+        let (huge, header) = (self.pages != Pages::Base, self.geometry.header());
+        let slot = self.slots.get_mut(outgoing.slot.index()).ok_or(Unpublished::Stale)?;
         if !slot.is_current_draft() {
             // It was written in memory of a receiver that has gone, and another has come since.
-            let (Ok(Some(new)), Some(old)) = (slot.open(huge), &slot.draft) else { return Err(StaleSlot) };
+            let (Ok(Some(new)), Some(old)) = (slot.open(huge), &slot.draft) else { return Err(Unpublished::Stale) };
+            let length = (outgoing.body.offset() + outgoing.body.length()) as usize;
             #[expect(unsafe_code, reason = "only here is it known which mapping has the message")]
             // SAFETY: the one was just mapped, and the fbuf that wrote the other has ended, since its slot is about to
             // be sent (invariant 2).
-            let copied =
-                unsafe { new.map.copy_from(&old.map, 0, length) && new.map.copy_from(&old.map, header, header_bytes) };
+            let copied = unsafe {
+                new.map.copy_from(&old.map, 0, length) && new.map.copy_from(&old.map, header.start, header.len())
+            };
             if !copied {
-                return Err(StaleSlot);
+                return Err(Unpublished::Stale);
             }
         }
         slot.draft = None;
+        points::reach("lease: vacated");
         Ok(())
     }
 

@@ -1,72 +1,115 @@
-//! Where the bytes of a pool's slots are.
+//! Where the bytes of a pool's slots lie, and what keeps them from being written once they are sent: one file for each
+//! mechanism.
+//!
+//! Each *prepares* slots that are free, so that they can be written; *publishes* a slot, which gives up the right to write it,
+//! before any receiver is told of it; and *reclaims* a slot that was not sent after all.
 
 pub(crate) mod leased;
 pub(crate) mod one_shot;
+pub(crate) mod segments;
 
-use std::{ops::Range, os::fd::OwnedFd, sync::Arc};
+use std::{io, os::fd::OwnedFd};
 
-use super::storage::one_shot::OneShotBuffers;
+use self::{
+    leased::{LeasedSlots, View},
+    one_shot::OneShotBuffers,
+    segments::Segments,
+};
 use crate::{
-    memory::{Map, MemoryError, Pieces},
-    send::{guard::Guard, storage::leased::LeasedSlots},
-    slot::{Geometry, SlotId},
-    socket::{link_message::NewSegment, wire::Descriptor},
+    memory::{MemoryError, Pieces},
+    peer::Peer,
+    send::{fbuf::Outgoing, guard::Guard},
+    slot::{Mark, SlotId},
+    socket::{
+        link_message::{NewSegment, ReceivedGrant},
+        wire::Descriptor,
+    },
+    violation::Violation,
 };
 
 #[derive(Debug)]
 pub(super) enum Storage {
-    /// In segments.
-    Segments(Vec<Segment>),
+    /// In segments, read where they lie or copied.
+    Segments(Segments),
     /// Each in memory of its own, which is sent once, and given away.
     OneShots(OneShotBuffers),
     /// Each in memory of its own, which is read under leases, and comes back.
     Leased(LeasedSlots),
 }
 
-/// A memfd with many slots.
+/// Why a slot cannot be sent.
 #[derive(Debug)]
-pub(super) struct Segment {
-    map: Map,
-    descriptor: Arc<OwnedFd>,
-    pub slots: u32,
-    /// The number of its first slot.
-    pub first: u32,
+pub(crate) enum Unpublished {
+    /// It was written in memory of a receiver that has gone, and there is no other yet.
+    Stale,
+    /// It cannot be sealed for good, nor can a copy.
+    NotSealed(MemoryError),
 }
 
 impl Storage {
     /// How many slots there are.
     pub(super) fn slots(&self) -> u32 {
         match self {
-            Self::Segments(segments) => segments.last().map_or(0, |segment| segment.first + segment.slots),
+            Self::Segments(segments) => segments.slots(),
             Self::OneShots(buffers) => buffers.slots(),
             Self::Leased(slots) => slots.len(),
         }
     }
 
     /// Adds slots, if that is possible.
-    pub(super) fn add(&mut self, geometry: Geometry, slots: u32, guard: Option<&Guard>) -> Result<(), MemoryError> {
-        let first = self.slots();
+    pub(super) fn add(&mut self, slots: u32) -> Result<(), MemoryError> {
         match self {
-            Self::Segments(segments) => {
-                let (map, descriptor) = Map::create("fbuf-segment", geometry.segment_bytes(slots))?;
-                if let Some(guard) = guard {
-                    guard.add_segment(&map, first);
-                }
-                segments.push(Segment { map, descriptor: Arc::new(descriptor), slots, first });
-            }
+            Self::Segments(segments) => return segments.add(slots),
             Self::OneShots(buffers) => buffers.add(slots),
             Self::Leased(_) => {}
         }
         Ok(())
     }
 
-    pub(super) fn segments(&self) -> &[Segment] {
-        if let Self::Segments(segments) = self { segments } else { &[] }
+    /// How many segments there are.
+    pub(super) fn count_segments(&self) -> usize {
+        if let Self::Segments(segments) = self { segments.count() } else { 0 }
     }
 
-    /// The segment that a slot is in.
-    pub(super) fn segment_of(&self, slot: SlotId) -> Option<&Segment> {
-        self.segments().iter().rfind(|segment| segment.first <= slot.number())
+    /// What receivers are told of the segments there are, but for the first `known`.
+    pub(super) fn announce(&self, known: usize) -> impl Iterator<Item = NewSegment> {
+        let segments = if let Self::Segments(segments) = self { Some(segments) } else { None };
+        segments.into_iter().flat_map(move |segments| segments.announce(known))
+    }
+
+    /// The guard, if there is one.
+    pub(super) fn guard(&self) -> Option<&Guard> {
+        if let Self::Segments(segments) = self { segments.guard() } else { None }
+    }
+
+    /// Messages that were sent without being guarded, although there is a guard.
+    pub(super) fn unguarded(&self) -> u64 {
+        if let Self::Segments(segments) = self { segments.unguarded() } else { 0 }
+    }
+
+    /// Whether a message needs nothing but to be told of.
+    pub(super) fn is_plain(&self) -> bool {
+        matches!(self, Self::Segments(segments) if segments.guard().is_none())
+    }
+
+    /// Whether each slot is memory of its own: then the kernel says when it can be written again.
+    pub(super) fn has_own_memory(&self) -> bool {
+        !matches!(self, Self::Segments(_))
+    }
+
+    /// Whether what is sent is given away.
+    pub(super) fn sends_one_shots(&self) -> bool {
+        matches!(self, Self::OneShots(_))
+    }
+
+    /// Whether receivers lease what is sent.
+    pub(super) fn is_leased(&self) -> bool {
+        matches!(self, Self::Leased(_))
+    }
+
+    /// Whether the slots are those of a receiver.
+    pub(super) fn is_given(&self) -> bool {
+        matches!(self, Self::Leased(slots) if slots.are_given())
     }
 
     /// Whether a slot that receivers have handed back can be had now.
@@ -74,58 +117,91 @@ impl Storage {
         if let Self::Leased(slots) = self { slots.is_available(slot) } else { true }
     }
 
-    /// The bytes of a slot that is free; none if they cannot be had now.
-    pub(super) fn draft(&mut self, geometry: Geometry, slot: SlotId) -> Result<Option<Pieces>, MemoryError> {
+    /// Whether a slot cannot be had for a reason that passes without a word.
+    pub(super) fn is_blocked(&self) -> bool {
+        matches!(self, Self::Leased(slots) if slots.is_blocked())
+    }
+
+    /// The slot behind the last that can be prepared together with this one; none if there is no such slot.
+    pub(super) fn end_of_run(&self, slot: SlotId) -> Option<u32> {
+        if let Self::Segments(segments) = self { segments.end_of(slot) } else { Some(slot.number() + 1) }
+    }
+
+    /// The bytes of so many slots of one run that are free, to be written; none if they cannot be had now.
+    pub(super) fn prepare(&mut self, first: SlotId, count: u32) -> Result<Option<Pieces>, MemoryError> {
         match self {
-            Self::Segments(_) => Ok(self.segment_of(slot).map(|segment| segment.pieces(geometry, slot, 1))),
-            Self::OneShots(buffers) => buffers.draft(slot).map(Some),
-            Self::Leased(slots) => slots.draft(slot),
+            Self::Segments(segments) => Ok(segments.prepare(first, count)),
+            Self::OneShots(buffers) => buffers.prepare(first).map(Some),
+            Self::Leased(slots) => slots.prepare(first),
         }
     }
 
-    /// The bytes of a slot that was not sent after all.
-    pub(super) fn recall(&mut self, geometry: Geometry, slot: SlotId) -> Result<Option<Pieces>, MemoryError> {
-        if let Self::Leased(slots) = self { slots.recall(slot) } else { self.draft(geometry, slot) }
+    /// Before a slot is sent with a message, to receivers (`is_lent`), or only to be read on here (`is_kept`): nothing is written any
+    /// more. A one-shot is the memory that is returned.
+    pub(super) fn publish(
+        &mut self,
+        outgoing: &Outgoing,
+        message: Mark,
+        is_lent: bool,
+        is_kept: bool,
+    ) -> Result<Option<OwnedFd>, Unpublished> {
+        match self {
+            Self::Segments(segments) => segments.publish(outgoing, message),
+            Self::OneShots(buffers) if is_lent || is_kept => return buffers.publish(outgoing).map(Some),
+            // What it has is as good as before.
+            Self::OneShots(_) => {}
+            Self::Leased(slots) => slots.publish(outgoing, is_lent)?,
+        }
+        Ok(None)
     }
 
-    pub(super) fn leased(&self) -> Option<&LeasedSlots> {
-        if let Self::Leased(slots) = self { Some(slots) } else { None }
+    /// The bytes of a slot that was not sent after all, to be written again; none if they cannot be had now.
+    pub(super) fn reclaim(&mut self, slot: SlotId) -> Result<Option<Pieces>, MemoryError> {
+        match self {
+            Self::Leased(slots) => slots.reclaim(slot),
+            _ => self.prepare(slot, 1),
+        }
     }
 
-    pub(super) fn leased_mut(&mut self) -> Option<&mut LeasedSlots> {
-        if let Self::Leased(slots) = self { Some(slots) } else { None }
-    }
-}
-
-impl Segment {
-    /// The bytes of so many of its slots.
-    pub(super) fn pieces(&self, geometry: Geometry, first: SlotId, count: u32) -> Pieces {
-        let begin = first.number() - self.first;
-        let pieces = self.map.pieces(begin..begin + count, geometry.stride(), geometry.slot_bytes());
-        debug_assert!(pieces.is_some() || count == 0, "slots {first:?} and {count} more lie in no segment");
-        pieces.unwrap_or(Pieces::none(begin)).numbered_from(first.number())
+    /// Forgets what was written of a slot and was not sent, if it is of no use any more.
+    pub(super) fn forget(&mut self, slot: SlotId) {
+        if let Self::Leased(slots) = self {
+            slots.drop_stale(slot);
+        }
     }
 
-    /// Lets the owner write so many of its slots, or not.
-    ///
-    /// # Safety
-    /// Slots that are not to be written fill whole pages, and are no fbufs (invariant 2).
-    #[expect(unsafe_code, reason = "a guard takes the right to write from this very process")]
-    pub(super) unsafe fn protect(
-        &self,
-        geometry: Geometry,
-        first: SlotId,
-        count: u32,
-        writable: bool,
-    ) -> std::io::Result<()> {
-        let (begin, stride) = ((first.number() - self.first) as usize, geometry.stride() as usize);
-        let bytes: Range<usize> = begin * stride..(begin + count as usize) * stride;
-        // SAFETY: these pages hold nothing but these slots, to which there is no reference (see above).
-        unsafe { self.map.protect(bytes, writable) }
+    /// Where a slot that is sent can be read on here, and the mapping through which, if that takes one of its own. None if it
+    /// cannot be, or if it is given away.
+    pub(super) fn view(&self, slot: SlotId) -> Option<(*const u8, Option<View>)> {
+        match self {
+            Self::Segments(segments) => Some((segments.bytes(slot)?.pointer().as_ptr(), None)),
+            Self::OneShots(_) => None,
+            Self::Leased(slots) => slots.view(slot).map(|view| (view.bytes(), Some(view))),
+        }
     }
 
-    /// What receivers are told of it.
-    pub(super) fn announce(&self) -> NewSegment {
-        NewSegment { memory: Descriptor::from(self.descriptor.clone()), slots: self.slots }
+    /// Whether a slot is still that which such a mapping shows.
+    pub(super) fn is_seen(&self, slot: SlotId, view: Option<&View>) -> bool {
+        view.is_none_or(|view| matches!(self, Self::Leased(slots) if slots.is_seen(slot, view)))
+    }
+
+    /// The slots, to be read, if they are memory of this user.
+    pub(super) fn hand_over(&self) -> io::Result<Vec<Descriptor>> {
+        match self {
+            Self::Leased(slots) if !slots.are_given() => slots.hand_over(),
+            _ => Ok(Vec::new()),
+        }
+    }
+
+    /// Takes what a receiver gives, if it may give anything.
+    pub(super) fn give(&mut self, grant: ReceivedGrant) -> Result<(), Violation> {
+        if let Self::Leased(slots) = self { slots.give(grant) } else { Ok(()) }
+    }
+
+    /// A receiver has gone. What it gave is of no use any more.
+    pub(super) fn forget_giver(&mut self, giver: Peer) {
+        if let Self::Leased(slots) = self {
+            slots.forget_giver(giver);
+        }
     }
 }

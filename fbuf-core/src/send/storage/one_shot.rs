@@ -14,10 +14,12 @@ use std::{
     thread::{self, JoinHandle},
 };
 
+use super::Unpublished;
 use crate::{
     memory::{Map, MemoryError, Pieces, Reserved},
     points,
     process::threads,
+    send::fbuf::Outgoing,
     slot::{Geometry, SlotId},
 };
 
@@ -98,8 +100,8 @@ impl OneShotBuffers {
         self.slots.resize_with(self.slots.len() + slots as usize, || None);
     }
 
-    /// The bytes of the buffer in a slot. One that was given away is replaced by a fresh one.
-    pub(crate) fn draft(&mut self, slot: SlotId) -> Result<Pieces, MemoryError> {
+    /// The bytes of the buffer in a slot, to be written. One that was given away is replaced by a fresh one.
+    pub(crate) fn prepare(&mut self, slot: SlotId) -> Result<Pieces, MemoryError> {
         let Some(place) = self.slots.get_mut(slot.index()) else { return Ok(Pieces::none(slot.number())) };
         if place.is_none() {
             // It is not waited for.
@@ -108,26 +110,34 @@ impl OneShotBuffers {
         Ok(place.as_ref().map_or(Pieces::none(slot.number()), |draft| Pieces::one(&draft.map, slot.number())))
     }
 
-    /// Seals the buffer in a slot for good with a message of so many bytes, and gives it away; or a copy of it, if somebody else can write
-    /// it: a child that was forked before it was [kept](Map::kept_from_children) from children, say.
+    /// Seals the buffer in a slot for good with its message, and gives it away; or a copy of it, if another process can write it: a
+    /// child that was forked before it was [kept](Map::kept_from_children) from children, say.
     ///
     /// # Errors
-    /// [`MemoryError`]; the buffer stays, perhaps at another address.
-    pub(crate) fn seal(&mut self, slot: SlotId, length: u32) -> Result<Option<OwnedFd>, MemoryError> {
-        let Some(place) = self.slots.get_mut(slot.index()) else { return Ok(None) };
-        let Some(draft) = place.take() else { return Ok(None) };
-        let geometry = self.geometry;
-        let memory = match draft.seal(length as usize, geometry) {
-            Ok(sealed) => return Ok(Some(sealed)),
+    /// [`Unpublished`]; the buffer stays, perhaps at another address.
+    pub(crate) fn publish(&mut self, outgoing: &Outgoing) -> Result<OwnedFd, Unpublished> {
+        let place = self.slots.get_mut(outgoing.slot.index()).ok_or(Unpublished::Stale)?;
+        let buffer = place.take().ok_or(Unpublished::Stale)?;
+        let sealed = Self::seal(buffer, place, outgoing.body.length() as usize, self.geometry);
+        points::reach("seal: sealed");
+        sealed.map_err(Unpublished::NotSealed)
+    }
+
+    fn seal(
+        buffer: Buffer,
+        place: &mut Option<Buffer>,
+        length: usize,
+        geometry: Geometry,
+    ) -> Result<OwnedFd, MemoryError> {
+        let memory = match buffer.seal(length, geometry) {
+            Ok(sealed) => return Ok(sealed),
             Err((memory, _)) => memory,
         };
-        match Buffer::copy(&memory).and_then(|copy| copy.seal(length as usize, geometry).map_err(|(_, error)| error)) {
-            Ok(sealed) => Ok(Some(sealed)),
-            Err(error) => {
-                *place = Some(Buffer::of(memory)?);
-                Err(error)
-            }
+        let sealed = Buffer::copy(&memory).and_then(|copy| copy.seal(length, geometry).map_err(|(_, error)| error));
+        if sealed.is_err() {
+            *place = Some(Buffer::of(memory)?);
         }
+        sealed
     }
 }
 
@@ -270,7 +280,7 @@ mod tests {
         let small = OneShotBuffers::new(Geometry::new(1, 1).unwrap());
         let mut buffers = OneShotBuffers { bytes, stock: Stock::new(bytes), ..small };
         buffers.add(1);
-        assert!(matches!(buffers.draft(SlotId::new(0)), Err(MemoryError::NotEnough { .. })));
+        assert!(matches!(buffers.prepare(SlotId::new(0)), Err(MemoryError::NotEnough { .. })));
         assert_eq!(ready(&buffers.stock), 0);
     }
 }
