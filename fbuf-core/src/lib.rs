@@ -29,8 +29,8 @@
 //! * `process/fork.rs`: what is done in a child that was forked.
 //! * `process/lease.rs`: system calls about leases.
 //! * `process/sys.rs`: system calls.
-//! * `receive/link/copying.rs`: one call, which copies a message that was just taken.
 //! * `receive/private.rs`: a slot's address becomes a view that this process may write.
+//! * `receive/reading/copied.rs`: one call, which copies a message that was just taken.
 //! * `receive/reading/leased.rs`: two calls, which exchange a slot for a copy and back.
 //! * `receive/received.rs`: a slot's address becomes a slice.
 //! * `ring/layout.rs`: which words of lanes and boards may lie in shared memory.

@@ -6,11 +6,10 @@
 use std::{
     fmt, io,
     ops::{Deref, DerefMut},
-    os::fd::AsFd,
     slice,
 };
 
-use super::received::{Kept, Received};
+use super::received::Received;
 use crate::{
     memory::{Map, MemoryError},
     peer::Peer,
@@ -28,17 +27,10 @@ impl Received {
         let length = self.length();
         let view = match self.kept() {
             _ if length == 0 => Ok(None),
-            Some(Kept::Sealed(sealed)) => {
-                Map::copy_on_write(sealed.memory.as_fd(), 0, length as u64).map(|map| Some((map, 0)))
-            }
-            Some(Kept::Leased(leased_slot)) => {
-                let begin = self.bytes().addr() - leased_slot.bytes().addr();
-                leased_slot.make_private(begin + length).map(|map| Some((map?, begin)))
-            }
+            Some(kept) => kept.make_private(self.bytes(), length),
             // What was copied is this process's own already.
-            Some(Kept::Copied(_)) => Ok(None),
             None if self.mechanism() == Mechanism::Copy => Ok(None),
-            None => self.copy_on_write().map(Some),
+            None => self.view_in_segment().map(Some),
         };
         match view {
             Ok(None) => Ok(Private { bytes: self.bytes().cast_mut(), map: None, received: self }),
@@ -132,8 +124,8 @@ impl fmt::Debug for Private {
 
 impl Drop for Private {
     fn drop(&mut self) {
-        if let Some(Kept::Leased(leased_slot)) = self.received.kept() {
-            leased_slot.end_private();
+        if let Some(kept) = self.received.kept() {
+            kept.end_private();
         }
     }
 }

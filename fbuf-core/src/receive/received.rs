@@ -10,10 +10,7 @@ use std::{
     os::fd::OwnedFd,
     ptr::NonNull,
     slice,
-    sync::{
-        Arc,
-        atomic::{AtomicU8, AtomicU64, Ordering},
-    },
+    sync::atomic::{AtomicU8, AtomicU64, Ordering},
     time::Duration,
 };
 
@@ -27,7 +24,7 @@ use crate::{
     receive::{
         held::Cell,
         link::{Loan, Returns},
-        reading::leased::LeasedSlot,
+        reading::Kept,
     },
     slot::{Mark, SlotId},
     wait,
@@ -69,27 +66,6 @@ pub struct Received {
     /// What has the bytes, if they are not simply read where they were written. Dropped by hand, so that
     /// the others need no call.
     kept: ManuallyDrop<Option<Box<Kept>>>,
-}
-
-/// What has the bytes of a message.
-#[derive(Debug)]
-pub(crate) enum Kept {
-    /// Memory that was given away.
-    Sealed(SealedMemory),
-    /// A slot, under a lease.
-    Leased(Arc<LeasedSlot>),
-    /// A copy of a slot that could not be leased.
-    Copied(Map),
-}
-
-impl Kept {
-    fn bytes(&self) -> *const u8 {
-        match self {
-            Self::Sealed(sealed) => sealed.bytes.as_ptr(),
-            Self::Leased(leased_slot) => leased_slot.bytes(),
-            Self::Copied(map) => map.beginning(),
-        }
-    }
 }
 
 // SAFETY: a `Received` is the only holder of its slot (`Held::take`), and `Returns` is Sync.
@@ -187,8 +163,8 @@ impl Received {
     }
 
     /// A view of them, to be written by this process alone: the mapping, and where they begin in it.
-    pub(super) fn copy_on_write(&self) -> Result<(Map, usize), MemoryError> {
-        self.home().copy_on_write(self.bytes as usize, self.len())
+    pub(super) fn view_in_segment(&self) -> Result<(Map, usize), MemoryError> {
+        self.home().views().make_private(self.bytes as usize, self.length())
     }
 
     /// How many bytes it has, without a look at them.
@@ -264,12 +240,7 @@ impl Received {
     /// [`Mechanism::protection`].
     #[must_use]
     pub fn mechanism(&self) -> Mechanism {
-        match self.kept() {
-            None => self.home().mechanism(),
-            Some(Kept::Sealed(_)) => Mechanism::OneShot,
-            Some(Kept::Leased(_)) => Mechanism::Lease,
-            Some(Kept::Copied(_)) => Mechanism::Copy,
-        }
+        self.kept().map_or_else(|| self.home().mechanism(), Kept::mechanism)
     }
 
     /// Whether its bytes are those that arrived, as far as [`Self::mechanism`] can tell: not if it is volatile,
@@ -277,11 +248,7 @@ impl Received {
     /// fs.lease-break-time while somebody was about to write.
     #[must_use]
     pub fn is_intact(&self) -> bool {
-        match self.kept() {
-            None => self.mechanism().protection() > Protection::Volatile,
-            Some(Kept::Leased(leased_slot)) => !leased_slot.is_inherited() && leased_slot.is_intact(),
-            Some(_) => true,
-        }
+        self.kept().map_or_else(|| self.mechanism().protection() > Protection::Volatile, Kept::is_intact)
     }
 }
 
@@ -337,14 +304,8 @@ impl Drop for Received {
 #[inline(never)]
 #[expect(clippy::boxed_local, reason = "opened here, and not wherever a message is dropped")]
 fn let_go(kept: Box<Kept>, home: NonNull<Returns>, slot: SlotId) {
-    if let Kept::Leased(leased_slot) = *kept {
-        if leased_slot.is_inherited() {
-            // The lease is the parent's.
-            return std::mem::forget(leased_slot);
-        }
-        // SAFETY: `home` lives until the mark of this slot is cleared (`Retire`), which comes after.
-        unsafe { home.as_ref() }.release(slot, &leased_slot);
-    }
+    // SAFETY: `home` lives until the mark of this slot is cleared (`Retire`), which comes after.
+    kept.let_go(slot, unsafe { home.as_ref() });
 }
 
 /// Hands a slot back, by its one holder.

@@ -1,17 +1,12 @@
 //! What the sender of a link sends over its socket: bells, segments, one-shots, its end.
 
-use std::os::fd::AsFd;
-
-use super::{Inbound, Segment};
+use super::Inbound;
 use crate::{
     limits::{MAX_AT_ONCE, MAX_SEGMENTS},
-    memory::{Map, MemoryError},
     points,
-    protection::Mechanism,
-    receive::reading::{claim::Claim, copied::Copies},
     slot::SlotId,
-    socket::link_message::{self, LinkEnd, LinkMessage, NewSegment, OneShot, ReadError},
-    violation::{Unsuitable, Violation},
+    socket::link_message::{self, LinkEnd, LinkMessage, NewSegment, ReadError},
+    violation::Violation,
 };
 
 impl Inbound {
@@ -24,7 +19,7 @@ impl Inbound {
         let known = self.known;
         for _ in 0..MAX_AT_ONCE {
             // A message that came over the socket stays there until the one before it is taken.
-            let full = !self.one_shots.is_empty() && self.is_ready();
+            let full = self.reading.has_arrived() && self.is_ready();
             if full || self.lacks.is_some() || self.is_broken() || self.known != known {
                 return;
             }
@@ -52,8 +47,8 @@ impl Inbound {
     /// message. Nothing is lost; it is tried again with each look, and this tries now.
     pub fn lacks_descriptor(&mut self) -> bool {
         if self.lacks_descriptor {
-            if self.returns().mechanism == Mechanism::OneShot && self.is_ready() {
-                self.fetch_shot();
+            if self.reading.is_one_shot() && self.is_ready() {
+                self.fetch_one_shot();
             } else {
                 self.attend();
             }
@@ -61,46 +56,52 @@ impl Inbound {
         self.lacks_descriptor
     }
 
+    /// Before a message is taken: reads on until its slot is known, which the sender announced before it used it, and, of a
+    /// one-shot, until the message itself is here. False if that is to come.
+    pub(super) fn fetch(&mut self, number: u32) -> bool {
+        if number >= self.known {
+            let mut before = None;
+            while number >= self.known && before != Some(self.known) {
+                before = Some(self.known);
+                self.attend();
+            }
+            let may_come = number < self.geometry.max_slots() && self.reading.has_segments();
+            return number < self.known || !self.is_to_come(may_come);
+        }
+        if !self.reading.is_one_shot() {
+            return true;
+        }
+        self.fetch_one_shot();
+        let may_come = !self.reading.has_arrived();
+        !self.is_to_come(may_come)
+    }
+
     /// Whether memory that the next message lies in is not here, and may come: it was sent before that was published, but another
     /// thread of the sender's process, or of this one, may be at it ([`crate::socket::waiters`]).
-    pub(super) fn is_to_come(&mut self, may_come: bool) -> bool {
+    fn is_to_come(&mut self, may_come: bool) -> bool {
         self.awaits_memory = may_come && !self.lacks_descriptor && self.end.is_none() && self.lacks.is_none();
         self.lacks_descriptor || self.awaits_memory
     }
 
-    /// Reads on until this slot is known. The sender announced it before it used it.
-    pub(super) fn learn_of(&mut self, number: u32) {
-        let mut before = None;
-        while number >= self.known && before != Some(self.known) {
-            before = Some(self.known);
-            self.attend();
-        }
-    }
-
-    /// Reads on until the memory of the next message is here, and nothing that takes its place: the sender may have passed
-    /// it again before it told of it.
-    pub(super) fn fetch_shot(&mut self) {
-        let sequence = self.next_mark().sequence();
-        let mut left = MAX_AT_ONCE;
+    /// Reads on until the memory of the next message is here, and nothing that takes its place.
+    fn fetch_one_shot(&mut self) {
+        let (message, mut left) = (self.next_mark(), MAX_AT_ONCE);
         self.lacks_descriptor = false;
-        while self.one_shots.back().is_none_or(|(last, _)| *last <= sequence) && left > 0 {
+        while self.reading.awaits(message) && left > 0 && self.read_one() {
             left -= 1;
-            if !self.read_one() {
-                return;
-            }
         }
     }
 
     /// Reads the next message on the socket: whether there was one.
     fn read_message(&mut self) -> Result<bool, ReadError> {
-        let grows = self.receiver_slots.is_none() && self.known < self.geometry.max_slots();
-        let descriptors = usize::from(grows || self.returns().mechanism == Mechanism::OneShot);
+        let descriptors = usize::from(self.known < self.geometry.max_slots() || self.reading.is_one_shot());
         match link_message::receive(&self.returns().socket, descriptors)? {
             None => return Ok(false),
             Some(LinkMessage::Bell) => {}
             Some(LinkMessage::Segment(segment)) => self.add_segment(&segment).map_err(ReadError::End)?,
-            Some(LinkMessage::OneShot(one_shot)) if self.returns().mechanism == Mechanism::OneShot => {
-                self.add_shot(one_shot).map_err(ReadError::End)?;
+            Some(LinkMessage::OneShot(one_shot)) if self.reading.is_one_shot() => {
+                let added = self.reading.add_one_shot(one_shot, |count| self.reader.has(count));
+                added.map_err(|violation| ReadError::End(violation.into()))?;
             }
             Some(other) => {
                 let wanted = "a bell or a new segment";
@@ -110,24 +111,9 @@ impl Inbound {
         Ok(true)
     }
 
-    fn add_shot(&mut self, one_shot: OneShot) -> Result<(), LinkEnd> {
-        // The sender could not pass the last one to all other receivers, and passes another of the same number.
-        if self.one_shots.back().is_some_and(|(number, _)| *number == one_shot.sequence) {
-            self.one_shots.pop_back();
-        }
-        // The entry of the one before was published before this one was sent.
-        if self.one_shots.len().checked_sub(1).is_some_and(|before| !self.reader.has(before as u64)) {
-            return Err(
-                Violation::OutOfTurn { found: "a message of its own", wanted: "the entry of the one before" }.into()
-            );
-        }
-        self.one_shots.push_back((one_shot.sequence, one_shot.memory));
-        Ok(())
-    }
-
     pub(super) fn add_segment(&mut self, new: &NewSegment) -> Result<(), LinkEnd> {
-        let (room, stride) = (self.geometry.max_slots() - self.known, self.geometry.stride());
-        if self.segments.len() == MAX_SEGMENTS || new.slots == 0 || new.slots > room {
+        let room = self.geometry.max_slots() - self.known;
+        if self.reading.segments() == MAX_SEGMENTS || new.slots == 0 || new.slots > room {
             return Err(Violation::Terms {
                 what: "the number of slots of a new segment",
                 found: new.slots.into(),
@@ -135,32 +121,14 @@ impl Inbound {
             }
             .into());
         }
-        let size = self.geometry.segment_bytes(new.slots);
-        let exhausted = |error: MemoryError| LinkEnd::Exhausted(error.to_string());
-        let (map, copies) = match self.returns().mechanism {
-            Mechanism::Shared | Mechanism::Lease | Mechanism::OneShot => (Map::attach(new.memory.as_fd(), size)?, None),
-            Mechanism::Copy => {
-                let map = Map::attach_unread(new.memory.as_fd(), size)?;
-                let claim = Claim::of(new.memory.as_fd(), self.peer())?;
-                let others = self.segments.iter().filter_map(|segment| segment.copies.as_ref());
-                if others.map(Copies::of).any(|other| other.is_of_memory_of(&claim)) {
-                    return Err(Unsuitable::Shared.into());
-                }
-                (map, Some(Copies::new(size, claim).map_err(exhausted)?))
-            }
-        };
-        let map = map.made_by(self.peer().other_user());
+        let home = &**self.reader.memory();
+        let slots = self.reading.add(new, self.known, self.geometry, home)?;
         points::reach("growth: mapped");
-        self.returns().board.provide(self.known + new.slots).map_err(exhausted)?;
-        let read = copies.as_ref().map_or(&map, Copies::map);
-        for (number, bytes) in read.pieces(0..new.slots, stride, self.geometry.slot_bytes()).into_iter().flatten() {
-            self.returns().held.add(SlotId::new(self.known + number), bytes.pointer().as_ptr());
+        let provided = home.board.provide(self.known + new.slots);
+        provided.map_err(|error| LinkEnd::Exhausted(error.to_string()))?;
+        for (number, bytes) in slots.into_iter().flatten() {
+            home.held.add(SlotId::new(self.known + number), bytes.pointer().as_ptr());
         }
-        if copies.is_none() {
-            // What is copied is nobody else's, and needs no view that only this process writes.
-            self.returns().memory().push((map.addresses(), new.memory.clone()));
-        }
-        self.segments.push(Segment { map, copies, first: self.known });
         self.known += new.slots;
         Ok(())
     }

@@ -12,7 +12,7 @@ use crate::{
     points,
     process::deferred::DeferredDrop,
     protection::Mechanism,
-    receive::reading::leased::{PendingGrant, ReceiverSlots},
+    receive::reading::{Reading, grants::Grants, leased::ReceiverSlots},
     ring::board::{BoardTable, BoardWriter},
     slot::Geometry,
     socket::{
@@ -49,13 +49,10 @@ pub struct Greeted {
     pub(super) mechanism: Mechanism,
     /// Whether the sender was asked to leave messages out.
     pub(super) skips: bool,
-    pub(super) receiver_slots: Option<DeferredDrop<ReceiverSlots>>,
-    /// What it could not be given yet, for lack of descriptors.
-    pub(super) pending_grants: Vec<PendingGrant>,
-    /// What wakes the receiver when it has to try something again.
-    pub(super) wake: Option<Arc<EventFd>>,
-    /// Whether the sender is to hand its slots over.
-    pub(super) wants_slots: bool,
+    /// How its messages will be read. None if that takes slots, which the sender is to hand over.
+    pub(super) reading: Option<DeferredDrop<Reading>>,
+    /// The rights to write its slots, if this process made them.
+    pub(super) grants: Option<Grants>,
     /// What it asks for, if it was not said yet, since too many descriptors of this user are under way.
     unsaid: Option<Option<u32>>,
 }
@@ -153,30 +150,17 @@ impl Greeted {
             _ => {}
         }
         let mechanism = mechanism.seen_from(peer);
-        let (leases, wants_slots) = (mechanism == Mechanism::Lease, matches!(slot_source, SlotSource::FromSender));
-        let receiver_slots = match slot_source {
-            SlotSource::Segments | SlotSource::FromSender => None,
-            SlotSource::FromBroker(memory) => Some(receiver_slots_of(memory, geometry, leases)?.into()),
-            SlotSource::FromReceiver => Some(ReceiverSlots::make(geometry, leases, peer.same_user)?.into()),
+        let leases = mechanism == Mechanism::Lease;
+        let reading = match slot_source {
+            SlotSource::FromSender => None,
+            SlotSource::Segments => Some(Reading::new(mechanism, geometry)),
+            SlotSource::FromBroker(memory) => Some(Reading::Leased(receiver_slots_of(memory, geometry, leases)?)),
+            SlotSource::FromReceiver => Some(Reading::Leased(ReceiverSlots::make(geometry, leases, peer.same_user)?)),
         };
-        let made_here =
-            receiver_slots.as_deref().filter(|receiver_slots: &&ReceiverSlots| receiver_slots.are_made_here());
-        let pending_grants = made_here.map_or_else(Vec::new, ReceiverSlots::pending_grants);
+        let grants = reading.as_ref().and_then(Reading::grants);
         let (skips, unsaid) = (skip_above.is_some(), Some(skip_above));
-        let board = UnusedBoard(None);
-        let mut this = Self {
-            board,
-            socket,
-            peer,
-            geometry,
-            mechanism,
-            skips,
-            receiver_slots,
-            pending_grants,
-            wake: None,
-            wants_slots,
-            unsaid,
-        };
+        let (board, reading) = (UnusedBoard(None), reading.map(DeferredDrop::from));
+        let mut this = Self { board, socket, peer, geometry, mechanism, skips, reading, grants, unsaid };
         this.say_hello()?;
         Ok(this)
     }
@@ -184,7 +168,9 @@ impl Greeted {
     /// Has the receiver woken by this when another thread of this process has dropped a message that could not be given back.
     #[must_use]
     pub fn waking(mut self, wake: Arc<EventFd>) -> Self {
-        self.wake = Some(wake);
+        if let Some(grants) = &mut self.grants {
+            grants.wake_by(wake);
+        }
         self
     }
 
@@ -199,7 +185,7 @@ impl Greeted {
         if fences {
             board.head().flag.ask_for_fences();
         }
-        let wants_slots = self.wants_slots;
+        let wants_slots = self.reading.is_none();
         // If it is said, the sender may send, and so nothing may fail behind it.
         let hello = Hello { board: Descriptor::from(descriptor), skip_above, fences, wants_slots };
         let said = link_message::greet(&self.socket, &LinkMessage::Hello(hello)).map_err(|end| match end {
@@ -211,7 +197,9 @@ impl Greeted {
             (self.board, self.unsaid) = (UnusedBoard(Some(board)), None);
             points::reach("attach: greeted");
             // What cannot be given yet is told when the link is open.
-            PendingGrant::give_all(&mut self.pending_grants, &self.socket);
+            if let Some(grants) = &self.grants {
+                grants.settle(&self.socket);
+            }
         }
         Ok(())
     }

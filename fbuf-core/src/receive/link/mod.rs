@@ -1,16 +1,14 @@
 //! The receiver's half of a link: it reads the lane, checks what it finds, and writes the board.
 
 mod arrivals;
-mod copying;
 mod handshake;
 mod prefixes;
 mod returns;
 
 use std::{
-    collections::VecDeque,
     os::fd::AsFd,
     sync::{
-        Arc, Mutex, Weak,
+        Arc, Weak,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -20,21 +18,24 @@ use self::handshake::receiver_slots_of;
 pub use self::handshake::{Answered, GreetError, Greeted, SlotSource};
 #[cfg(test)]
 pub(crate) use self::returns::lock;
-use self::returns::{PendingGrants, Segments, next_retired};
+use self::returns::next_retired;
 pub(crate) use self::returns::{RetiredLink, Returns};
 use crate::process::sys::said;
 use crate::{
     abort::Abort,
     limits::MAX_SEQUENCE,
-    memory::{CannotReopen, Map, MemoryError, SealedMemory, wrapping::Ring},
+    memory::{CannotReopen, MemoryError, wrapping::Ring},
     peer::Peer,
     points,
     process::deferred::DeferredDrop,
     protection::Mechanism,
     receive::{
         held::{Cell, Held, Untaken},
-        reading::{copied::Copies, leased::ReceiverSlots},
-        received::{Kept, Received},
+        reading::{
+            Reading,
+            shared::{SharedSegments, Views},
+        },
+        received::Received,
     },
     ring::{
         board::BoardWriter,
@@ -45,7 +46,6 @@ use crate::{
     socket::{
         LinkSocket,
         link_message::{LinkEnd, Welcome},
-        wire::Descriptor,
     },
     violation::Violation,
     wait::Fencing,
@@ -97,20 +97,7 @@ pub struct Inbound {
     lacks_descriptor: bool,
     /// Whether memory of the next message is on its way.
     awaits_memory: bool,
-    segments: Vec<Segment>,
-    /// The slots, if each is memory of its own.
-    receiver_slots: Option<DeferredDrop<ReceiverSlots>>,
-    /// Messages that are memory of their own, by number: those that came and were not taken yet.
-    one_shots: VecDeque<(u64, Descriptor)>,
-}
-
-#[derive(Debug)]
-struct Segment {
-    map: Map,
-    /// Where its messages are copied to, if they are.
-    copies: Option<Copies>,
-    /// The number of its first slot.
-    first: u32,
+    reading: DeferredDrop<Reading>,
 }
 
 /// A slot that was just taken, on its way to becoming a [`Received`].
@@ -125,27 +112,16 @@ pub(crate) struct Loan<'a> {
 
 impl Inbound {
     fn open(greeted: Greeted, welcome: Welcome) -> Result<Self, LinkEnd> {
-        let Greeted {
-            peer,
-            socket,
-            geometry,
-            mechanism,
-            skips,
-            receiver_slots,
-            pending_grants,
-            wake,
-            wants_slots,
-            board,
-            ..
-        } = greeted;
+        let Greeted { peer, socket, geometry, mechanism, skips, reading, grants, board, .. } = greeted;
         let slots = geometry.max_slots();
         let exhausted = |error: MemoryError| LinkEnd::Exhausted(error.to_string());
         let prefixes = prefixes::declared(&welcome, skips)?;
         let lane = LaneView::attach(welcome.lane.as_fd(), capacity_for(slots, prefixes))?.made_by(peer.other_user());
         let offset = check_sequence(Some(welcome.first_sequence))?;
         let board = board.take().ok_or(LinkEnd::HangUp)?;
-        let receiver_slots = match wants_slots {
-            true if welcome.slots.len() != slots as usize => {
+        let mut reading = match reading {
+            Some(reading) => reading,
+            None if welcome.slots.len() != slots as usize => {
                 return Err(Violation::Terms {
                     what: "the number of slots that were handed over",
                     found: welcome.slots.len() as u64,
@@ -153,21 +129,17 @@ impl Inbound {
                 }
                 .into());
             }
-            true => Some(receiver_slots_of(welcome.slots, geometry, false).map_err(LinkEnd::from)?.into()),
-            false => receiver_slots,
+            None => Reading::Leased(receiver_slots_of(welcome.slots, geometry, false)?).into(),
         };
+        reading.open().map_err(|error| LinkEnd::Exhausted(said(&error)))?;
         let has_beside = prefixes.has(Prefix::Tag) || prefixes.has(Prefix::Time);
-        // Of messages that are read where they are, without a word to anybody.
-        let below = match mechanism == Mechanism::Shared && receiver_slots.is_none() {
-            true => u64::from(geometry.slot_bytes()) + 1,
-            false => 0,
-        };
+        let below = if reading.is_in_place() { u64::from(geometry.slot_bytes()) + 1 } else { 0 };
         let returns = Returns {
             peer,
             mechanism,
             header: geometry.header(),
             socket,
-            memory: Mutex::new(Vec::new()),
+            views: Views::default(),
             board: BoardWriter::new(board),
             held: Held::new(slots as usize).map_err(exhausted)?,
             beside: match has_beside {
@@ -177,10 +149,7 @@ impl Inbound {
             lane,
             rung: AtomicU64::new(0),
             among: next_retired(Fencing::of_this_process()),
-            returns_rights: receiver_slots.as_ref().is_some_and(|receiver_slots| receiver_slots.are_made_here()),
-            pending_grants: Mutex::new(PendingGrants::new(pending_grants)),
-            wake,
-            refused: AtomicU64::new(0),
+            grants,
             lost: AtomicU64::new(0),
         };
         let mut inbound = Self {
@@ -200,15 +169,9 @@ impl Inbound {
             lacks: None,
             lacks_descriptor: false,
             awaits_memory: false,
-            segments: Vec::new(),
-            receiver_slots,
-            one_shots: VecDeque::new(),
+            reading,
         };
-        if let Some(receiver_slots) = &mut inbound.receiver_slots {
-            // Their memory exists by now.
-            receiver_slots.map_for_lease().map_err(|error| LinkEnd::Exhausted(said(&error)))?;
-        }
-        if inbound.receiver_slots.is_some() || mechanism == Mechanism::OneShot {
+        if !inbound.reading.has_segments() {
             inbound.returns().board.provide(slots).map_err(exhausted)?;
             // Slots are only numbers.
             (0..slots).for_each(|slot| inbound.returns().held.add(SlotId::new(slot), std::ptr::null_mut()));
@@ -312,11 +275,6 @@ impl Inbound {
         Some(received)
     }
 
-    #[inline]
-    fn fits(&self, body: Body) -> bool {
-        body.fits(self.geometry.slot_bytes())
-    }
-
     /// The mark of the next message, if that is what comes next.
     #[inline]
     fn next_mark(&self) -> Mark {
@@ -342,35 +300,23 @@ impl Inbound {
 
     fn take_message(&mut self, note: &Note, mark: Mark) -> Option<Received> {
         let (number, body) = (note.slot, note.body);
-        if number >= self.known {
-            self.learn_of(number);
-            let may_come = number < self.geometry.max_slots() && self.receiver_slots.is_none();
-            if number >= self.known && self.is_to_come(may_come) {
-                return None;
-            }
+        if !self.fetch(number) {
+            return None;
         }
-        if self.returns().mechanism == Mechanism::OneShot {
-            self.fetch_shot();
-            if self.is_to_come(self.one_shots.is_empty()) {
-                return None;
-            }
+        if number >= self.known || !body.fits(self.geometry.slot_bytes()) {
+            return self.break_off(self.objection(number, body));
         }
-        if self.returns().mechanism == Mechanism::Copy
-            && let Err(error) = self.provide_copy(number, body)
-        {
+        let slot = SlotId::new(number);
+        if let Err(error) = self.reading.provide(slot, body) {
             self.end_with(LinkEnd::Exhausted(error.to_string()));
             return None;
         }
-        let home = &**self.returns();
-        let taken = match self.fits(body) {
-            true => home.held.take_patiently(number.into(), mark, &home.board),
-            false => Err(Untaken::Held),
-        };
-        let cell = match taken {
+        let home = &**self.reader.memory();
+        let cell = match home.held.take_patiently(number.into(), mark, &home.board) {
             Ok(cell) => cell,
             // It stays in the lane, and is ready.
             Err(Untaken::NotCleared) => return None,
-            Err(Untaken::Held) => return self.break_off(self.objection(number, body)),
+            Err(Untaken::Held) => return self.break_off(Violation::StillHeld { slot: number }),
         };
         points::reach("get: held");
         let (offset, length) = (body.offset(), body.length());
@@ -378,73 +324,24 @@ impl Inbound {
             let [tag, time] = [Prefix::Tag, Prefix::Time].map(|prefix| note.prefixes.word(prefix));
             beside.at(number as usize).note(tag, time);
         }
-        let received = Loan { cell, slot: SlotId::new(number), offset, length, mark, home }.receive();
-        let kept = if home.mechanism == Mechanism::OneShot {
-            self.take_shot(mark.sequence(), body).map(|sealed| Some(Kept::Sealed(sealed)))
-        } else if let Some(receiver_slots) = &self.receiver_slots {
-            self.read_receiver_slot(receiver_slots, number, body).map(Some)
-        } else {
-            match self.copy(number, body) {
-                // What was copied may be of another message then.
-                Ok(()) if self.reader.is_dropped() && home.mechanism == Mechanism::Copy => Err(LinkEnd::Dropped),
-                copied => copied.map(|()| None),
-            }
-        };
+        let received = Loan { cell, slot, offset, length, mark, home }.receive();
+        let kept = self.reading.read(slot, body, mark, home);
         points::reach("get: copied");
         let received = match kept {
             Ok(None) => received,
-            Ok(Some(kept)) => {
-                let received = received.with(kept, offset);
-                // What was leased or copied may be of another message then. A one-shot is that of its number.
-                if self.receiver_slots.is_some() && self.reader.is_dropped() {
-                    drop(received);
-                    self.end_with(LinkEnd::Dropped);
-                    return None;
-                }
-                received
-            }
+            Ok(Some(kept)) => received.with(kept, offset),
             Err(end) => {
                 self.end_with(end);
                 return None;
             }
         };
+        if self.reading.is_reused_when_disconnected() && self.reader.is_dropped() {
+            drop(received);
+            self.end_with(LinkEnd::Dropped);
+            return None;
+        }
         self.pass(note, mark);
         Some(received)
-    }
-
-    /// The bytes of a message that came over the socket, which they did before its entry came.
-    fn take_shot(&mut self, sequence: u64, body: Body) -> Result<SealedMemory, LinkEnd> {
-        if body.offset() != 0 {
-            // Its memory is given away with the message at its beginning.
-            return Err(self.objection(0, body.with_more()).into());
-        }
-        let memory = match self.one_shots.pop_front() {
-            Some((number, memory)) if number == sequence => memory,
-            _ => {
-                return Err(Violation::OutOfTurn {
-                    found: "the entry of a message",
-                    wanted: "the message itself, over the socket",
-                }
-                .into());
-            }
-        };
-        let memory = memory.into_foreign().map_err(|error| LinkEnd::Exhausted(said(&error)))?;
-        Ok(SealedMemory::new(memory, self.geometry.segment_bytes(1), body.length() as usize)?)
-    }
-
-    /// A message in a slot that is memory of its own: leased, or else copied.
-    fn read_receiver_slot(&self, receiver_slots: &ReceiverSlots, number: u32, body: Body) -> Result<Kept, LinkEnd> {
-        let end = (body.offset() + body.length()) as usize;
-        let reading = receiver_slots.read(SlotId::new(number), end);
-        let reading = reading.map_err(|error| LinkEnd::Exhausted(error.to_string()))?;
-        if matches!(reading, Kept::Copied(_)) {
-            self.returns().refused.fetch_add(1, Ordering::Relaxed);
-            // It is not read any more, though it is handed back only when the copy is dropped.
-            if let Some(memory) = receiver_slots.memory(SlotId::new(number)) {
-                self.returns().return_right(SlotId::new(number), memory);
-            }
-        }
-        Ok(reading)
     }
 
     /// Gives rights to write back that could not be given before: whether all are given now.
@@ -462,7 +359,7 @@ impl Inbound {
     /// How many messages were to be leased, and the kernel refused: they were copied.
     #[must_use]
     pub fn refused_leases(&self) -> u64 {
-        if self.returns().mechanism == Mechanism::Lease { self.returns().refused.load(Ordering::Relaxed) } else { 0 }
+        if self.returns().mechanism == Mechanism::Lease { self.reading.refused() } else { 0 }
     }
 
     /// How many leases the kernel took away before there was a copy, since the last time: what was read
@@ -473,15 +370,13 @@ impl Inbound {
         if lost.load(Ordering::Relaxed) == 0 { 0 } else { lost.swap(0, Ordering::Relaxed) }
     }
 
-    /// Why a message may not be taken.
+    /// Why a message names nothing that could be taken.
     fn objection(&self, number: u32, body: Body) -> Violation {
         let (known, slot_bytes) = (self.known, self.geometry.slot_bytes());
         if number >= known {
             Violation::Slot { named: number, known }
-        } else if !self.fits(body) {
-            Violation::Body { length: body.length(), offset: body.offset(), slot_bytes }
         } else {
-            Violation::StillHeld { slot: number }
+            Violation::Body { length: body.length(), offset: body.offset(), slot_bytes }
         }
     }
 
@@ -583,8 +478,9 @@ impl Drop for Inbound {
         Fencing::of_this_process().after_publishing();
         returns.wake_sender();
         let among = returns.among;
-        let segments = Segments(std::mem::take(&mut self.segments));
-        among.leave(RetiredLink { returns, _segments: segments.into(), searched: 0 });
+        let none = Reading::Shared(SharedSegments::default());
+        let segments = std::mem::replace(&mut *self.reading, none).into_remains();
+        among.leave(RetiredLink { returns, _segments: segments, searched: 0 });
     }
 }
 

@@ -1,29 +1,25 @@
 //! What messages need in order to go back, for as long as any of them is held.
 
 use std::{
-    io,
     ops::Range,
-    os::fd::AsFd,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, MutexGuard,
         atomic::{AtomicU64, AtomicUsize, Ordering},
     },
 };
 
-use nix::sys::eventfd::EventFd;
 use zerocopy::FromZeros;
 
-use super::Segment;
 use crate::process::fork::{AtFork, Rank};
 use crate::{
-    memory::{CannotReopen, Leasable, Map, MemoryError, page_bytes, wrapping::Ring},
+    memory::{CannotReopen, Leasable, wrapping::Ring},
     peer::Peer,
     points,
-    process::deferred::{Cause, DeferredDrop, LARGE, Slow},
+    process::deferred::DeferredDrop,
     protection::Mechanism,
     receive::{
         held::{Held, Retire, Retired},
-        reading::leased::{LeasedSlot, PendingGrant},
+        reading::{Reading, grants::Grants, shared::Views},
     },
     ring::{
         board::{BoardTable, BoardWriter},
@@ -31,7 +27,7 @@ use crate::{
         lane::{LaneHead, LaneMemory, LaneView},
     },
     slot::{Mark, SlotId},
-    socket::{PacketSocket, link_message, wire::Descriptor},
+    socket::{PacketSocket, link_message},
     sync::read_only::ReadOnly,
     wait::Fencing,
 };
@@ -51,18 +47,12 @@ pub(crate) struct Returns {
     /// Where the user header is in a slot.
     pub(super) header: Range<usize>,
     pub(super) socket: PacketSocket,
-    /// The segments, by address, for views of messages that may be written.
-    pub(super) memory: Mutex<Vec<(Range<usize>, Descriptor)>>,
+    /// Segments that are read where they are.
+    pub(super) views: Views,
     /// The sleep of the sender for which the bell was rung last.
     pub(super) rung: AtomicU64,
-    /// Whether the slots are this process's, and the right to write one goes back with each message.
-    pub(super) returns_rights: bool,
-    /// Slots whose right to write is still to be sent.
-    pub(super) pending_grants: Mutex<PendingGrants>,
-    /// What wakes the receiver, which tries it again.
-    pub(super) wake: Option<Arc<EventFd>>,
-    /// Leases that were refused.
-    pub(super) refused: AtomicU64,
+    /// If the slots are this process's, and the right to write one goes back with each message.
+    pub(super) grants: Option<Grants>,
     /// Leases that were taken away, and not reported yet.
     pub(super) lost: AtomicU64,
 }
@@ -82,33 +72,6 @@ impl Beside {
         // Relaxed: whatever passes the message to another thread orders this too.
         self.tag.store(tag, Ordering::Relaxed);
         self.time.store(time, Ordering::Relaxed);
-    }
-}
-
-/// Rights to write slots that are still to be given, and why they are not.
-#[derive(Debug)]
-pub(super) struct PendingGrants {
-    grants: Vec<PendingGrant>,
-    why: Option<CannotReopen>,
-    /// Which reason was told.
-    told: Option<CannotReopen>,
-}
-
-impl PendingGrants {
-    pub(super) fn new(grants: Vec<PendingGrant>) -> Self {
-        Self { grants, why: None, told: None }
-    }
-
-    /// Gives those that can be given now: whether none is left.
-    fn give(&mut self, socket: &PacketSocket) -> bool {
-        self.why = PendingGrant::give_all(&mut self.grants, socket);
-        self.grants.is_empty()
-    }
-
-    fn tell(&mut self) -> Option<CannotReopen> {
-        let is_new = self.why != self.told;
-        self.told = self.why;
-        self.why.filter(|_| is_new)
     }
 }
 
@@ -146,63 +109,30 @@ impl Returns {
         self.header.clone()
     }
 
-    pub(super) fn memory(&self) -> MutexGuard<'_, Vec<(Range<usize>, Descriptor)>> {
-        // A panic while it was locked cannot have left it half changed.
-        self.memory.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(crate) fn views(&self) -> &Views {
+        &self.views
     }
 
-    /// A view of so many bytes at an address in a segment, to be written by this process alone: the
-    /// mapping, and where they begin in it.
-    pub(crate) fn copy_on_write(&self, address: usize, length: usize) -> Result<(Map, usize), MemoryError> {
-        let memory = self.memory();
-        let found = memory.iter().find(|(addresses, _)| addresses.contains(&address));
-        let Some((addresses, memory)) = found else {
-            let source = io::Error::other("the message is in no segment");
-            return Err(MemoryError::Refused { call: "mmap", asked: length as u64, error: source });
-        };
-        let page = page_bytes() as usize;
-        let begin = address - addresses.start;
-        let (first, end) = (begin / page * page, begin + length);
-        Ok((Map::copy_on_write(memory.as_fd(), first as u64, (end - first) as u64)?, begin - first))
+    /// A lease was taken away.
+    pub(crate) fn lose_lease(&self) {
+        self.lost.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Ends the reading of a slot under a lease, before it is handed back.
-    pub(crate) fn release(&self, slot: SlotId, leased_slot: &LeasedSlot) {
-        let intact = leased_slot.release();
-        points::reach("lease: released");
-        if !intact {
-            self.lost.fetch_add(1, Ordering::Relaxed);
-        }
-        self.return_right(slot, leased_slot.memory());
-    }
-
-    /// Gives the right to write a slot back, which nobody here reads any more, if it is one of this process.
-    pub(super) fn return_right(&self, slot: SlotId, memory: &Arc<Leasable>) {
-        if !self.returns_rights {
-            return;
-        }
-        self.pending_grants().grants.push(PendingGrant::again(slot, memory.clone()));
-        if !self.settle()
-            && let Some(wake) = &self.wake
-        {
-            // The receiver may sleep, and would have no reason to try it again. A counter that is full wakes as well.
-            let _ = wake.write(1);
+    /// Gives the right to write a slot back, of which nothing is read here any more, if it is one of this process.
+    pub(crate) fn return_right(&self, slot: SlotId, memory: &Arc<Leasable>) {
+        if let Some(grants) = &self.grants {
+            grants.give_back(slot, memory, &self.socket);
         }
     }
 
     /// Gives the rights back that could not be given before: whether all could.
     pub(super) fn settle(&self) -> bool {
-        !self.returns_rights || self.pending_grants().give(&self.socket)
+        self.grants.as_ref().is_none_or(|grants| grants.settle(&self.socket))
     }
 
     /// Why rights cannot be given back, if there is a reason that was not told yet.
     pub(super) fn withholds_anew(&self) -> Option<CannotReopen> {
-        if self.returns_rights { self.pending_grants().tell() } else { None }
-    }
-
-    fn pending_grants(&self) -> MutexGuard<'_, PendingGrants> {
-        // A panic while it was locked cannot have left it half changed.
-        self.pending_grants.lock().unwrap_or_else(PoisonError::into_inner)
+        self.grants.as_ref()?.withholds_anew()
     }
 
     #[inline]
@@ -273,26 +203,11 @@ pub(super) fn next_retired(fencing: Fencing) -> &'static Retired<RetiredLink> {
     next
 }
 
-/// The segments of a link that has ended, perhaps the last that anybody has of them. None of them may be large, and all of
-/// them together so large that it takes long to free them.
-#[derive(Debug)]
-pub(super) struct Segments(pub Vec<Segment>);
-
-impl Slow for Segments {
-    fn cause(&mut self) -> Option<Cause> {
-        let bytes = |segment: &Segment| {
-            let copies = segment.copies.as_ref().map_or(0, |copies| copies.map().addresses().len());
-            (segment.map.addresses().len() + copies) as u64
-        };
-        (self.0.iter().map(bytes).sum::<u64>() >= LARGE).then_some(Cause::Memory)
-    }
-}
-
 /// What is left of such a link: all that its messages point into.
 #[derive(Debug)]
 pub(crate) struct RetiredLink {
     pub(super) returns: Arc<Returns>,
-    pub(super) _segments: DeferredDrop<Segments>,
+    pub(super) _segments: Option<DeferredDrop<Reading>>,
     /// No slot before this one is held.
     pub(super) searched: usize,
 }
@@ -302,20 +217,5 @@ impl Retire for RetiredLink {
         let held = self.returns.held.next(self.searched);
         self.searched = held.unwrap_or(self.searched);
         held.is_none()
-    }
-}
-
-#[cfg(all(test, not(miri)))]
-mod tests {
-    use super::*;
-
-    /// A sender may have several segments, none of which is large, and leave them to its receiver alone.
-    #[test]
-    fn segments_that_are_large_together_are_unmapped_by_another_thread() {
-        let segments = |count| {
-            let segment = |_| Segment { map: Map::create("fbuf-test", LARGE / 4).unwrap().0, copies: None, first: 0 };
-            Segments((0..count).map(segment).collect())
-        };
-        assert_eq!([3, 4].map(|count| segments(count).cause()), [None, Some(Cause::Memory)]);
     }
 }

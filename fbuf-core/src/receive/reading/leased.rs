@@ -7,22 +7,19 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use super::lease_thread::LeaseThread;
+use super::{Kept, grants::Grants, lease_thread::LeaseThread};
 use crate::{
-    memory::{CannotReopen, HUGE_PAGE, Leasable, Map, MemoryError, Pages},
+    memory::{HUGE_PAGE, Leasable, Map, MemoryError, Pages},
     points,
     process::{
         deferred::{Cause, LARGE, Slow},
         foreign::Foreign,
         lease::{Breaks, Lease, is_leased, lease},
     },
-    receive::received::Kept,
+    receive::link::Returns,
+    ring::entry::Body,
     slot::{Geometry, SlotId},
-    socket::{
-        PacketSocket,
-        link_message::{self, LinkEnd, LinkMessage, WriteGrant},
-        wire::Descriptor,
-    },
+    socket::link_message::LinkEnd,
     violation::Unsuitable,
 };
 
@@ -66,18 +63,13 @@ impl LeasedSlot {
     }
 
     /// Whether this process was forked from the one that has it.
-    pub(crate) fn is_inherited(&self) -> bool {
+    fn is_inherited(&self) -> bool {
         self.lease_thread.is_inherited()
     }
 
     fn lock(&self) -> MutexGuard<'_, LeaseState> {
         // A panic while it was locked cannot have left it half changed.
         self.standing.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// The slot.
-    pub(crate) fn memory(&self) -> &Arc<Leasable> {
-        &self.memory
     }
 
     /// Where its bytes are.
@@ -107,8 +99,8 @@ impl LeasedSlot {
         Ok(())
     }
 
-    /// Ends the reading: whether the bytes were the same all the while.
-    pub(crate) fn release(&self) -> bool {
+    /// Gives the lease up: whether the bytes were the same all the while.
+    fn release(&self) -> bool {
         let mut standing = self.lock();
         let (copied, intact) = match *standing {
             LeaseState::Idle | LeaseState::Closed => return true,
@@ -134,8 +126,25 @@ impl LeasedSlot {
         intact
     }
 
+    /// Ends the reading of a message, before its slot is handed back.
+    pub(crate) fn let_go(this: Arc<Self>, slot: SlotId, home: &Returns) {
+        if this.is_inherited() {
+            // The lease is the parent's.
+            return std::mem::forget(this);
+        }
+        let intact = this.release();
+        points::reach("lease: released");
+        if !intact {
+            home.lose_lease();
+        }
+        home.return_right(slot, &this.memory);
+    }
+
     /// Whether the bytes have been the same since the lease was taken.
     pub(crate) fn is_intact(&self) -> bool {
+        if self.is_inherited() {
+            return false;
+        }
         // If somebody breaks it just now, what follows tells whether it came to that.
         self.serve();
         matches!(*self.lock(), LeaseState::Leased(_) | LeaseState::Copied)
@@ -210,6 +219,8 @@ pub(crate) struct ReceiverSlots {
     header: Range<usize>,
     leases: bool,
     made_here: bool,
+    /// How many leases the kernel refused.
+    refused: u64,
 }
 
 impl Slow for ReceiverSlots {
@@ -229,7 +240,7 @@ impl ReceiverSlots {
         let given = |reader| Leasable::given(reader, geometry.cell_bytes()).map(Arc::new);
         let memory: Vec<_> = memory.into_iter().map(given).collect::<Result<_, _>>()?;
         let leases = leases && memory.iter().all(|memory| memory.is_own());
-        Ok(Self { memory, leased_slots: Vec::new(), header: geometry.header(), leases, made_here: false })
+        Ok(Self { memory, leased_slots: Vec::new(), header: geometry.header(), leases, made_here: false, refused: 0 })
     }
 
     /// Makes slots for a sender, to lease them, if `leases`; in huge pages that were set aside only for one of
@@ -241,7 +252,7 @@ impl ReceiverSlots {
         let huge = same_user && geometry.cell_bytes() >= HUGE_PAGE;
         let in_huge = if huge { Self::make_in(geometry, true).ok() } else { None };
         let memory = in_huge.map_or_else(|| Self::make_in(geometry, false), Ok)?;
-        Ok(Self { memory, leased_slots: Vec::new(), header: geometry.header(), leases, made_here: true })
+        Ok(Self { memory, leased_slots: Vec::new(), header: geometry.header(), leases, made_here: true, refused: 0 })
     }
 
     fn make_in(geometry: Geometry, huge: bool) -> Result<Vec<Arc<Leasable>>, MemoryError> {
@@ -253,19 +264,9 @@ impl ReceiverSlots {
         (0..geometry.max_slots()).map(make).collect()
     }
 
-    /// Whether this process made them, for a sender who has to be given the right to write each.
-    pub(crate) fn are_made_here(&self) -> bool {
-        self.made_here
-    }
-
-    /// What the sender has to be given before it can write any.
-    pub(crate) fn pending_grants(&self) -> Vec<PendingGrant> {
-        let grant = |(slot, memory): (u32, &Arc<Leasable>)| PendingGrant {
-            slot: SlotId::new(slot),
-            memory: memory.clone(),
-            first: true,
-        };
-        (0..).zip(&self.memory).map(grant).collect()
+    /// The rights to write them, which the sender has to be given, if this process made them for it.
+    pub(crate) fn grants(&self) -> Option<Grants> {
+        self.made_here.then(|| Grants::new(&self.memory))
     }
 
     /// Maps those that can be leased, once their memory exists.
@@ -279,66 +280,33 @@ impl ReceiverSlots {
         Ok(())
     }
 
-    /// Begins to read a message, which is the first bytes of the slot and its user header: under a lease, or else as a copy.
+    /// How many leases the kernel refused.
+    pub(crate) fn refused(&self) -> u64 {
+        self.refused
+    }
+
+    /// Begins to read a message and its user header: under a lease, or else as a copy.
     ///
     /// # Errors
-    /// [`MemoryError`]: there is no memory for a copy.
-    pub(crate) fn read(&self, slot: SlotId, length: usize) -> Result<Kept, MemoryError> {
+    /// [`LinkEnd`]: there is no memory for a copy.
+    pub(crate) fn read(&mut self, slot: SlotId, body: Body, home: &Returns) -> Result<Kept, LinkEnd> {
         if let Some(leased_slot) = self.leased_slots.get(slot.index())
             && leased_slot.take().is_ok()
         {
             return Ok(Kept::Leased(leased_slot.clone()));
         }
-        let refused = |source| MemoryError::Refused { call: "pread", asked: length as u64, error: source };
-        let memory = self.memory(slot).ok_or_else(|| refused(io::ErrorKind::NotFound.into()))?;
-        // Not through a mapping: pages may be missing.
-        Ok(Kept::Copied(Map::private_copy(memory.as_fd(), &[0..length, self.header.clone()])?))
-    }
-
-    /// A slot.
-    pub(crate) fn memory(&self, slot: SlotId) -> Option<&Arc<Leasable>> {
-        self.memory.get(slot.index())
-    }
-}
-
-/// The right to write a slot that nobody reads, which its sender has to be given.
-#[derive(Debug)]
-pub(crate) struct PendingGrant {
-    slot: SlotId,
-    memory: Arc<Leasable>,
-    /// Whether the sender has to be given the slot as well.
-    first: bool,
-}
-
-impl PendingGrant {
-    /// Of a slot that the sender knows.
-    pub(crate) fn again(slot: SlotId, memory: Arc<Leasable>) -> Self {
-        Self { slot, memory, first: false }
-    }
-
-    /// Gives those of these that can be given now, in order. The rest, from the first that cannot on, stays: what keeps that
-    /// one, keeps the others too. What that is, if it is anything of this process.
-    pub(crate) fn give_all(all: &mut Vec<Self>, socket: &PacketSocket) -> Option<CannotReopen> {
-        let mut why = None;
-        let is_given = |due: &&Self| due.give(socket).map_err(|reason| why = reason).is_ok();
-        let given = all.iter().take_while(is_given).count();
-        all.drain(..given);
-        why
-    }
-
-    /// Gives it. If it cannot now, it is to be tried again: why, if it is known. A sender that is gone needs nothing.
-    fn give(&self, socket: &PacketSocket) -> Result<(), Option<CannotReopen>> {
-        let cannot = |error: io::Error| CannotReopen::of(&error);
-        let writer = Descriptor::from(self.memory.open_writer().map_err(cannot)?);
-        // An open file of its own: a lease goes by those.
-        let reader = if self.first { Some(Descriptor::from(self.memory.open_reader().map_err(cannot)?)) } else { None };
-        points::reach("grant: opened");
-        let right = LinkMessage::WriteGrant(WriteGrant { slot: self.slot.number(), writer, reader });
-        if let Err(LinkEnd::Exhausted(_)) = link_message::send(socket, &right) {
-            return Err(None);
-        }
-        points::reach("grant: sent");
-        Ok(())
+        self.refused += 1;
+        let end = (body.offset() + body.length()) as usize;
+        let copy = |memory: &Arc<Leasable>| {
+            // Not through a mapping: pages may be missing.
+            let copy = Map::private_copy(memory.as_fd(), &[0..end, self.header.clone()])?;
+            // The slot is not read any more, though it is handed back only when the copy is dropped.
+            home.return_right(slot, memory);
+            Ok(Kept::Copied(copy))
+        };
+        let refused = |source| MemoryError::Refused { call: "pread", asked: end as u64, error: source };
+        let memory = self.memory.get(slot.index()).ok_or_else(|| refused(io::ErrorKind::NotFound.into()));
+        memory.and_then(copy).map_err(|error| LinkEnd::Exhausted(error.to_string()))
     }
 }
 
