@@ -20,11 +20,11 @@ use std::{
     fmt,
     mem::{self, ManuallyDrop},
     ops::{Deref, DerefMut},
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::Mutex,
     time::{Duration, Instant},
 };
 
-use crate::process::fork::{AtFork, Rank};
+use crate::process::fork::{ForkMutex, Rank};
 use crate::process::threads;
 
 /// From how many bytes on memory is freed apart: so much takes some milliseconds.
@@ -115,27 +115,12 @@ struct Line {
 #[derive(Debug)]
 pub(crate) struct Lines(BTreeMap<Cause, Line>);
 
-static LINES: Mutex<Lines> = Mutex::new(Lines(BTreeMap::new()));
+pub(crate) static LINES: ForkMutex<Lines> =
+    ForkMutex::new(Rank::DeferredDrop, Mutex::new(Lines(BTreeMap::new())), |lines| lines.forget());
 
 thread_local! {
     /// Whether this is one of the threads, which drops all that is in what it drops.
     static DROPS: Cell<bool> = const { Cell::new(false) };
-}
-
-/// Holds the lock on the lines.
-pub(crate) type Locked = MutexGuard<'static, Lines>;
-
-static AT_FORK: AtFork<Locked> = AtFork::new(Rank::DeferredDrop, locked, |lines| lines.forget());
-
-/// Takes it.
-pub(crate) fn lock() -> Locked {
-    AT_FORK.register();
-    locked()
-}
-
-fn locked() -> Locked {
-    // Nothing panics while it is locked.
-    LINES.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Lines {
@@ -181,7 +166,7 @@ pub fn drop_deferred(cause: Cause, value: impl Send + 'static) {
         threads::contain(|| drop(value));
         return;
     }
-    let is_new = lock().add(cause, Box::new(value));
+    let is_new = LINES.lock().add(cause, Box::new(value));
     if is_new && threads::spawn("fbuf-close", move || drop_line(cause)).is_err() {
         drop_line(cause);
     }
@@ -191,7 +176,7 @@ pub fn drop_deferred(cause: Cause, value: impl Send + 'static) {
 fn drop_line(cause: Cause) {
     let dropped_before = DROPS.replace(true);
     // Not in the condition of a loop, which would hold the lock while it is dropped.
-    let next = || lock().next(cause);
+    let next = || LINES.lock().next(cause);
     while let Some(job) = next() {
         // The line is to end, or nothing of this cause would ever be dropped again.
         threads::contain(|| drop(job));
@@ -202,7 +187,7 @@ fn drop_line(cause: Cause) {
 /// Whether so much that this user has passed waits to be closed that no more is to be taken from it.
 #[must_use]
 pub fn is_overrun(user: u32) -> bool {
-    lock().is_overrun(Cause::Peer(Some(user)))
+    LINES.lock().is_overrun(Cause::Peer(Some(user)))
 }
 
 #[cfg(test)]
@@ -292,7 +277,7 @@ mod tests {
         drop(next);
         drop(go);
         assert_eq!(dropped.recv_timeout(Duration::from_secs(60)), Ok(one), "it waits for ever");
-        while lock().0.contains_key(&user(7)) {
+        while LINES.lock().0.contains_key(&user(7)) {
             thread::yield_now();
         }
         let (last, dropped, _) = held(Some(user(7)));
@@ -320,7 +305,7 @@ mod tests {
         assert!(!is_overrun(number + 1000));
         drop(go);
         assert!(dropped.iter().all(|said| said.recv().is_ok()));
-        while lock().0.contains_key(&cause) {
+        while LINES.lock().0.contains_key(&cause) {
             thread::yield_now();
         }
         assert!(!is_overrun(number));

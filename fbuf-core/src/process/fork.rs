@@ -32,7 +32,7 @@ use std::{
     os::fd::RawFd,
     ptr::{self, NonNull},
     sync::{
-        Arc, Mutex, MutexGuard, Once, PoisonError,
+        Arc, Mutex, MutexGuard, Once, PoisonError, TryLockError,
         atomic::{AtomicBool, AtomicPtr, AtomicU64, Ordering},
     },
 };
@@ -251,24 +251,58 @@ pub(crate) enum Rank {
 
 const RANKS: usize = Rank::DeferredDrop as usize + 1;
 
-/// What is done about one such lock when the process forks. Its module [registers](Self::register) it whenever it takes
-/// the lock.
-pub(crate) struct AtFork<Guard: 'static> {
-    rank: Rank,
-    lock: fn() -> Guard,
-    /// In the child. It neither allocates nor waits.
-    in_child: fn(&mut Guard),
-    is_registered: AtomicBool,
-    held: UnsafeCell<Option<Guard>>,
+/// What such a lock is taken by.
+pub(crate) trait Lock: Sync {
+    /// Holds it.
+    type Guard: 'static;
+    /// Takes it.
+    fn lock(&'static self) -> Self::Guard;
 }
 
-// SAFETY: `held` is used by the thread that forks, which has locked the place of its rank.
-unsafe impl<Guard> Sync for AtFork<Guard> {}
+impl<T: Send + 'static> Lock for Mutex<T> {
+    type Guard = MutexGuard<'static, T>;
+    fn lock(&'static self) -> Self::Guard {
+        // A panic under one of these locks has left nothing half changed.
+        self.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
 
-impl<Guard> AtFork<Guard> {
-    /// Has `lock` take the lock before a fork, and lets go of it afterwards, in the child after `in_child`.
-    pub(crate) const fn new(rank: Rank, lock: fn() -> Guard, in_child: fn(&mut Guard)) -> Self {
+impl<Guard: 'static> Lock for fn() -> Guard {
+    type Guard = Guard;
+    fn lock(&'static self) -> Guard {
+        self()
+    }
+}
+
+/// One such lock, and what is done about it when the process forks.
+pub(crate) struct HeldLock<L: Lock> {
+    rank: Rank,
+    lock: L,
+    /// In the child. It neither allocates nor waits.
+    in_child: fn(&mut L::Guard),
+    is_registered: AtomicBool,
+    held: UnsafeCell<Option<L::Guard>>,
+}
+
+/// A value behind such a lock.
+pub(crate) type ForkMutex<T> = HeldLock<Mutex<T>>;
+
+/// The same for a lock that a function takes. Its module [registers](HeldLock::register) it whenever it takes the lock.
+pub(crate) type AtFork<Guard> = HeldLock<fn() -> Guard>;
+
+// SAFETY: `held` is used by the thread that forks, which has locked the place of its rank.
+unsafe impl<L: Lock> Sync for HeldLock<L> {}
+
+impl<L: Lock> HeldLock<L> {
+    /// Is taken before a fork and let go of afterwards, in the child after `in_child`.
+    pub(crate) const fn new(rank: Rank, lock: L, in_child: fn(&mut L::Guard)) -> Self {
         Self { rank, lock, in_child, is_registered: AtomicBool::new(false), held: UnsafeCell::new(None) }
+    }
+
+    /// Takes it. A thread that has locks of higher rank does not call this.
+    pub(crate) fn lock(&'static self) -> L::Guard {
+        self.register();
+        self.lock.lock()
     }
 
     /// Before the lock is taken. A thread that has locks of higher rank does not call this.
@@ -284,15 +318,26 @@ impl<Guard> AtFork<Guard> {
     }
 }
 
+impl<T: Send + 'static> ForkMutex<T> {
+    /// Takes it if it is free, without a system call.
+    pub(crate) fn try_lock(&'static self) -> Option<MutexGuard<'static, T>> {
+        match self.lock.try_lock() {
+            Ok(value) => Some(value),
+            Err(TryLockError::Poisoned(value)) => Some(value.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
+        }
+    }
+}
+
 trait HeldAcrossFork: Sync {
-    fn hold(&self);
+    fn hold(&'static self);
     fn release(&self);
     fn release_in_child(&self);
 }
 
-impl<Guard> HeldAcrossFork for AtFork<Guard> {
-    fn hold(&self) {
-        let guard = (self.lock)();
+impl<L: Lock> HeldAcrossFork for HeldLock<L> {
+    fn hold(&'static self) {
+        let guard = self.lock.lock();
         // SAFETY: this is the thread that forks, and has locked the place.
         unsafe { *self.held.get() = Some(guard) };
     }

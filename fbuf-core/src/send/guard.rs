@@ -11,7 +11,7 @@ use std::{
     io::{self, stderr},
     ops::Range,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError, TryLockError,
+        Arc, Mutex, MutexGuard,
         atomic::{AtomicU64, Ordering},
     },
 };
@@ -21,7 +21,7 @@ use nix::{
     sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, raise, sigaction},
 };
 
-use crate::process::fork::{AtFork, Rank};
+use crate::process::fork::{ForkMutex, Rank};
 use crate::{
     memory::{Map, wrapping::Ring},
     ring::board::{BoardReader, BoardView},
@@ -29,7 +29,8 @@ use crate::{
 };
 
 /// All that is guarded in this process, and the handler that was there before.
-static WATCH: Mutex<Watch> = Mutex::new(Watch { senders: Vec::new(), next: 0, previous: None });
+pub(crate) static WATCH: ForkMutex<Watch> =
+    ForkMutex::new(Rank::Guards, Mutex::new(Watch { senders: Vec::new(), next: 0, previous: None }), |_| {});
 
 pub(crate) struct Watch {
     senders: Vec<Guarded>,
@@ -83,7 +84,7 @@ impl Guard {
     pub(crate) fn new(channel: &str, geometry: Geometry) -> io::Result<Self> {
         let slots = geometry.max_slots() as usize;
         let messages = Arc::new(marks(slots)?);
-        let mut watch = lock();
+        let mut watch = WATCH.lock();
         if watch.senders.is_empty() && watch.previous.is_none() {
             let ours = SigAction::new(SigHandler::SigAction(on_fault), SaFlags::SA_ONSTACK, SigSet::empty());
             // SAFETY: `on_fault` does only what may be done at any instruction: see there.
@@ -138,7 +139,7 @@ impl Drop for LinkGuard {
 
 impl Drop for Guard {
     fn drop(&mut self) {
-        let mut watch = lock();
+        let mut watch = WATCH.lock();
         watch.senders.retain(|sender| sender.number != self.number);
         if watch.senders.is_empty()
             && let Some(previous) = watch.previous
@@ -172,35 +173,18 @@ fn marks(slots: usize) -> io::Result<Messages> {
     Ring::of_zeroes(slots).map_err(io::Error::other)
 }
 
-static AT_FORK: AtFork<MutexGuard<'static, Watch>> = AtFork::new(Rank::Guards, locked, |_| {});
-
-/// Takes the lock on all that is guarded.
-pub(crate) fn lock() -> MutexGuard<'static, Watch> {
-    AT_FORK.register();
-    locked()
-}
-
-fn locked() -> MutexGuard<'static, Watch> {
-    // A panic while it was locked cannot have left it half changed.
-    WATCH.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 fn with(number: u64, change: impl FnOnce(&mut Guarded)) {
-    if let Some(sender) = lock().senders.iter_mut().find(|sender| sender.number == number) {
+    if let Some(sender) = WATCH.lock().senders.iter_mut().find(|sender| sender.number == number) {
         change(sender);
     }
 }
 
-/// As [`lock`], from a handler: for a moment, without a system call.
+/// Takes the lock from a handler: tries for a moment, without a system call.
 fn lock_at_once() -> Option<MutexGuard<'static, Watch>> {
-    for _ in 0..100_000 {
-        match WATCH.try_lock() {
-            Ok(watch) => return Some(watch),
-            Err(TryLockError::Poisoned(watch)) => return Some(watch.into_inner()),
-            Err(TryLockError::WouldBlock) => std::hint::spin_loop(),
-        }
-    }
-    None
+    (0..100_000).find_map(|_| {
+        std::hint::spin_loop();
+        WATCH.try_lock()
+    })
 }
 
 /// Says what was hit, and goes on to the handler that was there before.

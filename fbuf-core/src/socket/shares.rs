@@ -5,16 +5,16 @@
 //! whose peers are gone. So each endpoint counts its links with a user, and the process the descriptors, with those of
 //! sockets that are kept since the peer has not received what it was sent (`under_way`).
 
-use std::{
-    collections::BTreeMap,
-    mem,
-    sync::{Mutex, MutexGuard, PoisonError},
-};
+use std::{collections::BTreeMap, mem, sync::Mutex};
 
 use nix::sys::resource::{Resource, getrlimit};
 
-use crate::process::fork::{AtFork, Rank};
-use crate::{limits::MAX_ENDS_OF_USER, peer::Peer, process::fork::Generation, socket::under_way};
+use crate::{
+    limits::MAX_ENDS_OF_USER,
+    peer::Peer,
+    process::fork::{ForkMutex, Generation, Rank},
+    socket::under_way,
+};
 
 /// How many links with one other user an endpoint has at most: as many as that user may have endpoints on the channel.
 pub const MOST_LINKS: usize = MAX_ENDS_OF_USER;
@@ -25,23 +25,8 @@ const PARTS: u64 = 2;
 #[derive(Debug)]
 pub(crate) struct Taken(BTreeMap<u32, u64>);
 
-static TAKEN: Mutex<Taken> = Mutex::new(Taken(BTreeMap::new()));
-
-/// Holds the lock on them.
-pub(crate) type Locked = MutexGuard<'static, Taken>;
-
-static AT_FORK: AtFork<Locked> = AtFork::new(Rank::Shares, locked, |taken| taken.forget());
-
-/// Takes it.
-pub(crate) fn lock() -> Locked {
-    AT_FORK.register();
-    locked()
-}
-
-fn locked() -> Locked {
-    // What is done under the lock does not panic.
-    TAKEN.lock().unwrap_or_else(PoisonError::into_inner)
-}
+pub(crate) static TAKEN: ForkMutex<Taken> =
+    ForkMutex::new(Rank::Shares, Mutex::new(Taken(BTreeMap::new())), |taken| taken.forget());
 
 impl Taken {
     /// In a child that was forked, which has no links: what its parent's take up is not counted there. Neither allocates
@@ -78,7 +63,7 @@ impl Share {
 
     fn take_now(user: u32, descriptors: u64) -> Option<Self> {
         let limit = getrlimit(Resource::RLIMIT_NOFILE).map_or(1024, |(soft, _)| soft);
-        let taken = &mut lock().0;
+        let taken = &mut TAKEN.lock().0;
         let others = taken.iter().filter(|&(&other, _)| other != user);
         let (users, sum) = others.fold((1, 0), |(users, sum), (_, descriptors)| (users + 1, sum + descriptors));
         let most = (limit / PARTS).saturating_sub(sum) / (users + 1);
@@ -92,7 +77,7 @@ impl Share {
 
     /// So many descriptors more for this user, which has them already.
     pub(crate) fn keep(user: u32, descriptors: u64) -> Self {
-        *lock().0.entry(user).or_default() += descriptors;
+        *TAKEN.lock().0.entry(user).or_default() += descriptors;
         Self { user, descriptors, generation: Generation::current() }
     }
 }
@@ -100,7 +85,7 @@ impl Share {
 /// How many descriptors a user has.
 #[cfg(test)]
 pub(crate) fn taken(user: u32) -> u64 {
-    lock().0.get(&user).copied().unwrap_or(0)
+    TAKEN.lock().0.get(&user).copied().unwrap_or(0)
 }
 
 impl Drop for Share {
@@ -109,7 +94,7 @@ impl Drop for Share {
         if !self.generation.is_current() {
             return;
         }
-        let taken = &mut lock().0;
+        let taken = &mut TAKEN.lock().0;
         if let Some(own) = taken.get_mut(&self.user) {
             *own -= self.descriptors;
             if *own == 0 {
@@ -141,6 +126,6 @@ mod tests {
         assert!(3 * counts.iter().sum::<usize>() as u64 <= limit / PARTS, "{counts:?} of {limit}");
         assert!(Share::take(USERS.start, u64::from(u32::MAX) << 8).is_none());
         drop(greedy);
-        assert!(!lock().0.keys().any(|user| USERS.contains(user)));
+        assert!(!TAKEN.lock().0.keys().any(|user| USERS.contains(user)));
     }
 }

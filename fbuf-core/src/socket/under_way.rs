@@ -12,7 +12,7 @@ use std::{
     io, mem,
     os::fd::{AsFd, AsRawFd, OwnedFd, RawFd},
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        Arc, Mutex, Weak,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -20,11 +20,10 @@ use std::{
 
 use nix::sys::resource::{Resource, getrlimit};
 
-use crate::process::fork::{AtFork, Rank};
 use crate::{
     process::{
         deferred::{Cause, DeferredDrop, Slow},
-        fork::Withheld,
+        fork::{ForkMutex, Rank, Withheld},
         sys,
     },
     socket::{shares::Share, waiters},
@@ -134,23 +133,8 @@ impl Path {
 #[derive(Debug)]
 pub(crate) struct UnderWay(BTreeMap<u32, BTreeMap<RawFd, Path>>);
 
-static UNDER_WAY: Mutex<UnderWay> = Mutex::new(UnderWay(BTreeMap::new()));
-
-/// Holds the lock.
-pub(crate) type Locked = MutexGuard<'static, UnderWay>;
-
-static AT_FORK: AtFork<Locked> = AtFork::new(Rank::UnderWay, locked, |under_way| under_way.forget());
-
-/// Takes it.
-pub(crate) fn lock() -> Locked {
-    AT_FORK.register();
-    locked()
-}
-
-fn locked() -> Locked {
-    // What is done under the lock does not panic.
-    UNDER_WAY.lock().unwrap_or_else(PoisonError::into_inner)
-}
+pub(crate) static UNDER_WAY: ForkMutex<UnderWay> =
+    ForkMutex::new(Rank::UnderWay, Mutex::new(UnderWay(BTreeMap::new())), |under_way| under_way.forget());
 
 impl UnderWay {
     /// In a child that was forked, which sends nothing over its parent's sockets. Neither allocates nor frees.
@@ -253,7 +237,7 @@ pub(crate) fn send(
     send: impl FnOnce() -> io::Result<()>,
 ) -> io::Result<()> {
     let more = more as u64;
-    let mut under_way = lock();
+    let mut under_way = UNDER_WAY.lock();
     let (may, over) = under_way.may_send(user, more, kind);
     if may {
         under_way.begin(user, socket, more);
@@ -263,7 +247,7 @@ pub(crate) fn send(
     // Without the lock: it may take long.
     if may {
         let sent = send();
-        lock().have_left(user, socket.as_raw_fd(), more, sent.is_ok());
+        UNDER_WAY.lock().have_left(user, socket.as_raw_fd(), more, sent.is_ok());
         sent
     } else {
         Err(io::Error::new(
@@ -287,15 +271,15 @@ pub(crate) fn send_on(
     send: impl FnOnce() -> io::Result<()>,
 ) -> io::Result<()> {
     let more = more as u64;
-    lock().begin(user, socket, more);
+    UNDER_WAY.lock().begin(user, socket, more);
     let sent = send();
-    lock().have_left(user, socket.as_raw_fd(), more, sent.is_ok());
+    UNDER_WAY.lock().have_left(user, socket.as_raw_fd(), more, sent.is_ok());
     sent
 }
 
 /// Whether so many more could be sent.
 pub(crate) fn has_room(user: u32, more: usize, kind: Kind) -> bool {
-    let mut under_way = lock();
+    let mut under_way = UNDER_WAY.lock();
     let (may, over) = under_way.may_send(user, more as u64, kind);
     drop(under_way);
     drop(over);
@@ -304,7 +288,7 @@ pub(crate) fn has_room(user: u32, more: usize, kind: Kind) -> bool {
 
 /// Closes what was kept and need not be any more.
 pub(crate) fn tidy() {
-    let over = lock().received();
+    let over = UNDER_WAY.lock().received();
     drop(over);
 }
 
@@ -313,7 +297,7 @@ pub(crate) fn tidy() {
 pub(crate) fn close(user: u32, socket: &Withheld<OwnedFd>, is_empty: bool) {
     // Before the lock, as in a process that forks.
     let share = Share::keep(user, 1);
-    let mut under_way = lock();
+    let mut under_way = UNDER_WAY.lock();
     let over = under_way.leave(user, socket, is_empty, share);
     drop(under_way);
     drop(over);
@@ -322,7 +306,7 @@ pub(crate) fn close(user: u32, socket: &Withheld<OwnedFd>, is_empty: bool) {
 /// Whether anything is noted of this user.
 #[cfg(test)]
 pub(crate) fn is_noted(user: u32) -> bool {
-    lock().0.contains_key(&user)
+    UNDER_WAY.lock().0.contains_key(&user)
 }
 
 #[cfg(all(test, not(miri)))]

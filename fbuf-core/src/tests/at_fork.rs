@@ -64,15 +64,15 @@ fn no_child_waits_for_a_thread_of_its_parent() {
     if !super::is_alone("tests::at_fork::no_child_waits_for_a_thread_of_its_parent") {
         return;
     }
-    assert!(no_child_waits(lease_thread::lock_current));
-    assert!(no_child_waits(guard::lock));
+    assert!(no_child_waits(|| lease_thread::CURRENT.lock()));
+    assert!(no_child_waits(|| guard::WATCH.lock()));
     assert!(no_child_waits(link::lock));
-    assert!(no_child_waits(claim::claimed));
-    assert!(no_child_waits(shares::lock));
-    assert!(no_child_waits(under_way::lock));
+    assert!(no_child_waits(|| claim::CLAIMED.lock()));
+    assert!(no_child_waits(|| shares::TAKEN.lock()));
+    assert!(no_child_waits(|| under_way::UNDER_WAY.lock()));
     assert!(no_child_waits(relay::lock));
     assert!(no_child_waits(waiters::lock));
-    assert!(no_child_waits(deferred::lock));
+    assert!(no_child_waits(|| deferred::LINES.lock()));
     assert!(no_child_waits(fork::withheld));
     // The control: a lock that the handlers do not know.
     static OTHER: Mutex<()> = Mutex::new(());

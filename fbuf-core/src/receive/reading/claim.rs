@@ -5,18 +5,14 @@
 //! Each user is asked for itself: a user can pass on the memory of another user's sender, of which it was given a descriptor,
 //! and is not to keep that sender off a channel.
 
-use std::{
-    collections::BTreeMap,
-    os::fd::BorrowedFd,
-    sync::{Mutex, MutexGuard, PoisonError},
-};
+use std::{collections::BTreeMap, os::fd::BorrowedFd, sync::Mutex};
 
 use nix::sys::stat::fstat;
 
-use crate::process::fork::{AtFork, Rank};
 use crate::{
     memory::{leasable::FileId, memfd::unmappable},
     peer::Peer,
+    process::fork::{ForkMutex, Rank},
     socket::NO_ID,
     violation::Unsuitable,
 };
@@ -25,23 +21,7 @@ use crate::{
 /// be linked with one sender.
 type Claimed = BTreeMap<(u32, FileId), (u64, usize)>;
 
-static CLAIMED: Mutex<Claimed> = Mutex::new(BTreeMap::new());
-
-/// Holds the lock on what is claimed.
-pub(crate) type Locked = MutexGuard<'static, Claimed>;
-
-static AT_FORK: AtFork<Locked> = AtFork::new(Rank::Claims, locked, |_| {});
-
-/// Takes it.
-pub(crate) fn claimed() -> Locked {
-    AT_FORK.register();
-    locked()
-}
-
-fn locked() -> Locked {
-    // What is done under the lock does not panic.
-    CLAIMED.lock().unwrap_or_else(PoisonError::into_inner)
-}
+pub(crate) static CLAIMED: ForkMutex<Claimed> = ForkMutex::new(Rank::Claims, Mutex::new(BTreeMap::new()), |_| {});
 
 /// As long as it exists, memory is that of one sender, and of no other of that user.
 #[derive(Debug)]
@@ -67,7 +47,7 @@ impl Claim {
         let uid = sender.process.uid;
         let user = (!sender.same_user && uid != NO_ID).then_some(uid);
         if let Some(user) = user {
-            let mut claimed = claimed();
+            let mut claimed = CLAIMED.lock();
             let (owner, count) = claimed.entry((user, file)).or_insert((sender.endpoint, 0));
             if *owner != sender.endpoint {
                 return Err(Unsuitable::Shared);
@@ -86,7 +66,7 @@ impl Claim {
 impl Drop for Claim {
     fn drop(&mut self) {
         let Some(key) = self.user.zip(self.file) else { return };
-        let mut claimed = claimed();
+        let mut claimed = CLAIMED.lock();
         match claimed.get_mut(&key) {
             Some((_, count)) if *count > 1 => *count -= 1,
             _ => drop(claimed.remove(&key)),

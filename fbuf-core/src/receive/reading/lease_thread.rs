@@ -17,7 +17,7 @@ use nix::{
 use super::leased::LeasedSlot;
 use crate::process::sys::in_call;
 use crate::process::{
-    fork::{AtFork, Generation, Rank},
+    fork::{ForkMutex, Generation, Rank},
     lease::{BreakSignal, Breaks, Told},
     threads,
 };
@@ -42,18 +42,7 @@ pub(crate) struct LeaseThread {
 }
 
 /// The one of this process, while there is one.
-static CURRENT: Mutex<Weak<LeaseThread>> = Mutex::new(Weak::new());
-
-/// Holds the lock on the current one.
-pub(crate) type Locked = MutexGuard<'static, Weak<LeaseThread>>;
-
-static AT_FORK: AtFork<Locked> = AtFork::new(Rank::Leases, || lock(&CURRENT), |_| {});
-
-/// Takes it.
-pub(crate) fn lock_current() -> Locked {
-    AT_FORK.register();
-    lock(&CURRENT)
-}
+pub(crate) static CURRENT: ForkMutex<Weak<LeaseThread>> = ForkMutex::new(Rank::Leases, Mutex::new(Weak::new()), |_| {});
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // A panic while it was locked cannot have left it half changed.
@@ -63,7 +52,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl LeaseThread {
     /// The one of this process, which is started if there is none.
     pub(super) fn of_this_process() -> io::Result<Arc<Self>> {
-        let mut current = lock_current();
+        let mut current = CURRENT.lock();
         if let Some(lease_thread) = current.upgrade().filter(|lease_thread| !lease_thread.is_inherited()) {
             return Ok(lease_thread);
         }
