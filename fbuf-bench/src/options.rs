@@ -99,6 +99,9 @@ enum What {
             default_value = "fbuf,limit,shared-memory"
         )]
         peer: Vec<Peer>,
+        /// Give each message of fbuf a tag
+        #[arg(long)]
+        tag: bool,
         /// Fail if fbuf takes more than so many
         #[arg(long, value_name = "COUNT")]
         most: Option<f64>,
@@ -125,7 +128,13 @@ enum What {
     Neighbour,
     /// Be what valgrind runs
     #[command(hide = true)]
-    Lockstep { peer: Peer, size: usize, bursts: u64 },
+    Lockstep {
+        peer: Peer,
+        size: usize,
+        bursts: u64,
+        #[arg(long)]
+        tag: bool,
+    },
 }
 
 /// What a stream or a latency is measured with.
@@ -186,8 +195,8 @@ pub(crate) fn run(arguments: &Arguments, output: &mut dyn Write) -> Result<()> {
         What::Scale { clients, out, common } => scale::run(*clients, *common, out.as_deref(), output),
         What::All { out, common } => Suite::new(*common, output)?.all(out),
 
-        What::Instructions { size, peer, most, json } => {
-            let counts = suite::instructions(size.as_u64().try_into()?, peer, *json, output)?;
+        What::Instructions { size, peer, tag, most, json } => {
+            let counts = suite::instructions(size.as_u64().try_into()?, peer, *tag, *json, output)?;
             let fbuf = counts.iter().find(|(peer, _)| *peer == Peer::Fbuf).map(|(_, count)| *count);
             match (fbuf, most) {
                 (Some(count), Some(most)) if count > *most => {
@@ -200,7 +209,7 @@ pub(crate) fn run(arguments: &Arguments, output: &mut dyn Write) -> Result<()> {
         What::Second => pair::second(),
         What::Crowd => scale::crowd(),
         What::Neighbour => scale::neighbour(),
-        &What::Lockstep { peer, size, bursts } => suite::lockstep(peer, size, bursts),
+        &What::Lockstep { peer, size, bursts, tag } => suite::lockstep(peer, size, bursts, tag),
     }
 }
 

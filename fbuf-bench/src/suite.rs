@@ -245,7 +245,7 @@ impl<'a> Suite<'a> {
         self.fan(&[1, 2, 4, 16])?;
         self.once()?;
         let instructions =
-            match instructions(64, &[Peer::Fbuf, Peer::Limit, Peer::SharedMemory], self.common.json, self.out) {
+            match instructions(64, &[Peer::Fbuf, Peer::Limit, Peer::SharedMemory], false, self.common.json, self.out) {
                 Ok(counts) => counts,
                 Err(error) => {
                     // It is no result, and nothing depends on its being read.
@@ -297,13 +297,20 @@ fn depths(size: usize) -> impl Iterator<Item = u32> {
     })
 }
 
-pub(crate) fn instructions(size: usize, peers: &[Peer], json: bool, out: &mut dyn Write) -> Result<Vec<(Peer, f64)>> {
+/// With `tags`, each message of fbuf has a tag.
+pub(crate) fn instructions(
+    size: usize,
+    peers: &[Peer],
+    tags: bool,
+    json: bool,
+    out: &mut dyn Write,
+) -> Result<Vec<(Peer, f64)>> {
     if !json {
         writeln!(out, "\ninstructions for a message of {}, untouched, both sides together", table::bytes(size))?;
     }
     let mut counts = Vec::new();
     for &peer in peers {
-        let count = work::lockstep::instructions(peer, size)?;
+        let count = work::lockstep::instructions(peer, size, tags)?;
         if json {
             let line = json!({ "peer": peer, "workload": "instructions", "size": size, "instructions": count });
             writeln!(out, "{line}")?;
@@ -316,7 +323,7 @@ pub(crate) fn instructions(size: usize, peers: &[Peer], json: bool, out: &mut dy
 }
 
 /// Is what valgrind runs.
-pub(crate) fn lockstep(peer: Peer, size: usize, bursts: u64) -> Result<()> {
+pub(crate) fn lockstep(peer: Peer, size: usize, bursts: u64, tags: bool) -> Result<()> {
     let broker = Embedded::start()?;
     let terms = Terms {
         peer,
@@ -331,5 +338,5 @@ pub(crate) fn lockstep(peer: Peer, size: usize, bursts: u64) -> Result<()> {
         processors: [None; 2],
         broker: broker.address().to_string(),
     };
-    work::run_in_lockstep(&terms, bursts)
+    work::run_in_lockstep(&terms, bursts, tags)
 }

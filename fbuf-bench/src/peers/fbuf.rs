@@ -5,7 +5,7 @@ use std::{
     time::Duration,
 };
 
-use fbuf_client::{Address, Client, Mechanism, Pages, Receiver, Sender};
+use fbuf_client::{Address, Client, Mechanism, Pages, Receiver, Sender, SenderBuilder};
 
 use super::{End, Handle, Receiving, Sending, Way};
 use crate::{
@@ -39,7 +39,11 @@ fn connect(terms: &Terms) -> Result<Client> {
 
 impl FbufSender {
     fn open(terms: &Terms, channel: &str, receivers: usize) -> Result<Self> {
-        let sender = connect(terms)?.sender(channel).slot_size(terms.size).wait(terms.wait.into());
+        Self::open_by(connect(terms)?.sender(channel), terms, receivers)
+    }
+
+    fn open_by(sender: SenderBuilder, terms: &Terms, receivers: usize) -> Result<Self> {
+        let sender = sender.slot_size(terms.size).wait(terms.wait.into());
         let sender = match terms.slots {
             Some(slots) => sender.slots(slots as usize),
             None => sender,
@@ -113,6 +117,70 @@ impl Receiving for Receiver {
     #[inline(always)]
     fn receive<T>(&mut self, read: impl FnOnce(&[u8]) -> T) -> Result<T> {
         Ok(read(&self.get()?))
+    }
+}
+
+/// The same, where each message has a tag, and the receiver reads it.
+pub(crate) struct Tagged;
+
+impl Way for Tagged {
+    type Sender = TaggedSender;
+    type Receiver = TaggedReceiver;
+}
+
+pub(crate) struct TaggedSender(FbufSender);
+
+impl End for TaggedSender {
+    fn offer(terms: &Terms) -> Result<(Self, Handle)> {
+        let handle = channel();
+        Ok((Self(FbufSender::open_by(connect(terms)?.sender(&handle.name).tags(), terms, 1)?), handle))
+    }
+
+    fn join(terms: &Terms, handle: Handle) -> Result<Self> {
+        Ok(Self(FbufSender::open_by(connect(terms)?.sender(&handle.name).tags(), terms, 1)?))
+    }
+
+    fn ready(&mut self) -> Result<()> {
+        self.0.ready()
+    }
+}
+
+impl Sending for TaggedSender {
+    #[inline(always)]
+    fn send(&mut self, write: impl FnOnce(&mut [u8])) -> Result<()> {
+        let Self(FbufSender { sender, size, .. }) = self;
+        let mut fbuf = sender.allocate()?;
+        fbuf.set_tag(TAG)?;
+        fbuf.set_len(*size)?;
+        write(&mut fbuf);
+        sender.write(fbuf)?;
+        Ok(())
+    }
+}
+
+const TAG: u64 = 4711;
+
+pub(crate) struct TaggedReceiver(Receiver);
+
+impl End for TaggedReceiver {
+    fn offer(terms: &Terms) -> Result<(Self, Handle)> {
+        let (receiver, handle) = Receiver::offer(terms)?;
+        Ok((Self(receiver), handle))
+    }
+
+    fn join(terms: &Terms, handle: Handle) -> Result<Self> {
+        Ok(Self(Receiver::join(terms, handle)?))
+    }
+}
+
+impl Receiving for TaggedReceiver {
+    #[inline(always)]
+    fn receive<T>(&mut self, read: impl FnOnce(&[u8]) -> T) -> Result<T> {
+        let received = self.0.get()?;
+        if received.tag() != TAG {
+            return Err("a message came without its tag".into());
+        }
+        Ok(read(&received))
     }
 }
 

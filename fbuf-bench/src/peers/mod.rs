@@ -23,7 +23,7 @@ use crate::{
 
 pub(crate) use bytes::{Pipe, Tcp, Uds};
 pub(crate) use eventfd::Eventfd;
-pub(crate) use fbuf::{Fbuf, Protected, receive_from};
+pub(crate) use fbuf::{Fbuf, Protected, Tagged, receive_from};
 pub(crate) use futex::Futex;
 #[cfg(feature = "peers")]
 pub(crate) use iceoryx2::Iceoryx2;

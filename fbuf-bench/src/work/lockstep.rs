@@ -50,10 +50,10 @@ fn receive(receiver: &mut impl Receiving, checker: &mut Checker) -> Result<()> {
 
 /// How many instructions a message of eight untouched bytes takes, both sides together, by
 /// callgrind: the slope between two runs, so that what happens once does not count.
-pub(crate) fn instructions(peer: Peer, size: usize) -> Result<f64> {
+pub(crate) fn instructions(peer: Peer, size: usize, tags: bool) -> Result<f64> {
     // What the clock and other threads bring in only adds to a count, so the least of some is the nearest.
     let least = |bursts| {
-        let counts = (0..COUNTS).map(|_| count(peer, size, bursts)).collect::<Result<Vec<_>>>()?;
+        let counts = (0..COUNTS).map(|_| count(peer, size, bursts, tags)).collect::<Result<Vec<_>>>()?;
         counts.into_iter().min().ok_or_else(|| crate::Error::from("nothing was counted"))
     };
     let (few, many) = (least(BURSTS[0])?, least(BURSTS[1])?);
@@ -61,11 +61,12 @@ pub(crate) fn instructions(peer: Peer, size: usize) -> Result<f64> {
 }
 
 /// How many instructions so many bursts take, with all that happens once.
-fn count(peer: Peer, size: usize, bursts: u64) -> Result<u64> {
+fn count(peer: Peer, size: usize, bursts: u64, tags: bool) -> Result<u64> {
     let output = Command::new("valgrind")
         .args(["--tool=callgrind", "--callgrind-out-file=/dev/null"])
         .arg(std::env::current_exe()?)
         .args(["bench", "lockstep", &name(peer), &size.to_string(), &bursts.to_string()])
+        .args(tags.then_some("--tag"))
         .output()
         .map_err(|error| format!("valgrind, which counts instructions: {error}; install it"))?;
     let report = String::from_utf8_lossy(&output.stderr);

@@ -14,7 +14,7 @@ use nix::time::{ClockId, clock_gettime};
 use crate::{
     Result,
     pair::{Begin, Done, First, Second},
-    peers::{Eventfd, Fbuf, Futex, Limit, Peer, Pipe, Protected, SharedMemory, Tcp, Uds, Way},
+    peers::{Eventfd, Fbuf, Futex, Limit, Peer, Pipe, Protected, SharedMemory, Tagged, Tcp, Uds, Way},
     terms::{Means, Terms, Work},
 };
 
@@ -59,9 +59,10 @@ pub(crate) fn run(terms: &Terms) -> Result<Run> {
     }
 }
 
-/// Runs so many bursts in one thread.
-pub(crate) fn run_in_lockstep(terms: &Terms, bursts: u64) -> Result<()> {
+/// Runs so many bursts in one thread; those of fbuf with tags, if `tags`.
+pub(crate) fn run_in_lockstep(terms: &Terms, bursts: u64, tags: bool) -> Result<()> {
     match terms.peer {
+        Peer::Fbuf if tags => lockstep::run::<Tagged>(terms, bursts),
         Peer::Fbuf => lockstep::run::<Fbuf>(terms, bursts),
         Peer::Limit => lockstep::run::<Limit>(terms, bursts),
         Peer::Pipe => lockstep::run::<Pipe>(terms, bursts),
