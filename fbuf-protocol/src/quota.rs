@@ -85,8 +85,8 @@ impl fmt::Display for QuotaExceeded {
         let [asked, used, limit] = [asked, used, limit].map(|&amount| resource.describe(amount));
         write!(
             f,
-            "{asked} more were asked for, and user {user} has {used} of {limit} (quota {:?} of rule {rule:?}): \
-             close something, or have the quota raised",
+            "user {user} has {used} of {limit} (quota {:?} of rule {rule:?}), and asked for {asked} more: close something, \
+             or have the quota raised",
             resource.name()
         )
     }
