@@ -213,20 +213,21 @@ impl SenderBuilder {
         self
     }
 
-    /// Never waits for receivers: a message for which there is no room is left out, and each receiver learns exactly how many it
-    /// did not get ([`ReceiverCounters::missed`](crate::ReceiverCounters::missed), and the step between two
-    /// [sequence numbers](crate::Received::sequence)), at the end of the stream as well.
+    /// Never waits for receivers: a message for which there is no room is left out. Each receiver learns exactly how many it did
+    /// not get, also at the end of the stream: [`ReceiverCounters::missed`](crate::ReceiverCounters::missed), and the step
+    /// between two [sequence numbers](crate::Received::sequence).
     ///
-    /// The sender and its receivers have equal shares of the slots: with two receivers each may have a third of them, and at least
-    /// one. A message is left out for a receiver that has its share, waiting or held, and goes to the others; so a receiver that is
-    /// slow or stopped takes nothing from the others. It is left out for all if no other slot is free. [`Sent::receivers`](super::Sent::receivers) says how many got it,
-    /// [`SenderCounters::skipped`](super::SenderCounters::skipped) has the sum. A sender that may [grow](Self::grow_to) does so before it leaves anything out.
+    /// The sender and its receivers have equal shares of the slots, of at least one: with two receivers each may have a third.
+    /// A message is left out for a receiver that has its share, waiting or held, and goes to the others. So a receiver that is
+    /// slow or stopped takes nothing from the others. If no other slot is free, a message is left out for all.
+    /// [`Sent::receivers`](super::Sent::receivers) says how many got it, [`SenderCounters::skipped`](super::SenderCounters::skipped)
+    /// has the sum. A sender that may [grow](Self::grow_to) does so before it leaves anything out.
     ///
     /// After each [`write`](Sender::write) a slot is free. A program that takes more fbufs than it writes may come to have the
-    /// sender's whole share; then it is told so ([`AllocateError::WouldWait`](super::AllocateError::WouldWait)) rather than kept waiting.
+    /// sender's whole share. Then it gets [`AllocateError::WouldWait`](super::AllocateError::WouldWait), and is not kept waiting.
     ///
-    /// Contradicts [`disconnect_after`](Self::disconnect_after), since no receiver holds such a sender up, and
-    /// [`from_receiver`](Self::from_receiver), whose slots are there only if the receiver gives them back. Needs two slots.
+    /// Contradicts [`disconnect_after`](Self::disconnect_after), since no receiver holds such a sender up. Contradicts
+    /// [`from_receiver`](Self::from_receiver): such slots are there only if the receiver gives them back. Needs two slots.
     ///
     /// ```
     /// # let broker = fbuf_broker::Embedded::start()?;
