@@ -1,5 +1,5 @@
-//! Messages between endpoints of this process, through a real broker: what is promised to somebody
-//! who links the library.
+//! Messages between endpoints of this process, through a real broker: what the library promises
+//! to programs.
 
 mod support;
 

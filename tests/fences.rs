@@ -65,7 +65,7 @@ impl Fences {
     }
 }
 
-/// How many flags of this process and its peer ask whoever publishes for a fence, in memory of this name: bit 2 of the
+/// How many flags of this process and its peer ask the publisher for a fence, in memory of this name: bit 2 of the
 /// first word (`park.rs`). A wake-up that is lost for want of one is too rare to be waited for.
 fn count_asking(name: &str) -> usize {
     let (maps, memory) = (fs::read_to_string("/proc/self/maps").unwrap(), File::open("/proc/self/mem").unwrap());

@@ -362,7 +362,7 @@ fn a_child_leaves_the_broker_of_its_parent_alone() {
     assert!(!socket.exists());
 }
 
-/// A descriptor cannot be replaced whose number is beyond the limit that was set after it was opened.
+/// A descriptor cannot be replaced if its number is beyond the limit that was set after it was opened.
 #[test]
 fn links_end_with_a_process_that_lowered_its_limit_of_descriptors_before_it_forked() {
     const LIMIT: u64 = 64;

@@ -166,7 +166,7 @@ fn memory_that_a_sender_announces_exists_at_its_receiver_once_there_are_messages
     assert!(grown > LINKS * ((ALL - SLOT) >> 10), "{grown} KiB for all messages");
 }
 
-/// A sender of small slots, whose messages are copied.
+/// A sender of small slots. Its messages are copied.
 const COPIED: Role = Role::sender(100, 4, Mechanism::Copy, Slots::Segments);
 
 /// A welcome with so many segments, all of which are this memory.
@@ -182,7 +182,7 @@ fn welcome_with(memory: &Descriptor, segments: u32) -> LinkMessage {
     })
 }
 
-/// What a user, whose program this is then, passes off as the memory of two senders, until its input ends.
+/// What this program, as a user's, passes off as the memory of two senders, until its input ends.
 fn send_from_one_memory() {
     let (broker, memory) = (Address::new(env::var_os("FBUF_BROKER").unwrap()), sealed(4096));
     let _links = [0, 1].map(|_| {

@@ -111,7 +111,7 @@ fn exchange(sender: &mut Sender, receiver: &mut Receiver, messages: usize) {
     }
 }
 
-/// The values of a metric whose series have all of this in them.
+/// The values of a metric, of those series that have all of this in them.
 fn values(answer: &str, name: &str, labels: &[&str]) -> Vec<f64> {
     let series = answer.lines().filter(|line| line.starts_with(&format!("{name}{{")));
     let with_labels = series.filter(|line| labels.iter().all(|label| line.contains(label)));

@@ -53,7 +53,7 @@ fn is_all(bytes: &[u8], value: u8) -> bool {
     bytes.len() == SIZE && bytes.iter().all(|&byte| byte == value)
 }
 
-/// Opens all slots for writing and scribbles, from a thread, since whoever does that is held up.
+/// Opens all slots for writing and scribbles, from a thread, since it is held up by that.
 fn scribble() -> thread::JoinHandle<Vec<File>> {
     let slots = slots();
     thread::spawn(move || {
@@ -435,7 +435,7 @@ fn given_and_back(client: &Client) -> (Sender, Receiver) {
     (sender, receiver)
 }
 
-/// The same, of a receiver whose slots they are.
+/// The same, of the receiver that made the slots.
 #[test]
 fn a_receiver_that_changes_its_user() {
     if std::env::var_os("FBUF_TEST_RECEIVER_CHANGES_USER").is_none() {

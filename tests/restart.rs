@@ -1,5 +1,5 @@
 //! A broker that dies and comes back: what is linked goes on, clients connect again by themselves, and
-//! those who come later are linked with those who were there before.
+//! clients that come later are linked with those that were there before.
 
 mod support;
 
@@ -80,7 +80,7 @@ fn with_restart(builder: impl Fn(SenderBuilder) -> SenderBuilder, mechanism: Mec
     assert_eq!(sender.wait_for_receivers_timeout(2, SOON).unwrap(), 2);
     let mut other = newcomer.sender("c").slot_size(8).slots(4).open().unwrap();
     other.wait_for_receivers_timeout(2, SOON).unwrap();
-    // Once each: those who knew each other were not introduced again.
+    // Once each: ends that knew each other were not introduced again.
     send(&mut sender, 3, 2);
     expect(&mut receiver, 3, mechanism);
     expect(&mut second, 3, later);
@@ -446,7 +446,7 @@ fn streams_go_on(address: &Address, times: u32, signal: Signal, mut start: impl 
             all_go_on("they go on without a broker");
             broker = start();
             until("the client is there again", || client.is_connected());
-            // So are the senders, who are linked with newcomers.
+            // So are the senders, which are linked with newcomers.
             for level in LEVELS {
                 let mut newcomer = client.receiver(&channel(level)).open().unwrap();
                 newcomer.get_timeout(SOON).unwrap();

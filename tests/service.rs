@@ -265,7 +265,7 @@ fn connections_are_requests() {
     assert!(elapsed >= Duration::from_secs(1) * 10 / RATE, "{} connections in {elapsed:?}", clients.len());
 }
 
-/// Many more introductions than a mailbox holds, for one who reads them.
+/// Many more introductions than a mailbox holds, for a client that reads them.
 #[test]
 fn a_client_with_many_ends_is_linked_with_all() {
     const MANY: usize = 300;

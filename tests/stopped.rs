@@ -1,4 +1,4 @@
-//! Processes that are stopped (SIGSTOP) hold back only those who wait for them, and when they go on, so does
+//! Processes that are stopped (SIGSTOP) hold back only processes that wait for them, and when they go on, so does
 //! everything.
 #![allow(unsafe_code, reason = "a single thread is stopped by the handler of a signal")]
 

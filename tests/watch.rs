@@ -1,5 +1,5 @@
-//! What `fbuf ls`, `fbuf top`, a program and Prometheus see of a broker and its clients; and that looking costs those
-//! nothing who exchange messages.
+//! What `fbuf ls`, `fbuf top`, a program and Prometheus see of a broker and its clients; and that looking costs
+//! processes nothing that exchange messages.
 
 #[path = "support/hostile.rs"]
 mod client;
@@ -500,7 +500,7 @@ fn looking_costs_those_nothing_who_exchange_messages() {
     let more: u64 = watched.iter().filter(|(call, _)| !alone.contains_key(*call)).map(|(_, times)| times).sum();
     // Whoever reads a report in the very moment in which it is written has to be woken.
     assert!(more <= 1, "alone it makes the calls {alone:?}, and while somebody looks {watched:?}");
-    assert_eq!(field(sleeper, "voluntary_ctxt_switches:"), woken, "one that sleeps was woken by those who look");
+    assert_eq!(field(sleeper, "voluntary_ctxt_switches:"), woken, "one that sleeps was woken by a look");
     let mut sender = client.sender("asleep").slot_size(64).open().unwrap();
     sender.wait_for_receivers_timeout(1, SOON).unwrap();
     send(&mut sender);

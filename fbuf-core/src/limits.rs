@@ -8,7 +8,7 @@ pub const MAX_SLOT_BYTES: u32 = 1 << 30;
 pub const MAX_SLOTS: u32 = 1 << 20;
 /// The most messages under way that carry a descriptor each: they have to find room on a socket.
 pub const MAX_ONE_SHOTS: u32 = 128;
-/// The most slots of a sender whose messages are leased: each is a descriptor in every process.
+/// The most slots of a sender of leased messages: each is a descriptor in every process.
 pub const MAX_LEASED: u32 = 32;
 /// The most segments that one sender may have: the first one, and one for each growth.
 pub const MAX_SEGMENTS: usize = 24;

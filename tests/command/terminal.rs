@@ -1,4 +1,4 @@
-//! `fbuf top` in terminals: small ones, one that cannot move its cursor, one whose process is killed, one that closes.
+//! `fbuf top` in terminals: small ones, one that cannot move its cursor, one with a process that is killed, one that closes.
 
 use std::{
     fs::File,

@@ -55,7 +55,7 @@ impl Role {
     }
 }
 
-/// The process, as whoever kills it has it.
+/// The process, as its killer has it.
 #[derive(Debug)]
 pub struct Actor {
     pub role: Role,

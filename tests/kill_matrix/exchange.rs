@@ -22,9 +22,9 @@ pub enum Level {
     Copied,
     Leased,
     Sealed,
-    /// Leased, in slots of the one receiver there can be: the first of those who judge.
+    /// Leased, in slots of the one receiver there can be: the first of the judges.
     OfJudge,
-    /// The same, where that is whoever may be killed.
+    /// The same, where that is the process that may be killed.
     OfActor,
 }
 
@@ -51,7 +51,7 @@ impl Level {
         }
     }
 
-    /// How many receivers those who judge have.
+    /// How many receivers the judges have.
     pub fn judges(self) -> usize {
         [0, 1].into_iter().filter(|&judge| self.is_received_by(Who::Judge(judge))).count()
     }
@@ -85,7 +85,7 @@ pub fn break_leases() {
     slots().into_iter().for_each(|path| drop(open(path)));
 }
 
-/// Fills and sends a message whose length and bytes follow from its number; false if no slot is free, or
+/// Fills and sends a message, of which length and bytes follow from its number; false if no slot is free, or
 /// there is no receiver.
 pub fn send(sender: &mut Sender, next: &mut u64) -> bool {
     let Ok(Some(mut fbuf)) = sender.try_allocate() else { return false };

@@ -1,7 +1,7 @@
 //! Three senders and three receivers share channels at every level of protection, or as many as there may be where slots
 //! are the receiver's, and one of them is killed at a time, over and over: from outside at a random instruction, or from
 //! inside at a point that has a name.
-//! After each kill, those who are left have all that they are owed, in order and unchanged; every slot is
+//! After each kill, the processes that are left have all that they are owed, in order and unchanged; every slot is
 //! back in its pool; and processes hold what they held before.
 //!
 //! `FBUF_KILLS=20000 cargo test --release -p fbuf-cli --features points --test kill_matrix -- --nocapture` makes a longer run.
@@ -89,7 +89,7 @@ fn whoever_is_killed_costs_the_others_nothing() {
         survivors.forget();
         survivors.settle(None);
         let before = *before.get_or_insert_with(|| settled(holdings));
-        // The broker hears of a death a moment later, and may have introduced who was dead by then.
+        // The broker hears of a death a moment later, and may have introduced a process that was dead by then.
         until_is(&format!("round {round}, {point:?} after {count}"), &before, || {
             survivors.settle(None);
             holdings()
@@ -136,7 +136,7 @@ fn files(own: &Path) -> BTreeSet<PathBuf> {
     shared.filter(|path| path.to_string_lossy().contains("fbuf")).chain(entries(own)).collect()
 }
 
-/// A broker that dies at any step of an attach, and comes back: who attaches does so in the end.
+/// A broker that dies at any step of an attach, and comes back: the client attaches in the end.
 #[test]
 fn a_broker_that_dies_while_somebody_attaches_keeps_nobody_for_ever() {
     for point in points::BROKER {

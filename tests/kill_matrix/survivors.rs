@@ -1,4 +1,4 @@
-//! Two senders and two receivers on each channel, or as many as there may be, which go on whoever dies.
+//! Two senders and two receivers on each channel, or as many as there may be, which go on whichever process dies.
 
 use std::ops::Range;
 
@@ -73,8 +73,8 @@ impl Survivors {
         });
     }
 
-    /// Takes everything that is on its way, lets go of it, and looks whether every slot is back; also of the one who was
-    /// not killed, who has got all that was sent here, and what the one who was killed owed to it.
+    /// Takes everything that is on its way, lets go of it, and looks whether every slot is back; also of the one that was
+    /// not killed, which has got all that was sent here, and what the one that was killed owed to it.
     pub fn settle(&mut self, mut other: Option<(&mut Actor, &Messages)>) {
         let (mut random, mut checked) = (Random(1), other.is_none());
         until("every slot is back, and everything has come", || {
@@ -111,7 +111,7 @@ impl Survivors {
         senders.zip(self.next.iter().flatten()).map(|((level, sender), &next)| (level, sender, next))
     }
 
-    /// Whether somebody to whom this has come has got all that was sent here since, and what was owed to nobody else.
+    /// Whether a receiver that has this message has got all that was sent here since, and what was owed to no other.
     fn has_come(&self, came: &Messages, owed: &Messages) -> bool {
         self.sent().all(|(level, sender, next)| {
             came.get(&(level as usize, sender.endpoint())).is_none_or(|came| came.end == next)
@@ -130,7 +130,7 @@ impl Survivors {
         self.listeners.iter().flatten().filter(move |listener| listener.level == level)
     }
 
-    /// Goes on until everybody here has got all that somebody owed who has died. It may have sent while it was still
+    /// Goes on until every receiver here has got all that a process owed that has died. It may have sent while it was still
     /// about to be linked here.
     pub fn get(&mut self, owed: &Messages) {
         let mut random = Random(1);
@@ -143,7 +143,7 @@ impl Survivors {
         }
     }
 
-    /// Forgets what came from those who are dead.
+    /// Forgets what came from processes that are dead.
     pub fn forget(&mut self) {
         let here: Vec<_> = self.senders.iter().flatten().map(Sender::endpoint).collect();
         self.listeners.iter_mut().flatten().for_each(|listener| listener.forget_all_but(&here));
@@ -155,7 +155,7 @@ impl Survivors {
     }
 }
 
-/// Nobody leaves but those who are killed, and those who end a stream in order.
+/// No process leaves but those that are killed, and those that end a stream in order.
 fn forgive(sender: &mut Sender, dead: Option<i32>) {
     while let Some(departure) = sender.next_departure() {
         let pid = departure.peer.process.pid;

@@ -204,7 +204,9 @@ impl Attack {
             Self::AnnouncesGrowth => {
                 format!("boards that grow, at most {MAX_SEGMENTS} segments, sealed, of their size")
             }
-            Self::LyingBoardSize => "boards that are sealed, of their size; who uses a word has it exist".into(),
+            Self::LyingBoardSize => {
+                "boards that are sealed, of their size; a sender that uses a word has it exist".into()
+            }
             Self::ComesBack => "Sender::disconnect: slots are back at once, and each new link is a request".into(),
             Self::Relinks => format!("each link is a request, of {REQUESTS_PER_SECOND} in a second"),
             Self::Intrudes => "Mismatch::FromUsers, Mismatch::ToUsers".into(),

@@ -374,7 +374,7 @@ fn hoard(resource: Resource) -> Seen {
     unreachable!("there is a last one")
 }
 
-/// The same for links, of a client with a sender and one with receivers, which read with whom they are linked: those that
+/// The same for links, of a client with a sender and one with receivers, which read which ends they are linked with: those that
 /// are too many wait.
 fn hoard_links() -> Seen {
     let (one, other) = (Caller::join()?, Caller::join()?);

@@ -158,7 +158,7 @@ impl Caller {
         self.request(ControlRequest::Close { endpoint: u64::MAX, last: Report::default() })
     }
 
-    /// Sends, without waiting; whoever sends without order may have been hung up on.
+    /// Sends, without waiting; the broker may have hung up on a caller that sends without order.
     pub fn send(&self, packet: &[u8]) -> Result<(), String> {
         self.socket.send_bytes(packet).map_err(|error| format!("to send: {error}"))
     }

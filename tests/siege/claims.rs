@@ -1,4 +1,4 @@
-//! What an attacker says of who it was before: numbers, secrets and links that are others', or nobody's.
+//! What an attacker claims to have been before: numbers, secrets and links that are others', or nobody's.
 
 use std::collections::BTreeSet;
 

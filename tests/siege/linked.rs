@@ -372,7 +372,7 @@ pub fn gaps_without_end(turn: usize) -> Seen {
     Effect::if_so(true, String::new)
 }
 
-/// Hands back, again and again, what it was never lent. The sender, whom it has asked for that, leaves out messages
+/// Hands back, again and again, what it was never lent. The sender, which was asked for that, leaves out messages
 /// until it hands back what it has.
 pub fn lie_on_board(random: &mut Random) -> Seen {
     let mut receiving = Receiving::begin("c", Some(1))?;

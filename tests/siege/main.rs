@@ -151,7 +151,7 @@ impl Attacker {
     }
 }
 
-/// Those who exchange messages as ever.
+/// Processes that exchange messages as ever.
 struct Honest {
     sender: Sender,
     receiver: Receiver,

@@ -143,11 +143,11 @@ fn nothing_is_kept_of_those_that_come_and_go() {
     println!("at each of {} quiet moments: the broker {broker}; those that stay {own}", series.len());
     println!("{visits:?}; those that stay received {messages} messages, {} MiB", bytes >> 20);
     let quarter = series.len() / 4;
-    for (index, who) in ["the broker", "those that stay"].into_iter().enumerate() {
+    for (index, part) in ["the broker", "those that stay"].into_iter().enumerate() {
         let of = |part: &[(Duration, [Memory; 2])]| median(part.iter().map(|(_, memory)| memory[index].private));
         let (first, last) = (of(&series[..quarter]), of(&series[series.len() - quarter..]));
-        println!("{who}: {first} KiB in the first quarter, {last} KiB in the last");
-        assert!(last <= first + SLACK[index], "{who} has grown from {first} to {last} KiB");
+        println!("{part}: {first} KiB in the first quarter, {last} KiB in the last");
+        assert!(last <= first + SLACK[index], "{part} has grown from {first} to {last} KiB");
     }
     assert!(visits.killed > 0 && visits.killed < visits.came && messages > 0, "{visits:?}");
 }

@@ -1,4 +1,4 @@
-//! What is sent, so that whoever receives it can tell whether it is whole and in order.
+//! What is sent, so that a receiver can tell whether it is whole and in order.
 
 use std::{collections::BTreeMap, time::Duration};
 

@@ -26,7 +26,7 @@ pub const CHANNELS: [(&str, &[Mechanism]); 3] = [
     ("sealed", &[Mechanism::OneShot, Mechanism::Copy]),
 ];
 
-/// What the threads and whoever watches them say to each other.
+/// What the threads and the one that watches them say to each other.
 #[derive(Debug, Default)]
 struct Orders {
     rest: AtomicBool,
@@ -96,7 +96,7 @@ fn send(mut sender: Sender, mut random: Random, orders: &Orders) {
             sender.wait_for_returns_timeout(SOON).unwrap();
             orders.resting.fetch_add(1, Relaxed);
             while orders.rest.load(Relaxed) {
-                // Nobody comes and goes meanwhile but receivers, of whom it hears so.
+                // Only receivers come and go meanwhile, and it hears so of them.
                 let _ = sender.wait_for_receivers_timeout(usize::MAX, MOMENT);
             }
             orders.resting.fetch_sub(1, Relaxed);

@@ -341,7 +341,7 @@ impl BrokerProcess {
     }
 }
 
-/// Where a broker answers who asks for metrics.
+/// Where a broker answers questions for metrics.
 #[derive(Debug)]
 pub struct Metrics(pub String);
 

@@ -48,7 +48,7 @@ pub struct Map {
 }
 
 // SAFETY: a mapping belongs to the process, not to a thread; `Map` itself only hands out raw
-// pointers, and who may follow them is settled where that is done.
+// pointers, and which code may follow them is settled where that is done.
 unsafe impl Send for Map {}
 // SAFETY: through `&Map` there are raw pointers only; the code that follows them says why it may.
 unsafe impl Sync for Map {}
@@ -206,7 +206,7 @@ impl Map {
         self.base.as_ptr()
     }
 
-    /// Puts a copy of it, of this process alone, in its place: whoever reads it meanwhile reads the same
+    /// Puts a copy of it, of this process alone, in its place: a thread that reads it meanwhile reads the same
     /// bytes at the same addresses.
     ///
     /// # Errors

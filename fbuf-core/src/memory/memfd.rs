@@ -65,7 +65,7 @@ pub enum MemoryError {
     },
 }
 
-/// A memfd whose pages all exist, not yet sealed.
+/// A memfd that has all its pages, and is not yet sealed.
 #[derive(Debug)]
 pub struct Reserved {
     file: File,
@@ -168,7 +168,7 @@ pub(crate) fn kernels_reason(error: ::memfd::Error) -> io::Error {
 /// What the seals of memory that a peer sent have to say of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Seals {
-    /// Only who has it mapped already can write it.
+    /// It can be written only through mappings that exist already.
     OneWriter,
     /// Nobody can.
     ForGood,

@@ -187,7 +187,7 @@ impl<H: SharedLayout, C: SharedLayout> TableView<H, C> {
 }
 
 impl<H: SharedLayout, C: SharedLayout> Laid<H, C> {
-    /// Fails to compile for layouts whose cells would not be aligned behind the header.
+    /// Fails to compile for layouts in which cells would not be aligned behind the header.
     const LAID_OUT: () = assert!(
         align_of::<H>() <= 4096 && align_of::<C>() <= align_of::<H>() && size_of::<H>().is_multiple_of(align_of::<C>())
     );

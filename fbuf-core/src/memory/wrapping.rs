@@ -1,4 +1,4 @@
-//! A table whose index wraps, so that no index is outside and none has to be compared: for what is
+//! A table with an index that wraps, so that no index is outside and none has to be compared: for what is
 //! looked up several times for each message, by a number that was checked once.
 //!
 //! One of the files of this crate that may be `unsafe`.

@@ -142,7 +142,7 @@ impl Held {
 
     /// How many are held, and which message of those was sent first.
     pub fn survey(&self) -> (usize, Option<Mark>) {
-        // Relaxed: for whoever watches, and nothing follows from it.
+        // Relaxed: it is for a report, and nothing follows from it.
         let marks = self.known().iter().map(|cell| cell.mark.load(Ordering::Relaxed));
         let held = marks.filter(|mark| !matches!(*mark, FREE | UNKNOWN));
         held.fold((0, None), |(count, least), mark| {
@@ -244,7 +244,7 @@ impl<T: Retire> Retired<T> {
         self.sweep();
     }
 
-    /// To be called after [`Cell::clear`] by whoever held a slot of a link that is dealt to this.
+    /// To be called after [`Cell::clear`] by the holder of a slot of a link that is dealt to this.
     #[inline]
     pub fn after_clear(&self) {
         // Partner: the fence in `leave`. In a process for which this is not enough, the count asks for

@@ -150,7 +150,7 @@ impl Received {
         self.home().peer()
     }
 
-    /// The same message, whose bytes are elsewhere.
+    /// The same message, with its bytes elsewhere.
     pub(crate) fn with(mut self, kept: Kept, offset: u32) -> Self {
         self.bytes = kept.bytes().wrapping_add(offset as usize);
         *self.kept = Some(Box::new(kept));
@@ -294,7 +294,7 @@ impl Drop for Received {
         if let Some(kept) = self.kept.take() {
             let_go(kept, home, slot);
         }
-        // By value: a message whose address nobody takes can live in registers.
+        // By value: a message can live in registers, as long as no code takes its address.
         hand_back(home, cell, slot, mark);
     }
 }

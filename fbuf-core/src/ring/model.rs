@@ -30,7 +30,7 @@ const ALL: u32 = 2;
 
 /// A sender with one slot grows by one: it announces it, uses it, and then the first one again, if another thread of
 /// the receiver has let go of it by then. Every entry names a slot that the receiver knows or learns of from what is in
-/// the socket by then; where its bytes are is known to whoever holds it; and nothing is written while it is read.
+/// the socket by then; its holder knows where its bytes are; and nothing is written while it is read.
 #[test]
 fn a_slot_is_known_before_it_is_used() {
     // With up to four preemptions, seconds; with all, more than minutes.

@@ -61,7 +61,7 @@ struct GuardedLink {
     lent: Messages,
 }
 
-/// A sender whose messages are guarded.
+/// A sender with guarded messages.
 #[derive(Debug)]
 pub(crate) struct Guard {
     number: u64,

@@ -30,7 +30,7 @@ pub enum LinkMessage {
     Segment(NewSegment),
     /// The bytes of a message, sent before its entry in the lane.
     OneShot(OneShot),
-    /// From the receiver, whose pool it is: the right to write a slot.
+    /// From the receiver that made the slots: the right to write a slot.
     WriteGrant(WriteGrant),
 }
 

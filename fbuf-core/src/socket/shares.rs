@@ -2,7 +2,7 @@
 //!
 //! The broker bounds the endpoints of a user, and so the links that these have. It cannot know of links that are left: a
 //! peer may close its endpoint and keep its end of a link, and an endpoint that its program does not look at has links
-//! whose peers are gone. So each endpoint counts its links with a user, and the process the descriptors, with those of
+//! with peers that are gone. So each endpoint counts its links with a user, and the process the descriptors, with those of
 //! sockets that are kept since the peer has not received what it was sent (`under_way`).
 
 use std::{collections::BTreeMap, mem, sync::Mutex};

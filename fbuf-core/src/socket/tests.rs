@@ -317,7 +317,7 @@ fn a_user_is_found_out_if_very_many_wait_at_an_end_of_its_and_its_sockets_hold_u
         assert!(patience.elapsed() < Duration::from_secs(60), "its peer sees no hang-up");
         std::thread::yield_now();
     }
-    // The control: a user of whose sockets nothing is slow.
+    // The control: a user, all sockets of which are fast.
     let (own, its) = link(other);
     for _ in 0..1000 {
         assert!(ring(&own) && matches!(its.receive::<64>(), Ok(Arrival::Message(..))));

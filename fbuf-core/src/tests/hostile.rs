@@ -192,7 +192,7 @@ fn slot_source(mechanism: Mechanism) -> SlotSource {
     }
 }
 
-/// A receiver, linked with a sender whose memory is in our hands.
+/// A receiver, linked with a sender, all memory of which is this test's to write.
 fn victim_receiver(mechanism: Mechanism) -> (Inbound, PacketSocket, LaneTable, Vec<Map>) {
     victim_receiver_that_skips(mechanism, None)
 }
@@ -217,7 +217,7 @@ fn victim_receiver_that_skips(
     (*inbound, own, lane, vec![memory])
 }
 
-/// A sender, linked with a receiver whose memory is in our hands.
+/// A sender, linked with a receiver, all memory of which is this test's to write.
 fn victim_sender() -> (Pool, PacketSocket, BoardTable) {
     sender_with(SLOTS)
 }

@@ -1,4 +1,4 @@
-//! What an attacker does who is disconnected, or not wanted, and comes again and again.
+//! What an attacker does that is disconnected, or not wanted, and comes again and again.
 
 use std::time::{Duration, Instant};
 
@@ -7,7 +7,7 @@ use fbuf_protocol::{Mismatch, Open};
 use super::*;
 use crate::attack::REQUESTS_PER_SECOND;
 
-/// How often it opens an end, reads with whom that is linked, and closes it again. Each is a request, and so is the link.
+/// How often it opens an end, reads which ends that is linked with, and closes it again. Each is a request, and so is the link.
 const CYCLES: u32 = 500;
 const REQUESTS: u32 = 4;
 

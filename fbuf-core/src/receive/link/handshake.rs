@@ -127,7 +127,7 @@ impl From<GreetError> for LinkEnd {
 }
 
 impl Greeted {
-    /// Says hello to a sender with slots of this geometry, whose messages are protected by these means.
+    /// Says hello to a sender with slots of this geometry. Its messages are protected by these means.
     ///
     /// With `skip_above`, the sender leaves messages out rather than have more than so many of its
     /// slots held here.

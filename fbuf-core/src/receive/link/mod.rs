@@ -51,7 +51,7 @@ use crate::{
     wait::Fencing,
 };
 
-/// What is held of a link, for whoever watches.
+/// What is held of a link, for a report.
 #[derive(Debug, Clone)]
 pub struct Holdings(Weak<Returns>);
 

@@ -28,7 +28,7 @@ const ROUND: u16 = 1000;
 /// How soon it tries again to make a copy for which there was no memory, in milliseconds.
 const AGAIN: u16 = 20;
 
-/// The slots whose leases it keeps, by descriptor.
+/// The slots of which it keeps the leases, by descriptor.
 type Register = Arc<Mutex<HashMap<RawFd, Weak<LeasedSlot>>>>;
 
 /// There while any slot is.

@@ -50,7 +50,7 @@ enum LeaseState {
 }
 
 impl LeasedSlot {
-    /// Takes a slot whose memory exists, and of which the maker can be trusted.
+    /// Takes a slot of which the memory exists, and the maker can be trusted.
     ///
     /// # Errors
     /// What the kernel says.

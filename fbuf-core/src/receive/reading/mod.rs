@@ -102,7 +102,7 @@ impl Reading {
         }
     }
 
-    /// Maps a new segment, whose first slot has this number: where the messages of its slots are read.
+    /// Maps a new segment, which begins with the slot of this number: where the messages of its slots are read.
     ///
     /// # Errors
     /// [`LinkEnd`]

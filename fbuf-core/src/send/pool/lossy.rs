@@ -30,7 +30,7 @@ impl Pool {
         self.links.iter_mut().any(|link| link.is_limited(limit))
     }
 
-    /// How many messages a receiver may have, the next one among them, whose slot is still an fbuf.
+    /// How many messages a receiver may have, with the next one, of which the slot is still an fbuf.
     pub(super) fn limit(&mut self) -> usize {
         match self.is_lossy() {
             false => usize::MAX,

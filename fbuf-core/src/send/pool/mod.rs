@@ -53,7 +53,7 @@ pub struct Pool {
     /// The ledger: which message used each slot last. [`Mark::OUT`] for those that are fbufs, or are among
     /// `free` and may become fbufs without a word: some of the former may be among the unsent.
     ledger: Ring<Mark>,
-    /// Slots that were sent and whose handle the sender has kept: they are used again when it lets go.
+    /// Slots that were sent and kept: they are used again when the sender lets go of their handles.
     retained: Vec<SlotId>,
     /// The links.
     links: Vec<Outbound>,
@@ -276,7 +276,7 @@ impl Pool {
         self.storage.announce(known)
     }
 
-    /// Takes the slot whose turn it is, if it is known to be free: its name, and where its bytes are.
+    /// Takes the slot at the cursor, if it is known to be free: its name, and where its bytes are.
     #[inline]
     pub(crate) fn take_free(&mut self) -> Option<(SlotId, Address)> {
         let (number, bytes) = self.free.next()?;
@@ -378,7 +378,7 @@ impl Pool {
         self.storage.hand_over()
     }
 
-    /// Whether the slots are those of a receiver, who hands the right to write them back over its socket.
+    /// Whether the slots are those of a receiver, which hands the right to write them back over its socket.
     #[must_use]
     pub fn is_receivers(&self) -> bool {
         self.storage.is_given()

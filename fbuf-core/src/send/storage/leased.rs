@@ -26,8 +26,8 @@ use crate::{
 /// How soon a slot is tried again that somebody holds a lease on without saying so.
 const AGAIN: Duration = Duration::from_millis(10);
 
-/// Slots that are memory of their own. What takes the place of segments in the pool of a sender whose
-/// messages are leased.
+/// Slots that are memory of their own. They take the place of segments in the pool of a sender of leased
+/// messages.
 #[derive(Debug)]
 pub(crate) struct LeasedSlots {
     geometry: Geometry,
@@ -37,7 +37,7 @@ pub(crate) struct LeasedSlots {
     given: bool,
     /// The receiver that gave them, if one did.
     giver: Option<u64>,
-    /// Those that gave before, and of whose links something may still be read.
+    /// Those that gave before, and may still have sent something that is to be read.
     former: Vec<u64>,
 }
 
@@ -55,7 +55,7 @@ struct Slot {
 enum WriteAccess {
     /// By opening it: it is this user's. Not before this time, when somebody stands in the way.
     Own(Option<Instant>),
-    /// From its receiver, who hands the right back with each message. None: that one has it.
+    /// From its receiver, which hands the right back with each message. This side does not have it.
     #[default]
     Away,
     Here(Withheld<OwnedFd>),
@@ -238,7 +238,7 @@ impl LeasedSlots {
     /// [`MemoryError`]
     pub(crate) fn reclaim(&mut self, number: SlotId) -> Result<Option<Pieces>, MemoryError> {
         match self.slots.get(number.index()).and_then(|slot| slot.draft.as_ref()) {
-            // Be it that of a receiver who has gone.
+            // Be it that of a receiver that has gone.
             Some(draft) => Ok(Some(Pieces::one(&draft.map, number.number()))),
             None => self.prepare(number),
         }

@@ -204,7 +204,7 @@ fn fill(unsent: &Mutex<ReadyBuffers>, bytes: u64, most: usize) {
         if over {
             return;
         }
-        // If there is no memory, who needs it makes its own and hears why not.
+        // If there is no memory, `prepare` makes a buffer itself, and hears why not.
         match if full { None } else { Buffer::new(bytes).ok() } {
             Some(draft) => {
                 draft.map.populate();
@@ -241,7 +241,7 @@ mod tests {
         let stock = Stock::new(4096);
         for _ in 0..100 {
             wait_for(&stock, MOST as usize);
-            // Not while its thread has a look at it; who needs one would make its own.
+            // None while its thread has a look at it; `prepare` would make one.
             let draft = std::iter::from_fn(|| Some(stock.take())).find_map(|draft| draft).unwrap();
             assert_eq!(draft.memory.size(), 4096);
         }
@@ -275,7 +275,7 @@ mod tests {
     }
 
     #[test]
-    fn without_memory_there_is_no_stock_and_an_error_for_who_needs_it() {
+    fn without_memory_there_is_no_stock_and_a_buffer_is_an_error() {
         let bytes = 1 << 50;
         let small = OneShotBuffers::new(Geometry::new(1, 1).unwrap());
         let mut buffers = OneShotBuffers { bytes, stock: Stock::new(bytes), ..small };
