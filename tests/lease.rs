@@ -192,6 +192,50 @@ fn a_view_to_be_written_stays_what_it_is_when_the_lease_is_broken() {
     assert!(is_all(&receiver.get_timeout(SOON).unwrap(), 3));
 }
 
+/// A message that begins in its slot behind so much headroom, of which a part was used and a part of the message trimmed.
+fn send_behind(sender: &mut Sender, headroom: usize, value: u8) -> Vec<u8> {
+    let mut fbuf = sender.allocate_timeout(SOON).unwrap();
+    fbuf.set_headroom(headroom).unwrap();
+    let bytes: Vec<_> = (0..SIZE - headroom).map(|at| at as u8 ^ value).collect();
+    fbuf.write_all(&bytes).unwrap();
+    fbuf.trim_front(7);
+    fbuf.prepend(&[value; 3]).unwrap();
+    fbuf.header_mut().fill(value);
+    sender.write(fbuf).unwrap();
+    [&[value; 3], &bytes[7..]].concat()
+}
+
+#[test]
+fn a_message_behind_headroom_stays_what_it_is_when_the_lease_is_broken() {
+    let (_alone, (_broker, client)) = (alone(), broker());
+    for headroom in [7, 13, 4096, 5000] {
+        let mut receiver = client.receiver("c").require(Protection::Leased).open().unwrap();
+        let mut sender = builder(&client, 3).header_size(24).open().unwrap();
+        sender.wait_for_receivers_timeout(1, SOON).unwrap();
+        let sent = [1, 2, 3].map(|value| send_behind(&mut sender, headroom, value));
+        let mut early = receiver.get_timeout(SOON).unwrap().into_private().unwrap();
+        let [held, late] = [(); 2].map(|()| receiver.get_timeout(SOON).unwrap());
+        assert_eq!([held.mechanism(), late.mechanism()], [Mechanism::Lease; 2]);
+        early[4097] = 77;
+        let (address, writers) = (held.as_ptr(), scribble().join().unwrap());
+        assert!(!writers.is_empty(), "nothing was broken");
+        // Before the break, and of a message that was held meanwhile.
+        let of_view = |at: usize, sent: &[u8]| if at == 4097 { 77 } else { sent[at] };
+        assert!(early.len() == sent[0].len() && (0..early.len()).all(|at| early[at] == of_view(at, &sent[0])));
+        assert!(held[..] == sent[1][..] && held.is_intact() && held.as_ptr() == address, "behind {headroom} bytes");
+        assert_eq!(held.header(), [2; 24]);
+        // After it.
+        let mut late = late.into_private().unwrap();
+        assert!(late[..] == sent[2][..], "behind {headroom} bytes");
+        late[4097] = 77;
+        assert!((0..late.len()).all(|at| late[at] == of_view(at, &sent[2])));
+        drop((early, held, late, writers));
+        let next = send_behind(&mut sender, headroom, 4);
+        let received = receiver.get_timeout(SOON).unwrap();
+        assert!(received[..] == next[..] && received.mechanism() == Mechanism::Lease);
+    }
+}
+
 #[test]
 fn what_was_sent_and_kept_can_be_read_and_written_again() {
     let (_alone, (_broker, client)) = (alone(), broker());
