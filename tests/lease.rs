@@ -509,6 +509,21 @@ fn a_sender_that_changes_its_root() {
 }
 
 #[test]
+fn a_receiver_that_changes_its_root() {
+    let Some(folder) = std::env::var_os("FBUF_TEST_RECEIVER_ROOT") else { return };
+    let (_broker, client) = broker();
+    let (mut sender, mut receiver) = given_and_back(&client);
+    send(&mut sender, 2);
+    let held = receiver.get_timeout(SOON).unwrap();
+    std::os::unix::fs::chroot(folder).unwrap();
+    assert!(is_all(&held, 2) && held.is_intact());
+    drop(held);
+    let told = receiver.get_timeout(SOON).unwrap_err();
+    assert!(matches!(told, GetError::SlotsWithheld { why: CannotReopen::NoProc, .. }), "{told}");
+    println!("refused: {told}");
+}
+
+#[test]
 fn a_process_that_may_not_open_its_slots_any_more_is_told_why() {
     if !is_root() {
         return;
@@ -523,6 +538,12 @@ fn a_process_that_may_not_open_its_slots_any_more_is_told_why() {
             "changed its user since, let it open another receiver",
         ),
         ("a_sender_that_changes_its_root", "FBUF_TEST_ROOT", empty.path().as_os_str(), "changed its root folder since"),
+        (
+            "a_receiver_that_changes_its_root",
+            "FBUF_TEST_RECEIVER_ROOT",
+            empty.path().as_os_str(),
+            "changed its root folder since",
+        ),
     ] {
         let mut command = Command::new(std::env::current_exe().unwrap());
         let output = command.args([test, "--exact", "--nocapture"]).env(variable, value).run();
