@@ -270,3 +270,43 @@ fn a_core_of_a_receiver_does_not_hold_the_slots_of_its_sender() {
     // The control: those of the sender are its own.
     assert!(!flags_of(std::process::id()).unwrap().contains(" dd"));
 }
+
+/// How the command ends with so many descriptors, and what it says: it is given up after a while, in which a link is made.
+fn with_descriptors(most: u64, arguments: &[&str], broker: &fbuf_client::Address) -> Output {
+    let mut timeout = Command::new("timeout");
+    timeout.arg("3").arg(env!("CARGO_BIN_EXE_fbuf")).args(arguments).env("FBUF_BROKER", broker.to_string());
+    timeout.stdin(Stdio::null());
+    limit(&mut timeout, Resource::RLIMIT_NOFILE, most);
+    timeout.run()
+}
+
+#[test]
+fn with_hardly_any_descriptors_a_command_works_or_names_the_limit() {
+    let names = |said: &str| said.contains("RLIMIT_NOFILE");
+    let (broker, client) = support::broker();
+    for most in 12..22 {
+        let channel = format!("to {most}");
+        let mut receiver = client.receiver(&channel).keep_waiting().open().unwrap();
+        let sent = with_descriptors(most, &["send", &channel], broker.address());
+        assert!(sent.status.success() || names(&said(&sent)), "send with {most}: {sent:?}");
+        drop(receiver.try_get());
+    }
+    // Many are enough.
+    let mut receiver = client.receiver("many").keep_waiting().open().unwrap();
+    assert!(with_descriptors(64, &["send", "many"], broker.address()).status.success());
+    drop(receiver.try_get());
+    let folder = tempfile::tempdir().unwrap();
+    for most in 14..19 {
+        let broker = folder.path().join(most.to_string());
+        let mut command = fbuf(["broker", "--socket"]);
+        limit(command.arg(&broker).stderr(Stdio::piped()), Resource::RLIMIT_NOFILE, most);
+        let process = Process::start(&mut command);
+        until("it listens, or has ended", || {
+            broker.exists() || fs::read_dir(format!("/proc/{}/fd", process.pid())).is_err()
+        });
+        match Client::connect_to(&fbuf_client::Address::new(&broker)) {
+            Ok(client) => drop(client.status().unwrap()),
+            Err(error) => assert!(names(&error.to_string()), "a broker with {most}: {error}"),
+        }
+    }
+}

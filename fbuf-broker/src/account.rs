@@ -128,7 +128,8 @@ impl Account {
             .map_err(|used| QuotaExceeded::new(self.user, resource, asked, used, limit, &quota.rule))?;
         let mut charge = Charge { account: self.clone(), resource, amount: asked, _holdings: Vec::new() };
         charge._holdings = self.capacity.take(self.user, resource, asked).map_err(|(used, limit)| {
-            QuotaExceeded::new(self.user, resource, asked, used, limit, "a share of what the broker has left")
+            const SHARE: &str = "a share of what the broker has left, of clients and of descriptors (RLIMIT_NOFILE)";
+            QuotaExceeded::new(self.user, resource, asked, used, limit, SHARE)
         })?;
         Ok(charge)
     }

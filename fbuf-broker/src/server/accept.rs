@@ -114,7 +114,7 @@ impl Broker {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => ready.clear_ready(),
                 Err(error) => {
                     // Out of descriptors, most likely: wait until some are free.
-                    warn!(%error, "a client could not be accepted");
+                    warn!(error = sys::said(&error), "a client could not be accepted");
                     tokio::time::sleep(PAUSE).await;
                 }
             }

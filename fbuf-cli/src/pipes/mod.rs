@@ -54,6 +54,7 @@ struct Waiting<'a> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum For {
     Peers,
+    Broker,
     Link,
     FirstMessage,
     Slots,
@@ -79,7 +80,17 @@ impl<'a> Waiting<'a> {
         if !self.client.is_connected() {
             return;
         }
-        for unpaired in ask().unwrap_or_default() {
+        let unpaired = match ask() {
+            Ok(unpaired) => unpaired,
+            // Such as that introductions cannot be received for lack of descriptors, again and again.
+            Err(error) => {
+                if self.said.insert(For::Broker) {
+                    say(error);
+                }
+                return;
+            }
+        };
+        for unpaired in unpaired {
             if self.unpaired.insert(unpaired.peer.endpoint) {
                 let remedy = remedy(&unpaired).map(|remedy| format!("; {remedy}")).unwrap_or_default();
                 say(format_args!("{unpaired}{remedy}"));

@@ -6,6 +6,7 @@ use std::{
 };
 
 use fbuf_core::{
+    limits::MAX_MESSAGE,
     points,
     process::sys::{in_call, os_error},
     socket::{Arrival, PacketSocket, means_gone, wire},
@@ -51,9 +52,10 @@ pub(super) async fn greet(
     }
     points::reach("attach: connected");
     let socket = runtime::watch(socket)?;
-    let Ok(answer) = timeout(PATIENCE, answer(&socket)).await else {
+    let Ok(answer) = timeout(PATIENCE, answer::<64>(&socket)).await else {
         return Err(not_a_broker(
-            "it does not greet; it is very busy, or this user asks it more often than its policy allows",
+            "it does not greet; it is very busy, or has no descriptor left (RLIMIT_NOFILE), or this user asks it more often \
+             than its policy allows",
         ));
     };
     let bytes = match answer? {
@@ -69,8 +71,8 @@ pub(super) async fn greet(
         Verdict::OtherVersion => Err(ConnectError::OtherVersion { address, broker: version }),
         Verdict::NotPermitted => Err(ConnectError::NotPermitted { address, uid }),
         Verdict::Full => Err(ConnectError::Full { address }),
-        // What comes behind the greeting was sent with it.
-        Verdict::QuotaExceeded => match timeout(PATIENCE, self::answer(&socket)).await {
+        // What comes behind the greeting was sent with it. A rule of a policy may have a long name.
+        Verdict::QuotaExceeded => match timeout(PATIENCE, self::answer::<MAX_MESSAGE>(&socket)).await {
             Ok(Ok(Arrival::Message(bytes, _))) => match wire::decode(&bytes, Vec::new()) {
                 Ok(Wire(quota)) => Err(ConnectError::QuotaExceeded { address, quota }),
                 Err(_) => Err(not_a_broker("it does not say which quota is spent")),
@@ -97,10 +99,10 @@ fn is_passing(error: &io::Error) -> bool {
 }
 
 /// What comes first.
-async fn answer(socket: &Watched<PacketSocket>) -> io::Result<Arrival> {
+async fn answer<const LONGEST: usize>(socket: &Watched<PacketSocket>) -> io::Result<Arrival> {
     loop {
         let mut ready = socket.readable().await?;
-        match socket.get_ref().receive::<64>().map_err(in_call("recvmsg"))? {
+        match socket.get_ref().receive::<LONGEST>().map_err(in_call("recvmsg"))? {
             Arrival::Nothing => ready.clear_ready(),
             arrival => return Ok(arrival),
         }
