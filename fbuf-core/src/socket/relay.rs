@@ -12,7 +12,7 @@ use std::{
     collections::BTreeMap,
     io, mem,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex},
     thread::sleep,
     time::Duration,
 };
@@ -31,7 +31,7 @@ use super::{
 use crate::{
     limits::{MAX_AT_ONCE, MAX_MESSAGE},
     process::{
-        fork::{AtFork, Rank, Withheld},
+        fork::{ForkMutex, Rank, Withheld},
         sys, threads,
     },
     wait::now,
@@ -161,23 +161,8 @@ struct Line {
 #[derive(Debug)]
 pub(crate) struct Lines(BTreeMap<u32, Line>);
 
-static LINES: Mutex<Lines> = Mutex::new(Lines(BTreeMap::new()));
-
-/// Holds the lock on the lines.
-pub(crate) type Locked = MutexGuard<'static, Lines>;
-
-static AT_FORK: AtFork<Locked> = AtFork::new(Rank::Relays, locked, |lines| lines.forget());
-
-/// Takes it.
-pub(crate) fn lock() -> Locked {
-    AT_FORK.register();
-    locked()
-}
-
-fn locked() -> Locked {
-    // Nothing panics while it is locked.
-    LINES.lock().unwrap_or_else(PoisonError::into_inner)
-}
+pub(crate) static LINES: ForkMutex<Lines> =
+    ForkMutex::new(Rank::Relays, Mutex::new(Lines(BTreeMap::new())), |lines| lines.forget());
 
 impl Lines {
     /// In a child that was forked: the threads are the parent's, as what they carry. Neither allocates nor frees.
@@ -222,7 +207,7 @@ pub(super) fn begin(user: u32, far: PacketSocket, pair: Pair) -> io::Result<()> 
     };
     // Before the lock, as in a process that forks.
     let bell = Arc::new(Withheld::from(EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?));
-    let mut lines = lock();
+    let mut lines = LINES.lock();
     if let Some(line) = lines.0.get_mut(&user) {
         line.incoming.push(relay);
         let _ = line.bell.write(1);
@@ -231,7 +216,7 @@ pub(super) fn begin(user: u32, far: PacketSocket, pair: Pair) -> io::Result<()> 
     lines.0.insert(user, Line { incoming: vec![relay], bell: bell.clone() });
     drop(lines);
     threads::spawn("fbuf-relay", move || run(user, &bell)).map(drop).inspect_err(|_| {
-        let line = lock().0.remove(&user);
+        let line = LINES.lock().0.remove(&user);
         drop(line);
     })
 }
@@ -242,7 +227,7 @@ fn run(user: u32, bell: &Withheld<EventFd>) {
     let mut debt = Debt::default();
     loop {
         let begin = used();
-        let mut lines = lock();
+        let mut lines = LINES.lock();
         relays.extend(lines.0.get_mut(&user).map(|line| mem::take(&mut line.incoming)).unwrap_or_default());
         if relays.is_empty() {
             let line = lines.0.remove(&user);
@@ -366,7 +351,7 @@ mod tests {
     fn ended(user: u32) {
         until(|| {
             crate::socket::close_received();
-            !lock().0.contains_key(&user) && shares::taken(user) == 0
+            !LINES.lock().0.contains_key(&user) && shares::taken(user) == 0
         });
     }
 

@@ -13,7 +13,7 @@
 use std::{
     collections::BTreeMap,
     sync::{
-        Mutex, MutexGuard, PoisonError,
+        Mutex,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -22,7 +22,7 @@ use std::{
 use nix::time::{ClockId, clock_gettime};
 
 use crate::{
-    process::fork::{AtFork, Rank},
+    process::fork::{ForkMutex, Rank},
     wait::now,
 };
 
@@ -89,25 +89,9 @@ impl Found {
 /// By user.
 pub(crate) type Users = BTreeMap<u32, Found>;
 
-static USERS: Mutex<Users> = Mutex::new(BTreeMap::new());
+pub(crate) static USERS: ForkMutex<Users> = ForkMutex::new(Rank::Waiters, Mutex::new(BTreeMap::new()), |_| {});
 /// Whether there is any.
 static ANY: AtomicBool = AtomicBool::new(false);
-
-/// Holds the lock on them.
-pub(crate) type Locked = MutexGuard<'static, Users>;
-
-static AT_FORK: AtFork<Locked> = AtFork::new(Rank::Waiters, locked, |_| {});
-
-/// Takes it.
-pub(crate) fn lock() -> Locked {
-    AT_FORK.register();
-    locked()
-}
-
-fn locked() -> Locked {
-    // What is done under the lock does not panic.
-    USERS.lock().unwrap_or_else(PoisonError::into_inner)
-}
 
 /// How much of a processor this thread has used.
 pub(super) fn used() -> Option<Duration> {
@@ -124,7 +108,7 @@ pub fn measured<T>(user: Option<u32>, call: impl FnOnce() -> T) -> T {
         && took > SLOW
         && let Some(now) = now()
     {
-        lock().entry(user).or_default().note(took, now);
+        USERS.lock().entry(user).or_default().note(took, now);
         // Relaxed: what is told besides is behind the lock.
         ANY.store(true, Ordering::Relaxed);
     }
@@ -135,7 +119,8 @@ pub fn measured<T>(user: Option<u32>, call: impl FnOnce() -> T) -> T {
 #[must_use]
 pub fn is_slow(user: u32) -> bool {
     // Relaxed: as above.
-    ANY.load(Ordering::Relaxed) && lock().get(&user).is_some_and(|found| now().is_some_and(|now| now < found.until))
+    ANY.load(Ordering::Relaxed)
+        && USERS.lock().get(&user).is_some_and(|found| now().is_some_and(|now| now < found.until))
 }
 
 /// Waits until something is so; not for long, for a user for which others have waited.
@@ -143,11 +128,11 @@ pub(super) fn wait_for(user: u32, is_so: impl Fn() -> bool) {
     const STEP: Duration = Duration::from_micros(50);
     while !is_so()
         && let Some(begin) = now()
-        && lock().entry(user).or_default().waits.owed(begin, FORGIVEN) < MOST_WAITED
+        && USERS.lock().entry(user).or_default().waits.owed(begin, FORGIVEN) < MOST_WAITED
     {
         std::thread::sleep(STEP);
         let now = now().unwrap_or(begin);
-        lock().entry(user).or_default().waits.add(Duration::from_nanos(now.saturating_sub(begin)), now, FORGIVEN);
+        USERS.lock().entry(user).or_default().waits.add(Duration::from_nanos(now.saturating_sub(begin)), now, FORGIVEN);
     }
 }
 

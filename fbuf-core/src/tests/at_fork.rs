@@ -70,8 +70,8 @@ fn no_child_waits_for_a_thread_of_its_parent() {
     assert!(no_child_waits(|| claim::CLAIMED.lock()));
     assert!(no_child_waits(|| shares::TAKEN.lock()));
     assert!(no_child_waits(|| under_way::UNDER_WAY.lock()));
-    assert!(no_child_waits(relay::lock));
-    assert!(no_child_waits(waiters::lock));
+    assert!(no_child_waits(|| relay::LINES.lock()));
+    assert!(no_child_waits(|| waiters::USERS.lock()));
     assert!(no_child_waits(|| deferred::LINES.lock()));
     assert!(no_child_waits(fork::withheld));
     // The control: a lock that the handlers do not know.

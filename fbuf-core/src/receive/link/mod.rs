@@ -287,6 +287,10 @@ impl Inbound {
     /// lane than one message can have, whatever the sender has written. If that is something that it may
     /// not write, the link is over.
     pub fn take(&mut self) -> Option<Received> {
+        if self.awaits_memory {
+            // Whoever waits is told when something comes over the socket.
+            return None;
+        }
         let note = match self.reader.look() {
             Ok(None) => return None,
             Ok(Some(note)) => note,
