@@ -1,5 +1,5 @@
 //! Processes that cannot run membarrier(2), or are told not to, with processes that can: each publishes behind a fence, and
-//! no wake-up is lost on either side. The protocol is modelled in `park.rs`; here are its four ways, in the real kernel.
+//! no wake-up is lost on either side. The protocol is modelled in `ring/wake_model.rs`; here are its four ways, in the real kernel.
 
 mod support;
 
@@ -66,7 +66,7 @@ impl Fences {
 }
 
 /// How many flags of this process and its peer ask the publisher for a fence, in memory of this name: bit 2 of the
-/// first word (`park.rs`). A wake-up that is lost for want of one is too rare to be waited for.
+/// first word (`ring/wake_model.rs`). A wake-up that is lost for want of one is too rare to be waited for.
 fn count_asking(name: &str) -> usize {
     let (maps, memory) = (fs::read_to_string("/proc/self/maps").unwrap(), File::open("/proc/self/mem").unwrap());
     let of_name = maps.lines().filter(|line| line.contains(&format!("/memfd:{name} ")));

@@ -16,7 +16,7 @@ use fbuf_protocol::{QuotaExceeded, Resource};
 
 use crate::{
     policy::Quota,
-    share::{Holding, Pool},
+    share::{Holding, Supply},
 };
 
 /// How many links endpoints of a user may name at least.
@@ -25,15 +25,15 @@ const LEAST_NAMES: u64 = 4 * MAX_LINKS as u64;
 /// What the broker itself has little of.
 #[derive(Debug, Clone)]
 pub struct Capacity {
-    clients: Arc<Pool>,
-    descriptors: Arc<Pool>,
+    clients: Arc<Supply>,
+    descriptors: Arc<Supply>,
 }
 
 impl Capacity {
     /// That of a broker that this user runs, with so many places for clients and so many descriptors.
     #[must_use]
     pub fn new(clients: u64, descriptors: u64, owner: u32) -> Self {
-        Self { clients: Pool::new(clients, owner), descriptors: Pool::new(descriptors, owner) }
+        Self { clients: Supply::new(clients, owner), descriptors: Supply::new(descriptors, owner) }
     }
 
     /// As much as is asked for.

@@ -15,7 +15,7 @@ const PARTS: u64 = 16;
 
 /// Something of which there is a fixed amount.
 #[derive(Debug)]
-pub struct Pool {
+pub struct Supply {
     total: u64,
     /// The user that runs the broker.
     owner: u32,
@@ -28,7 +28,7 @@ struct Held {
     by: HashMap<u32, u64>,
 }
 
-impl Pool {
+impl Supply {
     /// So much, at a broker that this user runs.
     #[must_use]
     pub fn new(total: u64, owner: u32) -> Arc<Self> {
@@ -48,7 +48,7 @@ impl Pool {
         }
         held.sum += asked;
         *held.by.entry(user).or_default() += asked;
-        Ok(Holding { pool: self.clone(), user, amount: asked })
+        Ok(Holding { supply: self.clone(), user, amount: asked })
     }
 
     /// How much a user may have that has so much already.
@@ -68,17 +68,17 @@ impl Pool {
     }
 }
 
-/// What a user has of a [`Pool`], for as long as this exists.
+/// What a user has of a [`Supply`], for as long as this exists.
 #[derive(Debug)]
 pub struct Holding {
-    pool: Arc<Pool>,
+    supply: Arc<Supply>,
     user: u32,
     amount: u64,
 }
 
 impl Drop for Holding {
     fn drop(&mut self) {
-        let mut held = self.pool.lock();
+        let mut held = self.supply.lock();
         held.sum -= self.amount;
         if let Some(own) = held.by.get_mut(&self.user) {
             *own -= self.amount;
@@ -97,47 +97,47 @@ mod tests {
     const OWNER: u32 = 1000;
 
     /// All that a user can get, one by one.
-    fn take_all(pool: &Arc<Pool>, user: u32) -> Vec<Holding> {
-        (0..).map_while(|_| pool.take(user, 1).ok()).collect()
+    fn take_all(supply: &Arc<Supply>, user: u32) -> Vec<Holding> {
+        (0..).map_while(|_| supply.take(user, 1).ok()).collect()
     }
 
     #[test]
     fn something_is_left_for_the_next_user_and_the_last_is_roots_and_the_owners() {
-        let pool = Pool::new(4096, OWNER);
-        let greedy: Vec<_> = (1..=20).map(|user| take_all(&pool, user)).collect();
+        let supply = Supply::new(4096, OWNER);
+        let greedy: Vec<_> = (1..=20).map(|user| take_all(&supply, user)).collect();
         let counts: Vec<_> = greedy.iter().map(Vec::len).collect();
         assert_eq!(counts[..4], [1920, 640, 320, 192]);
         assert!(counts.iter().all(|&count| count > 0), "{counts:?}");
         // However many users work together.
-        assert!(pool.take(0, 4096 / PARTS / 2).is_ok());
-        let owners = take_all(&pool, OWNER);
+        assert!(supply.take(0, 4096 / PARTS / 2).is_ok());
+        let owners = take_all(&supply, OWNER);
         assert!(owners.len() as u64 >= 4096 / PARTS);
-        assert_eq!(pool.lock().sum, 4096, "there is more, which not even its owner gets");
-        assert!(pool.take(0, 1).is_err() && pool.take(1, u64::MAX).is_err());
+        assert_eq!(supply.lock().sum, 4096, "there is more, which not even its owner gets");
+        assert!(supply.take(0, 1).is_err() && supply.take(1, u64::MAX).is_err());
         drop((greedy, owners));
-        assert!(pool.lock().by.is_empty() && pool.lock().sum == 0);
+        assert!(supply.lock().by.is_empty() && supply.lock().sum == 0);
     }
 
     #[test]
     fn the_only_user_of_a_broker_gets_all() {
         for user in [0, OWNER] {
-            assert_eq!(take_all(&Pool::new(100, OWNER), user).len(), 100);
+            assert_eq!(take_all(&Supply::new(100, OWNER), user).len(), 100);
         }
     }
 
     proptest! {
         #[test]
         fn no_history_lends_more_than_there_is(steps in prop::collection::vec((0..6u32, 1..40u64, any::<bool>()), 0..200)) {
-            let pool = Pool::new(200, 5);
+            let supply = Supply::new(200, 5);
             let mut held: Vec<Holding> = Vec::new();
             for (user, amount, gives_back) in steps {
                 if gives_back && !held.is_empty() {
                     held.swap_remove(amount as usize % held.len());
                 } else {
-                    held.extend(pool.take(user, amount));
+                    held.extend(supply.take(user, amount));
                 }
                 let sum: u64 = held.iter().map(|holding| holding.amount).sum();
-                prop_assert_eq!(pool.lock().sum, sum);
+                prop_assert_eq!(supply.lock().sum, sum);
                 prop_assert!(sum <= 200);
                 let others: u64 = held.iter().filter(|holding| ![0, 5].contains(&holding.user)).map(|one| one.amount).sum();
                 prop_assert!(others <= 200 - 200 / PARTS);

@@ -18,7 +18,7 @@ use fbuf_protocol::{
 };
 
 use crate::{
-    share::{Holding, Pool},
+    share::{Holding, Supply},
     state::ClientId,
 };
 
@@ -131,7 +131,7 @@ struct Endpoint {
 /// All groups, and which endpoint is in which.
 #[derive(Debug)]
 pub struct Tally {
-    places: Arc<Pool>,
+    places: Arc<Supply>,
     groups: BTreeMap<Arc<Group>, Sums>,
     endpoints: HashMap<ClientId, HashMap<u64, Endpoint>>,
 }
@@ -140,7 +140,7 @@ impl Tally {
     /// Nothing yet, at a broker that this user runs.
     #[must_use]
     pub fn new(owner: u32) -> Self {
-        Self { places: Pool::new(MAX_GROUPS, owner), groups: BTreeMap::new(), endpoints: HashMap::new() }
+        Self { places: Supply::new(MAX_GROUPS, owner), groups: BTreeMap::new(), endpoints: HashMap::new() }
     }
 
     /// A client has opened an endpoint. One that was open before, at an earlier broker or over a connection that was lost,

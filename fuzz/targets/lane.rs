@@ -162,7 +162,7 @@ impl Receiving {
             let broken = self.inbound.is_broken();
             match self.inbound.end() {
                 Err(LinkEnd::Violation(_)) => assert!(broken),
-                Err(LinkEnd::Dropped) => {}
+                Err(LinkEnd::Disconnected) => {}
                 Ok(_) => assert!(!broken),
                 Err(end) => panic!("{end:?}, and the sender is there"),
             }

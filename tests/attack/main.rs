@@ -1,6 +1,6 @@
 //! A sender that means harm: a process of its own, this one run again in that role, that does what it can
 //! to change a message after it was sent. What each level of protection stops is shown here, and the
-//! table of the README is this one.
+//! table of docs/protection.md is this one.
 #![allow(unsafe_code, reason = "attackers write where they may not")]
 
 mod attacker;

@@ -194,7 +194,7 @@ impl Sending {
 /// Waits until the first message of a link was read and handed back.
 fn is_handed_back(board: &BoardReader<BoardView>, slot: SlotId) -> Seen {
     look_for("a slot to be handed back", || {
-        let back = board.has(slot, Mark::of(0));
+        let back = board.is_back(slot, Mark::of(0));
         Ok(back.then(|| Effect::if_so(back, String::new)))
     })?
 }
@@ -366,7 +366,7 @@ pub fn gaps_without_end(turn: usize) -> Seen {
         // What was in order was received.
         let sent = (1..).step_by(2).zip(&names[..honest]).map(|(sequence, &slot)| (slot, Mark::of(sequence)));
         for (slot, mark) in sent {
-            Effect::if_so(board.has(slot, mark), || format!("{slot:?} was not handed back"))?;
+            Effect::if_so(board.is_back(slot, mark), || format!("{slot:?} was not handed back"))?;
         }
     }
     Effect::if_so(true, String::new)

@@ -102,7 +102,7 @@ impl Link {
     /// Fills the lane again, once all of it was read and handed back: whether it was.
     fn refill(&mut self) -> bool {
         let last = SlotId::new(SLOTS - 1);
-        if self.sequence > 0 && !self.board.has(last, Mark::of(self.sequence - 1)) {
+        if self.sequence > 0 && !self.board.is_back(last, Mark::of(self.sequence - 1)) {
             return false;
         }
         for slot in 0..SLOTS {

@@ -174,7 +174,7 @@ mod tests {
     use super::*;
     use crate::{
         policy::{Policy, User},
-        share::Pool,
+        share::Supply,
         state::State,
     };
     use fbuf_core::{
@@ -202,7 +202,7 @@ mod tests {
     #[test]
     fn there_is_room_again_when_the_client_has_read() {
         let mailbox = Mailbox::default();
-        let descriptors = Pool::new(1000, 0);
+        let descriptors = Supply::new(1000, 0);
         let post = || mailbox.post(introduction(), descriptors.take(0, 1).unwrap().into());
         let fill = || (0..).take_while(|_| mailbox.has_room()).for_each(|_| post());
         fill();

@@ -583,10 +583,4 @@ fn sorted<T: Ord>(mut all: Vec<T>) -> Box<[T]> {
 }
 
 #[cfg(test)]
-mod between_users;
-#[cfg(test)]
-mod histories;
-#[cfg(test)]
 mod tests;
-#[cfg(test)]
-mod waits;

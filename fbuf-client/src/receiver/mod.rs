@@ -581,7 +581,7 @@ fn lease_lost(link: &Inbound) -> Option<GetError> {
 fn trouble(peer: Peer, end: LinkEnd) -> GetError {
     match end {
         LinkEnd::HangUp => GetError::Disconnected { peer },
-        LinkEnd::Dropped => GetError::Dropped { peer },
+        LinkEnd::Disconnected => GetError::Dropped { peer },
         LinkEnd::Violation(violation) => GetError::PeerViolation { peer, violation: Box::new(violation) },
         LinkEnd::Exhausted(what) => GetError::Exhausted { peer, what: what.into() },
     }

@@ -142,7 +142,7 @@ impl Sender {
                 }
                 self.expected.push(expected);
             }
-            Err(LinkEnd::HangUp | LinkEnd::Dropped) => self.pending_links.fail(peer, None),
+            Err(LinkEnd::HangUp | LinkEnd::Disconnected) => self.pending_links.fail(peer, None),
             Err(LinkEnd::Violation(violation)) => self.fail(peer, DisconnectReason::Violation { violation }),
             Err(LinkEnd::Exhausted(what)) => self.fail(peer, DisconnectReason::Exhausted { what }),
         }
@@ -167,10 +167,10 @@ impl Sender {
         self.sockets.remove(link.socket());
         self.past = self.past + link.counts();
         let reason = match end {
-            LinkEnd::HangUp | LinkEnd::Dropped if link.has_left() => {
+            LinkEnd::HangUp | LinkEnd::Disconnected if link.has_left() => {
                 link.failure().map_or(DisconnectReason::Left, |reason| DisconnectReason::Failed { reason })
             }
-            LinkEnd::HangUp | LinkEnd::Dropped => DisconnectReason::Died,
+            LinkEnd::HangUp | LinkEnd::Disconnected => DisconnectReason::Died,
             LinkEnd::Violation(violation) => DisconnectReason::Violation { violation },
             LinkEnd::Exhausted(what) => DisconnectReason::Exhausted { what },
         };

@@ -1,4 +1,4 @@
-//! Mappings of shared memory.
+//! Mappings, and copies out of them: of shared memory, or private ([`private`]).
 //!
 //! One of the files of this crate that may be `unsafe`: everything that says which bytes of
 //! another process may be looked at is decided here.
@@ -33,7 +33,7 @@ use crate::{
     violation::Unsuitable,
 };
 
-/// A shared mapping of a whole memfd, writable only in the process that made the memfd.
+/// A mapping of a whole memfd: shared, and writable only in the process that made the memfd; or private.
 #[derive(Debug)]
 pub struct Map {
     base: NonNull<u8>,

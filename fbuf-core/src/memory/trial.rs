@@ -62,7 +62,7 @@ mod tests {
     use crate::memory::Map;
 
     #[test]
-    fn a_sealed_page_can_be_tried_for_reading_only() {
+    fn a_reader_of_sealed_memory_can_neither_map_it_writable_nor_make_it_so() {
         let (_map, fd) = Map::create("fbuf-test", 4096).unwrap();
         for trial in [Trial::Shared, Trial::Private, Trial::Populated] {
             assert!(try_page(fd.as_fd(), trial).is_ok(), "{trial:?}");

@@ -14,7 +14,7 @@ use crate::memory::{Map, MemoryError};
 
 /// Cells, as many as a power of two.
 #[derive(Debug)]
-pub struct Ring<T> {
+pub struct WrappingTable<T> {
     /// One less than there are cells.
     mask: usize,
     cells: NonNull<T>,
@@ -25,15 +25,15 @@ pub struct Ring<T> {
 }
 
 // SAFETY: it owns its cells as a `Box<[T]>` does.
-unsafe impl<T: Send> Send for Ring<T> {}
+unsafe impl<T: Send> Send for WrappingTable<T> {}
 // SAFETY: through a shared ring only `&T` is reached.
-unsafe impl<T: Sync> Sync for Ring<T> {}
+unsafe impl<T: Sync> Sync for WrappingTable<T> {}
 
 /// From how many bytes on cells of zeroes do not lie on the heap, which may have to clear memory that was used before.
 #[cfg(not(loom))]
 const MAPPED_FROM: usize = 64 << 10;
 
-impl<T> Ring<T> {
+impl<T> WrappingTable<T> {
     /// At least so many cells, and at least one.
     ///
     /// # Panics
@@ -126,7 +126,7 @@ impl<T> Ring<T> {
     }
 }
 
-impl<T> Drop for Ring<T> {
+impl<T> Drop for WrappingTable<T> {
     fn drop(&mut self) {
         #[cfg(not(loom))]
         if self.map.is_some() {
@@ -146,7 +146,7 @@ mod tests {
     fn every_index_is_inside() {
         for least in [0, 1, 2, 3, 64, 1000] {
             let mut next = 0;
-            let mut ring = Ring::new(least, || {
+            let mut ring = WrappingTable::new(least, || {
                 next += 1;
                 next - 1
             });
@@ -165,7 +165,7 @@ mod tests {
     #[cfg_attr(miri, ignore = "it asks the kernel which pages there are; Miri has no /proc, and no MAP_NORESERVE")]
     fn many_zeroes_take_memory_once_they_are_changed() {
         use std::sync::atomic::{AtomicU64, Ordering};
-        let pages = |ring: &Ring<AtomicU64>| {
+        let pages = |ring: &WrappingTable<AtomicU64>| {
             let text = std::fs::read_to_string("/proc/self/smaps").unwrap();
             let begin = format!("{:x}-", ring.cells.as_ptr() as usize);
             let mut lines = text.lines().skip_while(|line| !line.starts_with(&begin)).skip(1);
@@ -173,7 +173,7 @@ mod tests {
             resident.trim().strip_suffix(" kB").unwrap().parse::<usize>().unwrap() / 4
         };
         for least in [1 << 16, 1 << 20] {
-            let ring = Ring::<AtomicU64>::of_zeroes(least).unwrap();
+            let ring = WrappingTable::<AtomicU64>::of_zeroes(least).unwrap();
             assert_eq!((pages(&ring), ring.iter().count()), (0, least));
             ring.at(0).store(7, Ordering::Relaxed);
             ring.at(least - 1).store(8, Ordering::Relaxed);
@@ -181,13 +181,13 @@ mod tests {
             assert!((1..=1024).contains(&pages(&ring)));
             assert_eq!(ring.get(least as u64 - 1).unwrap().load(Ordering::Relaxed), 8);
         }
-        let few = Ring::<AtomicU64>::of_zeroes(3).unwrap();
+        let few = WrappingTable::<AtomicU64>::of_zeroes(3).unwrap();
         assert!(few.map.is_none() && few.iter().all(|cell| cell.load(Ordering::Relaxed) == 0));
     }
 
     #[test]
     #[should_panic(expected = "capacity overflow")]
     fn more_cells_than_a_number_can_count_are_refused() {
-        Ring::new(usize::MAX, || ());
+        WrappingTable::new(usize::MAX, || ());
     }
 }

@@ -13,7 +13,7 @@ use zerocopy::FromZeros;
 use crate::memory::MemoryError;
 
 use crate::{
-    memory::wrapping::Ring,
+    memory::wrapping::WrappingTable,
     ring::board::{BoardWriter, WritableBoard},
     slot::{Mark, SlotId},
     sync::{AtomicPtr, AtomicU32, AtomicU64, Mutex, Ordering, fence, yield_now},
@@ -23,7 +23,7 @@ use crate::{
 /// What a receiver knows of the slots of a link: where their bytes are, and which of them it holds.
 #[derive(Debug)]
 pub struct Held {
-    cells: Ring<Cell>,
+    cells: WrappingTable<Cell>,
     /// How many slots are known: no cell behind them has ever been looked at. Not modelled: it is written by the
     /// receiver only; all other code reads it with a lock, or for a report.
     known: std::sync::atomic::AtomicUsize,
@@ -64,14 +64,14 @@ impl Held {
     /// [`MemoryError`]
     #[cfg(not(loom))]
     pub fn new(slots: usize) -> Result<Self, MemoryError> {
-        Ok(Self { cells: Ring::of_zeroes(slots)?, known: 0.into() })
+        Ok(Self { cells: WrappingTable::of_zeroes(slots)?, known: 0.into() })
     }
 
     /// No slot is known of `slots` that there may be.
     #[cfg(loom)]
     pub fn new(slots: usize) -> Result<Self, std::convert::Infallible> {
         let cell = || Cell { bytes: AtomicPtr::default(), mark: AtomicU64::new(UNKNOWN) };
-        Ok(Self { cells: Ring::new(slots, cell), known: 0.into() })
+        Ok(Self { cells: WrappingTable::new(slots, cell), known: 0.into() })
     }
 
     /// Enters a slot, and where its bytes are. By the receiver only.

@@ -223,7 +223,7 @@ impl<M: BoardMemory> BoardReader<M> {
 
     /// Whether the slot that was lent with the message of this mark is back.
     #[inline]
-    pub fn has(&self, slot: SlotId, mark: Mark) -> bool {
+    pub fn is_back(&self, slot: SlotId, mark: Mark) -> bool {
         is_back(self.0.word(slot), mark)
     }
 
@@ -259,7 +259,7 @@ fn is_back(word: ReadOnly<'_, AtomicU64>, mark: Mark) -> bool {
 #[cfg(any(test, loom))]
 pub(crate) mod heap {
     use super::*;
-    use crate::memory::wrapping::Ring;
+    use crate::memory::wrapping::WrappingTable;
 
     #[cfg(loom)]
     use loom::sync::Arc;
@@ -267,7 +267,7 @@ pub(crate) mod heap {
     use std::sync::Arc;
 
     #[derive(Debug, Clone)]
-    pub(crate) struct HeapBoard(Arc<(BoardHead, Ring<AtomicU64>)>);
+    pub(crate) struct HeapBoard(Arc<(BoardHead, WrappingTable<AtomicU64>)>);
 
     impl HeapBoard {
         pub(crate) fn new(slots: usize) -> Self {
@@ -277,7 +277,7 @@ pub(crate) mod heap {
                 aborted: AtomicU64::new(0),
                 last_ring: LastRing::new(),
             };
-            Self(Arc::new((head, Ring::new(slots, || AtomicU64::new(0)))))
+            Self(Arc::new((head, WrappingTable::new(slots, || AtomicU64::new(0)))))
         }
     }
 
@@ -311,11 +311,11 @@ mod tests {
     fn only_the_lending_that_was_handed_back_is_back() {
         let memory = HeapBoard::new(2);
         let (writer, reader) = (BoardWriter::new(memory.clone()), BoardReader::new(memory));
-        assert!(!reader.has(SlotId::new(0), Mark::of(0)));
+        assert!(!reader.is_back(SlotId::new(0), Mark::of(0)));
         writer.hand_back(SlotId::new(0), Mark::of(0));
-        assert!(reader.has(SlotId::new(0), Mark::of(0)));
-        assert!(!reader.has(SlotId::new(0), Mark::of(1)), "an older return does not count for a newer lending");
-        assert!(!reader.has(SlotId::new(1), Mark::of(0)));
+        assert!(reader.is_back(SlotId::new(0), Mark::of(0)));
+        assert!(!reader.is_back(SlotId::new(0), Mark::of(1)), "an older return does not count for a newer lending");
+        assert!(!reader.is_back(SlotId::new(1), Mark::of(0)));
     }
 
     #[test]
@@ -392,7 +392,7 @@ mod model {
                 })
                 .collect();
             for index in 0..2u32 {
-                while !reader.has(SlotId::new(index), Mark::of(index.into())) {
+                while !reader.is_back(SlotId::new(index), Mark::of(index.into())) {
                     thread::yield_now();
                 }
                 slots[index as usize].with_mut(|p| {

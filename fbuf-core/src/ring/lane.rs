@@ -1,5 +1,5 @@
 //! The forward lane: a ring in the sender's memory through which it tells one receiver which slots
-//! it lends. Single producer, single consumer, no shared indices.
+//! it lends. Single producer, single consumer, no shared indices. [`LaneReader::look`] checks the shape of what stands there.
 //!
 //! An [`Entry`] is two words. The head word carries a mark of the position it was written at and is stored
 //! last, with Release; the reader polls the head word where the next entry will stand, so flag and
@@ -187,9 +187,9 @@ impl<M: WritableLane> LaneWriter<M> {
     }
 
     /// Says that the receiver is disconnected, before any slot is used again that it has.
-    pub(crate) fn drop_receiver(&self) {
+    pub(crate) fn disconnect_receiver(&self) {
         self.memory.head().dropped.store(1, Ordering::Relaxed);
-        // Partner: the fence in `is_dropped`. A reader that sees a byte of a later message in a slot sees this.
+        // Partner: the fence in `is_disconnected`. A reader that sees a byte of a later message in a slot sees this.
         fence(Ordering::Release);
     }
 
@@ -329,8 +329,8 @@ impl<M: LaneMemory> LaneReader<M> {
 
     /// Whether the sender has disconnected this receiver. To be asked after the bytes of a message were copied: if it
     /// has not, they are that message's.
-    pub fn is_dropped(&self) -> bool {
-        // Partner: the fence in `drop_receiver`.
+    pub fn is_disconnected(&self) -> bool {
+        // Partner: the fence in `disconnect_receiver`.
         fence(Ordering::Acquire);
         self.memory.head().part(|head| &head.dropped).load(Ordering::Relaxed) != 0
     }

@@ -58,7 +58,7 @@ fn a_slot_is_known_before_it_is_used() {
                 announced.lock().unwrap().push_back(ALL - FIRST);
                 send(1, 2);
                 // It does not wait: loom takes no two threads that do.
-                if board.has(SlotId::new(0), Mark::of(0)) {
+                if board.is_back(SlotId::new(0), Mark::of(0)) {
                     send(0, 3);
                 }
                 writer.close(0, None);

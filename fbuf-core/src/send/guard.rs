@@ -23,7 +23,7 @@ use nix::{
 
 use crate::process::fork::{ForkMutex, Rank};
 use crate::{
-    memory::{Map, wrapping::Ring},
+    memory::{Map, wrapping::WrappingTable},
     ring::board::{BoardReader, BoardView},
     slot::{Geometry, Mark, SlotId},
 };
@@ -51,7 +51,7 @@ struct Guarded {
 }
 
 /// For each slot, the mark of the message that was sent in it, until it is used again.
-type Messages = Ring<AtomicU64>;
+type Messages = WrappingTable<AtomicU64>;
 
 /// What the handler knows of a link: mapped once more, for as long as it may look.
 #[derive(Debug)]
@@ -170,7 +170,7 @@ fn is_ours(handler: libc::sighandler_t) -> bool {
 
 fn marks(slots: usize) -> io::Result<Messages> {
     const { assert!(Mark::NONE.word() == 0) };
-    Ring::of_zeroes(slots).map_err(io::Error::other)
+    WrappingTable::of_zeroes(slots).map_err(io::Error::other)
 }
 
 fn with(number: u64, change: impl FnOnce(&mut Guarded)) {
@@ -253,7 +253,7 @@ impl GuardedLink {
     fn holds(&self, slot: SlotId, mark: Mark) -> bool {
         let lent = self.lent.at(slot.index()).load(Ordering::Relaxed) == mark.word();
         let read = self.board.left_at().is_none_or(|next| mark.is_before(next));
-        lent && read && !self.board.has(slot, mark)
+        lent && read && !self.board.is_back(slot, mark)
     }
 }
 

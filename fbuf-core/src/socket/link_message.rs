@@ -137,7 +137,7 @@ pub enum LinkEnd {
     /// This process has no memory or no descriptor left for it.
     Exhausted(String),
     /// The sender has disconnected this receiver.
-    Dropped,
+    Disconnected,
 }
 
 impl From<Violation> for LinkEnd {

@@ -1,5 +1,5 @@
 //! A SOCK_SEQPACKET Unix socket: whole messages with descriptors, in order, and a hang-up when the
-//! other side is gone. Knows no messages.
+//! other side is gone. Knows no messages. Here it is decided when [another thread](relay) makes the calls of one.
 //!
 //! The other side may send descriptors that take long to close ([`crate::process::deferred`]). A message that carries more than it
 //! may is not even taken off the socket, since the kernel would have this thread close them; and a socket in which descriptors wait

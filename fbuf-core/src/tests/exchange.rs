@@ -128,7 +128,7 @@ fn what_is_sent_after_a_link_has_ended_is_not_taken_for_what_was_sent_over_it() 
             assert_eq!(&exchange(&mut pool, &mut other, 3)[..], [3; 64]);
             let taken = inbound.take();
             assert!(taken.is_none(), "message 2 is {:?}: {mechanism:?}", taken.map(|message| message[0]));
-            assert!(inbound.is_over() && matches!(inbound.end(), Err(LinkEnd::Dropped)), "{mechanism:?}");
+            assert!(inbound.is_over() && matches!(inbound.end(), Err(LinkEnd::Disconnected)), "{mechanism:?}");
         }
     }
 }

@@ -73,7 +73,7 @@ impl Growing {
         self.lane.message(slot, 1);
         self.next += 1;
         let mark = Mark::of(self.next - 1);
-        look_for("a slot to be handed back", || Ok(self.board.has(slot, mark).then_some(())))?;
+        look_for("a slot to be handed back", || Ok(self.board.is_back(slot, mark).then_some(())))?;
         Effect::if_so(true, String::new)
     }
 }

@@ -17,7 +17,7 @@ pub fn come_back() -> Seen {
     let mut receiving = Receiving::begin("patient", None)?;
     let _first = receiving.wait()?;
     Effect::hang_up(&receiving.link.socket)?;
-    Effect::if_so(receiving.lane.is_dropped(), || "the sender has gone, and did not disconnect it".into())
+    Effect::if_so(receiving.lane.is_disconnected(), || "the sender has gone, and did not disconnect it".into())
 }
 
 /// Opens and closes ends, in each role by turns, as fast as it can: no faster than a user may make requests, of which each

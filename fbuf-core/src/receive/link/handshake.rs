@@ -191,7 +191,7 @@ impl Greeted {
         let said = link_message::greet(&self.socket, &LinkMessage::Hello(hello)).map_err(|end| match end {
             LinkEnd::Exhausted(what) => GreetError::Exhausted(what),
             // There is room for the first message.
-            LinkEnd::HangUp | LinkEnd::Violation(_) | LinkEnd::Dropped => GreetError::Gone,
+            LinkEnd::HangUp | LinkEnd::Violation(_) | LinkEnd::Disconnected => GreetError::Gone,
         })?;
         if said {
             (self.board, self.unsaid) = (UnusedBoard(Some(board)), None);

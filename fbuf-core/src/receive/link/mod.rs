@@ -24,7 +24,7 @@ use crate::process::sys::said;
 use crate::{
     abort::Abort,
     limits::MAX_SEQUENCE,
-    memory::{CannotReopen, MemoryError, wrapping::Ring},
+    memory::{CannotReopen, MemoryError, wrapping::WrappingTable},
     peer::Peer,
     points,
     process::deferred::DeferredDrop,
@@ -143,7 +143,7 @@ impl Inbound {
             board: BoardWriter::new(board),
             held: Held::new(slots as usize).map_err(exhausted)?,
             beside: match has_beside {
-                true => Some(Ring::of_zeroes(slots as usize).map_err(exhausted)?),
+                true => Some(WrappingTable::of_zeroes(slots as usize).map_err(exhausted)?),
                 false => None,
             },
             lane,
@@ -339,9 +339,9 @@ impl Inbound {
                 return None;
             }
         };
-        if self.reading.is_reused_when_disconnected() && self.reader.is_dropped() {
+        if self.reading.is_reused_when_disconnected() && self.reader.is_disconnected() {
             drop(received);
-            self.end_with(LinkEnd::Dropped);
+            self.end_with(LinkEnd::Disconnected);
             return None;
         }
         self.pass(note, mark);
@@ -440,7 +440,7 @@ impl Inbound {
     /// [`LinkEnd`]: the sender said nothing of an end.
     pub fn end(&mut self) -> Result<Option<Abort>, LinkEnd> {
         match self.end.take() {
-            Some(LinkEnd::HangUp) | None if self.reader.is_dropped() => Err(LinkEnd::Dropped),
+            Some(LinkEnd::HangUp) | None if self.reader.is_disconnected() => Err(LinkEnd::Disconnected),
             None | Some(LinkEnd::HangUp) if self.reader.ending().is_some() => Ok(self.reader.abort()),
             Some(end) => Err(end),
             None => self.lacks.take().map_or(Ok(None), |lacks| Err(LinkEnd::Exhausted(lacks))),

@@ -12,7 +12,7 @@ use zerocopy::FromZeros;
 
 use crate::process::fork::{AtFork, Rank};
 use crate::{
-    memory::{CannotReopen, Leasable, wrapping::Ring},
+    memory::{CannotReopen, Leasable, wrapping::WrappingTable},
     peer::Peer,
     points,
     process::deferred::DeferredDrop,
@@ -39,7 +39,7 @@ pub(crate) struct Returns {
     pub(super) board: BoardWriter<BoardTable>,
     pub(super) held: Held,
     /// What came beside the messages that are held, if the sender declared that something may.
-    pub(super) beside: Option<Ring<Beside>>,
+    pub(super) beside: Option<WrappingTable<Beside>>,
     /// Where the remains of this link will be put.
     pub(super) among: &'static Retired<RetiredLink>,
     pub(super) peer: Peer,

@@ -1,4 +1,4 @@
-//! The receiver's side: slots that it reads under leases.
+//! The receiver's side of leased messages: takes a lease on each, and when it is broken puts a copy in the place of the slot.
 
 use std::{
     io,

@@ -1,7 +1,7 @@
 //! A lane on the heap of one process, for tests and models.
 
 use super::*;
-use crate::{memory::wrapping::Ring, wait};
+use crate::{memory::wrapping::WrappingTable, wait};
 
 #[cfg(loom)]
 use loom::sync::Arc;
@@ -9,7 +9,7 @@ use loom::sync::Arc;
 use std::sync::Arc;
 
 #[derive(Debug, Clone)]
-pub(crate) struct HeapLane(Arc<(LaneHead, Ring<Entry>)>);
+pub(crate) struct HeapLane(Arc<(LaneHead, WrappingTable<Entry>)>);
 
 impl HeapLane {
     pub(crate) fn new(capacity: usize) -> Self {
@@ -21,7 +21,7 @@ impl HeapLane {
             last_ring: LastRing::new(),
             dropped: AtomicU64::new(0),
         };
-        let ring = Ring::new(capacity, || Entry { head: AtomicU64::new(0), body: AtomicU64::new(0) });
+        let ring = WrappingTable::new(capacity, || Entry { head: AtomicU64::new(0), body: AtomicU64::new(0) });
         Self(Arc::new((head, ring)))
     }
 

@@ -261,7 +261,7 @@ impl Outbound {
     /// Notes why the link ends.
     fn note(&mut self, end: LinkEnd) -> LinkEnd {
         self.over |= match &end {
-            LinkEnd::HangUp | LinkEnd::Dropped => true,
+            LinkEnd::HangUp | LinkEnd::Disconnected => true,
             // It may be stopped, or read in place, and have yet to hand back what it has.
             LinkEnd::Violation(violation) => !matches!(violation, Violation::SocketFull),
             LinkEnd::Exhausted(_) => false,
@@ -339,7 +339,7 @@ impl Outbound {
     /// Whether the receiver has the slot: it was lent with the message of this mark, and is not back.
     #[inline]
     pub(crate) fn has(&self, slot: SlotId, mark: Mark) -> bool {
-        !self.board.has(slot, mark) && self.was_lent(slot, mark)
+        !self.board.is_back(slot, mark) && self.was_lent(slot, mark)
     }
 
     /// How many of these slots, from a first one on, are in the pool, or would be but for other links.
@@ -489,8 +489,8 @@ impl Outbound {
     /// Tells the receiver that it is disconnected: whether what it has can be used again at once. If it copies messages,
     /// it notices in time that a copy may be of another message; if it reads them where they lie, it has them until it
     /// lets go.
-    pub(crate) fn drop_receiver(&mut self) -> bool {
-        self.writer.drop_receiver();
+    pub(crate) fn disconnect_receiver(&mut self) -> bool {
+        self.writer.disconnect_receiver();
         link_message::ring(&self.socket);
         self.copies
     }

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 
 use crate::{
-    memory::{MemoryError, wrapping::Ring},
+    memory::{MemoryError, wrapping::WrappingTable},
     ring::board::{BoardReader, BoardView},
     slot::{Mark, SlotId},
 };
@@ -19,12 +19,12 @@ pub(super) struct Skipping {
     /// What is lent, or was when it was last looked at.
     lent: VecDeque<(SlotId, Mark)>,
     /// A ledger of its own: for each slot, when it was sent last, the mark if it was lent over this link.
-    ledger: Ring<Mark>,
+    ledger: WrappingTable<Mark>,
 }
 
 impl Skipping {
     pub(super) fn new(backlog: usize, slots: u32) -> Result<Self, MemoryError> {
-        Ok(Self { backlog, lent: VecDeque::new(), ledger: Ring::of_zeroes(slots as usize)? })
+        Ok(Self { backlog, lent: VecDeque::new(), ledger: WrappingTable::of_zeroes(slots as usize)? })
     }
 
     /// Whether the next message is to be lent: with it the receiver has no more messages than it wants, nor than `limit`. If it
@@ -34,7 +34,7 @@ impl Skipping {
         let mut looks = LOOKS.min(self.lent.len());
         while self.lent.len() >= most && looks > 0 {
             let Some(oldest @ (slot, mark)) = self.lent.pop_front() else { break };
-            if self.lends(slot, mark) && !board.has(slot, mark) {
+            if self.lends(slot, mark) && !board.is_back(slot, mark) {
                 self.lent.push_back(oldest);
                 looks -= 1;
             }
@@ -60,7 +60,7 @@ impl Skipping {
 
     /// The numbers of the messages that are lent.
     pub(super) fn lent(&self, board: &BoardReader<BoardView>) -> impl Iterator<Item = u64> {
-        let lent = self.lent.iter().filter(move |&&(slot, mark)| self.lends(slot, mark) && !board.has(slot, mark));
+        let lent = self.lent.iter().filter(move |&&(slot, mark)| self.lends(slot, mark) && !board.is_back(slot, mark));
         lent.map(|(_, mark)| mark.sequence())
     }
 

@@ -6,7 +6,7 @@ use nix::sys::eventfd::EventFd;
 
 use super::{Format, Pool, Storage, Turns, UnsentFbufs, unsent::SlotShape};
 use crate::{
-    memory::{MemoryError, Pages, Pieces, wrapping::Ring},
+    memory::{MemoryError, Pages, Pieces, wrapping::WrappingTable},
     send::storage::{leased::LeasedSlots, one_shot::OneShotBuffers, segments::Segments},
 };
 
@@ -94,7 +94,7 @@ impl Pool {
             storage,
             lack: None,
             free: Pieces::none(0),
-            ledger: Ring::of_zeroes(geometry.max_slots() as usize)?,
+            ledger: WrappingTable::of_zeroes(geometry.max_slots() as usize)?,
             retained: Vec::new(),
             links: Vec::new(),
             turns: Turns::default(),

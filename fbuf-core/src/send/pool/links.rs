@@ -115,7 +115,7 @@ impl Pool {
     /// # Panics
     /// There is no such link.
     pub fn end(&mut self, index: usize) -> Option<Unread> {
-        self.part(index, false)
+        self.unlink(index, false)
     }
 
     /// As [`Self::end`], of a receiver that is still there, and is told that it is disconnected. If it reads copies, all
@@ -124,8 +124,8 @@ impl Pool {
     /// # Panics
     /// There is no such link.
     pub fn disconnect(&mut self, index: usize) -> Option<Unread> {
-        let returns = self.links[index].drop_receiver();
-        self.part(index, returns)
+        let returns = self.links[index].disconnect_receiver();
+        self.unlink(index, returns)
     }
 
     /// The receivers that hold the message that was sent first of all that are held.
@@ -137,7 +137,9 @@ impl Pool {
         held.into_iter().filter(|&(mark, _)| Some(mark) == first).map(|(_, peer)| peer).collect()
     }
 
-    fn part(&mut self, index: usize, returns: bool) -> Option<Unread> {
+    /// Ends a link. What was lent over it alone is free then, to the next [search](Self::collect): only links that exist lend; but
+    /// for what the receiver may still read in place, which it is [parted](Self::forget_parted) with.
+    fn unlink(&mut self, index: usize, returns: bool) -> Option<Unread> {
         let mut link = self.links.swap_remove(index);
         link.notice_leaving(self.next_sequence);
         let unread = link.unread(self.lent_over(&link).map(|(_, mark)| mark), self.next_sequence);
@@ -145,7 +147,7 @@ impl Pool {
         // Where slots are memory of their own, the kernel says when they can be written; what the receiver has not taken by
         // then it does not take any more.
         if self.is_leased() && !link.is_over() {
-            link.drop_receiver();
+            link.disconnect_receiver();
         }
         if !returns && !self.storage.has_own_memory() && !link.is_over() && self.is_lent_over(&link) {
             link.close(self.next_sequence, Some(Abort::Disconnected));

@@ -1,4 +1,5 @@
-//! Which receivers get the next message, and how a lossy pool comes to have a free slot at any time: it leaves messages out.
+//! Which receivers get the next message, and how a lossy pool comes to have a free slot at any time: it leaves messages out
+//! ([`crate::send::link`] does, for one receiver).
 //!
 //! Receivers and the sender have equal shares of its slots. A message is left out for a receiver that has its share, however many
 //! slots are free, so that one that is stopped takes nothing from others, or from those that are linked later; and for all, if no slot
@@ -30,7 +31,7 @@ impl Pool {
         self.links.iter_mut().any(|link| link.is_limited(limit))
     }
 
-    /// How many messages a receiver may have, with the next one, of which the slot is still an fbuf.
+    /// The most messages that one receiver may have, counting the next one, whose slot is still an fbuf.
     pub(super) fn limit(&mut self) -> usize {
         match self.is_lossy() {
             false => usize::MAX,

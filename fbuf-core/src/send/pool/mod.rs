@@ -24,7 +24,7 @@ pub(crate) use self::unsent::UnsentFbufs;
 use crate::process::sys::os_error;
 use crate::{
     limits::MAX_SEGMENTS,
-    memory::{Address, CannotReopen, MemoryError, Pieces, leasable::OPENING, wrapping::Ring},
+    memory::{Address, CannotReopen, MemoryError, Pieces, leasable::OPENING, wrapping::WrappingTable},
     peer::Peer,
     points,
     ring::entry::{Prefix, PrefixSet},
@@ -52,7 +52,7 @@ pub struct Pool {
     free: Pieces,
     /// The ledger: which message used each slot last. [`Mark::OUT`] for those that are fbufs, or are among
     /// `free` and may become fbufs without a word: some of the former may be among the unsent.
-    ledger: Ring<Mark>,
+    ledger: WrappingTable<Mark>,
     /// Slots that were sent and kept: they are used again when the sender lets go of their handles.
     retained: Vec<SlotId>,
     /// The links.
@@ -208,7 +208,7 @@ impl Pool {
 
     /// The slot that the cursor comes to after so many others; less than there are.
     fn ahead(&self, count: u32) -> SlotId {
-        // The hand may stand behind the last slot; it is never further.
+        // The cursor may stand behind the last slot; it is never further.
         let (slot, left) = (self.free.next_number(), self.used - count);
         SlotId::new(if slot < left { slot + count } else { slot - left })
     }
@@ -416,7 +416,7 @@ impl Pool {
     }
 
     /// Looks for a slot that is free although it is not its turn: an fbuf that was dropped unsent, or a
-    /// slot behind others that receivers keep for long. The hand goes there, and comes by those others
+    /// slot behind others that receivers keep for long. The cursor goes there, and comes by those others
     /// again in the next round. False if none was found; the next look goes on where this one ended.
     pub fn search(&mut self) -> bool {
         let from = if self.searched < self.used { self.searched } else { 0 };

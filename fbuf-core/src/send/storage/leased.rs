@@ -1,4 +1,4 @@
-//! The sender's side: slots that it can write until it sends them.
+//! The sender's side of leased messages: slots that it can write until it sends them, and then not before they are back.
 
 use std::{
     io,

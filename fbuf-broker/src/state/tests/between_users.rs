@@ -6,7 +6,7 @@ use fbuf_core::{
 };
 use fbuf_protocol::{Accepted, Limits};
 
-use super::{tests::*, *};
+use super::{super::*, *};
 use crate::policy::Quota;
 
 const OWN: u32 = 1000;

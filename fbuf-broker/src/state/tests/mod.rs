@@ -1,3 +1,9 @@
+//! What the state machine decides, without a socket.
+
+mod between_users;
+mod histories;
+mod waits;
+
 use fbuf_core::{limits::MAX_LINKS, peer::LinkId, protection::Protection, socket::NO_ID};
 use fbuf_protocol::Limits;
 

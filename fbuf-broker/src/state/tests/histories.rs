@@ -7,7 +7,7 @@ use fbuf_core::{peer::LinkId, protection::Protection, slot::GeometryTerms};
 use fbuf_protocol::{Accepted, Limits};
 use proptest::prelude::*;
 
-use super::*;
+use super::super::*;
 use crate::policy::Quota;
 
 #[derive(Debug, Clone)]

@@ -1,6 +1,9 @@
 //! Pairs that fit and lack something: they are apart, nobody is refused for it, and they are made when it is there.
 
-use super::{tests::*, waiting::*, *};
+use super::{
+    super::{waiting::*, *},
+    *,
+};
 use crate::policy::Quota;
 use fbuf_core::limits::MAX_ENDS_OF_USER;
 use std::time::Duration;
