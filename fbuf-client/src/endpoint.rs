@@ -21,7 +21,7 @@ use fbuf_core::{
     },
     receive::link::Holdings,
     socket::{
-        LinkSocket,
+        LinkSocket, relay,
         shares::{self, MOST_LINKS, Share},
     },
 };
@@ -134,7 +134,8 @@ impl<T: Brought> PendingLinks<T> {
             if count >= MOST_LINKS || (pool > 0 && pool.saturating_add(made) > most) {
                 return false;
             }
-            let share = Share::take(user, descriptors as u64);
+            // With those that it takes once the user is found out.
+            let share = Share::take(user, descriptors as u64 + relay::DESCRIPTORS);
             share.is_some_and(|share| {
                 links.entry(peer.link).or_default().share = Some(Taken { user, pool, _descriptors: share });
                 true

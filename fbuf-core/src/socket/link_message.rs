@@ -124,6 +124,9 @@ impl LinkMessage {
 /// No link message is longer.
 const LONGEST: usize = 1024;
 
+/// No message behind the first has more descriptors: a slot, and the right to write it.
+const MOST_LATER: usize = 2;
+
 /// The encoding of [`LinkMessage::Bell`].
 const BELL: [u8; 1] = [0];
 
@@ -226,7 +229,11 @@ pub(crate) fn ring(socket: &PacketSocket) -> bool {
 
 /// Takes the first message, if it is there.
 pub(crate) fn receive_first(socket: &PacketSocket) -> Result<Option<LinkMessage>, LinkEnd> {
-    Ok(read(socket.receive::<LONGEST>())?)
+    let first = read(socket.receive::<LONGEST>())?;
+    if first.is_some() {
+        socket.expect_few(MOST_LATER);
+    }
+    Ok(first)
 }
 
 /// Takes the next message, if one is there, where none may carry more than so many descriptors.

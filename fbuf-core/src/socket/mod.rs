@@ -11,7 +11,7 @@ use std::{
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
     sync::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -29,14 +29,14 @@ use nix::{
 };
 
 use crate::{
-    limits::SEND_BUFFER,
+    limits::{MAX_DESCRIPTORS, SEND_BUFFER},
     peer::{Credentials, Peer},
     process::{
         deferred::{self, Cause, DeferredDrop},
         fork::{Generation, Withheld},
         sys::{self, in_call},
     },
-    socket::{under_way::Kind, wire::Letter},
+    socket::{shares::Share, under_way::Kind, wire::Letter},
 };
 
 mod closing;
@@ -47,7 +47,7 @@ mod heap;
 pub mod link_message;
 mod listening;
 mod receiving;
-pub(crate) mod relay;
+pub mod relay;
 pub mod shares;
 pub(crate) mod under_way;
 pub mod waiters;
@@ -92,6 +92,8 @@ struct Socket {
     watched_by: Mutex<Vec<Watch>>,
     /// Held while a message is looked at and taken off, and while the socket is exchanged.
     reading: Mutex<()>,
+    /// How many descriptors the next message may carry, as was asked last: a [relay](relay) takes no more off.
+    takes: Arc<AtomicUsize>,
     /// Dropped when it is closed.
     kept: Vec<Arc<dyn fmt::Debug + Send + Sync>>,
 }
@@ -133,6 +135,7 @@ impl Socket {
             is_vetted: false,
             watched_by: Mutex::default(),
             reading: Mutex::default(),
+            takes: Arc::new(MAX_DESCRIPTORS.into()),
             kept: Vec::new(),
         }
     }
@@ -195,7 +198,7 @@ impl Socket {
         if self.near.get().is_some() {
             return Ok(());
         }
-        let pair = relay::Pair::new(user)?;
+        let pair = relay::Pair::new(user, None)?;
         for watch in watchers.iter() {
             watch.begin(pair.near.as_fd())?;
         }
@@ -209,6 +212,7 @@ impl Socket {
     fn far(&self) -> PacketSocket {
         let mut far = Self::new(self.descriptor.clone());
         (far.user, far.is_bounded, far.kept) = (self.user, self.is_bounded, self.kept.clone());
+        far.takes = self.takes.clone();
         far.into()
     }
 
@@ -271,10 +275,13 @@ impl PacketSocket {
     /// It cannot be: that user has its share of descriptors, or there is no descriptor or thread for it.
     pub fn relayed_if_slow(mut self) -> io::Result<Self> {
         let Some(user) = self.0.measured_user().filter(|&user| waiters::is_slow(user)) else { return Ok(self) };
-        let pair = relay::Pair::new(user)?;
+        let share = Share::take(user, relay::DESCRIPTORS).ok_or(io::ErrorKind::QuotaExceeded)?;
+        let pair = relay::Pair::new(user, Some(share))?;
         let mut near = Socket::new(pair.near.clone());
         (near.user, near.is_vetted, near.kept) = (self.0.user, self.0.is_vetted, self.0.kept.clone());
         self.0.slowness = Slowness::Borne;
+        // What is not a link's may carry none.
+        (near.takes, self.0.takes) = Default::default();
         relay::begin(user, self, pair)?;
         Ok(near.into())
     }

@@ -1,6 +1,6 @@
 //! What comes over a socket: a message with all of its descriptors, or why there is none.
 
-use std::{io, os::fd::AsRawFd};
+use std::{io, os::fd::AsRawFd, sync::atomic::Ordering};
 
 use nix::{
     errno::Errno,
@@ -47,6 +47,11 @@ impl PacketSocket {
         self.next::<LONGEST>(most, true)
     }
 
+    /// Says that messages carry few descriptors from here on, before the first of them is asked for.
+    pub(crate) fn expect_few(&self, most: usize) {
+        self.0.takes.store(most, Ordering::Relaxed);
+    }
+
     /// As [`Self::receive`], where no message may carry a descriptor. One that does is too long, and its
     /// descriptors never are this process's.
     ///
@@ -56,15 +61,20 @@ impl PacketSocket {
         self.next::<LONGEST>(0, true)
     }
 
-    /// As [`Self::receive`], of a message that stays until it is [taken off](Self::take_off).
+    /// As [`Self::receive`], of a message that stays until it is [taken off](Self::take_off), and that carries no more descriptors than
+    /// was asked for last.
     pub(super) fn look<const LONGEST: usize>(&self) -> io::Result<Arrival> {
-        self.next::<LONGEST>(MAX_DESCRIPTORS, false)
+        // Relaxed: a message that comes behind the one that this was asked for is taken off a moment later.
+        self.next::<LONGEST>(self.0.takes.load(Ordering::Relaxed), false)
     }
 
     fn next<const LONGEST: usize>(&self, most: usize, is_taken: bool) -> io::Result<Arrival> {
         #[cfg(miri)]
         if heap::IS_USED {
             return heap::receive(self.as_fd(), LONGEST, most);
+        }
+        if is_taken {
+            self.0.takes.store(most, Ordering::Relaxed);
         }
         self.0.make_ready()?;
         // Until all of it is taken off, the socket is not exchanged.

@@ -3,10 +3,14 @@
 //! The socket is exchanged for one end of a pair, the *near* socket. The thread of its user, which is called `fbuf-relay`, takes what comes
 //! over the other end and sends it over the socket, the *far* one, and the other way round: messages with their descriptors, in
 //! order, and the hang-up behind the last of them. What has no room stays where it is, so that a peer that does not read holds up the
-//! near end as it would the far one, with one message and one socket buffer more.
+//! near end as it would the far one, with one socket buffer more.
 //!
-//! The two descriptors that this takes are a part of the [share](super::shares) of that user. The thread takes a quarter of a processor at
-//! most, beside a tenth of a second.
+//! Nothing is held in between: a message is looked at, sent, and only then taken off, with no more descriptors than the near end [asked
+//! for](PacketSocket::look) last. Those that wait in the pair this user has sent, as far as the kernel knows, so they are
+//! [counted](super::under_way) as those that it is to receive.
+//!
+//! The two descriptors that a relay takes are a part of the [share](super::shares) of the peer's user, which each link reserves. The
+//! thread takes a quarter of a processor at most, beside a tenth of a second.
 
 use std::{
     collections::BTreeMap,
@@ -23,14 +27,16 @@ use nix::{
 };
 
 use super::{
-    Arrival, PacketSocket, means_gone,
+    Arrival, PacketSocket, Socket, means_gone,
     shares::Share,
+    under_way::Kind,
     waiters::{Debt, used},
     wire::Letter,
 };
 use crate::{
     limits::{MAX_AT_ONCE, MAX_MESSAGE},
     process::{
+        deferred,
         fork::{ForkMutex, Rank, Withheld},
         sys, threads,
     },
@@ -38,7 +44,7 @@ use crate::{
 };
 
 /// How many descriptors a socket takes more if it is relayed.
-const DESCRIPTORS: u64 = 2;
+pub const DESCRIPTORS: u64 = 2;
 /// When something is tried again that fails for want of memory or descriptors.
 const LATER: Duration = Duration::from_millis(10);
 /// Of so many parts of a processor, a thread takes one,
@@ -49,8 +55,8 @@ const BURST: Duration = Duration::from_millis(100);
 /// One of the two ways between a socket and the near end.
 #[derive(Debug, Default)]
 struct Way {
-    /// A message for which there is no room, which is the first that waits where it comes from.
-    stuck: Option<Letter>,
+    /// How many descriptors the first message carries that waits, if it was refused for that.
+    refused: usize,
     /// Whether nothing can be sent any more.
     is_closed: bool,
 }
@@ -71,37 +77,44 @@ enum Next {
 }
 
 impl Way {
-    /// Carries messages, as many as are there, but not for ever.
-    fn carry(&mut self, from: &PacketSocket, to: &PacketSocket) -> Next {
+    /// Carries messages, as many as are there, but not for ever. `send` is how one is sent, and `has_room` whether so many descriptors can.
+    fn carry(
+        &mut self,
+        from: &PacketSocket,
+        send: impl Fn(&Letter) -> io::Result<()>,
+        has_room: impl Fn(usize) -> bool,
+    ) -> Next {
         for _ in 0..MAX_AT_ONCE {
             if self.is_closed {
                 return Next::Never;
             }
-            let letter = match self.stuck.take() {
-                Some(letter) => letter,
-                None => match from.look::<MAX_MESSAGE>() {
-                    Ok(Arrival::Message(bytes, descriptors)) => {
-                        Letter { bytes, descriptors: descriptors.into_iter().map(Into::into).collect() }
-                    }
-                    Ok(Arrival::Nothing) => return Next::Input,
-                    Ok(Arrival::NoDescriptors) => return Next::Later,
-                    // What is too long is nothing that a peer may send.
-                    Ok(Arrival::HangUp | Arrival::TooLong) | Err(_) => return Next::Over,
-                },
+            if self.refused > 0 && !has_room(self.refused) {
+                return Next::Later;
+            }
+            let letter = match from.look::<MAX_MESSAGE>() {
+                Ok(Arrival::Message(bytes, descriptors)) => {
+                    Letter { bytes, descriptors: descriptors.into_iter().map(Into::into).collect() }
+                }
+                Ok(Arrival::Nothing) => return Next::Input,
+                Ok(Arrival::NoDescriptors) => return Next::Later,
+                // What is too long is nothing that a peer may send.
+                Ok(Arrival::HangUp | Arrival::TooLong) | Err(_) => return Next::Over,
             };
-            let next = match to.send_on(&letter) {
+            self.refused = 0;
+            match send(&letter) {
                 // Not before: what is taken off passes for received.
-                Ok(()) if from.take_off().is_ok() => continue,
+                Ok(()) if from.take_off().is_ok() => {}
                 Ok(()) => return Next::Over,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => Next::Room,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Next::Room,
                 Err(error) if means_gone(&error) || error.kind() == io::ErrorKind::InvalidInput => {
                     self.is_closed = true;
                     return Next::Never;
                 }
-                Err(_) => Next::Later,
-            };
-            self.stuck = Some(letter);
-            return next;
+                Err(_) => {
+                    self.refused = letter.descriptors.len();
+                    return Next::Later;
+                }
+            }
         }
         // There may be more: whether there is, poll(2) says.
         Next::Input
@@ -118,29 +131,45 @@ struct Relay {
     back: Way,
     next_out: Next,
     next_back: Next,
-    _share: Share,
+    user: u32,
+    /// What it takes up of the share of its user, once no link does that for it.
+    share: Option<Share>,
 }
 
 impl Relay {
     /// Carries what is there. Whether anything may be carried yet.
     fn carry(&mut self) -> bool {
-        self.next_out = self.out.carry(&self.inner, &self.far);
-        self.next_back = self.back.carry(&self.far, &self.inner);
+        // What is under way in the pair may go on to be.
+        self.next_out = self.out.carry(&self.inner, |letter| self.far.send_on(letter), |_| true);
+        let has_room = |descriptors| self.inner.has_room(|| descriptors, Kind::Other);
+        // Nor is more taken while what that user has passed before takes long to close.
+        self.next_back = match deferred::is_overrun(self.user) {
+            true => Next::Later,
+            false => self.back.carry(&self.far, |letter| self.inner.send(letter), has_room),
+        };
+        if self.share.is_none() && self.inner.has_hung_up() {
+            self.share = Some(Share::keep(self.user, DESCRIPTORS));
+        }
         let is_over = self.next_out == Next::Over || self.next_back == Next::Over;
         // The peer is gone, and what it said last is not wanted any more; or the other way round.
         !is_over && (self.next_out, self.next_back) != (Next::Never, Next::Never)
     }
 
-    /// What is waited for: which socket, and what of it. A socket of which nothing is waited for is not looked at, or its hang-up
-    /// would be seen again and again.
-    fn awaited(&self) -> [(&PacketSocket, PollFlags); 2] {
+    /// What is waited for: which sockets, and what of them beside a hang-up. A socket of which nothing is waited for is not looked at, or
+    /// its hang-up would be seen again and again; but for the first time that of the inner one.
+    fn awaited(&self) -> impl Iterator<Item = (&PacketSocket, PollFlags)> {
         let flags = |incoming: Next, outgoing: Next| {
             let mut flags = PollFlags::empty();
             flags.set(PollFlags::POLLIN, incoming == Next::Input);
             flags.set(PollFlags::POLLOUT, outgoing == Next::Room);
             flags
         };
-        [(&self.far, flags(self.next_back, self.next_out)), (&self.inner, flags(self.next_out, self.next_back))]
+        let far = (&self.far, flags(self.next_back, self.next_out));
+        let inner = (&self.inner, flags(self.next_out, self.next_back));
+        let is_awaited = move |&(socket, flags): &(&PacketSocket, PollFlags)| {
+            !flags.is_empty() || (std::ptr::eq(socket, &self.inner) && self.share.is_none())
+        };
+        [far, inner].into_iter().filter(is_awaited)
     }
 
     fn is_later(&self) -> bool {
@@ -174,19 +203,20 @@ impl Lines {
 /// A pair of sockets that stand for one: the end that the rest of this process has, and the other one.
 pub(super) struct Pair {
     pub near: Arc<Withheld<OwnedFd>>,
-    inner: OwnedFd,
-    share: Share,
+    inner: PacketSocket,
+    share: Option<Share>,
 }
 
 impl Pair {
-    /// For a socket of this user.
+    /// For a socket of this user, which has this share, or one by its link.
     ///
     /// # Errors
-    /// This user has its share of the descriptors of this process; what socketpair(2) says.
-    pub(super) fn new(user: u32) -> io::Result<Self> {
-        let share = Share::take(user, DESCRIPTORS).ok_or(io::ErrorKind::QuotaExceeded)?;
+    /// What socketpair(2) says.
+    pub(super) fn new(user: u32, share: Option<Share>) -> io::Result<Self> {
         let (near, inner) = PacketSocket::pair()?;
-        Ok(Self { near: Arc::new(near.into()), inner, share })
+        let mut inner = Socket::new(Arc::new(inner.into()));
+        (inner.user, inner.is_bounded) = (Some(user), true);
+        Ok(Self { near: Arc::new(near.into()), inner: inner.into(), share })
     }
 }
 
@@ -198,12 +228,13 @@ pub(super) fn begin(user: u32, far: PacketSocket, pair: Pair) -> io::Result<()> 
     let Pair { inner, share, .. } = pair;
     let relay = Relay {
         far,
-        inner: inner.into(),
+        inner,
         out: Way::default(),
         back: Way::default(),
         next_out: Next::Input,
         next_back: Next::Input,
-        _share: share,
+        user,
+        share,
     };
     // Before the lock, as in a process that forks.
     let bell = Arc::new(Withheld::from(EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?));
@@ -252,7 +283,7 @@ fn wait(bell: &Withheld<EventFd>, relays: &[Relay]) -> Vec<bool> {
     let mut polled = vec![PollFd::new((**bell).as_fd(), PollFlags::POLLIN)];
     let mut owners = vec![None];
     for (owner, relay) in relays.iter().enumerate() {
-        for (socket, flags) in relay.awaited().into_iter().filter(|(_, flags)| !flags.is_empty()) {
+        for (socket, flags) in relay.awaited() {
             polled.push(PollFd::new(socket.as_fd(), flags));
             owners.push(Some(owner));
         }
@@ -284,9 +315,10 @@ pub(super) fn is_carried(near: BorrowedFd<'_>) -> bool {
 #[cfg(all(test, not(miri)))]
 mod tests {
     use super::*;
+    use crate::{limits::MAX_DESCRIPTORS, socket::under_way::UNDER_WAY};
     use crate::{
         peer::{Credentials, LinkId, Peer},
-        socket::{shares, under_way::Kind, waiters},
+        socket::{shares, waiters},
     };
     use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
     use std::{
@@ -479,20 +511,98 @@ mod tests {
         ended(USER);
     }
 
+    /// What a link reserves of the share of its user, it has.
     #[test]
-    fn a_user_that_has_its_share_of_descriptors_has_none_for_a_relay_and_the_socket_hangs_up() {
+    fn a_user_that_has_its_share_of_descriptors_loses_no_link() {
         const USER: u32 = 4_294_000_000 - 15;
-        let test = "socket::relay::tests::a_user_that_has_its_share_of_descriptors_has_none_for_a_relay_and_the_socket_hangs_up";
-        if !crate::tests::is_alone(test) {
+        if !crate::tests::is_alone("socket::relay::tests::a_user_that_has_its_share_of_descriptors_loses_no_link") {
             return;
         }
         let (own, its) = link(USER);
         slow_down(USER);
         let shares: Vec<_> = std::iter::from_fn(|| Share::take(USER, 1)).collect();
-        let error = own.send(&letter(0, 0)).unwrap_err();
-        assert!(error.to_string().contains("descriptor") && own.is_given_up() && !is_relayed(&own), "{error}");
-        until(|| its.has_hung_up());
-        drop((own, shares));
+        own.send(&letter(7, 1)).unwrap();
+        assert!(is_relayed(&own) && !own.is_given_up());
+        assert_eq!(next(&its), Some((7, 1)));
+        // A connection has none, and is refused.
+        let (one, _other) = PacketSocket::pair().unwrap();
+        let refused = PacketSocket::new(one).unwrap().with_peer(USER, false).relayed_if_slow();
+        assert_eq!(refused.unwrap_err().kind(), io::ErrorKind::QuotaExceeded);
+        drop((own, its, shares));
+        ended(USER);
+    }
+
+    #[test]
+    fn a_relay_that_outlives_its_link_is_a_part_of_the_share_of_its_user() {
+        const USER: u32 = 4_294_000_000 - 16;
+        let (own, its) = link(USER);
+        slow_down(USER);
+        let begin = Instant::now();
+        while begin.elapsed() < Duration::from_millis(200) {
+            let _ = own.send(&letter(0, 0));
+        }
+        assert_eq!(shares::taken(USER), 0);
+        drop(own);
+        until(|| shares::taken(USER) == DESCRIPTORS);
+        while next(&its).is_some() {}
+        drop(its);
+        ended(USER);
+    }
+
+    /// Descriptors that a peer sends are in no table of this process but for a moment, and few are under way in its name.
+    #[test]
+    fn a_peer_that_sends_descriptors_without_number_takes_none_of_this_process() {
+        const USER: u32 = 4_294_000_000 - 17;
+        const LINKS: usize = 20;
+        if !crate::tests::is_alone(
+            "socket::relay::tests::a_peer_that_sends_descriptors_without_number_takes_none_of_this_process",
+        ) {
+            return;
+        }
+        slow_down(USER);
+        let links: Vec<_> = (0..LINKS).map(|_| link(USER)).collect();
+        // None is a message that was asked for.
+        assert!(links.iter().all(|(own, _)| matches!(own.receive_few::<64>(1), Ok(Arrival::Nothing))));
+        let count = || std::fs::read_dir("/proc/self/fd").unwrap().count();
+        let before = count();
+        for descriptors in [1, MAX_DESCRIPTORS] {
+            for (_, its) in &links {
+                while its.send(&letter(0, descriptors)).is_ok() {}
+            }
+            for _ in 0..20 {
+                thread::sleep(Duration::from_millis(5));
+                assert!(count() <= before + MAX_DESCRIPTORS, "{} descriptors, before {before}", count());
+            }
+        }
+        // Those that may not come are not carried, and those that may are bounded.
+        let waiting: usize = links.iter().map(|(own, _)| std::iter::from_fn(|| next_now(own)).sum::<usize>()).sum();
+        assert!(waiting > 0 && !links.iter().any(|(own, _)| matches!(own.receive::<64>(), Ok(Arrival::TooLong))));
+        drop(links);
+        ended(USER);
+    }
+
+    /// How many descriptors the next message has, if one is here.
+    fn next_now(socket: &PacketSocket) -> Option<usize> {
+        match socket.receive::<64>() {
+            Ok(Arrival::Message(_, descriptors)) => Some(descriptors.len()),
+            _ => None,
+        }
+    }
+
+    #[test]
+    fn descriptors_that_wait_in_a_pair_are_bounded() {
+        const USER: u32 = 4_294_000_000 - 18;
+        slow_down(USER);
+        let most = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE).unwrap().0 / 8;
+        let links: Vec<_> = (0..20).map(|_| link(USER)).collect();
+        assert!(links.iter().all(|(own, _)| matches!(own.receive::<64>(), Ok(Arrival::Nothing))));
+        for (_, its) in &links {
+            while its.send(&letter(0, 16)).is_ok() {}
+        }
+        thread::sleep(Duration::from_millis(300));
+        let inner: u64 = UNDER_WAY.lock().under_way(USER);
+        assert!(inner > 0 && inner <= most.max(8), "{inner} of {most}");
+        drop(links);
         ended(USER);
     }
 

@@ -161,6 +161,12 @@ impl UnderWay {
         (now == 0 || now + more <= most, over)
     }
 
+    /// How many are under way to a user.
+    #[cfg(test)]
+    pub(crate) fn under_way(&self, user: u32) -> u64 {
+        self.0.get(&user).map_or(0, |paths| paths.values().map(|path| path.descriptors).sum())
+    }
+
     /// What is under way over the socket of a link.
     fn path(&mut self, user: u32, socket: &Arc<Withheld<OwnedFd>>) -> &mut Path {
         let new = || Path { descriptors: 0, leaving: 0, socket: Socket::Used(Arc::downgrade(socket)) };

@@ -144,6 +144,43 @@ fn over_a_socket_of_full_size_as_many_one_shots_are_under_way_as_there_may_be() 
     (0..MAX_ONE_SHOTS.into()).for_each(|number| assert_eq!(read(&mut inbound), Some(number)));
 }
 
+/// However often: the limit may be there for long, and no receiver is to blame.
+#[test]
+fn no_link_ends_while_a_limit_keeps_one_shots_from_one_of_two_receivers() {
+    let mut pool = one_shots();
+    let mut one = link(&mut pool, Mechanism::OneShot, SlotSource::Segments, |_| {});
+    let ends = RefCell::new(Vec::new());
+    let keep = |end: &PacketSocket| ends.borrow_mut().push(end.as_fd().try_clone_to_owned().unwrap());
+    let mut other = link(&mut pool, Mechanism::OneShot, SlotSource::Segments, keep);
+    narrow(&ends.take().swap_remove(0));
+    let mut refusals = |reads: bool, times: usize, one: &mut Inbound| {
+        let mut reasons = Vec::new();
+        while reasons.len() < times {
+            assert!(collect(&mut pool));
+            match shoot(&mut pool, 7) {
+                Ok(_) => reasons.clear(),
+                Err(Unsent::NotPassed { reason, .. }) => reasons.push(reason),
+                Err(unsent) => panic!("{unsent:?}"),
+            }
+            if reads {
+                one.attend();
+                while read(one).is_some() {}
+            }
+            assert_eq!(pool.receivers(), 2);
+        }
+        reasons.pop().unwrap()
+    };
+    assert!(refusals(true, 300, &mut one).contains("net.core.wmem_max"));
+    // One that does not look at what the other was not sent is waited for.
+    assert!(refusals(false, 300, &mut one).contains("look at"));
+    one.attend();
+    other.attend();
+    while read(&mut one).is_some() || read(&mut other).is_some() {}
+    assert!(collect(&mut pool));
+    assert!(shoot(&mut pool, 8).is_ok_and(|published| published.receivers == 2));
+    assert_eq!([read(&mut one), read(&mut other)], [Some(8), Some(8)]);
+}
+
 #[test]
 fn a_one_shot_that_one_receiver_cannot_be_passed_comes_back_and_none_gets_it() {
     let mut pool = one_shots();

@@ -196,15 +196,23 @@ impl Outbound {
         if !self.admitted {
             return Ok(());
         }
-        self.passes += 1;
+        // A receiver does not look through more than so many that take each other's place.
+        if self.passes == MOST_PASSES {
+            if self.socket.unread() > 0 {
+                return Err(format!(
+                    "a receiver was sent {MOST_PASSES} messages that others could not be sent, and is to look at them first"
+                ));
+            }
+            self.passes = 0;
+        }
         let one_shot = OneShot { memory: Descriptor::from(memory.clone()), sequence };
         match link_message::send(&self.socket, &LinkMessage::OneShot(one_shot)) {
             Ok(()) => {
                 self.passed = true;
+                self.passes += 1;
                 points::reach("seal: sent");
             }
-            // A receiver does not look through more than so many that take each other's place.
-            Err(LinkEnd::Exhausted(reason)) if self.passes < MOST_PASSES => return Err(reason),
+            Err(LinkEnd::Exhausted(reason)) => return Err(reason),
             Err(end) => {
                 self.admitted = false;
                 self.lose(sequence, end);
