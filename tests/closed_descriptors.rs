@@ -3,10 +3,22 @@
 
 mod support;
 
-use std::{fs::File, io, mem, os::fd::AsRawFd, time::Duration};
+use std::{
+    any::Any,
+    fs::File,
+    io, mem,
+    os::fd::AsRawFd,
+    time::{Duration, Instant},
+};
 
-use fbuf_client::{Client, OpenError};
-use nix::libc;
+use fbuf_client::{Client, OpenError, Receiver, Sender};
+use nix::{
+    libc,
+    sys::{
+        epoll::{Epoll, EpollCreateFlags},
+        eventfd::EventFd,
+    },
+};
 use support::{
     SOON,
     role::{Other, command, roles},
@@ -21,47 +33,75 @@ fn close_behind(last: &File) {
     assert_eq!(closed, 0, "{}", io::Error::last_os_error());
 }
 
-/// Whether the thread of this name of this process sleeps, and has done so for a while.
-fn is_asleep(name: &str) -> bool {
-    let sleeps = || {
-        let mut threads = std::fs::read_dir("/proc/self/task").unwrap().flatten();
-        let thread = threads.find(|thread| {
+/// Whether the threads of this name of this process sleep, and have done so for a while.
+fn are_asleep(name: &str) -> bool {
+    let sleeps = || -> Vec<_> {
+        let threads = std::fs::read_dir("/proc/self/task").unwrap().flatten().filter(|thread| {
             std::fs::read_to_string(thread.path().join("comm")).is_ok_and(|comm| comm.trim_end() == name)
         });
-        let thread = thread.expect("the thread").path();
-        std::fs::read_to_string(thread.join("status"))
-            .unwrap()
-            .lines()
-            .find(|line| line.starts_with("voluntary"))
-            .map(str::to_owned)
+        let statuses = threads.map(|thread| std::fs::read_to_string(thread.path().join("status")).unwrap());
+        statuses.map(|text| text.lines().find(|line| line.starts_with("voluntary")).map(str::to_owned)).collect()
     };
     let before = sleeps();
+    assert!(!before.is_empty(), "there is none");
     std::thread::sleep(Duration::from_millis(100));
     before == sleeps()
 }
 
+/// What takes the numbers of what was closed, by role. All epolls and eventfds have the same inode.
+fn replacements(role: &str) -> Vec<Box<dyn Any>> {
+    let numbers = || 0..60;
+    let file = |_| Box::new(File::open("/dev/null").unwrap()) as Box<dyn Any>;
+    let eventfd = |_| Box::new(EventFd::new().unwrap()) as Box<dyn Any>;
+    let epoll = |_| Box::new(Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).unwrap()) as Box<dyn Any>;
+    match role {
+        "closes" => Vec::new(),
+        "files" => numbers().map(file).collect(),
+        "eventfds" => numbers().map(eventfd).collect(),
+        "epolls" => numbers().map(epoll).collect(),
+        // It works, as an error's words promise.
+        "client" => {
+            let client = Client::connect().unwrap();
+            let receiver = client.receiver("e").keep_waiting().open().unwrap();
+            let mut sender = client.sender("e").open().unwrap();
+            sender.wait_for_receivers_timeout(1, SOON).unwrap();
+            vec![Box::new((client, receiver, sender))]
+        }
+        role => unreachable!("{role}"),
+    }
+}
+
 /// What a child does, whose output is read for a panic.
 fn play(role: &str) {
-    let last = File::open("/dev/null").unwrap();
-    let client = Client::connect().unwrap();
+    // What tokio opens once for all runtimes, to hear of signals, is opened by now: without it there can be no other runtime.
+    drop(Client::connect().unwrap());
+    // No lower number is left, so that all that is opened from here on is behind the last.
+    let files: Vec<_> = (0..30).map(|_| File::open("/dev/null").unwrap()).collect();
+    let (client, bare) = (Client::connect().unwrap(), Client::connect().unwrap());
     let mut receiver = client.receiver("c").keep_waiting().open().unwrap();
     let mut sender = client.sender("c").slot_size(64).slots(2).open().unwrap();
     sender.wait_for_receivers_timeout(1, SOON).unwrap();
     until("a sender is linked", || receiver.try_get().unwrap().is_none() && receiver.senders() == 1);
-    // The client's own thread has nothing to do then: what it does while its descriptors are closed is done with those of others.
-    until("its thread sleeps", || is_asleep("fbuf-control"));
+    // The clients' own threads have nothing to do then: what they do while their descriptors are closed is done with those of others.
+    until("their threads sleep", || are_asleep("fbuf-control"));
     assert!(client.is_connected());
-    close_behind(&last);
+    close_behind(files.last().unwrap());
     // What is opened next has the numbers of what was closed.
-    let files: Vec<_> =
-        (0..if role == "replaces" { 30 } else { 0 }).map(|_| File::open("/dev/null").unwrap()).collect();
+    let replacements = replacements(role);
+    let start = Instant::now();
     let said = client.status().unwrap_err();
     assert!(matches!(said, OpenError::Local { .. }), "{said:?}");
     assert!(said.to_string().contains("closefrom"), "{said}");
     assert!(client.receiver("d").open().is_err() && !client.is_connected());
     assert!(client.connection_error().unwrap().contains("closefrom"));
+    // A client without endpoints can be dropped: it closes nothing.
+    drop(bare);
+    assert!(start.elapsed() < Duration::from_secs(4), "{:?}", start.elapsed());
+    if let Some((other, ..)) = replacements.first().and_then(|one| one.downcast_ref::<(Client, Receiver, Sender)>()) {
+        assert_eq!(other.status().unwrap().len(), 2);
+    }
     // A descriptor that other code has closed must not be closed again, and so nothing is dropped here that has one.
-    mem::forget((receiver, sender, files, client));
+    mem::forget((receiver, sender, replacements, client));
     println!("it goes on");
     // The thread that was left behind does nothing meanwhile.
     std::thread::sleep(Duration::from_millis(300));
@@ -72,7 +112,7 @@ fn play(role: &str) {
 fn a_client_without_its_descriptors_says_so_and_does_not_panic() {
     roles!(play);
     let broker = fbuf_broker::Embedded::start().unwrap();
-    for role in ["closes", "replaces"] {
+    for role in ["closes", "files", "eventfds", "epolls", "client"] {
         let folder = tempfile::tempdir().unwrap();
         let log = folder.path().join("log");
         let mut child = command(role);

@@ -8,7 +8,6 @@
 use std::{
     collections::BTreeMap,
     io,
-    os::fd::AsFd,
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
 };
 
@@ -18,11 +17,8 @@ use fbuf_core::{
     process::sys::in_call,
     socket::LinkSocket,
 };
-use fbuf_protocol::runtime;
-use nix::sys::{
-    epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout},
-    stat::fstat,
-};
+use fbuf_protocol::runtime::{self, Witness};
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 
 /// What is told of a hang-up.
 pub(crate) trait Alarm: Send + Sync {
@@ -34,8 +30,7 @@ pub(crate) trait Alarm: Send + Sync {
 pub(crate) struct HangUps {
     generation: Generation,
     epoll: Withheld<Arc<Epoll>>,
-    /// Which file it is, as the kernel says.
-    file: (u64, u64),
+    witness: Arc<Witness>,
     /// By the number under which the connection knows an endpoint.
     endpoints: Mutex<BTreeMap<u64, Weak<dyn Alarm>>>,
 }
@@ -46,14 +41,14 @@ const EVENTS: usize = 32;
 impl HangUps {
     pub(crate) fn new() -> io::Result<Self> {
         let epoll = Arc::new(Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(in_call("epoll_create1"))?);
-        let file = file_of(&epoll).map_err(in_call("fstat"))?;
-        Ok(Self { generation: Generation::current(), epoll: epoll.into(), file, endpoints: Mutex::default() })
+        let witness = Arc::new(Witness::new()?);
+        Ok(Self { generation: Generation::current(), epoll: epoll.into(), witness, endpoints: Mutex::default() })
     }
 
-    /// Whether its descriptor is open. If not, other code of the program has closed descriptors that are not its own, as closefrom(3)
+    /// Whether the descriptors of this client are open. If not, other code of the program has closed descriptors that are not its own, as closefrom(3)
     /// does, and may have opened others in their place: of this client none can be used any more.
     pub(crate) fn is_open(&self) -> bool {
-        file_of(&self.epoll) == Ok(self.file)
+        self.witness.is_open()
     }
 
     /// Has an endpoint told of hang-ups until what is returned is dropped.
@@ -65,7 +60,7 @@ impl HangUps {
 
     /// Tells endpoints for as long as it is polled, on the control thread.
     pub(crate) async fn run(self: Arc<Self>) -> io::Result<()> {
-        let epoll = runtime::watch_epoll(self.epoll.clone())?;
+        let epoll = runtime::watch_epoll(self.epoll.clone(), self.witness.clone())?;
         loop {
             epoll.readable().await?.clear_ready();
             while self.tell() == EVENTS {}
@@ -92,11 +87,6 @@ impl HangUps {
         // A panic while it was locked cannot have left it half changed.
         self.endpoints.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// The device and the inode. That of an epoll is no socket's, pipe's or regular file's.
-fn file_of(epoll: &Epoll) -> nix::Result<(u64, u64)> {
-    fstat(epoll.0.as_fd()).map(|found| (found.st_dev, found.st_ino))
 }
 
 /// The sockets of one endpoint among [`HangUps`].

@@ -203,7 +203,11 @@ impl Endpoints {
                         Command::Open { endpoint, open, post, answer, deadline } => {
                             self.waiting.push(Request { endpoint, open, post, answer, deadline });
                         }
-                        Command::Close { endpoint } => drop(self.open.remove(&endpoint)),
+                        Command::Close { endpoint } => {
+                            self.open.remove(&endpoint);
+                            // The caller may have given up.
+                            self.waiting.retain(|request| request.endpoint != endpoint);
+                        }
                         // The answer is that there is no broker.
                         Command::Status { .. } | Command::Clients { .. } | Command::Unpaired { .. } => {}
                     },

@@ -51,6 +51,8 @@ use crate::{
 
 /// How long a broker has to answer, or to come back.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// How long the control thread has to answer: longer than it waits for a broker, for others that ask at the same time too.
+const LONGEST: Duration = Duration::from_secs(60);
 
 /// A connection to a broker. Cheap to clone; closed when the last clone and the last endpoint are
 /// dropped.
@@ -218,9 +220,14 @@ impl Client {
         let address = match found {
             Ok(address) => address,
             Err(error) => {
-                // The thread is ending, or does now, and with it all that this attempt has opened.
-                drop(commands);
-                let _ = thread.join();
+                if hang_ups.is_open() {
+                    // The thread is ending, or does now, and with it all that this attempt has opened.
+                    drop(commands);
+                    let _ = thread.join();
+                } else {
+                    // It cannot be woken.
+                    std::mem::forget(commands);
+                }
                 return Err(error);
             }
         };
@@ -410,6 +417,10 @@ impl Drop for Found {
     }
 }
 
+/// What is said of a control thread that does not answer.
+const SILENT: &str =
+    "the thread of this client does not answer: have predicates (accept), which run on it, return at once";
+
 impl Connection {
     /// Whether there is a thread that answers, and that is not the one that would wait for it.
     fn check(&self) -> Result<(), OpenError> {
@@ -432,12 +443,14 @@ impl Connection {
 
     /// Waits for an answer of the control thread.
     fn wait_for<T>(&self, answered: &mpsc::Receiver<Result<T, OpenError>>) -> Result<T, OpenError> {
+        let start = Instant::now();
         loop {
             match answered.recv_timeout(PATIENCE) {
                 Ok(answer) => return answer,
                 Err(RecvTimeoutError::Disconnected) => return Err(self.why_no_answer()),
-                Err(RecvTimeoutError::Timeout) if self.is_open() => {}
-                Err(RecvTimeoutError::Timeout) => return Err(NotConnected::Closed.into()),
+                Err(RecvTimeoutError::Timeout) if !self.is_open() => return Err(NotConnected::Closed.into()),
+                Err(RecvTimeoutError::Timeout) if start.elapsed() < LONGEST => {}
+                Err(RecvTimeoutError::Timeout) => return Err(io::Error::other(SILENT).into()),
             }
         }
     }
