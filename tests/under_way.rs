@@ -42,13 +42,13 @@ const HONEST: u32 = 65_532;
 const FRIEND: u32 = 65_531;
 const OTHER: u32 = 65_533;
 /// How many descriptors a process of the honest user may have, and all of them together on their way.
-const LIMIT: u64 = 1024;
+const LIMIT: u64 = 2048;
 /// Longer than it takes to make a link.
 const BRIEFLY: Duration = Duration::from_millis(300);
 /// So long that a thread that does not sleep shows, on a machine that does other things too.
 const A_WHILE: Duration = Duration::from_secs(1);
 /// More than enough to fill what may be under way to a user.
-const LINKS: usize = 2;
+const LINKS: usize = 3;
 /// So many that it takes long to make a lane.
 const MOST_SLOTS: usize = 1 << 18;
 /// How many processes the honest user has that are attacked.
