@@ -63,6 +63,13 @@ impl Mark {
         self.0.wrapping_sub(1)
     }
 
+    /// Of the message behind this one.
+    #[must_use]
+    #[inline]
+    pub(crate) const fn following(self) -> Self {
+        Self(self.0.wrapping_add(1))
+    }
+
     /// Whether it is of a message before this one.
     #[must_use]
     #[inline]

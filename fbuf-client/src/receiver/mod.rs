@@ -283,26 +283,11 @@ impl Receiver {
         self.links.first_mut()?.take_fast()
     }
 
-    /// As [`Self::take_fast`], of a message with a tag.
-    #[inline]
-    fn take_tagged(&mut self) -> Option<Received> {
-        self.links.first_mut()?.take_tagged()
-    }
-
     #[cold]
     #[inline(never)]
     fn get_slow(&mut self, deadline: Option<Instant>) -> Result<Received, GetError> {
         self.generation.check()?;
         self.disarm();
-        match self.take_tagged() {
-            Some(received) => Ok(received),
-            // A call of its own, so that this one has little to save.
-            None => self.get_slower(deadline),
-        }
-    }
-
-    #[inline(never)]
-    fn get_slower(&mut self, deadline: Option<Instant>) -> Result<Received, GetError> {
         if let Some(received) = self.take() {
             return Ok(received);
         }
@@ -318,7 +303,7 @@ impl Receiver {
     fn try_get_slowly(&mut self) -> Result<Option<Received>, GetError> {
         self.generation.check()?;
         self.disarm();
-        if let Some(received) = self.take_tagged().or_else(|| self.take()) {
+        if let Some(received) = self.take() {
             return Ok(Some(received));
         }
         self.look_if_due(LOOK_TIME);
@@ -337,6 +322,9 @@ impl Receiver {
             self.begin_round(left);
             if !self.troubles.is_empty() {
                 return None;
+            }
+            if let Some(received) = self.take_fast() {
+                return Some(received);
             }
         }
         for index in 0..self.links.len() {

@@ -61,6 +61,8 @@ pub struct Received {
     length: u32,
     slot: SlotId,
     mark: Mark,
+    /// Zero if there is none.
+    tag: u64,
     home: NonNull<Returns>,
     cell: NonNull<Cell>,
     /// What has the bytes, if they are not simply read where they were written. Dropped by hand, so that
@@ -77,12 +79,13 @@ impl Loan<'_> {
     /// Makes a message of it.
     #[inline]
     pub(crate) fn receive(self) -> Received {
-        let Self { cell, slot, offset, length, mark, home } = self;
+        let Self { cell, slot, offset, length, mark, tag, home } = self;
         Received {
             bytes: cell.bytes().wrapping_add(offset as usize),
             length,
             slot,
             mark,
+            tag,
             home: NonNull::from(home),
             cell: NonNull::from(cell),
             kept: ManuallyDrop::new(None),
@@ -111,7 +114,7 @@ impl Received {
     #[must_use]
     #[inline]
     pub fn tag(&self) -> u64 {
-        self.home().beside(self.slot).0
+        self.tag
     }
 
     /// The user header that its sender's program wrote beside the bytes
@@ -133,7 +136,7 @@ impl Received {
     /// true. That clock is the same for all processes of a machine that are in one time namespace.
     #[must_use]
     pub fn sent_at(&self) -> Option<Duration> {
-        let (_, time) = self.home().beside(self.slot);
+        let time = self.home().time(self.slot);
         (time != 0).then(|| Duration::from_nanos(time))
     }
 

@@ -234,7 +234,7 @@ impl<M: LaneMemory> LaneReader<M> {
     }
 
     /// Where the next entry stands: one more than were read.
-    #[inline]
+    #[cfg(any(test, fuzzing))]
     pub(crate) fn position(&self) -> u64 {
         self.position
     }
@@ -244,26 +244,25 @@ impl<M: LaneMemory> LaneReader<M> {
     /// comparison does for both.
     #[inline]
     pub(crate) fn peek(&self) -> (u64, u64) {
-        self.peek_at(self.position, MESSAGE)
+        let entry = self.memory.entry(self.position);
+        // Acquire: partner is the Release store in `LaneWriter::store`.
+        let slot = entry.head().load(Ordering::Acquire) ^ head_of(self.position, MESSAGE);
+        (slot, entry.body().load(Ordering::Relaxed))
     }
 
-    /// The tag, and then what [`Self::peek`] would say, if that is the next entry and a message is behind it.
-    #[inline]
+    /// If the next entry is a tag: that, and what [`Self::peek`] says of the message behind it. An honest sender's is not zero.
+    #[inline(always)]
     pub(crate) fn peek_tagged(&self) -> Option<(u64, (u64, u64))> {
-        let (slot, tag) = self.peek_at(self.position, Prefix::Tag as u64);
-        if slot != 0 || tag == 0 {
+        let [first, second] = [0, 1].map(|ahead| self.memory.entry(self.position + ahead));
+        let [expected, message] = [head_of(self.position, Prefix::Tag as u64), head_of(self.position + 1, MESSAGE)];
+        // Acquire: partner is the Release store in `LaneWriter::store`.
+        if first.head().load(Ordering::Acquire) != expected {
             return None;
         }
-        // A message is written from its end, so that the rest of it is there.
-        Some((tag, self.peek_at(self.position + 1, MESSAGE)))
-    }
-
-    #[inline]
-    fn peek_at(&self, position: u64, kind: u64) -> (u64, u64) {
-        let entry = self.memory.entry(position);
-        // Acquire: partner is the Release store in `LaneWriter::store`.
-        let slot = entry.head().load(Ordering::Acquire) ^ head_of(position, kind);
-        (slot, entry.body().load(Ordering::Relaxed))
+        let tag = first.body().load(Ordering::Relaxed);
+        // Relaxed: a message is written from its end, so that the rest of it is there.
+        let slot = second.head().load(Ordering::Relaxed) ^ message;
+        Some((tag, (slot, second.body().load(Ordering::Relaxed))))
     }
 
     /// Goes on behind so many entries that were looked at.
@@ -402,8 +401,10 @@ mod tests {
                 prefixes == [0; 4],
                 "only a plain message is one"
             );
+            assert_eq!(reader.peek_tagged().is_some(), n & 3 == 2, "only a tag that stands first is one");
             reader.advance(sent.entries());
             writer.tagged(SlotId::new(n), body(n + 1), 7);
+            assert_eq!(reader.peek_tagged(), Some((7, (n.into(), u64::from(n) + 1))));
             assert_eq!(reader.look(), Ok(Some(note(n, [0, 7, 0, 0]))));
             reader.advance(2);
             assert_eq!(reader.look(), Ok(None));
@@ -568,10 +569,14 @@ mod model {
             let sender =
                 thread::spawn(move || (1..3).for_each(|n| writer.tagged(SlotId::new(n), Body::new(0, n), n.into())));
             for n in 1..3 {
-                while !reader.is_ready() {
-                    thread::yield_now();
-                }
-                let note = reader.look().expect("an honest sender").expect("it is ready");
+                let found = loop {
+                    match reader.peek_tagged() {
+                        Some(found) => break found,
+                        None => thread::yield_now(),
+                    }
+                };
+                assert_eq!(found, (n, (n, n)));
+                let note = reader.look().expect("an honest sender").expect("it is there");
                 assert_eq!((u64::from(note.slot), note.body.word(), note.prefixes.word(Prefix::Tag)), (n, n, n));
                 reader.advance(2);
             }

@@ -15,7 +15,7 @@ use crate::{
     },
     send::{
         link::{Arrived, Expected},
-        pool::{Places, Pool},
+        pool::{Extras, Format, Places, Pool},
     },
     slot::Geometry,
     socket::{PacketSocket, link_message::LinkEnd},
@@ -102,6 +102,28 @@ fn a_slot_is_held_for_as_long_as_any_of_several_receivers_holds_it() {
         inbounds.rotate_left(1);
     }
     assert!(find(&mut pool));
+}
+
+#[test]
+fn a_round_counts_messages_and_not_what_stands_before_them() {
+    let format = Format { geometry: geometry(4), extras: Extras { tags: true, ..Extras::default() } };
+    let mut pool = Pool::new(format, 4, Arc::new(EventFd::new().unwrap())).unwrap();
+    let mut inbound = link(&mut pool, None);
+    for tag in [7, 0, 9, 5] {
+        assert!(find(&mut pool), "no slot is free");
+        let mut fbuf = pool.allocate().unwrap();
+        fbuf.set_tag(tag).unwrap();
+        if let Err(fbuf) = pool.send_fast(fbuf) {
+            pool.send(fbuf).unwrap();
+        }
+    }
+    assert!(inbound.take_fast().is_none(), "there is no round yet");
+    inbound.begin_round(3);
+    let taken: Vec<_> = std::iter::from_fn(|| inbound.take_fast()).collect();
+    let seen = |received: &Received| (received.sequence(), received.tag());
+    assert_eq!(taken.iter().map(seen).collect::<Vec<_>>(), [(0, 7), (1, 0), (2, 9)]);
+    assert_eq!((inbound.left_of_round(), inbound.entries()), (0, 5));
+    assert_eq!(seen(&inbound.take().unwrap()), (3, 5));
 }
 
 /// A slot that is memory of its own is used again as soon as nobody reads it.

@@ -85,7 +85,7 @@ impl Inbound {
 
     /// Reads on until the memory of the next message is here, and nothing that takes its place.
     fn fetch_one_shot(&mut self) {
-        let (message, mut left) = (self.next_mark(), MAX_AT_ONCE);
+        let (message, mut left) = (self.next, MAX_AT_ONCE);
         self.lacks_descriptor = false;
         while self.reading.awaits(message) && left > 0 && self.read_one() {
             left -= 1;

@@ -69,17 +69,18 @@ impl Holdings {
 pub struct Inbound {
     reader: LaneReader<Arc<Returns>>,
     geometry: Geometry,
-    /// A message that is shorter than this is taken as it is, if nothing is before it; none, if messages are copied or come
-    /// over the socket, or may have something beside their bytes.
-    plain_below: u64,
-    /// The same, of one that may have a tag before it.
-    tagged_below: u64,
+    /// A message that is shorter than this fits into its slot, and begins where that does.
+    below: u64,
     /// How many slots are known.
     known: u32,
-    /// The mark of a message, less its position in the lane.
-    offset: u64,
-    /// The position at which the round ends: messages are taken as they are only before.
-    until: u64,
+    /// The mark of the next message, if nothing is left out before it.
+    next: Mark,
+    /// The mark at which the round ends.
+    round_end: u64,
+    /// The same, if messages are taken as they are that have nothing before them; zero if not.
+    plain_until: u64,
+    /// The same, of messages that may have a tag before them, and nothing else.
+    tagged_until: u64,
     /// Bytes in the messages that were taken.
     bytes: u64,
     /// What messages may have before them.
@@ -107,7 +108,21 @@ pub(crate) struct Loan<'a> {
     pub offset: u32,
     pub length: u32,
     pub mark: Mark,
+    /// Zero if it has none.
+    pub tag: u64,
     pub home: &'a Returns,
+}
+
+impl<'a> Loan<'a> {
+    /// Takes a slot for a message with this body, if it is one that can be taken as it is: it is shorter than `below`.
+    #[inline(always)]
+    fn simple(home: &'a Returns, (number, body): (u64, u64), below: u64, mark: Mark, tag: u64) -> Option<Self> {
+        if body >= below {
+            return None;
+        }
+        let cell = home.held.take(number, mark)?;
+        Some(Self { cell, slot: SlotId::new(number as u32), offset: 0, length: body as u32, mark, tag, home })
+    }
 }
 
 impl Inbound {
@@ -117,7 +132,7 @@ impl Inbound {
         let exhausted = |error: MemoryError| LinkEnd::Exhausted(error.to_string());
         let prefixes = prefixes::declared(&welcome, skips)?;
         let lane = LaneView::attach(welcome.lane.as_fd(), capacity_for(slots, prefixes))?.made_by(peer.other_user());
-        let offset = check_sequence(Some(welcome.first_sequence))?;
+        let next = Mark::of(check_sequence(Some(welcome.first_sequence))?);
         let board = board.take().ok_or(LinkEnd::HangUp)?;
         let mut reading = match reading {
             Some(reading) => reading,
@@ -132,8 +147,6 @@ impl Inbound {
             None => Reading::Leased(receiver_slots_of(welcome.slots, geometry, false)?).into(),
         };
         reading.open().map_err(|error| LinkEnd::Exhausted(said(&error)))?;
-        let has_beside = prefixes.has(Prefix::Tag) || prefixes.has(Prefix::Time);
-        let below = if reading.is_in_place() { u64::from(geometry.slot_bytes()) + 1 } else { 0 };
         let returns = Returns {
             peer,
             mechanism,
@@ -142,7 +155,7 @@ impl Inbound {
             views: Views::default(),
             board: BoardWriter::new(board),
             held: Held::new(slots as usize).map_err(exhausted)?,
-            beside: match has_beside {
+            times: match prefixes.has(Prefix::Time) {
                 true => Some(WrappingTable::of_zeroes(slots as usize).map_err(exhausted)?),
                 false => None,
             },
@@ -155,11 +168,12 @@ impl Inbound {
         let mut inbound = Self {
             reader: LaneReader::new(Arc::new(returns)),
             geometry,
-            plain_below: if has_beside { 0 } else { below },
-            tagged_below: if prefixes.has(Prefix::Tag) { below } else { 0 },
+            below: u64::from(geometry.slot_bytes()) + 1,
             known: 0,
-            offset,
-            until: 0,
+            next,
+            round_end: 0,
+            plain_until: 0,
+            tagged_until: 0,
             bytes: 0,
             prefixes,
             missed: 0,
@@ -210,7 +224,7 @@ impl Inbound {
     /// How many messages were taken.
     #[must_use]
     pub fn messages(&self) -> u64 {
-        self.next_mark().sequence() - self.first - self.missed
+        self.next.sequence() - self.first - self.missed
     }
 
     /// How many entries of the lane were read: messages, and what stands before them.
@@ -226,15 +240,20 @@ impl Inbound {
         self.bytes
     }
 
-    /// Begins a round: so many entries of the lane may be [taken simply](Self::take_fast).
-    pub fn begin_round(&mut self, entries: u32) {
-        self.until = self.reader.position() + u64::from(entries);
+    /// Begins a round: so many messages may be [taken simply](Self::take_fast).
+    pub fn begin_round(&mut self, messages: u32) {
+        let end = self.next.word() + u64::from(messages);
+        let [has_tags, has_times] = [Prefix::Tag, Prefix::Time].map(|prefix| self.prefixes.has(prefix));
+        let is_simple = self.reading.is_in_place() && !has_times;
+        self.round_end = end;
+        self.plain_until = if is_simple && !has_tags { end } else { 0 };
+        self.tagged_until = if is_simple && has_tags { end } else { 0 };
     }
 
-    /// How many entries the round has left.
+    /// How many messages the round has left.
     #[must_use]
     pub fn left_of_round(&self) -> u32 {
-        self.until.saturating_sub(self.reader.position()) as u32
+        self.round_end.saturating_sub(self.next.word()) as u32
     }
 
     /// How many messages were left out for this receiver.
@@ -255,30 +274,48 @@ impl Inbound {
         self.returns().held.count()
     }
 
-    /// Takes what comes next, if it is a message that can be taken as it is, with nothing before it, and the round is not over.
-    #[inline]
+    /// Takes what comes next, if it is a message that can be taken as it is, with nothing before it, or with a tag if the sender
+    /// has declared tags, and if the round is not over.
+    #[inline(always)]
     pub fn take_fast(&mut self) -> Option<Received> {
-        if self.reader.position() >= self.until {
-            return None;
+        let mark = self.next;
+        if mark.word() < self.plain_until {
+            self.take_plain(mark)
+        } else if mark.word() < self.tagged_until {
+            self.take_tagged(mark)
+        } else {
+            None
         }
-        let (home, mark) = (&**self.returns(), self.next_mark());
-        let (number, length) = self.reader.peek();
-        if length >= self.plain_below {
-            return None;
-        }
-        let cell = home.held.take(number, mark)?;
-        let (slot, length) = (SlotId::new(number as u32), length as u32);
-        let received = Loan { cell, slot, offset: 0, length, mark, home }.receive();
-        points::reach("get: marked");
-        self.reader.advance(1);
-        self.bytes += u64::from(length);
+    }
+
+    #[inline(always)]
+    fn take_plain(&mut self, mark: Mark) -> Option<Received> {
+        let home = &**self.returns();
+        let named = self.reader.peek();
+        let received = Loan::simple(home, named, self.below, mark, 0)?.receive();
+        self.pass_simply(1, &received);
         Some(received)
     }
 
-    /// The mark of the next message, if that is what comes next.
-    #[inline]
-    fn next_mark(&self) -> Mark {
-        Mark::from_word(self.reader.position().wrapping_add(self.offset))
+    #[inline(always)]
+    fn take_tagged(&mut self, mark: Mark) -> Option<Received> {
+        let home = &**self.returns();
+        let Some((tag, named)) = self.reader.peek_tagged() else { return self.take_plain(mark) };
+        if tag == 0 {
+            return None;
+        }
+        let received = Loan::simple(home, named, self.below, mark, tag)?.receive();
+        self.pass_simply(2, &received);
+        Some(received)
+    }
+
+    /// Goes on behind a message that was taken as it is, in so many entries.
+    #[inline(always)]
+    fn pass_simply(&mut self, entries: u64, received: &Received) {
+        points::reach("get: marked");
+        self.reader.advance(entries);
+        self.next = self.next.following();
+        self.bytes += received.length() as u64;
     }
 
     /// Takes the next message, if there is one, whatever it is: perhaps with something before it, of a new segment, in a
@@ -324,11 +361,12 @@ impl Inbound {
         };
         points::reach("get: held");
         let (offset, length) = (body.offset(), body.length());
-        if let Some(beside) = &home.beside {
-            let [tag, time] = [Prefix::Tag, Prefix::Time].map(|prefix| note.prefixes.word(prefix));
-            beside.at(number as usize).note(tag, time);
+        if let Some(times) = &home.times {
+            // Relaxed: whatever passes the message to another thread orders this too.
+            times.at(slot.index()).store(note.prefixes.word(Prefix::Time), Ordering::Relaxed);
         }
-        let received = Loan { cell, slot, offset, length, mark, home }.receive();
+        let tag = note.prefixes.word(Prefix::Tag);
+        let received = Loan { cell, slot, offset, length, mark, tag, home }.receive();
         let kept = self.reading.read(slot, body, mark, home);
         points::reach("get: copied");
         let received = match kept {
@@ -478,7 +516,7 @@ impl Inbound {
 impl Drop for Inbound {
     fn drop(&mut self) {
         let returns = self.returns().clone();
-        returns.board.leave(self.next_mark().sequence(), self.abort);
+        returns.board.leave(self.next.sequence(), self.abort);
         Fencing::of_this_process().after_publishing();
         returns.wake_sender();
         let among = returns.among;

@@ -8,8 +8,6 @@ use std::{
     },
 };
 
-use zerocopy::FromZeros;
-
 use crate::process::fork::{AtFork, Rank};
 use crate::{
     memory::{CannotReopen, Leasable, wrapping::WrappingTable},
@@ -38,8 +36,9 @@ pub(crate) struct Returns {
     pub(super) lane: LaneView,
     pub(super) board: BoardWriter<BoardTable>,
     pub(super) held: Held,
-    /// What came beside the messages that are held, if the sender declared that something may.
-    pub(super) beside: Option<WrappingTable<Beside>>,
+    /// When the messages that are held were sent, if the sender declared that it says so. Written by the receiver before there is
+    /// a message, and read by its holder.
+    pub(super) times: Option<WrappingTable<AtomicU64>>,
     /// Where the remains of this link will be put.
     pub(super) among: &'static Retired<RetiredLink>,
     pub(super) peer: Peer,
@@ -57,24 +56,6 @@ pub(crate) struct Returns {
     pub(super) lost: AtomicU64,
 }
 
-/// What came beside the message that is held in a slot. Written by the receiver before there is that message, and read by
-/// its holder.
-#[derive(Debug, FromZeros)]
-pub(super) struct Beside {
-    tag: AtomicU64,
-    time: AtomicU64,
-}
-
-impl Beside {
-    /// Notes the tag of a message, and when it was sent; zero if that is not known.
-    #[inline]
-    pub(super) fn note(&self, tag: u64, time: u64) {
-        // Relaxed: whatever passes the message to another thread orders this too.
-        self.tag.store(tag, Ordering::Relaxed);
-        self.time.store(time, Ordering::Relaxed);
-    }
-}
-
 impl LaneMemory for Arc<Returns> {
     #[inline]
     fn head(&self) -> ReadOnly<'_, LaneHead> {
@@ -90,11 +71,10 @@ impl LaneMemory for Arc<Returns> {
 }
 
 impl Returns {
-    /// The tag of the message that is held in a slot, and when it was sent; zero if that is not known.
-    #[inline]
-    pub fn beside(&self, slot: SlotId) -> (u64, u64) {
-        let words = |beside: &Beside| (beside.tag.load(Ordering::Relaxed), beside.time.load(Ordering::Relaxed));
-        self.beside.as_ref().map_or((0, 0), |beside| words(beside.at(slot.index())))
+    /// When the message that is held in a slot was sent; zero if that is not known.
+    pub(crate) fn time(&self, slot: SlotId) -> u64 {
+        // Relaxed: whatever passed the message to this thread orders this too.
+        self.times.as_ref().map_or(0, |times| times.at(slot.index()).load(Ordering::Relaxed))
     }
 
     pub(crate) fn peer(&self) -> Peer {
