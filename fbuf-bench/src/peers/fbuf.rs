@@ -176,11 +176,11 @@ impl End for TaggedReceiver {
 impl Receiving for TaggedReceiver {
     #[inline(always)]
     fn receive<T>(&mut self, read: impl FnOnce(&[u8]) -> T) -> Result<T> {
-        let received = self.0.get()?;
-        if received.tag() != TAG {
-            return Err("a message came without its tag".into());
-        }
-        Ok(read(&received))
+        let (tag, result) = {
+            let received = self.0.get()?;
+            (received.tag(), read(&received))
+        };
+        if tag == TAG { Ok(result) } else { Err("a message came without its tag".into()) }
     }
 }
 
