@@ -38,7 +38,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 pub use self::connect::{ClientBuilder, ConnectError};
 use self::{
     control::Command,
-    state::{ConnectionState, NotConnected},
+    state::{ConnectionState, NotConnected, SILENT},
 };
 use crate::{
     endpoint::LinkSink,
@@ -363,24 +363,32 @@ fn speak(
             move || stop_if_closed(&state, &hang_ups)
         }) {
             Ok(runtime) => runtime,
-            Err(error) => return found.say(Err(error.into())),
-        };
-        runtime.block_on(async {
-            let broker = tokio::select! {
-                broker = builder.find() => broker,
-                // The creator waits no more; it has nothing else to say before there is a broker.
-                _ = commands.recv() => return,
-            };
-            match broker {
-                Ok((broker, socket)) => {
-                    found.say(Ok(broker.address.clone()));
-                    control::run(&broker, socket, &mut commands, &state, hang_ups).await;
-                }
-                Err(error) => found.say(Err(error)),
+            Err(error) => {
+                found.say(Err(error.into()));
+                return Some(());
             }
+        };
+        let spoken = threads::contain(|| {
+            runtime.block_on(async {
+                let broker = tokio::select! {
+                    broker = builder.find() => broker,
+                    // The creator waits no more; it has nothing else to say before there is a broker.
+                    _ = commands.recv() => return,
+                };
+                match broker {
+                    Ok((broker, socket)) => {
+                        found.say(Ok(broker.address.clone()));
+                        control::run(&broker, socket, &mut commands, &state, hang_ups.clone()).await;
+                    }
+                    Err(error) => found.say(Err(error)),
+                }
+            })
         });
+        // What a runtime without its descriptors would close now is not its own.
+        stop_if_closed(&state, &hang_ups);
+        spoken
     });
-    if spoken.is_none() {
+    if spoken.flatten().is_none() {
         state.set(Some(NotConnected::Ever));
         while let Some(command) = commands.blocking_recv() {
             drop(command);
@@ -416,10 +424,6 @@ impl Drop for Found {
         self.1.wake();
     }
 }
-
-/// What is said of a control thread that does not answer.
-const SILENT: &str =
-    "the thread of this client does not answer: have predicates (accept), which run on it, return at once";
 
 impl Connection {
     /// Whether there is a thread that answers, and that is not the one that would wait for it.

@@ -42,6 +42,10 @@ impl fmt::Display for NotConnected {
 const CLOSED: &str = "other code of this process has closed descriptors of this client, as closefrom(3) or close_range(2) do, and it can be \
                       used no more: have that code close only what it has opened, or run before this client connects";
 
+/// What is said of a control thread that does not answer.
+pub(super) const SILENT: &str =
+    "the thread of this client does not answer: have predicates (accept), which run on it, return at once";
+
 /// Why there is no connection now, if there is none.
 #[derive(Debug, Default)]
 pub(super) struct ConnectionState(Mutex<Option<NotConnected>>);
