@@ -311,6 +311,14 @@ fn a_receiver_that_was_dropped_is_not_in_the_way_of_the_next() {
 }
 
 #[test]
+fn without_a_receiver_that_gives_slots_it_is_said_that_none_is_linked() {
+    let (_broker, client) = broker();
+    let mut sender = builder(&client, 2).from_receiver().open().unwrap();
+    let said = sender.allocate_timeout(Duration::from_millis(1)).unwrap_err().to_string();
+    assert!(said.contains("none is linked") && said.contains("link_failure()"), "{said}");
+}
+
+#[test]
 fn slots_of_the_receiver_that_are_copied_are_used_again() {
     let (_alone, (_broker, client)) = (alone(), broker());
     // A lease is not enough for this receiver.

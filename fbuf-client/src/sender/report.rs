@@ -173,12 +173,9 @@ pub enum AllocateError {
     #[error(transparent)]
     Forked(#[from] Forked),
     /// All slots were in use until the time was over.
-    #[error(
-        "no free slot: all {slots} are in use; let receivers drop what they hold or limit their backlog, or open the sender \
-         with more slots"
-    )]
+    #[error("{}", no_slot(*slots))]
     TimedOut {
-        /// How many slots there are.
+        /// How many slots there are: none if they are [receivers'](super::SenderBuilder::from_receiver) and none is linked.
         slots: usize,
     },
     /// All slots are in use, and a [lossy](super::SenderBuilder::lossy) sender does not wait: the program holds its share of them as
@@ -260,6 +257,16 @@ pub enum AllocateError {
         /// What the kernel says, a number of errno(3).
         code: i32,
     },
+}
+
+fn no_slot(slots: usize) -> String {
+    match slots {
+        0 => "no slot: they are given by a receiver, and none is linked; wait for one, and see link_failure() for why none could be".into(),
+        _ => format!(
+            "no free slot: all {slots} are in use; let receivers drop what they hold or limit their backlog, or open the sender with \
+             more slots"
+        ),
+    }
 }
 
 /// Why a wait for receivers has ended before they came, or before they had handed everything back.

@@ -54,7 +54,8 @@ impl Sender {
                         return Ok(());
                     }
                 }
-                let full = AllocateError::TimedOut { slots: self.pool.slots() as usize };
+                let has_any = !self.pool.is_receivers() || self.receivers() > 0;
+                let full = AllocateError::TimedOut { slots: if has_any { self.pool.slots() as usize } else { 0 } };
                 Err(self.lack_of_slot().or(self.pool.lacks_room().map(AllocateError::from)).unwrap_or(full))
             }
         }
