@@ -291,6 +291,20 @@ fn with_hardly_any_descriptors_a_command_works_or_names_the_limit() {
         assert!(sent.status.success() || names(&said(&sent)), "send with {most}: {sent:?}");
         drop(receiver.try_get());
     }
+    for most in 12..22 {
+        let channel = format!("from {most}");
+        let mut sender = client.sender(&channel).slot_size(64).open().unwrap();
+        let received = std::thread::scope(|scope| {
+            let command = scope.spawn(|| with_descriptors(most, &["recv", &channel], broker.address()));
+            until("it is linked, or has ended", || {
+                command.is_finished()
+                    || sender.wait_for_receivers_timeout(1, std::time::Duration::from_millis(10)).is_ok()
+            });
+            drop(sender);
+            command.join().unwrap()
+        });
+        assert!(received.status.success() || names(&said(&received)), "recv with {most}: {received:?}");
+    }
     // Many are enough.
     let mut receiver = client.receiver("many").keep_waiting().open().unwrap();
     assert!(with_descriptors(64, &["send", "many"], broker.address()).status.success());

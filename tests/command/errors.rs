@@ -140,7 +140,7 @@ fn a_size_that_cannot_be_read_says_what_can() {
         let seconds = format!("--seconds={number}");
         assert_said(&fbuf(["bench", "latency", &seconds]).run(), 2, &["more than zero"]);
         let every = format!("--every={number}");
-        assert_said(&fbuf(["top", &every]).run(), 2, &["0.1 or more"]);
+        assert_said(&fbuf(["top", &every]).run(), 2, &["0.1 to 86400"]);
     }
 }
 

@@ -317,7 +317,7 @@ pub fn limit_behind(error: &io::Error) -> &'static str {
         Some(Errno::EMFILE) => " (the limit of this process, RLIMIT_NOFILE: raise it with ulimit -n)",
         Some(Errno::ENFILE) => " (the limit of the machine, fs.file-max)",
         Some(Errno::EAGAIN) => {
-            " (a limit on threads, RLIMIT_NPROC or pids.max of a control group; or no memory for a stack, RLIMIT_AS)"
+            " (a limit on threads, RLIMIT_NPROC or pids.max of a control group; or no memory for a stack, RLIMIT_AS or RLIMIT_DATA)"
         }
         Some(Errno::ENOMEM) => " (no memory: free some, or raise RLIMIT_AS or the limit of the control group)",
         Some(Errno::EPERM | Errno::ENOSYS) => {
@@ -353,6 +353,6 @@ mod tests {
         let text = said(&error);
         assert!(text.starts_with("epoll_create1: Too many open files") && text.contains("ulimit -n"), "{text}");
         let text = said(&in_call("pthread_create")(Errno::EAGAIN));
-        assert!(text.contains("RLIMIT_NPROC") && text.contains("RLIMIT_AS"), "{text}");
+        assert!(text.contains("RLIMIT_NPROC") && text.contains("RLIMIT_AS or RLIMIT_DATA"), "{text}");
     }
 }

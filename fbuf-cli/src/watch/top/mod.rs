@@ -34,16 +34,19 @@ pub(crate) struct Arguments {
     /// What there is a line for at first: each endpoint, or all of a channel or of a client together
     #[arg(long, value_enum, value_name = "WHAT", default_value = "endpoint")]
     by: By,
-    /// Seconds between two looks, 0.1 or more
+    /// Seconds between two looks, 0.1 to 86400
     #[arg(long, value_name = "SECONDS", default_value = "1", value_parser = seconds)]
     every: Duration,
 }
 
+const SHORTEST: Duration = Duration::from_millis(100);
+const LONGEST: Duration = Duration::from_secs(86_400);
+
 fn seconds(text: &str) -> Result<Duration, String> {
     let parsed = text.parse().ok().and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
     parsed
-        .filter(|&every| every >= Duration::from_millis(100))
-        .ok_or_else(|| "give a number of seconds, 0.1 or more".to_owned())
+        .filter(|&every| (SHORTEST..=LONGEST).contains(&every))
+        .ok_or_else(|| "give a number of seconds from 0.1 to 86400, which is a day".to_owned())
 }
 
 /// What the other threads bring.
@@ -173,5 +176,19 @@ impl Screen {
         let _ = execute!(stdout(), Show);
         // Nothing is drawn any more.
         std::mem::forget(alone);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn seconds_that_cannot_be_are_refused_with_those_that_can() {
+        assert_eq!(["0.1", "86400"].map(|text| seconds(text).unwrap()), [SHORTEST, LONGEST]);
+        for text in ["0.09", "86401", "1e300", "nan", "inf", "-1", "soon"] {
+            let error = seconds(text).unwrap_err();
+            assert!(error.contains("0.1 to 86400"), "{text}: {error}");
+        }
     }
 }
