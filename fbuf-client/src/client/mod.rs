@@ -225,8 +225,7 @@ impl Client {
                     drop(commands);
                     let _ = thread.join();
                 } else {
-                    // It cannot be woken.
-                    std::mem::forget(commands);
+                    std::mem::forget(commands); // It cannot be woken.
                 }
                 return Err(error);
             }
