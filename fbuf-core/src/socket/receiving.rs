@@ -1,5 +1,7 @@
 //! What comes over a socket: a message with all of its descriptors, or why there is none.
 
+#[cfg(miri)]
+use std::os::fd::AsFd;
 use std::{io, os::fd::AsRawFd, sync::atomic::Ordering};
 
 use nix::{
