@@ -284,11 +284,15 @@ fn a_user_is_found_out_if_very_many_wait_at_an_end_of_its_and_its_sockets_hold_u
         assert!(ring(&own));
         assert!(used() - begin < Duration::from_secs(1), "it is not found out");
     }
-    let slow = used() - begin;
-    let begin = used();
-    assert!((0..100).all(|_| ring(&own) && ring(&second)));
-    let rest = used() - begin;
-    assert!(rest < slow / 2, "all after the calls that it took, {slow:?}, took {rest:?}");
+    // Each did, before.
+    const CALLS: usize = 10;
+    let long = (0..CALLS).filter(|_| {
+        let begin = used();
+        assert!(ring(&own) && ring(&second));
+        used() - begin > Duration::from_millis(2)
+    });
+    let long = long.count();
+    assert!(long < CALLS / 2, "{long} calls of {CALLS} took long");
     let patience = std::time::Instant::now();
     for socket in [&second_its, &its] {
         // All is there that was to be.
@@ -309,10 +313,7 @@ fn a_user_is_found_out_if_very_many_wait_at_an_end_of_its_and_its_sockets_hold_u
         assert!(patience.elapsed() < Duration::from_secs(60), "an end never comes");
         std::thread::yield_now();
     }
-    let begin = used();
     drop((own, second));
-    let rest = used() - begin;
-    assert!(rest < slow / 2, "to close after the calls that it took, {slow:?}, took {rest:?}");
     while !its.has_hung_up() {
         assert!(patience.elapsed() < Duration::from_secs(60), "its peer sees no hang-up");
         std::thread::yield_now();
