@@ -85,7 +85,7 @@ impl PacketSocket {
         // The kernel drops a message together with the descriptors for which a process has no room, and this thread closes
         // those that nobody else has. So a message that may carry any is looked at first, and taken off only with all of
         // them here.
-        let is_vetted = most == 0 && self.0.is_vetted;
+        let is_vetted = is_taken && most == 0 && self.0.is_vetted;
         let mut receive = || match is_vetted {
             true => self.0.measured(|| sys::receive(self.0.fd(), &mut buffer)),
             false => sys::peek(self.0.fd(), &mut buffer, most),
