@@ -21,7 +21,7 @@ use fbuf_core::{
     },
     receive::link::Holdings,
     socket::{
-        LinkSocket, relay,
+        LinkSocket,
         shares::{self, MOST_LINKS, Share},
     },
 };
@@ -135,7 +135,7 @@ impl<T: Brought> PendingLinks<T> {
                 return false;
             }
             // With those that it takes once the user is found out.
-            let share = Share::take(user, descriptors as u64 + relay::DESCRIPTORS);
+            let share = Share::take(user, descriptors as u64 + shares::OF_RELAY);
             share.is_some_and(|share| {
                 links.entry(peer.link).or_default().share = Some(Taken { user, pool, _descriptors: share });
                 true

@@ -1,5 +1,5 @@
 //! A SOCK_SEQPACKET Unix socket: whole messages with descriptors, in order, and a hang-up when the
-//! other side is gone. Knows no messages. Here it is decided when [another thread](relay) makes the calls of one.
+//! other side is gone. Knows no messages. Here it is decided when another thread (`relay`) makes the calls of one.
 //!
 //! The other side may send descriptors that take long to close ([`crate::process::deferred`]). A message that carries more than it
 //! may is not even taken off the socket, since the kernel would have this thread close them; and a socket in which descriptors wait
@@ -47,7 +47,7 @@ mod heap;
 pub mod link_message;
 mod listening;
 mod receiving;
-pub mod relay;
+pub(crate) mod relay;
 pub mod shares;
 pub(crate) mod under_way;
 pub mod waiters;
@@ -269,13 +269,13 @@ impl PacketSocket {
         self
     }
 
-    /// The same; [relayed](relay), if the user of the other side is [slow](waiters) just now.
+    /// The same; relayed, if the user of the other side is [slow](waiters) just now.
     ///
     /// # Errors
     /// It cannot be: that user has its share of descriptors, or there is no descriptor or thread for it.
     pub fn relayed_if_slow(mut self) -> io::Result<Self> {
         let Some(user) = self.0.measured_user().filter(|&user| waiters::is_slow(user)) else { return Ok(self) };
-        let share = Share::take(user, relay::DESCRIPTORS).ok_or(io::ErrorKind::QuotaExceeded)?;
+        let share = Share::take(user, shares::OF_RELAY).ok_or(io::ErrorKind::QuotaExceeded)?;
         let pair = relay::Pair::new(user, Some(share))?;
         let mut near = Socket::new(pair.near.clone());
         (near.user, near.is_vetted, near.kept) = (self.0.user, self.0.is_vetted, self.0.kept.clone());
@@ -566,7 +566,7 @@ fn widen(socket: &OwnedFd) {
     }
 }
 
-/// The descriptor that it was made of, also where [another](relay) is used.
+/// The descriptor that it was made of, also where another is used, since it is relayed.
 impl AsFd for PacketSocket {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.descriptor.as_fd()

@@ -28,7 +28,7 @@ use nix::{
 
 use super::{
     Arrival, PacketSocket, Socket, means_gone,
-    shares::Share,
+    shares::{OF_RELAY, Share},
     under_way::Kind,
     waiters::{Debt, used},
     wire::Letter,
@@ -43,8 +43,6 @@ use crate::{
     wait::now,
 };
 
-/// How many descriptors a socket takes more if it is relayed.
-pub const DESCRIPTORS: u64 = 2;
 /// When something is tried again that fails for want of memory or descriptors.
 const LATER: Duration = Duration::from_millis(10);
 /// Of so many parts of a processor, a thread takes one,
@@ -148,7 +146,7 @@ impl Relay {
             false => self.back.carry(&self.far, |letter| self.inner.send(letter), has_room),
         };
         if self.share.is_none() && self.inner.has_hung_up() {
-            self.share = Some(Share::keep(self.user, DESCRIPTORS));
+            self.share = Some(Share::keep(self.user, OF_RELAY));
         }
         let is_over = self.next_out == Next::Over || self.next_back == Next::Over;
         // The peer is gone, and what it said last is not wanted any more; or the other way round.

@@ -18,6 +18,8 @@ use crate::{
 
 /// How many links with one other user an endpoint has at most: as many as that user may have endpoints on the channel.
 pub const MOST_LINKS: usize = MAX_ENDS_OF_USER;
+/// How many descriptors a link takes more once the user of its peer is found out to be [slow](super::waiters).
+pub const OF_RELAY: u64 = 2;
 /// Of so many parts of this process's descriptors, peers of other users may take one.
 const PARTS: u64 = 2;
 

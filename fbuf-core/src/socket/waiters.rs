@@ -4,7 +4,7 @@
 //! processes (F_SETOWN in fcntl(2)). The kernel wakes all of them, one after the other, in the thread that sends a message over
 //! the other end, takes one off, hangs up or closes: 60 ns for each of them, 0.2 s for a few million. That cannot be known before. So
 //! each such call to a peer of another user is measured by the processor time of its thread. A user that is found out is slow for
-//! a while: another thread makes the calls of its sockets, [that of the relay](super::relay) or [that which closes
+//! a while: another thread makes the calls of its sockets, that of the relay (`relay.rs`) or [that which closes
 //! them](crate::process::deferred).
 //!
 //! That costs time, and nothing else, since a user may be found out for what another one does: the clock of a thread runs on in

@@ -229,7 +229,7 @@ fn a_relay_that_outlives_its_link_is_a_part_of_the_share_of_its_user() {
     }
     assert_eq!(shares::taken(USER), 0);
     drop(own);
-    until(|| shares::taken(USER) == DESCRIPTORS);
+    until(|| shares::taken(USER) == shares::OF_RELAY);
     while next(&its).is_some() {}
     drop(its);
     ended(USER);
