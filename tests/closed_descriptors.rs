@@ -22,7 +22,7 @@ use nix::{
 use support::{
     SOON,
     role::{Other, command, roles},
-    until,
+    settled, until,
 };
 
 /// Closes all that was opened after this file.
@@ -33,19 +33,13 @@ fn close_behind(last: &File) {
     assert_eq!(closed, 0, "{}", io::Error::last_os_error());
 }
 
-/// Whether the threads of this name of this process sleep, and have done so for a while.
-fn are_asleep(name: &str) -> bool {
-    let sleeps = || -> Vec<_> {
-        let threads = std::fs::read_dir("/proc/self/task").unwrap().flatten().filter(|thread| {
-            std::fs::read_to_string(thread.path().join("comm")).is_ok_and(|comm| comm.trim_end() == name)
-        });
-        let statuses = threads.map(|thread| std::fs::read_to_string(thread.path().join("status")).unwrap());
-        statuses.map(|text| text.lines().find(|line| line.starts_with("voluntary")).map(str::to_owned)).collect()
-    };
-    let before = sleeps();
-    assert!(!before.is_empty(), "there is none");
-    std::thread::sleep(Duration::from_millis(100));
-    before == sleeps()
+/// How often each thread of the library has gone to sleep: the same again and again, once they sleep.
+fn sleeps() -> Vec<String> {
+    let threads = std::fs::read_dir("/proc/self/task").unwrap().flatten().filter(|thread| {
+        std::fs::read_to_string(thread.path().join("comm")).is_ok_and(|comm| comm.trim_end() == "fbuf-control")
+    });
+    let statuses = threads.map(|thread| std::fs::read_to_string(thread.path().join("status")).unwrap());
+    statuses.filter_map(|text| text.lines().find(|line| line.starts_with("voluntary")).map(str::to_owned)).collect()
 }
 
 /// What takes the numbers of what was closed, by role. All epolls and eventfds have the same inode.
@@ -83,7 +77,7 @@ fn play(role: &str) {
     sender.wait_for_receivers_timeout(1, SOON).unwrap();
     until("a sender is linked", || receiver.try_get().unwrap().is_none() && receiver.senders() == 1);
     // The clients' own threads have nothing to do then: what they do while their descriptors are closed is done with those of others.
-    until("their threads sleep", || are_asleep("fbuf-control"));
+    assert_eq!(settled(sleeps).len(), 2);
     assert!(client.is_connected());
     close_behind(files.last().unwrap());
     // What is opened next has the numbers of what was closed.
@@ -103,8 +97,8 @@ fn play(role: &str) {
     // A descriptor that other code has closed must not be closed again, and so nothing is dropped here that has one.
     mem::forget((receiver, sender, replacements, client));
     println!("it goes on");
-    // The thread that was left behind does nothing meanwhile.
-    std::thread::sleep(Duration::from_millis(300));
+    // The thread that was left behind has done what it does.
+    settled(sleeps);
     std::process::exit(7);
 }
 

@@ -7,7 +7,6 @@ use std::{
     fs,
     io::{self, Write, stdin},
     os::fd::{AsFd, BorrowedFd, OwnedFd},
-    thread::sleep,
     time::Duration,
 };
 
@@ -23,6 +22,7 @@ use nix::{
 use support::{
     BrokerProcess, SOON, alone, is_root,
     role::{Other, roles},
+    until,
 };
 
 const HONEST: u32 = 65_532;
@@ -35,8 +35,6 @@ const WAITERS: usize = 60_000;
 const DUPLICATES: usize = 1000;
 /// No other call of the sender takes so much of a processor.
 const LONG: Duration = Duration::from_millis(2);
-/// Longer than a receiver looks for a message before it sleeps.
-const PAUSE: Duration = Duration::from_millis(2);
 
 /// What a child does.
 fn play(role: &str) {
@@ -106,11 +104,16 @@ fn send(mechanism: Mechanism) {
         if number == 0 {
             stdin().read_line(&mut String::new()).unwrap();
         }
-        sleep(PAUSE);
+        until("the receivers sleep", || sender.peers().all(|peer| is_asleep(peer.process.pid)));
     }
     sender.wait_for_returns_timeout(SOON).unwrap();
     sender.finish();
     println!("{slow} were slow");
+}
+
+/// Whether the first thread of a process sleeps, which is the one that receives (proc_pid_stat(5)).
+fn is_asleep(process: i32) -> bool {
+    fs::read_to_string(format!("/proc/{process}/stat")).unwrap().rsplit(") ").next().unwrap().starts_with('S')
 }
 
 /// Duplicates of the sockets by which this process is connected.
