@@ -144,15 +144,22 @@ fn over_a_socket_of_full_size_as_many_one_shots_are_under_way_as_there_may_be() 
     (0..MAX_ONE_SHOTS.into()).for_each(|number| assert_eq!(read(&mut inbound), Some(number)));
 }
 
+/// A sender with two receivers, the socket to the second of which is narrow: behind the back of the sender, which therefore does
+/// not wait.
+fn one_of_two_narrow() -> (Pool, Inbound, Inbound) {
+    let mut pool = one_shots();
+    let one = link(&mut pool, Mechanism::OneShot, SlotSource::Segments, |_| {});
+    let ends = RefCell::new(Vec::new());
+    let keep = |end: &PacketSocket| ends.borrow_mut().push(end.as_fd().try_clone_to_owned().unwrap());
+    let other = link(&mut pool, Mechanism::OneShot, SlotSource::Segments, keep);
+    narrow(&ends.take().swap_remove(0));
+    (pool, one, other)
+}
+
 /// However often: the limit may be there for long, and no receiver is to blame.
 #[test]
 fn no_link_ends_while_a_limit_keeps_one_shots_from_one_of_two_receivers() {
-    let mut pool = one_shots();
-    let mut one = link(&mut pool, Mechanism::OneShot, SlotSource::Segments, |_| {});
-    let ends = RefCell::new(Vec::new());
-    let keep = |end: &PacketSocket| ends.borrow_mut().push(end.as_fd().try_clone_to_owned().unwrap());
-    let mut other = link(&mut pool, Mechanism::OneShot, SlotSource::Segments, keep);
-    narrow(&ends.take().swap_remove(0));
+    let (mut pool, mut one, mut other) = one_of_two_narrow();
     let mut refusals = |reads: bool, times: usize, one: &mut Inbound| {
         let mut reasons = Vec::new();
         while reasons.len() < times {
@@ -183,13 +190,7 @@ fn no_link_ends_while_a_limit_keeps_one_shots_from_one_of_two_receivers() {
 
 #[test]
 fn a_one_shot_that_one_receiver_cannot_be_passed_comes_back_and_none_gets_it() {
-    let mut pool = one_shots();
-    let mut one = link(&mut pool, Mechanism::OneShot, SlotSource::Segments, |_| {});
-    let ends = RefCell::new(Vec::new());
-    let keep = |end: &PacketSocket| ends.borrow_mut().push(end.as_fd().try_clone_to_owned().unwrap());
-    let mut other = link(&mut pool, Mechanism::OneShot, SlotSource::Segments, keep);
-    // Behind the back of the sender, which therefore does not wait.
-    narrow(&ends.take().swap_remove(0));
+    let (mut pool, mut one, mut other) = one_of_two_narrow();
     let (mut sent, mut refused) = (Vec::new(), 0);
     let (mut first, mut second) = (Vec::new(), Vec::new());
     for content in 0..100 {
