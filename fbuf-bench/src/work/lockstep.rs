@@ -30,7 +30,7 @@ pub(super) fn run<W: Way>(terms: &Terms, bursts: u64) -> Result<()> {
     Ok(())
 }
 
-// DeferredDrop, as in two programs: in one function, each side would have half of the registers.
+// Apart, as in two programs: in one function, each side would have half of the registers.
 
 #[inline(never)]
 fn send(sender: &mut impl Sending, first: u64) -> Result<()> {

@@ -91,7 +91,8 @@ impl<T> WrappingTable<T> {
     pub fn get(&self, number: u64) -> Option<&T> {
         let index = usize::try_from(number).ok()?;
         // One comparison with what `at` has at hand, and not with a length that had to be computed.
-        (index <= self.mask).then(|| self.at(index))
+        // SAFETY: there are `mask + 1` cells, from `new` or `of_zeroes` on, which are borrowed with this.
+        (index <= self.mask).then(|| unsafe { self.cells.add(index).as_ref() })
     }
 
     /// As [`Self::at`].

@@ -248,11 +248,16 @@ impl<M: BoardMemory> BoardReader<M> {
     }
 }
 
-/// Whether what a word stands for, lent with the message of this mark, is back.
+/// The bits of a word that tell a message. [`Mark::OUT`] has one more.
+const MESSAGE_BITS: u64 = u64::MAX >> 1;
+const _: () = assert!(crate::limits::MAX_SEQUENCE < MESSAGE_BITS && Mark::OUT.word() > MESSAGE_BITS);
+
+/// Whether what a word stands for, lent with the message of this mark, is back. What is not lent never is, whatever stands
+/// there.
 #[inline]
 fn is_back(word: ReadOnly<'_, AtomicU64>, mark: Mark) -> bool {
     // Acquire: partner is the Release store in `BoardWriter::hand_back`.
-    word.load(Ordering::Acquire) == mark.word()
+    word.load(Ordering::Acquire) & MESSAGE_BITS == mark.word()
 }
 
 /// A board on the heap of one process, for tests and models.
@@ -316,6 +321,16 @@ mod tests {
         assert!(reader.is_back(SlotId::new(0), Mark::of(0)));
         assert!(!reader.is_back(SlotId::new(0), Mark::of(1)), "an older return does not count for a newer lending");
         assert!(!reader.is_back(SlotId::new(1), Mark::of(0)));
+    }
+
+    #[test]
+    fn what_is_not_lent_is_not_back_whatever_the_receiver_writes() {
+        let memory = HeapBoard::new(1);
+        let reader = BoardReader::new(memory.clone());
+        for word in [Mark::OUT.word(), MESSAGE_BITS, 1 << 63, 0] {
+            WritableBoard::word(&memory, SlotId::new(0)).store(word, Ordering::Relaxed);
+            assert!(!reader.is_back(SlotId::new(0), Mark::OUT), "{word:x}");
+        }
     }
 
     #[test]

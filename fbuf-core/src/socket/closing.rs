@@ -55,7 +55,7 @@ impl Slow for Socket {
 }
 
 impl Drop for Socket {
-    /// What the other side has not received goes on to count. DeferredDrop, if what waits here [may take long](Slow::cause).
+    /// What the other side has not received goes on to count. It is closed by another thread if what waits here [may take long](Slow::cause).
     fn drop(&mut self) {
         if !self.has_hung_up && self.generation.is_current() && cfg!(not(miri)) {
             let _ = shutdown(self.fd().as_raw_fd(), Shutdown::Both);

@@ -355,7 +355,7 @@ impl Outbound {
     pub(crate) fn count_back(&self, first: SlotId, marks: &[Mark]) -> usize {
         let mut count = 0;
         for (slot, mark, back) in self.board.look_through(first, marks) {
-            if mark == Mark::OUT || !back && self.was_lent(slot, mark) {
+            if !back && (mark == Mark::OUT || self.was_lent(slot, mark)) {
                 break;
             }
             count += 1;

@@ -76,12 +76,13 @@ impl Pool {
         if !link.is_plain() {
             return Err(fbuf);
         }
+        let length = fbuf.len() as u32;
         let outgoing = fbuf.into_outgoing();
         *self.ledger.at_mut(outgoing.slot.index()) = Mark::of(self.next_sequence);
         points::reach("write: taken");
         // What the call returns fits into a register: what this returns need never be in memory.
         if link.lend(&outgoing) || self.notify() {
-            return Ok(self.published(outgoing.body.length(), 1));
+            return Ok(self.published(length, 1));
         }
         // It left before it read this one, and nothing is done to the slots of a plain link.
         *self.ledger.at_mut(outgoing.slot.index()) = Mark::OUT;
