@@ -40,7 +40,7 @@ impl Receiver {
 
     /// The messages that are there already, as [`Self::try_get`] returns them: never waits, and ends when there is none, or all
     /// senders have ended. Errors are items, as of [`Self::iter`]; one that each call reports until it passes
-    /// ([`GetError::NoDescriptor`]) is the last.
+    /// ([`GetError::NoDescriptor`], [`GetError::NoMemory`]) is the last.
     pub fn try_iter(&mut self) -> TryIter<'_> {
         TryIter { receiver: self, is_over: false }
     }
@@ -88,7 +88,11 @@ impl Iterator for TryIter<'_> {
         self.is_over = match &item {
             None
             | Some(Err(
-                GetError::Ended | GetError::Forked(_) | GetError::ClientFailed(_) | GetError::NoDescriptor { .. },
+                GetError::Ended
+                | GetError::Forked(_)
+                | GetError::ClientFailed(_)
+                | GetError::NoDescriptor { .. }
+                | GetError::NoMemory { .. },
             )) => true,
             Some(_) => false,
         };

@@ -385,6 +385,9 @@ impl Receiver {
         if let Some(peer) = self.links.iter_mut().find_map(|link| link.lacks_descriptor().then(|| link.peer())) {
             return Some(GetError::NoDescriptor { peer });
         }
+        if let Some((peer, what)) = self.links.iter().find_map(|link| Some((link.peer(), link.lacks_memory()?))) {
+            return Some(GetError::NoMemory { peer, what: what.into() });
+        }
         let nothing = self.links.is_empty() && self.greeted.is_empty() && self.troubles.is_empty();
         let over = !self.keep_waiting && self.had_sender && nothing && !self.pending_links.has_peers();
         let failed = || (nothing && self.pending_links.is_over()).then_some(ClientFailed.into());

@@ -117,6 +117,19 @@ pub enum GetError {
         /// Which sender.
         peer: Peer,
     },
+    /// This process has no room now for the next message of a sender: no memory for a copy, or none of its addresses or mappings for a
+    /// one-shot. It is not lost: call again when some are free. Reported by each call that finds nothing else.
+    #[error(
+        "no memory for the next message of sender {} ({}): {what}; drop messages or sealed bytes that are kept, and call again; nothing \
+         is lost",
+        peer.endpoint, peer.process
+    )]
+    NoMemory {
+        /// Which sender.
+        peer: Peer,
+        /// What is missing.
+        what: Box<str>,
+    },
     /// Slots that this receiver made for a sender ([`SenderBuilder::from_receiver`](crate::SenderBuilder::from_receiver)) cannot be
     /// given to it: at first, or when their messages were dropped. The sender gets no other slots. It is tried again by each
     /// call, and while one waits; each reason is reported once, until all are given.

@@ -9,6 +9,10 @@ use super::MemoryError;
 
 /// Refuses what the machine, or the control groups this process lives in, cannot give.
 pub(crate) fn check(asked: u64) -> Result<(), MemoryError> {
+    #[cfg(test)]
+    if is_withheld() {
+        return Err(MemoryError::NotEnough { asked, available: 0, bound: "memory of this test" });
+    }
     match available() {
         Some((available, bound)) if available < asked => Err(MemoryError::NotEnough { asked, available, bound }),
         _ => Ok(()),
@@ -119,6 +123,26 @@ fn of_group(group: &Path, files: &Files) -> Vec<Bound> {
     // "max" is no number, and no limit.
     let bound = |&(file, name)| Some((number(file)?.saturating_sub(used), name));
     files.limits.iter().filter_map(bound).collect()
+}
+
+#[cfg(test)]
+thread_local! {
+    static WITHHELD: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
+}
+
+/// Whether this thread is [without memory](without_memory).
+#[cfg(test)]
+pub(crate) fn is_withheld() -> bool {
+    WITHHELD.get()
+}
+
+/// Does something while this thread can have no memory, and map none.
+#[cfg(test)]
+pub(crate) fn without_memory<T>(run: impl FnOnce() -> T) -> T {
+    WITHHELD.set(true);
+    let returned = run();
+    WITHHELD.set(false);
+    returned
 }
 
 #[cfg(test)]

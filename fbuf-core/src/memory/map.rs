@@ -266,6 +266,10 @@ impl Map {
     fn mapped(fd: BorrowedFd<'_>, size: u64, protection: ProtFlags, sharing: MapFlags) -> io::Result<Self> {
         let size = usize::try_from(size).map_err(io::Error::other)?;
         let length = NonZeroUsize::new(size).ok_or_else(|| io::Error::other("nothing to map"))?;
+        #[cfg(test)]
+        if super::available::is_withheld() {
+            return Err(io::Error::other("memory of this test"));
+        }
         // SAFETY: a fresh mapping at an address of the kernel's choice touches no existing memory.
         let base = unsafe { mmap(None, length, protection, sharing, fd, 0) }.map_err(name_limit)?;
         let map = Self::of(base.cast(), size);

@@ -42,11 +42,17 @@ pub(crate) struct SealedMemory {
 
 impl SealedMemory {
     /// As [`Sealed::new`], of a memfd that has exactly this size.
-    pub(crate) fn new(memory: Foreign, size: u64, length: usize) -> Result<Self, Unsuitable> {
+    ///
+    /// # Errors
+    /// The memfd, and why.
+    pub(crate) fn new(memory: Foreign, size: u64, length: usize) -> Result<Self, (Foreign, Unsuitable)> {
         if size < length as u64 {
-            return Err(Unsuitable::Size { found: size, wanted: length as u64 });
+            return Err((memory, Unsuitable::Size { found: size, wanted: length as u64 }));
         }
-        Ok(Self { bytes: Frozen::attach(memory.as_fd(), size)?, memory: memory.of_bytes(size), length })
+        match Frozen::attach(memory.as_fd(), size) {
+            Ok(bytes) => Ok(Self { bytes, memory: memory.of_bytes(size), length }),
+            Err(unsuitable) => Err((memory, unsuitable)),
+        }
     }
 }
 
@@ -66,7 +72,7 @@ impl Sealed {
         // Before its file system is asked for anything.
         check_seals(memory.as_fd(), Seals::ForGood)?;
         let size = fstat(&memory).map_err(unmappable("fstat"))?.st_size.max(0) as u64;
-        Ok(SealedMemory::new(memory, size, length)?.into())
+        SealedMemory::new(memory, size, length).map(Self::from).map_err(|(_, unsuitable)| unsuitable)
     }
 
     /// Other bytes of the memfd: none, if they do not all lie in it.

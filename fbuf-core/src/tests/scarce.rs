@@ -1,6 +1,9 @@
 //! Honest peers on a machine that grants little: a send buffer that holds a few messages, while the other side does not
 //! read. Whatever does not fit waits, and nothing is lost.
 
+#[cfg(not(miri))]
+mod unread;
+
 use std::{
     cell::RefCell,
     fs::File,

@@ -32,7 +32,7 @@ use crate::{
     receive::{
         held::{Cell, Held, Untaken},
         reading::{
-            Reading,
+            Reading, Unreadable,
             shared::{SharedSegments, Views},
         },
         received::Received,
@@ -98,6 +98,8 @@ pub struct Inbound {
     lacks_descriptor: bool,
     /// Whether memory of the next message is on its way.
     awaits_memory: bool,
+    /// What this process had no room for when the next message was last to be taken.
+    lacks_memory: Option<String>,
     reading: DeferredDrop<Reading>,
 }
 
@@ -183,6 +185,7 @@ impl Inbound {
             lacks: None,
             lacks_descriptor: false,
             awaits_memory: false,
+            lacks_memory: None,
             reading,
         };
         if !inbound.reading.has_segments() {
@@ -324,6 +327,7 @@ impl Inbound {
     /// lane than one message can have, whatever the sender has written. If that is something that it may
     /// not write, the link is over.
     pub fn take(&mut self) -> Option<Received> {
+        self.lacks_memory = None;
         if self.awaits_memory {
             // Whoever waits is told when something comes over the socket.
             return None;
@@ -349,7 +353,7 @@ impl Inbound {
         }
         let slot = SlotId::new(number);
         if let Err(error) = self.reading.provide(slot, body) {
-            self.end_with(LinkEnd::Exhausted(error.to_string()));
+            self.lacks_memory = Some(error.to_string());
             return None;
         }
         let home = &**self.reader.memory();
@@ -366,24 +370,39 @@ impl Inbound {
             times.at(slot.index()).store(note.prefixes.word(Prefix::Time), Ordering::Relaxed);
         }
         let tag = note.prefixes.word(Prefix::Tag);
-        let received = Loan { cell, slot, offset, length, mark, tag, home }.receive();
+        let loan = Loan { cell, slot, offset, length, mark, tag, home };
         let kept = self.reading.read(slot, body, mark, home);
         points::reach("get: copied");
-        let received = match kept {
-            Ok(None) => received,
-            Ok(Some(kept)) => received.with(kept, offset),
-            Err(end) => {
-                self.end_with(end);
-                return None;
+        let is_reused = self.reading.is_reused_when_disconnected() && self.reader.is_disconnected();
+        let why = match kept {
+            Ok(kept) if is_reused => {
+                kept.into_iter().for_each(|kept| kept.let_go(slot, home));
+                Unreadable::Never(LinkEnd::Disconnected)
             }
+            Ok(kept) => {
+                let received = loan.receive();
+                self.pass(note, mark);
+                return Some(match kept {
+                    Some(kept) => received.with(kept, offset),
+                    None => received,
+                });
+            }
+            Err(why) => why,
         };
-        if self.reading.is_reused_when_disconnected() && self.reader.is_disconnected() {
-            drop(received);
-            self.end_with(LinkEnd::Disconnected);
-            return None;
+        // The word of the slot stays as it is: to its sender the message is unread.
+        cell.clear();
+        match why {
+            Unreadable::Now(what) => self.lacks_memory = Some(what),
+            Unreadable::Never(end) => self.end_with(end),
         }
-        self.pass(note, mark);
-        Some(received)
+        None
+    }
+
+    /// What this process had no room for when the next message was last to be taken. Nothing is lost: it stays where it is, and is
+    /// tried again with each [look](Self::take).
+    #[must_use]
+    pub fn lacks_memory(&self) -> Option<&str> {
+        self.lacks_memory.as_deref()
     }
 
     /// Gives rights to write back that could not be given before: whether all are given now.

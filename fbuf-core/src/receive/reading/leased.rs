@@ -19,7 +19,6 @@ use crate::{
     receive::link::Returns,
     ring::entry::Body,
     slot::{Geometry, SlotId},
-    socket::link_message::LinkEnd,
     violation::Unsuitable,
 };
 
@@ -288,14 +287,13 @@ impl ReceiverSlots {
     /// Begins to read a message and its user header: under a lease, or else as a copy.
     ///
     /// # Errors
-    /// [`LinkEnd`]: there is no memory for a copy.
-    pub(crate) fn read(&mut self, slot: SlotId, body: Body, home: &Returns) -> Result<Kept, LinkEnd> {
+    /// [`MemoryError`]: there is none for a copy.
+    pub(crate) fn read(&mut self, slot: SlotId, body: Body, home: &Returns) -> Result<Kept, MemoryError> {
         if let Some(leased_slot) = self.leased_slots.get(slot.index())
             && leased_slot.take().is_ok()
         {
             return Ok(Kept::Leased(leased_slot.clone()));
         }
-        self.refused += 1;
         let end = (body.offset() + body.length()) as usize;
         let copy = |memory: &Arc<Leasable>| {
             // Not through a mapping: pages may be missing.
@@ -306,7 +304,9 @@ impl ReceiverSlots {
         };
         let refused = |source| MemoryError::Refused { call: "pread", asked: end as u64, error: source };
         let memory = self.memory.get(slot.index()).ok_or_else(|| refused(io::ErrorKind::NotFound.into()));
-        memory.and_then(copy).map_err(|error| LinkEnd::Exhausted(error.to_string()))
+        let kept = memory.and_then(copy)?;
+        self.refused += 1;
+        Ok(kept)
     }
 }
 

@@ -27,8 +27,38 @@ use crate::{
     ring::entry::Body,
     slot::{Geometry, Mark, SlotId},
     socket::link_message::{LinkEnd, NewSegment, OneShot},
-    violation::Violation,
+    violation::{Unsuitable, Violation},
 };
+
+/// Why a message cannot be read.
+#[derive(Debug)]
+pub(crate) enum Unreadable {
+    /// This process has no room for it now.
+    Now(String),
+    /// It cannot be delivered.
+    Never(LinkEnd),
+}
+
+impl From<MemoryError> for Unreadable {
+    fn from(error: MemoryError) -> Self {
+        Self::Now(error.to_string())
+    }
+}
+
+impl From<Violation> for Unreadable {
+    fn from(violation: Violation) -> Self {
+        Self::Never(violation.into())
+    }
+}
+
+impl From<Unsuitable> for Unreadable {
+    fn from(unsuitable: Unsuitable) -> Self {
+        match unsuitable {
+            Unsuitable::Unmappable { reason } => Self::Now(reason),
+            other => Self::Never(other.into()),
+        }
+    }
+}
 
 /// How the messages of a link are read.
 #[derive(Debug)]
@@ -158,18 +188,18 @@ impl Reading {
     /// Once a message is taken: has its bytes stay as they are. What has them, if not the slot's own place.
     ///
     /// # Errors
-    /// [`LinkEnd`]: it cannot be delivered.
+    /// [`Unreadable`]: nothing has changed.
     pub(crate) fn read(
         &mut self,
         slot: SlotId,
         body: Body,
         message: Mark,
         home: &Returns,
-    ) -> Result<Option<Kept>, LinkEnd> {
+    ) -> Result<Option<Kept>, Unreadable> {
         match self {
             Self::Shared(_) => Ok(None),
-            Self::Copied(segments) => segments.copy(slot, body).map(|()| None),
-            Self::Leased(slots) => slots.read(slot, body, home).map(Some),
+            Self::Copied(segments) => segments.copy(slot, body).map(|()| None).map_err(Unreadable::Never),
+            Self::Leased(slots) => Ok(slots.read(slot, body, home).map(Some)?),
             Self::OneShot(one_shots) => {
                 one_shots.take(message.sequence(), body).map(|sealed| Some(Kept::Sealed(sealed)))
             }

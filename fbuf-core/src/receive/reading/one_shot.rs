@@ -3,6 +3,7 @@
 
 use std::collections::VecDeque;
 
+use super::Unreadable;
 use crate::{
     memory::SealedMemory,
     process::sys::said,
@@ -58,8 +59,8 @@ impl OneShots {
     /// The memory of a message, which came before its entry did.
     ///
     /// # Errors
-    /// [`LinkEnd`]
-    pub(crate) fn take(&mut self, sequence: u64, body: Body) -> Result<SealedMemory, LinkEnd> {
+    /// [`Unreadable`]: what there is no room to map stays.
+    pub(crate) fn take(&mut self, sequence: u64, body: Body) -> Result<SealedMemory, Unreadable> {
         let (length, offset) = (body.length(), body.offset());
         if offset != 0 {
             // Its memory is given away with the message at its beginning.
@@ -75,7 +76,11 @@ impl OneShots {
                 .into());
             }
         };
-        let memory = memory.into_foreign().map_err(|error| LinkEnd::Exhausted(said(&error)))?;
-        Ok(SealedMemory::new(memory, self.geometry.segment_bytes(1), length as usize)?)
+        let lost = |error| Unreadable::Never(LinkEnd::Exhausted(said(&error)));
+        let memory = memory.into_foreign().map_err(lost)?;
+        SealedMemory::new(memory, self.geometry.segment_bytes(1), length as usize).map_err(|(memory, unsuitable)| {
+            self.arrived.push_front((sequence, memory.into()));
+            unsuitable.into()
+        })
     }
 }

@@ -128,6 +128,12 @@ impl Pool {
         self.unlink(index, returns)
     }
 
+    /// Tells a receiver that it is disconnected, as if its link were about to be ended.
+    #[cfg(test)]
+    pub(crate) fn tell_disconnected(&mut self, index: usize) {
+        self.links[index].disconnect_receiver();
+    }
+
     /// The receivers that hold the message that was sent first of all that are held.
     #[must_use]
     pub fn holders_of_oldest(&self) -> Vec<Peer> {

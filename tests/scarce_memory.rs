@@ -1,0 +1,99 @@
+//! Processes that run out of addresses in the middle of a stream: what each side is told, and that nothing is lost that can wait.
+
+mod support;
+
+use std::fs;
+
+use fbuf_client::{Client, GetError, Mechanism, Received, Receiver, Sender};
+use nix::{
+    sys::resource::{Resource, getrlimit, setrlimit},
+    unistd::geteuid,
+};
+use support::{
+    SOON, broker,
+    role::{Other, roles},
+};
+
+/// A slot, for which a process has no room that has so many bytes of addresses left.
+const SLOT: usize = 16 << 20;
+const LEFT: u64 = 4 << 20;
+const MESSAGES: u64 = 5;
+
+/// While it exists, this process can map little.
+struct Scarcity((u64, u64));
+
+impl Scarcity {
+    fn begin() -> Self {
+        let limit = getrlimit(Resource::RLIMIT_AS).unwrap();
+        let pages: u64 = fs::read_to_string("/proc/self/statm").unwrap().split(' ').next().unwrap().parse().unwrap();
+        setrlimit(Resource::RLIMIT_AS, pages * 4096 + LEFT, limit.1).unwrap();
+        Self(limit)
+    }
+}
+
+impl Drop for Scarcity {
+    fn drop(&mut self) {
+        setrlimit(Resource::RLIMIT_AS, self.0.0, self.0.1).unwrap();
+    }
+}
+
+fn play(role: &str) {
+    let client = Client::connect().unwrap();
+    let mut receiver = client.receiver("c").max_slot_size(SLOT).open().unwrap();
+    let first = next(&mut receiver, 0);
+    println!("one is here");
+    match role {
+        "waits" => wait(&mut receiver, first),
+        other => panic!("{other}"),
+    }
+}
+
+fn next(receiver: &mut Receiver, number: u64) -> Received {
+    let received = receiver.get_timeout(SOON).unwrap();
+    assert_eq!((received.sequence(), received[0]), (number, number as u8));
+    received
+}
+
+/// Reads a message only when there is room for it.
+fn wait(receiver: &mut Receiver, mut kept: Received) {
+    let mut line = String::new();
+    std::io::stdin().read_line(&mut line).unwrap();
+    for number in 1..MESSAGES {
+        let scarcity = Scarcity::begin();
+        for _ in 0..3 {
+            let trouble = receiver.get_timeout(SOON).unwrap_err();
+            assert!(matches!(trouble, GetError::NoMemory { .. }), "{trouble}");
+            assert!(trouble.to_string().contains("RLIMIT_AS"), "{trouble}");
+        }
+        assert_eq!(receiver.try_iter().filter(|item| matches!(item, Err(GetError::NoMemory { .. }))).count(), 1);
+        // Kept messages are what takes its room.
+        drop(kept);
+        drop(scarcity);
+        kept = next(receiver, number);
+    }
+    drop(kept);
+    assert_eq!(receiver.get_timeout(SOON).unwrap_err(), GetError::Ended);
+    println!("all is here");
+}
+
+fn send(sender: &mut Sender, number: u64) {
+    let mut fbuf = sender.allocate_timeout(SOON).unwrap();
+    fbuf.set_len(SLOT).unwrap();
+    fbuf.fill(number as u8);
+    assert_eq!(sender.write(fbuf).unwrap().sequence, number);
+}
+
+#[test]
+fn one_shots_wait_for_addresses_and_none_is_lost() {
+    roles!(play);
+    let (broker, client) = broker();
+    let builder = client.sender("c").slot_size(SLOT).slots(MESSAGES as usize).mechanism(Mechanism::OneShot);
+    let mut sender = builder.require_finish().open().unwrap();
+    let mut receiver = Other::start(broker.address(), "waits", geteuid().as_raw());
+    sender.wait_for_receivers_timeout(1, SOON).unwrap();
+    (0..MESSAGES).for_each(|number| send(&mut sender, number));
+    receiver.hear("one is here");
+    sender.finish();
+    receiver.tell("all is sent");
+    receiver.hear("all is here");
+}
