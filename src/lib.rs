@@ -2,7 +2,8 @@
 //!
 //! # This crate
 //!
-//! All of [`fbuf_client`] under one name, and with the feature `embedded` a broker for the same process.
+//! All of [`fbuf_client`] under one name, and with the feature `embedded` a broker for the same process. With the feature `tokio` there are
+//! endpoints for tasks (`AsyncReceiver`, `AsyncSender`).
 
 pub use fbuf_client::*;
 
@@ -40,6 +41,6 @@ pub mod embedded {
 }
 
 /// The code of docs/recipes.md, as a test.
-#[cfg(all(doctest, feature = "embedded"))]
+#[cfg(all(doctest, feature = "embedded", feature = "tokio"))]
 #[doc = include_str!("../docs/recipes.md")]
 struct Recipes;

@@ -3,67 +3,20 @@
 
 mod support;
 
-use std::{
-    collections::HashSet,
-    process::Stdio,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use fbuf_broker::Embedded;
 use fbuf_client::{Client, GetError, Wait};
 use nix::{
-    sys::{
-        ptrace::{self, Options},
-        signal::Signal,
-        time::TimeSpec,
-        wait::{WaitPidFlag, WaitStatus, waitpid},
-    },
+    sys::time::TimeSpec,
     time::{ClockId, clock_gettime},
-    unistd::Pid,
 };
-use support::{Process, fbuf};
+use support::{calls::system_calls, fbuf};
 
-/// Streams so many messages of 64 bytes between two processes and counts the system calls of both,
-/// of all their threads, from exec to exit.
-fn system_calls(messages: u64) -> u64 {
-    let demo = fbuf(["demo", "--over", "fbuf", "--wait", "spin", "--message", "64", "--bytes"]);
-    // The shell stops itself, so that no call is missed before it is traced.
-    let mut command = std::process::Command::new("sh");
-    command.args(["-c", "kill -STOP $$; exec \"$@\"", "sh"]).arg(demo.get_program()).args(demo.get_args());
-    let process = Process::start(command.arg((messages * 64).to_string()).stdout(Stdio::piped()));
-    let first = Pid::from_raw(process.pid() as i32);
-    assert_eq!(waitpid(first, Some(WaitPidFlag::WUNTRACED)), Ok(WaitStatus::Stopped(first, Signal::SIGSTOP)));
-    let options = Options::PTRACE_O_TRACESYSGOOD
-        | Options::PTRACE_O_TRACEFORK
-        | Options::PTRACE_O_TRACEVFORK
-        | Options::PTRACE_O_TRACECLONE
-        | Options::PTRACE_O_TRACEEXEC;
-    ptrace::seize(first, options).expect("permission to trace a child");
-    nix::sys::signal::kill(first, Signal::SIGCONT).unwrap();
-    let (mut calls, mut inside) = (0, HashSet::new());
-    loop {
-        let status = waitpid(None, Some(WaitPidFlag::__WALL)).expect("traced processes");
-        let Some(stopped) = status.pid() else { continue };
-        let mut pass_on = None;
-        match status {
-            WaitStatus::Exited(pid, code) if pid == first => {
-                assert_eq!(code, 0, "the demo failed");
-                return calls;
-            }
-            WaitStatus::Exited(..) | WaitStatus::Signaled(..) => continue,
-            // Each call stops twice, before and after.
-            WaitStatus::PtraceSyscall(pid) if !inside.remove(&pid) => {
-                inside.insert(pid);
-                calls += 1;
-            }
-            WaitStatus::Stopped(_, signal) if !matches!(signal, Signal::SIGTRAP | Signal::SIGSTOP) => {
-                pass_on = Some(signal);
-            }
-            _ => {}
-        }
-        // A process that was killed meanwhile cannot be continued, and is reported as such.
-        let _ = ptrace::syscall(stopped, pass_on);
-    }
+/// Streams so many messages of 64 bytes between two processes and counts the system calls of both.
+fn calls_of_stream(messages: u64) -> u64 {
+    let demo = ["demo", "--over", "fbuf", "--wait", "spin", "--message", "64", "--bytes"].map(str::to_owned);
+    system_calls(&fbuf(demo.into_iter().chain([(messages * 64).to_string()])))
 }
 
 #[test]
@@ -73,7 +26,7 @@ fn the_number_of_system_calls_does_not_depend_on_the_number_of_messages() {
     let mut counted = Vec::new();
     for messages in [1_000_000, 4_000_000] {
         let start = Instant::now();
-        let calls = system_calls(messages);
+        let calls = calls_of_stream(messages);
         let time = start.elapsed();
         println!("{messages} messages: {calls} system calls in {time:?}");
         // Starting two processes takes some hundreds. Whoever waits looks around once a millisecond,

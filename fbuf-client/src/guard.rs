@@ -10,9 +10,9 @@ use std::{
 use fbuf_core::{points, wait::Fencing};
 
 use crate::{
-    endpoint::Sockets,
     receiver::Receiver,
     sender::Sender,
+    sockets::Sockets,
     wait::{Next, UNSURE, Waiting, within},
 };
 

@@ -96,6 +96,12 @@ pub(crate) struct Watch {
 }
 
 impl Watch {
+    /// Open for as long as the descriptors of the client are.
+    #[cfg(feature = "tokio")]
+    pub(crate) fn witness(&self) -> &Arc<Witness> {
+        &self.hang_ups.witness
+    }
+
     pub(crate) fn add(&self, socket: LinkSocket<'_>, link: LinkId) -> io::Result<()> {
         // Each hang-up is told once. Data that arrives does not wake a thread that waits for these events only.
         socket.watch(&self.hang_ups.epoll, EpollFlags::EPOLLRDHUP | EpollFlags::EPOLLET, link.to_bits())

@@ -22,6 +22,8 @@ impl From<AllocateError> for io::Error {
             AllocateError::NoProc { .. } => ErrorKind::NotFound,
             AllocateError::Refused { code, .. } => io::Error::from_raw_os_error(code).kind(),
             AllocateError::ClientFailed(_) | AllocateError::Forked(_) => ErrorKind::NotConnected,
+            #[cfg(feature = "tokio")]
+            AllocateError::RuntimeEnded(_) => ErrorKind::NotConnected,
         };
         Self::new(kind, error)
     }
@@ -47,6 +49,8 @@ impl From<WaitError> for io::Error {
             WaitError::TimedOut { .. } | WaitError::StillLent { .. } => ErrorKind::TimedOut,
             WaitError::Interrupted => ErrorKind::Interrupted,
             WaitError::ClientFailed(_) | WaitError::Forked(_) => ErrorKind::NotConnected,
+            #[cfg(feature = "tokio")]
+            WaitError::RuntimeEnded(_) => ErrorKind::NotConnected,
         };
         Self::new(kind, error)
     }
@@ -67,6 +71,8 @@ impl From<GetError> for io::Error {
             GetError::TimedOut => ErrorKind::TimedOut,
             GetError::Interrupted => ErrorKind::Interrupted,
             GetError::ClientFailed(_) | GetError::Forked(_) => ErrorKind::NotConnected,
+            #[cfg(feature = "tokio")]
+            GetError::RuntimeEnded(_) => ErrorKind::NotConnected,
         };
         Self::new(kind, error)
     }

@@ -86,7 +86,7 @@
 //! A [`Client`] has one thread of its own, on which a tokio runtime speaks to the broker; messages pass without it. A call
 //! that waits blocks its thread. All calls may be made on a thread of an async runtime, which then runs nothing else meanwhile:
 //! `try_get`, `try_allocate` and `write` do not wait, and [`Receiver::prepare_wait`] and [`Sender::prepare_wait`] have examples
-//! by which a future waits. [`ClientBuilder::connect`] with [`wait_for_broker`](ClientBuilder::wait_for_broker) is for
+//! by which a future waits. With the feature `tokio`, `AsyncReceiver` and `AsyncSender` are such futures, a `Stream` and a `Sink`. [`ClientBuilder::connect`] with [`wait_for_broker`](ClientBuilder::wait_for_broker) is for
 //! `spawn_blocking`. One thread waits for several endpoints, and for descriptors of its own, by [`poll`](poll()).
 //!
 //! # The environment
@@ -117,7 +117,10 @@ mod link_source;
 mod poll;
 mod receiver;
 mod sender;
+mod sockets;
 mod status;
+#[cfg(feature = "tokio")]
+mod tasks;
 mod wait;
 
 pub use client::{Client, ClientBuilder, ClientFailed, ConnectError, OpenError};
@@ -153,6 +156,8 @@ pub use sender::{
     Sent, WaitError, WaitFor, WriteError,
 };
 pub use status::{ClientStatus, EndStatus, EndpointStatus, Oldest, Report};
+#[cfg(feature = "tokio")]
+pub use tasks::{AsyncReceiver, AsyncSender, FbufSink, RuntimeEnded};
 pub use wait::Wait;
 
 /// By what defaults are chosen, for those that measure them (`fbuf doctor`, `fbuf bench`). Any version may change it.

@@ -10,10 +10,10 @@ use fbuf_core::wait::Fencing;
 use nix::poll::{PollFd, PollFlags};
 
 use crate::{
-    endpoint::timeout_until,
     guard::{Endpoint, bounded},
     receiver::Receiver,
     sender::{Sender, WaitFor},
+    sockets::timeout_until,
     wait::{FOR_EVER, Next, Waiting, deadline, within},
 };
 

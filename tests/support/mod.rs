@@ -2,6 +2,7 @@
 //! the counts of what a process holds.
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 
+pub mod calls;
 pub mod filter;
 pub mod role;
 

@@ -11,7 +11,7 @@ impl Receiver {
     /// ([`GetError::Ended`]), which is never the case if the receiver [keeps waiting](crate::ReceiverBuilder::keep_waiting).
     ///
     /// Each other error is an item, and no end: that one sender of several has died, or a signal came, must not be taken for
-    /// the end of the stream. After the error the iterator goes on, as the receiver does; but for [`GetError::Forked`] and [`GetError::ClientFailed`], which
+    /// the end of the stream. After the error the iterator goes on, as the receiver does; but for [`GetError::Forked`] and [`GetError::ClientFailed`],
     /// each of which is the last item.
     ///
     /// ```
@@ -62,7 +62,7 @@ impl Iterator for Iter<'_> {
             return None;
         }
         let item = self.receiver.get();
-        self.is_over = matches!(item, Err(GetError::Ended | GetError::Forked(_) | GetError::ClientFailed(_)));
+        self.is_over = item.as_ref().is_err_and(GetError::is_last);
         Some(item).filter(|item| !matches!(item, Err(GetError::Ended)))
     }
 }
@@ -86,15 +86,8 @@ impl Iterator for TryIter<'_> {
         }
         let item = self.receiver.try_get().transpose();
         self.is_over = match &item {
-            None
-            | Some(Err(
-                GetError::Ended
-                | GetError::Forked(_)
-                | GetError::ClientFailed(_)
-                | GetError::NoDescriptor { .. }
-                | GetError::NoMemory { .. },
-            )) => true,
-            Some(_) => false,
+            None | Some(Err(GetError::NoDescriptor { .. } | GetError::NoMemory { .. })) => true,
+            Some(item) => item.as_ref().is_err_and(GetError::is_last),
         };
         item.filter(|item| !matches!(item, Err(GetError::Ended)))
     }

@@ -28,9 +28,10 @@ use fbuf_protocol::Report;
 use self::{open::NewLink, report::withheld};
 use crate::{
     client::{ClientFailed, Registration},
-    endpoint::{PendingLinks, Ready, Sockets},
+    endpoint::PendingLinks,
     guard::{self, WaitGuard},
     interrupt::InterruptHandle,
+    sockets::{Ready, Sockets},
     wait::{
         Attention, BUSY_LOOK_TIME, Batching, LATE_AT_ONCE, LOOK_TIME, Pace, SameCpuPeers, SpinBudget, Wait, deadline,
     },

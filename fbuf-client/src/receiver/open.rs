@@ -16,9 +16,10 @@ use super::Receiver;
 use crate::{
     acceptance::{Acceptance, Predicate},
     client::{Client, OpenError},
-    endpoint::{Brought, LinkSink, NO_ROOM, PendingLinks, Ready, Sockets},
+    endpoint::{Brought, LinkSink, NO_ROOM, PendingLinks},
     link_source::LinkSource,
     sender::OptionsError,
+    sockets::{Ready, Sockets},
     wait::{Batching, Pace, SameCpuPeers, SpinBudget, Wait},
 };
 

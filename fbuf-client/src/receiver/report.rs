@@ -5,6 +5,8 @@ use fbuf_core::{
 };
 
 use crate::client::ClientFailed;
+#[cfg(feature = "tokio")]
+use crate::tasks::RuntimeEnded;
 
 /// What a receiver has done so far.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -165,6 +167,21 @@ pub enum GetError {
     /// is lost: call again, or stop.
     #[error("the wait for a message was interrupted by a signal handler or an interrupt handle; nothing is lost")]
     Interrupted,
+    /// The tokio runtime of an [`AsyncReceiver`](crate::AsyncReceiver) has ended.
+    #[cfg(feature = "tokio")]
+    #[error(transparent)]
+    RuntimeEnded(#[from] RuntimeEnded),
+}
+
+impl GetError {
+    /// Whether each call that follows says the same.
+    pub(crate) fn is_last(&self) -> bool {
+        match self {
+            #[cfg(feature = "tokio")]
+            Self::RuntimeEnded(_) => true,
+            error => matches!(error, Self::Ended | Self::Forked(_) | Self::ClientFailed(_)),
+        }
+    }
 }
 
 /// Why slots cannot be given back to a sender, if it was not told yet.

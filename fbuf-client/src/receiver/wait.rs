@@ -12,8 +12,8 @@ use fbuf_core::{
 
 use super::{GetError, Receiver};
 use crate::{
-    endpoint::Sockets,
     guard::{self, Attempt, Endpoint, Unmet},
+    sockets::Sockets,
     wait::{Batching, FOR_EVER, Progress, UNSURE, Waiting},
 };
 

@@ -18,9 +18,10 @@ use std::{
 use self::wait::SlotDeadlines;
 use crate::{
     client::Registration,
-    endpoint::{PendingLinks, Ready, Sockets},
+    endpoint::PendingLinks,
     guard::{self, WaitGuard},
     interrupt::InterruptHandle,
+    sockets::{Ready, Sockets},
     wait::{Batching, Pace, SameCpuPeers, SpinBudget, Wait, deadline},
 };
 use fbuf_core::{

@@ -26,7 +26,7 @@ use crate::{
     acceptance::{Acceptance, Predicate},
     caches::{ENOUGH_SLOTS, default_slots_here},
     client::{Client, OpenError},
-    endpoint::{Ready, Sockets},
+    sockets::{Ready, Sockets},
     wait::{Batching, Pace, SameCpuPeers, SpinBudget, Wait},
 };
 

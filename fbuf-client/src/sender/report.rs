@@ -16,6 +16,8 @@ use fbuf_core::{
     violation::Violation,
 };
 
+#[cfg(feature = "tokio")]
+use crate::tasks::RuntimeEnded;
 use crate::{
     client::ClientFailed,
     link_failure::{LinkFailure, and_failure},
@@ -195,6 +197,10 @@ pub enum AllocateError {
     /// or stop.
     #[error("the wait for a slot was interrupted by a signal handler or an interrupt handle")]
     Interrupted,
+    /// The tokio runtime of an [`AsyncSender`](crate::AsyncSender) has ended.
+    #[cfg(feature = "tokio")]
+    #[error(transparent)]
+    RuntimeEnded(#[from] RuntimeEnded),
     /// There is no descriptor for a slot: for a one-shot, or for one that a receiver gives, which waits until there is.
     #[error("no descriptor is left for a slot of {bytes} bytes (RLIMIT_NOFILE): close some, or raise `ulimit -n`")]
     NoDescriptor {
@@ -279,6 +285,10 @@ pub enum WaitError {
     /// A signal handler ran meanwhile, or an [`InterruptHandle`](crate::InterruptHandle) was used: call again, or stop.
     #[error("the wait for receivers was interrupted by a signal handler or an interrupt handle")]
     Interrupted,
+    /// The tokio runtime of an [`AsyncSender`](crate::AsyncSender) has ended.
+    #[cfg(feature = "tokio")]
+    #[error(transparent)]
+    RuntimeEnded(#[from] RuntimeEnded),
     /// They cannot come.
     #[error(transparent)]
     ClientFailed(#[from] ClientFailed),

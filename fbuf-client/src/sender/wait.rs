@@ -2,6 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+#[cfg(feature = "tokio")]
+use fbuf_core::send::fbuf::Fbuf;
 use fbuf_core::{
     points,
     send::link::{Expected, Outbound},
@@ -9,8 +11,8 @@ use fbuf_core::{
 
 use super::{AllocateError, Sender, WaitError};
 use crate::{
-    endpoint::Sockets,
     guard::{self, Endpoint, Unmet},
+    sockets::Sockets,
     wait::{FOR_EVER, LATE, UNSURE, Waiting, deadline},
 };
 
@@ -153,6 +155,38 @@ impl Sender {
                 Err(WaitError::TimedOut { wanted, linked: self.receivers(), failure })
             }
         }
+    }
+
+    /// What [`Self::allocate`] returns, if that would not wait.
+    #[cfg(feature = "tokio")]
+    pub(crate) fn slot(&mut self) -> Result<Option<Fbuf>, AllocateError> {
+        match self.try_allocate() {
+            Ok(None) if self.pool.is_lossy() => Err(AllocateError::WouldWait { slots: self.pool.slots() as usize }),
+            // They pass when receivers read.
+            Err(AllocateError::NoRoom { .. } | AllocateError::UnderWay) => Ok(None),
+            slot => slot,
+        }
+    }
+
+    /// What [`Self::wait_for_receivers`] returns, if that would not wait.
+    #[cfg(feature = "tokio")]
+    pub(crate) fn linked(&mut self, wanted: usize) -> Result<Option<usize>, WaitError> {
+        self.generation.check()?;
+        self.poll_events();
+        let linked = self.receivers();
+        match self.lack_of_client() {
+            _ if linked >= wanted => Ok(Some(linked)),
+            Some(failed) => Err(failed.into()),
+            None => Ok(None),
+        }
+    }
+
+    /// What [`Self::wait_for_returns`] returns, if that would not wait.
+    #[cfg(feature = "tokio")]
+    pub(crate) fn returned(&mut self) -> Result<Option<()>, WaitError> {
+        self.generation.check()?;
+        self.poll_events();
+        Ok(self.is_done(true).then_some(()))
     }
 
     /// From now on it waits for this.

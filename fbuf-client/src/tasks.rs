@@ -1,0 +1,329 @@
+//! Endpoints for the tasks of a tokio runtime. A task that waits leaves its thread to others, and is polled again when the
+//! descriptor of its endpoint becomes readable: waiting as by a [`WaitGuard`](crate::WaitGuard), in futures.
+
+use std::{
+    error::Error,
+    fmt,
+    future::poll_fn,
+    io,
+    ops::{Deref, DerefMut},
+    os::fd::{AsFd, AsRawFd},
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
+
+use fbuf_core::{receive::received::Received, send::fbuf::Fbuf};
+use fbuf_protocol::runtime::{self, SharedEpoll, Watched};
+use futures_core::Stream;
+use futures_sink::Sink;
+use tokio::{io::Ready, task::coop};
+
+use crate::{
+    AllocateError, GetError, Receiver, Sender, WaitError, WaitFor, WriteError, guard::Endpoint, sockets::Sockets,
+};
+
+/// How often an endpoint is asked in one poll. Each time but the first it said that there may be something.
+const ATTEMPTS: usize = 4;
+
+/// An endpoint cannot wait: the tokio runtime that watched it has ended, and what polls it is in none that goes on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct RuntimeEnded;
+
+impl fmt::Display for RuntimeEnded {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(
+            "the tokio runtime that watched this endpoint has ended: let a task of a runtime that goes on wait for it, or take it out \
+             (into_inner) and wait with a call that blocks",
+        )
+    }
+}
+
+impl Error for RuntimeEnded {}
+
+/// An endpoint's descriptor, as the runtime watches it.
+#[derive(Debug)]
+struct Readiness(Watched<SharedEpoll>);
+
+impl Readiness {
+    fn of(sockets: &Sockets) -> io::Result<Self> {
+        let (epoll, witness) = sockets.watched();
+        runtime::watch_epoll(epoll, witness).map(Self)
+    }
+
+    fn is_of(&self, endpoint: &impl Endpoint) -> bool {
+        self.0.as_raw_fd() == endpoint.sockets().as_fd().as_raw_fd()
+    }
+
+    /// Asks an endpoint until it has something; if it has nothing, and is armed, the task is woken when it is to be asked again.
+    fn poll<P: Endpoint, T, E: From<RuntimeEnded>>(
+        &mut self,
+        cx: &mut Context<'_>,
+        endpoint: &mut P,
+        mut ask: impl FnMut(&mut P) -> Result<Option<T>, E>,
+        arm: impl Fn(&mut P) -> bool,
+    ) -> Poll<Result<T, E>> {
+        // As each resource of tokio does, so that a task that never waits lets others run.
+        let budget = ready!(coop::poll_proceed(cx));
+        for _ in 0..ATTEMPTS {
+            if let Some(found) = ask(endpoint).transpose() {
+                budget.made_progress();
+                return Poll::Ready(found);
+            }
+            if !arm(endpoint) {
+                continue;
+            }
+            match self.0.poll_read_ready(cx) {
+                Poll::Pending if self.is_of(endpoint) => return Poll::Pending,
+                // What it was told before it was armed.
+                Poll::Ready(Ok(mut told)) => told.clear_ready_matching(Ready::READABLE),
+                // The runtime has ended that was the first to poll it, or the program has exchanged two endpoints.
+                Poll::Ready(Err(_)) | Poll::Pending => match Self::of(endpoint.sockets()) {
+                    Ok(readiness) => *self = readiness,
+                    Err(_) => return Poll::Ready(Err(RuntimeEnded.into())),
+                },
+            }
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+}
+
+/// A [`Receiver`] that a task of tokio waits for.
+///
+/// It is a [`Receiver`] otherwise ([`Deref`]); what waits there blocks the thread of the runtime.
+///
+/// ```
+/// # use std::io::Write;
+/// # let broker = fbuf_broker::Embedded::start()?;
+/// # let client = fbuf_client::Client::connect_to(broker.address())?;
+/// # let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+/// # runtime.block_on(async {
+/// use fbuf_client::{AsyncReceiver, AsyncSender, GetError};
+///
+/// let mut receiver = AsyncReceiver::new(client.receiver("orders").open()?)?;
+/// let mut sender = AsyncSender::new(client.sender("orders").open()?)?;
+/// sender.wait_for_receivers(1).await?;
+///
+/// let takes = tokio::spawn(async move {
+///     let mut bytes = 0;
+///     loop {
+///         match receiver.get().await {
+///             Ok(order) => bytes += order.len(),
+///             Err(GetError::Ended) => return Ok(bytes),
+///             Err(error) => return Err(error),
+///         }
+///     }
+/// });
+/// for _ in 0..1000 {
+///     let mut order = sender.allocate().await?;
+///     order.write_all(b"apples")?;
+///     sender.write(order)?;
+/// }
+/// sender.into_inner().finish();
+/// assert_eq!(takes.await??, 6000);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// # })?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug)]
+pub struct AsyncReceiver {
+    receiver: Receiver,
+    readiness: Readiness,
+    /// Whether there is no next item of the stream.
+    is_over: bool,
+}
+
+impl AsyncReceiver {
+    /// Has the runtime in which this is called watch a receiver. It takes no descriptor.
+    ///
+    /// # Errors
+    /// This thread is in no tokio runtime; what epoll_ctl(2) says.
+    ///
+    /// # Panics
+    /// As every I/O of tokio, if its runtime was built without I/O (`enable_io`).
+    pub fn new(receiver: Receiver) -> io::Result<Self> {
+        let readiness = Readiness::of(receiver.sockets())?;
+        Ok(Self { receiver, readiness, is_over: false })
+    }
+
+    /// The receiver, which no runtime watches any more.
+    #[must_use]
+    pub fn into_inner(self) -> Receiver {
+        self.receiver
+    }
+
+    /// Takes the next message (uf_get), and waits for it. A message that is there costs no system call; one that is waited for costs
+    /// one wake-up of the runtime.
+    ///
+    /// Cancel-safe: nothing is taken by a future that is dropped. Tasks that find a message each time yield now and then, as tokio has
+    /// them (`tokio::task::coop`). An [interrupt](crate::InterruptHandle) does not end it: drop it instead.
+    ///
+    /// # Errors
+    /// As of [`Receiver::get`], but for [`GetError::Interrupted`]; and [`GetError::RuntimeEnded`].
+    pub async fn get(&mut self) -> Result<Received, GetError> {
+        poll_fn(|cx| self.poll_get(cx)).await
+    }
+
+    /// As [`Self::get`], for futures that are written by hand.
+    pub fn poll_get(&mut self, cx: &mut Context<'_>) -> Poll<Result<Received, GetError>> {
+        self.readiness.poll(cx, &mut self.receiver, Receiver::try_get, |receiver| receiver.prepare_wait().is_some())
+    }
+}
+
+/// The messages as they come, as of [`Receiver::iter`]: it ends when all senders have ended, and each other error is an item.
+impl Stream for AsyncReceiver {
+    type Item = Result<Received, GetError>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        if self.is_over {
+            return Poll::Ready(None);
+        }
+        let item = ready!(self.poll_get(cx));
+        self.is_over = item.as_ref().is_err_and(GetError::is_last);
+        Poll::Ready(Some(item).filter(|item| !matches!(item, Err(GetError::Ended))))
+    }
+}
+
+impl Deref for AsyncReceiver {
+    type Target = Receiver;
+    fn deref(&self) -> &Receiver {
+        &self.receiver
+    }
+}
+
+impl DerefMut for AsyncReceiver {
+    fn deref_mut(&mut self) -> &mut Receiver {
+        &mut self.receiver
+    }
+}
+
+/// A [`Sender`] that a task of tokio waits for. [`AsyncReceiver`] has an example.
+///
+/// It is a [`Sender`] otherwise ([`Deref`]): [`write`](Sender::write) never waits. What waits there blocks the thread of the runtime.
+#[derive(Debug)]
+pub struct AsyncSender {
+    sender: Sender,
+    readiness: Readiness,
+}
+
+impl AsyncSender {
+    /// Has the runtime in which this is called watch a sender. It takes no descriptor.
+    ///
+    /// # Errors
+    /// This thread is in no tokio runtime; what epoll_ctl(2) says.
+    ///
+    /// # Panics
+    /// As every I/O of tokio, if its runtime was built without I/O (`enable_io`).
+    pub fn new(sender: Sender) -> io::Result<Self> {
+        let readiness = Readiness::of(sender.sockets())?;
+        Ok(Self { sender, readiness })
+    }
+
+    /// The sender, which no runtime watches any more.
+    #[must_use]
+    pub fn into_inner(self) -> Sender {
+        self.sender
+    }
+
+    /// A [`Sink`] of its fbufs.
+    #[must_use]
+    pub fn into_sink(self) -> FbufSink {
+        FbufSink(Some(self))
+    }
+
+    /// Takes a free slot (uf_allocate), and waits for it while receivers have all. A slot that is free costs no system call.
+    ///
+    /// Cancel-safe: no slot is taken by a future that is dropped.
+    ///
+    /// # Errors
+    /// As of [`Sender::allocate`], but for [`AllocateError::Interrupted`]; and [`AllocateError::RuntimeEnded`].
+    pub async fn allocate(&mut self) -> Result<Fbuf, AllocateError> {
+        poll_fn(|cx| self.poll_allocate(cx)).await
+    }
+
+    /// As [`Self::allocate`], for futures that are written by hand.
+    pub fn poll_allocate(&mut self, cx: &mut Context<'_>) -> Poll<Result<Fbuf, AllocateError>> {
+        self.poll_until(cx, WaitFor::Slot, Sender::slot)
+    }
+
+    /// Waits until so many receivers are linked: how many are.
+    ///
+    /// # Errors
+    /// As of [`Sender::wait_for_receivers`], but for [`WaitError::Interrupted`]; and [`WaitError::RuntimeEnded`].
+    pub async fn wait_for_receivers(&mut self, count: usize) -> Result<usize, WaitError> {
+        self.sender.poll_events();
+        poll_fn(|cx| self.poll_until(cx, WaitFor::Receivers(count), |sender| sender.linked(count))).await
+    }
+
+    /// Waits until every receiver has handed back everything it was given.
+    ///
+    /// # Errors
+    /// As of [`Sender::wait_for_returns`], but for [`WaitError::Interrupted`]; and [`WaitError::RuntimeEnded`].
+    pub async fn wait_for_returns(&mut self) -> Result<(), WaitError> {
+        poll_fn(|cx| self.poll_until(cx, WaitFor::Returns, Sender::returned)).await
+    }
+
+    fn poll_until<T, E: From<RuntimeEnded>>(
+        &mut self,
+        cx: &mut Context<'_>,
+        what: WaitFor,
+        ask: impl FnMut(&mut Sender) -> Result<Option<T>, E>,
+    ) -> Poll<Result<T, E>> {
+        self.readiness.poll(cx, &mut self.sender, ask, |sender| sender.prepare_wait(what).is_some())
+    }
+}
+
+impl Deref for AsyncSender {
+    type Target = Sender;
+    fn deref(&self) -> &Sender {
+        &self.sender
+    }
+}
+
+impl DerefMut for AsyncSender {
+    fn deref_mut(&mut self) -> &mut Sender {
+        &mut self.sender
+    }
+}
+
+/// An [`AsyncSender`] as a [`Sink`] of its fbufs: [`AsyncSender::into_sink`].
+///
+/// It takes each fbuf at once, since that has its slot. To close it [finishes](Sender::finish) the stream; what is sent after that
+/// comes back as [`WriteError::NoReceiver`]. Dropped, it is a [`Sender`] that is dropped.
+#[derive(Debug)]
+pub struct FbufSink(Option<AsyncSender>);
+
+impl FbufSink {
+    /// The sender, if the sink was not closed.
+    #[must_use]
+    pub fn into_inner(self) -> Option<AsyncSender> {
+        self.0
+    }
+}
+
+impl Sink<Fbuf> for FbufSink {
+    type Error = WriteError;
+
+    fn poll_ready(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Result<(), WriteError>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn start_send(mut self: Pin<&mut Self>, fbuf: Fbuf) -> Result<(), WriteError> {
+        match &mut self.0 {
+            Some(sender) => sender.write(fbuf).map(drop),
+            None => Err(WriteError::NoReceiver { fbuf }),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Result<(), WriteError>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_close(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Result<(), WriteError>> {
+        if let Some(sender) = self.0.take() {
+            sender.into_inner().finish();
+        }
+        Poll::Ready(Ok(()))
+    }
+}
