@@ -43,6 +43,16 @@ fn is_relayed(socket: &PacketSocket) -> bool {
     socket.0.near.get().is_some()
 }
 
+/// How many descriptors this process has of each kind of file.
+fn open_files() -> BTreeMap<String, usize> {
+    let mut kinds = BTreeMap::new();
+    for file in std::fs::read_dir("/proc/self/fd").unwrap().filter_map(|entry| entry.unwrap().path().read_link().ok()) {
+        let name = file.to_string_lossy();
+        *kinds.entry(name.split(':').next().unwrap_or_default().to_owned()).or_default() += 1;
+    }
+    kinds
+}
+
 /// Waits until something is so.
 fn until(mut is_so: impl FnMut() -> bool) {
     let begin = Instant::now();
@@ -275,7 +285,7 @@ fn a_peer_that_sends_descriptors_without_number_takes_none_of_this_process() {
     until(|| {
         // Beside sockets that are being closed, or kept until the peer has received what it was sent.
         let now = count();
-        assert!(now <= before + MAX_DESCRIPTORS + 4 * LINKS, "{now} descriptors, before {before}");
+        assert!(now <= before + MAX_DESCRIPTORS + 4 * LINKS, "{now} descriptors, before {before}: {:?}", open_files());
         many.iter().all(|(own, _)| own.has_hung_up()) && few.iter().all(|(own, _)| !own.is_drained())
     });
     assert!(few.iter().all(|(own, _)| next(own) == Some((0, 1))));
