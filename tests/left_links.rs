@@ -8,6 +8,7 @@ mod support;
 
 use std::{io::stdin, time::Instant};
 
+use fbuf_broker::{Embedded, Policy};
 use fbuf_client::{Address, Client, GetError, Receiver};
 use fbuf_core::{
     limits::MAX_ENDS_OF_USER,
@@ -25,6 +26,7 @@ use fbuf_core::{
 };
 use fbuf_protocol::{Limits, Role, Slots};
 use hostile::Hostile;
+use nix::unistd::geteuid;
 use support::{
     BrokerProcess, Holdings, SOON, is_root,
     role::{Other, roles},
@@ -44,6 +46,7 @@ fn play(role: &str) {
         "honest" => honest(),
         "leaves" => attack(false),
         "keeps" => attack(true),
+        "reads on" => read_on(),
         "later" => {
             let client = Client::connect().unwrap();
             let mut receiver = client.receiver("sent").open().unwrap();
@@ -78,6 +81,19 @@ fn honest() {
                     heed(&mut receiver, &mut sender);
                 }
                 println!("{} senders and {} receivers", receiver.peers().count(), sender.peers().count());
+            }
+            "disconnect" => {
+                sender.wait_for_receivers_timeout(MAX_ENDS_OF_USER, SOON).unwrap();
+                let fbuf = sender.allocate_timeout(SOON).unwrap();
+                assert_eq!(sender.write(fbuf).unwrap().receivers, MAX_ENDS_OF_USER);
+                let peers: Vec<_> = sender.peers().collect();
+                assert!(peers.into_iter().all(|peer| sender.disconnect(peer)));
+                println!("disconnected");
+                // It looks at its sockets until it is told to do something else.
+                let word = std::thread::spawn(|| stdin().lines().next());
+                while !word.is_finished() {
+                    sender.poll_events();
+                }
             }
             _ => {
                 while !heed(&mut receiver, &mut sender) {}
@@ -135,6 +151,33 @@ fn attack(keeps: bool) {
     let _ = stdin().read_line(&mut String::new());
 }
 
+/// Is linked as often as may be, is disconnected with a message that it could read on, and is linked again.
+fn read_on() {
+    let broker = Address::default_for_user();
+    let role = Role::Receiver { require: Protection::Volatile, accepts: Limits::DEFAULT };
+    let join = || {
+        let hostile = Hostile::join(&broker, "sent", role);
+        let board = BoardTable::create("fbuf-test", SLOTS as usize).unwrap().1.into();
+        let hello = LinkMessage::Hello(Hello { board, skip_above: None, fences: false, wants_slots: false });
+        // Its peer may have hung up.
+        let _ = hostile.link.send(&fbuf_core::socket::wire::encode(&hello).unwrap());
+        let Hostile { link, .. } = hostile;
+        let mut arrival = Arrival::Nothing;
+        until("there is an answer", || {
+            arrival = link.receive::<1024>().unwrap();
+            !matches!(arrival, Arrival::Nothing)
+        });
+        matches!(arrival, Arrival::Message(..)).then_some(link)
+    };
+    let kept: Vec<_> = (0..MAX_ENDS_OF_USER).map(|_| join().unwrap()).collect();
+    println!("linked");
+    let _ = stdin().read_line(&mut String::new());
+    println!("{} of 5 more were answered", (0..5).filter_map(|_| join()).count());
+    drop(kept);
+    until("links that are over make room", || join().is_some());
+    println!("answered");
+}
+
 fn descriptors(of: &Other) -> usize {
     Holdings::of(of.process.pid()).descriptors
 }
@@ -173,6 +216,25 @@ fn links_that_are_kept_cost_no_more_than_endpoints() {
         honest.tell("count");
         until("links are gone that end", || descriptors(&honest) <= before + 4);
     });
+}
+
+#[test]
+fn links_that_their_sender_has_ended_count_for_as_long_as_their_receivers_may_read_on() {
+    roles!(play);
+    if !is_root() {
+        return;
+    }
+    // Receivers of another user read in place what is of a sender that is trusted.
+    let broker = Embedded::start_with(Policy::own().trust(geteuid().as_raw()).allow(OTHER)).unwrap();
+    let mut honest = Other::start(broker.address(), "honest", 0);
+    honest.hear("open");
+    let mut attacker = Other::start(broker.address(), "reads on", OTHER);
+    honest.tell("disconnect");
+    attacker.hear("linked");
+    honest.hear("disconnected");
+    attacker.tell("again");
+    assert_eq!(attacker.numbers("more were answered").first(), Some(&0));
+    attacker.hear("answered");
 }
 
 #[test]

@@ -69,6 +69,8 @@ pub(crate) struct PendingLinks<T> {
     /// The links with peers that were introduced and have not gone. One peer may have several: when a broker dies
     /// between its two introductions, the next one introduces the two again.
     links: Mutex<BTreeMap<LinkId, Link>>,
+    /// What users take up with links that were ended from here, and whose peers may read on. Locked after `links`.
+    parted: Mutex<BTreeMap<LinkId, Taken>>,
     /// The last peer with which no link could be made.
     failure: Mutex<Option<LinkFailure>>,
     /// When letters were looked through last.
@@ -109,8 +111,9 @@ impl<T: Brought> PendingLinks<T> {
             return true;
         };
         let admit = || {
-            let mut links = lock(&self.links);
-            let of_user = links.values().filter_map(|link| link.share.as_ref()).filter(|taken| taken.user == user);
+            let (mut links, parted) = (lock(&self.links), lock(&self.parted));
+            let all = links.values().filter_map(|link| link.share.as_ref()).chain(parted.values());
+            let of_user = all.filter(|taken| taken.user == user);
             let (count, made) =
                 of_user.fold((0, 0), |(count, made), taken| (count + 1, taken.pool.saturating_add(made)));
             if count >= MOST_LINKS || (pool > 0 && pool.saturating_add(made) > most) {
@@ -149,10 +152,22 @@ impl<T: Brought> PendingLinks<T> {
 impl<T> PendingLinks<T> {
     pub(crate) fn new() -> io::Result<Self> {
         let wake = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK).map_err(in_call("eventfd2"))?;
-        let (new_links, links, report) = (Mutex::default(), Mutex::default(), Mutex::default());
+        let (new_links, links, parted, report) =
+            (Mutex::default(), Mutex::default(), Mutex::default(), Mutex::default());
         let (filled, failure, swept) = (Notice::new()?, Mutex::default(), Mutex::default());
         let [hung_up, is_closed] = [false; 2].map(AtomicBool::new);
-        Ok(Self { filled, hung_up, is_closed, new_links, links, failure, swept, report, wake: Arc::new(wake).into() })
+        Ok(Self {
+            filled,
+            hung_up,
+            is_closed,
+            new_links,
+            links,
+            parted,
+            failure,
+            swept,
+            report,
+            wake: Arc::new(wake).into(),
+        })
     }
 
     /// What wakes the endpoint.
@@ -237,6 +252,22 @@ impl<T> PendingLinks<T> {
     /// A peer is linked no more, or will not be.
     pub(crate) fn forget(&self, peer: Peer) {
         lock(&self.links).remove(&peer.link);
+    }
+
+    /// As [`Self::forget`], of a peer that may read on what it was sent: what its user takes up with it stays counted, until
+    /// this is [released](Self::release_shares).
+    pub(crate) fn keep_share(&self, peer: Peer) {
+        let mut links = lock(&self.links);
+        if let Some(taken) = links.remove(&peer.link).and_then(|link| link.share) {
+            lock(&self.parted).insert(peer.link, taken);
+        }
+    }
+
+    /// Counts no more what users take up with these links, of which nothing is left.
+    pub(crate) fn release_shares(&self, links: Vec<LinkId>) {
+        if !links.is_empty() {
+            lock(&self.parted).retain(|link, _| !links.contains(link));
+        }
     }
 
     /// As [`Self::forget`], of one with which no link could be made: why, or none if it has closed its end.
@@ -325,65 +356,4 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use fbuf_core::peer::Credentials;
-
-    /// A broker that died between two introductions leaves half a link, and the next one makes a whole one.
-    #[test]
-    fn a_link_that_ends_leaves_another_with_the_same_peer_known() {
-        let pending_links: PendingLinks<()> = PendingLinks::new().unwrap();
-        let process = Credentials::new(1, 1, 1);
-        let [half, whole] = [(); 2].map(|()| Peer::new(7, process).with_link(LinkId::draw().unwrap()));
-        pending_links.expect(half);
-        pending_links.post(whole, ());
-        pending_links.forget(half);
-        assert_eq!(pending_links.links(), [whole.link]);
-        pending_links.forget(whole);
-        assert!(!pending_links.has_peers());
-    }
-
-    impl Brought for () {
-        fn is_void(&self) -> Option<Peer> {
-            None
-        }
-    }
-
-    #[test]
-    fn senders_of_another_user_have_no_larger_pool_together_than_one_may() {
-        let pending_links: PendingLinks<()> = PendingLinks::new().unwrap();
-        // Users that no other test knows.
-        let peer = |link, uid, same_user| {
-            let process = Credentials::new(1, uid, uid);
-            Peer::new(link, process).with_same_user(same_user).with_link(LinkId::from_bits(link))
-        };
-        let admit = |peer: &Peer, bytes| pending_links.admit(peer, 1, bytes, 100);
-        let [first, second] = [1, 2].map(|link| peer(link, 4_100_000_000, false));
-        assert!(admit(&first, 60) && !admit(&second, 60) && !admit(&second, u64::MAX) && admit(&second, 40));
-        pending_links.forget(second);
-        assert!(admit(&second, 0) && admit(&peer(3, 4_100_000_001, false), 60));
-        pending_links.forget(first);
-        assert!(admit(&peer(4, 4_100_000_000, false), 100));
-        // The own user, and root, are not bounded.
-        assert!((5..9).all(|link| admit(&peer(link, 4_100_000_000, true), 60) && admit(&peer(2 * link, 0, false), 60)));
-    }
-
-    #[test]
-    fn a_report_counts_links_that_are_open_and_whose_peer_has_not_hung_up() {
-        let pending_links: PendingLinks<()> = PendingLinks::new().unwrap();
-        let process = Credentials::new(1, 1, 1);
-        let [one, other] = [1, 2].map(|link| Peer::new(link, process).with_link(LinkId::from_bits(link)));
-        pending_links.post(one, ());
-        pending_links.say(|| Report { messages: 3, links: 7, ..Report::default() });
-        assert_eq!((pending_links.report().links, pending_links.report().messages), (0, 3));
-        pending_links.link(one, None);
-        pending_links.link(other, None);
-        assert_eq!((pending_links.report().links, pending_links.has_hung_up()), (2, false));
-        pending_links.raise(LinkId::from_bits(3));
-        assert_eq!((pending_links.report().links, pending_links.has_hung_up()), (2, false), "no link of this endpoint");
-        pending_links.raise(one.link);
-        assert_eq!((pending_links.report().links, pending_links.has_hung_up()), (1, true));
-        pending_links.part(other);
-        assert_eq!(pending_links.report().links, 0);
-    }
-}
+mod tests;

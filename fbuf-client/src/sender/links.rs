@@ -8,6 +8,7 @@ use fbuf_core::{
     process::sys::said,
     send::{
         link::{Arrived, Expected, LinkCounts, Outbound},
+        pool::Looks,
         unread::Unread,
     },
     socket::link_message::LinkEnd,
@@ -208,20 +209,29 @@ impl Sender {
     }
 
     /// Ends the links of receivers that have closed and hold nothing any more.
-    pub(super) fn remove_departed(&mut self) {
+    pub(super) fn remove_departed(&mut self, looks: &mut Looks) {
         for index in (0..self.pool.links().len()).rev() {
             let link = &self.pool.links()[index];
             if link.is_open() {
                 continue;
             }
             self.pending_links.part(link.peer());
-            if !self.pool.lends_over(index) {
+            if !self.pool.may_lend_over(index, looks) {
                 self.end(index, LinkEnd::HangUp);
             }
         }
     }
 
+    /// Lets go of links that were ended from here, and whose receivers have let go of all that they had.
+    pub(super) fn forget_parted(&mut self, looks: &mut Looks) {
+        self.pool.forget_parted(looks);
+        self.pending_links.release_shares(self.pool.take_forgotten());
+    }
+
     pub(super) fn depart(&mut self, peer: Peer, reason: DisconnectReason, unread: Option<Unread>) {
+        if self.pool.is_parted(peer.link) {
+            self.pending_links.keep_share(peer);
+        }
         self.pending_links.forget(peer);
         self.counters.violations += u64::from(matches!(reason, DisconnectReason::Violation { .. }));
         if self.departures.len() == MAX_DEPARTURES {

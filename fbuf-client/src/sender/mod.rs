@@ -30,7 +30,7 @@ use fbuf_core::{
     send::{
         fbuf::Fbuf,
         link::{Expected, LinkCounts},
-        pool::{Pool, Published, Unsent},
+        pool::{Looks, Pool, Published, Unsent},
         retained::Retained,
     },
     socket::close_received,
@@ -104,6 +104,8 @@ pub struct Sender {
     /// The sockets at which something happened and that were not attended to yet.
     ready: Ready,
     pending_links: Arc<PendingLinks<NewReceiver>>,
+    /// Whether the last look at links that are closed ended before it was through.
+    is_searching: bool,
     /// Whether there is anything in the inbox, or this process was forked.
     notice: Notice,
     generation: Generation,
@@ -491,7 +493,10 @@ impl Sender {
             self.pending_links.doubt();
         }
         self.pool.notice_leaving();
-        self.remove_departed();
+        let mut looks = Looks::of_call();
+        self.remove_departed(&mut looks);
+        self.forget_parted(&mut looks);
+        self.is_searching = looks.are_used_up();
         close_received();
     }
 

@@ -551,6 +551,7 @@ impl SenderBuilder {
             expected: Vec::new(),
             sockets: Sockets::new(pending_links.wake().clone(), registration.watch_hang_ups(&pending_links))?,
             ready: Ready::none(),
+            is_searching: false,
             notice: pending_links.notice(),
             pending_links,
             wait,

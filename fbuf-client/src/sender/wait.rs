@@ -6,7 +6,10 @@ use std::time::{Duration, Instant};
 use fbuf_core::send::fbuf::Fbuf;
 use fbuf_core::{
     points,
-    send::link::{Expected, Outbound},
+    send::{
+        link::{Expected, Outbound},
+        pool::Looks,
+    },
 };
 
 use super::{AllocateError, Sender, WaitError};
@@ -133,7 +136,7 @@ impl Sender {
     /// Whether all that was lent is back.
     fn is_done(&mut self, thorough: bool) -> bool {
         if thorough {
-            self.pool.forget_parted();
+            self.pool.forget_parted(&mut Looks::of_call());
         }
         self.has_all_back()
     }
@@ -245,7 +248,7 @@ impl Endpoint for Sender {
     }
 
     fn is_behind(&self) -> bool {
-        !self.ready.is_empty() || self.pending_links.has_new_links()
+        !self.ready.is_empty() || self.is_searching || self.pending_links.has_new_links()
     }
 
     fn look(&mut self) {

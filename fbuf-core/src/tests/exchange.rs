@@ -25,13 +25,18 @@ fn geometry(slots: u64) -> Geometry {
     Geometry::new(64, slots).unwrap()
 }
 
-fn pool(slots: u32) -> Pool {
+pub(crate) fn pool(slots: u32) -> Pool {
     Pool::new(geometry(slots.into()), slots, Arc::new(EventFd::new().unwrap())).unwrap()
 }
 
 /// Links a receiver, which skips if it holds more than so many.
-fn link(pool: &mut Pool, skip_above: Option<u32>) -> Inbound {
+pub(crate) fn link(pool: &mut Pool, skip_above: Option<u32>) -> Inbound {
     link_by(pool, Mechanism::Shared, SlotSource::Segments, skip_above)
+}
+
+/// Links this receiver.
+pub(crate) fn link_with(pool: &mut Pool, peer: Peer) -> Inbound {
+    link_peer(pool, peer, Mechanism::Shared, SlotSource::Segments, None)
 }
 
 fn link_by(pool: &mut Pool, mechanism: Mechanism, slot_source: SlotSource, skip_above: Option<u32>) -> Inbound {
@@ -42,6 +47,16 @@ fn link_by(pool: &mut Pool, mechanism: Mechanism, slot_source: SlotSource, skip_
         trusted: true,
         link: crate::peer::LinkId::default(),
     };
+    link_peer(pool, peer, mechanism, slot_source, skip_above)
+}
+
+fn link_peer(
+    pool: &mut Pool,
+    peer: Peer,
+    mechanism: Mechanism,
+    slot_source: SlotSource,
+    skip_above: Option<u32>,
+) -> Inbound {
     let (its, own) = PacketSocket::pair().unwrap();
     let (its, own) = (PacketSocket::new(its).unwrap(), PacketSocket::new(own).unwrap());
     let greeted = Greeted::new(peer, its, pool.geometry(), mechanism, slot_source, skip_above).unwrap();
@@ -64,7 +79,7 @@ fn exchange(pool: &mut Pool, inbound: &mut Inbound, byte: u8) -> Received {
     received
 }
 
-fn send(pool: &mut Pool, byte: u8) {
+pub(crate) fn send(pool: &mut Pool, byte: u8) {
     assert!(find(pool), "no slot is free");
     let mut fbuf = pool.allocate().unwrap();
     fbuf.set_len(64).unwrap();

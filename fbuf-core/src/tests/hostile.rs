@@ -438,6 +438,18 @@ fn a_receiver_that_left_claims_no_slot_that_is_used_later() {
     assert_eq!(pool.places().lent, 1, "what it holds, it may hold");
 }
 
+/// What it says again and again would have all that it has gone through each time.
+#[test]
+fn what_a_receiver_says_when_it_leaves_counts_once() {
+    let (mut pool, _socket, board) = victim_sender();
+    assert_eq!(send(&mut pool).unwrap().receivers, 1);
+    board.head().scribble(2, u64::MAX);
+    pool.notice_leaving();
+    board.head().scribble(2, 0);
+    pool.notice_leaving();
+    assert_eq!(pool.places().lent, 1, "it was asked again what it has read");
+}
+
 /// Sends a descriptor as message 0 of five bytes, and its entry.
 fn shoot(memory: OwnedFd, sequence: u64) -> Result<Vec<u8>, Violation> {
     let (mut inbound, socket, lane, _memory) = victim_receiver(Mechanism::OneShot);

@@ -2,7 +2,7 @@
 
 #[cfg(not(miri))]
 mod at_fork;
-mod exchange;
+pub(crate) mod exchange;
 pub(crate) mod hostile;
 mod scarce;
 

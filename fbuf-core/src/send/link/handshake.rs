@@ -195,6 +195,8 @@ impl Outbound {
             first: first_sequence,
             unread_from: None,
             unread: None,
+            noticed: false,
+            searched: 0,
             times: own.has(Prefix::Time),
             plain: skipping.is_none()
                 && !own.has(Prefix::Time)

@@ -51,6 +51,10 @@ pub struct Outbound {
     unread_from: Option<u64>,
     /// The messages from there on that were sent over it.
     unread: Option<Unread>,
+    /// Whether it was noticed that the receiver has left. What its board says of that later does not count.
+    noticed: bool,
+    /// Once the link is closed: no slot with a number below this is lent over it.
+    searched: u32,
     /// Whether a message needs no more care than to be sent, perhaps with a tag: the receiver is there and does not want to be
     /// skipped, this process needs no fence, nothing is guarded, no time is noted, and nothing goes over the socket.
     plain: bool,
@@ -370,6 +374,18 @@ impl Outbound {
             && self.skipping.as_ref().is_none_or(|skipping| skipping.lends(slot, mark))
     }
 
+    /// No slot with a number below this is lent over it, or will be: nothing is lent over a link that is closed.
+    pub(crate) fn searched(&self) -> u32 {
+        self.searched
+    }
+
+    /// Below this number no slot was found that is lent over it. Of a link that is open nothing follows from that.
+    pub(crate) fn note_searched(&mut self, searched: u32) {
+        if !self.is_open() {
+            self.searched = searched;
+        }
+    }
+
     /// Looks whether the receiver has left. What it never read is back at once; what it holds on to
     /// stays lent until it is handed back, or the link hangs up. `sent` is the number of the message that
     /// comes next: further than that nobody has read.
@@ -380,7 +396,12 @@ impl Outbound {
     /// If the receiver has left: sends nothing more, from the message on that it never read, at most from `end` on;
     /// and notes which messages before `sent` it has not read. Their slots may be used again at once.
     fn close_from(&mut self, end: u64, sent: u64) {
+        // Once: a receiver that says something else each time would have its messages gone through each time.
+        if self.noticed {
+            return;
+        }
         let Some(next) = self.board.left_at() else { return };
+        self.noticed = true;
         let end = self.unread_from.unwrap_or(end);
         let unread = next.clamp(self.first.min(end), end)..end.min(sent);
         let more = match &self.skipping {

@@ -1,6 +1,6 @@
 //! How a pool is made, by where its slots are to lie.
 
-use std::{os::fd::OwnedFd, sync::Arc};
+use std::{collections::VecDeque, os::fd::OwnedFd, sync::Arc};
 
 use nix::sys::eventfd::EventFd;
 
@@ -98,7 +98,8 @@ impl Pool {
             retained: Vec::new(),
             links: Vec::new(),
             turns: Turns::default(),
-            parted: Vec::new(),
+            parted: VecDeque::new(),
+            forgotten: Vec::new(),
             next_sequence: 0,
             used: 0,
             searched: 0,

@@ -1,6 +1,6 @@
 //! The links of a pool. They belong to it: only the state of all links says which slots are free.
 
-use std::{iter, mem, slice, time::Instant};
+use std::{collections::vec_deque, iter, slice, time::Instant};
 
 use super::Pool;
 use crate::{
@@ -30,7 +30,7 @@ impl Pool {
 
     /// All links over which a slot may be lent: those that are there, and those that were parted with.
     #[inline]
-    pub(super) fn linked(&self) -> iter::Chain<slice::Iter<'_, Outbound>, slice::Iter<'_, Outbound>> {
+    pub(super) fn linked(&self) -> iter::Chain<slice::Iter<'_, Outbound>, vec_deque::Iter<'_, Outbound>> {
         self.links.iter().chain(&self.parted)
     }
 
@@ -41,18 +41,23 @@ impl Pool {
     /// # Errors
     /// [`LinkEnd`]: there will be no link.
     pub fn link(&mut self, expected: Expected) -> Result<Arrived, LinkEnd> {
-        let (user, begin) = (shares::bounded(&expected.peer()), Instant::now());
+        let (peer, begin) = (expected.peer(), Instant::now());
         let looked = expected.look(self, self.next_sequence);
-        if let Some(user) = user {
-            let now = Instant::now();
-            self.turns.note(user, now - begin, now);
-        }
+        self.note_time_of(&peer, begin);
         match looked? {
             Ok(link) => {
                 self.links.push(link);
                 Ok(Arrived::Here)
             }
             Err(expected) => Ok(Arrived::NotYet(expected)),
+        }
+    }
+
+    /// What a link with this peer has taken since then counts as the time of its user.
+    pub(super) fn note_time_of(&mut self, peer: &Peer, begin: Instant) {
+        if let Some(user) = shares::bounded(peer) {
+            let now = Instant::now();
+            self.turns.note(user, now - begin, now);
         }
     }
 
@@ -143,48 +148,6 @@ impl Pool {
         held.into_iter().filter(|&(mark, _)| Some(mark) == first).map(|(_, peer)| peer).collect()
     }
 
-    /// Ends a link. What was lent over it alone is free then, to the next [search](Self::collect): only links that exist lend; but
-    /// for what the receiver may still read in place, which it is [parted](Self::forget_parted) with.
-    fn unlink(&mut self, index: usize, returns: bool) -> Option<Unread> {
-        let mut link = self.links.swap_remove(index);
-        link.notice_leaving(self.next_sequence);
-        let unread = link.unread(self.lent_over(&link).map(|(_, mark)| mark), self.next_sequence);
-        self.storage.forget_giver(link.peer());
-        // Where slots are memory of their own, the kernel says when they can be written; what the receiver has not taken by
-        // then it does not take any more.
-        if self.is_leased() && !link.is_over() {
-            link.disconnect_receiver();
-        }
-        if !returns && !self.storage.has_own_memory() && !link.is_over() && self.is_lent_over(&link) {
-            link.close(self.next_sequence, Some(Abort::Disconnected));
-            self.parted.push(link);
-        }
-        unread
-    }
-
-    /// Looks whether receivers that were parted with have let go of all that they had.
-    pub fn forget_parted(&mut self) {
-        if self.parted.is_empty() {
-            return;
-        }
-        let mut parted = mem::take(&mut self.parted);
-        parted.retain_mut(|link| link.attend(self.next_sequence).is_ok() && self.is_lent_over(link));
-        self.parted = parted;
-    }
-
-    /// Whether any slot is lent over this one of the [links](Self::links).
-    ///
-    /// # Panics
-    /// There is no such link.
-    #[must_use]
-    pub fn lends_over(&self, index: usize) -> bool {
-        self.is_lent_over(&self.links[index])
-    }
-
-    fn is_lent_over(&self, link: &Outbound) -> bool {
-        self.lent_over(link).next().is_some()
-    }
-
     /// How many slots are lent over this one of the [links](Self::links).
     ///
     /// # Panics
@@ -194,9 +157,10 @@ impl Pool {
         self.lent_over(&self.links[index]).count()
     }
 
-    /// The slots that are lent over a link, and with which messages. Goes through all slots.
-    fn lent_over(&self, link: &Outbound) -> impl Iterator<Item = (SlotId, Mark)> {
-        let marks = self.all().map(|slot| (slot, self.mark(slot)));
+    /// The slots that are lent over a link, and with which messages. Goes through all slots, or those that were not
+    /// [searched](Outbound::searched).
+    pub(super) fn lent_over(&self, link: &Outbound) -> impl Iterator<Item = (SlotId, Mark)> {
+        let marks = (link.searched()..self.used).map(|number| (SlotId::new(number), self.mark(SlotId::new(number))));
         marks.filter(move |&(slot, mark)| mark != Mark::OUT && link.has(slot, mark))
     }
 

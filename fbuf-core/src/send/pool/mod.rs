@@ -7,6 +7,7 @@
 //! no fetch of dirty lines. There is no list of free slots: whether a slot has come back is looked up
 //! when the cursor comes by, and one that somebody keeps for long is passed over, once a round.
 
+mod closed;
 mod creation;
 mod links;
 mod lossy;
@@ -14,10 +15,11 @@ mod publish;
 mod turns;
 mod unsent;
 
-use std::{io, sync::Arc};
+use std::{collections::VecDeque, io, sync::Arc};
 
 use nix::errno::Errno;
 
+pub use self::closed::Looks;
 pub use self::publish::{Published, Unsent};
 use self::turns::Turns;
 pub(crate) use self::unsent::UnsentFbufs;
@@ -25,7 +27,7 @@ use crate::process::sys::os_error;
 use crate::{
     limits::MAX_SEGMENTS,
     memory::{Address, CannotReopen, MemoryError, Pieces, leasable::OPENING, wrapping::WrappingTable},
-    peer::Peer,
+    peer::{LinkId, Peer},
     points,
     ring::entry::{Prefix, PrefixSet},
     send::{
@@ -59,7 +61,9 @@ pub struct Pool {
     links: Vec<Outbound>,
     turns: Turns,
     /// Links that were ended from this side; their receivers may read on.
-    parted: Vec<Outbound>,
+    parted: VecDeque<Outbound>,
+    /// Those of them that are over, until somebody asks.
+    forgotten: Vec<LinkId>,
     /// The number of the next message.
     next_sequence: u64,
     /// How many slots are in use: all but those of a segment that receivers do not know yet.
@@ -430,7 +434,7 @@ impl Pool {
 
     fn search_from(&mut self, from: u32, most: u32) -> bool {
         self.take_unsent();
-        self.forget_parted();
+        self.forget_parted(&mut Looks::of_search());
         if self.lacks_room().is_some() {
             return false;
         }

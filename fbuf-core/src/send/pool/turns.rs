@@ -1,6 +1,7 @@
-//! How much of a sender's time the receivers of one other user take up when they come.
+//! How much of a sender's time the receivers of one other user take up when they come and go.
 //!
-//! To open a link takes as long as the lane is large, milliseconds for many slots, and a receiver may come and go for ever. So
+//! To open a link takes as long as the lane is large, milliseconds for many slots; to end it, one look at each slot; and a receiver may
+//! come and go for ever. So
 //! of what links of one other user take, a sender spends a quarter of its time at most, but for a moment at the beginning.
 
 use std::{
@@ -30,6 +31,12 @@ impl Turns {
         // Those that owe nothing are as those that never came.
         self.0.retain(|_, until| *until > now);
         self.0.insert(user, until + spent * PART);
+    }
+
+    /// Whether anything was spent on links of this user of late.
+    #[cfg(test)]
+    pub(super) fn knows(&self, user: u32) -> bool {
+        self.0.contains_key(&user)
     }
 }
 
