@@ -4,7 +4,7 @@ mod support;
 
 use std::{os::unix::process::CommandExt, process::Command, time::Duration};
 
-use fbuf_client::{Client, DisconnectReason, GetError, WaitError};
+use fbuf_client::{Client, DisconnectReason, GetError, Mechanism, WaitError};
 use nix::{libc, unistd::geteuid};
 use support::{
     BrokerProcess, Run, SOON, broker, fbuf,
@@ -18,6 +18,9 @@ const WHILE: Duration = Duration::from_millis(700);
 
 /// What a child does: it opens an end of the channel, has a call refused, and says what it hears of the link.
 fn play(role: &str) {
+    if role == "copies" {
+        return copy();
+    }
     let words: Vec<_> = role.split(' ').collect();
     if !matches!(words[0], "receives" | "sends") {
         return begin(&words);
@@ -98,6 +101,46 @@ fn each_side_of_a_link_that_cannot_be_made_hears_why() {
             println!("{role}: {told}");
         }
     }
+}
+
+/// What a child does to which no thread is granted once it is a receiver of slots that it would lease.
+fn copy() {
+    let client = Client::connect().unwrap();
+    let mut receiver = client.receiver("c").open().unwrap();
+    for call in [libc::SYS_clone, libc::SYS_clone3] {
+        refuse(call, libc::EAGAIN).unwrap();
+    }
+    println!("refused");
+    for number in 0..4 {
+        let received = receiver.get_timeout(SOON).unwrap();
+        assert_eq!((received.sequence(), &received[..]), (number, &[7; 64][..]));
+        println!("told: {:?}", received.mechanism());
+    }
+    assert_eq!(receiver.counters().leases_refused, 4);
+    assert_eq!(receiver.get_timeout(SOON).unwrap_err(), GetError::Ended);
+    println!("told: the end");
+}
+
+#[test]
+fn a_receiver_that_is_granted_no_thread_copies_what_it_would_lease() {
+    roles!(play);
+    if !can_refuse() {
+        return;
+    }
+    let (broker, client) = broker();
+    let mut child = Other::start(broker.address(), "copies", geteuid().as_raw());
+    child.hear("refused");
+    let mut sender = client.sender("c").slot_size(64).slots(2).mechanism(Mechanism::Lease).open().unwrap();
+    sender.wait_for_receivers_timeout(1, SOON).unwrap();
+    for _ in 0..4 {
+        let mut fbuf = sender.allocate_timeout(SOON).unwrap();
+        fbuf.set_len(64).unwrap();
+        fbuf.fill(7);
+        sender.write(fbuf).unwrap();
+        assert!(child.hear("told: ").contains("Copy"));
+    }
+    sender.finish();
+    child.hear("the end");
 }
 
 /// What a child does that connects, or opens a receiver, while a call is refused.

@@ -20,7 +20,6 @@ pub use self::handshake::{Answered, GreetError, Greeted, SlotSource};
 pub(crate) use self::returns::lock;
 use self::returns::next_retired;
 pub(crate) use self::returns::{RetiredLink, Returns};
-use crate::process::sys::said;
 use crate::{
     abort::Abort,
     limits::MAX_SEQUENCE,
@@ -148,7 +147,7 @@ impl Inbound {
             }
             None => Reading::Leased(receiver_slots_of(welcome.slots, geometry, false)?).into(),
         };
-        reading.open().map_err(|error| LinkEnd::Exhausted(said(&error)))?;
+        reading.open();
         let returns = Returns {
             peer,
             mechanism,

@@ -268,15 +268,13 @@ impl ReceiverSlots {
         self.made_here.then(|| Grants::new(&self.memory))
     }
 
-    /// Maps those that can be leased, once their memory exists.
-    ///
-    /// # Errors
-    /// What the kernel says.
-    pub(crate) fn map_for_lease(&mut self) -> io::Result<()> {
+    /// Maps those that can be leased, once their memory exists. Where the kernel grants no thread, or no mapping, that takes, all
+    /// messages are copied.
+    pub(crate) fn map_for_lease(&mut self) {
         if self.leases {
-            self.leased_slots = self.memory.iter().cloned().map(LeasedSlot::new).collect::<io::Result<_>>()?;
+            let leased_slots = self.memory.iter().cloned().map(LeasedSlot::new).collect::<io::Result<_>>();
+            self.leased_slots = leased_slots.unwrap_or_default();
         }
-        Ok(())
     }
 
     /// How many leases the kernel refused.

@@ -10,7 +10,7 @@ pub(crate) mod leased;
 pub(crate) mod one_shot;
 pub(crate) mod shared;
 
-use std::{io, os::fd::AsFd, sync::Arc};
+use std::{os::fd::AsFd, sync::Arc};
 
 use self::{
     copied::CopiedSegments,
@@ -90,11 +90,10 @@ impl Reading {
     }
 
     /// Once the sender has answered, and so the memory of all slots exists.
-    ///
-    /// # Errors
-    /// What the kernel says.
-    pub(crate) fn open(&mut self) -> io::Result<()> {
-        if let Self::Leased(slots) = self { slots.map_for_lease() } else { Ok(()) }
+    pub(crate) fn open(&mut self) {
+        if let Self::Leased(slots) = self {
+            slots.map_for_lease();
+        }
     }
 
     /// Whether slots are added by segments. If not, all are known from the beginning, and are only numbers.
