@@ -418,3 +418,25 @@ fn a_receiver_knows_how_much_it_has_missed_before_it_was_linked() {
     assert_eq!(later.get_timeout(SOON).unwrap_err(), GetError::Ended);
     assert_eq!((late.counters().missed_before, later.counters().missed_before), (3, 4));
 }
+
+#[test]
+fn a_sender_hears_that_fbuf_recv_has_failed_also_if_it_was_for_another_sender() {
+    let (broker, client) = broker();
+    let recv = &mut fbuf(["recv", "c"]);
+    recv.env("FBUF_BROKER", broker.address().to_string()).stdout(Stdio::null()).stderr(Stdio::null());
+    let mut recv = Process::start(recv);
+    let open = || client.sender("c").slot_size(8).slots(4).open().unwrap();
+    let [mut one, mut other] = [open(), open()];
+    for sender in [&mut one, &mut other] {
+        sender.wait_for_receivers_timeout(1, SOON).unwrap();
+    }
+    one.abort(7);
+    let mut departure = None;
+    until("the other sender hears of it", || {
+        other.poll_events();
+        departure = other.next_departure();
+        departure.is_some()
+    });
+    assert_eq!(departure.unwrap().reason, DisconnectReason::Failed { reason: Abort::Code(1) });
+    assert_eq!(recv.end().code(), Some(3));
+}

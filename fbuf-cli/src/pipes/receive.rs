@@ -52,7 +52,11 @@ pub(crate) fn receive(arguments: &RecvArguments, place: &Place) -> Result<(), Fa
         let received = match next(&mut receiver, only.is_some(), &mut waiting) {
             Ok(received) => received,
             Err(GetError::Ended) => break,
-            Err(error) => return Err(Failure::from(error).with_status(INCOMPLETE)),
+            Err(error) => {
+                // Other senders go on, and are to hear that this receiver does not.
+                receiver.abort(FAILED);
+                return Err(Failure::from(error).with_status(INCOMPLETE));
+            }
         };
         // A file keeps what is in it until something comes in its place.
         let emptied = if only.is_none() { output.truncate() } else { Ok(()) };
