@@ -4,7 +4,7 @@ mod support;
 
 use std::fs;
 
-use fbuf_client::{Client, GetError, Mechanism, Received, Receiver, Sender};
+use fbuf_client::{Abort, Client, DisconnectReason, GetError, Mechanism, Received, Receiver, Sender};
 use nix::{
     sys::resource::{Resource, getrlimit, setrlimit},
     unistd::geteuid,
@@ -12,6 +12,7 @@ use nix::{
 use support::{
     SOON, broker,
     role::{Other, roles},
+    until,
 };
 
 /// A slot, for which a process has no room that has so many bytes of addresses left.
@@ -44,6 +45,7 @@ fn play(role: &str) {
     println!("one is here");
     match role {
         "waits" => wait(&mut receiver, first),
+        "gives up" => give_up(&mut receiver, first),
         other => panic!("{other}"),
     }
 }
@@ -76,6 +78,21 @@ fn wait(receiver: &mut Receiver, mut kept: Received) {
     println!("all is here");
 }
 
+/// Has no room for the slots that its sender adds.
+fn give_up(receiver: &mut Receiver, first: Received) {
+    let _scarcity = Scarcity::begin();
+    let mut line = String::new();
+    std::io::stdin().read_line(&mut line).unwrap();
+    drop(first);
+    drop(next(receiver, 1));
+    let end = receiver.get_timeout(SOON).unwrap_err();
+    assert!(matches!(end, GetError::GivenUp { message: 2, .. }), "{end}");
+    println!("told: {end}");
+    let end = receiver.get_timeout(SOON).unwrap_err();
+    assert_eq!(end, GetError::Ended);
+    println!("told: {end}");
+}
+
 fn send(sender: &mut Sender, number: u64) {
     let mut fbuf = sender.allocate_timeout(SOON).unwrap();
     fbuf.set_len(SLOT).unwrap();
@@ -96,4 +113,33 @@ fn one_shots_wait_for_addresses_and_none_is_lost() {
     sender.finish();
     receiver.tell("all is sent");
     receiver.hear("all is here");
+}
+
+#[test]
+fn a_stream_that_is_given_up_in_the_middle_is_told_as_such_to_both_sides() {
+    roles!(play);
+    let (broker, client) = broker();
+    let mut sender = client.sender("c").slot_size(SLOT).slots(2).grow_to(4).require_finish().open().unwrap();
+    let mut receiver = Other::start(broker.address(), "gives up", geteuid().as_raw());
+    sender.wait_for_receivers_timeout(1, SOON).unwrap();
+    send(&mut sender, 0);
+    receiver.hear("one is here");
+    (1..4).for_each(|number| send(&mut sender, number));
+    assert_eq!(sender.counters().growths, 1);
+    receiver.tell("all is sent");
+    let told = receiver.hear("told: ");
+    assert!(told.contains("given up here at message 2") && told.contains("RLIMIT_AS"), "{told}");
+    assert!(told.contains("the rest is missing") && !told.contains("could not be linked"), "{told}");
+    let told = receiver.hear("told: ");
+    assert!(told.contains("no sender is left") && told.contains("but for what was reported before"), "{told}");
+    let mut departure = None;
+    until("the sender hears of it", || {
+        sender.poll_events();
+        departure = sender.next_departure();
+        departure.is_some()
+    });
+    let departure = departure.unwrap();
+    assert_eq!(departure.reason, DisconnectReason::Failed { reason: Abort::Exhausted });
+    let unread = departure.unread.unwrap();
+    assert_eq!((unread.messages, unread.first, unread.last), (2, 2, 3));
 }

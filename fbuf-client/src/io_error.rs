@@ -63,7 +63,7 @@ impl From<GetError> for io::Error {
             GetError::Disconnected { .. } | GetError::Dropped { .. } => ErrorKind::ConnectionReset,
             GetError::Aborted { .. } => ErrorKind::ConnectionAborted,
             GetError::PeerViolation { .. } | GetError::LeaseLost { .. } => ErrorKind::InvalidData,
-            GetError::Exhausted { .. } | GetError::NoMemory { .. } => ErrorKind::OutOfMemory,
+            GetError::Exhausted { .. } | GetError::NoMemory { .. } | GetError::GivenUp { .. } => ErrorKind::OutOfMemory,
             GetError::NoDescriptor { .. } => ErrorKind::QuotaExceeded,
             GetError::SlotsWithheld { why: CannotReopen::NoDescriptor, .. } => ErrorKind::QuotaExceeded,
             GetError::SlotsWithheld { why: CannotReopen::NotPermitted, .. } => ErrorKind::PermissionDenied,

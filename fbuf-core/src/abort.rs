@@ -14,6 +14,10 @@ pub enum Abort {
     Unfinished,
     /// The sender has ended the link to this receiver, and not its stream.
     Disconnected,
+    /// The receiver's process had no memory or no descriptor left for the link.
+    Exhausted,
+    /// The receiver found that the sender broke a rule of the link.
+    Violation,
 }
 
 impl Abort {
@@ -25,6 +29,8 @@ impl Abort {
             Some(Self::Panic) => 2 << 32,
             Some(Self::Unfinished) => 3 << 32,
             Some(Self::Disconnected) => 4 << 32,
+            Some(Self::Exhausted) => 5 << 32,
+            Some(Self::Violation) => 6 << 32,
         }
     }
 
@@ -35,6 +41,8 @@ impl Abort {
             (2, _) => Some(Self::Panic),
             (3, _) => Some(Self::Unfinished),
             (4, _) => Some(Self::Disconnected),
+            (5, _) => Some(Self::Exhausted),
+            (6, _) => Some(Self::Violation),
             (_, code) => Some(Self::Code(code)),
         }
     }
@@ -47,6 +55,8 @@ impl fmt::Display for Abort {
             Self::Panic => write!(f, "in a panic"),
             Self::Unfinished => write!(f, "without a word"),
             Self::Disconnected => write!(f, "for this receiver alone"),
+            Self::Exhausted => write!(f, "for lack of memory or descriptors"),
+            Self::Violation => write!(f, "since a rule of the link was broken"),
         }
     }
 }
@@ -57,11 +67,12 @@ mod tests {
 
     #[test]
     fn a_word_says_what_was_said_and_any_other_is_no_end_in_order() {
-        let all = [Abort::Code(0), Abort::Code(u32::MAX), Abort::Panic, Abort::Unfinished, Abort::Disconnected];
-        for abort in all.map(Some).into_iter().chain([None]) {
+        let codes = [Abort::Code(0), Abort::Code(u32::MAX)];
+        let others = [Abort::Panic, Abort::Unfinished, Abort::Disconnected, Abort::Exhausted, Abort::Violation];
+        for abort in codes.into_iter().chain(others).map(Some).chain([None]) {
             assert_eq!(Abort::from_word(Abort::to_word(abort)), abort);
         }
-        for word in [1, u64::MAX, 5 << 32] {
+        for word in [1, u64::MAX, 7 << 32] {
             assert!(Abort::from_word(word).is_some());
         }
     }

@@ -186,7 +186,7 @@ fn complain(sender: &mut Sender) -> Result<(), Failure> {
         DisconnectReason::Failed { .. } => "failed before the end: see what it says".to_owned(),
         DisconnectReason::Died => "died before the end".to_owned(),
         DisconnectReason::Violation { violation } => format!("broke a rule: {violation}"),
-        DisconnectReason::Exhausted { what } => format!("could not be linked: {what}"),
+        DisconnectReason::Exhausted { what } => format!("has no link, for which this process has no room: {what}"),
         _ => "is gone".to_owned(),
     };
     Err(Failure::new(format!("the receiver ({}) {how}{unread}", peer.process)))

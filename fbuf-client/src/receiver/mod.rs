@@ -418,6 +418,10 @@ impl Receiver {
         match link.end() {
             Ok(None) => {}
             Ok(Some(reason)) => self.troubles.push_back(GetError::Aborted { peer, reason }),
+            Err(LinkEnd::Exhausted(what)) => {
+                let (message, what) = (link.next_sequence(), what.into());
+                self.troubles.push_back(GetError::GivenUp { peer, message, what });
+            }
             Err(end) => self.push_error(trouble(peer, end)),
         }
     }

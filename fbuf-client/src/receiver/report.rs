@@ -63,9 +63,11 @@ pub enum GetError {
     /// This process was forked from the one that opened the receiver.
     #[error(transparent)]
     Forked(#[from] Forked),
-    /// All senders have ended in order, and everything they sent was received. Another one may come.
+    /// No sender is left. Each that did not end in order was reported before, by an error of its own; of all others, everything that
+    /// they sent was received. Another one may come.
     #[error(
-        "all senders have ended, and what they sent was received: to wait for the next one, let the receiver keep waiting"
+        "no sender is left, and what was sent was received, but for what was reported before: to wait for the next one, let the \
+         receiver keep waiting"
     )]
     Ended,
     /// A sender's process died. Everything it sent was received; it may have meant to send more.
@@ -92,19 +94,35 @@ pub enum GetError {
         /// Why.
         reason: Abort,
     },
-    /// A sender broke a rule, and its link was closed. Reported once; other senders go on.
-    #[error("sender {} ({}) broke a rule of the link, which is closed: {violation}", peer.endpoint, peer.process)]
+    /// A sender broke a rule, and its link was closed: what was not received before is lost. Reported once; other senders go on.
+    #[error("sender {} ({}) broke a rule of the link, which is closed, so that messages may be missing: {violation}", peer.endpoint, peer.process)]
     PeerViolation {
         /// Which sender.
         peer: Peer,
         /// Which rule.
         violation: Box<Violation>,
     },
-    /// This process had no memory or no descriptor left for a link. Reported once.
+    /// This process had no memory or no descriptor left for a link, and there is none. Reported once; other senders go on.
     #[error("sender {} ({}) could not be linked: {what}", peer.endpoint, peer.process)]
     Exhausted {
         /// Which sender.
         peer: Peer,
+        /// What was missing.
+        what: Box<str>,
+    },
+    /// This process had no memory or no descriptor left for a link over which messages came, such as for new slots of the sender, and
+    /// has ended it. The sender is told ([`Abort::Exhausted`]). What it sent before this message was received; the rest is
+    /// missing. Reported once; other senders go on.
+    #[error(
+        "the stream of sender {} ({}) was given up here at message {message}, for which this process has no room: {what}; what came \
+         before was received, the rest is missing",
+        peer.endpoint, peer.process
+    )]
+    GivenUp {
+        /// Which sender.
+        peer: Peer,
+        /// The number of the first message that is missing.
+        message: u64,
         /// What was missing.
         what: Box<str>,
     },

@@ -354,7 +354,7 @@ pub struct Departure {
 pub enum DisconnectReason {
     /// It closed its receiver.
     Left,
-    /// It left because it had failed: [`Receiver::abort`](crate::Receiver::abort), or a panic.
+    /// It left because it had failed: [`Receiver::abort`](crate::Receiver::abort), a panic, or no room for the link in its process.
     Failed {
         /// Why it did.
         reason: Abort,

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::process::sys::{in_call, said};
 use crate::{
+    abort::Abort,
     process::foreign::Foreign,
     socket::{
         Arrival, PacketSocket, means_gone,
@@ -141,6 +142,17 @@ pub enum LinkEnd {
     Exhausted(String),
     /// The sender has disconnected this receiver.
     Disconnected,
+}
+
+impl LinkEnd {
+    /// What the peer is told, if it was this side that ended the link.
+    pub(crate) fn as_abort(&self) -> Option<Abort> {
+        match self {
+            Self::Violation(_) => Some(Abort::Violation),
+            Self::Exhausted(_) => Some(Abort::Exhausted),
+            Self::HangUp | Self::Disconnected => None,
+        }
+    }
 }
 
 impl From<Violation> for LinkEnd {

@@ -1,23 +1,35 @@
 //! A sender that was greeted and has not yet answered.
 
-use std::{io, sync::Arc};
+use std::{
+    io, mem,
+    os::fd::AsFd,
+    sync::{Arc, atomic::AtomicU64},
+};
 
 use nix::sys::eventfd::EventFd;
 use serde::{Deserialize, Serialize};
 
-use super::Inbound;
+use super::{Inbound, check_sequence, prefixes};
 use crate::{
-    memory::MemoryError,
+    abort::Abort,
+    memory::{MemoryError, wrapping::WrappingTable},
     peer::Peer,
     points,
     process::deferred::DeferredDrop,
     protection::Mechanism,
-    receive::reading::{Reading, grants::Grants, leased::ReceiverSlots},
-    ring::board::{BoardTable, BoardWriter},
-    slot::Geometry,
+    receive::{
+        held::Held,
+        reading::{Reading, grants::Grants, leased::ReceiverSlots},
+    },
+    ring::{
+        board::{BoardTable, BoardWriter},
+        entry::{Prefix, PrefixSet, capacity_for},
+        lane::LaneView,
+    },
+    slot::{Geometry, Mark},
     socket::{
         LinkSocket, PacketSocket,
-        link_message::{self, Hello, LinkEnd, LinkMessage},
+        link_message::{self, Hello, LinkEnd, LinkMessage, Welcome},
         under_way::Kind,
         wire::Descriptor,
     },
@@ -57,22 +69,31 @@ pub struct Greeted {
     unsaid: Option<Option<u32>>,
 }
 
-/// A board over which nothing was received yet. Dropped as such, it says that nothing ever will be.
-#[derive(Debug)]
-pub(super) struct UnusedBoard(Option<BoardTable>);
-
-impl UnusedBoard {
-    pub(super) fn take(mut self) -> Option<BoardTable> {
-        self.0.take()
-    }
+/// A board over which nothing was received yet. Dropped as such, it says that nothing ever will be, and why if that is not in
+/// order.
+#[derive(Debug, Default)]
+pub(super) struct UnusedBoard {
+    board: Option<BoardTable>,
+    pub(super) abort: Option<Abort>,
 }
 
 impl Drop for UnusedBoard {
     fn drop(&mut self) {
-        if let Some(board) = self.0.take() {
-            BoardWriter::new(board).leave(0, None);
+        if let Some(board) = self.board.take() {
+            BoardWriter::new(board).leave(0, self.abort);
         }
     }
+}
+
+/// What an open link is made of, besides that with which its sender was greeted.
+pub(super) struct Parts {
+    pub(super) board: BoardTable,
+    pub(super) lane: LaneView,
+    pub(super) prefixes: PrefixSet,
+    pub(super) next: Mark,
+    pub(super) reading: DeferredDrop<Reading>,
+    pub(super) held: Held,
+    pub(super) times: Option<WrappingTable<AtomicU64>>,
 }
 
 /// What a look at the socket of a greeted sender found.
@@ -159,7 +180,7 @@ impl Greeted {
         };
         let grants = reading.as_ref().and_then(Reading::grants);
         let (skips, unsaid) = (skip_above.is_some(), Some(skip_above));
-        let (board, reading) = (UnusedBoard(None), reading.map(DeferredDrop::from));
+        let (board, reading) = (UnusedBoard::default(), reading.map(DeferredDrop::from));
         let mut this = Self { board, socket, peer, geometry, mechanism, skips, reading, grants, unsaid };
         this.say_hello()?;
         Ok(this)
@@ -194,7 +215,7 @@ impl Greeted {
             LinkEnd::HangUp | LinkEnd::Violation(_) | LinkEnd::Disconnected => GreetError::Gone,
         })?;
         if said {
-            (self.board, self.unsaid) = (UnusedBoard(Some(board)), None);
+            (self.board, self.unsaid) = (UnusedBoard { board: Some(board), abort: None }, None);
             points::reach("attach: greeted");
             // What cannot be given yet is told when the link is open.
             if let Some(grants) = &self.grants {
@@ -228,6 +249,37 @@ impl Greeted {
         self.socket.has_ended()
     }
 
+    /// Makes what its link takes, but for segments. The board is taken last.
+    ///
+    /// # Errors
+    /// [`LinkEnd`]: there will be no link.
+    pub(super) fn parts(&mut self, welcome: &mut Welcome) -> Result<Parts, LinkEnd> {
+        let slots = self.geometry.max_slots();
+        let exhausted = |error: MemoryError| LinkEnd::Exhausted(error.to_string());
+        let prefixes = prefixes::declared(welcome, self.skips)?;
+        let lane = LaneView::attach(welcome.lane.as_fd(), capacity_for(slots, prefixes))?;
+        let lane = lane.made_by(self.peer.other_user());
+        let next = Mark::of(check_sequence(Some(welcome.first_sequence))?);
+        let mut reading = match self.reading.take() {
+            Some(reading) => reading,
+            None if welcome.slots.len() != slots as usize => {
+                return Err(Violation::Terms {
+                    what: "the number of slots that were handed over",
+                    found: welcome.slots.len() as u64,
+                    allowed: "as many as were announced",
+                }
+                .into());
+            }
+            None => Reading::Leased(receiver_slots_of(mem::take(&mut welcome.slots), self.geometry, false)?).into(),
+        };
+        reading.open();
+        let held = Held::new(slots as usize).map_err(exhausted)?;
+        let has_times = prefixes.has(Prefix::Time);
+        let times = has_times.then(|| WrappingTable::of_zeroes(slots as usize)).transpose().map_err(exhausted)?;
+        let board = self.board.board.take().ok_or(LinkEnd::HangUp)?;
+        Ok(Parts { board, lane, prefixes, next, reading, held, times })
+    }
+
     /// Looks for the sender's answer.
     ///
     /// # Errors
@@ -250,11 +302,7 @@ impl Greeted {
 }
 
 /// Slots that were handed over, each memory of its own.
-pub(super) fn receiver_slots_of(
-    memory: Vec<Descriptor>,
-    geometry: Geometry,
-    leases: bool,
-) -> Result<ReceiverSlots, GreetError> {
+fn receiver_slots_of(memory: Vec<Descriptor>, geometry: Geometry, leases: bool) -> Result<ReceiverSlots, GreetError> {
     let memory: io::Result<_> = memory.into_iter().map(Descriptor::into_foreign).collect();
     let memory = memory.map_err(|source| MemoryError::Refused { call: "recvmsg", asked: 0, error: source })?;
     Ok(ReceiverSlots::given(memory, geometry, leases)?)

@@ -6,7 +6,6 @@ mod prefixes;
 mod returns;
 
 use std::{
-    os::fd::AsFd,
     sync::{
         Arc, Weak,
         atomic::{AtomicU64, Ordering},
@@ -14,7 +13,7 @@ use std::{
     time::Duration,
 };
 
-use self::handshake::receiver_slots_of;
+use self::handshake::Parts;
 pub use self::handshake::{Answered, GreetError, Greeted, SlotSource};
 #[cfg(test)]
 pub(crate) use self::returns::lock;
@@ -23,13 +22,13 @@ pub(crate) use self::returns::{RetiredLink, Returns};
 use crate::{
     abort::Abort,
     limits::MAX_SEQUENCE,
-    memory::{CannotReopen, MemoryError, wrapping::WrappingTable},
+    memory::CannotReopen,
     peer::Peer,
     points,
     process::deferred::DeferredDrop,
     protection::Mechanism,
     receive::{
-        held::{Cell, Held, Untaken},
+        held::{Cell, Untaken},
         reading::{
             Reading, Unreadable,
             shared::{SharedSegments, Views},
@@ -38,13 +37,13 @@ use crate::{
     },
     ring::{
         board::BoardWriter,
-        entry::{Body, Note, Prefix, PrefixSet, capacity_for},
-        lane::{LaneReader, LaneView},
+        entry::{Body, Note, Prefix, PrefixSet},
+        lane::LaneReader,
     },
     slot::{Geometry, Mark, SlotId},
     socket::{
         LinkSocket,
-        link_message::{LinkEnd, Welcome},
+        link_message::{LinkEnd, NewSegment, Welcome},
     },
     violation::Violation,
     wait::Fencing,
@@ -127,27 +126,10 @@ impl<'a> Loan<'a> {
 }
 
 impl Inbound {
-    fn open(greeted: Greeted, welcome: Welcome) -> Result<Self, LinkEnd> {
-        let Greeted { peer, socket, geometry, mechanism, skips, reading, grants, board, .. } = greeted;
-        let slots = geometry.max_slots();
-        let exhausted = |error: MemoryError| LinkEnd::Exhausted(error.to_string());
-        let prefixes = prefixes::declared(&welcome, skips)?;
-        let lane = LaneView::attach(welcome.lane.as_fd(), capacity_for(slots, prefixes))?.made_by(peer.other_user());
-        let next = Mark::of(check_sequence(Some(welcome.first_sequence))?);
-        let board = board.take().ok_or(LinkEnd::HangUp)?;
-        let mut reading = match reading {
-            Some(reading) => reading,
-            None if welcome.slots.len() != slots as usize => {
-                return Err(Violation::Terms {
-                    what: "the number of slots that were handed over",
-                    found: welcome.slots.len() as u64,
-                    allowed: "as many as were announced",
-                }
-                .into());
-            }
-            None => Reading::Leased(receiver_slots_of(welcome.slots, geometry, false)?).into(),
-        };
-        reading.open();
+    fn open(mut greeted: Greeted, mut welcome: Welcome) -> Result<Self, LinkEnd> {
+        let parts = greeted.parts(&mut welcome).inspect_err(|end| greeted.board.abort = end.as_abort())?;
+        let Parts { board, lane, prefixes, next, reading, held, times } = parts;
+        let Greeted { peer, socket, geometry, mechanism, grants, .. } = greeted;
         let returns = Returns {
             peer,
             mechanism,
@@ -155,11 +137,8 @@ impl Inbound {
             socket,
             views: Views::default(),
             board: BoardWriter::new(board),
-            held: Held::new(slots as usize).map_err(exhausted)?,
-            times: match prefixes.has(Prefix::Time) {
-                true => Some(WrappingTable::of_zeroes(slots as usize).map_err(exhausted)?),
-                false => None,
-            },
+            held,
+            times,
             lane,
             rung: AtomicU64::new(0),
             among: next_retired(Fencing::of_this_process()),
@@ -187,23 +166,35 @@ impl Inbound {
             lacks_memory: None,
             reading,
         };
-        if !inbound.reading.has_segments() {
-            inbound.returns().board.provide(slots).map_err(exhausted)?;
-            // Slots are only numbers.
-            (0..slots).for_each(|slot| inbound.returns().held.add(SlotId::new(slot), std::ptr::null_mut()));
-            inbound.known = slots;
+        match inbound.add_slots(welcome.segments) {
+            Ok(()) => Ok(inbound),
+            Err(end) => {
+                inbound.abort = end.as_abort();
+                Err(end)
+            }
         }
-        for segment in welcome.segments {
-            match inbound.add_segment(&segment) {
+    }
+
+    /// Adds the slots that the sender has to begin with.
+    fn add_slots(&mut self, segments: Vec<NewSegment>) -> Result<(), LinkEnd> {
+        if !self.reading.has_segments() {
+            let slots = self.geometry.max_slots();
+            self.returns().board.provide(slots).map_err(|error| LinkEnd::Exhausted(error.to_string()))?;
+            // Slots are only numbers.
+            (0..slots).for_each(|slot| self.returns().held.add(SlotId::new(slot), std::ptr::null_mut()));
+            self.known = slots;
+        }
+        for segment in segments {
+            match self.add_segment(&segment) {
                 Ok(()) => {}
                 Err(LinkEnd::Exhausted(what)) => {
-                    inbound.lacks = Some(what);
+                    self.lacks = Some(what);
                     break;
                 }
                 Err(end) => return Err(end),
             }
         }
-        Ok(inbound)
+        Ok(())
     }
 
     #[inline]
@@ -221,6 +212,12 @@ impl Inbound {
     #[must_use]
     pub fn socket(&self) -> LinkSocket<'_> {
         self.returns().socket.of_link()
+    }
+
+    /// The number of the first message that was not taken, if none is left out before it.
+    #[must_use]
+    pub fn next_sequence(&self) -> u64 {
+        self.next.sequence()
     }
 
     /// How many messages were taken.
@@ -490,17 +487,20 @@ impl Inbound {
         !matches!(self.end, None | Some(LinkEnd::HangUp))
     }
 
-    /// How it ended, once it [is over](Self::is_over): in order, or why the sender broke it off.
+    /// How it ended, once it [is over](Self::is_over): in order, or why the sender broke it off. If it was this side that ended it,
+    /// the sender is told why when this is dropped.
     ///
     /// # Errors
     /// [`LinkEnd`]: the sender said nothing of an end.
     pub fn end(&mut self) -> Result<Option<Abort>, LinkEnd> {
-        match self.end.take() {
+        let ended = match self.end.take() {
             Some(LinkEnd::HangUp) | None if self.reader.is_disconnected() => Err(LinkEnd::Disconnected),
             None | Some(LinkEnd::HangUp) if self.reader.ending().is_some() => Ok(self.reader.abort()),
             Some(end) => Err(end),
             None => self.lacks.take().map_or(Ok(None), |lacks| Err(LinkEnd::Exhausted(lacks))),
-        }
+        };
+        self.abort = self.abort.or(ended.as_ref().err().and_then(LinkEnd::as_abort));
+        ended
     }
 
     /// Has the sender told, when this is dropped, that this side has failed.

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::{
+    abort::Abort,
     memory::{Leasable, Map, Pages, available::without_memory},
     ring::{board::BoardReader, lane::LaneWriter},
     send::unread::Unread,
@@ -114,5 +115,46 @@ fn a_message_that_breaks_a_rule_is_not_handed_back_as_read() {
     assert!(matches!(inbound.end(), Err(LinkEnd::Violation(_))));
     assert!(!board.is_back(SlotId::new(0), Mark::of(7)), "it was handed back, and nobody read it");
     drop(inbound);
-    assert_eq!(board.left_at(), Some(7));
+    assert_eq!((board.left_at(), board.abort()), (Some(7), Some(Abort::Violation)));
+}
+
+#[test]
+fn a_sender_hears_that_its_receiver_had_no_room_for_more_slots_and_what_is_unread() {
+    for mechanism in [Mechanism::Shared, Mechanism::Copy] {
+        let mut pool = Pool::new(geometry(), 2, wake()).unwrap();
+        let mut inbound = link(&mut pool, mechanism, SlotSource::Segments, |_| {});
+        for number in 0..4 {
+            if !collect(&mut pool) {
+                pool.grow().unwrap();
+                assert!(pool.announce_to(0).unwrap());
+                pool.use_segment();
+                assert!(collect(&mut pool));
+            }
+            shoot(&mut pool, number).unwrap();
+        }
+        without_memory(|| inbound.attend());
+        for number in 0..2 {
+            assert_eq!(inbound.take().unwrap().sequence(), number, "{mechanism:?}");
+        }
+        assert!(inbound.take().is_none() && inbound.is_broken(), "{mechanism:?}");
+        assert!(matches!(inbound.end(), Err(LinkEnd::Exhausted(_))), "{mechanism:?}");
+        assert_eq!(inbound.next_sequence(), 2, "{mechanism:?}");
+        drop(inbound);
+        pool.notice_leaving();
+        assert_eq!(pool.links()[0].failure(), Some(Abort::Exhausted), "{mechanism:?}");
+        assert_eq!(pool.end(0), Some(Unread { messages: 2, first: 2, last: 3 }), "{mechanism:?}");
+    }
+}
+
+#[test]
+fn a_sender_hears_that_its_receiver_had_no_room_for_the_link() {
+    let mut pool = Pool::new(geometry(), SLOTS, wake()).unwrap();
+    let (to_sender, to_receiver) = PacketSocket::pair().unwrap();
+    let (to_sender, to_receiver) = (PacketSocket::new(to_sender).unwrap(), PacketSocket::new(to_receiver).unwrap());
+    let (mechanism, segments) = (Mechanism::Shared, SlotSource::Segments);
+    let greeted = Greeted::new(peer(), to_sender, pool.geometry(), mechanism, segments, None).unwrap();
+    let Ok(Arrived::Here) = pool.link(Expected::new(peer(), to_receiver)) else { panic!("no hello") };
+    let end = without_memory(|| greeted.look()).map(drop).unwrap_err();
+    assert!(matches!(end, LinkEnd::Exhausted(_)), "{end:?}");
+    assert_eq!(pool.links()[0].failure(), Some(Abort::Exhausted));
 }
