@@ -21,25 +21,34 @@ const LEFT: u64 = 4 << 20;
 const MESSAGES: u64 = 5;
 
 /// While it exists, this process can map little.
-struct Scarcity((u64, u64));
+struct Scarcity(Resource, (u64, u64));
 
 impl Scarcity {
     fn begin() -> Self {
-        let limit = getrlimit(Resource::RLIMIT_AS).unwrap();
+        Self::of(Resource::RLIMIT_AS)
+    }
+
+    /// The same, or make no large file.
+    fn of(resource: Resource) -> Self {
+        let limit = getrlimit(resource).unwrap();
         let pages: u64 = fs::read_to_string("/proc/self/statm").unwrap().split(' ').next().unwrap().parse().unwrap();
-        setrlimit(Resource::RLIMIT_AS, pages * 4096 + LEFT, limit.1).unwrap();
-        Self(limit)
+        let used = if resource == Resource::RLIMIT_AS { pages * 4096 } else { 0 };
+        setrlimit(resource, used + LEFT, limit.1).unwrap();
+        Self(resource, limit)
     }
 }
 
 impl Drop for Scarcity {
     fn drop(&mut self) {
-        setrlimit(Resource::RLIMIT_AS, self.0.0, self.0.1).unwrap();
+        setrlimit(self.0, self.1.0, self.1.1).unwrap();
     }
 }
 
 fn play(role: &str) {
     let client = Client::connect().unwrap();
+    if role == "sends" {
+        return run_out(&client);
+    }
     let mut receiver = client.receiver("c").max_slot_size(SLOT).open().unwrap();
     let first = next(&mut receiver, 0);
     println!("one is here");
@@ -93,6 +102,28 @@ fn give_up(receiver: &mut Receiver, first: Received) {
     println!("told: {end}");
 }
 
+/// Allocates messages until there is no more room.
+fn run_out(client: &Client) {
+    for mechanism in [Mechanism::OneShot, Mechanism::Lease] {
+        let mut sender = client.sender("c").slot_size(SLOT).slots(8).mechanism(mechanism).open().unwrap();
+        for limit in [Resource::RLIMIT_AS, Resource::RLIMIT_FSIZE] {
+            let _scarcity = Scarcity::of(limit);
+            let mut kept = Vec::new();
+            let told = loop {
+                match sender.try_allocate() {
+                    Ok(fbuf) => kept.push(fbuf.expect("there are slots for all that can be ready")),
+                    Err(error) => break error,
+                }
+            };
+            println!("told: {told}");
+            if mechanism == Mechanism::Lease {
+                // It makes no file.
+                break;
+            }
+        }
+    }
+}
+
 fn send(sender: &mut Sender, number: u64) {
     let mut fbuf = sender.allocate_timeout(SOON).unwrap();
     fbuf.set_len(SLOT).unwrap();
@@ -142,4 +173,20 @@ fn a_stream_that_is_given_up_in_the_middle_is_told_as_such_to_both_sides() {
     assert_eq!(departure.reason, DisconnectReason::Failed { reason: Abort::Exhausted });
     let unread = departure.unread.unwrap();
     assert_eq!((unread.messages, unread.first, unread.last), (2, 2, 3));
+}
+
+#[test]
+fn a_sender_without_room_hears_for_what_and_which_limit_is_in_the_way() {
+    roles!(play);
+    let (broker, _client) = broker();
+    let mut sender = Other::start(broker.address(), "sends", geteuid().as_raw());
+    for (slot, limit, remedy) in [
+        ("a one-shot", "RLIMIT_AS", "drop fbufs"),
+        ("a one-shot", "RLIMIT_FSIZE", "raise it"),
+        ("a leased slot", "RLIMIT_AS", "drop fbufs"),
+    ] {
+        let told = sender.hear("told: ");
+        assert!(told.contains(&format!("no memory for {slot} of {SLOT} bytes")), "{told}");
+        assert!(told.contains(limit) && told.contains(remedy) && !told.contains("receivers"), "{told}");
+    }
 }

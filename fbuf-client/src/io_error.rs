@@ -118,6 +118,7 @@ impl From<ConnectError> for io::Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Shortage;
 
     #[test]
     fn an_io_error_has_the_kind_of_the_event_and_the_text_of_the_error() {
@@ -126,7 +127,9 @@ mod tests {
         assert_eq!(said(full.into()), (ErrorKind::TimedOut, full.to_string()));
         assert!(full.to_string().starts_with("no free slot: all 8 are in use"), "{full}");
         assert_eq!(io::Error::from(cut).kind(), ErrorKind::Interrupted);
-        assert_eq!(io::Error::from(AllocateError::NoMemory { bytes: 1 }).kind(), ErrorKind::OutOfMemory);
+        let none = MemoryError::NotEnough { asked: 1, available: 0, bound: "the machine" };
+        let none = AllocateError::NoMemory { bytes: 1, shortage: Shortage::behind(&none, "a slot") };
+        assert_eq!(io::Error::from(none).kind(), ErrorKind::OutOfMemory);
         assert_eq!(io::Error::from(WaitError::StillLent { slots: 1 }).kind(), ErrorKind::TimedOut);
         assert_eq!(io::Error::from(GetError::Ended).kind(), ErrorKind::UnexpectedEof);
         assert_eq!(io::Error::from(WriteError::Lost).kind(), ErrorKind::OutOfMemory);

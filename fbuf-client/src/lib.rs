@@ -133,7 +133,7 @@ pub use fbuf_core::{
     receive::{private::Private, received::Received},
     send::{
         fbuf::{Fbuf, Filled, NoHeadroom, TooLarge, Untagged},
-        pool::Places,
+        pool::{Places, Shortage},
         retained::Retained,
         unread::Unread,
     },

@@ -153,7 +153,8 @@ impl Sender {
     /// thread that calls.
     ///
     /// # Errors
-    /// [`AllocateError::NoMemory`] if each message is memory of its own ([`Mechanism::OneShot`](crate::Mechanism::OneShot)) and
+    /// [`AllocateError::NoMemory`] if each message or slot is memory of its own
+    /// ([`Mechanism::OneShot`](crate::Mechanism::OneShot), [`Mechanism::Lease`](crate::Mechanism::Lease)) and
     /// there is none; [`AllocateError::Interrupted`] if it waits and is [interrupted](InterruptHandle);
     /// [`AllocateError::Forked`].
     #[doc(alias("uf_allocate", "loan", "reserve", "acquire"))]

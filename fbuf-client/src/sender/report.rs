@@ -10,7 +10,7 @@ use fbuf_core::{
     send::{
         fbuf::Fbuf,
         link::NoRoom,
-        pool::{Places, Unsent},
+        pool::{Places, Shortage, Unsent},
         unread::Unread,
     },
     violation::Violation,
@@ -224,11 +224,13 @@ pub enum AllocateError {
          RLIMIT_NOFILE may be under way: let them run, or raise `ulimit -n`"
     )]
     UnderWay,
-    /// There is no memory for a one-shot message.
-    #[error("no memory for a one-shot of {bytes} bytes: let receivers drop what they keep, or free some")]
+    /// There is no memory for a one-shot, or none for a leased slot that is free.
+    #[error("no memory for {} of {bytes} bytes: {shortage}", shortage.slot())]
     NoMemory {
         /// The size of a slot.
         bytes: usize,
+        /// Which limit is in the way, and what helps.
+        shortage: Shortage,
     },
     /// A slot is free, and this process may not open it again: slots that are leased belong to the user that opened the
     /// sender, and the process has changed its user since.

@@ -93,7 +93,7 @@ impl Sender {
         }
         let bytes = self.pool.capacity() as usize;
         Some(match self.pool.lack()? {
-            Lack::Memory => AllocateError::NoMemory { bytes },
+            Lack::Memory(shortage) => AllocateError::NoMemory { bytes, shortage },
             Lack::Descriptors => AllocateError::NoDescriptor { bytes },
             Lack::Permission => AllocateError::NotPermitted { bytes },
             Lack::Proc => AllocateError::NoProc { bytes },

@@ -19,14 +19,15 @@ pub(crate) fn check(asked: u64) -> Result<(), MemoryError> {
     }
 }
 
+/// What bounds the length of files.
+pub(crate) const FILE_SIZE: &str = "the longest file of this process: RLIMIT_FSIZE, ulimit -f";
+
 /// Refuses files that this process may not make so long: beyond RLIMIT_FSIZE the kernel sends SIGXFSZ, which kills.
 pub(crate) fn check_length(asked: u64) -> Result<(), MemoryError> {
     match getrlimit(Resource::RLIMIT_FSIZE) {
-        Ok((longest, _)) if longest != RLIM_INFINITY && longest < asked => Err(MemoryError::NotEnough {
-            asked,
-            available: longest,
-            bound: "the longest file of this process: RLIMIT_FSIZE, ulimit -f",
-        }),
+        Ok((longest, _)) if longest != RLIM_INFINITY && longest < asked => {
+            Err(MemoryError::NotEnough { asked, available: longest, bound: FILE_SIZE })
+        }
         _ => Ok(()),
     }
 }

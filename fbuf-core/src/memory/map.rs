@@ -268,7 +268,7 @@ impl Map {
         let length = NonZeroUsize::new(size).ok_or_else(|| io::Error::other("nothing to map"))?;
         #[cfg(test)]
         if super::available::is_withheld() {
-            return Err(io::Error::other("memory of this test"));
+            return Err(name_limit(Errno::ENOMEM));
         }
         // SAFETY: a fresh mapping at an address of the kernel's choice touches no existing memory.
         let base = unsafe { mmap(None, length, protection, sharing, fd, 0) }.map_err(name_limit)?;
@@ -367,13 +367,26 @@ impl Map {
 }
 
 /// Which limits mmap(2) stands for by an error.
-fn name_limit(error: Errno) -> io::Error {
+pub(crate) fn name_limit(error: Errno) -> io::Error {
     let limit = match error {
         Errno::EAGAIN => "this process locks all that it maps (mlockall), and may not lock so much: RLIMIT_MEMLOCK",
         Errno::ENOMEM => "RLIMIT_AS, vm.max_map_count, or vm.overcommit_memory leave no room",
         error => return error.into(),
     };
-    io::Error::new(io::Error::from(error).kind(), format!("{limit} ({error})"))
+    io::Error::new(io::Error::from(error).kind(), MapLimit { limit, error })
+}
+
+/// What mmap(2) said, and the limits it stands for.
+#[derive(Debug, thiserror::Error)]
+#[error("{limit} ({error})")]
+struct MapLimit {
+    limit: &'static str,
+    error: Errno,
+}
+
+/// The limits that an error of mmap(2) stands for, if it is one.
+pub(crate) fn limit_of_map(error: &io::Error) -> Option<&'static str> {
+    error.get_ref().and_then(|error| error.downcast_ref::<MapLimit>()).map(|limited| limited.limit)
 }
 
 /// A mapping of memory that was sealed for good: bytes that do not change.

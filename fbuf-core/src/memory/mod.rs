@@ -22,6 +22,14 @@ mod trial;
 pub(crate) mod wrapping;
 
 #[cfg(not(loom))]
+pub(crate) use self::{
+    available::FILE_SIZE,
+    map::limit_of_map,
+    memfd::{Seals, verify},
+    pieces::{Address, Pieces},
+    sealed::SealedMemory,
+};
+#[cfg(not(loom))]
 pub use self::{
     available::available,
     leasable::{CannotReopen, HUGE_PAGE, Leasable, Pages, free_huge_pages, has_transparent_pages},
@@ -30,10 +38,4 @@ pub use self::{
     sealed::Sealed,
     table::{SharedLayout, Table, TableView},
     trial::{Trial, try_page},
-};
-#[cfg(not(loom))]
-pub(crate) use self::{
-    memfd::{Seals, verify},
-    pieces::{Address, Pieces},
-    sealed::SealedMemory,
 };

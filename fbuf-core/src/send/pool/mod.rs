@@ -9,6 +9,7 @@
 
 mod closed;
 mod creation;
+mod lack;
 mod links;
 mod lossy;
 mod publish;
@@ -17,16 +18,16 @@ mod unsent;
 
 use std::{collections::VecDeque, io, sync::Arc};
 
-use nix::errno::Errno;
-
 pub use self::closed::Looks;
-pub use self::publish::{Published, Unsent};
 use self::turns::Turns;
 pub(crate) use self::unsent::UnsentFbufs;
-use crate::process::sys::os_error;
+pub use self::{
+    lack::{Lack, Shortage},
+    publish::{Published, Unsent},
+};
 use crate::{
     limits::MAX_SEGMENTS,
-    memory::{Address, CannotReopen, MemoryError, Pieces, leasable::OPENING, wrapping::WrappingTable},
+    memory::{Address, MemoryError, Pieces, wrapping::WrappingTable},
     peer::{LinkId, Peer},
     points,
     ring::entry::{Prefix, PrefixSet},
@@ -105,39 +106,6 @@ impl Extras {
     pub fn prefixes(self) -> PrefixSet {
         let tags = PrefixSet::NONE.with_if(Prefix::Tag, self.tags);
         tags.with_if(Prefix::Time, self.times).with_if(Prefix::Gap, self.lossy)
-    }
-}
-
-/// What there is not enough of for a free slot to be used.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Lack {
-    /// Memory.
-    Memory,
-    /// Descriptors of this process.
-    Descriptors,
-    /// The right to open the slot again: it belongs to the user that this process had when it opened the sender.
-    Permission,
-    /// A /proc, through which the slot would be opened again.
-    Proc,
-    /// The kernel's permission for a call.
-    Refused {
-        /// Which call.
-        call: &'static str,
-        /// What the kernel says.
-        errno: Errno,
-    },
-}
-
-impl Lack {
-    fn behind(error: &MemoryError) -> Self {
-        let &MemoryError::Refused { call, ref error, .. } = error else { return Self::Memory };
-        match (CannotReopen::of(error), os_error(error)) {
-            (Some(CannotReopen::NoDescriptor), _) => Self::Descriptors,
-            (Some(CannotReopen::NotPermitted), _) if call == OPENING => Self::Permission,
-            (Some(CannotReopen::NoProc), _) if call == OPENING => Self::Proc,
-            (_, None | Some(Errno::ENOMEM | Errno::ENOSPC)) => Self::Memory,
-            (_, Some(errno)) => Self::Refused { call, errno },
-        }
     }
 }
 
@@ -321,7 +289,8 @@ impl Pool {
             return false;
         }
         let prepared = self.storage.prepare(first, count as u32);
-        self.lack = prepared.as_ref().err().map(Lack::behind);
+        let slot = if self.sends_one_shots() { Shortage::ONE_SHOT } else { Shortage::LEASED };
+        self.lack = prepared.as_ref().err().map(|error| Lack::behind(error, slot));
         let Ok(Some(pieces)) = prepared else { return false };
         self.free = pieces;
         self.ledger.fill(first.index()..first.index() + count, Mark::OUT);
