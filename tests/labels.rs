@@ -17,7 +17,7 @@ use fbuf_core::{
     limits::{MAX_ENDPOINTS, MAX_REQUESTS},
     protection::Protection,
 };
-use fbuf_protocol::{ClientTransport, ControlClient, Limits, MAX_PAGE, Open, Report, Role, Wire, name::Label};
+use fbuf_protocol::{ClientTransport, ControlClient, Limits, Open, Page, Report, Role, Wire, name::Label};
 use serde_json::Value;
 use support::{
     BrokerProcess, Metrics, Process, Run, SOON, fbuf,
@@ -84,9 +84,9 @@ fn open_all(count: usize) {
                 opened.collect::<JoinSet<_>>().join_all().await;
             }
             let report = Report { messages: u64::MAX, held: u64::MAX, ..Report::default() };
-            for page in labels.chunks(MAX_PAGE) {
-                let reports = page.iter().map(|&number| (number as u64, report)).collect();
-                control.report(context::current(), reports, false).await.unwrap();
+            let reports: Vec<_> = labels.iter().map(|&number| (number as u64, report)).collect();
+            for page in Page::split(&reports) {
+                control.report(context::current(), page, false).await.unwrap();
             }
             control
         })

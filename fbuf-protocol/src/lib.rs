@@ -33,7 +33,7 @@ pub use status::{ClientStatus, EndStatus, EndpointStatus, MAX_PAGE, News, Oldest
 pub use transport::Parcel;
 pub use transport::{Call, ClientTransport, Packets, ServerTransport, Turn};
 pub use unpaired::{Accepted, Limits, Mismatch, Unpaired};
-pub use wire::Wire;
+pub use wire::{Page, Wire};
 
 /// What a client may ask of its broker.
 #[tarpc::service]
@@ -46,7 +46,7 @@ pub trait Control {
     /// receipt of the last news shows that they were read.
     async fn news(receipt: u64) -> News;
     /// What endpoints of this client are doing, at most [`MAX_PAGE`] at a time.
-    async fn report(reports: Vec<(u64, Report)>, last: bool);
+    async fn report(reports: Page<(u64, Report)>, last: bool);
     /// The endpoints that this user may see and that have a greater number, in this order, at most [`MAX_PAGE`] of
     /// them. The first page, behind 0, waits a moment for their reports.
     async fn status(behind: u64) -> Vec<EndpointStatus>;

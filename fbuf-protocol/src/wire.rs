@@ -1,14 +1,78 @@
 //! How public types are sent, as [`fbuf_core::socket::forms`] are. Where something else has them in it, as an answer or a list
 //! does, they are [`Wire`]s.
 
+use std::{fmt, marker::PhantomData};
+
 use fbuf_core::{
     peer::{LinkId as Link, Peer},
     protection::Protection,
     socket::forms,
 };
-use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
+use serde::{
+    Deserialize, Deserializer, Serialize, Serializer,
+    de::{Error, SeqAccess, Visitor},
+};
 
-use crate::{channel, name, quota, unpaired};
+use crate::{MAX_PAGE, channel, name, quota, unpaired};
+
+/// At most [`MAX_PAGE`] of something. A message with more is none: whoever sends it does not keep to the protocol.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(transparent)]
+pub struct Page<T>(Vec<T>);
+
+impl<T> Page<T> {
+    /// All of these, in pages.
+    pub fn split(all: &[T]) -> impl Iterator<Item = Self>
+    where
+        T: Clone,
+    {
+        all.chunks(MAX_PAGE).map(|page| Self(page.to_vec()))
+    }
+
+    /// How many there are.
+    #[must_use]
+    #[expect(clippy::len_without_is_empty, reason = "nobody asks")]
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+}
+
+impl<T> IntoIterator for Page<T> {
+    type Item = T;
+    type IntoIter = std::vec::IntoIter<T>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.0.into_iter()
+    }
+}
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Page<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Entries<T>(PhantomData<T>);
+
+        impl<'de, T: Deserialize<'de>> Visitor<'de> for Entries<T> {
+            type Value = Page<T>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, "a list of at most {MAX_PAGE}")
+            }
+
+            // Those that are too many are not even decoded.
+            fn visit_seq<A: SeqAccess<'de>>(self, mut entries: A) -> Result<Self::Value, A::Error> {
+                let mut page = Vec::new();
+                while let Some(entry) = entries.next_element()? {
+                    if page.len() == MAX_PAGE {
+                        return Err(A::Error::invalid_length(MAX_PAGE + 1, &self));
+                    }
+                    page.push(entry);
+                }
+                Ok(Page(page))
+            }
+        }
+
+        deserializer.deserialize_seq(Entries(PhantomData))
+    }
+}
 
 /// A value of a public type, as it is sent.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -214,4 +278,25 @@ enum Refusal {
     Exhausted {
         what: String,
     },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_page_with_an_entry_too_many_is_none() {
+        let bytes = |entries| postcard::to_stdvec(&vec![7u64; entries]).unwrap();
+        for entries in [0, 1, MAX_PAGE] {
+            let page: Page<u64> = postcard::from_bytes(&bytes(entries)).unwrap();
+            assert_eq!((page.len(), postcard::to_stdvec(&page).unwrap()), (entries, bytes(entries)));
+        }
+        for entries in [MAX_PAGE + 1, 1400] {
+            assert!(postcard::from_bytes::<Page<u64>>(&bytes(entries)).is_err(), "{entries}");
+        }
+        assert_eq!(
+            Page::split(&[7u64; 2 * MAX_PAGE + 1]).map(|page| page.len()).collect::<Vec<_>>(),
+            [MAX_PAGE, MAX_PAGE, 1]
+        );
+    }
 }

@@ -20,7 +20,7 @@ use fbuf_core::{
 };
 use fbuf_fuzz::{SLOT_BYTES, SLOTS, link as link_id, peer, secret};
 use fbuf_protocol::{
-    ControlRequest, ControlResponse, Limits, Mismatch, News, Oldest, Open, Opened, Parcel, PreviousRegistration,
+    ControlRequest, ControlResponse, Limits, Mismatch, News, Oldest, Open, Opened, Page, Parcel, PreviousRegistration,
     Refusal, Report, Role, Slots, Unpaired, Wire,
 };
 use serde::Serialize;
@@ -116,7 +116,8 @@ fn control() {
     let close = request(0, ControlRequest::Close { endpoint: 1, last: Report::default() });
     write("control", "resumption", &[&trusted, &own, &sends, &receives, &close]);
     let oldest = Some(Oldest { sequence: 3, behind: 1, milliseconds: 20 });
-    let reports = vec![(2, Report { held: 1, oldest, ..Report::default() })];
+    let page = [(2, Report { held: 1, oldest, ..Report::default() })];
+    let reports = Page::split(&page).next().expect("one");
     let (report, status) = (ControlRequest::Report { reports, last: true }, ControlRequest::Status { behind: 0 });
     let opened = open(0, 2, receiver(Protection::Volatile), None);
     write("control", "status", &[&own, &opened, &request(0, report), &request(0, status)]);

@@ -40,7 +40,7 @@ use tokio::{
 };
 use tracing::{debug, info, warn};
 
-use self::{accept::PendingClient, log_limit::LogLimit, mailbox::Mailbox, requests::Session};
+use self::{accept::PendingClient, log_limit::LogLimit, mailbox::Mailbox, reports::Unanswered, requests::Session};
 use crate::{
     Listener,
     account::Capacity,
@@ -51,6 +51,8 @@ use crate::{
 
 /// So many looks whether two ends fit are as much work as a request.
 const LOOKS: usize = 64;
+/// To note what one endpoint has done is as much work as so many of those looks.
+const LOOKS_OF_NOTE: usize = 4;
 
 /// The broker, shared by the tasks of its clients. Cheap to clone.
 ///
@@ -72,10 +74,9 @@ struct Inner {
     waiting: Arc<Notify>,
     /// What endpoints said of themselves.
     tally: Tally,
-    /// When each client was asked last to report, and whether it has not answered yet.
-    asked: HashMap<ClientId, (Instant, bool)>,
-    /// Notified when somebody has, or has gone.
-    reported: Arc<Notify>,
+    /// When each client was asked last to report, and of which user it is, if it has not answered yet.
+    asked: HashMap<ClientId, (Instant, Option<u32>)>,
+    unanswered: Unanswered,
     log_limit: LogLimit,
 }
 
@@ -151,7 +152,7 @@ impl Broker {
             tally: Tally::new(geteuid().as_raw()),
             waiting: Arc::default(),
             asked: HashMap::new(),
-            reported: Arc::default(),
+            unanswered: Unanswered::default(),
             log_limit: LogLimit::new(Instant::now()),
         })))
     }
@@ -174,7 +175,7 @@ impl Broker {
     /// # Panics
     /// Outside of a tokio runtime with time.
     pub async fn tally(&self) -> Vec<Line> {
-        self.ask_for_reports(None).await;
+        self.ask_for_reports(None, None).await;
         lock(&self.0).tally.lines()
     }
 
@@ -291,3 +292,6 @@ impl Broker {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

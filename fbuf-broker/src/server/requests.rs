@@ -15,14 +15,14 @@ use fbuf_core::{
     socket::wire::Descriptor,
 };
 use fbuf_protocol::{
-    ClientStatus, Control, EndpointStatus, MAX_PAGE, News, Open, Opened, Refusal, Report, Role, Slots, Unpaired, Wire,
-    name::Program,
+    ClientStatus, Control, EndpointStatus, MAX_PAGE, News, Open, Opened, Page, Refusal, Report, Role, Slots, Unpaired,
+    Wire, name::Program,
 };
 use tarpc::context::Context;
 use tokio::time::timeout;
 use tracing::{debug, info, warn};
 
-use super::{Broker, LOOKS, lock, mailbox::Mailbox};
+use super::{Broker, LOOKS, LOOKS_OF_NOTE, lock, mailbox::Mailbox};
 use crate::{state::ClientId, tally::Name};
 
 /// How long a client waits for news before it is told that there are none.
@@ -56,7 +56,7 @@ impl Session {
     }
 
     /// Opens an endpoint, and introduces the first of those that it is paired with.
-    fn open_here(&self, endpoint: u64, open: Open) -> Result<Opened, Refusal> {
+    pub(super) fn open_here(&self, endpoint: u64, open: Open) -> Result<Opened, Refusal> {
         let (now, user) = (Instant::now(), self.process.uid);
         let mut inner = lock(&self.broker.0);
         let (role, channel, was_open) = (open.role, open.channel.clone(), open.earlier.is_some());
@@ -124,8 +124,9 @@ impl Control for Session {
         timeout(NEWS_TIME, self.mailbox.news()).await.unwrap_or_default()
     }
 
-    async fn report(self, _: Context, reports: Vec<(u64, Report)>, last: bool) {
+    async fn report(self, _: Context, reports: Page<(u64, Report)>, last: bool) {
         let mut inner = lock(&self.broker.0);
+        inner.state.note_work(self.client, reports.len() * LOOKS_OF_NOTE / LOOKS, Instant::now());
         reports.into_iter().for_each(|(endpoint, report)| inner.tally.note(self.client, endpoint, report));
         if last {
             inner.note_answer(self.client);
@@ -135,7 +136,7 @@ impl Control for Session {
     async fn status(self, _: Context, behind: u64) -> Vec<EndpointStatus> {
         let user = self.sees();
         if behind == 0 {
-            self.broker.ask_for_reports(user).await;
+            self.broker.ask_for_reports(user, Some(self.client)).await;
         }
         self.broker.page_of(self.client, user, behind)
     }

@@ -166,7 +166,7 @@ pub struct State {
     known: HashSet<u64>,
     /// The endpoints that wait, by user and [ticket](waiting::Wait).
     waiting: BTreeMap<(u32, u64), u64>,
-    /// How many looks there were whether ends fit, since that was asked.
+    /// How many looks there were whether ends fit, and how many links were named, since that was asked.
     looks: usize,
 }
 
@@ -274,7 +274,7 @@ impl State {
         }
     }
 
-    /// How many ends were compared by requests since this was asked last.
+    /// How many ends were compared by requests, and how many links they named, since this was asked last.
     pub fn take_looks(&mut self) -> usize {
         std::mem::take(&mut self.looks)
     }
@@ -318,6 +318,7 @@ impl State {
             Some(earlier) => earlier,
             None => PreviousRegistration { secret: Secret::draw().map_err(exhausted)?, links: Vec::new() },
         };
+        self.looks += earlier.len();
         let names = account.name(quota, earlier.len() as u64)?;
         let (known_as, earlier) = (secret.number(), earlier.into_boxed_slice());
         if self.known.contains(&known_as) {
@@ -408,8 +409,9 @@ impl State {
     }
 
     /// The clients of a user, or of all, that have any endpoint.
-    pub fn with_endpoints(&self, user: Option<u32>) -> impl Iterator<Item = ClientId> {
-        self.seen_by(user, ClientId(0)).filter(|(_, client)| !client.endpoints.is_empty()).map(|(id, _)| id)
+    pub fn with_endpoints(&self, user: Option<u32>) -> impl Iterator<Item = (ClientId, u32)> {
+        let seen = self.seen_by(user, ClientId(0)).filter(|(_, client)| !client.endpoints.is_empty());
+        seen.map(|(id, client)| (id, client.payer.user.id))
     }
 
     /// The clients of a user, or of all, behind one of them. It looks at no others.

@@ -20,8 +20,8 @@ use fbuf_core::{
     socket::PacketSocket,
 };
 use fbuf_protocol::{
-    ClientStatus, ClientTransport, ControlClient, ControlRequest, ControlResponse, EndpointStatus, MAX_PAGE, News,
-    Oldest, Open, Opened, PreviousRegistration, Refusal, Report, Role, Secret, Slots, Unpaired, Wire, runtime::Watched,
+    ClientStatus, ClientTransport, ControlClient, ControlRequest, ControlResponse, EndpointStatus, News, Oldest, Open,
+    Opened, Page, PreviousRegistration, Refusal, Report, Role, Secret, Slots, Unpaired, Wire, runtime::Watched,
 };
 use tarpc::{client::RpcError, context};
 use tokio::{
@@ -416,11 +416,11 @@ impl Session {
         let client = self.client.clone();
         while self.watching.try_join_next().is_some() {}
         self.watching.spawn(async move {
-            let mut pages = reports.chunks(MAX_PAGE).peekable();
+            let mut pages = Page::split(&reports).peekable();
             while let Some(page) = pages.next() {
                 let last = pages.peek().is_none();
                 // If it does not arrive, the broker asks again.
-                let _ = client.report(context::current(), page.to_vec(), last).await;
+                let _ = client.report(context::current(), page, last).await;
             }
         });
     }
