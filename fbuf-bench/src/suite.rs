@@ -131,7 +131,8 @@ impl<'a> Suite<'a> {
             let time = self.time.max(every * 2);
             let of = |peer, wait| Terms { wait, time, ..self.terms(peer, work, crate::payload::NUMBER) };
             let mut all: Vec<_> = waits.iter().map(|&wait| of(Peer::Fbuf, wait)).collect();
-            all.extend([of(Peer::Futex, Wait::Block), of(Peer::Eventfd, Wait::Block)]);
+            let others = [Peer::Futex, Peer::Eventfd, Peer::TokioFbuf, Peer::TokioEventfd];
+            all.extend(others.map(|peer| of(peer, Wait::Block)));
             self.in_turn(&all)?;
         }
         Ok(())

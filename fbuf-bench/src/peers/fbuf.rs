@@ -68,6 +68,13 @@ impl FbufSender {
     }
 }
 
+impl FbufSender {
+    /// The sender, and the size of its messages.
+    pub(super) fn into_parts(self) -> (Sender, usize) {
+        (self.sender, self.size)
+    }
+}
+
 impl End for FbufSender {
     fn offer(terms: &Terms) -> Result<(Self, Handle)> {
         let handle = channel();

@@ -11,6 +11,7 @@ mod ipc_channel;
 mod limit;
 mod memory;
 mod shared_memory;
+mod tokio;
 
 use clap::ValueEnum;
 use fbuf_core::socket::wire::Descriptor;
@@ -31,6 +32,7 @@ pub(crate) use iceoryx2::Iceoryx2;
 pub(crate) use ipc_channel::IpcChannel;
 pub(crate) use limit::Limit;
 pub(crate) use shared_memory::SharedMemory;
+pub(crate) use tokio::{TokioEventfd, TokioFbuf, TokioUds, runtime, send};
 
 /// A way between two processes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
@@ -52,6 +54,12 @@ pub enum Peer {
     Eventfd,
     /// A futex beside the number of the message, and nothing else
     Futex,
+    /// This library, in tasks of tokio
+    TokioFbuf,
+    /// An eventfd in an AsyncFd of tokio, that carries the number of the message and nothing else
+    TokioEventfd,
+    /// A Unix stream socket of tokio
+    TokioUds,
     /// One copy of the bytes, and nothing else
     #[value(skip)]
     Memcpy,
@@ -71,7 +79,7 @@ impl Peer {
         match self {
             Self::Fbuf | Self::Pipe | Self::Uds | Self::Tcp => &[Wait::Spin, Wait::Adaptive, Wait::Block],
             Self::Limit | Self::SharedMemory => &[Wait::Spin],
-            Self::Eventfd | Self::Futex => &[Wait::Block],
+            Self::Eventfd | Self::Futex | Self::TokioFbuf | Self::TokioEventfd | Self::TokioUds => &[Wait::Block],
             Self::Memcpy => &[],
             #[cfg(feature = "peers")]
             Self::Iceoryx2 | Self::IpcChannel => &[Wait::Spin, Wait::Block],
@@ -80,12 +88,12 @@ impl Peer {
 
     /// Whether one may choose how many messages can be on their way.
     pub(crate) fn takes_slots(self) -> bool {
-        matches!(self, Self::Fbuf | Self::Limit | Self::SharedMemory)
+        matches!(self, Self::Fbuf | Self::Limit | Self::SharedMemory | Self::TokioFbuf)
     }
 
     /// Whether it carries messages of this many bytes.
     pub(crate) fn carries(self, size: usize) -> bool {
-        !matches!(self, Self::Eventfd | Self::Futex) || size == crate::payload::NUMBER
+        !matches!(self, Self::Eventfd | Self::Futex | Self::TokioEventfd) || size == crate::payload::NUMBER
     }
 }
 

@@ -5,6 +5,7 @@ mod fan_in;
 pub(crate) mod lockstep;
 pub(crate) mod once;
 mod stream;
+mod tasks;
 
 use std::time::Duration;
 
@@ -14,7 +15,10 @@ use nix::time::{ClockId, clock_gettime};
 use crate::{
     Result,
     pair::{Begin, Done, First, Second},
-    peers::{Eventfd, Fbuf, Futex, Limit, Peer, Pipe, Protected, SharedMemory, Tagged, Tcp, Uds, Way},
+    peers::{
+        Eventfd, Fbuf, Futex, Limit, Peer, Pipe, Protected, SharedMemory, Tagged, Tcp, TokioEventfd, TokioFbuf,
+        TokioUds, Uds, Way,
+    },
     terms::{Means, Terms, Work},
 };
 
@@ -55,6 +59,9 @@ pub(crate) fn run(terms: &Terms) -> Result<Run> {
         Peer::IpcChannel => first::<crate::peers::IpcChannel>(terms, others),
         Peer::Eventfd => first::<Eventfd>(terms, others),
         Peer::Futex => first::<Futex>(terms, others),
+        Peer::TokioFbuf => first::<TokioFbuf>(terms, others),
+        Peer::TokioEventfd => first::<TokioEventfd>(terms, others),
+        Peer::TokioUds => first::<TokioUds>(terms, others),
         Peer::Memcpy => Err("a copy takes one process".into()),
     }
 }
@@ -73,12 +80,19 @@ pub(crate) fn run_in_lockstep(terms: &Terms, bursts: u64, tags: bool) -> Result<
         Peer::Iceoryx2 => lockstep::run::<crate::peers::Iceoryx2>(terms, bursts),
         #[cfg(feature = "peers")]
         Peer::IpcChannel => lockstep::run::<crate::peers::IpcChannel>(terms, bursts),
-        Peer::Eventfd | Peer::Futex | Peer::Memcpy => Err("one message at a time is all that it carries".into()),
+        Peer::Eventfd | Peer::Futex | Peer::TokioEventfd | Peer::Memcpy => {
+            Err("one message at a time is all that it carries".into())
+        }
+        Peer::TokioFbuf => lockstep::run::<TokioFbuf>(terms, bursts),
+        Peer::TokioUds => lockstep::run::<TokioUds>(terms, bursts),
     }
 }
 
 fn first<W: Way>(terms: &Terms, mut others: Vec<Second>) -> Result<Run> {
     match (terms.work, others.pop()) {
+        (Work::Stream, Some(second)) if terms.peer == Peer::TokioFbuf && others.is_empty() => {
+            tasks::send(terms, second)
+        }
         (Work::Stream, Some(last)) => {
             others.push(last);
             stream::send::<W>(terms, others)
@@ -108,12 +122,16 @@ pub(crate) fn second(begin: Begin, first: &First) -> Result<Done> {
         Peer::IpcChannel => answer::<crate::peers::IpcChannel>(begin, first),
         Peer::Eventfd => answer::<Eventfd>(begin, first),
         Peer::Futex => answer::<Futex>(begin, first),
+        Peer::TokioFbuf => answer::<TokioFbuf>(begin, first),
+        Peer::TokioEventfd => answer::<TokioEventfd>(begin, first),
+        Peer::TokioUds => answer::<TokioUds>(begin, first),
         Peer::Memcpy => Err("a copy takes one process".into()),
     }
 }
 
 fn answer<W: Way>(begin: Begin, first: &First) -> Result<Done> {
     match begin.terms.work {
+        Work::Stream if begin.terms.peer == Peer::TokioFbuf => tasks::receive(begin, first),
         Work::Stream => stream::receive::<W>(begin, first),
         Work::FanIn => fan_in::send(begin, first),
         Work::Echo { .. } => echo::answer::<W>(begin, first),
