@@ -65,7 +65,7 @@ fn streams_are_measured_in_every_mode_and_way_of_waiting() {
 #[test]
 fn wakeups_depths_and_fans_are_measured() {
     let wakeups = lines(&["wakeup", "--rate", "200"]);
-    assert_eq!(peers(&wakeups), ["fbuf", "fbuf", "futex", "eventfd"]);
+    assert_eq!(peers(&wakeups), ["fbuf", "fbuf", "futex", "eventfd", "tokio-fbuf", "tokio-eventfd"]);
     assert!(wakeups.iter().all(|line| line["rate_per_s"] == 200.0));
     let depths = lines(&["depth", "--size", "4KiB", "--slots", "2,64"]);
     assert_eq!(depths.iter().map(|line| line["slots"].as_u64().unwrap()).collect::<Vec<_>>(), [2, 2, 64, 64]);
