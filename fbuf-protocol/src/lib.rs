@@ -272,9 +272,8 @@ pub enum Refusal {
     },
     /// No rule of the policy allows it.
     #[error(
-        "a {role} was to be opened on the channel {channel:?}, and no rule of the broker's policy about user {user} allows that ({}): \
-         ask the user that runs the broker for one",
-        rules.join(", ")
+        "a {role} was to be opened on the channel {channel:?}, and {}: ask the user that runs the broker for one",
+        no_rule(*user, rules)
     )]
     NotPermitted {
         /// The user that asked.
@@ -297,8 +296,32 @@ pub enum Refusal {
     },
 }
 
+/// That none of the rules about a user allows something.
+fn no_rule(user: u32, rules: &[String]) -> String {
+    match rules {
+        [] => format!("the broker's policy has no rule about user {user}"),
+        rules => format!("no rule of the broker's policy about user {user} allows that ({})", rules.join(", ")),
+    }
+}
+
 impl From<GeometryError> for Refusal {
     fn from(error: GeometryError) -> Self {
         Self::Geometry { reason: error.to_string() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_user_hears_which_rules_do_not_allow_it_or_that_there_are_none() {
+        let refused = |rules: &[&str]| {
+            let rules = rules.iter().map(ToString::to_string).collect();
+            Refusal::NotPermitted { user: 7, role: "sender".into(), channel: "c".into(), rules }.to_string()
+        };
+        let said = refused(&[]);
+        assert!(said.contains("has no rule about user 7: ask") && !said.contains("()"), "{said}");
+        assert!(refused(&["one", "two"]).contains("about user 7 allows that (one, two): ask"));
     }
 }
