@@ -317,7 +317,8 @@ pub fn limit_behind(error: &io::Error) -> &'static str {
         Some(Errno::EMFILE) => " (the limit of this process, RLIMIT_NOFILE: raise it with ulimit -n)",
         Some(Errno::ENFILE) => " (the limit of the machine, fs.file-max)",
         Some(Errno::EAGAIN) => {
-            " (a limit on threads, RLIMIT_NPROC or pids.max of a control group; or no memory for a stack, RLIMIT_AS or RLIMIT_DATA)"
+            " (a limit on threads, RLIMIT_NPROC or pids.max of a control group; no memory for a stack, RLIMIT_AS or RLIMIT_DATA; or \
+             the policy SCHED_DEADLINE, under which a thread starts no other)"
         }
         Some(Errno::ENOMEM) => " (no memory: free some, or raise RLIMIT_AS or the limit of the control group)",
         Some(Errno::EPERM | Errno::ENOSYS) => {
@@ -354,5 +355,6 @@ mod tests {
         assert!(text.starts_with("epoll_create1: Too many open files") && text.contains("ulimit -n"), "{text}");
         let text = said(&in_call("pthread_create")(Errno::EAGAIN));
         assert!(text.contains("RLIMIT_NPROC") && text.contains("RLIMIT_AS or RLIMIT_DATA"), "{text}");
+        assert!(text.contains("SCHED_DEADLINE"), "{text}");
     }
 }
