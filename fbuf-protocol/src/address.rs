@@ -3,13 +3,14 @@
 use std::{
     env,
     ffi::{OsStr, OsString},
-    fmt, fs, io,
+    fmt::{self, Write},
+    fs, io,
     os::unix::{ffi::OsStrExt, fs::MetadataExt},
     path::{Path, PathBuf},
 };
 
 use fbuf_core::process::sys;
-use nix::sys::socket::UnixAddr;
+use nix::{errno::Errno, sys::socket::UnixAddr};
 
 /// The address of a broker.
 ///
@@ -76,15 +77,26 @@ impl Address {
     /// As the kernel wants it.
     ///
     /// # Errors
-    /// `InvalidInput` if it is longer than a socket address can be (107 bytes).
+    /// `InvalidInput` if it is empty, if it is a path with a NUL character in it, or if it is longer than a socket address can be
+    /// (107 bytes).
     pub fn to_kernel(&self) -> io::Result<UnixAddr> {
-        let address = match self {
-            Self::Path(path) => UnixAddr::new(path),
-            Self::Abstract(name) => UnixAddr::new_abstract(name.as_bytes()),
+        let (address, name) = match self {
+            Self::Path(path) => (UnixAddr::new(path), path.as_os_str()),
+            Self::Abstract(name) => (UnixAddr::new_abstract(name.as_bytes()), name.as_os_str()),
         };
-        address.map_err(|_| {
-            io::Error::new(io::ErrorKind::InvalidInput, format!("the socket address {self} is longer than 107 bytes"))
-        })
+        let wrong = |why: String| Err(io::Error::new(io::ErrorKind::InvalidInput, why));
+        match address {
+            _ if name.is_empty() => wrong("a socket address is empty: a path is needed, or @ and a name".into()),
+            Ok(address) => Ok(address),
+            Err(Errno::ENAMETOOLONG) => {
+                wrong(format!("the socket address {self} is longer than 107 bytes: choose a shorter one"))
+            }
+            // Of a path with a NUL character.
+            Err(Errno::EINVAL) => {
+                wrong(format!("the socket address {self} has a NUL character in it, which no path may have"))
+            }
+            Err(error) => wrong(format!("the socket address {self} cannot be used: {error}")),
+        }
     }
 }
 
@@ -113,12 +125,18 @@ fn is_own_folder(folder: &Path) -> bool {
     folder.is_absolute() && fs::metadata(folder).is_ok_and(|found| found.is_dir() && found.uid() == own)
 }
 
+/// As a user writes it, but for control characters, which are escaped: it comes to terminals and logs.
 impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Path(path) => path.display().fmt(f),
-            Self::Abstract(name) => write!(f, "@{}", name.display()),
-        }
+        let (sign, name) = match self {
+            Self::Path(path) => ("", path.as_os_str()),
+            Self::Abstract(name) => ("@", name.as_os_str()),
+        };
+        f.write_str(sign)?;
+        name.to_string_lossy().chars().try_for_each(|character| match character.is_control() {
+            true => write!(f, "{}", character.escape_debug()),
+            false => f.write_char(character),
+        })
     }
 }
 
@@ -137,8 +155,31 @@ mod tests {
     }
 
     #[test]
-    fn an_address_that_is_too_long_is_an_error() {
-        let long = Address::new(format!("/{}", "x".repeat(200)));
-        assert_eq!(long.to_kernel().unwrap_err().kind(), io::ErrorKind::InvalidInput);
+    fn an_address_that_cannot_be_is_refused_with_what_is_wrong() {
+        let said = |text: &str| {
+            let error = Address::new(text).to_kernel().unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
+            let said = error.to_string();
+            assert!(!said.contains(char::is_control), "{said:?}");
+            said
+        };
+        let long = "x".repeat(200);
+        for text in [format!("/{long}"), format!("@{long}")] {
+            assert_eq!(
+                said(&text),
+                format!("the socket address {text} is longer than 107 bytes: choose a shorter one")
+            );
+        }
+        assert_eq!(said("a\0b"), "the socket address a\\0b has a NUL character in it, which no path may have");
+        for text in ["", "@"] {
+            assert_eq!(said(text), "a socket address is empty: a path is needed, or @ and a name");
+        }
+    }
+
+    #[test]
+    fn an_address_is_shown_without_control_characters() {
+        let shown = |text: &str| Address::new(text).to_string();
+        assert_eq!(shown("/run/\x1b[2J\n"), "/run/\\u{1b}[2J\\n");
+        assert_eq!((shown("@ä \0"), shown("/a\\b'c")), ("@ä \\0".into(), "/a\\b'c".into()));
     }
 }

@@ -56,7 +56,7 @@ fn answer(address: &Address) -> Finding {
         }
         Some(Errno::EAGAIN) => "It listens but takes nobody: look whether the broker hangs.",
         Some(Errno::EPROTOTYPE) => "Another program's socket is there: set FBUF_BROKER to the broker's.",
-        _ if error.kind() == io::ErrorKind::InvalidInput => "Set FBUF_BROKER to something shorter.",
+        _ if error.kind() == io::ErrorKind::InvalidInput => "Set FBUF_BROKER to another one.",
         _ => "Set FBUF_BROKER to the broker's socket.",
     };
     let follows = "Programs of this user find no broker, so they cannot be introduced to each other.";
@@ -105,6 +105,6 @@ mod tests {
     fn an_address_that_is_too_long_is_told() {
         let long = Address::new(format!("/{}", "x".repeat(200)));
         let Outcome::WorksNot(found) = answer(&long).outcome else { panic!("it cannot answer") };
-        assert!(found.remedy.contains("shorter"), "{found:?}");
+        assert!(found.remedy.contains("another"), "{found:?}");
     }
 }

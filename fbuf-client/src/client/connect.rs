@@ -173,7 +173,7 @@ fn remedy(address: &Address, error: &io::Error) -> String {
         Some(Errno::ENFILE) => "the machine has as many files open as it may (fs.file-max)".into(),
         Some(Errno::ENOTDIR) => format!("a part of its path is no folder: check {VARIABLE}"),
         Some(Errno::ELOOP) => format!("its path has too many symbolic links: check {VARIABLE}"),
-        _ if error.kind() == io::ErrorKind::InvalidInput => format!("choose a shorter one, and set {VARIABLE} to it"),
+        _ if error.kind() == io::ErrorKind::InvalidInput => format!("set {VARIABLE} to another one"),
         _ => format!("check {VARIABLE}"),
     }
 }
