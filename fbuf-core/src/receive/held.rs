@@ -482,7 +482,7 @@ mod model {
                     held.cells.at(0).clear();
                 })
             };
-            while !sender.has(SlotId::new(0), Mark::of(0)) {
+            while !sender.is_back(SlotId::new(0), Mark::of(0)) {
                 thread::yield_now();
             }
             assert!(held.take_patiently(0, Mark::of(1), &board).is_ok(), "an honest sender was taken for another");

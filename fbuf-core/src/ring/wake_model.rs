@@ -115,7 +115,7 @@ fn no_return_is_slept_over() {
                 ring_if_asleep(&lane.head().flag, &bell, fencing);
             })
         };
-        sleep_until(&lane.head().flag, &bell, || returned.has(SlotId::new(0), Mark::of(4)));
+        sleep_until(&lane.head().flag, &bell, || returned.is_back(SlotId::new(0), Mark::of(4)));
         receiver.join().unwrap();
     });
 }
