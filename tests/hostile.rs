@@ -19,7 +19,7 @@ use fbuf_core::{
     memory::{Map, Reserved},
     protection::{Mechanism, Protection},
     ring::{
-        entry::{PrefixSet, capacity_for},
+        entry::{LaneFormat, capacity_for},
         lane::{LaneTable, LaneWriter},
     },
     slot::SlotId,
@@ -63,7 +63,7 @@ fn a_hostile_sender_loses_its_link_and_its_neighbour_keeps_its_own() {
     let welcome = |lane: Descriptor, memory: Descriptor, slots| {
         LinkMessage::Welcome(Welcome {
             lane,
-            prefixes: PrefixSet::NONE.bits(),
+            format: LaneFormat::PLAIN,
             first_sequence: 0,
             segments: vec![NewSegment { memory, slots }],
             slots: Vec::new(),
@@ -138,14 +138,14 @@ fn memory_that_a_sender_announces_exists_at_its_receiver_once_there_are_messages
     let broker = Embedded::start().unwrap();
     let mut receiver = Other::start(broker.address(), "receiver", geteuid().as_raw());
     receiver.hear("it is open");
-    let (lane, lane_fd) = LaneTable::create("fbuf-test", capacity_for(SLOTS, PrefixSet::NONE)).unwrap();
-    let mut lane = LaneWriter::new(lane);
+    let (lane, lane_fd) = LaneTable::create("fbuf-test", capacity_for(SLOTS, LaneFormat::PLAIN)).unwrap();
+    let mut lane = LaneWriter::new(lane, LaneFormat::PLAIN);
     let hostile: Vec<_> = (0..LINKS).map(|_| Hostile::join(broker.address(), "c", SENDER)).collect();
     let before = private(&receiver);
     for hostile in &hostile {
         hostile.say(&LinkMessage::Welcome(Welcome {
             lane: lane_fd.try_clone().unwrap().into(),
-            prefixes: PrefixSet::NONE.bits(),
+            format: LaneFormat::PLAIN,
             first_sequence: 0,
             segments: vec![NewSegment { memory: sealed(ALL), slots: SLOTS }],
             slots: Vec::new(),
@@ -175,7 +175,7 @@ fn welcome_with(memory: &Descriptor, segments: u32) -> LinkMessage {
     let segments = (0..segments).map(segment).collect();
     LinkMessage::Welcome(Welcome {
         lane: sealed(4096),
-        prefixes: PrefixSet::NONE.bits(),
+        format: LaneFormat::PLAIN,
         first_sequence: 0,
         segments,
         slots: Vec::new(),

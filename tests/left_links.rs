@@ -16,7 +16,7 @@ use fbuf_core::{
     protection::{Mechanism, Protection},
     ring::{
         board::BoardTable,
-        entry::{PrefixSet, capacity_for},
+        entry::{LaneFormat, capacity_for},
         lane::LaneTable,
     },
     socket::{
@@ -132,12 +132,12 @@ fn attack(keeps: bool) {
                 until("it is greeted, or turned away", || {
                     !matches!(hostile.link.receive::<1024>().unwrap(), Arrival::Nothing)
                 });
-                let lane = LaneTable::create("fbuf-test", capacity_for(SLOTS, PrefixSet::NONE)).unwrap().1.into();
+                let lane = LaneTable::create("fbuf-test", capacity_for(SLOTS, LaneFormat::PLAIN)).unwrap().1.into();
                 let memory = Map::create("fbuf-test", 4096).unwrap().1.into();
                 let segments = vec![NewSegment { memory, slots: SLOTS }];
                 say(LinkMessage::Welcome(Welcome {
                     lane,
-                    prefixes: PrefixSet::NONE.bits(),
+                    format: LaneFormat::PLAIN,
                     first_sequence: 0,
                     segments,
                     slots: Vec::new(),

@@ -1,4 +1,4 @@
-//! Names for memory: which slot, and how slots lie in a segment.
+//! Names for memory: which slot, how slots lie in a segment, and what there is in a lane.
 
 use std::ops::Range;
 
@@ -277,6 +277,30 @@ impl TryFrom<GeometryTerms> for Geometry {
                 return Err(GeometryError::Alignment { bytes: alignment });
             },
         })
+    }
+}
+
+/// What there may be in the lane of a link but plain messages, as its sender says when the link is made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LaneFormat {
+    /// Gaps: messages may be left out.
+    pub gaps: bool,
+    /// Tags, which the sender's program sets.
+    pub tags: bool,
+    /// When messages were sent, in nanoseconds of CLOCK_MONOTONIC.
+    pub times: bool,
+}
+
+impl LaneFormat {
+    /// Nothing but messages.
+    pub const PLAIN: Self = Self { gaps: false, tags: false, times: false };
+    /// Messages and gaps.
+    pub const WITH_GAPS: Self = Self { gaps: true, ..Self::PLAIN };
+
+    /// How many cells an entry has: two, if there is something beside messages.
+    #[must_use]
+    pub const fn width(self) -> u64 {
+        1 + (self.tags || self.times) as u64
     }
 }
 

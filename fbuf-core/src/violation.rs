@@ -27,10 +27,8 @@ pub enum Violation {
         /// Which prefix.
         prefix: &'static str,
     },
-    /// A prefix behind one of the same kind, or of one that comes later.
-    #[error(
-        "a lane entry is {prefix} in a place where none can stand: each prefix stands once before a message, in a fixed order"
-    )]
+    /// A prefix behind another one.
+    #[error("a lane entry is {prefix} in a place where none can stand: one stands before a message at most")]
     PrefixOrder {
         /// Which prefix.
         prefix: &'static str,

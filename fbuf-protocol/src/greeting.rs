@@ -3,7 +3,7 @@
 
 /// The version of everything behind the greeting, the link messages and the layouts in shared memory
 /// included.
-pub const VERSION: u16 = 7;
+pub const VERSION: u16 = 8;
 
 const MAGIC: [u8; 4] = *b"fbuf";
 

@@ -11,7 +11,7 @@ use fbuf_core::{
     introduced::Introduction,
     protection::{Mechanism, Protection},
     receive::link::SlotSource,
-    ring::entry::PrefixSet,
+    ring::entry::LaneFormat,
     slot::GeometryTerms,
     socket::{
         link_message::{Hello, LinkMessage, NewSegment, OneShot, Welcome, WriteGrant},
@@ -167,13 +167,7 @@ fn link() {
     let (lane, segment, board, room, shot) = ([11, 0], [9, 0], [13, 0], [14, 0], [6, 0]);
     let bell = packet(&[], &LinkMessage::Bell);
     let welcome = |segments, slots| {
-        LinkMessage::Welcome(Welcome {
-            lane: any(),
-            prefixes: PrefixSet::NONE.bits(),
-            first_sequence: 0,
-            segments,
-            slots,
-        })
+        LinkMessage::Welcome(Welcome { lane: any(), format: LaneFormat::PLAIN, first_sequence: 0, segments, slots })
     };
     let new = |slots| NewSegment { memory: any(), slots };
     let hello = LinkMessage::Hello(Hello { board: any(), skip_above: Some(1), fences: false, wants_slots: true });
@@ -205,12 +199,15 @@ fn lane() {
     let taken = [0, 8, 1, 1];
     let drop = [0, 6, 0, 0, 1];
     for (name, mechanism) in [("shared", 0), ("copied", 1), ("leased", 2)] {
-        write("lane", name, &[&[0, 1, mechanism], &entry(0), &entry(1), &drop, &entry(0), &taken]);
+        write("lane", name, &[&[0, 1, mechanism, 0, 0], &entry(0), &entry(1), &drop, &entry(0), &taken]);
     }
-    write("lane", "one-shot", &[&[0, 1, 3], &[0, 7, 2, 0, 1], &entry(2), &taken]);
+    let round = [0, 5, 1, 0];
+    write("lane", "tagged", &[&[0, 1, 0, 1, 0], &entry(0), &round, &entry(1), &taken]);
+    write("lane", "timed", &[&[0, 1, 1, 1, 1], &entry(0), &entry(1), &taken]);
+    write("lane", "one-shot", &[&[0, 1, 3, 0, 0], &[0, 7, 2, 0, 1], &entry(2), &taken]);
     let gap = [&[1, 1, 1, 0][..], &3u64.to_le_bytes(), &[1, 1]].concat();
     let behind = [2, 2, 1, SLOT_BYTES as u8, 1, 1];
-    write("lane", "skipping", &[&[3, 1, 0], &gap, &behind, &taken]);
+    write("lane", "skipping", &[&[3, 1, 0, 0, 0], &gap, &behind, &taken]);
     // Allocates all and sends one; what was sent comes back; is kept and written again; the receiver leaves.
     let (send, back, keep) = ([8, 1, 1, 0], [1, 0, 0, 1, 1, 1], [8, 1, 1, 1]);
     let leave = [&[4, 2][..], &1u64.to_le_bytes(), &[1, 1, 0]].concat();

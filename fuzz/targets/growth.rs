@@ -21,7 +21,7 @@ use fbuf_core::{
     },
     ring::{
         board::BoardTable,
-        entry::{PrefixSet, capacity_for},
+        entry::{LaneFormat, capacity_for},
         lane::LaneTable,
     },
     send::{
@@ -108,7 +108,7 @@ impl Receiving {
         let board = hello.board.into_owned().expect("few descriptors are open");
         assert_eq!(pages(&board), 1, "before a segment was announced");
         let (lane, lane_fd) =
-            LaneTable::create("fbuf-fuzz", capacity_for(SLOTS, PrefixSet::NONE)).expect("there is memory");
+            LaneTable::create("fbuf-fuzz", capacity_for(SLOTS, LaneFormat::PLAIN)).expect("there is memory");
         let (mut segments, mut firsts, mut known, mut in_order) = (Vec::new(), Vec::new(), 0, true);
         for _ in 0..input.int_in_range(0..=2)? {
             let slots = *input.choose(&STEPS)?;
@@ -120,13 +120,8 @@ impl Receiving {
                 known += slots;
             }
         }
-        let welcome = Welcome {
-            lane: lane_fd.into(),
-            prefixes: PrefixSet::NONE.bits(),
-            first_sequence: 0,
-            segments,
-            slots: Vec::new(),
-        };
+        let welcome =
+            Welcome { lane: lane_fd.into(), format: LaneFormat::PLAIN, first_sequence: 0, segments, slots: Vec::new() };
         say(&socket, &LinkMessage::Welcome(welcome));
         let inbound = match greeted.look() {
             Ok(Answered::Open(inbound)) => *inbound,

@@ -14,7 +14,7 @@ use fbuf_core::{
     },
     ring::{
         board::BoardTable,
-        entry::{Body, Prefix, PrefixSet, capacity_for},
+        entry::{Body, LaneFormat, capacity_for},
         lane::LaneTable,
     },
     send::{
@@ -40,31 +40,27 @@ struct Receiving {
     inbound: Inbound,
     held: Vec<Received>,
     lane: LaneTable,
+    /// How many cells each of its entries has.
+    width: u64,
     socket: PacketSocket,
     /// Where honest messages were: the beginnings of slots, if those do not move.
     starts: BTreeSet<*const u8>,
 }
 
 impl Receiving {
-    fn open(mechanism: Mechanism, skip_above: Option<u32>) -> Self {
+    fn open(mechanism: Mechanism, skip_above: Option<u32>, tags: bool, times: bool) -> Self {
         let segments = if matches!(mechanism, Mechanism::Shared | Mechanism::Copy) { segments() } else { Vec::new() };
         let (introduced, socket) =
             introduced(peer(true, true), geometry(), mechanism, slot_source(lodged(mechanism, 0)));
         let greeted = greet(introduced, skip_above);
-        let extras = PrefixSet::NONE.with(Prefix::Tag).with(Prefix::Time);
-        let prefixes = extras.with_if(Prefix::Gap, skip_above.is_some());
-        let capacity = capacity_for(SLOTS, prefixes);
+        let format = LaneFormat { gaps: skip_above.is_some(), tags, times };
+        let capacity = capacity_for(SLOTS, format);
         let (lane, descriptor) = LaneTable::create("fbuf-fuzz", capacity).expect("there is memory");
-        let welcome = Welcome {
-            lane: descriptor.into(),
-            prefixes: prefixes.bits(),
-            first_sequence: 0,
-            segments,
-            slots: Vec::new(),
-        };
+        let welcome = Welcome { lane: descriptor.into(), format, first_sequence: 0, segments, slots: Vec::new() };
         say(&socket, &LinkMessage::Welcome(welcome));
         let Ok(Answered::Open(inbound)) = greeted.look() else { panic!("an honest welcome was refused") };
-        let mut receiving = Self { inbound: *inbound, held: Vec::new(), lane, socket, starts: BTreeSet::new() };
+        let width = format.width();
+        let mut receiving = Self { inbound: *inbound, held: Vec::new(), lane, width, socket, starts: BTreeSet::new() };
         for slot in 0..SLOTS {
             if mechanism == Mechanism::OneShot {
                 receiving.shoot(slot.into(), slot);
@@ -79,7 +75,9 @@ impl Receiving {
         receiving
     }
 
-    fn write(&self, position: u64, kind: u64, slot: u64, body: u64) {
+    /// Writes the first cell of an entry.
+    fn write(&self, entry: u64, kind: u64, slot: u64, body: u64) {
+        let position = entry * self.width;
         self.lane.at(position as usize).scribble(head_of(position, kind, slot), body);
     }
 
@@ -104,16 +102,20 @@ impl Receiving {
 
     /// One step: false if the link is over.
     fn step(&mut self, input: &mut Unstructured) -> Result<bool> {
-        let position = self.inbound.entries() + input.int_in_range(0..=7)?;
+        let entry = self.inbound.entries() + input.int_in_range(0..=7)?;
+        let position = entry * self.width;
         match input.int_in_range(0..=9)? {
-            0 => self.lane.at(position as usize).scribble(input.arbitrary()?, input.arbitrary()?),
-            1 => self.write(position, input.int_in_range(0..=5)?, input.int_in_range(0..=5)?, input.arbitrary()?),
-            2 => self.write(position, 0, input.int_in_range(0..=3)?, input.int_in_range(0..=101)?),
+            0 => self
+                .lane
+                .at((position + input.int_in_range(0..=1)?) as usize)
+                .scribble(input.arbitrary()?, input.arbitrary()?),
+            1 => self.write(entry, input.int_in_range(0..=5)?, input.int_in_range(0..=5)?, input.arbitrary()?),
+            2 => self.write(entry, 0, input.int_in_range(0..=3)?, input.int_in_range(0..=101)?),
             3 => {
                 let (offset, length) = (input.int_in_range(0..=101)?, input.int_in_range(0..=101)?);
                 let (slot, kind) = (input.int_in_range(0..=3)?, input.int_in_range(0..=4)?);
-                self.write(position + 1, 0, slot, Body::new(offset, length).word());
-                self.write(position, kind, 0, input.int_in_range(0..=2)?);
+                self.write(entry + 1, 0, slot, Body::new(offset, length).word());
+                self.write(entry, kind, 0, input.int_in_range(0..=2)?);
             }
             4 => {
                 let dropped = u64::from(input.ratio(1, 8)?);
@@ -132,7 +134,7 @@ impl Receiving {
                 }
             }
             7 => {
-                self.shoot(position, input.int_in_range(0..=3)?);
+                self.shoot(entry, input.int_in_range(0..=3)?);
                 self.inbound.attend();
             }
             8 => {
@@ -309,7 +311,7 @@ fn run(input: &mut Unstructured) -> Result<()> {
     let skip_above = *input.choose(&[None, None, Some(0), Some(2), Some(u32::MAX)])?;
     if input.arbitrary()? {
         let mechanism = *input.choose(&[Mechanism::Shared, Mechanism::Copy, Mechanism::Lease, Mechanism::OneShot])?;
-        let mut receiving = Receiving::open(mechanism, skip_above);
+        let mut receiving = Receiving::open(mechanism, skip_above, input.arbitrary()?, input.arbitrary()?);
         while !input.is_empty() && receiving.step(input)? {}
         let Receiving { inbound, held, .. } = receiving;
         drop(inbound);
@@ -328,7 +330,7 @@ fn run(input: &mut Unstructured) -> Result<()> {
 
 fuzz_target!(
     // What a process makes once for all links of its is made.
-    init: drop(Receiving::open(Mechanism::Lease, None)),
+    init: drop(Receiving::open(Mechanism::Lease, None, false, false)),
     |bytes: &[u8]| {
         let before = next_descriptor();
         let _ = run(&mut Unstructured::new(bytes));

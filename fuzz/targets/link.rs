@@ -19,7 +19,7 @@ use fbuf_core::{
     },
     ring::{
         board::BoardTable,
-        entry::{Prefix, PrefixSet, capacity_for},
+        entry::{LaneFormat, capacity_for},
         lane::LaneTable,
     },
     send::{
@@ -70,8 +70,8 @@ impl Half {
         if !input.arbitrary()? {
             return Ok((Self::Greeted(greeted), Hostile { socket, lane: None, board: None }));
         }
-        let prefixes = PrefixSet::NONE.with_if(Prefix::Gap, skip_above.is_some());
-        let capacity = capacity_for(SLOTS, prefixes);
+        let format = LaneFormat { gaps: skip_above.is_some(), ..LaneFormat::PLAIN };
+        let capacity = capacity_for(SLOTS, format);
         let (lane, descriptor) = LaneTable::create("fbuf-fuzz", capacity).expect("there is memory");
         // As a sender has them that begins with half of its slots.
         let segments = if lodged == 0 && mechanism != Mechanism::OneShot {
@@ -82,8 +82,7 @@ impl Half {
         let mut slots = if lodged == 3 { rooms() } else { Vec::new() };
         slots.truncate(input.int_in_range(0..=SLOTS as usize)?);
         let all = lodged != 3 || slots.len() == SLOTS as usize;
-        let welcome =
-            Welcome { lane: descriptor.into(), prefixes: prefixes.bits(), first_sequence: 0, segments, slots };
+        let welcome = Welcome { lane: descriptor.into(), format, first_sequence: 0, segments, slots };
         say(&socket, &LinkMessage::Welcome(welcome));
         let half = Self::Greeted(greeted).attend();
         assert_eq!(matches!(half, Self::Receiving(..)), all, "it is open with all slots, and only with all");
@@ -196,7 +195,7 @@ fn any_descriptor(input: &mut Unstructured, hostile: &Hostile) -> Result<OwnedFd
         9 | 10 => segments().remove(0).memory.into_owned().expect("few descriptors are open"),
         // As a lane or a board has to be.
         11 | 12 => {
-            Map::create("fbuf-fuzz", LaneTable::size(capacity_for(SLOTS, PrefixSet::NONE.with(Prefix::Gap))))
+            Map::create("fbuf-fuzz", LaneTable::size(capacity_for(SLOTS, LaneFormat::WITH_GAPS)))
                 .expect("there is memory")
                 .1
         }

@@ -16,7 +16,7 @@ use fbuf_client::{Address, Client, Mechanism};
 use fbuf_core::{
     memory::Reserved,
     ring::{
-        entry::{PrefixSet, capacity_for},
+        entry::{LaneFormat, capacity_for},
         lane::{LaneTable, LaneWriter},
     },
     slot::{Geometry, SlotId},
@@ -331,11 +331,12 @@ fn send_forged(memory: OwnedFd, level: Level) -> ! {
     let role = Role::sender(SIZE as u64, 1, mechanism, slots);
     let address = Address::new(env::var_os("FBUF_BROKER").unwrap());
     let hostile = Hostile::join(&address, "prey", role);
-    let (lane, lane_fd) = LaneTable::create("fbuf-lane", capacity_for(geometry.max_slots(), PrefixSet::NONE)).unwrap();
+    let (lane, lane_fd) =
+        LaneTable::create("fbuf-lane", capacity_for(geometry.max_slots(), LaneFormat::PLAIN)).unwrap();
     let memory = Descriptor::from(memory);
     let mut welcome = Welcome {
         lane: lane_fd.into(),
-        prefixes: PrefixSet::NONE.bits(),
+        format: LaneFormat::PLAIN,
         first_sequence: 0,
         segments: Vec::new(),
         slots: Vec::new(),
@@ -347,7 +348,7 @@ fn send_forged(memory: OwnedFd, level: Level) -> ! {
         welcome.segments.push(NewSegment { memory, slots: 1 });
         hostile.say(&LinkMessage::Welcome(welcome));
     }
-    LaneWriter::new(lane).message(SlotId::new(0), SIZE as u32);
+    LaneWriter::new(lane, LaneFormat::PLAIN).message(SlotId::new(0), SIZE as u32);
     // Who was refused already hears nothing.
     let _ = hostile.link.send(&wire::encode(&LinkMessage::Bell).unwrap());
     begin();

@@ -9,7 +9,7 @@ use fbuf_core::{
     protection::{Mechanism, Protection},
     ring::{
         board::BoardTable,
-        entry::{PrefixSet, capacity_for},
+        entry::{LaneFormat, capacity_for},
         lane::LaneTable,
     },
     socket::{
@@ -38,17 +38,11 @@ fn hello() -> LinkMessage {
 
 fn welcome(lane: Descriptor) -> LinkMessage {
     let segments = vec![NewSegment { memory: Map::create("fbuf-test", 4096).unwrap().1.into(), slots: 4 }];
-    LinkMessage::Welcome(Welcome {
-        lane,
-        prefixes: PrefixSet::NONE.bits(),
-        first_sequence: 0,
-        segments,
-        slots: Vec::new(),
-    })
+    LinkMessage::Welcome(Welcome { lane, format: LaneFormat::PLAIN, first_sequence: 0, segments, slots: Vec::new() })
 }
 
 fn lane() -> Descriptor {
-    LaneTable::create("fbuf-test", capacity_for(64, PrefixSet::NONE)).unwrap().1.into()
+    LaneTable::create("fbuf-test", capacity_for(64, LaneFormat::PLAIN)).unwrap().1.into()
 }
 
 /// Offends one peer after the other, in each way there is, and keeps what lingers. Some links end in a violation, some as by a death.

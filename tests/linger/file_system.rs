@@ -1,7 +1,7 @@
 //! A file system that does not answer when its file is closed, and an attacker that passes that file.
 #![allow(unsafe_code, reason = "mount(2)")]
 
-use fbuf_core::ring::entry::PrefixSet;
+use fbuf_core::ring::entry::LaneFormat;
 use std::{
     fs,
     io::{self, Read, Write, stdin},
@@ -57,8 +57,7 @@ pub fn attack(folder: &Path) -> ! {
             let memory = || NewSegment { memory: file.clone(), slots: 4 };
             let segments = (0..16).map(|_| memory()).collect();
             let lane = file.clone();
-            let welcome =
-                Welcome { lane, prefixes: PrefixSet::NONE.bits(), first_sequence: 0, segments, slots: Vec::new() };
+            let welcome = Welcome { lane, format: LaneFormat::PLAIN, first_sequence: 0, segments, slots: Vec::new() };
             // It may not be accepted.
             let _ = hostile.link.send(&wire::encode(&LinkMessage::Welcome(welcome)).unwrap());
             until("its peer hangs up", || hostile.link.hung_up());

@@ -18,7 +18,7 @@ use fbuf_core::{
     memory::Map,
     ring::{
         board::{BoardReader, BoardTable, BoardView, BoardWriter},
-        entry::{Prefix, PrefixSet, capacity_for},
+        entry::{GAP, LaneFormat, capacity_for},
         lane::{LaneReader, LaneTable, LaneView, LaneWriter},
     },
     send::pool::Pool,
@@ -104,7 +104,7 @@ fn welcome(lane: Descriptor, memory: Descriptor, slots: u32) -> LinkMessage {
     let segments = vec![NewSegment { memory, slots }];
     LinkMessage::Welcome(Welcome {
         lane,
-        prefixes: PrefixSet::NONE.with(Prefix::Gap).bits(),
+        format: LaneFormat::WITH_GAPS,
         first_sequence: 0,
         segments,
         slots: Vec::new(),
@@ -139,9 +139,8 @@ impl Receiving {
             }
         };
         let LinkMessage::Welcome(welcome) = first else { return Err("no welcome".into()) };
-        let capacity = capacity_for(link.slots, PrefixSet::NONE.with_if(Prefix::Gap, skip_above.is_some()));
-        let lane = LaneView::attach(welcome.lane.as_fd(), capacity);
-        let lane = LaneReader::new(lane.map_err(|error| error.to_string())?);
+        let lane = LaneView::attach(welcome.lane.as_fd(), capacity_for(link.slots, welcome.format));
+        let lane = LaneReader::new(lane.map_err(|error| error.to_string())?, welcome.format);
         let names = slots(link.slots);
         Ok(Self { link, board: BoardWriter::new(board), lane, names, next: welcome.first_sequence })
     }
@@ -149,7 +148,7 @@ impl Receiving {
     /// The next message, if there is one, with how many were left out before it.
     fn take(&mut self) -> Result<Option<(SlotId, Mark, u64)>, String> {
         let Some(note) = self.lane.look().map_err(|violation| violation.to_string())? else { return Ok(None) };
-        let left_out = note.prefixes.word(Prefix::Gap);
+        let left_out = note.gap;
         let mark = Mark::of(self.next + left_out);
         self.next += left_out + 1;
         self.lane.advance(note.entries());
@@ -183,11 +182,10 @@ impl Sending {
         let link = Link::to("c", SENDER)?;
         let LinkMessage::Hello(hello) = link.hear()? else { return Err("no hello".into()) };
         let board = attach(&hello)?;
-        let (lane, lane_fd) =
-            LaneTable::create("fbuf-test", capacity_for(SLOTS, PrefixSet::NONE.with(Prefix::Gap))).unwrap();
+        let (lane, lane_fd) = LaneTable::create("fbuf-test", capacity_for(SLOTS, LaneFormat::WITH_GAPS)).unwrap();
         let (memory, memory_fd) = Map::create("fbuf-test", 4096).unwrap();
         link.say(&welcome(lane_fd.into(), memory_fd.into(), SLOTS))?;
-        Ok(Self { link, board, lane: LaneWriter::new(lane), memory })
+        Ok(Self { link, board, lane: LaneWriter::new(lane, LaneFormat::WITH_GAPS), memory })
     }
 }
 
@@ -345,16 +343,16 @@ pub fn lie_in_lane(random: &mut Random, turn: usize) -> Seen {
 /// Several links that share the memory of one lane, full of gaps, or of gaps and messages with one gap too many at the end.
 pub fn gaps_without_end(turn: usize) -> Seen {
     let links: Vec<_> = (0..4).map(|_| Link::to("c", SENDER)).collect::<Result<_, _>>()?;
-    let capacity = capacity_for(SLOTS, PrefixSet::NONE.with(Prefix::Gap));
+    let capacity = capacity_for(SLOTS, LaneFormat::WITH_GAPS);
     let (lane, lane_fd) = LaneTable::create("fbuf-test", capacity).unwrap();
-    let (mut lane, lane_fd) = (LaneWriter::new(lane), Descriptor::from(lane_fd));
+    let (mut lane, lane_fd) = (LaneWriter::new(lane, LaneFormat::WITH_GAPS), Descriptor::from(lane_fd));
     let honest = if turn.is_multiple_of(2) { 0 } else { capacity / 2 - 1 };
     let names = slots(SLOTS);
     for &slot in &names[..honest] {
-        lane.entry(Prefix::Gap as u64, 0, 1);
+        lane.entry(GAP, 0, 1);
         lane.message(slot, 8);
     }
-    (2 * honest..capacity).for_each(|_| lane.entry(Prefix::Gap as u64, 0, 1));
+    (2 * honest..capacity).for_each(|_| lane.entry(GAP, 0, 1));
     let mut boards = Vec::new();
     for link in &links {
         let LinkMessage::Hello(hello) = link.hear()? else { return Err("no hello".into()) };

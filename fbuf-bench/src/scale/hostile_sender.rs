@@ -12,7 +12,7 @@ use fbuf_core::{
     memory::Map,
     ring::{
         board::{BoardReader, BoardView},
-        entry::{Note, Prefix, PrefixSet, Prefixes, capacity_for},
+        entry::{LaneFormat, Note, capacity_for},
         lane::{LaneTable, LaneWriter},
     },
     slot::{Mark, SlotId},
@@ -85,16 +85,10 @@ impl Link {
         let (bytes, descriptors) = wait_for(&socket)?.ok_or("the receiver hung up")?;
         let LinkMessage::Hello(hello) = wire::decode(&bytes, descriptors)? else { return Err("no hello".into()) };
         let board = BoardReader::attach(hello.board.as_fd(), SLOTS).map_err(|end| format!("{end:?}"))?;
-        let prefixes = PrefixSet::NONE.with(Prefix::Gap);
-        let (lane, descriptor) = LaneTable::create("fbuf-bench", capacity_for(SLOTS, prefixes))?;
-        let (lane, segments) = (LaneWriter::new(lane), vec![segment]);
-        let welcome = Welcome {
-            lane: descriptor.into(),
-            prefixes: prefixes.bits(),
-            first_sequence: 0,
-            segments,
-            slots: Vec::new(),
-        };
+        let format = LaneFormat::WITH_GAPS;
+        let (lane, descriptor) = LaneTable::create("fbuf-bench", capacity_for(SLOTS, format))?;
+        let (lane, segments) = (LaneWriter::new(lane, format), vec![segment]);
+        let welcome = Welcome { lane: descriptor.into(), format, first_sequence: 0, segments, slots: Vec::new() };
         socket.send(&wire::encode(&LinkMessage::Welcome(welcome))?)?;
         Ok(Self { socket, board, lane, sequence: 0 })
     }
@@ -106,8 +100,7 @@ impl Link {
             return false;
         }
         for slot in 0..SLOTS {
-            let prefixes = Prefixes::default().with(Prefix::Gap, 1);
-            self.lane.prefixed(&Note { prefixes, ..Note::plain(SlotId::new(slot), 0.into()) });
+            self.lane.noted(&Note { gap: 1, ..Note::plain(SlotId::new(slot), 0.into()) });
             self.sequence += 2;
         }
         true

@@ -29,7 +29,7 @@ pub unsafe trait SharedLayout: FromBytes {}
 // SAFETY: itself.
 unsafe impl SharedLayout for AtomicU64 {}
 
-/// A header `H` followed by cells `C`, as many as a power of two, in shared memory that this process writes. The other
+/// A header `H` followed by cells `C`, as many as a power of two from two on, in shared memory that this process writes. The other
 /// side may map it, but not write it; both are [`SharedLayout`]s all the same, as [`TableView`] needs it.
 ///
 /// ```
@@ -57,7 +57,7 @@ pub struct TableView<H, C>(Laid<H, C>);
 #[derive(Debug)]
 struct Laid<H, C> {
     map: Map,
-    /// One less than there are cells.
+    /// One less than there are cells, which are two or more.
     mask: usize,
     layout: PhantomData<(H, C)>,
 }
@@ -123,6 +123,13 @@ impl<H: SharedLayout, C: SharedLayout> Table<H, C> {
     pub fn at(&self, index: usize) -> &C {
         self.0.at(index)
     }
+
+    /// The same and the cell right behind it, of an even index; of an odd one, the cell right before it and the same.
+    #[must_use]
+    #[inline]
+    pub fn pair(&self, index: usize) -> [&C; 2] {
+        self.0.pair(index).each_ref()
+    }
 }
 
 impl<H: SharedLayout, C: SharedLayout> TableView<H, C> {
@@ -178,6 +185,13 @@ impl<H: SharedLayout, C: SharedLayout> TableView<H, C> {
         ReadOnly::of(self.0.at(index))
     }
 
+    /// As [`Table::pair`].
+    #[must_use]
+    #[inline]
+    pub fn pair(&self, index: usize) -> [ReadOnly<'_, C>; 2] {
+        self.0.pair(index).each_ref().map(ReadOnly::of)
+    }
+
     /// Cells that lie one behind the other without the index wrapping; none if they do not.
     #[must_use]
     #[inline]
@@ -194,7 +208,7 @@ impl<H: SharedLayout, C: SharedLayout> Laid<H, C> {
 
     fn size(least: usize) -> u64 {
         let () = Self::LAID_OUT;
-        let cells = least.checked_next_power_of_two().map_or(u64::MAX, |cells| cells as u64);
+        let cells = least.max(2).checked_next_power_of_two().map_or(u64::MAX, |cells| cells as u64);
         let bytes = (size_of::<C>() as u64).saturating_mul(cells).saturating_add(size_of::<H>() as u64);
         bytes.div_ceil(4096).saturating_mul(4096)
     }
@@ -203,7 +217,7 @@ impl<H: SharedLayout, C: SharedLayout> Laid<H, C> {
     fn over(map: Map, least: usize) -> Self {
         // A child that wrote, or read on, would take part in what is between this process and its peer.
         let map = map.kept_from_children();
-        Self { map, mask: least.next_power_of_two() - 1, layout: PhantomData }
+        Self { map, mask: least.max(2).next_power_of_two() - 1, layout: PhantomData }
     }
 
     /// As [`Table::provide`], to be written or only read.
@@ -240,6 +254,15 @@ impl<H: SharedLayout, C: SharedLayout> Laid<H, C> {
     }
 
     #[inline]
+    fn pair(&self, index: usize) -> &[C; 2] {
+        let first = index & self.mask & !1;
+        // SAFETY: there are `mask + 1` cells behind the header (`size`), an even number, so that there is a second one behind the
+        // first, which is even; `LAID_OUT` aligns them, and they consist of atomics (`SharedLayout`), which another
+        // process may write meanwhile (invariant 1).
+        unsafe { self.map.base().add(size_of::<H>()).cast::<C>().add(first).cast().as_ref() }
+    }
+
+    #[inline]
     fn slice(&self, cells: Range<usize>) -> &[C] {
         // SAFETY: there are so many cells behind the header (`size`), `LAID_OUT` aligns them, and they consist of
         // atomics (`SharedLayout`), which another process may write meanwhile (invariant 1).
@@ -266,6 +289,20 @@ mod tests {
         written.at(999).store(8, Ordering::Release);
         assert_eq!(read.head().load(Ordering::Acquire), 7);
         assert_eq!(read.at(999 + 3 * read.capacity()).load(Ordering::Acquire), 8);
+    }
+
+    #[test]
+    fn cells_come_in_pairs_wherever_one_begins() {
+        for least in [0, 1, 2, 3, 1000] {
+            let (written, fd) = Table::<AtomicU64, AtomicU64>::create("fbuf-test", least).unwrap();
+            let read = TableView::<AtomicU64, AtomicU64>::attach(fd.as_fd(), least).unwrap();
+            (0..written.capacity()).for_each(|index| written.at(index).store(index as u64, Ordering::Relaxed));
+            for index in [0, 1, written.capacity() - 1, written.capacity(), usize::MAX] {
+                let first = (index % written.capacity()) as u64 & !1;
+                assert_eq!(written.pair(index).map(|cell| cell.load(Ordering::Relaxed)), [first, first + 1]);
+                assert_eq!(read.pair(index).map(|cell| cell.load(Ordering::Relaxed)), [first, first + 1]);
+            }
+        }
     }
 
     /// How many pages a file has.

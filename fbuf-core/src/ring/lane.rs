@@ -1,10 +1,10 @@
 //! The forward lane: a ring in the sender's memory through which it tells one receiver which slots
 //! it lends. Single producer, single consumer, no shared indices. [`LaneReader::look`] checks the shape of what stands there.
 //!
-//! An [`Entry`] is two words. The head word carries a mark of the position it was written at and is stored
-//! last, with Release; the reader polls the head word where the next entry will stand, so flag and
-//! descriptor arrive in one transfer of a cache line. A message with prefixes is written from its end: the reader that
-//! sees the first of its entries sees all of them. The lane has room for every slot that the
+//! An entry is one [`LaneCell`], or two if the lane is wide; positions count cells. The head word carries a mark of the position it was
+//! written at and is stored last, with Release; the reader polls the head word where the next entry will stand, so flag and
+//! descriptor arrive in one transfer of a cache line. A message is written before the gap that stands before it: the reader that
+//! sees the gap sees the message. The lane has room for every slot that the
 //! sender can lend (see [`capacity_for`](super::entry::capacity_for)): it cannot overflow, so "full" is not among its states.
 
 #[cfg(not(loom))]
@@ -13,7 +13,7 @@ use zerocopy::FromBytes;
 use crate::{
     abort::Abort,
     points,
-    ring::entry::{Body, Entry, MESSAGE, Note, Prefix, Prefixes, head_of, kind, mark, slot},
+    ring::entry::{Body, GAP, LaneCell, LaneFormat, MESSAGE, Note, ORIGIN, head_of, kind, mark, slot},
     slot::SlotId,
     sync::{AtomicU64, Ordering, fence, read_only::ReadOnly},
     violation::Violation,
@@ -54,32 +54,36 @@ impl LaneHead {
     }
 }
 
-/// The memory of a lane, as its sender has it. Positions are counted from one, so that the zeroes of fresh memory stand
-/// at none.
+/// The memory of a lane, as its sender has it. Positions are counted from the width of an entry on, so that the zeroes of fresh
+/// memory stand at none.
 pub trait WritableLane {
     /// Its head.
     fn head(&self) -> &LaneHead;
-    /// The entry that stands at a position of the endless sequence.
-    fn entry(&self, position: u64) -> &Entry;
+    /// The cell that stands at a position of the endless sequence.
+    fn cell(&self, position: u64) -> &LaneCell;
+    /// Two cells that lie side by side, of which the first stands at this position, if that is even.
+    fn pair(&self, position: u64) -> [&LaneCell; 2];
 }
 
 /// The memory of a lane, as its receiver has it.
 pub trait LaneMemory {
     /// Its head.
     fn head(&self) -> ReadOnly<'_, LaneHead>;
-    /// The entry that stands at a position of the endless sequence.
-    fn entry(&self, position: u64) -> ReadOnly<'_, Entry>;
-    /// How many entries there are: a power of two that never changes.
+    /// The cell that stands at a position of the endless sequence.
+    fn cell(&self, position: u64) -> ReadOnly<'_, LaneCell>;
+    /// Two cells that lie side by side, of which the first stands at this position, if that is even.
+    fn pair(&self, position: u64) -> [ReadOnly<'_, LaneCell>; 2];
+    /// How many cells there are: a power of two that never changes.
     fn capacity(&self) -> u64;
 }
 
 /// A lane between two processes, as its sender has it.
 #[cfg(not(loom))]
-pub type LaneTable = crate::memory::Table<LaneHead, Entry>;
+pub type LaneTable = crate::memory::Table<LaneHead, LaneCell>;
 
 /// A lane between two processes, as its receiver has it.
 #[cfg(not(loom))]
-pub type LaneView = crate::memory::TableView<LaneHead, Entry>;
+pub type LaneView = crate::memory::TableView<LaneHead, LaneCell>;
 
 #[cfg(not(loom))]
 impl WritableLane for LaneTable {
@@ -88,8 +92,12 @@ impl WritableLane for LaneTable {
         Self::head(self)
     }
     #[inline]
-    fn entry(&self, position: u64) -> &Entry {
+    fn cell(&self, position: u64) -> &LaneCell {
         self.at(position as usize)
+    }
+    #[inline]
+    fn pair(&self, position: u64) -> [&LaneCell; 2] {
+        Self::pair(self, position as usize)
     }
 }
 
@@ -100,8 +108,12 @@ impl LaneMemory for LaneView {
         Self::head(self)
     }
     #[inline]
-    fn entry(&self, position: u64) -> ReadOnly<'_, Entry> {
+    fn cell(&self, position: u64) -> ReadOnly<'_, LaneCell> {
         self.at(position as usize)
+    }
+    #[inline]
+    fn pair(&self, position: u64) -> [ReadOnly<'_, LaneCell>; 2] {
+        Self::pair(self, position as usize)
     }
     fn capacity(&self) -> u64 {
         Self::capacity(self) as u64
@@ -127,14 +139,16 @@ impl<'a> ReadOnly<'a, LaneHead> {
 #[derive(Debug)]
 pub struct LaneWriter<M> {
     memory: M,
+    /// How many cells an entry has.
+    width: u64,
     /// Where the next entry will stand.
     position: u64,
 }
 
 impl<M: WritableLane> LaneWriter<M> {
     /// Takes the writing end of fresh memory.
-    pub fn new(memory: M) -> Self {
-        Self { memory, position: 1 }
+    pub fn new(memory: M, format: LaneFormat) -> Self {
+        Self { memory, width: format.width(), position: format.width() }
     }
 
     /// The head of this lane.
@@ -142,48 +156,59 @@ impl<M: WritableLane> LaneWriter<M> {
         self.memory.head()
     }
 
-    /// Publishes a message. The caller lends the slot in its ledger, which is what keeps the lane
+    /// Publishes a message with which nothing goes. The caller lends the slot in its ledger, which is what keeps the lane
     /// from overflowing.
-    #[inline]
     pub fn message(&mut self, slot: SlotId, body: impl Into<Body>) {
-        self.entry(MESSAGE, slot.number().into(), body.into().word());
+        self.noted(&Note::plain(slot, body.into()));
     }
 
-    /// Publishes a message with a tag, which is not zero.
+    /// Publishes a message, with its tag if the lane is `WIDE`: the caller knows, and this does not look.
     #[inline]
-    pub fn tagged(&mut self, slot: SlotId, body: Body, tag: u64) {
+    pub(crate) fn simple<const WIDE: bool>(&mut self, slot: SlotId, body: Body, tag: u64) {
+        debug_assert_eq!(self.width, 1 + u64::from(WIDE));
         let position = self.position;
-        self.position += 2;
-        self.store(position + 1, MESSAGE, slot.number().into(), body.word());
-        self.store(position, Prefix::Tag as u64, 0, tag);
+        self.position += 1 + u64::from(WIDE);
+        self.store::<WIDE>(position, head_of(position, MESSAGE) + u64::from(slot.number()), body.word(), [tag, 0]);
     }
 
-    /// Publishes a message with what stands before it.
-    pub fn prefixed(&mut self, note: &Note) {
-        let first = self.position;
-        self.position += note.entries();
-        self.store(self.position - 1, MESSAGE, note.slot.into(), note.body.word());
-        for (position, (prefix, word)) in (first..self.position - 1).rev().zip(note.prefixes.iter().rev()) {
-            self.store(position, prefix as u64, 0, word);
+    /// Publishes a message with all that goes with it, as far as the lane has room for it.
+    pub fn noted(&mut self, note: &Note) {
+        let last = self.position + (note.entries() - 1) * self.width;
+        self.publish(last, head_of(last, MESSAGE) + u64::from(note.slot), note.body.word(), [note.tag, note.time]);
+        if note.gap != 0 {
+            self.publish(self.position, head_of(self.position, GAP), note.gap, [0; 2]);
         }
+        self.position = last + self.width;
     }
 
     /// Publishes one entry, of any kind. An honest sender publishes whole messages.
-    #[inline]
     pub fn entry(&mut self, kind: u64, slot: u64, body: u64) {
-        let position = self.position;
-        self.position += 1;
-        self.store(position, kind, slot, body);
+        self.publish(self.position, head_of(self.position, kind) + slot, body, [0; 2]);
+        self.position += self.width;
+    }
+
+    fn publish(&self, position: u64, head: u64, body: u64, beside: [u64; 2]) {
+        match self.width {
+            1 => self.store::<false>(position, head, body, beside),
+            _ => self.store::<true>(position, head, body, beside),
+        }
     }
 
     #[inline]
-    fn store(&self, position: u64, kind: u64, slot: u64, body: u64) {
-        let entry = self.memory.entry(position);
-        entry.body.store(body, Ordering::Relaxed);
+    fn store<const WIDE: bool>(&self, position: u64, head: u64, body: u64, [tag, time]: [u64; 2]) {
+        let cell = if WIDE {
+            let [cell, beside] = self.memory.pair(position);
+            beside.first.store(tag, Ordering::Relaxed);
+            beside.second.store(time, Ordering::Relaxed);
+            cell
+        } else {
+            self.memory.cell(position)
+        };
+        cell.second.store(body, Ordering::Relaxed);
         points::reach("write: half an entry");
-        // Release: partner is the Acquire load in `LaneReader::peek`. It carries the body, the entries that come after it of
-        // the same message, and the bytes of the slot.
-        entry.head.store(head_of(position, kind) + slot, Ordering::Release);
+        // Release: partner is the Acquire load in `LaneReader::peek`. It carries the body, what is beside it, the message behind a
+        // gap, and the bytes of the slot.
+        cell.first.store(head, Ordering::Release);
     }
 
     /// Says that the receiver is disconnected, before any slot is used again that it has.
@@ -212,14 +237,16 @@ impl<M: WritableLane> LaneWriter<M> {
 #[derive(Debug)]
 pub struct LaneReader<M> {
     memory: M,
+    /// How many cells an entry has.
+    width: u64,
     /// Where the next entry stands.
     position: u64,
 }
 
 impl<M: LaneMemory> LaneReader<M> {
     /// Takes the reading end of a lane from which nothing was read yet.
-    pub fn new(memory: M) -> Self {
-        Self { memory, position: 1 }
+    pub fn new(memory: M, format: LaneFormat) -> Self {
+        Self { memory, width: format.width(), position: format.width() }
     }
 
     /// The head of this lane.
@@ -233,91 +260,94 @@ impl<M: LaneMemory> LaneReader<M> {
         &self.memory
     }
 
-    /// Where the next entry stands: one more than were read.
+    /// How many entries were read.
     #[cfg(any(test, fuzzing))]
-    pub(crate) fn position(&self) -> u64 {
-        self.position
+    pub(crate) fn entries(&self) -> u64 {
+        self.position / self.width - 1
     }
 
     /// The slot that the next entry names, and the word of its [`Body`], if it is a message. If it is not, or there is
     /// none, the number of the slot is beyond all that can be: it is to be checked anyway, and one
-    /// comparison does for both.
+    /// comparison does for both. Beside these the tag, if it is `WIDE`, and otherwise zero.
     #[inline]
-    pub(crate) fn peek(&self) -> (u64, u64) {
-        let entry = self.memory.entry(self.position);
+    pub(crate) fn peek<const WIDE: bool>(&self) -> ((u64, u64), u64) {
+        let (cell, beside) = if WIDE {
+            let [cell, beside] = self.memory.pair(self.position);
+            (cell, Some(beside))
+        } else {
+            (self.memory.cell(self.position), None)
+        };
         // Acquire: partner is the Release store in `LaneWriter::store`.
-        let slot = entry.head().load(Ordering::Acquire) ^ head_of(self.position, MESSAGE);
-        (slot, entry.body().load(Ordering::Relaxed))
+        let slot = cell.first().load(Ordering::Acquire) ^ head_of(self.position, MESSAGE);
+        let body = cell.second().load(Ordering::Relaxed);
+        // Relaxed: it came with the head.
+        ((slot, body), beside.map_or(0, |beside| beside.first().load(Ordering::Relaxed)))
     }
 
-    /// If the next entry is a tag: that, and what [`Self::peek`] says of the message behind it. An honest sender's is not zero.
-    #[inline(always)]
-    pub(crate) fn peek_tagged(&self) -> Option<(u64, (u64, u64))> {
-        let [first, second] = [0, 1].map(|ahead| self.memory.entry(self.position + ahead));
-        let [expected, message] = [head_of(self.position, Prefix::Tag as u64), head_of(self.position + 1, MESSAGE)];
-        // Acquire: partner is the Release store in `LaneWriter::store`.
-        if first.head().load(Ordering::Acquire) != expected {
-            return None;
-        }
-        let tag = first.body().load(Ordering::Relaxed);
-        // Relaxed: a message is written from its end, so that the rest of it is there.
-        let slot = second.head().load(Ordering::Relaxed) ^ message;
-        Some((tag, (slot, second.body().load(Ordering::Relaxed))))
+    /// Goes on behind what [`Self::peek`] looked at.
+    #[inline]
+    pub(crate) fn pass<const WIDE: bool>(&mut self) {
+        self.position += 1 + u64::from(WIDE);
     }
 
     /// Goes on behind so many entries that were looked at.
-    #[inline]
     pub fn advance(&mut self, entries: u64) {
-        self.position += entries;
+        self.position += entries * self.width;
     }
 
-    /// The next message, if there is one, with what stands before it. Looks at so many entries at most as one message can have.
+    /// The next message, if there is one, with what goes with it. Looks at two entries at most, as many as one message can have.
     ///
     /// # Errors
     /// [`Violation`] if they are none that a sender may write.
     pub fn look(&self) -> Result<Option<Note>, Violation> {
-        let mut prefixes = Prefixes::default();
-        let mut last = None;
-        for position in self.position.. {
-            let entry = self.memory.entry(position);
+        let (mut gap, mut position) = (0, self.position);
+        loop {
+            let cell = self.memory.cell(position);
             // Acquire: partner is the Release store in `LaneWriter::store`.
-            let head = entry.head().load(Ordering::Acquire);
+            let head = cell.first().load(Ordering::Acquire);
             let (found, expected) = (mark(head), mark(head_of(position, 0)));
             if found != expected {
-                let is_none = last.is_none() && found == self.mark_before();
+                let is_none = gap == 0 && found == self.mark_before();
                 return if is_none { Ok(None) } else { Err(Violation::Mark { found, expected }) };
             }
-            let word = entry.body().load(Ordering::Relaxed);
-            if kind(head) == MESSAGE {
-                return Ok(Some(Note { prefixes, slot: slot(head), body: Body::from_word(word) }));
+            let word = cell.second().load(Ordering::Relaxed);
+            match kind(head) {
+                MESSAGE => {
+                    let [tag, time] = self.beside(position);
+                    return Ok(Some(Note { gap, slot: slot(head), body: Body::from_word(word), tag, time }));
+                }
+                GAP if word == 0 || slot(head) != 0 => return Err(Violation::EmptyPrefix { prefix: "a gap" }),
+                GAP if gap != 0 => return Err(Violation::PrefixOrder { prefix: "a gap" }),
+                GAP => (gap, position) = (word, position + self.width),
+                ORIGIN => return Err(Violation::PrefixUndeclared { prefix: "an origin" }),
+                kind => return Err(Violation::Kind { kind: kind as u8 }),
             }
-            let prefix = Prefix::of_kind(kind(head))?;
-            if word == 0 || slot(head) != 0 {
-                return Err(Violation::EmptyPrefix { prefix: prefix.name() });
-            }
-            if last >= Some(prefix) {
-                return Err(Violation::PrefixOrder { prefix: prefix.name() });
-            }
-            last = Some(prefix);
-            prefixes = prefixes.with(prefix, word);
         }
-        // The loop ends at the first entry that is no prefix of a higher kind.
-        Ok(None)
+    }
+
+    /// The tag and the time of the message at a position.
+    fn beside(&self, position: u64) -> [u64; 2] {
+        if self.width == 1 {
+            return [0; 2];
+        }
+        let [_, beside] = self.memory.pair(position);
+        // Relaxed: they came with the head.
+        [beside.first(), beside.second()].map(|word| word.load(Ordering::Relaxed))
     }
 
     /// Whether something stands where the next entry would be.
     #[inline]
     pub(crate) fn is_ready(&self) -> bool {
         // Relaxed: `peek` and `look` do so again.
-        mark(self.memory.entry(self.position).head().load(Ordering::Relaxed)) != self.mark_before()
+        mark(self.memory.cell(self.position).first().load(Ordering::Relaxed)) != self.mark_before()
     }
 
     /// Whether the entry is there that has `count` before it which were not read yet; then those are.
     #[inline]
     pub(crate) fn has(&self, count: u64) -> bool {
-        let position = self.position + count;
+        let position = self.position + count * self.width;
         // Relaxed: `peek` and `look` do so at each.
-        mark(self.memory.entry(position).head().load(Ordering::Relaxed)) == mark(head_of(position, 0))
+        mark(self.memory.cell(position).first().load(Ordering::Relaxed)) == mark(head_of(position, 0))
     }
 
     /// The mark that stands where the next entry will be, until it is there.
@@ -355,162 +385,23 @@ impl<M: LaneMemory> LaneReader<M> {
 pub(crate) mod heap;
 
 #[cfg(all(test, not(loom)))]
-mod tests {
-    use super::{heap::HeapLane, *};
-    use crate::ring::entry::{PrefixSet, capacity_for};
-    use proptest::prelude::*;
-
-    fn body(length: u32) -> Body {
-        Body::new(0, length)
-    }
-
-    fn note(slot: u32, prefixes: [u64; 4]) -> Note {
-        let kinds = [Prefix::Gap, Prefix::Tag, Prefix::Time, Prefix::Origin];
-        let prefixes =
-            kinds.into_iter().zip(prefixes).fold(Prefixes::default(), |all, (kind, word)| all.with(kind, word));
-        Note { prefixes, ..Note::plain(SlotId::new(slot), body(slot + 1)) }
-    }
-
-    #[test]
-    fn entries_arrive_in_order_over_many_laps() {
-        let memory = HeapLane::new(4);
-        let (mut writer, mut reader) = (LaneWriter::new(memory.clone()), LaneReader::new(memory));
-        for n in 0..4 * if cfg!(miri) { 10 } else { 600 } {
-            assert_eq!(reader.look(), Ok(None));
-            assert!(!reader.is_ready() && reader.peek().0 >= crate::limits::MAX_SLOTS.into());
-            writer.message(SlotId::new(n), body(n + 1));
-            assert!(reader.is_ready() && reader.has(0) && !reader.has(1));
-            assert_eq!(reader.peek(), (n.into(), u64::from(n) + 1));
-            assert_eq!(reader.look(), Ok(Some(note(n, [0; 4]))));
-            reader.advance(1);
-        }
-    }
-
-    #[test]
-    fn messages_arrive_with_all_that_stands_before_them() {
-        let memory = HeapLane::new(8);
-        let (mut writer, mut reader) = (LaneWriter::new(memory.clone()), LaneReader::new(memory));
-        for n in 0..64 {
-            let prefixes = [0, 1, 2, 3].map(|kind| if n >> kind & 1 == 0 { 0 } else { u64::MAX - kind });
-            let sent = note(n, prefixes);
-            writer.prefixed(&sent);
-            assert_eq!(reader.look(), Ok(Some(sent)));
-            assert_eq!(sent.entries(), 1 + u64::from((n & 15).count_ones()));
-            assert_eq!(
-                reader.peek().0 < crate::limits::MAX_SLOTS.into(),
-                prefixes == [0; 4],
-                "only a plain message is one"
-            );
-            assert_eq!(reader.peek_tagged().is_some(), n & 3 == 2, "only a tag that stands first is one");
-            reader.advance(sent.entries());
-            writer.tagged(SlotId::new(n), body(n + 1), 7);
-            assert_eq!(reader.peek_tagged(), Some((7, (n.into(), u64::from(n) + 1))));
-            assert_eq!(reader.look(), Ok(Some(note(n, [0, 7, 0, 0]))));
-            reader.advance(2);
-            assert_eq!(reader.look(), Ok(None));
-        }
-    }
-
-    #[test]
-    fn prefixes_stand_once_before_a_message_and_in_their_order() {
-        let gap = Prefix::Gap as u64;
-        let tag = Prefix::Tag as u64;
-        for (entries, violation) in [
-            (&[(gap, 0, 0)][..], Violation::EmptyPrefix { prefix: "a gap" }),
-            (&[(tag, 5, 1)], Violation::EmptyPrefix { prefix: "a tag" }),
-            (&[(gap, 0, 1), (gap, 0, 1)], Violation::PrefixOrder { prefix: "a gap" }),
-            (&[(tag, 0, 1), (gap, 0, 1)], Violation::PrefixOrder { prefix: "a gap" }),
-            (&[(gap, 0, 1), (5, 0, 1)], Violation::Kind { kind: 5 }),
-            // A prefix is published after its message.
-            (&[(tag, 0, 1)], Violation::Mark { found: 0, expected: 2 }),
-        ] {
-            let memory = HeapLane::new(8);
-            let (mut writer, reader) = (LaneWriter::new(memory.clone()), LaneReader::new(memory));
-            entries.iter().for_each(|&(kind, slot, word)| writer.entry(kind, slot, word));
-            assert_eq!(reader.look(), Err(violation));
-        }
-    }
-
-    #[test]
-    fn marks_begin_again_without_a_word_being_lost() {
-        let memory = HeapLane::new(4);
-        let position = (1 << 40) - 7;
-        let mut writer = LaneWriter { memory: memory.clone(), position };
-        let mut reader = LaneReader { memory, position };
-        for n in 0..16 {
-            assert!(n < 4 || !reader.is_ready());
-            writer.message(SlotId::new(n), body(n + 1));
-            assert!(reader.is_ready());
-            assert_eq!(reader.peek(), (n.into(), u64::from(n) + 1));
-            assert_eq!(reader.look(), Ok(Some(note(n, [0; 4]))));
-            reader.advance(1);
-        }
-    }
-
-    #[test]
-    fn a_whole_lane_of_entries_is_kept() {
-        let prefixes = PrefixSet::NONE.with(Prefix::Gap);
-        assert_eq!(capacity_for(4, prefixes), 8);
-        let memory = HeapLane::new(8);
-        let (mut writer, mut reader) = (LaneWriter::new(memory.clone()), LaneReader::new(memory));
-        for n in 0..4 {
-            writer.prefixed(&note(n, [n.into(), 0, 0, 0]));
-        }
-        writer.close(3, Some(Abort::Code(7)));
-        for n in 0..4 {
-            assert_eq!(reader.ending(), None);
-            assert!(n == 0 || reader.peek().0 >= crate::limits::MAX_SLOTS.into(), "a gap is no message");
-            assert_eq!(reader.look(), Ok(Some(note(n, [n.into(), 0, 0, 0]))));
-            reader.advance(if n == 0 { 1 } else { 2 });
-        }
-        assert_eq!(reader.look(), Ok(None));
-        assert_eq!((reader.ending(), reader.abort()), (Some(3), Some(Abort::Code(7))));
-    }
-
-    proptest! {
-        #![proptest_config(crate::tests::hostile::cases(256))]
-
-        /// Whatever a peer writes into a lane, its reader answers with a message, with nothing, or
-        /// with a violation, and never goes past the lane.
-        #[test]
-        fn random_lanes_are_survived(words in prop::collection::vec((any::<u64>(), 0..3u64), 8), small in any::<bool>()) {
-            let memory = HeapLane::new(8);
-            for (index, (head, body)) in words.iter().enumerate() {
-                // Half of the runs keep near the marks and kinds that would be accepted.
-                let head = if small { head_of(if index == 0 { 8 } else { index as u64 }, head & 7) + (head >> 63) } else { *head };
-                memory.scribble(index, head, *body);
-            }
-            let mut reader = LaneReader::new(memory);
-            let mut taken = 0;
-            while let Ok(Some(note)) = reader.look() {
-                reader.advance(note.entries());
-                taken += note.entries();
-                prop_assert!(taken <= 8, "one lap was written, more were read");
-            }
-            prop_assert_eq!(reader.position(), taken + 1);
-        }
-    }
-}
+mod tests;
 
 #[cfg(all(test, loom))]
 mod model {
     use super::{heap::HeapLane, *};
     use loom::thread;
 
-    /// A plain message, and one with prefixes: every message arrives once, in order, whole, with all that stands before it, and the
+    /// A plain message, and one behind a gap: every message arrives once, in order, whole, with what stands before it, and the
     /// bytes that were written before it are there.
     #[test]
     fn entries_arrive_whole_and_in_order() {
         loom::model(|| {
-            let memory = HeapLane::new(4);
             let payload = loom::sync::Arc::new(loom::cell::UnsafeCell::new(0u32));
-            let (mut writer, mut reader) = (LaneWriter::new(memory.clone()), LaneReader::new(memory));
+            let (mut writer, mut reader) = HeapLane::ends(4, LaneFormat::WITH_GAPS);
             let sent = [
                 Note::plain(SlotId::new(5), Body::new(0, 2)),
-                Note {
-                    prefixes: Prefixes::default().with(Prefix::Gap, 9).with(Prefix::Time, 3),
-                    ..Note::plain(SlotId::new(6), Body::new(1, 2))
-                },
+                Note { gap: 9, ..Note::plain(SlotId::new(6), Body::new(1, 2)) },
             ];
             let bytes = payload.clone();
             let sender = thread::spawn(move || {
@@ -523,13 +414,13 @@ mod model {
                     }
                 });
                 writer.message(SlotId::new(5), sent[0].body);
-                writer.prefixed(&sent[1]);
+                writer.noted(&sent[1]);
                 writer.close(4, Some(Abort::Panic));
             });
             let mut seen = Vec::new();
             while seen.len() < 2 {
                 // As a receiver does: messages the short way, the rest the long one.
-                let note = match reader.peek() {
+                let note = match reader.peek::<false>().0 {
                     (slot @ 0..8, word) => Some(Note::plain(SlotId::new(slot as u32), Body::from_word(word))),
                     _ => reader.look().expect("an honest sender"),
                 };
@@ -560,27 +451,45 @@ mod model {
         });
     }
 
-    /// A message with a tag, the short way of both sides: the reader that sees the tag sees the message.
+    /// A wide lane, the short way of both sides: the reader that sees a message sees its own tag and time, also where an earlier
+    /// one stood, whose slot was handed back.
     #[test]
-    fn a_tag_arrives_with_its_message() {
+    fn what_is_beside_a_message_arrives_with_it() {
         loom::model(|| {
-            let memory = HeapLane::new(4);
-            let (mut writer, mut reader) = (LaneWriter::new(memory.clone()), LaneReader::new(memory));
-            let sender =
-                thread::spawn(move || (1..3).for_each(|n| writer.tagged(SlotId::new(n), Body::new(0, n), n.into())));
-            for n in 1..3 {
+            let (mut writer, mut reader) = HeapLane::ends(4, LaneFormat { gaps: false, tags: true, times: true });
+            let back = loom::sync::Arc::new(AtomicU64::new(0));
+            let seen = back.clone();
+            let sender = thread::spawn(move || {
+                for n in 1..4 {
+                    if n == 3 && back.load(Ordering::Acquire) == 0 {
+                        return 2;
+                    }
+                    let note = Note { tag: n.into(), time: (10 * n).into(), ..Note::plain(SlotId::new(n), n.into()) };
+                    match n {
+                        1 => writer.simple::<true>(SlotId::new(n), n.into(), n.into()),
+                        _ => writer.noted(&note),
+                    }
+                }
+                3
+            });
+            let mut take = |n: u64| {
                 let found = loop {
-                    match reader.peek_tagged() {
-                        Some(found) => break found,
-                        None => thread::yield_now(),
+                    match reader.peek::<true>() {
+                        (named, tag) if named.0 < 8 => break (named, tag),
+                        _ => thread::yield_now(),
                     }
                 };
-                assert_eq!(found, (n, (n, n)));
+                assert_eq!(found, ((n, n), n));
                 let note = reader.look().expect("an honest sender").expect("it is there");
-                assert_eq!((u64::from(note.slot), note.body.word(), note.prefixes.word(Prefix::Tag)), (n, n, n));
-                reader.advance(2);
+                assert_eq!((note.tag, note.time), (n, if n == 1 { 0 } else { 10 * n }));
+                reader.advance(1);
+            };
+            take(1);
+            seen.store(1, Ordering::Release);
+            take(2);
+            if sender.join().unwrap() == 3 {
+                take(3);
             }
-            sender.join().unwrap();
         });
     }
 }

@@ -13,8 +13,8 @@ use crate::{
     receive::held::Held,
     ring::{
         board::{BoardReader, BoardWriter, heap::HeapBoard},
-        entry::{Body, Note},
-        lane::{LaneReader, LaneWriter, heap::HeapLane},
+        entry::{Body, LaneFormat, Note},
+        lane::heap::HeapLane,
     },
     slot::{Mark, SlotId},
 };
@@ -37,11 +37,12 @@ fn a_slot_is_known_before_it_is_used() {
     let mut model = loom::model::Builder::new();
     model.preemption_bound = Some(4);
     model.check(|| {
-        let (lane, board) = (HeapLane::new(4), HeapBoard::new(ALL as usize));
+        let (mut writer, mut reader) = HeapLane::ends(4, LaneFormat::PLAIN);
+        let board = HeapBoard::new(ALL as usize);
         let bytes = Arc::new([UnsafeCell::new(0u8), UnsafeCell::new(0u8)]);
         let announced = Arc::new(Mutex::new(VecDeque::new()));
         let sender = {
-            let (mut writer, board) = (LaneWriter::new(lane.clone()), BoardReader::new(board.clone()));
+            let board = BoardReader::new(board.clone());
             let (bytes, announced) = (bytes.clone(), announced.clone());
             thread::spawn(move || {
                 let mut send = |slot: u32, value| {
@@ -64,7 +65,7 @@ fn a_slot_is_known_before_it_is_used() {
                 writer.close(0, None);
             })
         };
-        let (mut reader, board) = (LaneReader::new(lane), Arc::new(BoardWriter::new(board)));
+        let board = Arc::new(BoardWriter::new(board));
         let held = Arc::new(Held::new(ALL as usize).unwrap());
         held.add(SlotId::new(0), address(0));
         let mut known = FIRST;
@@ -72,7 +73,7 @@ fn a_slot_is_known_before_it_is_used() {
         for sequence in 0.. {
             let mark = Mark::of(sequence);
             let number = loop {
-                let (number, _) = reader.peek();
+                let ((number, _), _) = reader.peek::<false>();
                 if held.take(number, mark).is_some() {
                     break Some(number as u32);
                 }

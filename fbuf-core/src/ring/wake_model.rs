@@ -7,10 +7,10 @@ use loom::{
 
 use super::{
     board::{BoardReader, BoardWriter, WritableBoard, heap::HeapBoard},
-    lane::{LaneReader, LaneWriter, WritableLane, heap::HeapLane},
+    lane::{WritableLane, heap::HeapLane},
 };
 use crate::{
-    slot::{Mark, SlotId},
+    slot::{LaneFormat, Mark, SlotId},
     sync::read_only::ReadOnly,
     wait::{Fencing, Flag},
 };
@@ -72,11 +72,11 @@ fn both_ways(model: impl Fn(Option<Fencing>) + Sync + Send + Copy + 'static) {
 #[test]
 fn no_message_is_slept_over() {
     both_ways(|fencing| {
-        let (lane, board, bell) = (HeapLane::new(2), HeapBoard::new(1), Bell::new());
+        let (board, bell) = (HeapBoard::new(1), Bell::new());
         if fencing.is_none() {
             board.head().flag.ask_for_fences();
         }
-        let (mut writer, mut reader) = (LaneWriter::new(lane.clone()), LaneReader::new(lane));
+        let (mut writer, mut reader) = HeapLane::ends(2, LaneFormat::PLAIN);
         let sender = {
             let (board, bell) = (board.clone(), bell.clone());
             thread::spawn(move || {
@@ -131,11 +131,12 @@ enum Second {
 /// A receiver that one thread arms, and leaves armed to an event loop that sleeps meanwhile. The two have it in turns, as a lock
 /// says; the bell may ring before the one that arms has let go of it. Loom reports a deadlock if a wake-up can be lost.
 fn armed_by_another_thread(fencing: Option<Fencing>, second: Second) {
-    let (lane, board, bell) = (HeapLane::new(2), HeapBoard::new(1), Bell::new());
+    let (board, bell) = (HeapBoard::new(1), Bell::new());
     if fencing.is_none() {
         board.head().flag.ask_for_fences();
     }
-    let (mut writer, reader) = (LaneWriter::new(lane.clone()), Arc::new(Mutex::new(LaneReader::new(lane))));
+    let (mut writer, reader) = HeapLane::ends(2, LaneFormat::PLAIN);
+    let reader = Arc::new(Mutex::new(reader));
     let sender = {
         let (board, bell) = (board.clone(), bell.clone());
         thread::spawn(move || {

@@ -9,6 +9,7 @@ use crate::process::sys::{in_call, said};
 use crate::{
     abort::Abort,
     process::foreign::Foreign,
+    slot::LaneFormat,
     socket::{
         Arrival, PacketSocket, means_gone,
         under_way::Kind,
@@ -88,8 +89,8 @@ pub struct Hello {
 pub struct Welcome {
     /// Its forward lane.
     pub lane: Descriptor,
-    /// Which prefixes messages may have: `PrefixSet::bits`. The lane has room for all of them before each message.
-    pub prefixes: u8,
+    /// What stands in the lane, which has room for all of it.
+    pub format: LaneFormat,
     /// The number of the first message that will be sent over this link.
     pub first_sequence: u64,
     /// The segments it has so far.
@@ -283,7 +284,7 @@ mod tests {
         let segment = || NewSegment { memory: memory(), slots: u32::MAX };
         let segments = std::iter::repeat_with(segment).take(crate::limits::MAX_SEGMENTS).collect();
         let slots = std::iter::repeat_with(memory).take(crate::limits::MAX_LEASED as usize).collect();
-        let welcome = Welcome { lane: memory(), prefixes: u8::MAX, first_sequence: u64::MAX, segments, slots };
+        let welcome = Welcome { lane: memory(), format: LaneFormat::PLAIN, first_sequence: u64::MAX, segments, slots };
         assert!(wire::encode(&LinkMessage::Welcome(welcome)).unwrap().bytes.len() <= LONGEST);
     }
 

@@ -22,7 +22,7 @@ use crate::{
     receive::link::{Answered, Greeted, Inbound, SlotSource},
     ring::{
         board::BoardTable,
-        entry::{Prefix, PrefixSet, capacity_for},
+        entry::{LaneFormat, capacity_for},
         lane::{LaneTable, LaneWriter},
     },
     send::{
@@ -158,7 +158,7 @@ fn say(socket: &PacketSocket, packet: &Packet) {
             let (lane, segments) = (descriptor(lane), segments.iter().map(segment).collect());
             let welcome = Welcome {
                 lane,
-                prefixes: PrefixSet::NONE.bits(),
+                format: LaneFormat::PLAIN,
                 first_sequence: *first_sequence,
                 segments,
                 slots: Vec::new(),
@@ -194,24 +194,21 @@ fn slot_source(mechanism: Mechanism) -> SlotSource {
 
 /// A receiver, linked with a sender, all memory of which is this test's to write.
 fn victim_receiver(mechanism: Mechanism) -> (Inbound, PacketSocket, LaneTable, Vec<Map>) {
-    victim_receiver_that_skips(mechanism, None)
+    victim_receiver_with(mechanism, LaneFormat::PLAIN)
 }
 
-fn victim_receiver_that_skips(
-    mechanism: Mechanism,
-    above: Option<u32>,
-) -> (Inbound, PacketSocket, LaneTable, Vec<Map>) {
+/// The same, with such a lane. It asks to be skipped if there can be gaps.
+fn victim_receiver_with(mechanism: Mechanism, format: LaneFormat) -> (Inbound, PacketSocket, LaneTable, Vec<Map>) {
     let (own, its) = sockets();
+    let above = format.gaps.then_some(1);
     let greeted = Greeted::new(peer(), its, geometry(), mechanism, slot_source(mechanism), above).unwrap();
-    let prefixes = PrefixSet::NONE.with_if(Prefix::Gap, above.is_some());
-    let (lane, lane_fd) = LaneTable::create("fbuf-test", capacity_for(SLOTS, prefixes)).unwrap();
+    let (lane, lane_fd) = LaneTable::create("fbuf-test", capacity_for(SLOTS, format)).unwrap();
     let (memory, memory_fd) = Map::create("fbuf-test", geometry().segment_bytes(2)).unwrap();
     let mut segments = vec![NewSegment { memory: memory_fd.into(), slots: 2 }];
     if matches!(mechanism, Mechanism::Lease | Mechanism::OneShot) {
         segments.clear();
     }
-    let welcome =
-        Welcome { lane: lane_fd.into(), prefixes: prefixes.bits(), first_sequence: 0, segments, slots: Vec::new() };
+    let welcome = Welcome { lane: lane_fd.into(), format, first_sequence: 0, segments, slots: Vec::new() };
     own.send(&wire::encode(&LinkMessage::Welcome(welcome)).unwrap()).unwrap();
     let Ok(Answered::Open(inbound)) = greeted.look() else { panic!("an honest welcome was refused") };
     (*inbound, own, lane, vec![memory])
@@ -267,8 +264,12 @@ proptest! {
     fn a_receiver_survives_any_lane(
         words in vec((any::<Index>(), any::<u64>(), any::<u64>(), 0..4u8), 1..40),
         mechanism in mechanism(),
+        gaps: bool,
+        tags: bool,
+        times: bool,
     ) {
-        let (mut inbound, _socket, lane, _memory) = victim_receiver(mechanism);
+        let format = LaneFormat { gaps, tags, times };
+        let (mut inbound, _socket, lane, _memory) = victim_receiver_with(mechanism, format);
         let mut held = Vec::new();
         for (at, head, body, near) in words {
             // Most words keep near to what would be accepted: this lap, a message, few slots.
@@ -455,7 +456,7 @@ fn shoot(memory: OwnedFd, sequence: u64) -> Result<Vec<u8>, Violation> {
     let (mut inbound, socket, lane, _memory) = victim_receiver(Mechanism::OneShot);
     let one_shot = OneShot { memory: memory.into(), sequence };
     socket.send(&wire::encode(&LinkMessage::OneShot(one_shot)).unwrap()).unwrap();
-    LaneWriter::new(lane).message(SlotId::new(0), 5);
+    LaneWriter::new(lane, LaneFormat::PLAIN).message(SlotId::new(0), 5);
     match (inbound.take(), inbound.end()) {
         (Some(received), Ok(None)) => Ok(received.to_vec()),
         (None, Err(LinkEnd::Violation(violation))) => Err(violation),
@@ -507,7 +508,7 @@ fn a_message_of_its_own_must_be_sealed_for_good() {
     let (mut inbound, socket, lane, _memory) = victim_receiver(Mechanism::OneShot);
     let one_shot = OneShot { memory: short.into(), sequence: 0 };
     socket.send(&wire::encode(&LinkMessage::OneShot(one_shot)).unwrap()).unwrap();
-    LaneWriter::new(lane).message(SlotId::new(0), SLOT_BYTES + 1);
+    LaneWriter::new(lane, LaneFormat::PLAIN).message(SlotId::new(0), SLOT_BYTES + 1);
     assert!(inbound.take().is_none());
     assert!(matches!(inbound.end(), Err(LinkEnd::Violation(Violation::Body { .. }))));
 }
@@ -516,18 +517,13 @@ fn a_message_of_its_own_must_be_sealed_for_good() {
 fn a_sender_that_hands_over_fewer_slots_than_it_has_is_refused() {
     let (own, its) = sockets();
     let greeted = Greeted::new(peer(), its, geometry(), Mechanism::Copy, SlotSource::FromSender, None).unwrap();
-    let (_lane, lane_fd) = LaneTable::create("fbuf-test", capacity_for(SLOTS, PrefixSet::NONE)).unwrap();
+    let (_lane, lane_fd) = LaneTable::create("fbuf-test", capacity_for(SLOTS, LaneFormat::PLAIN)).unwrap();
     let SlotSource::FromBroker(mut slots) = slot_source(Mechanism::Lease) else {
         panic!("slots to be leased are given")
     };
     slots.pop();
-    let welcome = Welcome {
-        lane: lane_fd.into(),
-        prefixes: PrefixSet::NONE.bits(),
-        first_sequence: 0,
-        segments: Vec::new(),
-        slots,
-    };
+    let welcome =
+        Welcome { lane: lane_fd.into(), format: LaneFormat::PLAIN, first_sequence: 0, segments: Vec::new(), slots };
     own.send(&wire::encode(&LinkMessage::Welcome(welcome)).unwrap()).unwrap();
     assert!(matches!(greeted.look(), Err(LinkEnd::Violation(Violation::Terms { found: 3, .. }))));
 }
@@ -536,7 +532,7 @@ fn a_sender_that_hands_over_fewer_slots_than_it_has_is_refused() {
 #[test]
 fn an_entry_without_its_message_is_not_taken_and_ends_a_link_over_which_none_can_come() {
     let (mut inbound, socket, lane, memory) = victim_receiver(Mechanism::OneShot);
-    let mut lane = LaneWriter::new(lane);
+    let mut lane = LaneWriter::new(lane, LaneFormat::PLAIN);
     lane.message(SlotId::new(0), 5);
     assert!(inbound.is_ready() && inbound.take().is_none());
     // It is not looked for again and again.

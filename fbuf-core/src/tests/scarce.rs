@@ -24,7 +24,7 @@ use crate::{
     receive::link::{Answered, Greeted, Inbound, SlotSource},
     ring::{
         board::BoardTable,
-        entry::{PrefixSet, capacity_for},
+        entry::{LaneFormat, capacity_for},
         lane::LaneTable,
     },
     send::{
@@ -456,7 +456,7 @@ fn no_lane_is_made_for_a_receiver_that_cannot_be_answered() {
         assert!(again.is_unanswered());
         late = again;
         let start = Instant::now();
-        drop(LaneTable::create("fbuf-test", capacity_for(pool.geometry().max_slots(), PrefixSet::NONE)).unwrap());
+        drop(LaneTable::create("fbuf-test", capacity_for(pool.geometry().max_slots(), LaneFormat::PLAIN)).unwrap());
         make = make.min(start.elapsed());
     }
     assert!(look < make / 4, "a look takes {look:?}, a lane {make:?}");

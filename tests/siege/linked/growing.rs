@@ -6,7 +6,7 @@ use ::memfd::{FileSeal, MemfdOptions};
 use fbuf_core::{
     limits::{MAX_SEGMENTS, OTHERS_SLOTS},
     protection::Mechanism,
-    ring::entry::{Prefix, PrefixSet, capacity_for},
+    ring::entry::{LaneFormat, capacity_for},
 };
 use nix::{
     errno::Errno,
@@ -45,11 +45,10 @@ impl Growing {
             format!("{OTHERS_SLOTS} slots were announced, and a board of {found} pages made")
         })?;
         let board = BoardReader::attach_first(hello.board.as_fd(), link.slots, 0).map_err(|end| format!("{end:?}"))?;
-        let (lane, lane_fd) =
-            LaneTable::create("fbuf-test", capacity_for(link.slots, PrefixSet::NONE.with(Prefix::Gap))).unwrap();
+        let (lane, lane_fd) = LaneTable::create("fbuf-test", capacity_for(link.slots, LaneFormat::WITH_GAPS)).unwrap();
         let (map, memory) = Map::create("fbuf-test", 4096).unwrap();
         link.say(&welcome(lane_fd.into(), memory.into(), SLOTS))?;
-        let (lane, memory) = (LaneWriter::new(lane), vec![map]);
+        let (lane, memory) = (LaneWriter::new(lane, LaneFormat::WITH_GAPS), vec![map]);
         Ok(Self { link, board_fd: hello.board, board, lane, _memory: memory, known: SLOTS, next: 0 })
     }
 
@@ -172,8 +171,8 @@ fn grow_sender(board: OwnedFd) -> Seen {
     let copy = board.try_clone().map_err(|error| error.to_string())?;
     let link = receive_with(board)?;
     let LinkMessage::Welcome(welcome) = link.hear()? else { return Err("no welcome".into()) };
-    let lane = LaneView::attach(welcome.lane.as_fd(), capacity_for(link.slots, PrefixSet::NONE));
-    let mut lane = LaneReader::new(lane.map_err(|error| error.to_string())?);
+    let lane = LaneView::attach(welcome.lane.as_fd(), capacity_for(link.slots, LaneFormat::PLAIN));
+    let mut lane = LaneReader::new(lane.map_err(|error| error.to_string())?, LaneFormat::PLAIN);
     for taken in 0..link.slots {
         let what = format!("message {taken}");
         look_for(&what, || Ok(lane.look().map_err(|violation| violation.to_string())?.map(drop)))?;

@@ -9,7 +9,7 @@ use std::{
 use nix::sys::eventfd::EventFd;
 use serde::{Deserialize, Serialize};
 
-use super::{Inbound, check_sequence, prefixes};
+use super::{Inbound, check_sequence};
 use crate::{
     abort::Abort,
     memory::{MemoryError, wrapping::WrappingTable},
@@ -23,7 +23,7 @@ use crate::{
     },
     ring::{
         board::{BoardTable, BoardWriter},
-        entry::{Prefix, PrefixSet, capacity_for},
+        entry::{LaneFormat, capacity_for},
         lane::LaneView,
     },
     slot::{Geometry, Mark},
@@ -89,7 +89,7 @@ impl Drop for UnusedBoard {
 pub(super) struct Parts {
     pub(super) board: BoardTable,
     pub(super) lane: LaneView,
-    pub(super) prefixes: PrefixSet,
+    pub(super) format: LaneFormat,
     pub(super) next: Mark,
     pub(super) reading: DeferredDrop<Reading>,
     pub(super) held: Held,
@@ -256,8 +256,12 @@ impl Greeted {
     pub(super) fn parts(&mut self, welcome: &mut Welcome) -> Result<Parts, LinkEnd> {
         let slots = self.geometry.max_slots();
         let exhausted = |error: MemoryError| LinkEnd::Exhausted(error.to_string());
-        let prefixes = prefixes::declared(welcome, self.skips)?;
-        let lane = LaneView::attach(welcome.lane.as_fd(), capacity_for(slots, prefixes))?;
+        let format = welcome.format;
+        // The lane of a receiver that asked to be skipped has room for gaps.
+        if self.skips && !format.gaps {
+            return Err(Violation::PrefixUndeclared { prefix: "a gap" }.into());
+        }
+        let lane = LaneView::attach(welcome.lane.as_fd(), capacity_for(slots, format))?;
         let lane = lane.made_by(self.peer.other_user());
         let next = Mark::of(check_sequence(Some(welcome.first_sequence))?);
         let mut reading = match self.reading.take() {
@@ -274,10 +278,9 @@ impl Greeted {
         };
         reading.open();
         let held = Held::new(slots as usize).map_err(exhausted)?;
-        let has_times = prefixes.has(Prefix::Time);
-        let times = has_times.then(|| WrappingTable::of_zeroes(slots as usize)).transpose().map_err(exhausted)?;
+        let times = format.times.then(|| WrappingTable::of_zeroes(slots as usize)).transpose().map_err(exhausted)?;
         let board = self.board.board.take().ok_or(LinkEnd::HangUp)?;
-        Ok(Parts { board, lane, prefixes, next, reading, held, times })
+        Ok(Parts { board, lane, format, next, reading, held, times })
     }
 
     /// Looks for the sender's answer.

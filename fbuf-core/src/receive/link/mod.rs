@@ -2,7 +2,6 @@
 
 mod arrivals;
 mod handshake;
-mod prefixes;
 mod returns;
 
 use std::{
@@ -37,7 +36,7 @@ use crate::{
     },
     ring::{
         board::BoardWriter,
-        entry::{Body, Note, Prefix, PrefixSet},
+        entry::{Body, LaneFormat, Note},
         lane::LaneReader,
     },
     slot::{Geometry, Mark, SlotId},
@@ -75,14 +74,13 @@ pub struct Inbound {
     next: Mark,
     /// The mark at which the round ends.
     round_end: u64,
-    /// The same, if messages are taken as they are that have nothing before them; zero if not.
+    /// The same, if messages are taken as they are and the lane is narrow; zero if not.
     plain_until: u64,
-    /// The same, of messages that may have a tag before them, and nothing else.
+    /// The same, if messages are taken as they are, with their tags.
     tagged_until: u64,
     /// Bytes in the messages that were taken.
     bytes: u64,
-    /// What messages may have before them.
-    prefixes: PrefixSet,
+    format: LaneFormat,
     missed: u64,
     /// How it ended, if it did not end in order.
     end: Option<LinkEnd>,
@@ -128,7 +126,7 @@ impl<'a> Loan<'a> {
 impl Inbound {
     fn open(mut greeted: Greeted, mut welcome: Welcome) -> Result<Self, LinkEnd> {
         let parts = greeted.parts(&mut welcome).inspect_err(|end| greeted.board.abort = end.as_abort())?;
-        let Parts { board, lane, prefixes, next, reading, held, times } = parts;
+        let Parts { board, lane, format, next, reading, held, times } = parts;
         let Greeted { peer, socket, geometry, mechanism, grants, .. } = greeted;
         let returns = Returns {
             peer,
@@ -146,7 +144,7 @@ impl Inbound {
             lost: AtomicU64::new(0),
         };
         let mut inbound = Self {
-            reader: LaneReader::new(Arc::new(returns)),
+            reader: LaneReader::new(Arc::new(returns), format),
             geometry,
             below: u64::from(geometry.slot_bytes()) + 1,
             known: 0,
@@ -155,7 +153,7 @@ impl Inbound {
             plain_until: 0,
             tagged_until: 0,
             bytes: 0,
-            prefixes,
+            format,
             missed: 0,
             end: None,
             abort: None,
@@ -226,11 +224,11 @@ impl Inbound {
         self.next.sequence() - self.first - self.missed
     }
 
-    /// How many entries of the lane were read: messages, and what stands before them.
+    /// How many entries of the lane were read: messages, and the gaps before them.
     #[cfg(any(test, fuzzing))]
     #[must_use]
     pub fn entries(&self) -> u64 {
-        self.reader.position() - 1
+        self.reader.entries()
     }
 
     /// How many bytes were in them.
@@ -242,11 +240,10 @@ impl Inbound {
     /// Begins a round: so many messages may be [taken simply](Self::take_fast).
     pub fn begin_round(&mut self, messages: u32) {
         let end = self.next.word() + u64::from(messages);
-        let [has_tags, has_times] = [Prefix::Tag, Prefix::Time].map(|prefix| self.prefixes.has(prefix));
-        let is_simple = self.reading.is_in_place() && !has_times;
+        let is_simple = self.reading.is_in_place() && !self.format.times;
         self.round_end = end;
-        self.plain_until = if is_simple && !has_tags { end } else { 0 };
-        self.tagged_until = if is_simple && has_tags { end } else { 0 };
+        self.plain_until = if is_simple && !self.format.tags { end } else { 0 };
+        self.tagged_until = if is_simple && self.format.tags { end } else { 0 };
     }
 
     /// How many messages the round has left.
@@ -273,51 +270,32 @@ impl Inbound {
         self.returns().held.count()
     }
 
-    /// Takes what comes next, if it is a message that can be taken as it is, with nothing before it, or with a tag if the sender
-    /// has declared tags, and if the round is not over.
+    /// Takes what comes next, if it is a message that can be taken as it is, perhaps with a tag, and if the round is not over.
     #[inline(always)]
     pub fn take_fast(&mut self) -> Option<Received> {
         let mark = self.next;
         if mark.word() < self.plain_until {
-            self.take_plain(mark)
+            self.take_simply::<false>(mark)
         } else if mark.word() < self.tagged_until {
-            self.take_tagged(mark)
+            self.take_simply::<true>(mark)
         } else {
             None
         }
     }
 
     #[inline(always)]
-    fn take_plain(&mut self, mark: Mark) -> Option<Received> {
+    fn take_simply<const WIDE: bool>(&mut self, mark: Mark) -> Option<Received> {
         let home = &**self.returns();
-        let named = self.reader.peek();
-        let received = Loan::simple(home, named, self.below, mark, 0)?.receive();
-        self.pass_simply(1, &received);
-        Some(received)
-    }
-
-    #[inline(always)]
-    fn take_tagged(&mut self, mark: Mark) -> Option<Received> {
-        let home = &**self.returns();
-        let Some((tag, named)) = self.reader.peek_tagged() else { return self.take_plain(mark) };
-        if tag == 0 {
-            return None;
-        }
+        let (named, tag) = self.reader.peek::<WIDE>();
         let received = Loan::simple(home, named, self.below, mark, tag)?.receive();
-        self.pass_simply(2, &received);
-        Some(received)
-    }
-
-    /// Goes on behind a message that was taken as it is, in so many entries.
-    #[inline(always)]
-    fn pass_simply(&mut self, entries: u64, received: &Received) {
         points::reach("get: marked");
-        self.reader.advance(entries);
+        self.reader.pass::<WIDE>();
         self.next = self.next.following();
         self.bytes += received.length() as u64;
+        Some(received)
     }
 
-    /// Takes the next message, if there is one, whatever it is: perhaps with something before it, of a new segment, in a
+    /// Takes the next message, if there is one, whatever it is: perhaps behind a gap, of a new segment, in a
     /// slot that its last holder is just about to release, copied or leased. None also if that holder does not get to it:
     /// the message is to be tried again. Reads no more entries of the
     /// lane than one message can have, whatever the sender has written. If that is something that it may
@@ -363,10 +341,9 @@ impl Inbound {
         let (offset, length) = (body.offset(), body.length());
         if let Some(times) = &home.times {
             // Relaxed: whatever passes the message to another thread orders this too.
-            times.at(slot.index()).store(note.prefixes.word(Prefix::Time), Ordering::Relaxed);
+            times.at(slot.index()).store(note.time, Ordering::Relaxed);
         }
-        let tag = note.prefixes.word(Prefix::Tag);
-        let loan = Loan { cell, slot, offset, length, mark, tag, home };
+        let loan = Loan { cell, slot, offset, length, mark, tag: note.tag, home };
         let kept = self.reading.read(slot, body, mark, home);
         points::reach("get: copied");
         let is_reused = self.reading.is_reused_when_disconnected() && self.reader.is_disconnected();
@@ -399,6 +376,22 @@ impl Inbound {
     #[must_use]
     pub fn lacks_memory(&self) -> Option<&str> {
         self.lacks_memory.as_deref()
+    }
+
+    /// The mark of a message, behind the gap before it, if there may be one.
+    fn mark_of(&self, note: &Note) -> Result<Mark, Violation> {
+        if note.gap != 0 && !self.format.gaps {
+            return Err(Violation::PrefixUndeclared { prefix: "a gap" });
+        }
+        check_sequence(self.next.sequence().checked_add(note.gap)).map(Mark::of)
+    }
+
+    /// Goes on behind a message that was taken.
+    fn pass(&mut self, note: &Note, mark: Mark) {
+        self.missed += note.gap;
+        self.bytes += u64::from(note.body.length());
+        self.reader.advance(note.entries());
+        self.next = mark.following();
     }
 
     /// Gives rights to write back that could not be given before: whether all are given now.

@@ -21,7 +21,7 @@ use crate::{
     },
     ring::{
         board::{BoardTable, BoardWriter},
-        entry::Entry,
+        entry::LaneCell,
         lane::{LaneHead, LaneMemory, LaneView},
     },
     slot::{Mark, SlotId},
@@ -62,8 +62,12 @@ impl LaneMemory for Arc<Returns> {
         self.lane.head()
     }
     #[inline]
-    fn entry(&self, position: u64) -> ReadOnly<'_, Entry> {
-        self.lane.entry(position)
+    fn cell(&self, position: u64) -> ReadOnly<'_, LaneCell> {
+        self.lane.cell(position)
+    }
+    #[inline]
+    fn pair(&self, position: u64) -> [ReadOnly<'_, LaneCell>; 2] {
+        LaneMemory::pair(&self.lane, position)
     }
     fn capacity(&self) -> u64 {
         LaneMemory::capacity(&self.lane)

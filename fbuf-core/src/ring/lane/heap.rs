@@ -9,7 +9,7 @@ use loom::sync::Arc;
 use std::sync::Arc;
 
 #[derive(Debug, Clone)]
-pub(crate) struct HeapLane(Arc<(LaneHead, WrappingTable<Entry>)>);
+pub(crate) struct HeapLane(Arc<(LaneHead, WrappingTable<LaneCell>)>);
 
 impl HeapLane {
     pub(crate) fn new(capacity: usize) -> Self {
@@ -21,14 +21,20 @@ impl HeapLane {
             last_ring: LastRing::new(),
             dropped: AtomicU64::new(0),
         };
-        let ring = WrappingTable::new(capacity, || Entry { head: AtomicU64::new(0), body: AtomicU64::new(0) });
+        let ring = WrappingTable::new(capacity, || LaneCell { first: AtomicU64::new(0), second: AtomicU64::new(0) });
         Self(Arc::new((head, ring)))
+    }
+
+    /// Both ends of a new one of so many cells.
+    pub(crate) fn ends(capacity: usize, format: LaneFormat) -> (LaneWriter<Self>, LaneReader<Self>) {
+        let memory = Self::new(capacity);
+        (LaneWriter::new(memory.clone(), format), LaneReader::new(memory, format))
     }
 
     /// Writes any words into the ring, as a hostile peer would.
     #[cfg(not(loom))]
-    pub(crate) fn scribble(&self, index: usize, head: u64, body: u64) {
-        self.0.1.at(index).scribble(head, body);
+    pub(crate) fn scribble(&self, index: usize, first: u64, second: u64) {
+        self.0.1.at(index).scribble(first, second);
     }
 }
 
@@ -36,8 +42,11 @@ impl WritableLane for HeapLane {
     fn head(&self) -> &LaneHead {
         &self.0.0
     }
-    fn entry(&self, position: u64) -> &Entry {
+    fn cell(&self, position: u64) -> &LaneCell {
         self.0.1.at(position as usize)
+    }
+    fn pair(&self, position: u64) -> [&LaneCell; 2] {
+        [position & !1, position | 1].map(|position| self.0.1.at(position as usize))
     }
 }
 
@@ -45,8 +54,11 @@ impl LaneMemory for HeapLane {
     fn head(&self) -> ReadOnly<'_, LaneHead> {
         ReadOnly::of(&self.0.0)
     }
-    fn entry(&self, position: u64) -> ReadOnly<'_, Entry> {
-        ReadOnly::of(self.0.1.at(position as usize))
+    fn cell(&self, position: u64) -> ReadOnly<'_, LaneCell> {
+        ReadOnly::of(WritableLane::cell(self, position))
+    }
+    fn pair(&self, position: u64) -> [ReadOnly<'_, LaneCell>; 2] {
+        WritableLane::pair(self, position).map(ReadOnly::of)
     }
     fn capacity(&self) -> u64 {
         self.0.1.iter().count() as u64

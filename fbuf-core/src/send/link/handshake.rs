@@ -10,10 +10,10 @@ use crate::{
     protection::Mechanism,
     ring::{
         board::{BoardReader, BoardView},
-        entry::{Prefix, capacity_for},
+        entry::{LaneFormat, capacity_for},
         lane::{LaneTable, LaneWriter},
     },
-    send::pool::Pool,
+    send::pool::{Extras, Pool},
     socket::{
         LinkSocket, PacketSocket,
         link_message::{self, Hello, LinkEnd, LinkMessage, Welcome},
@@ -156,25 +156,24 @@ impl Outbound {
             false => None,
         };
         let slots = pool.geometry().max_slots();
-        let own = pool.extras().prefixes();
-        let prefixes = own.with_if(Prefix::Gap, skip_above.is_some());
-        let (lane, descriptor) = LaneTable::create("fbuf-lane", capacity_for(slots, prefixes))
+        let Extras { tags, times, lossy } = pool.extras();
+        let format = LaneFormat { gaps: lossy || skip_above.is_some(), tags, times };
+        let (lane, descriptor) = LaneTable::create("fbuf-lane", capacity_for(slots, format))
             .map_err(|error| LinkEnd::Exhausted(error.to_string()))?;
         points::reach("attach: lane made");
         let exhausted = |error: std::io::Error| LinkEnd::Exhausted(said(&error));
         let fencing = Fencing::of_this_process();
-        let writer = LaneWriter::new(lane);
+        let writer = LaneWriter::new(lane, format);
         if fences || fencing == Fencing::Full {
             writer.head().flag.ask_for_fences();
         }
         // One that asked for nothing takes what a lossy sender gives.
-        let backlog = skip_above.map(|most| most as usize + 1).or(own.has(Prefix::Gap).then_some(usize::MAX));
+        let backlog = skip_above.map(|most| most as usize + 1).or(lossy.then_some(usize::MAX));
         let skipping = backlog.map(|backlog| Skipping::new(backlog, slots)).transpose();
         let skipping = skipping.map_err(|error| LinkEnd::Exhausted(error.to_string()))?;
         let segments = pool.announce(0).collect();
         let memory = if wants_slots { pool.hand_over().map_err(exhausted)? } else { Vec::new() };
-        let prefixes = prefixes.bits();
-        let welcome = Welcome { lane: Descriptor::from(descriptor), prefixes, first_sequence, segments, slots: memory };
+        let welcome = Welcome { lane: Descriptor::from(descriptor), format, first_sequence, segments, slots: memory };
         let announced = welcome.segments.len();
         if !link_message::greet(&socket, &LinkMessage::Welcome(welcome))? {
             let heard = Heard { board, guarded, skip_above, fences, wants_slots };
@@ -184,6 +183,7 @@ impl Outbound {
             (Some(guard), Some(board)) => Some(guard.add_link(board).map_err(exhausted)?),
             _ => None,
         };
+        let is_simple = skipping.is_none() && !times && fencing == Fencing::Asymmetric && pool.sends_plainly();
         points::reach("attach: answered");
         Ok(Ok(Self {
             peer,
@@ -197,11 +197,9 @@ impl Outbound {
             unread: None,
             noticed: false,
             searched: 0,
-            times: own.has(Prefix::Time),
-            plain: skipping.is_none()
-                && !own.has(Prefix::Time)
-                && fencing == Fencing::Asymmetric
-                && pool.sends_plainly(),
+            times,
+            plain: is_simple && !tags,
+            tagged: is_simple && tags,
             guard,
             lost: None,
             over: false,

@@ -14,7 +14,7 @@ use crate::{
     points,
     ring::{
         board::{BoardReader, BoardView},
-        entry::{Note, Prefix, Prefixes},
+        entry::Note,
         lane::{LaneTable, LaneWriter},
     },
     send::{fbuf::Outgoing, guard::LinkGuard, unread::Unread},
@@ -55,9 +55,11 @@ pub struct Outbound {
     noticed: bool,
     /// Once the link is closed: no slot with a number below this is lent over it.
     searched: u32,
-    /// Whether a message needs no more care than to be sent, perhaps with a tag: the receiver is there and does not want to be
+    /// Whether a message needs no more care than to be sent in a narrow lane: the receiver is there and does not want to be
     /// skipped, this process needs no fence, nothing is guarded, no time is noted, and nothing goes over the socket.
     plain: bool,
+    /// The same in a wide lane, with a tag.
+    tagged: bool,
     /// Whether receivers are told when messages were sent.
     times: bool,
     skipping: Option<Skipping>,
@@ -255,18 +257,15 @@ impl Outbound {
             guard.lent(slot, mark);
         }
         let time = if self.times { wait::now().unwrap_or(0) } else { 0 };
-        let prefixes = Prefixes::default()
-            .with(Prefix::Gap, std::mem::take(&mut self.gap))
-            .with(Prefix::Tag, outgoing.tag)
-            .with(Prefix::Time, time);
-        self.writer.prefixed(&Note { prefixes, ..Note::plain(slot, outgoing.body) });
+        let gap = std::mem::take(&mut self.gap);
+        self.writer.noted(&Note { gap, tag: outgoing.tag, time, ..Note::plain(slot, outgoing.body) });
         if self.needs_nothing(Fencing::of_this_process()) { Offer::Lent } else { self.notify(sequence) }
     }
 
     /// The link is over before this message was sent over it.
     fn lose(&mut self, sequence: u64, end: LinkEnd) {
         self.unread_from = Some(self.unread_from.unwrap_or(sequence).min(sequence));
-        self.plain = false;
+        (self.plain, self.tagged) = (false, false);
         self.lost = Some(self.note(end));
     }
 
@@ -291,19 +290,16 @@ impl Outbound {
         self.lost.take()
     }
 
-    /// Whether a message needs no more than to be [lent](Self::lend).
+    /// Whether a message needs no more than to be [lent](Self::lend), in such a lane.
     #[inline]
-    pub(crate) fn is_plain(&self) -> bool {
-        self.plain
+    pub(crate) fn is_simple<const WIDE: bool>(&self) -> bool {
+        if WIDE { self.tagged } else { self.plain }
     }
 
-    /// Lends a slot over a [plain](Self::is_plain) link and tells: false if there is something to [`Self::answer`].
+    /// Lends a slot over a [simple](Self::is_simple) link and tells: false if there is something to [`Self::notify`] of.
     #[inline]
-    pub(crate) fn lend(&mut self, outgoing: &Outgoing) -> bool {
-        match outgoing.tag {
-            0 => self.writer.message(outgoing.slot, outgoing.body),
-            tag => self.writer.tagged(outgoing.slot, outgoing.body, tag),
-        }
+    pub(crate) fn lend<const WIDE: bool>(&mut self, outgoing: &Outgoing) -> bool {
+        self.writer.simple::<WIDE>(outgoing.slot, outgoing.body, outgoing.tag);
         self.needs_nothing(Fencing::Asymmetric)
     }
 
@@ -410,7 +406,7 @@ impl Outbound {
         };
         self.unread = Unread::add(self.unread, more);
         self.unread_from = Some(unread.start);
-        self.plain = false;
+        (self.plain, self.tagged) = (false, false);
     }
 
     /// The messages before number `sent` that the receiver has not read to the end, where `lent` are those in slots
@@ -529,7 +525,7 @@ impl Outbound {
     pub(crate) fn close(&mut self, sent: u64, abort: Option<Abort>) {
         self.writer.close(self.gap, abort);
         self.unread_from = Some(self.unread_from.unwrap_or(sent));
-        self.plain = false;
+        (self.plain, self.tagged) = (false, false);
         // The hang-up of the socket, which follows, wakes the receiver.
     }
 }

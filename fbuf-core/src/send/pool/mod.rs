@@ -30,7 +30,6 @@ use crate::{
     memory::{Address, MemoryError, Pieces, wrapping::WrappingTable},
     peer::{LinkId, Peer},
     points,
-    ring::entry::{Prefix, PrefixSet},
     send::{
         guard::Guard,
         link::{NoRoom, Outbound},
@@ -97,15 +96,6 @@ pub struct Format {
 impl From<Geometry> for Format {
     fn from(geometry: Geometry) -> Self {
         Self { geometry, extras: Extras::default() }
-    }
-}
-
-impl Extras {
-    /// Which prefixes messages may have for these.
-    #[must_use]
-    pub fn prefixes(self) -> PrefixSet {
-        let tags = PrefixSet::NONE.with_if(Prefix::Tag, self.tags);
-        tags.with_if(Prefix::Time, self.times).with_if(Prefix::Gap, self.lossy)
     }
 }
 

@@ -72,19 +72,25 @@ impl Pool {
         if !self.owns(&fbuf) {
             return Err(fbuf);
         }
-        let [link] = &mut self.links[..] else { return Err(fbuf) };
-        if !link.is_plain() {
-            return Err(fbuf);
+        match &self.links[..] {
+            [link] if link.is_simple::<false>() => self.send_simply::<false>(fbuf),
+            [link] if link.is_simple::<true>() => self.send_simply::<true>(fbuf),
+            _ => Err(fbuf),
         }
+    }
+
+    #[inline(always)]
+    fn send_simply<const WIDE: bool>(&mut self, fbuf: Fbuf) -> Result<Published, Fbuf> {
+        let [link] = &mut self.links[..] else { return Err(fbuf) };
         let length = fbuf.len() as u32;
         let outgoing = fbuf.into_outgoing();
         *self.ledger.at_mut(outgoing.slot.index()) = Mark::of(self.next_sequence);
         points::reach("write: taken");
         // What the call returns fits into a register: what this returns need never be in memory.
-        if link.lend(&outgoing) || self.notify() {
+        if link.lend::<WIDE>(&outgoing) || self.notify() {
             return Ok(self.published(length, 1));
         }
-        // It left before it read this one, and nothing is done to the slots of a plain link.
+        // It left before it read this one, and nothing is done to the slots of a simple link.
         *self.ledger.at_mut(outgoing.slot.index()) = Mark::OUT;
         Err(self.fbuf(outgoing))
     }

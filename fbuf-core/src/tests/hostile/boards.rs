@@ -3,7 +3,7 @@
 use super::*;
 use crate::{
     limits::MAX_SLOTS,
-    ring::entry::{PrefixSet, capacity_for},
+    ring::entry::{LaneFormat, capacity_for},
     socket::link_message,
 };
 
@@ -27,10 +27,10 @@ fn a_board_grows_with_the_segments_of_its_sender() {
     let greeted = Greeted::new(peer(), its, most(), Mechanism::Shared, SlotSource::Segments, None).unwrap();
     let Ok(Some(LinkMessage::Hello(hello))) = link_message::receive_first(&own) else { panic!("no hello") };
     assert_eq!(pages(&hello.board), 1, "before anything was said");
-    let (lane, lane_fd) = LaneTable::create("fbuf-test", capacity_for(MAX_SLOTS, PrefixSet::NONE)).unwrap();
+    let (lane, lane_fd) = LaneTable::create("fbuf-test", capacity_for(MAX_SLOTS, LaneFormat::PLAIN)).unwrap();
     let welcome = Welcome {
         lane: lane_fd.into(),
-        prefixes: PrefixSet::NONE.bits(),
+        format: LaneFormat::PLAIN,
         first_sequence: 0,
         segments: vec![segment(400)],
         slots: Vec::new(),
@@ -39,7 +39,7 @@ fn a_board_grows_with_the_segments_of_its_sender() {
     let Ok(Answered::Open(mut inbound)) = greeted.look() else { panic!("an honest welcome was refused") };
     assert_eq!(pages(&hello.board), 1);
     own.send(&wire::encode(&LinkMessage::Segment(segment(4600))).unwrap()).unwrap();
-    let mut lane = LaneWriter::new(lane);
+    let mut lane = LaneWriter::new(lane, LaneFormat::PLAIN);
     for (sequence, slot) in [0, 399, 400, 4999].into_iter().enumerate() {
         lane.message(SlotId::new(slot), 1);
         assert_eq!(inbound.take().map(|received| received.sequence()), Some(sequence as u64));

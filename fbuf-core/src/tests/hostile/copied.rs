@@ -1,6 +1,6 @@
 //! What a link over which messages are copied keeps of the memory that it was given.
 
-use crate::ring::entry::{PrefixSet, capacity_for};
+use crate::ring::entry::{LaneFormat, capacity_for};
 use nix::sys::stat::fstat;
 
 use super::*;
@@ -11,14 +11,9 @@ fn linked(user: u32, segments: Vec<NewSegment>) -> Result<Box<Inbound>, LinkEnd>
     let process = Credentials { uid: user, ..peer().process };
     let peer = Peer { endpoint: user.into(), process, trusted: false, ..peer() };
     let greeted = Greeted::new(peer, its, geometry(), Mechanism::Copy, slot_source(Mechanism::Copy), None).unwrap();
-    let (_lane, lane_fd) = LaneTable::create("fbuf-test", capacity_for(SLOTS, PrefixSet::NONE)).unwrap();
-    let welcome = Welcome {
-        lane: lane_fd.into(),
-        prefixes: PrefixSet::NONE.bits(),
-        first_sequence: 0,
-        segments,
-        slots: Vec::new(),
-    };
+    let (_lane, lane_fd) = LaneTable::create("fbuf-test", capacity_for(SLOTS, LaneFormat::PLAIN)).unwrap();
+    let welcome =
+        Welcome { lane: lane_fd.into(), format: LaneFormat::PLAIN, first_sequence: 0, segments, slots: Vec::new() };
     own.send(&wire::encode(&LinkMessage::Welcome(welcome)).unwrap()).unwrap();
     match greeted.look()? {
         Answered::Open(inbound) => Ok(inbound),

@@ -81,9 +81,10 @@ fn memory_of_a_link_that_another_user_made_is_unmapped_by_the_thread_for_that_us
     for (mechanism, segment) in [(Mechanism::Shared, "fbuf-read"), (Mechanism::Copy, "fbuf-copied")] {
         let (own, its) = sockets();
         let greeted = Greeted::new(peer, its, geometry(), mechanism, slot_source(mechanism), None).unwrap();
-        let (_, lane) = LaneTable::create("fbuf-its-lane", capacity_for(SLOTS, PrefixSet::NONE)).unwrap();
+        let (_, lane) = LaneTable::create("fbuf-its-lane", capacity_for(SLOTS, LaneFormat::PLAIN)).unwrap();
         let segments = vec![NewSegment { memory: made(segment).into(), slots: 2 }];
-        let welcome = Welcome { lane: lane.into(), prefixes: 0, first_sequence: 0, segments, slots: Vec::new() };
+        let welcome =
+            Welcome { lane: lane.into(), format: LaneFormat::PLAIN, first_sequence: 0, segments, slots: Vec::new() };
         own.send(&wire::encode(&LinkMessage::Welcome(welcome)).unwrap()).unwrap();
         let Ok(Answered::Open(inbound)) = greeted.look() else { panic!("an honest welcome was refused") };
         drop_beside(user, &["fbuf-its-lane", segment], inbound);

@@ -1,7 +1,7 @@
 //! Memory that a peer could change: what a sender takes of a receiver that makes its slots, and how a receiver reads what
 //! a sender could write.
 
-use crate::ring::entry::{PrefixSet, capacity_for};
+use crate::ring::entry::{LaneFormat, capacity_for};
 use nix::fcntl::{FallocateFlags, FcntlArg, SealFlag, fallocate, fcntl};
 
 use super::*;
@@ -34,22 +34,17 @@ fn messages_that_an_untrusted_sender_could_change_are_copied_whatever_the_broker
         let (own, its) = sockets();
         let peer = Peer { trusted, ..peer() };
         let greeted = Greeted::new(peer, its, geometry(), Mechanism::Shared, SlotSource::Segments, None).unwrap();
-        let (lane, lane_fd) = LaneTable::create("fbuf-test", capacity_for(SLOTS, PrefixSet::NONE)).unwrap();
+        let (lane, lane_fd) = LaneTable::create("fbuf-test", capacity_for(SLOTS, LaneFormat::PLAIN)).unwrap();
         let mut pool = Pool::new(geometry(), SLOTS, Arc::new(EventFd::new().unwrap())).unwrap();
         let segments = pool.announce(0).collect();
-        let welcome = Welcome {
-            lane: lane_fd.into(),
-            prefixes: PrefixSet::NONE.bits(),
-            first_sequence: 0,
-            segments,
-            slots: Vec::new(),
-        };
+        let welcome =
+            Welcome { lane: lane_fd.into(), format: LaneFormat::PLAIN, first_sequence: 0, segments, slots: Vec::new() };
         own.send(&wire::encode(&LinkMessage::Welcome(welcome)).unwrap()).unwrap();
         let Ok(Answered::Open(mut inbound)) = greeted.look() else { panic!("an honest welcome was refused") };
         assert!(pool.collect(1));
         let mut fbuf = pool.allocate().unwrap();
         fbuf.set_len(1).unwrap();
-        LaneWriter::new(lane).message(SlotId::new(0), 1);
+        LaneWriter::new(lane, LaneFormat::PLAIN).message(SlotId::new(0), 1);
         let received = inbound.take().unwrap();
         assert_eq!(received.mechanism(), expected);
         fbuf[0] = 1;
