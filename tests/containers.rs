@@ -164,10 +164,10 @@ fn users_whom_the_broker_cannot_tell_apart_are_not_taken_for_one() {
         command.uid(user).gid(user).args(words).arg("--socket").arg(place.path("broker"));
         command
     };
-    let mut send = Process::start(command(1001, &["send", "c"]).stdin(Stdio::piped()));
+    let mut send = Process::start(command(1001, &["send", "c", "--to-users", "*"]).stdin(Stdio::piped()));
     send.0.stdin.take().unwrap().write_all(b"x").unwrap();
     // Refused, if its messages were taken for those of the receiver's own user.
-    assert!(command(1002, &["recv", "c", "--require", "sealed"]).run_to_its_end().success());
+    assert!(command(1002, &["recv", "c", "--from-users", "*", "--require", "sealed"]).run_to_its_end().success());
     assert!(send.end().success());
 }
 

@@ -219,14 +219,14 @@ fn commands_that_wait_say_with_which_endpoints_they_are_not_paired() {
         return;
     }
     let broker = broker();
-    let command = |arguments: [&str; 2]| {
+    let command = |arguments: &[&str]| {
         let mut command = fbuf(arguments);
         command.env("FBUF_BROKER", broker.address().to_string()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut process = Process::start(&mut command);
         let said = BufReader::new(process.0.stderr.take().unwrap()).lines().map(Result::unwrap);
         (process, said)
     };
-    let (_receiving, mut said) = command(["recv", "c"]);
+    let (_receiving, mut said) = command(&["recv", "c", "--from-users", "*"]);
     assert!(said.next().unwrap().contains("waiting for a sender"));
     // Its slots are larger than a receiver accepts of another user.
     let mut large = Other::start(broker.address(), format!("sender {}", 8 << 20), OTHER);
@@ -239,7 +239,7 @@ fn commands_that_wait_say_with_which_endpoints_they_are_not_paired() {
 
     let client = Client::connect_to(broker.address()).unwrap();
     let _only = client.receiver("d").from_users([OTHER]).open().unwrap();
-    let (_sending, mut said) = command(["send", "d"]);
+    let (_sending, mut said) = command(&["send", "d"]);
     assert!(said.next().unwrap().contains("waiting for a receiver"));
     let told = said.next().unwrap();
     assert!(told.contains("not paired with receiver") && told.contains("names the users of its senders"), "{told}");

@@ -43,6 +43,8 @@ pub(crate) fn remedy(unpaired: &Unpaired) -> Option<String> {
         (Mismatch::Slots { accepted, .. }, false) => Some(format!("send with `--slots {accepted}`")),
         (Mismatch::Protection { found, .. }, true) => Some(format!("receive with `--require {found}`")),
         (Mismatch::Protection { required, .. }, false) => Some(format!("send with `--protection {required}`")),
+        (Mismatch::FromUsers { user }, _) => Some(format!("receive with `--from-users {user}`")),
+        (Mismatch::ToUsers { user }, _) => Some(format!("send with `--to-users {user}`")),
         _ => None,
     }
 }

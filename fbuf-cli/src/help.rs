@@ -88,8 +88,8 @@ pub(crate) const SEND: &str = concat!(
 Exit status:
   0  all of the input was sent, and every receiver has written it out; or, with --lossy, it was
      sent, or left out for receivers that were slow, which exit with 3
-  1  something else; standard error says what: the input could not be read, a receiver left,
-     failed or died before the end, or there is no broker. Other receivers exit with 3
+  1  something else; standard error says what. If a receiver left, failed or died before the
+     end, the others get the rest and exit with 0; if the input could not be read, with 3
   2  the command line is not understood, or the channel is missing",
     broker!(),
     "
@@ -99,6 +99,8 @@ Examples:
       Sends a file to the next receiver
   tar c folder | fbuf send backup --receivers 2
       Sends what another command prints, once two receivers are there
+  fbuf send pictures big.iso --to-users alice,bob
+      Sends to receivers of other users, which have to accept it: fbuf recv pictures --from-users NAME
   fbuf send frames video.raw --slot-size 8MiB --protection leased
       Sends long messages that no code can change while a receiver reads them
   journalctl -f | fbuf send log --lossy
@@ -122,6 +124,8 @@ Examples:
       Receives one stream into a file
   fbuf recv backup | tar x
       Receives into another command
+  fbuf recv pictures --from-users alice
+      Receives what another user sends
   fbuf recv frames --require sealed --max-slot-size 64MiB
       Takes nothing that a sender could change later, and longer messages of other users"
 );

@@ -6,7 +6,7 @@ use std::{
 };
 
 use super::{Place, text};
-use crate::support::{Process, Run, until};
+use crate::support::{BrokerProcess, Process, Run, fbuf, is_root, role::as_user, until};
 
 /// Starts a command, and leaves what it says to be read.
 fn start(command: &mut Command) -> (Process, BufReader<ChildStderr>) {
@@ -65,11 +65,11 @@ fn send_succeeds_only_if_every_receiver_has_written_out_all() {
 }
 
 #[test]
-fn when_one_of_two_receivers_is_gone_the_other_does_not_take_what_it_has_for_all() {
+fn when_one_of_two_receivers_is_gone_the_other_gets_the_rest_and_the_sender_tells() {
     let place = Place::new();
     let send = start(place.command(&["send", "c", "--receivers", "2"]).stdin(Stdio::piped()));
     let recvs = [0, 1].map(|_| start(place.command(&["recv", "c"]).stdout(Stdio::piped())));
-    let (mut sending, said) = send;
+    let (mut sending, mut said) = send;
     let mut input = sending.0.stdin.take().unwrap();
     input.write_all(b"x").unwrap();
     let [(mut dying, _), (mut living, told)] = recvs;
@@ -77,11 +77,77 @@ fn when_one_of_two_receivers_is_gone_the_other_does_not_take_what_it_has_for_all
         recv.0.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
     }
     dying.kill();
+    // It hears of the death when it sends, and goes on.
+    let said = std::thread::spawn(move || (line(&mut said), said));
+    until("it says that a receiver is lost", || {
+        input.write_all(b"y").unwrap();
+        living.0.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
+        said.is_finished()
+    });
+    let (first, said) = said.join().unwrap();
+    assert!(first.contains("died before the end"), "{first}");
+    input.write_all(b"the rest").unwrap();
     drop(input);
-    let (status, said) = end(sending, said);
-    assert!(status == Some(1) && said.contains("died before the end"), "{said}");
-    let (status, told) = end(living, told);
-    assert!(status == Some(3) && told.contains("broke off its stream"), "{told}");
+    let (status, rest) = end(sending, said);
+    assert!(status == Some(1) && rest.contains("1 of the receivers did not get everything"), "{rest}");
+    let mut all = String::new();
+    living.0.stdout.as_mut().unwrap().read_to_string(&mut all).unwrap();
+    assert_eq!((&all[..], end(living, told)), ("the rest", (Some(0), String::new())));
+}
+
+/// A broker that serves another user, and a command that this user, or that other one, runs at it.
+#[test]
+fn no_other_user_feeds_a_receiver_or_is_lost_by_a_sender_that_did_not_name_it() {
+    const OTHER: u32 = 65_533;
+    if !is_root() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let broker = BrokerProcess::start_short(folder.path(), 1024, [OTHER]);
+    let (client, program) = (fbuf_client::Client::connect_to(&broker.address).unwrap(), folder.path().join("fbuf"));
+    std::fs::copy(fbuf([""]).get_program(), &program).unwrap();
+    let run = |words: &[&str], user: Option<u32>| {
+        let mut command = Command::new(&program);
+        command.args(words).env("FBUF_BROKER", broker.address.to_string()).current_dir("/");
+        user.map(|user| as_user(&mut command, user));
+        start(command.stdin(Stdio::piped()).stdout(Stdio::piped()))
+    };
+    let open = |count| until("they are open", || client.status().unwrap().len() == count);
+
+    // A sender of the other user ends without a word, and one more has something to say.
+    let (mut recv, mut told) = run(&["recv", "c"], None);
+    open(1);
+    let (mut empty, mut said) = run(&["send", "c"], Some(OTHER));
+    drop(empty.0.stdin.take());
+    assert!(line(&mut said).contains("waiting for a receiver of your user or root"));
+    assert!(line(&mut said).ends_with("; receive with `--from-users 65533`\n"));
+    assert!(line(&mut told).contains("waiting for a sender of your user or root (--from-users accepts others)"));
+    assert!(line(&mut told).ends_with("; receive with `--from-users 65533`\n"));
+    empty.kill();
+    // A receiver of the other user comes, and is killed.
+    let (mut lost, mut said) = run(&["recv", "c"], Some(OTHER));
+    assert!(line(&mut said).contains("waiting for a sender"));
+    let (mut send, said) = run(&["send", "c"], None);
+    let mut input = send.0.stdin.take().unwrap();
+    input.write_all(b"x").unwrap();
+    recv.0.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
+    lost.kill();
+    open(2);
+    input.write_all(b"yz").unwrap();
+    drop(input);
+    assert_eq!(end(send, said), (Some(0), String::new()));
+    let mut rest = String::new();
+    recv.0.stdout.as_mut().unwrap().read_to_string(&mut rest).unwrap();
+    assert_eq!((&rest[..], recv.end().code()), ("yz", Some(0)));
+
+    // Both name each other: one by its id, the other all.
+    let (mut recv, _told) = run(&["recv", "d", "--from-users", "root,65533"], None);
+    let (mut send, said) = run(&["send", "d", "--to-users", "*"], Some(OTHER));
+    send.0.stdin.take().unwrap().write_all(b"x").unwrap();
+    assert_eq!(end(send, said).0, Some(0));
+    let mut all = String::new();
+    recv.0.stdout.as_mut().unwrap().read_to_string(&mut all).unwrap();
+    assert_eq!((&all[..], recv.end().code()), ("x", Some(0)));
 }
 
 #[test]
@@ -117,11 +183,20 @@ fn a_command_that_waits_for_longer_than_a_second_says_what_for_and_where() {
     let address = place.broker.address().to_string();
     let (_recv, mut said) = start(&mut place.command(&["recv", "a"]));
     let at = |channel| format!("on the channel {channel:?} at the broker {address}\n");
-    assert_eq!(line(&mut said), format!("fbuf: waiting for a sender {}", at("a")));
+    assert_eq!(
+        line(&mut said),
+        format!("fbuf: waiting for a sender of your user or root (--from-users accepts others) {}", at("a"))
+    );
     let (_send, mut said) = start(place.command(&["send", "b"]).stdin(Stdio::piped()));
-    assert_eq!(line(&mut said), format!("fbuf: waiting for a receiver {}", at("b")));
+    assert_eq!(
+        line(&mut said),
+        format!("fbuf: waiting for a receiver of your user or root (--to-users accepts others) {}", at("b"))
+    );
     let (_send, mut said) = start(place.command(&["send", "c", "--receivers", "2"]).stdin(Stdio::piped()));
-    assert_eq!(line(&mut said), format!("fbuf: waiting for 2 receivers, of which 0 are linked, {}", at("c")));
+    let all = "waiting for 2 receivers of your user or root (--to-users accepts others), of which 0 are linked,";
+    assert_eq!(line(&mut said), format!("fbuf: {all} {}", at("c")));
+    let (_send, mut said) = start(place.command(&["send", "f", "--to-users", "*"]).stdin(Stdio::piped()));
+    assert_eq!(line(&mut said), format!("fbuf: waiting for a receiver {}", at("f")));
 
     // Linked, and nothing comes.
     let (send, _) = start(place.command(&["send", "d"]).stdin(Stdio::piped()));

@@ -3,9 +3,9 @@
 mod receive;
 mod send;
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{collections::BTreeSet, fs, time::Duration};
 
-use fbuf_client::{Client, LinkFailure, OpenError, Protection, Unpaired};
+use fbuf_client::{Client, LinkFailure, OpenError, Peer, Protection, Unpaired};
 
 pub(crate) use receive::{RecvArguments, receive};
 pub(crate) use send::{SendArguments, send};
@@ -33,6 +33,64 @@ impl From<Level> for Protection {
             Level::Leased => Self::Leased,
             Level::Sealed => Self::Sealed,
         }
+    }
+}
+
+/// The users that `--to-users` and `--from-users` name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Users {
+    /// All that the broker's policy permits.
+    All,
+    /// These, by their ids.
+    These(Vec<u32>),
+}
+
+impl Users {
+    /// `*`, or names and ids between commas.
+    fn parse(text: &str) -> Result<Self, String> {
+        if text == "*" {
+            return Ok(Self::All);
+        }
+        text.split(',').map(|user| crate::user(user.trim())).collect::<Result<_, _>>().map(Self::These)
+    }
+}
+
+/// Whose endpoints a command is linked with.
+enum Accepted {
+    All,
+    /// Of these users. The broker says with which other endpoints that one is not paired.
+    Users(Vec<u32>),
+    /// Of the own user, and of root, as the broker knows them: this process knows its user by another id.
+    Own,
+}
+
+impl Accepted {
+    /// The users that are named, or else the one that runs the command, and root.
+    fn of(named: Option<&Users>) -> Self {
+        match named {
+            Some(Users::All) => Self::All,
+            Some(Users::These(users)) => Self::Users(users.clone()),
+            None if has_ids_of_its_own() => Self::Own,
+            None => Self::Users(vec![nix::unistd::geteuid().as_raw(), 0]),
+        }
+    }
+}
+
+fn is_own(peer: &Peer) -> bool {
+    peer.same_user || peer.process.uid == 0
+}
+
+/// Whether this process is in a user namespace, in which users may have other ids than the broker knows (user_namespaces(7)).
+fn has_ids_of_its_own() -> bool {
+    let map = fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+    map.split_whitespace().ne(["0", "0", "4294967295"])
+}
+
+/// What a command waits for, and which option it is that keeps others away.
+fn of_users(ends: &str, named: Option<&Users>, option: &str) -> String {
+    match named {
+        Some(_) => ends.to_owned(),
+        None => format!("{ends} of your user or root ({option} accepts others)"),
     }
 }
 
@@ -110,4 +168,18 @@ impl<'a> Waiting<'a> {
 /// Several things in a sentence.
 fn list(things: impl Iterator<Item = String>) -> String {
     things.collect::<Vec<_>>().join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn users_are_named_by_names_and_ids() {
+        assert_eq!(Users::parse("*"), Ok(Users::All));
+        assert_eq!(Users::parse("root, 65533"), Ok(Users::These(vec![0, 65_533])));
+        for wrong in ["", "0,", "*,0", "no such user"] {
+            assert!(Users::parse(wrong).is_err(), "{wrong:?}");
+        }
+    }
 }

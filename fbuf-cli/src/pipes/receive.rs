@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use bytesize::ByteSize;
 use fbuf_client::{GetError, Received, Receiver, ReceiverCounters};
 
-use super::{FAILED, For, Level, SILENCE, Waiting, list};
+use super::{Accepted, FAILED, For, Level, SILENCE, Users, Waiting, is_own, list, of_users};
 use crate::{
     Failure, Place, WaitArgument,
     standard::{Output, say},
@@ -23,6 +23,9 @@ pub(crate) struct RecvArguments {
     /// What `fbuf ls`, `fbuf top` and metrics call this receiver
     #[arg(long, value_name = "TEXT")]
     label: Option<String>,
+    /// Receive from senders of these users only: names or ids between commas, or `*` for all users [default: your own and root]
+    #[arg(long, value_name = "USERS", value_parser = Users::parse)]
+    from_users: Option<Users>,
     /// Refuse senders with messages that are protected less than this
     #[arg(long, value_name = "LEVEL", value_enum, default_value = "volatile")]
     require: Level,
@@ -45,11 +48,16 @@ pub(crate) fn receive(arguments: &RecvArguments, place: &Place) -> Result<(), Fa
     if let Some(bytes) = arguments.max_slot_size {
         builder = builder.max_slot_size(bytes.as_u64() as usize);
     }
+    builder = match Accepted::of(arguments.from_users.as_ref()) {
+        Accepted::All => builder,
+        Accepted::Users(users) => builder.from_users(users),
+        Accepted::Own => builder.accept(is_own),
+    };
     let mut receiver = builder.require(arguments.require.into()).open()?;
     let mut waiting = Waiting::new(&arguments.channel, &client);
     let mut only = None;
     loop {
-        let received = match next(&mut receiver, only.is_some(), &mut waiting) {
+        let received = match next(&mut receiver, arguments, only.is_some(), &mut waiting) {
             Ok(received) => received,
             Err(GetError::Ended) => break,
             Err(error) => {
@@ -79,7 +87,12 @@ pub(crate) fn receive(arguments: &RecvArguments, place: &Place) -> Result<(), Fa
 }
 
 /// Waits for the next message.
-fn next(receiver: &mut Receiver, has_begun: bool, waiting: &mut Waiting) -> Result<Received, GetError> {
+fn next(
+    receiver: &mut Receiver,
+    RecvArguments { from_users, .. }: &RecvArguments,
+    has_begun: bool,
+    waiting: &mut Waiting,
+) -> Result<Received, GetError> {
     loop {
         match receiver.get_timeout(SILENCE) {
             // By a handler of a library that was preloaded.
@@ -90,7 +103,8 @@ fn next(receiver: &mut Receiver, has_begun: bool, waiting: &mut Waiting) -> Resu
                 let peers = || list(receiver.peers().map(|peer| peer.process.to_string()));
                 match (receiver.peers().count(), receiver.senders()) {
                     (0, _) => {
-                        waiting.say(For::Peers, || "waiting for a sender".to_owned());
+                        let sender = || of_users("waiting for a sender", from_users.as_ref(), "--from-users");
+                        waiting.say(For::Peers, sender);
                         waiting.say_unpaired(|| receiver.unpaired());
                         waiting.say_failure(receiver.link_failure());
                     }

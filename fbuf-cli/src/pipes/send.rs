@@ -1,11 +1,14 @@
 //! `fbuf send`.
 
-use std::path::{Path, PathBuf};
+use std::{
+    iter,
+    path::{Path, PathBuf},
+};
 
 use bytesize::ByteSize;
 use fbuf_client::{AllocateError, Departure, DisconnectReason, Fbuf, Sender, WaitError, WriteError};
 
-use super::{FAILED, For, Level, SILENCE, Waiting, list};
+use super::{Accepted, FAILED, For, Level, SILENCE, Users, Waiting, is_own, list, of_users};
 use crate::{
     Failure, Place, WaitArgument,
     standard::{self, Input, say, while_it_takes_long},
@@ -26,6 +29,9 @@ pub(crate) struct SendArguments {
     /// What `fbuf ls`, `fbuf top` and metrics call this sender
     #[arg(long, value_name = "TEXT")]
     label: Option<String>,
+    /// Send to receivers of these users only: names or ids between commas, or `*` for all users [default: your own and root]
+    #[arg(long, value_name = "USERS", value_parser = Users::parse)]
+    to_users: Option<Users>,
     /// What receivers may rely on
     #[arg(long, value_name = "LEVEL", value_enum, default_value = "volatile")]
     protection: Level,
@@ -57,6 +63,11 @@ pub(crate) fn send(arguments: &SendArguments, place: &Place) -> Result<(), Failu
     if arguments.lossy {
         builder = builder.lossy();
     }
+    builder = match Accepted::of(arguments.to_users.as_ref()) {
+        Accepted::All => builder,
+        Accepted::Users(users) => builder.to_users(users),
+        Accepted::Own => builder.accept(is_own),
+    };
     let builder = builder.protection(arguments.protection.into()).require_finish();
     let what = format!("the channel {:?} is opened, and its memory reserved", arguments.channel);
     let mut sender = while_it_takes_long(&what, || builder.open())?;
@@ -65,9 +76,12 @@ pub(crate) fn send(arguments: &SendArguments, place: &Place) -> Result<(), Failu
     }
     let mut waiting = Waiting::new(&arguments.channel, &client);
     match stream(&mut sender, &mut input, arguments, &mut waiting) {
-        Ok(()) => {
+        Ok(lost) => {
             sender.finish();
-            Ok(())
+            match lost {
+                0 => Ok(()),
+                lost => Err(Failure::new(format!("{lost} of the receivers did not get everything; the others did"))),
+            }
         }
         // No receiver takes what it has got for all.
         Err(failure) => {
@@ -90,26 +104,29 @@ fn reject_file_as_channel(channel: &str) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Sends all of the input, and waits until every receiver has written it out, unless messages may be left out for it.
+/// Sends all of the input, and waits until every receiver has written it out, unless messages may be left out for it. Says how
+/// many receivers were lost before the end.
 fn stream(
     sender: &mut Sender,
     input: &mut Input,
-    &SendArguments { receivers, lossy, .. }: &SendArguments,
+    arguments: &SendArguments,
     waiting: &mut Waiting,
-) -> Result<(), Failure> {
+) -> Result<usize, Failure> {
+    let &SendArguments { receivers, lossy, .. } = arguments;
     if let Err(failure) = input.reject_folder() {
         // A receiver that waits already hears of it as well.
         let _ = sender.wait_for_receivers_timeout(1, SILENCE);
         return Err(failure);
     }
-    wait_for_receivers(sender, receivers, waiting)?;
+    wait_for_receivers(sender, arguments, waiting)?;
+    let mut lost = 0;
     loop {
         let mut fbuf = allocate(sender, waiting)?;
         if fbuf.read_once_from(input).map_err(|error| input.failure(&error))? == 0 {
             break;
         }
         let written = sender.write(fbuf);
-        complain(sender)?;
+        complain(sender, &mut lost)?;
         written.map_err(|error| match error {
             WriteError::NoReceiver { .. } if receivers == 0 => {
                 Failure::new("there is no receiver, and none was to be waited for: give --receivers 1")
@@ -123,16 +140,25 @@ fn stream(
         0 => {}
         skipped => say(format_args!("{skipped} messages were left out for receivers that were slow")),
     }
-    complain(sender)
+    complain(sender, &mut lost)?;
+    Ok(lost)
 }
 
-fn wait_for_receivers(sender: &mut Sender, count: usize, waiting: &mut Waiting) -> Result<(), Failure> {
+fn wait_for_receivers(
+    sender: &mut Sender,
+    SendArguments { receivers, to_users, .. }: &SendArguments,
+    waiting: &mut Waiting,
+) -> Result<(), Failure> {
+    let of_users = |ends: &str| of_users(ends, to_users.as_ref(), "--to-users");
     loop {
-        match sender.wait_for_receivers_timeout(count, SILENCE) {
+        match sender.wait_for_receivers_timeout(*receivers, SILENCE) {
             Err(WaitError::TimedOut { wanted, linked, failure }) => {
                 waiting.say(For::Peers, || match (wanted, linked) {
-                    (1, _) => "waiting for a receiver".to_owned(),
-                    _ => format!("waiting for {wanted} receivers, of which {linked} are linked,"),
+                    (1, _) => of_users("waiting for a receiver"),
+                    _ => format!(
+                        "{}, of which {linked} are linked,",
+                        of_users(&format!("waiting for {wanted} receivers"))
+                    ),
                 });
                 waiting.say_unpaired(|| sender.unpaired());
                 waiting.say_failure(failure);
@@ -177,17 +203,28 @@ fn holders(sender: &Sender) -> String {
     list(sender.lent().map(|(peer, messages)| format!("{} ({messages})", peer.process)))
 }
 
-/// A receiver that went before the end has not got everything.
-fn complain(sender: &mut Sender) -> Result<(), Failure> {
-    let Some(Departure { peer, reason, unread, .. }) = sender.next_departure() else { return Ok(()) };
+/// Says which receivers went before the end and so have not got everything. Those that remain get the rest.
+///
+/// # Errors
+/// None remains.
+fn complain(sender: &mut Sender, lost: &mut usize) -> Result<(), Failure> {
+    let mut gone: Vec<_> = iter::from_fn(|| sender.next_departure()).map(describe).collect();
+    *lost += gone.len();
+    let failure = if sender.receivers() == 0 { gone.pop() } else { None };
+    gone.iter().for_each(say);
+    failure.map_or(Ok(()), |text| Err(Failure::new(text)))
+}
+
+/// How a receiver went.
+fn describe(Departure { peer, reason, unread, .. }: Departure) -> String {
     let unread = unread.map_or(String::new(), |unread| format!(", with {} messages unread", unread.messages));
     let how = match reason {
         DisconnectReason::Left => "left before the end".to_owned(),
         DisconnectReason::Failed { .. } => "failed before the end: see what it says".to_owned(),
         DisconnectReason::Died => "died before the end".to_owned(),
         DisconnectReason::Violation { violation } => format!("broke a rule: {violation}"),
-        DisconnectReason::Exhausted { what } => format!("has no link, for which this process has no room: {what}"),
+        DisconnectReason::Exhausted { what } => format!("could not be linked: {what}"),
         _ => "is gone".to_owned(),
     };
-    Err(Failure::new(format!("the receiver ({}) {how}{unread}", peer.process)))
+    format!("the receiver ({}) {how}{unread}", peer.process)
 }
