@@ -3,7 +3,6 @@
 use std::{ops::Add, time::Duration};
 
 use fbuf_core::{
-    limits::MAX_DEPARTURES,
     peer::Peer,
     process::sys::said,
     send::{
@@ -234,9 +233,6 @@ impl Sender {
         }
         self.pending_links.forget(peer);
         self.counters.violations += u64::from(matches!(reason, DisconnectReason::Violation { .. }));
-        if self.departures.len() == MAX_DEPARTURES {
-            self.departures.pop_front();
-        }
-        self.departures.push_back(Departure { peer, reason, unread });
+        self.departures.add(Departure { peer, reason, unread });
     }
 }

@@ -1,5 +1,6 @@
 //! The sending end of a channel.
 
+mod departures;
 mod links;
 mod open;
 mod options;
@@ -10,12 +11,11 @@ mod state;
 mod wait;
 
 use std::{
-    collections::VecDeque,
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use self::wait::SlotDeadlines;
+use self::{departures::Departures, wait::SlotDeadlines};
 use crate::{
     client::Registration,
     endpoint::PendingLinks,
@@ -126,7 +126,7 @@ pub struct Sender {
     /// Whether flags may be raised: it sleeps, or was left armed.
     is_armed: bool,
     pace: Pace,
-    departures: VecDeque<Departure>,
+    departures: Departures,
     /// The counts of links that are over.
     past: LinkCounts,
     counters: Counts,

@@ -1,6 +1,6 @@
 //! How a sender is opened.
 
-use std::{collections::VecDeque, env, sync::Arc, time::Duration};
+use std::{env, sync::Arc, time::Duration};
 
 use fbuf_core::{
     limits::{MAX_LEASED, MAX_ONE_SHOTS, SLOT_ALIGNMENT},
@@ -18,6 +18,7 @@ use fbuf_protocol::{Refusal, channel::ChannelName, name::Label};
 
 use super::{
     Counts, Sender,
+    departures::Departures,
     options::{Options, OptionsError},
     protection::{OpenRequest, Place, ProtectionRequest},
     wait::WaitFor,
@@ -565,7 +566,7 @@ impl SenderBuilder {
             awaits: WaitFor::Slot,
             is_armed: false,
             pace: Pace::new(),
-            departures: VecDeque::new(),
+            departures: Departures::default(),
             past: LinkCounts::default(),
             counters: Counts::default(),
             protection_info,

@@ -110,7 +110,7 @@ impl Sender {
     }
 
     /// The receiver that went longest ago and was not asked about yet: how it went, and what it left unread. The
-    /// last 64 are remembered.
+    /// last 64 are remembered; of the user that has most of them, the oldest is forgotten first.
     ///
     /// ```
     /// # let broker = fbuf_broker::Embedded::start()?;
@@ -131,7 +131,7 @@ impl Sender {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn next_departure(&mut self) -> Option<Departure> {
-        self.departures.pop_front()
+        self.departures.next()
     }
 
     /// Disconnects a receiver: it is sent nothing more, and told so ([`GetError::Dropped`](crate::GetError::Dropped));
