@@ -152,9 +152,12 @@ impl Lines {
         job
     }
 
+    fn is_full(&self, cause: Cause) -> bool {
+        self.0.get(&cause).is_some_and(|line| line.waiting.len() >= MOST_WAITING)
+    }
+
     fn is_overrun(&self, cause: Cause) -> bool {
-        let line = self.0.get(&cause);
-        line.is_some_and(|line| line.waiting.len() >= MOST_WAITING && line.since.elapsed() >= PATIENCE)
+        self.is_full(cause) && self.0.get(&cause).is_some_and(|line| line.since.elapsed() >= PATIENCE)
     }
 }
 
@@ -184,7 +187,13 @@ fn drop_line(cause: Cause) {
     DROPS.set(dropped_before);
 }
 
-/// Whether so much that this user has passed waits to be closed that no more is to be taken from it.
+/// Whether so much that this user has passed waits to be closed that no more is to be taken from it by somebody who can wait.
+#[must_use]
+pub(crate) fn is_full(user: u32) -> bool {
+    LINES.lock().is_full(Cause::Peer(Some(user)))
+}
+
+/// Whether so much that this user has passed has waited for so long to be closed that no more is to be taken from it.
 #[must_use]
 pub fn is_overrun(user: u32) -> bool {
     LINES.lock().is_overrun(Cause::Peer(Some(user)))

@@ -75,18 +75,19 @@ enum Next {
 }
 
 impl Way {
-    /// Carries messages, as many as are there, but not for ever. `send` is how one is sent, and `has_room` whether so many descriptors can.
+    /// Carries messages, as many as are there, but not for ever. `send` is how one is sent, and `may_go_on` whether one may be that
+    /// carries so many descriptors, as far as it was found out.
     fn carry(
         &mut self,
         from: &PacketSocket,
         send: impl Fn(&Letter) -> io::Result<()>,
-        has_room: impl Fn(usize) -> bool,
+        may_go_on: impl Fn(usize) -> bool,
     ) -> Next {
         for _ in 0..MAX_AT_ONCE {
             if self.is_closed {
                 return Next::Never;
             }
-            if self.refused > 0 && !has_room(self.refused) {
+            if !may_go_on(self.refused) {
                 return Next::Later;
             }
             let letter = match from.look::<MAX_MESSAGE>() {
@@ -139,12 +140,11 @@ impl Relay {
     fn carry(&mut self) -> bool {
         // What is under way in the pair may go on to be.
         self.next_out = self.out.carry(&self.inner, |letter| self.far.send_on(letter), |_| true);
-        let has_room = |descriptors| self.inner.has_room(|| descriptors, Kind::Other);
-        // Nor is more taken while what that user has passed before takes long to close.
-        self.next_back = match deferred::is_overrun(self.user) {
-            true => Next::Later,
-            false => self.back.carry(&self.far, |letter| self.inner.send(letter), has_room),
+        // Nor is more taken while much that this user has passed before waits to be closed: it is open here.
+        let may_go_on = |descriptors| {
+            !deferred::is_full(self.user) && (descriptors == 0 || self.inner.has_room(|| descriptors, Kind::Other))
         };
+        self.next_back = self.back.carry(&self.far, |letter| self.inner.send(letter), may_go_on);
         if self.share.is_none() && self.inner.has_hung_up() {
             self.share = Some(Share::keep(self.user, OF_RELAY));
         }
