@@ -8,6 +8,7 @@
 use std::{
     io, mem,
     os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
+    ptr,
 };
 
 use nix::{
@@ -86,6 +87,21 @@ pub(crate) struct Packet {
 /// Takes one message from a socket, without waiting, and without its descriptors: this thread closes them.
 pub(crate) fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<Packet> {
     receive_with(socket, buffer, 0, 0)
+}
+
+/// Whether so much memory could be mapped just now.
+#[cfg(not(miri))]
+pub(crate) fn try_map(bytes: usize) -> io::Result<()> {
+    let (access, kind) =
+        (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE);
+    // SAFETY: a new mapping takes the place of no other.
+    let found = unsafe { libc::mmap(ptr::null_mut(), bytes, access, kind, -1, 0) };
+    if found == libc::MAP_FAILED {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: it was mapped just now, and nothing points into it.
+    unsafe { libc::munmap(found, bytes) };
+    Ok(())
 }
 
 /// Looks at the next message of a socket, without waiting, and takes at most so many descriptors that it carries: a

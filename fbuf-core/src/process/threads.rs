@@ -20,6 +20,9 @@ use crate::process::sys::{self, in_call};
 
 /// The stack of a thread: what Rust gives each, if RUST_MIN_STACK does not say otherwise, which is meant for others.
 const STACK_BYTES: usize = 2 << 20;
+/// What it maps beside that: guard pages, and a stack for the handlers of signals, without which Rust ends the process.
+#[cfg(not(miri))]
+const BESIDE_STACK_BYTES: usize = 128 << 10;
 
 /// Starts a thread that blocks all signals from its first instruction on, and that leaves real-time scheduling.
 ///
@@ -28,8 +31,10 @@ const STACK_BYTES: usize = 2 << 20;
 /// above its creator in priority: its work is short, and must not wait for a creator that spins.
 ///
 /// # Errors
-/// What pthread_create(3) says.
+/// What pthread_create(3) says, or mmap(2) of its stacks: a thread that gets only one of them would end the process.
 pub fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> io::Result<JoinHandle<()>> {
+    #[cfg(not(miri))]
+    sys::try_map(STACK_BYTES + BESIDE_STACK_BYTES).map_err(in_call("mmap, for the stack of a thread"))?;
     let mut before = SigSet::empty();
     // Blocked here, so that there is no moment in which the thread could take a signal.
     pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), Some(&mut before))?;
@@ -95,6 +100,33 @@ mod tests {
         });
         thread.unwrap().join().unwrap();
         assert_eq!(mask(), before);
+    }
+
+    /// Of a thread that gets a stack, and no second one for signals, Rust ends the process.
+    #[test]
+    #[cfg_attr(miri, ignore = "it has a limit on addresses")]
+    fn without_addresses_for_its_stacks_a_thread_is_refused() {
+        use nix::sys::resource::{Resource, setrlimit};
+        if !crate::tests::is_alone("process::threads::tests::without_addresses_for_its_stacks_a_thread_is_refused") {
+            return;
+        }
+        let used = || {
+            let pages = std::fs::read_to_string("/proc/self/statm").unwrap();
+            pages.split(' ').next().unwrap().parse::<u64>().unwrap() * 4096
+        };
+        // So that a stack is kept for the next thread, and those for signals are what lacks.
+        spawn("fbuf-test", || ()).unwrap().join().unwrap();
+        let (start, mut counts) = (used(), [0, 0]);
+        for step in 0..700 {
+            setrlimit(Resource::RLIMIT_AS, start + step * 4096, u64::MAX).unwrap();
+            let thread = spawn("fbuf-test", || ());
+            counts[usize::from(thread.is_ok())] += 1;
+            if let Ok(thread) = thread {
+                thread.join().unwrap();
+            }
+        }
+        setrlimit(Resource::RLIMIT_AS, u64::MAX, u64::MAX).unwrap();
+        assert!(counts.iter().all(|&count| count > 50), "refused and granted: {counts:?}");
     }
 
     #[test]
