@@ -13,7 +13,7 @@ use std::{
 use ::memfd::{FileSeal, HugetlbSize, MemfdOptions};
 use nix::{
     errno::Errno,
-    fcntl::{FallocateFlags, FcntlArg, OFlag, fallocate, fcntl},
+    fcntl::{FallocateFlags, OFlag, fallocate},
     sys::{
         stat::{FileStat, fstat},
         statfs::{HUGETLBFS_MAGIC, fstatfs},
@@ -23,7 +23,7 @@ use nix::{
 
 use super::{
     Map, MemoryError, Seals, available,
-    memfd::{check_seals, kernels_reason, reserved, unmappable},
+    memfd::{access_mode, check_seals, kernels_reason, reserved, unmappable},
 };
 use crate::{
     process::{foreign::Foreign, sys::os_error},
@@ -154,9 +154,6 @@ impl Leasable {
         let (found, wanted) = (stat.st_size.max(0) as u64, whole_pages(slot_bytes, is_huge(reader.as_fd())));
         if found != wanted {
             return Err(Unsuitable::Size { found, wanted });
-        }
-        if access_mode(reader.as_fd())? == OFlag::O_WRONLY {
-            return Err(Unsuitable::NotOpenFor { purpose: "reading" });
         }
         let (reader, own) = match reopen(reader.as_fd(), File::options().read(true)) {
             Ok(reopened) => (reopened.into(), true),
@@ -306,11 +303,6 @@ impl FileId {
 fn whole_pages(slot_bytes: u64, huge: bool) -> u64 {
     let page = if huge { HUGE_PAGE } else { crate::memory::page_bytes() };
     slot_bytes.max(1).checked_next_multiple_of(page).unwrap_or(u64::MAX)
-}
-
-fn access_mode(file: BorrowedFd<'_>) -> Result<OFlag, Unsuitable> {
-    let flags = fcntl(file, FcntlArg::F_GETFL).map_err(unmappable("fcntl"))?;
-    Ok(OFlag::from_bits_retain(flags) & OFlag::O_ACCMODE)
 }
 
 /// Whether it lies in huge pages that were set aside. The owner of such a file can take them away from processes

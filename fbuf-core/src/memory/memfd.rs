@@ -14,7 +14,7 @@ use std::{
 use ::memfd::{FileSeal, MemfdOptions};
 use nix::{
     errno::Errno,
-    fcntl::{FallocateFlags, FcntlArg, SealFlag, fallocate, fcntl},
+    fcntl::{FallocateFlags, FcntlArg, OFlag, SealFlag, fallocate, fcntl},
     sys::stat::{FileStat, fstat},
 };
 
@@ -229,7 +229,8 @@ pub(crate) fn verify_promised(fd: BorrowedFd<'_>, size: u64, seals: Seals) -> Re
     Ok(reserved)
 }
 
-/// Checks that a descriptor names a memfd with exactly these seals, to which no more can be added.
+/// Checks that a descriptor names a memfd with exactly these seals, to which no more can be added, and that it can be read through it:
+/// of one that cannot be, mmap(2) would fail as it does where this process lacks something.
 pub(crate) fn check_seals(fd: BorrowedFd<'_>, seals: Seals) -> Result<(), Unsuitable> {
     let wanted = seals.wanted();
     let found = fcntl(fd, FcntlArg::F_GET_SEALS).map_err(|_| Unsuitable::NotSealable)?;
@@ -237,7 +238,16 @@ pub(crate) fn check_seals(fd: BorrowedFd<'_>, seals: Seals) -> Result<(), Unsuit
     if found & !SEAL_EXEC != wanted.bits() {
         return Err(Unsuitable::Seals { found, wanted: wanted.bits() });
     }
+    if access_mode(fd)? == OFlag::O_WRONLY {
+        return Err(Unsuitable::NotOpenFor { purpose: "reading" });
+    }
     Ok(())
+}
+
+/// For what a file is open: reading, writing, or both.
+pub(super) fn access_mode(file: BorrowedFd<'_>) -> Result<OFlag, Unsuitable> {
+    let flags = fcntl(file, FcntlArg::F_GETFL).map_err(unmappable("fcntl"))?;
+    Ok(OFlag::from_bits_retain(flags) & OFlag::O_ACCMODE)
 }
 
 /// How many bytes of a file have pages, in memory or swapped out. Pages behind its end count too.
@@ -266,7 +276,7 @@ pub(crate) fn with_pages_behind_end(size: u64, behind: u64, seals: Seals) -> Own
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::memory::map::Frozen;
+    use crate::memory::{leasable::reopen, map::Frozen};
 
     fn sealed(size: u64) -> OwnedFd {
         Reserved::new("fbuf-test", size).unwrap().seal().unwrap()
@@ -292,6 +302,19 @@ mod tests {
         let memfd = ::memfd::Memfd::try_from_file(open.file).unwrap();
         memfd.add_seals(&[FileSeal::SealShrink, FileSeal::SealGrow, FileSeal::SealSeal]).unwrap();
         assert!(matches!(verify(memfd.as_file().as_fd(), 4096, Seals::OneWriter), Err(Unsuitable::Seals { .. })));
+    }
+
+    /// It may be sealed for good, and another process may read it.
+    #[test]
+    fn what_is_open_for_writing_only_is_refused() {
+        for seals in [Seals::OneWriter, Seals::Size, Seals::ForGood] {
+            let memory = with_pages_behind_end(4096, 4096, seals);
+            let writer = reopen(memory.as_fd(), File::options().write(true)).unwrap();
+            let wanted = Unsuitable::NotOpenFor { purpose: "reading" };
+            assert_eq!(check_seals(memory.as_fd(), seals), Ok(()));
+            assert_eq!(check_seals(writer.as_fd(), seals), Err(wanted.clone()));
+            assert_eq!(verify_promised(writer.as_fd(), 4096, seals), Err(wanted));
+        }
     }
 
     #[test]

@@ -7,7 +7,7 @@ mod copied;
 
 use std::{
     fs::File,
-    os::fd::{AsFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd, OwnedFd},
     sync::{Arc, atomic::Ordering},
 };
 
@@ -75,6 +75,8 @@ enum Kind {
     Regular,
     Unsealed(u64),
     Sealed(u64),
+    /// Sealed, and open for writing only.
+    Unreadable(u64),
     Writable(u64),
 }
 
@@ -87,6 +89,11 @@ impl Kind {
             Self::Regular => File::open("/proc/self/exe").unwrap().into(),
             Self::Unsealed(size) => Reserved::new("fbuf-test", size).unwrap().as_fd().try_clone_to_owned().unwrap(),
             Self::Sealed(size) => Map::create("fbuf-test", size).unwrap().1,
+            Self::Unreadable(size) => {
+                let (_, memory) = Map::create("fbuf-test", size).unwrap();
+                let path = format!("/proc/self/fd/{}", memory.as_raw_fd());
+                File::options().write(true).open(path).unwrap().into()
+            }
             Self::Writable(size) => {
                 Leasable::create("fbuf-test", size, false, geteuid().as_raw()).unwrap().open_writer().unwrap()
             }
@@ -103,6 +110,7 @@ fn kind() -> impl Strategy<Value = Kind> {
         Just(Kind::Regular),
         size.clone().prop_map(Kind::Unsealed),
         size.clone().prop_map(Kind::Sealed),
+        size.clone().prop_map(Kind::Unreadable),
         size.prop_map(Kind::Writable),
     ]
 }
