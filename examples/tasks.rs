@@ -37,7 +37,7 @@ async fn ask(address: &Address) -> Result<(), Box<dyn Error>> {
         let answer = answers.get().await?;
         println!("answer to request {}: {}", answer.tag(), std::str::from_utf8(&answer)?);
     }
-    requests.into_inner().finish();
+    requests.finish();
     Ok(())
 }
 

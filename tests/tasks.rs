@@ -22,6 +22,7 @@ use fbuf_client::{
 use futures_util::{SinkExt, StreamExt};
 use nix::{
     sys::resource::{Resource, getrlimit, setrlimit},
+    time::{ClockId, clock_gettime},
     unistd::geteuid,
 };
 use support::{
@@ -91,9 +92,10 @@ fn play(role: &str) {
                 }
             };
             echo.await;
-            sender.into_inner().finish();
+            sender.finish();
         }),
         Some(("messages that are there", count)) => bursts(count.parse().unwrap()),
+        None if role == "waits without descriptors" => wait_without_descriptors(),
         _ => {
             let mut sender = Client::connect().unwrap().sender("c").open().unwrap();
             sender.wait_for_receivers_timeout(1, SOON).unwrap();
@@ -124,7 +126,7 @@ fn messages_go_there_and_back_between_all_runtimes() {
                     }
                     sender.wait_for_returns().await.unwrap();
                     let slept = sender.counters().sleeps;
-                    sender.into_inner().finish();
+                    sender.finish();
                     slept
                 });
                 for number in 0..MESSAGES {
@@ -231,7 +233,7 @@ fn a_thousand_endpoints_wait_in_one_runtime() {
                 send(&mut sender, number).await;
             }
             sender.wait_for_returns().await.unwrap();
-            sender.into_inner().finish();
+            sender.finish();
             for task in tasks {
                 timeout(SOON, task).await.expect("it was not woken").unwrap();
             }
@@ -336,7 +338,12 @@ fn without_a_runtime_no_endpoint_waits_and_in_another_one_it_goes_on() {
     assert!(matches!(waiting, GetError::RuntimeEnded(_)), "{waiting}");
     assert!(matches!(poll_once(sender.wait_for_receivers(2)), Poll::Ready(Err(WaitError::RuntimeEnded(_)))));
     assert!(waiting.to_string().contains("tokio runtime that watched this endpoint has ended"), "{waiting}");
+    // One without I/O cannot watch anything, and is not asked to.
+    let without = Builder::new_current_thread().enable_time().build().unwrap();
+    assert!(matches!(without.block_on(receiver.get()), Err(GetError::RuntimeEnded(_))));
     runtime("threads").block_on(async {
+        let mut receiver = AsyncReceiver::new(receiver.into_inner()).unwrap();
+        let mut sender = AsyncSender::new(sender.into_inner()).unwrap();
         let gets = tokio::spawn(async move {
             timeout(SOON, receiver.get()).await.expect("it was not woken").unwrap();
         });
@@ -344,6 +351,64 @@ fn without_a_runtime_no_endpoint_waits_and_in_another_one_it_goes_on() {
         gets.await.unwrap();
         timeout(SOON, sender.allocate()).await.expect("it was not woken").unwrap();
     });
+}
+
+/// A task may be dropped at each `await`.
+#[test]
+fn a_sender_that_is_dropped_with_its_task_has_broken_its_stream_off() {
+    let (_broker, client) = broker();
+    runtime("threads").block_on(async {
+        let mut receiver = AsyncReceiver::new(client.receiver("c").open().unwrap()).unwrap();
+        let mut sender = AsyncSender::new(client.sender("c").slots(1).open().unwrap()).unwrap();
+        sender.wait_for_receivers(1).await.unwrap();
+        let sends = tokio::spawn(async move {
+            loop {
+                let fbuf = sender.allocate().await.unwrap();
+                sender.write(fbuf).unwrap();
+            }
+        });
+        let held = receiver.get().await.unwrap();
+        sends.abort();
+        let end = timeout(SOON, receiver.get()).await.expect("it was not woken");
+        assert!(matches!(end, Err(GetError::Aborted { reason: Abort::Unfinished, .. })), "{end:?}");
+        drop(held);
+        // Taken out it is as it was opened.
+        let mut receiver = client.receiver("d").open().unwrap();
+        let mut sender = AsyncSender::new(client.sender("d").open().unwrap()).unwrap();
+        sender.wait_for_receivers(1).await.unwrap();
+        drop(sender.into_inner());
+        assert!(matches!(receiver.get_timeout(SOON), Err(GetError::Ended)));
+    });
+}
+
+fn wait_without_descriptors() {
+    let (_broker, client) = broker();
+    runtime("current thread").block_on(async {
+        let mut receiver = client.receiver("c").open().unwrap();
+        let sender = client.sender("c").slots(1).disconnect_after(SOON);
+        let mut sender = AsyncSender::new(sender.open().unwrap()).unwrap();
+        sender.wait_for_receivers(1).await.unwrap();
+        let fbuf = sender.allocate().await.unwrap();
+        sender.write(fbuf).unwrap();
+        let _held = receiver.get_timeout(SOON).unwrap();
+        let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+        setrlimit(Resource::RLIMIT_NOFILE, 0, most).unwrap();
+        let time = || Duration::from(clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).unwrap());
+        let before = time();
+        assert!(timeout(Duration::from_secs(1), sender.allocate()).await.is_err());
+        let used = time() - before;
+        assert!(used < Duration::from_millis(100), "{used:?} of a second");
+        println!("it slept");
+    });
+}
+
+#[test]
+fn a_task_sleeps_although_no_descriptor_is_left() {
+    roles!(play);
+    let (broker, _client) = broker();
+    let mut other = Other::start(broker.address(), "waits without descriptors", geteuid().as_raw());
+    other.hear("it slept");
+    assert!(other.process.end().success());
 }
 
 #[test]
@@ -363,5 +428,17 @@ fn endpoints_that_are_exchanged_wake_who_waits_for_them() {
         std::io::Write::write_all(&mut fbuf, b"of the other channel").unwrap();
         sender.write(fbuf).unwrap();
         assert_eq!(gets.await.unwrap(), b"of the other channel");
+
+        // The end of one is not that of the other.
+        let mut receiver = AsyncReceiver::new(client.receiver("one").open().unwrap()).unwrap();
+        let mut ends = AsyncSender::new(client.sender("one").open().unwrap()).unwrap();
+        ends.wait_for_receivers(1).await.unwrap();
+        ends.finish();
+        assert!(receiver.next().await.is_none() && receiver.next().await.is_none());
+        *receiver = client.receiver("other").open().unwrap();
+        sender.wait_for_receivers(1).await.unwrap();
+        let fbuf = sender.allocate().await.unwrap();
+        sender.write(fbuf).unwrap();
+        assert!(matches!(timeout(SOON, receiver.next()).await.expect("it was not woken"), Some(Ok(_))));
     });
 }

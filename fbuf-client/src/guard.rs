@@ -125,6 +125,7 @@ pub(crate) fn prepare<'a>(endpoint: &'a mut (dyn Endpoint + Send + 'a)) -> Optio
     if endpoint.has_news(true) || endpoint.sockets().interrupts().take() {
         return None;
     }
+    endpoint.sockets().make_timer();
     let armed = arm(endpoint);
     // What came before is not told again to an event loop that is told of changes only.
     let is_quiet = |time| endpoint.sockets().ring_after(time) && !endpoint.sockets().is_readable();

@@ -100,6 +100,11 @@ impl Sockets {
         time == FOR_EVER || self.timer.set(&self.epoll, time).is_ok()
     }
 
+    /// Has the timer made while there are descriptors, for a time when there are none. One that cannot be made is tried again.
+    pub(crate) fn make_timer(&self) {
+        let _ = self.timer.make(&self.epoll);
+    }
+
     /// It is too late for that.
     pub(crate) fn stop_timer(&self) {
         self.timer.stop();
@@ -108,8 +113,12 @@ impl Sockets {
     /// Whether the descriptor is readable.
     pub(crate) fn is_readable(&self) -> bool {
         let mut polled = [PollFd::new(self.as_fd(), PollFlags::POLLIN)];
-        // One that cannot be polled is to be looked at.
-        poll(&mut polled, PollTimeout::ZERO) != Ok(0)
+        match poll(&mut polled, PollTimeout::ZERO) {
+            // It may not poll a single descriptor (RLIMIT_NOFILE is 0). What is told here is told again.
+            Err(Errno::EINVAL) => self.epoll.wait(&mut [EpollEvent::empty()], EpollTimeout::ZERO) != Ok(0),
+            // One that cannot be polled is to be looked at.
+            readable => readable != Ok(0),
+        }
     }
 
     pub(crate) fn add(&self, socket: LinkSocket<'_>, link: LinkId) -> io::Result<()> {
@@ -192,8 +201,7 @@ impl AsFd for Sockets {
     }
 }
 
-/// Wakes an endpoint that sleeps in an event loop, at a time when something has to be tried again. Made when that first
-/// happens.
+/// Wakes an endpoint that sleeps in an event loop, at a time when something has to be tried again. Made when it first does.
 #[derive(Debug, Default)]
 struct Timer {
     timer: OnceLock<Withheld<TimerFd>>,
@@ -201,15 +209,17 @@ struct Timer {
 }
 
 impl Timer {
+    fn make(&self, epoll: &Epoll) -> nix::Result<&TimerFd> {
+        if let Some(timer) = self.timer.get() {
+            return Ok(timer);
+        }
+        let timer = TimerFd::new(ClockId::CLOCK_MONOTONIC, TimerFlags::TFD_CLOEXEC | TimerFlags::TFD_NONBLOCK)?;
+        epoll.add(timer.as_fd(), EpollEvent::new(EpollFlags::EPOLLIN, WAKE.to_bits()))?;
+        Ok(self.timer.get_or_init(|| timer.into()))
+    }
+
     fn set(&self, epoll: &Epoll, time: Duration) -> nix::Result<()> {
-        let timer = match self.timer.get() {
-            Some(timer) => timer,
-            None => {
-                let timer = TimerFd::new(ClockId::CLOCK_MONOTONIC, TimerFlags::TFD_CLOEXEC | TimerFlags::TFD_NONBLOCK)?;
-                epoll.add(timer.as_fd(), EpollEvent::new(EpollFlags::EPOLLIN, WAKE.to_bits()))?;
-                self.timer.get_or_init(|| timer.into())
-            }
-        };
+        let timer = self.make(epoll)?;
         // Zero would stop it.
         let time = TimeSpec::from_duration(time.max(Duration::from_nanos(1)));
         timer.set(Expiration::OneShot(time), TimerSetTimeFlags::empty())?;

@@ -16,7 +16,7 @@ use fbuf_core::{receive::received::Received, send::fbuf::Fbuf};
 use fbuf_protocol::runtime::{self, SharedEpoll, Watched};
 use futures_core::Stream;
 use futures_sink::Sink;
-use tokio::{io::Ready, task::coop};
+use tokio::{io::Ready, runtime::Handle, task::coop};
 
 use crate::{
     AllocateError, GetError, Receiver, Sender, WaitError, WaitFor, WriteError, guard::Endpoint, sockets::Sockets,
@@ -25,7 +25,7 @@ use crate::{
 /// How often an endpoint is asked in one poll. Each time but the first it said that there may be something.
 const ATTEMPTS: usize = 4;
 
-/// An endpoint cannot wait: the tokio runtime that watched it has ended, and what polls it is in none that goes on.
+/// An endpoint cannot wait: the tokio runtime that watched it has ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct RuntimeEnded;
@@ -33,26 +33,39 @@ pub struct RuntimeEnded;
 impl fmt::Display for RuntimeEnded {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(
-            "the tokio runtime that watched this endpoint has ended: let a task of a runtime that goes on wait for it, or take it out \
-             (into_inner) and wait with a call that blocks",
+            "the tokio runtime that watched this endpoint has ended: take the endpoint out (into_inner), and have a runtime watch it \
+             that goes on (new)",
         )
     }
 }
 
 impl Error for RuntimeEnded {}
 
-/// An endpoint's descriptor, as the runtime watches it.
+/// An endpoint's descriptor, as a runtime watches it.
 #[derive(Debug)]
-struct Readiness(Watched<SharedEpoll>);
+struct Readiness {
+    watched: Watched<SharedEpoll>,
+    /// The runtime.
+    runtime: Handle,
+}
 
 impl Readiness {
     fn of(sockets: &Sockets) -> io::Result<Self> {
         let (epoll, witness) = sockets.watched();
-        runtime::watch_epoll(epoll, witness).map(Self)
+        let watched = runtime::watch_epoll(epoll, witness)?;
+        Ok(Self { watched, runtime: Handle::current() })
+    }
+
+    /// Has the same runtime watch another one: the program has exchanged two endpoints.
+    fn exchange(&mut self, sockets: &Sockets) -> io::Result<()> {
+        let runtime = self.runtime.clone();
+        let _context = runtime.enter();
+        *self = Self::of(sockets)?;
+        Ok(())
     }
 
     fn is_of(&self, endpoint: &impl Endpoint) -> bool {
-        self.0.as_raw_fd() == endpoint.sockets().as_fd().as_raw_fd()
+        self.watched.as_raw_fd() == endpoint.sockets().as_fd().as_raw_fd()
     }
 
     /// Asks an endpoint until it has something; if it has nothing, and is armed, the task is woken when it is to be asked again.
@@ -73,15 +86,14 @@ impl Readiness {
             if !arm(endpoint) {
                 continue;
             }
-            match self.0.poll_read_ready(cx) {
-                Poll::Pending if self.is_of(endpoint) => return Poll::Pending,
+            if !self.is_of(endpoint) && self.exchange(endpoint.sockets()).is_err() {
+                return Poll::Ready(Err(RuntimeEnded.into()));
+            }
+            match self.watched.poll_read_ready(cx) {
+                Poll::Pending => return Poll::Pending,
                 // What it was told before it was armed.
                 Poll::Ready(Ok(mut told)) => told.clear_ready_matching(Ready::READABLE),
-                // The runtime has ended that was the first to poll it, or the program has exchanged two endpoints.
-                Poll::Ready(Err(_)) | Poll::Pending => match Self::of(endpoint.sockets()) {
-                    Ok(readiness) => *self = readiness,
-                    Err(_) => return Poll::Ready(Err(RuntimeEnded.into())),
-                },
+                Poll::Ready(Err(_)) => return Poll::Ready(Err(RuntimeEnded.into())),
             }
         }
         cx.waker().wake_by_ref();
@@ -120,7 +132,7 @@ impl Readiness {
 ///     order.write_all(b"apples")?;
 ///     sender.write(order)?;
 /// }
-/// sender.into_inner().finish();
+/// sender.finish();
 /// assert_eq!(takes.await??, 6000);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// # })?;
@@ -130,12 +142,12 @@ impl Readiness {
 pub struct AsyncReceiver {
     receiver: Receiver,
     readiness: Readiness,
-    /// Whether there is no next item of the stream.
-    is_over: bool,
+    /// The number of the receiver of whose stream there is no next item.
+    over: Option<u64>,
 }
 
 impl AsyncReceiver {
-    /// Has the runtime in which this is called watch a receiver. It takes no descriptor.
+    /// Has the runtime in which this is called watch a receiver. It takes one descriptor, of a timer.
     ///
     /// # Errors
     /// This thread is in no tokio runtime; what epoll_ctl(2) says.
@@ -144,7 +156,7 @@ impl AsyncReceiver {
     /// As every I/O of tokio, if its runtime was built without I/O (`enable_io`).
     pub fn new(receiver: Receiver) -> io::Result<Self> {
         let readiness = Readiness::of(receiver.sockets())?;
-        Ok(Self { receiver, readiness, is_over: false })
+        Ok(Self { receiver, readiness, over: None })
     }
 
     /// The receiver, which no runtime watches any more.
@@ -176,11 +188,12 @@ impl Stream for AsyncReceiver {
     type Item = Result<Received, GetError>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        if self.is_over {
+        let endpoint = Some(self.receiver.endpoint());
+        if self.over == endpoint {
             return Poll::Ready(None);
         }
         let item = ready!(self.poll_get(cx));
-        self.is_over = item.as_ref().is_err_and(GetError::is_last);
+        self.over = endpoint.filter(|_| item.as_ref().is_err_and(GetError::is_last));
         Poll::Ready(Some(item).filter(|item| !matches!(item, Err(GetError::Ended))))
     }
 }
@@ -201,29 +214,42 @@ impl DerefMut for AsyncReceiver {
 /// A [`Sender`] that a task of tokio waits for. [`AsyncReceiver`] has an example.
 ///
 /// It is a [`Sender`] otherwise ([`Deref`]): [`write`](Sender::write) never waits. What waits there blocks the thread of the runtime.
+///
+/// A task may be dropped at each `await`, when it is aborted, its runtime ends, or another task has panicked. So an
+/// `AsyncSender` that is dropped has broken its stream off ([`Abort::Unfinished`](crate::Abort::Unfinished)); [`Self::finish`] says that it is
+/// complete.
 #[derive(Debug)]
 pub struct AsyncSender {
     sender: Sender,
     readiness: Readiness,
+    /// Whether the program has asked that the end be said ([`SenderBuilder::require_finish`](crate::SenderBuilder::require_finish)).
+    requires_finish: bool,
 }
 
 impl AsyncSender {
-    /// Has the runtime in which this is called watch a sender. It takes no descriptor.
+    /// Has the runtime in which this is called watch a sender. It takes one descriptor, of a timer.
     ///
     /// # Errors
     /// This thread is in no tokio runtime; what epoll_ctl(2) says.
     ///
     /// # Panics
     /// As every I/O of tokio, if its runtime was built without I/O (`enable_io`).
-    pub fn new(sender: Sender) -> io::Result<Self> {
-        let readiness = Readiness::of(sender.sockets())?;
-        Ok(Self { sender, readiness })
+    pub fn new(mut sender: Sender) -> io::Result<Self> {
+        let (readiness, requires_finish) = (Readiness::of(sender.sockets())?, sender.set_require_finish(true));
+        Ok(Self { sender, readiness, requires_finish })
     }
 
     /// The sender, which no runtime watches any more.
     #[must_use]
     pub fn into_inner(self) -> Sender {
-        self.sender
+        let Self { mut sender, requires_finish, .. } = self;
+        sender.set_require_finish(requires_finish);
+        sender
+    }
+
+    /// Ends the stream, which is complete, as [`Sender::finish`] does.
+    pub fn finish(self) {
+        self.sender.finish();
     }
 
     /// A [`Sink`] of its fbufs.
@@ -290,7 +316,7 @@ impl DerefMut for AsyncSender {
 /// An [`AsyncSender`] as a [`Sink`] of its fbufs: [`AsyncSender::into_sink`].
 ///
 /// It takes each fbuf at once, since that has its slot. To close it [finishes](Sender::finish) the stream; what is sent after that
-/// comes back as [`WriteError::NoReceiver`]. Dropped, it is a [`Sender`] that is dropped.
+/// comes back as [`WriteError::NoReceiver`]. Dropped, it has broken the stream off.
 #[derive(Debug)]
 pub struct FbufSink(Option<AsyncSender>);
 
@@ -322,7 +348,7 @@ impl Sink<Fbuf> for FbufSink {
 
     fn poll_close(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Result<(), WriteError>> {
         if let Some(sender) = self.0.take() {
-            sender.into_inner().finish();
+            sender.finish();
         }
         Poll::Ready(Ok(()))
     }

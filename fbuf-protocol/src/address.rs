@@ -69,6 +69,8 @@ impl Address {
     /// When there is no folder in which this process is.
     pub fn to_absolute(&self) -> io::Result<Self> {
         match self {
+            // For what it says of it.
+            Self::Path(path) if path.as_os_str().is_empty() => self.to_kernel().map(|_| self.clone()),
             Self::Path(path) => Ok(Self::Path(std::path::absolute(path)?)),
             Self::Abstract(_) => Ok(self.clone()),
         }
@@ -172,7 +174,14 @@ mod tests {
         }
         assert_eq!(said("a\0b"), "the socket address a\\0b has a NUL character in it, which no path may have");
         for text in ["", "@"] {
-            assert_eq!(said(text), "a socket address is empty: a path is needed, or @ and a name");
+            let wanted = "a socket address is empty: a path is needed, or @ and a name";
+            assert_eq!(said(text), wanted);
+            assert!(
+                Address::new(text)
+                    .to_absolute()
+                    .and_then(|address| address.to_kernel())
+                    .is_err_and(|error| error.to_string() == wanted)
+            );
         }
     }
 

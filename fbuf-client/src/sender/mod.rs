@@ -514,6 +514,12 @@ impl Sender {
         self.end_stream(Some(Abort::Code(code)));
     }
 
+    /// Whether a sender that is dropped has broken its stream off: whether it had before.
+    #[cfg(feature = "tokio")]
+    pub(crate) fn set_require_finish(&mut self, is_required: bool) -> bool {
+        std::mem::replace(&mut self.requires_finish, is_required)
+    }
+
     /// What was said first counts.
     fn end_stream(&mut self, abort: Option<Abort>) {
         if self.generation.is_current() {
