@@ -43,6 +43,9 @@
 //!
 //! A receiver that reads slowly and one that is stopped look the same to a sender. With the first three a sender waits for a
 //! stopped receiver for ever, or fails for ever; `lossy`, `max_backlog` of all receivers, or `disconnect_after`, bound that.
+//! Against a receiver of another user that is slow on purpose only `lossy` helps, or not to be linked with it
+//! ([`to_users`](SenderBuilder::to_users)): `max_backlog` is what a receiver asks for, and one that hands back a slot now and then does
+//! not hang.
 //!
 //! # Messages that are kept, changed or passed on
 //!

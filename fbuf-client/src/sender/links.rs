@@ -197,11 +197,12 @@ impl Sender {
         true
     }
 
-    /// Disconnects the receivers that have held this sender up for so long. If there is no room for a message although
-    /// slots are free, it is those of a user to which too much is under way, perhaps over links that have ended.
-    pub(super) fn drop_slowest(&mut self, time: Duration) {
+    /// Disconnects the receivers of the user that holds most slots, or of the own user the one that does, since none came back
+    /// for so long. If there is no room for a message although slots are free, it is those of a user to which too much is
+    /// under way, perhaps over links that have ended.
+    pub(super) fn drop_holders(&mut self, time: Duration) {
         let without_room = self.pool.without_room();
-        let peers = if without_room.is_empty() { self.pool.holders_of_oldest() } else { without_room };
+        let peers = if without_room.is_empty() { self.pool.holders_of_most() } else { without_room };
         for peer in peers {
             self.drop_receiver(peer, DisconnectReason::HeldUp { limit: time });
         }

@@ -257,9 +257,20 @@ impl SenderBuilder {
         self
     }
 
-    /// Disconnects receivers that hold the sender up for so long: when an allocation has waited for this time, those
-    /// that hold the message that was sent first, as [`Sender::disconnect`] does. [`Sender::next_departure`] tells of them as
-    /// [`DisconnectReason::HeldUp`](super::DisconnectReason::HeldUp). If not set, a sender waits as long as its receivers take.
+    /// Disconnects receivers when an allocation has waited for this time and no slot came back, as [`Sender::disconnect`] does.
+    /// [`Sender::next_departure`] tells of them as [`DisconnectReason::HeldUp`](super::DisconnectReason::HeldUp). If not set, a
+    /// sender waits as long as its receivers take.
+    ///
+    /// The user is chosen that holds most slots, over all links of its receivers together; if the sender's own user holds as
+    /// many as another one, the other one. Of another user all receivers are disconnected that hold a slot. Of the sender's own
+    /// user one receiver is disconnected: the one that holds most slots, and of those that hold as many the one that was linked first.
+    /// For one-shots that have no room on their way, although slots are free, it is the receivers for which there is none.
+    ///
+    /// This is for receivers that hang. A receiver that hands back one slot just in time, each time, is slow and is never
+    /// disconnected, and one that was disconnected may be linked again. So this does not keep a receiver of another user from
+    /// slowing the sender down: [`to_users`](Self::to_users) and [`accept`](Self::accept) choose who may receive, and a
+    /// [`lossy`](Self::lossy) sender waits for none. What receivers ask for ([`max_backlog`](crate::ReceiverBuilder::max_backlog)) binds
+    /// only those that ask.
     ///
     /// Slots that a receiver reads in place stay its own until it lets go or ends, also when it is disconnected: a sender
     /// that may not [grow](Self::grow_to) beyond them goes on only if its messages are copied, or are one-shots.

@@ -365,8 +365,8 @@ pub enum DisconnectReason {
     Died,
     /// This sender has [disconnected](super::Sender::disconnect) it.
     Disconnected,
-    /// It held this sender up for longer than
-    /// [that may be](super::SenderBuilder::disconnect_after), and was disconnected.
+    /// This sender waited for a slot for longer than [it may](super::SenderBuilder::disconnect_after), and disconnected this
+    /// receiver: its user held most slots.
     HeldUp {
         /// How long it may hold the sender up.
         limit: Duration,

@@ -112,7 +112,7 @@ impl Sender {
             });
         }
         if let Some(time) = self.disconnect_after.filter(|_| disconnects) {
-            self.drop_slowest(time);
+            self.drop_holders(time);
         }
         if grows && self.may_grow() {
             self.grow();

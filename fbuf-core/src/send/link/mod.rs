@@ -150,6 +150,11 @@ impl Outbound {
         self.socket.of_link()
     }
 
+    /// The number of the first message that was sent over it, or will be.
+    pub(crate) fn first_sequence(&self) -> u64 {
+        self.first
+    }
+
     /// What happened on it.
     #[must_use]
     pub fn counts(&self) -> LinkCounts {

@@ -1,6 +1,11 @@
 //! The links of a pool. They belong to it: only the state of all links says which slots are free.
 
-use std::{collections::vec_deque, iter, slice, time::Instant};
+use std::{
+    cmp::Reverse,
+    collections::{BTreeMap, vec_deque},
+    iter, slice,
+    time::Instant,
+};
 
 use super::Pool;
 use crate::{
@@ -139,13 +144,34 @@ impl Pool {
         self.links[index].disconnect_receiver();
     }
 
-    /// The receivers that hold the message that was sent first of all that are held.
+    /// The receivers that hold this sender up. Of the users that hold slots it is the one that holds most of them, over all its
+    /// links together; among equals another user than that of this process. Of another user these are all receivers that hold
+    /// any, so that it gains nothing by more receivers; of the user of this process only the one that holds most, and the
+    /// oldest link among equals. So no user makes this sender choose a receiver of a user that holds fewer slots.
     #[must_use]
-    pub fn holders_of_oldest(&self) -> Vec<Peer> {
-        let oldest = |link| Some((self.lent_over(link).map(|(_, mark)| mark).min()?, link.peer()));
-        let held: Vec<(Mark, Peer)> = self.links.iter().filter_map(oldest).collect();
-        let first = held.iter().map(|&(mark, _)| mark).min();
-        held.into_iter().filter(|&(mark, _)| Some(mark) == first).map(|(_, peer)| peer).collect()
+    pub fn holders_of_most(&self) -> Vec<Peer> {
+        let mut users: BTreeMap<Option<u32>, Vec<&Outbound>> = BTreeMap::new();
+        for link in &self.links {
+            users.entry(link.peer().other_user()).or_default().push(link);
+        }
+        // Of equals the last is taken, and the user of this process, which is none, comes first.
+        let most = users.into_iter().max_by_key(|(_, links)| self.count_lent_over_any(links));
+        let Some((user, links)) = most else { return Vec::new() };
+        let count = |link| (self.lent_over(link).count(), Reverse(link.first_sequence()), link.peer());
+        let holding = links.into_iter().map(count).filter(|&(held, ..)| held > 0);
+        match user {
+            Some(_) => holding.map(|(.., peer)| peer).collect(),
+            None => holding.max_by_key(|&(held, first, _)| (held, first)).map(|(.., peer)| peer).into_iter().collect(),
+        }
+    }
+
+    /// How many slots are lent over any of these links. Goes through all slots.
+    fn count_lent_over_any(&self, links: &[&Outbound]) -> usize {
+        let is_lent = |&slot: &SlotId| {
+            let mark = self.mark(slot);
+            mark != Mark::OUT && links.iter().any(|link| link.has(slot, mark))
+        };
+        self.all().filter(is_lent).count()
     }
 
     /// How many slots are lent over this one of the [links](Self::links).
@@ -171,5 +197,106 @@ impl Pool {
         for link in &mut self.links {
             link.close(self.next_sequence, abort);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        peer::Credentials,
+        receive::{link::Inbound, received::Received},
+        tests::exchange::{link_with, pool, send},
+    };
+
+    const OWN: u32 = 4_100_000_010;
+    const OTHER: u32 = 4_100_000_011;
+    const THIRD: u32 = 4_100_000_012;
+
+    /// A receiver that reads in place, and the messages that it keeps.
+    struct Holder {
+        peer: Peer,
+        inbound: Inbound,
+        kept: Vec<Received>,
+    }
+
+    impl Holder {
+        fn link(pool: &mut Pool, endpoint: u64, user: u32) -> Self {
+            let peer = Peer::new(endpoint, Credentials::new(1, user, 1)).with_same_user(user == OWN).with_trusted(true);
+            Self { peer, inbound: link_with(pool, peer), kept: Vec::new() }
+        }
+    }
+
+    /// Sends so many messages. Each receiver takes them, and keeps those that `keeps` says by its place and their number.
+    fn exchange(pool: &mut Pool, holders: &mut [Holder], messages: usize, keeps: impl Fn(usize, usize) -> bool) {
+        for number in 0..messages {
+            send(pool, 7);
+            for (place, holder) in holders.iter_mut().enumerate() {
+                let received = holder.inbound.take().unwrap();
+                holder.kept.extend(Some(received).filter(|_| keeps(place, number)));
+            }
+        }
+    }
+
+    fn peers(holders: &[Holder]) -> Vec<Peer> {
+        holders.iter().map(|holder| holder.peer).collect()
+    }
+
+    #[test]
+    fn a_user_that_keeps_most_slots_is_chosen_and_not_the_one_that_keeps_the_oldest() {
+        let mut pool = pool(8);
+        let mut holders = [(1, OWN), (2, OTHER)].map(|(endpoint, user)| Holder::link(&mut pool, endpoint, user));
+        assert!(pool.holders_of_most().is_empty(), "no slot is held");
+        exchange(&mut pool, &mut holders, 10, |place, number| if place == 0 { number == 0 } else { number > 2 });
+        assert!(!pool.search_all(), "a slot is free");
+        assert_eq!(pool.holders_of_most(), [holders[1].peer]);
+    }
+
+    /// All of them together hold more than the receiver that holds more than each.
+    #[test]
+    fn a_user_with_one_slot_for_each_of_many_receivers_is_chosen_with_all_of_them() {
+        let mut pool = pool(36);
+        let mut holders = vec![Holder::link(&mut pool, 1, OWN)];
+        holders.extend((2..35).map(|endpoint| Holder::link(&mut pool, endpoint, OTHER)));
+        exchange(
+            &mut pool,
+            &mut holders,
+            35,
+            |place, number| if place == 0 { number < 3 } else { number == place + 2 },
+        );
+        // The last one holds nothing.
+        let last = holders.last_mut().unwrap();
+        last.kept.clear();
+        assert_eq!(pool.holders_of_most(), peers(&holders[1..33]));
+    }
+
+    #[test]
+    fn a_slot_that_receivers_of_a_user_hold_together_counts_once() {
+        let mut pool = pool(8);
+        let users = [OWN, OTHER, OTHER, OTHER, THIRD];
+        let mut holders: Vec<_> =
+            (1..).zip(users).map(|(number, user)| Holder::link(&mut pool, number, user)).collect();
+        exchange(&mut pool, &mut holders, 3, |place, number| match place {
+            0 => false,
+            1..4 => number == 0,
+            _ => number < 2,
+        });
+        assert_eq!(pool.holders_of_most(), peers(&holders[4..]));
+    }
+
+    #[test]
+    fn of_equal_users_another_one_is_chosen_and_of_the_own_user_the_oldest_link_that_holds_most() {
+        let mut pool = pool(8);
+        let users = [OWN, OWN, OTHER];
+        let mut holders: Vec<_> =
+            (1..).zip(users).map(|(number, user)| Holder::link(&mut pool, number, user)).collect();
+        exchange(&mut pool, &mut holders, 2, |place, _| place > 0);
+        holders.push(Holder::link(&mut pool, 4, OWN));
+        assert_eq!(pool.holders_of_most(), [holders[2].peer]);
+        holders[2].kept.clear();
+        exchange(&mut pool, &mut holders, 2, |place, _| place == 3);
+        assert_eq!(pool.holders_of_most(), [holders[1].peer], "the newest holds as much");
+        holders[1].kept.pop();
+        assert_eq!(pool.holders_of_most(), [holders[3].peer]);
     }
 }
