@@ -268,7 +268,7 @@ impl SenderBuilder {
     ///
     /// This is for receivers that hang. A receiver that hands back one slot just in time, each time, is slow and is never
     /// disconnected, and one that was disconnected may be linked again. So this does not keep a receiver of another user from
-    /// slowing the sender down: [`to_users`](Self::to_users) and [`accept`](Self::accept) choose who may receive, and a
+    /// slowing the sender down: [`to_users`](Self::to_users) and [`accept`](Self::accept) choose the receivers, and a
     /// [`lossy`](Self::lossy) sender waits for none. What receivers ask for ([`max_backlog`](crate::ReceiverBuilder::max_backlog)) binds
     /// only those that ask.
     ///
