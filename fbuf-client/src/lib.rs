@@ -108,6 +108,7 @@
 //! which have the calls `uf_allocate`, `uf_write`, `uf_get` and `uf_deallocate` that are noted above.
 
 mod acceptance;
+mod by_user;
 mod caches;
 mod client;
 mod endpoint;

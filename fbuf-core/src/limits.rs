@@ -47,6 +47,8 @@ pub const OTHERS_SLOT_BYTES: u64 = 4 << 20;
 pub const OTHERS_SLOTS: u64 = 1 << 16;
 /// The most departed links that a sender remembers until it is asked about them.
 pub const MAX_DEPARTURES: usize = 64;
+/// The most reports of senders (`GetError`) that a receiver remembers until a call tells them: one for each link that it may have.
+pub const MAX_REPORTS: usize = MAX_LINKS;
 /// The send buffer of each socket, in bytes as the kernel counts them: its default (net.core.wmem_default), and enough for
 /// all that an honest peer can have waiting there while the other side is stopped.
 pub const SEND_BUFFER: usize = 212_992;

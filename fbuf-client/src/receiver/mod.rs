@@ -7,7 +7,6 @@ mod state;
 mod wait;
 
 use std::{
-    collections::VecDeque,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -27,6 +26,7 @@ use fbuf_protocol::Report;
 
 use self::{open::NewLink, report::withheld};
 use crate::{
+    by_user::ByUser,
     client::{ClientFailed, Registration},
     endpoint::PendingLinks,
     guard::{self, WaitGuard},
@@ -79,8 +79,8 @@ pub struct Receiver {
     /// Whether there is something on the sockets that has woken it and was not read.
     unread: bool,
     pace: Pace,
-    /// What is to be reported by the next calls.
-    troubles: VecDeque<GetError>,
+    /// What is to be reported by the next calls, by turns of the users of the senders.
+    troubles: ByUser<GetError>,
     /// Messages that were left out on links that are over.
     past_missed: u64,
     /// Messages that were written before links were open that are over.
@@ -293,7 +293,7 @@ impl Receiver {
             return Ok(received);
         }
         // Before a message that waits: there may be one each time, while another sender has died.
-        match self.troubles.pop_front() {
+        match self.troubles.next() {
             Some(trouble) => Err(trouble),
             None => self.wait_for_message(deadline),
         }
@@ -363,7 +363,7 @@ impl Receiver {
     /// What there is to report or to take, in this order; the end, when all is over.
     fn next(&mut self) -> Option<Result<Received, GetError>> {
         self.tidy();
-        if let Some(trouble) = self.troubles.pop_front() {
+        if let Some(trouble) = self.troubles.next() {
             return Some(Err(trouble));
         }
         if let Some(received) = self.take() {
@@ -417,10 +417,10 @@ impl Receiver {
         let peer = link.peer();
         match link.end() {
             Ok(None) => {}
-            Ok(Some(reason)) => self.troubles.push_back(GetError::Aborted { peer, reason }),
+            Ok(Some(reason)) => self.troubles.add(GetError::Aborted { peer, reason }),
             Err(LinkEnd::Exhausted(what)) => {
                 let (message, what) = (link.next_sequence(), what.into());
-                self.troubles.push_back(GetError::GivenUp { peer, message, what });
+                self.troubles.add(GetError::GivenUp { peer, message, what });
             }
             Err(end) => self.push_error(trouble(peer, end)),
         }
@@ -537,7 +537,7 @@ impl Receiver {
 
     fn push_error(&mut self, error: GetError) {
         self.violations += u64::from(matches!(error, GetError::PeerViolation { .. }));
-        self.troubles.push_back(error);
+        self.troubles.add(error);
     }
 
     fn remove(&mut self, index: usize) -> Inbound {

@@ -1,10 +1,10 @@
 //! How a receiver is opened, and where senders are introduced to it.
 
-use std::{collections::VecDeque, sync::Arc};
+use std::sync::Arc;
 
 use fbuf_core::{
     introduced::Introduced,
-    limits::MAX_LEASED,
+    limits::{MAX_LEASED, MAX_REPORTS},
     peer::{LinkId, Peer},
     process::fork::Generation,
     protection::Protection,
@@ -15,6 +15,7 @@ use fbuf_protocol::{Limits, Report, Role, channel::ChannelName, name::Label};
 use super::Receiver;
 use crate::{
     acceptance::{Acceptance, Predicate},
+    by_user::ByUser,
     client::{Client, OpenError},
     endpoint::{Brought, LinkSink, NO_ROOM, PendingLinks},
     link_source::LinkSource,
@@ -219,7 +220,7 @@ impl ReceiverBuilder {
             is_armed: false,
             unread: false,
             pace: Pace::new(),
-            troubles: VecDeque::new(),
+            troubles: ByUser::with_most(MAX_REPORTS),
             past_missed: 0,
             past_missed_before: 0,
             past_messages: 0,

@@ -4,9 +4,9 @@ use fbuf_core::{
     abort::Abort, memory::CannotReopen, peer::Peer, process::fork::Forked, receive::link::Inbound, violation::Violation,
 };
 
-use crate::client::ClientFailed;
 #[cfg(feature = "tokio")]
 use crate::tasks::RuntimeEnded;
+use crate::{by_user::OfPeer, client::ClientFailed};
 
 /// What a receiver has done so far.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,6 +34,11 @@ pub struct ReceiverCounters {
 }
 
 /// Why there is no message. What is told of one sender is no end of the stream: other senders go on.
+///
+/// Errors of senders wait for the next calls; each call returns one. While messages are ready, one error is returned after each
+/// round of messages. Errors of one user's senders come in the order in which they were found, those of several users by turns:
+/// however many there are of one user, they delay those of another by one. At most 1024 errors wait: if there are more, the
+/// oldest of the user that has most of them is forgotten. The own user and root count as one user.
 ///
 /// ```
 /// use fbuf_client::GetError;
@@ -63,8 +68,8 @@ pub enum GetError {
     /// This process was forked from the one that opened the receiver.
     #[error(transparent)]
     Forked(#[from] Forked),
-    /// No sender is left. Each that did not end in order was reported before, by an error of its own; of all others, everything that
-    /// they sent was received. Another one may come.
+    /// No sender is left. Each that did not end in order was reported before, by an error of its own, unless that error was
+    /// [forgotten](Self); of all others, everything that they sent was received. Another one may come.
     #[error(
         "no sender is left, and what was sent was received, but for what was reported before: to wait for the next one, let the \
          receiver keep waiting"
@@ -198,6 +203,26 @@ impl GetError {
             #[cfg(feature = "tokio")]
             Self::RuntimeEnded(_) => true,
             error => matches!(error, Self::Ended | Self::Forked(_) | Self::ClientFailed(_)),
+        }
+    }
+}
+
+impl OfPeer for GetError {
+    fn peer(&self) -> Option<&Peer> {
+        match self {
+            Self::Disconnected { peer }
+            | Self::Dropped { peer }
+            | Self::Aborted { peer, .. }
+            | Self::PeerViolation { peer, .. }
+            | Self::Exhausted { peer, .. }
+            | Self::GivenUp { peer, .. }
+            | Self::NoDescriptor { peer }
+            | Self::NoMemory { peer, .. }
+            | Self::SlotsWithheld { peer, .. }
+            | Self::LeaseLost { peer, .. } => Some(peer),
+            Self::Forked(_) | Self::Ended | Self::ClientFailed(_) | Self::TimedOut | Self::Interrupted => None,
+            #[cfg(feature = "tokio")]
+            Self::RuntimeEnded(_) => None,
         }
     }
 }

@@ -1,6 +1,5 @@
 //! The sending end of a channel.
 
-mod departures;
 mod links;
 mod open;
 mod options;
@@ -15,8 +14,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use self::{departures::Departures, wait::SlotDeadlines};
+use self::wait::SlotDeadlines;
 use crate::{
+    by_user::ByUser,
     client::Registration,
     endpoint::PendingLinks,
     guard::{self, WaitGuard},
@@ -126,7 +126,8 @@ pub struct Sender {
     /// Whether flags may be raised: it sleeps, or was left armed.
     is_armed: bool,
     pace: Pace,
-    departures: Departures,
+    /// The receivers that went and were not asked about yet.
+    departures: ByUser<Departure>,
     /// The counts of links that are over.
     past: LinkCounts,
     counters: Counts,

@@ -3,7 +3,7 @@
 use std::{env, sync::Arc, time::Duration};
 
 use fbuf_core::{
-    limits::{MAX_LEASED, MAX_ONE_SHOTS, SLOT_ALIGNMENT},
+    limits::{MAX_DEPARTURES, MAX_LEASED, MAX_ONE_SHOTS, SLOT_ALIGNMENT},
     memory::{Pages, page_bytes},
     peer::Peer,
     process::fork::Generation,
@@ -18,13 +18,13 @@ use fbuf_protocol::{Refusal, channel::ChannelName, name::Label};
 
 use super::{
     Counts, Sender,
-    departures::Departures,
     options::{Options, OptionsError},
     protection::{OpenRequest, Place, ProtectionRequest},
     wait::WaitFor,
 };
 use crate::{
     acceptance::{Acceptance, Predicate},
+    by_user::ByUser,
     caches::{ENOUGH_SLOTS, default_slots_here},
     client::{Client, OpenError},
     sockets::{Ready, Sockets},
@@ -577,7 +577,7 @@ impl SenderBuilder {
             awaits: WaitFor::Slot,
             is_armed: false,
             pace: Pace::new(),
-            departures: Departures::default(),
+            departures: ByUser::with_most(MAX_DEPARTURES),
             past: LinkCounts::default(),
             counters: Counts::default(),
             protection_info,

@@ -19,6 +19,7 @@ use fbuf_core::{
 #[cfg(feature = "tokio")]
 use crate::tasks::RuntimeEnded;
 use crate::{
+    by_user::OfPeer,
     client::ClientFailed,
     link_failure::{LinkFailure, and_failure},
 };
@@ -348,6 +349,12 @@ pub struct Departure {
     /// The messages that [`write`](super::Sender::write) reported as sent to it, and that it did not read to the end:
     /// it never took them, or it held them still. None if it read all, or was never sent any.
     pub unread: Option<Unread>,
+}
+
+impl OfPeer for Departure {
+    fn peer(&self) -> Option<&Peer> {
+        Some(&self.peer)
+    }
 }
 
 /// How a receiver went.

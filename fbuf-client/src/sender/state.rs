@@ -109,8 +109,9 @@ impl Sender {
         links.map(|(index, link)| (link.peer(), self.pool.count_lent_over(index))).filter(|&(_, messages)| messages > 0)
     }
 
-    /// The receiver that went longest ago and was not asked about yet: how it went, and what it left unread. The
-    /// last 64 are remembered; of the user that has most of them, the oldest is forgotten first.
+    /// A receiver that went and was not asked about yet: how it went, and what it left unread. Those of one user are told in the
+    /// order in which they went, those of several users by turns. 64 are remembered: if there are more, the oldest of the user
+    /// that has most of them is forgotten. The own user and root count as one.
     ///
     /// ```
     /// # let broker = fbuf_broker::Embedded::start()?;
