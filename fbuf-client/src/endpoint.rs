@@ -71,7 +71,7 @@ pub(crate) struct PendingLinks<T> {
     links: Mutex<BTreeMap<LinkId, Link>>,
     /// What users take up with links that were ended from here, and whose peers may read on. Locked after `links`.
     parted: Mutex<BTreeMap<LinkId, Taken>>,
-    /// The last peer with which no link could be made.
+    /// The last peer with which no link could be made: of the own user or root, if there was any.
     failure: Mutex<Option<LinkFailure>>,
     /// When letters were looked through last.
     swept: Mutex<Option<Instant>>,
@@ -272,11 +272,18 @@ impl<T> PendingLinks<T> {
 
     /// As [`Self::forget`], of one with which no link could be made: why, or none if it has closed its end.
     pub(crate) fn fail(&self, peer: Peer, reason: Option<String>) {
-        *lock(&self.failure) = Some(LinkFailure { peer, reason });
+        {
+            let mut failure = lock(&self.failure);
+            let is_of_other = |peer| shares::bounded(peer).is_some();
+            // A peer of another user can fail as often as it likes, and does not hide what the own user can mend.
+            if !is_of_other(&peer) || failure.as_ref().is_none_or(|last| is_of_other(&last.peer)) {
+                *failure = Some(LinkFailure { peer, reason });
+            }
+        }
         self.forget(peer);
     }
 
-    /// The last peer with which no link could be made.
+    /// The last peer with which no link could be made: of the own user or root, if there was any.
     pub(crate) fn failure(&self) -> Option<LinkFailure> {
         lock(&self.failure).clone()
     }

@@ -1,4 +1,4 @@
-//! Peers that the broker introduced, and with which no link could be made: what is known of the last one.
+//! Peers that the broker introduced, and with which no link could be made: what is known of the last one, or the last of the own user and root.
 
 use std::fmt;
 

@@ -73,3 +73,15 @@ fn a_report_counts_links_that_are_open_and_whose_peer_has_not_hung_up() {
     pending_links.part(other);
     assert_eq!(pending_links.report().links, 0);
 }
+
+#[test]
+fn a_link_that_fails_with_another_user_does_not_hide_one_with_the_own_user() {
+    let pending_links: PendingLinks<()> = PendingLinks::new().unwrap();
+    let of = |endpoint, uid| Peer::new(endpoint, Credentials::new(1, uid, uid));
+    let last = |peer: Peer| {
+        pending_links.fail(peer, None);
+        pending_links.failure().unwrap().peer.endpoint
+    };
+    assert_eq!([of(1, 1001), of(2, 1002), of(3, 1000).with_same_user(true)].map(last), [1, 2, 3]);
+    assert_eq!([of(4, 1001), of(5, 0), of(6, 1001)].map(last), [3, 5, 5]);
+}

@@ -50,7 +50,8 @@ impl Receiver {
         self.registration.unpaired()
     }
 
-    /// The last sender that the broker introduced and with which no link could be made, and why, as far as this process knows.
+    /// The last sender that the broker introduced and with which no link could be made, and why, as far as this process knows. Once
+    /// there was one of the own user or of root, those of other users are not told.
     #[must_use]
     pub fn link_failure(&self) -> Option<LinkFailure> {
         self.pending_links.failure()

@@ -80,7 +80,8 @@ impl Sender {
         self.registration.unpaired()
     }
 
-    /// The last receiver that the broker introduced and with which no link could be made, and why, as far as this process knows.
+    /// The last receiver that the broker introduced and with which no link could be made, and why, as far as this process knows. Once
+    /// there was one of the own user or of root, those of other users are not told.
     #[must_use]
     pub fn link_failure(&self) -> Option<LinkFailure> {
         self.pending_links.failure()
