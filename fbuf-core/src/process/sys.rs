@@ -8,7 +8,6 @@
 use std::{
     io, mem,
     os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
-    ptr,
 };
 
 use nix::{
@@ -95,7 +94,7 @@ pub(crate) fn try_map(bytes: usize) -> io::Result<()> {
     let (access, kind) =
         (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE);
     // SAFETY: a new mapping takes the place of no other.
-    let found = unsafe { libc::mmap(ptr::null_mut(), bytes, access, kind, -1, 0) };
+    let found = unsafe { libc::mmap(std::ptr::null_mut(), bytes, access, kind, -1, 0) };
     if found == libc::MAP_FAILED {
         return Err(io::Error::last_os_error());
     }

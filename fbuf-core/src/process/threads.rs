@@ -104,7 +104,7 @@ mod tests {
 
     /// Of a thread that gets a stack, and no second one for signals, Rust ends the process.
     #[test]
-    #[cfg_attr(miri, ignore = "it has a limit on addresses")]
+    #[cfg(not(miri))]
     fn without_addresses_for_its_stacks_a_thread_is_refused() {
         use nix::sys::resource::{Resource, setrlimit};
         if !crate::tests::is_alone("process::threads::tests::without_addresses_for_its_stacks_a_thread_is_refused") {
