@@ -4,7 +4,7 @@ mod support;
 
 use std::fs;
 
-use fbuf_client::{Abort, Client, DisconnectReason, GetError, Mechanism, Received, Receiver, Sender};
+use fbuf_client::{Abort, AllocateError, Client, DisconnectReason, GetError, Mechanism, Received, Receiver, Sender};
 use nix::{
     sys::resource::{Resource, getrlimit, setrlimit},
     unistd::geteuid,
@@ -46,8 +46,10 @@ impl Drop for Scarcity {
 
 fn play(role: &str) {
     let client = Client::connect().unwrap();
-    if role == "sends" {
-        return run_out(&client);
+    match role {
+        "sends" => return run_out(&client),
+        "sends on" => return go_on(&client),
+        _ => {}
     }
     let mut receiver = client.receiver("c").max_slot_size(SLOT).open().unwrap();
     let first = next(&mut receiver, 0);
@@ -124,6 +126,40 @@ fn run_out(client: &Client) {
     }
 }
 
+/// Has no room once for each slot, and then again.
+fn go_on(client: &Client) {
+    for of_receiver in [true, false] {
+        let builder = client.sender("c").slot_size(SLOT).slots(2);
+        let builder = if of_receiver { builder.from_receiver() } else { builder.mechanism(Mechanism::Lease) };
+        let mut sender = builder.require_finish().open().unwrap();
+        sender.wait_for_receivers_timeout(1, SOON).unwrap();
+        for number in 0..MESSAGES {
+            send(&mut sender, 2 * number);
+            sender.wait_for_returns_timeout(SOON).unwrap();
+            let scarcity = Scarcity::begin();
+            // One may be ready.
+            let ready = sender.try_allocate();
+            let refused = sender.allocate_timeout(SOON).unwrap_err();
+            assert!(matches!(refused, AllocateError::NoMemory { .. }), "{refused}");
+            drop((ready, scarcity));
+            let mut fbuf = sender.allocate_timeout(SOON).unwrap();
+            fbuf.set_len(SLOT).unwrap();
+            fbuf.fill(2 * number as u8 + 1);
+            let scarcity = Scarcity::begin();
+            let refused = sender.write_retained(fbuf).map(drop).unwrap_err();
+            drop(scarcity);
+            println!("told: {refused}");
+            let fbuf = refused.into_fbuf().expect("it is lost");
+            sender.wait_for_returns_timeout(SOON).unwrap();
+            assert_eq!(sender.write_retained(fbuf).unwrap().0.sequence, 2 * number + 1);
+        }
+        sender.wait_for_returns_timeout(SOON).unwrap();
+        let all = [(); 2].map(|()| sender.allocate_timeout(SOON).expect("a slot is lost"));
+        drop(all);
+        sender.finish();
+    }
+}
+
 fn send(sender: &mut Sender, number: u64) {
     let mut fbuf = sender.allocate_timeout(SOON).unwrap();
     fbuf.set_len(SLOT).unwrap();
@@ -188,5 +224,21 @@ fn a_sender_without_room_hears_for_what_and_which_limit_is_in_the_way() {
         let told = sender.hear("told: ");
         assert!(told.contains(&format!("no memory for {slot} of {SLOT} bytes")), "{told}");
         assert!(told.contains(limit) && told.contains(remedy) && !told.contains("receivers"), "{told}");
+    }
+}
+
+#[test]
+fn a_sender_that_had_no_room_once_goes_on_with_all_its_slots() {
+    roles!(play);
+    let (broker, client) = broker();
+    let mut sender = Other::start(broker.address(), "sends on", geteuid().as_raw());
+    for _ in 0..2 {
+        let mut receiver = client.receiver("c").max_slot_size(SLOT).open().unwrap();
+        (0..2 * MESSAGES).for_each(|number| drop(next(&mut receiver, number)));
+        for _ in 0..MESSAGES {
+            let told = sender.hear("told: ");
+            assert!(told.contains("was not sent") && told.contains("kept") && told.contains("RLIMIT_AS"), "{told}");
+        }
+        assert_eq!(receiver.get_timeout(SOON).unwrap_err(), GetError::Ended);
     }
 }

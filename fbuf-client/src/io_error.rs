@@ -37,7 +37,9 @@ impl From<WriteError> for io::Error {
             WriteError::OtherSender { .. } => ErrorKind::InvalidInput,
             WriteError::Forked { .. } => ErrorKind::NotConnected,
             WriteError::NotPassed { .. } => ErrorKind::WouldBlock,
-            WriteError::NotSealed { .. } | WriteError::Lost => ErrorKind::OutOfMemory,
+            WriteError::NotSealed { .. } | WriteError::NotKept { .. } => ErrorKind::OutOfMemory,
+            // What it lacked is not known.
+            WriteError::Lost => ErrorKind::Other,
         };
         Self::new(kind, error)
     }
@@ -132,7 +134,7 @@ mod tests {
         assert_eq!(io::Error::from(none).kind(), ErrorKind::OutOfMemory);
         assert_eq!(io::Error::from(WaitError::StillLent { slots: 1 }).kind(), ErrorKind::TimedOut);
         assert_eq!(io::Error::from(GetError::Ended).kind(), ErrorKind::UnexpectedEof);
-        assert_eq!(io::Error::from(WriteError::Lost).kind(), ErrorKind::OutOfMemory);
+        assert_eq!(io::Error::from(WriteError::Lost).kind(), ErrorKind::Other);
         let refused = || io::Error::from(ErrorKind::PermissionDenied);
         let memory = MemoryError::Refused { call: "mmap", asked: 1, error: refused() };
         assert_eq!(io::Error::from(OpenError::from(memory)).kind(), ErrorKind::PermissionDenied);

@@ -109,16 +109,28 @@ pub enum WriteError {
         /// What the kernel says.
         error: MemoryError,
     },
-    /// A one-shot could not be passed to every receiver now, and no receiver was told of it.
-    #[error("the one-shot was not sent: {reason}; write it again later")]
+    /// It could not be passed to every receiver now, and no receiver was told of it: a one-shot, or a slot that was allocated from a
+    /// receiver ([`from_receiver`](super::SenderBuilder::from_receiver)) that has gone since.
+    #[error("the message was not sent: {reason}; write it again later")]
     NotPassed {
         /// The fbuf.
         fbuf: Fbuf,
         /// Which limit is in the way.
         reason: String,
     },
-    /// Neither was there a receiver, nor memory to take the fbuf back.
-    #[error("the message is lost: the channel has no receiver, and there is no memory to map the fbuf again")]
+    /// It was to be kept ([`write_retained`](super::Sender::write_retained)), and cannot be mapped to be read on.
+    #[error("the message was not sent, since it cannot be kept: {error}; write it without keeping it, or again later")]
+    NotKept {
+        /// The fbuf.
+        fbuf: Fbuf,
+        /// Why not.
+        error: MemoryError,
+    },
+    /// It was not sent, and could not be taken back either: it lacked memory, mappings or a descriptor, or the receiver has gone
+    /// that made the slot. The slot is free.
+    #[error(
+        "the message was not sent and is lost, since its fbuf cannot be had again: allocate another, and write it anew"
+    )]
     Lost,
 }
 
@@ -131,7 +143,8 @@ impl WriteError {
             | Self::OtherSender { fbuf }
             | Self::Forked { fbuf }
             | Self::NotSealed { fbuf, .. }
-            | Self::NotPassed { fbuf, .. } => Some(fbuf),
+            | Self::NotPassed { fbuf, .. }
+            | Self::NotKept { fbuf, .. } => Some(fbuf),
             Self::Lost => None,
         }
     }
@@ -145,6 +158,7 @@ impl From<Unsent> for WriteError {
             Unsent::NoReceiver(fbuf) => Self::NoReceiver { fbuf },
             Unsent::NotSealed { fbuf, error } => Self::NotSealed { fbuf, error },
             Unsent::NotPassed { fbuf, reason } => Self::NotPassed { fbuf, reason },
+            Unsent::NotKept { fbuf, error } => Self::NotKept { fbuf, error },
             Unsent::Lost => Self::Lost,
         }
     }

@@ -16,7 +16,7 @@ use crate::{
     ring::entry::Body,
     send::{
         pool::{Pool, UnsentFbufs},
-        storage::leased::View,
+        storage::{Unkept, leased::View},
     },
     slot::{Mark, SlotId},
 };
@@ -48,12 +48,12 @@ unsafe impl Sync for Retained {}
 
 impl Pool {
     /// Keeps a slot that is about to be sent for its sender to read on. To be [given up](Self::give_up) if it is not sent.
-    pub(crate) fn retain(&mut self, outgoing: &Outgoing, sequence: u64) -> Option<Retained> {
+    pub(crate) fn retain(&mut self, outgoing: &Outgoing, sequence: u64) -> Result<Retained, Unkept> {
         let &Outgoing { slot, body, tag, .. } = outgoing;
         let (bytes, view) = self.view(slot)?;
         self.keep(slot);
         let kind = Kind::Slot { bytes, body, slot, message: Mark::of(sequence), home: self.home(), view };
-        Some(Retained { kind, tag, header: self.geometry().header() })
+        Ok(Retained { kind, tag, header: self.geometry().header() })
     }
 
     /// Keeps a message that was sealed for good.

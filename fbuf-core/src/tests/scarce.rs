@@ -3,6 +3,8 @@
 
 #[cfg(not(miri))]
 mod unread;
+#[cfg(not(miri))]
+mod unsent;
 
 use std::{
     cell::RefCell,

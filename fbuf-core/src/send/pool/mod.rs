@@ -33,7 +33,7 @@ use crate::{
     send::{
         guard::Guard,
         link::{NoRoom, Outbound},
-        storage::{Storage, leased::View, segments::Segments},
+        storage::{Storage, Unkept, leased::View, segments::Segments},
     },
     slot::{Geometry, Mark, SlotId},
     socket::{link_message::NewSegment, wire::Descriptor},
@@ -355,7 +355,7 @@ impl Pool {
     }
 
     /// Where a slot that is sent can be read on here, and through which mapping, if that takes one of its own.
-    pub(crate) fn view(&self, slot: SlotId) -> Option<(*const u8, Option<View>)> {
+    pub(crate) fn view(&self, slot: SlotId) -> Result<(*const u8, Option<View>), Unkept> {
         self.storage.view(slot)
     }
 

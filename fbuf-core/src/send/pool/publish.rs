@@ -2,7 +2,7 @@
 //! under a number that no message had before; or the fbuf comes out again. Slot, number and links never leave this
 //! crate, so no caller can lend a slot that is being written, or lend one twice.
 
-use std::{os::fd::OwnedFd, sync::Arc};
+use std::{io, os::fd::OwnedFd, sync::Arc};
 
 use super::Pool;
 use crate::{
@@ -12,7 +12,7 @@ use crate::{
         fbuf::{Fbuf, Outgoing},
         link::{Offer, Outbound},
         retained::Retained,
-        storage::Unpublished,
+        storage::{Unkept, Unpublished},
     },
     slot::{Mark, SlotId},
 };
@@ -50,8 +50,14 @@ pub enum Unsent {
         /// Which limit is in the way. It passes.
         reason: String,
     },
-    /// It cannot be written again, or, if it was to be kept, not be read on: there is no memory to map it. The slot is
-    /// free.
+    /// It was to be kept, and cannot be mapped to be read on.
+    NotKept {
+        /// The fbuf.
+        fbuf: Fbuf,
+        /// Why not.
+        error: MemoryError,
+    },
+    /// It cannot be had again to be written. The slot is free.
     Lost,
 }
 
@@ -138,8 +144,7 @@ impl Pool {
     /// message can be read.
     ///
     /// # Errors
-    /// [`Unsent`], with the fbuf in it; [`Unsent::Lost`] also of a message that was sealed for good and cannot be kept: it was
-    /// not sent.
+    /// [`Unsent`], with the fbuf in it; [`Unsent::NotKept`] if it cannot be kept: it was not sent.
     pub fn send_and_keep(&mut self, fbuf: Fbuf) -> Result<(Published, Retained), Unsent> {
         let (published, retained) = self.publish(fbuf, true)?;
         Ok((published, retained.ok_or(Unsent::Lost)?))
@@ -165,12 +170,18 @@ impl Pool {
         }
         let outgoing = fbuf.into_outgoing();
         let (slot, message) = (outgoing.slot, Mark::of(self.next_sequence));
-        *self.ledger.at_mut(slot.index()) = message;
-        points::reach("write: taken");
         let mut retained = None;
         if keep && !self.sends_one_shots() {
-            retained = Some(self.retain(&outgoing, self.next_sequence).ok_or(Unsent::Lost)?);
+            // While it can be an fbuf once more, whatever there is no memory for.
+            match self.retain(&outgoing, self.next_sequence) {
+                Ok(kept) => retained = Some(kept),
+                Err(Unkept::Stale) => return Err(Unsent::NoReceiver(self.fbuf(outgoing))),
+                Err(Unkept::NotMapped(error)) => return Err(Unsent::NotKept { fbuf: self.fbuf(outgoing), error }),
+            }
         }
+        // From here on, whatever is not sent is recalled, or lost: the ledger has it.
+        *self.ledger.at_mut(slot.index()) = message;
+        points::reach("write: taken");
         // Before any receiver hears of it.
         let memory = match self.storage.publish(&outgoing, message, is_lent, keep) {
             Ok(memory) => memory.map(Arc::new),
@@ -179,9 +190,12 @@ impl Pool {
                 return Err(self.unpublished(outgoing, unpublished));
             }
         };
-        if keep && let Some(memory) = &memory {
+        if keep && let Some(sealed) = &memory {
             // A message that cannot be kept is sent to no receiver.
-            retained = Some(self.keep_sealed(memory, &outgoing).ok_or(Unsent::Lost)?);
+            match self.keep_sealed(sealed, &outgoing) {
+                Ok(kept) => retained = Some(kept),
+                Err(error) => return Err(self.recall(outgoing, memory, |fbuf| Unsent::NotKept { fbuf, error })),
+            }
         }
         let passed = memory.as_ref().map_or(Ok(()), |memory| self.pass(memory));
         let receivers = if passed.is_ok() { self.offer(&outgoing) } else { 0 };
@@ -190,23 +204,23 @@ impl Pool {
             return Ok((self.published(outgoing.body.length(), receivers), retained));
         }
         self.give_up(retained);
-        let fbuf = match memory {
-            Some(memory) => self.copy_back(outgoing, memory),
-            None => self.recall(outgoing),
-        };
-        Err(match (fbuf, passed) {
-            (None, _) => Unsent::Lost,
-            (Some(fbuf), Ok(())) => Unsent::NoReceiver(fbuf),
-            (Some(fbuf), Err(reason)) => Unsent::NotPassed { fbuf, reason },
-        })
+        Err(self.recall(outgoing, memory, |fbuf| match passed {
+            Ok(()) => Unsent::NoReceiver(fbuf),
+            Err(reason) => Unsent::NotPassed { fbuf, reason },
+        }))
     }
 
     /// What could not be [published](Storage::publish), as an fbuf once more.
     fn unpublished(&mut self, outgoing: Outgoing, why: Unpublished) -> Unsent {
-        match (self.recall(outgoing), why) {
-            (None, _) => Unsent::Lost,
-            (Some(fbuf), Unpublished::Stale) => Unsent::NoReceiver(fbuf),
-            (Some(fbuf), Unpublished::NotSealed(error)) => Unsent::NotSealed { fbuf, error },
+        match why {
+            Unpublished::Stale => self.recall(outgoing, None, Unsent::NoReceiver),
+            Unpublished::NotSealed(error) => self.recall(outgoing, None, |fbuf| Unsent::NotSealed { fbuf, error }),
+            Unpublished::NotMoved(error) => self.recall(outgoing, None, |fbuf| {
+                let reason =
+                    format!("the slot of the receiver that has come since it was allocated cannot be mapped: {error}");
+                Unsent::NotPassed { fbuf, reason }
+            }),
+            Unpublished::Lost => self.lose(outgoing.slot),
         }
     }
 
@@ -223,15 +237,18 @@ impl Pool {
     }
 
     /// A message that is sealed for good, for its sender to read on.
-    fn keep_sealed(&self, memory: &Arc<OwnedFd>, outgoing: &Outgoing) -> Option<Retained> {
-        let sealed = Sealed::new(memory.try_clone().ok()?, outgoing.body.length() as usize).ok()?;
-        Some(self.retain_sealed(sealed, outgoing.tag))
+    fn keep_sealed(&self, memory: &Arc<OwnedFd>, outgoing: &Outgoing) -> Result<Retained, MemoryError> {
+        let length = outgoing.body.length();
+        let refused = |call, error| MemoryError::Refused { call, asked: length.into(), error };
+        let memory = memory.try_clone().map_err(|error| refused("fcntl", error))?;
+        let sealed = Sealed::new(memory, length as usize).map_err(|error| refused("mmap", io::Error::other(error)))?;
+        Ok(self.retain_sealed(sealed, outgoing.tag))
     }
 
     /// A message that was sealed for good and could not be sent, in a buffer that can be.
     fn copy_back(&mut self, outgoing: Outgoing, memory: Arc<OwnedFd>) -> Option<Fbuf> {
         let sealed = Sealed::new(Arc::into_inner(memory)?, outgoing.body.length() as usize).ok()?;
-        let mut fbuf = self.recall(outgoing)?;
+        let mut fbuf = self.take_back_as_fbuf(outgoing)?;
         fbuf.copy_from_slice(&sealed);
         fbuf.header_mut().copy_from_slice(sealed.behind(self.geometry.header()));
         Some(fbuf)
@@ -252,10 +269,30 @@ impl Pool {
         Published { sequence, length, receivers }
     }
 
-    /// Takes back what was to be sent, and was lent to no receiver.
-    fn recall(&mut self, outgoing: Outgoing) -> Option<Fbuf> {
+    /// Takes back what was to be sent, and was lent to no receiver: a copy of its memory, if that was sealed for good. What it is as
+    /// an fbuf, or [`Unsent::Lost`].
+    fn recall(
+        &mut self,
+        outgoing: Outgoing,
+        sealed: Option<Arc<OwnedFd>>,
+        unsent: impl FnOnce(Fbuf) -> Unsent,
+    ) -> Unsent {
+        let fbuf = match sealed {
+            Some(memory) => self.copy_back(outgoing, memory),
+            None => self.take_back_as_fbuf(outgoing),
+        };
+        fbuf.map_or_else(|| self.lose(outgoing.slot), unsent)
+    }
+
+    fn take_back_as_fbuf(&mut self, outgoing: Outgoing) -> Option<Fbuf> {
         let bytes = self.take_back(outgoing.slot)?;
         Some(self.fbuf(Outgoing { bytes, ..outgoing }))
+    }
+
+    /// Frees the slot of a message that was not sent, and cannot be had any more.
+    fn lose(&mut self, slot: SlotId) -> Unsent {
+        *self.ledger.at_mut(slot.index()) = Mark::NONE;
+        Unsent::Lost
     }
 
     /// Takes a slot that is lent over no link: where its bytes are.

@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::Unpublished;
+use super::{Unkept, Unpublished};
 use crate::memory::{leasable::OPENING, memfd::unmappable};
 use crate::{
     memory::{Leasable, Map, MemoryError, Pages, Pieces},
@@ -228,6 +228,7 @@ impl LeasedSlots {
                 Some(draft) => slot.draft = Some(draft),
                 None => return Ok(None),
             }
+            slot.give_up_writer();
         }
         Ok(slot.draft.as_ref().map(|draft| Pieces::one(&draft.map, number.number())))
     }
@@ -261,7 +262,7 @@ impl LeasedSlots {
     /// Before a slot is sent: gives up the right to write it, if any receiver gets it (`is_lent`).
     ///
     /// # Errors
-    /// [`Unpublished::Stale`]: it stays as it is.
+    /// [`Unpublished::Stale`], [`Unpublished::NotMoved`]: it stays as it is.
     pub(crate) fn publish(&mut self, outgoing: &Outgoing, is_lent: bool) -> Result<(), Unpublished> {
         if !is_lent {
             // A message that cannot be sent was left out for no receiver.
@@ -271,7 +272,8 @@ impl LeasedSlots {
         let slot = self.slots.get_mut(outgoing.slot.index()).ok_or(Unpublished::Stale)?;
         if !slot.is_current_draft() {
             // It was written in memory of a receiver that has gone, and another has come since.
-            let (Ok(Some(new)), Some(old)) = (slot.open(huge), &slot.draft) else { return Err(Unpublished::Stale) };
+            let new = slot.open(huge).map_err(Unpublished::NotMoved)?;
+            let (Some(new), Some(old)) = (new, &slot.draft) else { return Err(Unpublished::Stale) };
             let length = (outgoing.body.offset() + outgoing.body.length()) as usize;
             #[expect(unsafe_code, reason = "only here is it known which mapping has the message")]
             // SAFETY: the one was just mapped, and the fbuf that wrote the other has ended, since its slot is about to
@@ -282,6 +284,7 @@ impl LeasedSlots {
             if !copied {
                 return Err(Unpublished::Stale);
             }
+            slot.give_up_writer();
         }
         slot.draft = None;
         points::reach("lease: vacated");
@@ -289,9 +292,14 @@ impl LeasedSlots {
     }
 
     /// A slot, to be read on by its sender once it is sent.
-    pub(crate) fn view(&self, slot: SlotId) -> Option<View> {
-        let memory = self.slots.get(slot.index())?.memory.clone()?;
-        Some(View { map: Map::of_reader(memory.as_fd(), memory.size()).ok()?, memory })
+    ///
+    /// # Errors
+    /// [`Unkept`]
+    pub(crate) fn view(&self, slot: SlotId) -> Result<View, Unkept> {
+        let memory = self.slots.get(slot.index()).and_then(|slot| slot.memory.clone()).ok_or(Unkept::Stale)?;
+        let refused = |error| Unkept::NotMapped(MemoryError::Refused { call: "mmap", asked: memory.size(), error });
+        let map = Map::of_reader(memory.as_fd(), memory.size()).map_err(refused)?;
+        Ok(View { map, memory })
     }
 
     /// Whether a slot is still that which is read on here.
@@ -316,15 +324,19 @@ impl Slot {
         }
     }
 
+    /// Maps it to be written; none if that cannot be now. The right to do so that a receiver gave stays, and is
+    /// [given up](Self::give_up_writer) once all is done for which the mapping is made.
     fn open(&mut self, huge: bool) -> Result<Option<WritableSlot>, MemoryError> {
         let Some(memory) = self.memory.clone() else { return Ok(None) };
         let refused = |source| MemoryError::Refused { call: OPENING, asked: memory.size(), error: source };
+        let opened;
         let writer = match &mut self.access {
             WriteAccess::Own(when) => match memory.open_writer() {
                 Ok(writer) => {
                     points::reach("lease: opened again");
                     *when = None;
-                    writer
+                    opened = writer;
+                    opened.as_fd()
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     *when = Some(Instant::now() + AGAIN);
@@ -332,15 +344,17 @@ impl Slot {
                 }
                 Err(error) => return Err(refused(error)),
             },
-            right => match std::mem::take(right) {
-                WriteAccess::Here(writer) => {
-                    points::reach("right: used");
-                    writer.into_inner()
-                }
-                _ => return Ok(None),
-            },
+            WriteAccess::Here(writer) => (**writer).as_fd(),
+            WriteAccess::Away => return Ok(None),
         };
-        // The mapping keeps the file open for writing until it goes.
-        Ok(Some(WritableSlot { map: Map::of_writer(writer.as_fd(), memory.size(), huge)?, memory }))
+        Ok(Some(WritableSlot { map: Map::of_writer(writer, memory.size(), huge)?, memory }))
+    }
+
+    /// Closes what a receiver gave to write it, once it is mapped: the mapping keeps the file open for writing until it goes.
+    fn give_up_writer(&mut self) {
+        if let WriteAccess::Here(_) = self.access {
+            self.access = WriteAccess::Away;
+            points::reach("right: used");
+        }
     }
 }

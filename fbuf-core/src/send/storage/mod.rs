@@ -42,8 +42,21 @@ pub(super) enum Storage {
 pub(crate) enum Unpublished {
     /// It was written in memory of a receiver that has gone, and there is no other yet.
     Stale,
+    /// It was written in memory of a receiver that has gone, and that of another cannot be mapped.
+    NotMoved(MemoryError),
     /// It cannot be sealed for good, nor can a copy.
     NotSealed(MemoryError),
+    /// The same, and it cannot be mapped any more.
+    Lost,
+}
+
+/// Why a slot cannot be read on once it is sent.
+#[derive(Debug)]
+pub(crate) enum Unkept {
+    /// It was written in memory of a receiver that has gone, and there is no other yet.
+    Stale,
+    /// It cannot be mapped once more.
+    NotMapped(MemoryError),
 }
 
 impl Storage {
@@ -170,12 +183,15 @@ impl Storage {
         }
     }
 
-    /// Where a slot that is sent can be read on here, and the mapping through which, if that takes one of its own. None if it
-    /// cannot be, or if it is given away.
-    pub(super) fn view(&self, slot: SlotId) -> Option<(*const u8, Option<View>)> {
+    /// Where a slot that is sent can be read on here, and the mapping through which, if that takes one of its own. One that is
+    /// given away cannot be.
+    pub(super) fn view(&self, slot: SlotId) -> Result<(*const u8, Option<View>), Unkept> {
         match self {
-            Self::Segments(segments) => Some((segments.bytes(slot)?.pointer().as_ptr(), None)),
-            Self::OneShots(_) => None,
+            Self::Segments(segments) => {
+                let bytes = segments.bytes(slot).ok_or(Unkept::Stale)?;
+                Ok((bytes.pointer().as_ptr(), None))
+            }
+            Self::OneShots(_) => Err(Unkept::Stale),
             Self::Leased(slots) => slots.view(slot).map(|view| (view.bytes(), Some(view))),
         }
     }

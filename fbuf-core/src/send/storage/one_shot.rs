@@ -114,13 +114,13 @@ impl OneShotBuffers {
     /// child that was forked before it was [kept](Map::kept_from_children) from children, say.
     ///
     /// # Errors
-    /// [`Unpublished`]; the buffer stays, perhaps at another address.
+    /// [`Unpublished::NotSealed`], and the buffer stays, perhaps at another address; [`Unpublished::Lost`], if it cannot be mapped again.
     pub(crate) fn publish(&mut self, outgoing: &Outgoing) -> Result<OwnedFd, Unpublished> {
         let place = self.slots.get_mut(outgoing.slot.index()).ok_or(Unpublished::Stale)?;
         let buffer = place.take().ok_or(Unpublished::Stale)?;
         let sealed = Self::seal(buffer, place, outgoing.body.length() as usize, self.geometry);
         points::reach("seal: sealed");
-        sealed.map_err(Unpublished::NotSealed)
+        sealed
     }
 
     fn seal(
@@ -128,16 +128,19 @@ impl OneShotBuffers {
         place: &mut Option<Buffer>,
         length: usize,
         geometry: Geometry,
-    ) -> Result<OwnedFd, MemoryError> {
+    ) -> Result<OwnedFd, Unpublished> {
         let memory = match buffer.seal(length, geometry) {
             Ok(sealed) => return Ok(sealed),
             Err((memory, _)) => memory,
         };
         let sealed = Buffer::copy(&memory).and_then(|copy| copy.seal(length, geometry).map_err(|(_, error)| error));
-        if sealed.is_err() {
-            *place = Some(Buffer::of(memory)?);
-        }
-        sealed
+        sealed.map_err(|error| match Buffer::of(memory) {
+            Ok(buffer) => {
+                *place = Some(buffer);
+                Unpublished::NotSealed(error)
+            }
+            Err(_) => Unpublished::Lost,
+        })
     }
 }
 
@@ -223,7 +226,11 @@ mod tests {
     };
 
     use super::*;
-    use crate::{memory::Sealed, slot::GeometryTerms};
+    use crate::{
+        memory::{Sealed, available::without_memory},
+        ring::entry::Body,
+        slot::GeometryTerms,
+    };
 
     fn ready(stock: &Stock) -> usize {
         lock(&stock.unsent).ready.len()
@@ -270,6 +277,25 @@ mod tests {
                 let is_sent = at < length || geometry.header().contains(&at);
                 assert_eq!(byte == 7, is_sent, "byte {at} of {geometry:?}");
                 assert!(is_sent || byte == 0);
+            }
+        }
+    }
+
+    /// Another mapping keeps it from being sealed, as a child's does.
+    #[test]
+    fn a_buffer_that_can_neither_be_sealed_nor_mapped_again_is_not_replaced_by_an_empty_one() {
+        let mut buffers = OneShotBuffers::new(Geometry::new(8, 1).unwrap());
+        buffers.add(1);
+        let slot = SlotId::new(0);
+        for has_memory in [true, false] {
+            let (_, bytes) = buffers.prepare(slot).unwrap().next().unwrap();
+            let _other = Map::writable(&buffers.slots[0].as_ref().unwrap().memory).unwrap();
+            let outgoing = Outgoing { slot, bytes, body: Body::new(0, 8), tag: 0 };
+            if has_memory {
+                assert!(buffers.publish(&outgoing).is_ok(), "the control: a copy is sealed");
+            } else {
+                let published = without_memory(|| buffers.publish(&outgoing));
+                assert!(matches!(published, Err(Unpublished::Lost)), "{published:?}");
             }
         }
     }
