@@ -14,7 +14,7 @@ use std::{
 
 use self::handshake::Parts;
 pub use self::handshake::{Answered, GreetError, Greeted, SlotSource};
-#[cfg(test)]
+#[cfg(all(test, not(miri)))]
 pub(crate) use self::returns::lock;
 use self::returns::next_retired;
 pub(crate) use self::returns::{RetiredLink, Returns};
