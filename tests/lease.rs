@@ -85,7 +85,7 @@ fn a_child_that_was_forked_keeps_nothing_from_being_leased() {
     }
 }
 
-/// What a child does: alone in its process, whose descriptors, threads and mappings are counted.
+/// What a child does: it is alone in its process, and the descriptors, threads and mappings of that are counted.
 fn play(role: &str) {
     match role {
         "messages to all" => messages_to_all(),

@@ -69,7 +69,7 @@ pub(crate) struct PendingLinks<T> {
     /// The links with peers that were introduced and have not gone. One peer may have several: when a broker dies
     /// between its two introductions, the next one introduces the two again.
     links: Mutex<BTreeMap<LinkId, Link>>,
-    /// What users take up with links that were ended from here, and whose peers may read on. Locked after `links`.
+    /// What users take up with links that this side has ended while their peers may read on. Locked after `links`.
     parted: Mutex<BTreeMap<LinkId, Taken>>,
     /// The last peer with which no link could be made: of the own user or root, if there was any.
     failure: Mutex<Option<LinkFailure>>,

@@ -142,7 +142,7 @@ impl Readiness {
 pub struct AsyncReceiver {
     receiver: Receiver,
     readiness: Readiness,
-    /// The number of the receiver of whose stream there is no next item.
+    /// The number of the receiver that has ended: its stream has no next item.
     over: Option<u64>,
 }
 

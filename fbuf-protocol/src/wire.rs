@@ -15,7 +15,7 @@ use serde::{
 
 use crate::{MAX_PAGE, channel, name, quota, unpaired};
 
-/// At most [`MAX_PAGE`] of something. A message with more is none: whoever sends it does not keep to the protocol.
+/// At most [`MAX_PAGE`] of something. A message with more is refused: its sender breaks the protocol.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(transparent)]
 pub struct Page<T>(Vec<T>);

@@ -33,17 +33,17 @@ struct Open {
 impl Unanswered {
     /// A client of this user was asked.
     fn ask(&mut self, user: u32) {
-        [None, Some(user)].into_iter().for_each(|whose| self.0.entry(whose).or_default().count += 1);
+        [None, Some(user)].into_iter().for_each(|of| self.0.entry(of).or_default().count += 1);
     }
 
     /// A client of this user that was asked has answered.
     fn answer(&mut self, user: u32) {
-        for whose in [None, Some(user)] {
-            let Some(open) = self.0.get_mut(&whose) else { continue };
+        for of in [None, Some(user)] {
+            let Some(open) = self.0.get_mut(&of) else { continue };
             open.count -= 1;
             if open.count == 0 {
                 open.none.notify_waiters();
-                self.0.remove(&whose);
+                self.0.remove(&of);
             }
         }
     }
@@ -135,7 +135,7 @@ mod tests {
     fn those_that_wait_for_reports_are_woken_by_the_last_answer_and_not_by_each() {
         let mut unanswered = Unanswered::default();
         [1, 1, 1, 2].into_iter().for_each(|user| unanswered.ask(user));
-        let mut waits = [Some(1), Some(2), None].map(|whose| Box::pin(unanswered.wait(whose).unwrap()));
+        let mut waits = [Some(1), Some(2), None].map(|of| Box::pin(unanswered.wait(of).unwrap()));
         let mut woken = || {
             let mut context = Context::from_waker(Waker::noop());
             waits.each_mut().map(|wait| Pin::new(wait).poll(&mut context) == Poll::Ready(()))

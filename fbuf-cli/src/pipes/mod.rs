@@ -55,7 +55,7 @@ impl Users {
     }
 }
 
-/// Whose endpoints a command is linked with.
+/// Which users the endpoints have that a command is linked with.
 enum Accepted {
     All,
     /// Of these users. The broker says with which other endpoints that one is not paired.

@@ -222,7 +222,7 @@ impl Sender {
         }
     }
 
-    /// Lets go of links that were ended from here, and whose receivers have let go of all that they had.
+    /// Forgets links that this side has ended, once their receivers have handed back all that they had.
     pub(super) fn forget_parted(&mut self, looks: &mut Looks) {
         self.pool.forget_parted(looks);
         self.pending_links.release_shares(self.pool.take_forgotten());

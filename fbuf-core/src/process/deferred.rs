@@ -187,7 +187,7 @@ fn drop_line(cause: Cause) {
     DROPS.set(dropped_before);
 }
 
-/// Whether so much that this user has passed waits to be closed that no more is to be taken from it by somebody who can wait.
+/// Whether so much that this user has passed waits to be closed that a caller that can wait takes no more from it.
 #[must_use]
 pub(crate) fn is_full(user: u32) -> bool {
     LINES.lock().is_full(Cause::Peer(Some(user)))

@@ -451,8 +451,8 @@ mod model {
         });
     }
 
-    /// A wide lane, the short way of both sides: the reader that sees a message sees its own tag and time, also where an earlier
-    /// one stood, whose slot was handed back.
+    /// A wide lane, the short way of both sides: the reader that sees a message sees its own tag and time, also in cells of an
+    /// earlier message that was handed back.
     #[test]
     fn what_is_beside_a_message_arrives_with_it() {
         loom::model(|| {

@@ -19,7 +19,7 @@ fn geometry() -> Geometry {
     Geometry::new(SLOT_BYTES, SLOTS.into()).unwrap()
 }
 
-/// A pool whose messages are read by this mechanism, and a receiver; each slot is memory of its own, or they lie in a segment.
+/// A receiver that reads by this mechanism, and the pool that sends to it; each slot is memory of its own, or all lie in a segment.
 fn linked(mechanism: Mechanism, own_memory: bool) -> (Pool, Inbound) {
     if own_memory {
         let slot =
