@@ -5,7 +5,6 @@ mod support;
 
 use std::{
     future::Future,
-    mem,
     pin::pin,
     sync::{
         Arc,
@@ -409,36 +408,4 @@ fn a_task_sleeps_although_no_descriptor_is_left() {
     let mut other = Other::start(broker.address(), "waits without descriptors", geteuid().as_raw());
     other.hear("it slept");
     assert!(other.process.end().success());
-}
-
-#[test]
-fn endpoints_that_are_exchanged_wake_who_waits_for_them() {
-    let (_broker, client) = broker();
-    runtime("threads").block_on(async {
-        let mut one = AsyncReceiver::new(client.receiver("one").open().unwrap()).unwrap();
-        let mut other = AsyncReceiver::new(client.receiver("other").open().unwrap()).unwrap();
-        let mut sender = AsyncSender::new(client.sender("other").open().unwrap()).unwrap();
-        sender.wait_for_receivers(1).await.unwrap();
-        mem::swap(&mut *one, &mut *other);
-        drop(other);
-        let gets =
-            tokio::spawn(async move { timeout(SOON, one.get()).await.expect("it was not woken").unwrap().to_vec() });
-        yield_now().await;
-        let mut fbuf = sender.allocate().await.unwrap();
-        std::io::Write::write_all(&mut fbuf, b"of the other channel").unwrap();
-        sender.write(fbuf).unwrap();
-        assert_eq!(gets.await.unwrap(), b"of the other channel");
-
-        // The end of one is not that of the other.
-        let mut receiver = AsyncReceiver::new(client.receiver("one").open().unwrap()).unwrap();
-        let mut ends = AsyncSender::new(client.sender("one").open().unwrap()).unwrap();
-        ends.wait_for_receivers(1).await.unwrap();
-        ends.finish();
-        assert!(receiver.next().await.is_none() && receiver.next().await.is_none());
-        *receiver = client.receiver("other").open().unwrap();
-        sender.wait_for_receivers(1).await.unwrap();
-        let fbuf = sender.allocate().await.unwrap();
-        sender.write(fbuf).unwrap();
-        assert!(matches!(timeout(SOON, receiver.next()).await.expect("it was not woken"), Some(Ok(_))));
-    });
 }

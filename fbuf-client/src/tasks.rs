@@ -6,20 +6,24 @@ use std::{
     fmt,
     future::poll_fn,
     io,
-    ops::{Deref, DerefMut},
-    os::fd::{AsFd, AsRawFd},
+    ops::Deref,
     pin::Pin,
     task::{Context, Poll, ready},
 };
 
-use fbuf_core::{receive::received::Received, send::fbuf::Fbuf};
+use fbuf_core::{
+    peer::Peer,
+    receive::received::Received,
+    send::{fbuf::Fbuf, retained::Retained},
+};
 use fbuf_protocol::runtime::{self, SharedEpoll, Watched};
 use futures_core::Stream;
 use futures_sink::Sink;
-use tokio::{io::Ready, runtime::Handle, task::coop};
+use tokio::{io::Ready, task::coop};
 
 use crate::{
-    AllocateError, GetError, Receiver, Sender, WaitError, WaitFor, WriteError, guard::Endpoint, sockets::Sockets,
+    AllocateError, Departure, GetError, Receiver, Sender, Sent, WaitError, WaitFor, WriteError, guard::Endpoint,
+    sockets::Sockets,
 };
 
 /// How often an endpoint is asked in one poll. Each time but the first it said that there may be something.
@@ -43,34 +47,17 @@ impl Error for RuntimeEnded {}
 
 /// An endpoint's descriptor, as a runtime watches it.
 #[derive(Debug)]
-struct Readiness {
-    watched: Watched<SharedEpoll>,
-    /// The runtime.
-    runtime: Handle,
-}
+struct Readiness(Watched<SharedEpoll>);
 
 impl Readiness {
     fn of(sockets: &Sockets) -> io::Result<Self> {
         let (epoll, witness) = sockets.watched();
-        let watched = runtime::watch_epoll(epoll, witness)?;
-        Ok(Self { watched, runtime: Handle::current() })
-    }
-
-    /// Has the same runtime watch another one: the program has exchanged two endpoints.
-    fn exchange(&mut self, sockets: &Sockets) -> io::Result<()> {
-        let runtime = self.runtime.clone();
-        let _context = runtime.enter();
-        *self = Self::of(sockets)?;
-        Ok(())
-    }
-
-    fn is_of(&self, endpoint: &impl Endpoint) -> bool {
-        self.watched.as_raw_fd() == endpoint.sockets().as_fd().as_raw_fd()
+        runtime::watch_epoll(epoll, witness).map(Self)
     }
 
     /// Asks an endpoint until it has something; if it has nothing, and is armed, the task is woken when it is to be asked again.
-    fn poll<P: Endpoint, T, E: From<RuntimeEnded>>(
-        &mut self,
+    fn poll<P, T, E: From<RuntimeEnded>>(
+        &self,
         cx: &mut Context<'_>,
         endpoint: &mut P,
         mut ask: impl FnMut(&mut P) -> Result<Option<T>, E>,
@@ -86,10 +73,7 @@ impl Readiness {
             if !arm(endpoint) {
                 continue;
             }
-            if !self.is_of(endpoint) && self.exchange(endpoint.sockets()).is_err() {
-                return Poll::Ready(Err(RuntimeEnded.into()));
-            }
-            match self.watched.poll_read_ready(cx) {
+            match self.0.poll_read_ready(cx) {
                 Poll::Pending => return Poll::Pending,
                 // What it was told before it was armed.
                 Poll::Ready(Ok(mut told)) => told.clear_ready_matching(Ready::READABLE),
@@ -103,7 +87,7 @@ impl Readiness {
 
 /// A [`Receiver`] that a task of tokio waits for.
 ///
-/// It is a [`Receiver`] otherwise ([`Deref`]); what waits there blocks the thread of the runtime.
+/// What a [`Receiver`] says of itself, it says too ([`Deref`]).
 ///
 /// ```
 /// # use std::io::Write;
@@ -142,8 +126,8 @@ impl Readiness {
 pub struct AsyncReceiver {
     receiver: Receiver,
     readiness: Readiness,
-    /// The number of the receiver that has ended: its stream has no next item.
-    over: Option<u64>,
+    /// Whether there is no next item of the stream.
+    is_over: bool,
 }
 
 impl AsyncReceiver {
@@ -156,7 +140,7 @@ impl AsyncReceiver {
     /// As every I/O of tokio, if its runtime was built without I/O (`enable_io`).
     pub fn new(receiver: Receiver) -> io::Result<Self> {
         let readiness = Readiness::of(receiver.sockets())?;
-        Ok(Self { receiver, readiness, over: None })
+        Ok(Self { receiver, readiness, is_over: false })
     }
 
     /// The receiver, which no runtime watches any more.
@@ -177,6 +161,14 @@ impl AsyncReceiver {
         poll_fn(|cx| self.poll_get(cx)).await
     }
 
+    /// As [`Receiver::try_get`].
+    ///
+    /// # Errors
+    /// As of [`Receiver::try_get`].
+    pub fn try_get(&mut self) -> Result<Option<Received>, GetError> {
+        self.receiver.try_get()
+    }
+
     /// As [`Self::get`], for futures that are written by hand.
     pub fn poll_get(&mut self, cx: &mut Context<'_>) -> Poll<Result<Received, GetError>> {
         self.readiness.poll(cx, &mut self.receiver, Receiver::try_get, |receiver| receiver.prepare_wait().is_some())
@@ -188,12 +180,11 @@ impl Stream for AsyncReceiver {
     type Item = Result<Received, GetError>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        let endpoint = Some(self.receiver.endpoint());
-        if self.over == endpoint {
+        if self.is_over {
             return Poll::Ready(None);
         }
         let item = ready!(self.poll_get(cx));
-        self.over = endpoint.filter(|_| item.as_ref().is_err_and(GetError::is_last));
+        self.is_over = item.as_ref().is_err_and(GetError::is_last);
         Poll::Ready(Some(item).filter(|item| !matches!(item, Err(GetError::Ended))))
     }
 }
@@ -205,15 +196,9 @@ impl Deref for AsyncReceiver {
     }
 }
 
-impl DerefMut for AsyncReceiver {
-    fn deref_mut(&mut self) -> &mut Receiver {
-        &mut self.receiver
-    }
-}
-
 /// A [`Sender`] that a task of tokio waits for. [`AsyncReceiver`] has an example.
 ///
-/// It is a [`Sender`] otherwise ([`Deref`]): [`write`](Sender::write) never waits. What waits there blocks the thread of the runtime.
+/// What a [`Sender`] says of itself, it says too ([`Deref`]).
 ///
 /// A task may be dropped at each `await`, when it is aborted, its runtime ends, or another task has panicked. So an
 /// `AsyncSender` that is dropped has broken its stream off ([`Abort::Unfinished`](crate::Abort::Unfinished)); [`Self::finish`] says that it is
@@ -273,6 +258,53 @@ impl AsyncSender {
         self.poll_until(cx, WaitFor::Slot, Sender::slot)
     }
 
+    /// As [`Sender::try_allocate`].
+    ///
+    /// # Errors
+    /// As of [`Sender::try_allocate`].
+    pub fn try_allocate(&mut self) -> Result<Option<Fbuf>, AllocateError> {
+        self.sender.try_allocate()
+    }
+
+    /// As [`Sender::write`] (uf_write): never waits.
+    ///
+    /// # Errors
+    /// As of [`Sender::write`].
+    pub fn write(&mut self, fbuf: Fbuf) -> Result<Sent, WriteError> {
+        self.sender.write(fbuf)
+    }
+
+    /// As [`Sender::write_retained`].
+    ///
+    /// # Errors
+    /// As of [`Sender::write_retained`].
+    pub fn write_retained(&mut self, fbuf: Fbuf) -> Result<(Sent, Retained), WriteError> {
+        self.sender.write_retained(fbuf)
+    }
+
+    /// As [`Sender::make_mut`].
+    ///
+    /// # Errors
+    /// As of [`Sender::make_mut`].
+    pub fn make_mut(&mut self, retained: Retained) -> Result<Fbuf, Retained> {
+        self.sender.make_mut(retained)
+    }
+
+    /// As [`Sender::poll_events`].
+    pub fn poll_events(&mut self) {
+        self.sender.poll_events();
+    }
+
+    /// As [`Sender::next_departure`].
+    pub fn next_departure(&mut self) -> Option<Departure> {
+        self.sender.next_departure()
+    }
+
+    /// As [`Sender::disconnect`].
+    pub fn disconnect(&mut self, receiver: Peer) -> bool {
+        self.sender.disconnect(receiver)
+    }
+
     /// Waits until so many receivers are linked: how many are.
     ///
     /// # Errors
@@ -304,12 +336,6 @@ impl Deref for AsyncSender {
     type Target = Sender;
     fn deref(&self) -> &Sender {
         &self.sender
-    }
-}
-
-impl DerefMut for AsyncSender {
-    fn deref_mut(&mut self) -> &mut Sender {
-        &mut self.sender
     }
 }
 
